@@ -24,18 +24,22 @@ from .tree import Array
 NESTED_BLOCK_SIZE = 256  # absmax values per nested absmax
 
 
+class Stored:
+    """A dataclass of arrays that stands for numbers in more bits."""
+
+    @property
+    def nbytes(self) -> int:
+        """Number of stored bytes."""
+        return sum(part.nbytes for part in vars(self).values() if hasattr(part, "nbytes"))
+
+
 @dataclass(frozen=True, eq=False)
-class DoubleQuantized:
+class DoubleQuantized(Stored):
     """Absmax of m blocks, 8 bits each: absmaxᵢ ≈ map[codeᵢ] · nested absmax + offset."""
 
     codes: Array  # (m,) uint8
     nested_absmax: Array  # (⌈m/256⌉,) float32, one per 256 absmax
     offset: np.float32
-
-    @property
-    def nbytes(self) -> int:
-        """Number of stored bytes."""
-        return int(self.codes.nbytes + self.nested_absmax.nbytes + self.offset.nbytes)
 
 
 def dynamic_map() -> Array:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import InputError
-from .double_quant import DoubleQuantized, double_dequantize, double_quantize
+from .double_quant import DoubleQuantized, Stored, double_dequantize, double_quantize
 from .tree import Array
 
 NF4 = np.array([
@@ -58,7 +58,7 @@ CODEBOOKS = {"nf4": Codebook.from_values(NF4), "fp4": Codebook.from_values(FP4)}
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
+class Quantized(Stored):
     """A tensor of n elements, 4 bits each, in m = ⌈n/b⌉ blocks."""
 
     codes: Array  # (⌈n/2⌉,) uint8
@@ -72,11 +72,6 @@ class Quantized:
         """Absmax (m,) float32, dequantized if they are stored in 8 bits."""
         stored = self.stored_absmax
         return double_dequantize(stored) if isinstance(stored, DoubleQuantized) else stored
-
-    @property
-    def nbytes(self) -> int:
-        """Number of stored bytes."""
-        return int(self.codes.nbytes + self.stored_absmax.nbytes)
 
     def dequantize(self) -> Array:
         """Return the dense tensor, float32; see `dequantize`."""

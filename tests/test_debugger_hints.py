@@ -61,6 +61,6 @@ def test_the_names_that_the_guide_finds_in_a_file():
     found = re.findall(names + r" in (?:the function )?\[`[^`]+`\]\(([^)]+\.py)\)", text)
     assert len(found) > 4
     for spans, link in found:
-        source = SOURCES[(LESSONS / "guide" / link).resolve()]
+        source = (LESSONS / "guide" / link).read_text(encoding="utf-8")
         for name in re.findall(r"`(\w+)`", spans):
             assert re.search(rf"^ *(def |class |){name}\b", source, re.MULTILINE), (name, link)

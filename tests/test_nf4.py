@@ -239,7 +239,6 @@ def test_loops_give_the_bits_of_the_reference(seed, kind, shape, block_size, cod
     w, arguments = weights(kind, shape, seed), (block_size, double, code)
     q, plain = compiled.quantize(w, *arguments), nf4.quantize(w, *arguments)
     np.testing.assert_array_equal(q.codes, plain.codes)
-    assert compiled.absmax(q).tobytes() == plain.absmax.tobytes()
     assert weights_.dense(q).tobytes() == plain.dequantize().tobytes()
 
 

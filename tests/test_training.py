@@ -134,7 +134,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     examples = [[e] for e in random_examples(TINY, 12, seed)]
     config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
     loss, grads, rows = gradient_at(
-        adapters, frozen, examples, 1, TINY, config, kernels.ops, kernels.parallel_map, 2
+        adapters, frozen, examples, 1, TINY, config, kernels.ops, threads.parallel_map, 2
     )
     assert rows == batch_at(examples, 1, n * size, config.seed)
     expected, expected_grads = value_and_grad(minilora.loss)(adapters, frozen, collate(rows), TINY)
@@ -204,7 +204,7 @@ def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, ops, cores, batc
 
     monkeypatch.setattr(layers.RowRng, "random", recorded)
     config = replace(SMALL, batch_size=batch_size, grad_accumulation_steps=6 // batch_size)
-    loss, _, _ = gradient_at(*trees, rows, 0, TINY, config, ops, kernels.parallel_map, cores)
+    loss, _, _ = gradient_at(*trees, rows, 0, TINY, config, ops, threads.parallel_map, cores)
     # seed, step, row; layer; q_proj and v_proj
     assert drawn == {(3, 0, *key) for key in product(range(6), range(2), (0, 2))}
     # the six rows as one batch, with their seeds: each of its sums has at most 100 terms, and

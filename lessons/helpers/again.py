@@ -25,7 +25,7 @@ from lessons.helpers.sweep import load, one_thread
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError
-from minilora.kernels import num_threads
+from minilora.kernels import threads
 
 NAMES = sorted(path.stem.removesuffix("_sweep") for path in STUDIES.glob("*/*.csv"))
 
@@ -33,7 +33,7 @@ NAMES = sorted(path.stem.removesuffix("_sweep") for path in STUDIES.glob("*/*.cs
 def run_until(function, jobs, seconds):
     """Return the rows of the jobs that begin within `seconds`; one process per core."""
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(num_threads(), spawn, initializer=one_thread) as processes:
+    with ProcessPoolExecutor(threads.THREADS, spawn, initializer=one_thread) as processes:
         futures = [processes.submit(function, job) for job in jobs]
         wait(futures, timeout=seconds)
         processes.shutdown(cancel_futures=True)

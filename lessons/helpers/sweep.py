@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from lessons.helpers.common import STUDIES
-from minilora.kernels import num_threads, threads
+from minilora.kernels import threads
 
 
 def mapped(function, jobs, executor=None):
@@ -29,7 +29,7 @@ def mapped(function, jobs, executor=None):
     """
     if executor is None:
         spawn = get_context("spawn")
-        with ProcessPoolExecutor(num_threads(), spawn, initializer=one_thread) as processes:
+        with ProcessPoolExecutor(threads.THREADS, spawn, initializer=one_thread) as processes:
             return mapped(function, jobs, processes)
     return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
 

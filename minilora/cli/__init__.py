@@ -12,15 +12,15 @@ from typing import Any
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, FLAGS, Parser, parse
+from .arguments import COURSE, Parser, flag, parse
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit status: 0, 2 for an error, 130 or 143 if interrupted."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller has closed it, as `>&-` in a shell
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the end)
-    for stream in (sys.stdout, sys.stderr):
+        # None: the caller has closed it, as `>&-` in a shell
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (open until the end)
+        setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # an ASCII terminal shows escapes
             stream.reconfigure(errors="backslashreplace")
     received = interrupt_once() if argv is None else []
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatch(argv):
     """Run the command that `argv` names; return the exit status, or None for 0."""
-    if argv[:1] and argv[0] in COURSE:
+    if argv and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
         return course_commands.run(top.parse_args(argv))
@@ -62,7 +62,10 @@ def dispatch(argv):
 def report_error(error):
     """Print an error as one line on standard error; return the exit status."""
     # the messages of the core name a field, as in `learning_rate`
-    text = re.sub(r"`(\w+)`", lambda name: FLAGS.get(name[1], name[0]), str(InputError(error)))
+    other = {"r": "lora_r", "scheme": "quantize"}
+    text = re.sub(
+        r"`(\w+)`", lambda name: flag(other.get(name[1], name[1])), str(InputError(error))
+    )
     print(f"error: {text}", file=sys.stderr)
     return 2
 

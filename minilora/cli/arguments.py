@@ -1,19 +1,19 @@
 """Define the flags of every command, and read their values.
 
-The recipe of a built-in data set, the checkpoint of a run to resume, a TOML file (`-c`) and the
+The recipe of a built-in data set or the checkpoint of a run to resume, a TOML file (`-c`) and the
 command line become one list of flags in this order. So a later value wins, and every setting is
 checked in one place.
 """
 
 import argparse
 import json
-import os
 import sys
 import tomllib
 from dataclasses import fields
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..data.tasks import RECIPES
@@ -24,21 +24,12 @@ from ..methods.registry import METHODS
 from ..methods.replaced import GROUPS
 from ..quant.schemes import SCHEMES
 
-DEFAULT_DATA = "questions"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
 
 def flag(name):
     """Return the flag of a setting: `--learning-rate` for `learning_rate`."""
     return "--" + name.replace("_", "-")
-
-
-# the names in backticks in messages, and their flags
-NAMED = (
-    *(f.name for f in fields(TrainConfig)), *SIZES, "lora_alpha", "lora_dropout", "target_modules",
-    "layers_to_transform", "epochs", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
-)  # fmt: skip
-FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -89,20 +80,16 @@ def parse(argv):
     The settings have `given`: the flags that are in the TOML file or in `argv`.
     """
     args = parser().parse_args(argv)
-    args.given = flags_in(argv)
-    if args.command != "train":
-        return args
     words = argv[1:]
-    if args.config:
-        words = as_flags(toml_settings(args.config)) + words
-    given = flags_in(words)
-    args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
-    if args.resume:
-        words = as_flags(settings_to_resume(args.adapter_path)) + words
-        args = parser().parse_args(["train", *words])
-    recipe = RECIPES.get(args.data, "").split()
-    args = parser().parse_args(["train", *recipe, *words])
-    args.given = given
+    if args.command == "train":
+        if args.config:
+            words = as_flags(toml_settings(args.config)) + words
+        args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
+        start = RECIPES.get(args.data, "").split()
+        if args.resume:
+            start = as_flags(settings_to_resume(args.adapter_path))
+        args = parser().parse_args(["train", *start, *words])
+    args.given = flags_in(words)
     return args
 
 
@@ -113,20 +100,10 @@ def flags_in(words):
 
 def settings_to_resume(folder):
     """Return the settings of the checkpoint in `folder`; raise InputError if there is none."""
-    path = os.path.join(folder, CHECKPOINT)
-    if not os.path.exists(path):
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
         raise InputError(f"there is no run to resume in {folder}: give its --adapter-path")
-    return as_parsed(run_metadata(path)["settings"], path) | {"adapter_path": folder}
-
-
-def run_metadata(path):
-    """Return the metadata of a checkpoint; raise InputError if this version did not write it."""
-    metadata = read_metadata(path)[1]
-    sound = all(isinstance(metadata.get(name), dict) for name in ("settings", "digests"))
-    if not sound or metadata.get("version") != CHECKPOINT_VERSION:
-        way = "delete it, or train again with --overwrite"
-        raise InputError(f"{path} is not a checkpoint of this version of minilora: {way}")
-    return metadata
+    return as_parsed(read_metadata(path)[1]["settings"], path) | {"adapter_path": folder}
 
 
 def toml_settings(path):
@@ -147,9 +124,11 @@ def as_toml(settings):
 def as_parsed(settings, path):
     """Return the settings as flags would set them; raise InputError naming the file."""
     with errors_in(path):
-        flags = as_flags(settings)
-        found = vars(parser().parse_args(["train", *flags]))
-    return {name: found[name] for name in settings if found[name] is not None}
+        found = vars(parser().parse_args(["train", *as_flags(settings)]))
+        for name in settings:
+            if name not in found:  # as no_packing
+                raise InputError(f"{name} is not a setting")
+    return {name: found[name] for name in settings}
 
 
 def as_flags(settings):
@@ -157,7 +136,7 @@ def as_flags(settings):
     flags = []
     for name, value in settings.items():
         if isinstance(value, bool):
-            flags.append(flag(name) if value else "--no-" + flag(name)[2:])
+            flags.append(flag(name if value else f"no_{name}"))
         elif isinstance(value, list):
             flags += [flag(name), *map(str, value)]
         else:
@@ -165,7 +144,6 @@ def as_flags(settings):
     return flags
 
 
-CHECKPOINT_VERSION = 4
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 SWITCH = argparse.BooleanOptionalAction
 
@@ -191,6 +169,7 @@ def parser():
     sub = command("chat", "answer lines of standard input until its end, Ctrl-C or `exit`")
     base_flags(sub)
     sampling_flags(sub)
+    sub.set_defaults(raw=False)
 
     sub = command("evaluate", "compute loss, perplexity, exact match and calibration")
     base_flags(sub)
@@ -202,8 +181,7 @@ def parser():
     sub = command("merge", "write base plus adapter as a dense Hugging Face folder")
     base_flags(sub)
     sub.add("--out", "a new folder", required=True)
-    dtypes = TrainConfig.__dataclass_fields__["adapter_dtype"].metadata["choices"]
-    sub.add("--dtype", "type of the weights in the file", choices=dtypes, default="float32")
+    sub.add("--dtype", "float32, bfloat16 or float16, for the weights", default="float32")
 
     sub = command("quantize", "write a 4-bit or 8-bit base and print the error per weight")
     new_base_flags(sub)
@@ -227,32 +205,32 @@ def train_flags(sub):
     """Add the flags of `minilora train`, with the defaults of LoraConfig and TrainConfig."""
     recipes = [f"{name}: {recipe}." for name, recipe in RECIPES.items()]
     sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
-    lora = LoraConfig()
     add = sub.add
     new_base_flags(sub)
     text = "built-in data, a .jsonl, .json or .csv file, a folder"
-    add("--data", text, default=DEFAULT_DATA)
+    add("--data", text, default="questions")
     columns_flag(sub)
     add("--method", "see lessons/guide/methods.md", choices=tuple(METHODS), default="lora")
     for name, f in SIZES.items():
         add(flag(name), f.metadata["help"], type=int, default=f.default)
     text = "initialize A and B from the base; default: A random, B zero"
     add("--init-lora-weights", text, choices=INITIALIZERS)
-    add("--lora-r", "rank r", type=int, default=lora.r)
+    add("--lora-r", "rank r", type=int, default=LoraConfig.r)
     text = "alpha; the update is scaled by alpha/r"
-    add("--lora-alpha", text, type=number, default=lora.lora_alpha)
+    add("--lora-alpha", text, type=number, default=LoraConfig.lora_alpha)
     text = "dropout probability on the input of the adapter"
-    add("--lora-dropout", text, type=float, default=lora.lora_dropout)
+    add("--lora-dropout", text, type=float, default=LoraConfig.lora_dropout)
     text = "names of projections, or all-linear"
-    add("--target-modules", text, nargs="+", default=list(lora.target_modules))
+    add("--target-modules", text, nargs="+", default=list(LoraConfig.target_modules))
     text = "numbers of the layers that get an adapter; default: all"
     add("--layers-to-transform", text, nargs="+", type=int)
     add("--use-rslora", "scale the update by alpha/sqrt(r)", action=SWITCH, default=False)
     text = "parameters of the base to train together with A and B"
     add("--also-train", text, nargs="*", choices=tuple(GROUPS), default=[])
     for f in fields(TrainConfig):
-        kind, choices = type(f.default), f.metadata.get("choices")
-        how = {"action": SWITCH} if kind is bool else {"type": kind, "choices": choices}
+        kind = type(f.default)
+        options = {"type": kind, "choices": f.metadata.get("choices")}
+        how = {"action": SWITCH} if kind is bool else options
         add(flag(f.name), TEXTS[f.name], default=f.default, **how)
     add("--epochs", "passes over the rows, instead of --iters", type=float)
     add("--save-every", "steps between checkpoints", type=positive, default=50)

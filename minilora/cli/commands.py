@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from .. import generation, lora
+from .. import generate as generate_tokens
+from .. import merge as merge_adapter
 from .. import quantize as quantize_base
 from ..config import InputError
 from ..evaluation import memory, metrics
@@ -16,7 +17,6 @@ from ..formats import fetch as fetching
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
-from ..methods.registry import operations
 from ..quant.schemes import error_report
 from ..tree import named_leaves
 from .arguments import SETTINGS
@@ -26,9 +26,8 @@ from .loading import (
     load_with_adapter,
     read_run,
     refuse_block_size,
-    warn_of_another_base,
 )
-from .run import fine_tune
+from .run import fine_tune, print_size
 
 train = fine_tune
 
@@ -37,37 +36,43 @@ def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
     run = read_run(path) if path else ({}, {})
     settings = run[0]
-    name = args.model or settings.get("model") or ("" if path else "tiny")
+    name = args.model or settings.get("model", None if path else "tiny")
     if not name:
-        way = "give --model and --quantize"
-        raise InputError(f"{path} has no {SETTINGS} that names the base of an adapter: {way}")
+        raise InputError(
+            f"{path} has no {SETTINGS} that names the base of an adapter: "
+            "give --model and --quantize"
+        )
     scheme = args.quantize or settings.get("quantize", "none")
     refuse_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
     if path:
-        warn_of_another_base(path, run, name, scheme, block_size)
-        loaded = load_with_adapter(path, name, scheme, block_size, load)
-        tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
-        loaded = loaded._replace(tokenizer=tokenizer)
+        loaded = load_with_adapter(path, run, name, scheme, block_size, load)
     else:
         loaded = LoadedModel(*load(name, scheme, block_size, True))
-    return loaded._replace(run=run, name=name, scheme=scheme)
+    tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
+    return loaded._replace(run=run, name=name, scheme=scheme, tokenizer=tokenizer)
 
 
 def generate(args):
     """Print the continuation of a prompt token by token, or those of a batch of prompts."""
     texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in args.prompt]
     paths = args.adapter_path or [None]
-    paths = paths * len(texts) if len(paths) == 1 else paths
+    if len(paths) == 1:
+        paths *= len(texts)
     if len(paths) != len(texts):
-        one_each = f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}"
-        raise InputError(f"{one_each}: write `none` for a prompt without an adapter")
+        raise InputError(
+            f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}: "
+            "write none for a prompt without an adapter"
+        )
     once = cache(load)
-    folders = [path for path in dict.fromkeys(paths) if path != "none"]
+    folders = dict.fromkeys(path for path in paths if path != "none")
     models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]
-    prompts = [prompt_ids(args, loaded.tokenizer, text) for loaded, text in zip(chosen, texts)]
+    prompts = [
+        prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])
+        for loaded, text in zip(chosen, texts)
+    ]
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], sampling(args))
         return
@@ -83,17 +88,14 @@ def generate(args):
 def chat(args):
     """Answer the lines of standard input; with a chat template, they are one conversation."""
     loaded = load_model(args, args.adapter_path)
-    tokenizer = loaded.tokenizer
-    has_template = tokenizer.chat_template
-    messages = first_messages(args, has_template)
-    if not has_template:
+    if not uses_template(args, loaded.tokenizer):
         text = "this model has no chat template: each line is a prompt of its own"
         print(text, file=sys.stderr)
     options = sampling(args)
+    messages = []
     for line in typed_lines():
         messages.append({"role": "user", "content": line})
-        prompt = encode_chat(tokenizer, messages) if has_template else tokenizer.encode(line)
-        answer = print_answer(loaded, prompt, options)
+        answer = print_answer(loaded, prompt_ids(args, loaded.tokenizer, messages), options)
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -112,37 +114,36 @@ def sampling(args):
     return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 
 
-def prompt_ids(args, tokenizer, text):
-    """Return the token ids of a prompt, with the chat template unless --raw is given."""
-    has_template = tokenizer.chat_template and not args.raw
-    messages = first_messages(args, has_template)
-    if not has_template:
-        return tokenizer.encode(text)
-    return encode_chat(tokenizer, [*messages, {"role": "user", "content": text}])
+def prompt_ids(args, tokenizer, messages):
+    """Return the token ids of a conversation, up to the beginning of the next answer.
 
-
-def encode_chat(tokenizer, messages):
-    """Return the token ids of a conversation, up to the beginning of the next answer."""
+    Without a chat template, or with --raw, they are those of the last message.
+    """
+    if not uses_template(args, tokenizer):
+        return tokenizer.encode(messages[-1]["content"])
+    if args.system_prompt is not None:
+        messages = [{"role": "system", "content": args.system_prompt}, *messages]
     return tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
 
 
-def first_messages(args, has_template):
-    """Return the messages before those of the user: the one of --system-prompt, or none."""
-    if args.system_prompt is None:
-        return []
-    if not has_template:
-        what = "--system-prompt needs a chat template, and none is used here"
-        raise InputError(f"{what}: put its text into the prompt")
-    return [{"role": "system", "content": args.system_prompt}]
+def uses_template(args, tokenizer):
+    """Tell whether prompts get the chat template; raise InputError if --system-prompt lacks it."""
+    used = bool(tokenizer.chat_template) and not args.raw
+    if args.system_prompt is not None and not used:
+        raise InputError(
+            "--system-prompt needs a chat template, and none is used here: "
+            "put its text into the prompt"
+        )
+    return used
 
 
 def print_answer(loaded, prompt, options):
     """Print the continuation of a prompt token by token; return its text."""
-    adapters, base, tokenizer = loaded.adapters, loaded.base, loaded.tokenizer
-    ops = operations(adapters, base)
+    tokenizer = loaded.tokenizer
+    model = loaded.adapters, loaded.base, prompt, loaded.model_config
     ids = []
     printed = ""
-    for token in generation.generate(adapters, base, prompt, loaded.model_config, ops, **options):
+    for token in generate_tokens(*model, **options):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
@@ -156,14 +157,18 @@ def print_answer(loaded, prompt, options):
 def evaluate(args):
     """Print the scores on a split of the data, and which rows they are about."""
     loaded = load_model(args, args.adapter_path)
-    data, facts = load_examples(args, loaded, args.split)
-    facts |= compare_with_run(data, loaded)
-    facts |= {"model": loaded.name, "quantize": loaded.scheme}
+    data, described = load_examples(args, loaded, args.split)
+    trained_on = compare_with_run(data, loaded)
     score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
     if args.json:
-        print(json.dumps({**score, **facts}))
+        facts = {
+            "rows": len(data.examples), "data": described, "left_out": data.left_out,
+            "max_seq_length": data.length, "cut": data.cut, **trained_on,
+            "model": loaded.name, "quantize": loaded.scheme,
+        }  # fmt: skip
+        print(json.dumps(score | facts))
         return
-    print(data.summary(f", {facts['data']}"))
+    print(data.summary(f", {described}"))
     print(f"base: {loaded.name}, stored as {loaded.scheme}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
@@ -174,8 +179,7 @@ def merge(args):
     loaded = load_model(args, args.adapter_path)
     if not loaded.adapters:
         raise InputError("there is no adapter to merge: give --adapter-path")
-    ops = operations(loaded.adapters, loaded.base)
-    dense = lora.merge(loaded.adapters, loaded.base, ops)
+    dense = merge_adapter(loaded.adapters, loaded.base)
     save_pretrained(args.out, loaded.model_config, dense, loaded.tokenizer, args.dtype)
     print(f"merged model written to {args.out}")
 
@@ -199,12 +203,10 @@ def inspect(args):
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
-    memory.print_trainable_parameters(loaded.adapters, loaded.base)
-    parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
-    print(f"a step over {args.tokens} tokens:\n{memory.format_estimate(parts)}")
+    print_size(loaded, args.tokens)
     if args.data:
-        data, facts = load_examples(args, loaded, "train")
-        print(data.summary(f", {facts['data']}"))
+        data, described = load_examples(args, loaded, "train")
+        print(data.summary(f", {described}"))
         example = data.examples[0]
         print("the first of these rows, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(example.tokens, [0, *example.mask[1:]]):

@@ -30,11 +30,13 @@ class SplitData(NamedTuple):
         return line
 
 
-def read_split(name, split, loaded, columns, train_config):
+def read_split(name, split, loaded, pairs, train_config):
     """Return the SplitData of a split of the data; the split None is all rows of a file.
 
-    It has no rows if there are too few for a held-out split. Raises InputError naming the split.
+    pairs: of --columns. The SplitData has no rows if there are too few for a held-out split. Raises
+    InputError naming the split.
     """
+    columns = columns_of(pairs)
     rows = load_rows(name, split, columns) if split else read_rows(name, columns)
     length = train_config.max_seq_length
     if not rows:
@@ -45,13 +47,11 @@ def read_split(name, split, loaded, columns, train_config):
 
 
 def columns_of(pairs):
-    """Return {key: column} of the values of --columns, "KEY=COLUMN"; None if there are none."""
-    if not pairs:
-        return None
-    for pair in pairs:
-        if "=" not in pair:
-            raise InputError(f"--columns: must be KEY=COLUMN, got {pair}")
-    return dict(pair.split("=", 1) for pair in pairs)
+    """Return {key: column} of the values of --columns, "KEY=COLUMN"; {} if there are none."""
+    try:
+        return dict(pair.split("=", 1) for pair in pairs or ())
+    except ValueError as error:
+        raise InputError(f"--columns: must be KEY=COLUMN, got {' '.join(pairs)}") from error
 
 
 def warn_of_common_rows(rows, trained, which, where):
@@ -59,15 +59,17 @@ def warn_of_common_rows(rows, trained, which, where):
     known = {row_content(row) for row in trained}
     n = sum(row_content(row) in known for row in rows)
     if n:
-        advice = "rows that the model has not seen can score lower"
-        warn(f"{n} of {len(rows)} {which} are among {where}: {advice}")
+        warn(
+            f"{n} of {len(rows)} {which} are among {where}: "
+            "rows that the model has not seen can score lower"
+        )
     return n
 
 
 def load_examples(args, loaded, split):
-    """Return (SplitData, facts): all rows of the file --data, or a split of the data.
+    """Return (SplitData, which rows they are): all of the file --data, or a split of the data.
 
-    The default is the data that the adapter was trained on. The facts say which rows they are.
+    The default is the data that the adapter was trained on.
     """
     settings = loaded.run[0]
     name = args.data or settings.get("data") or "questions"
@@ -85,13 +87,12 @@ def load_examples(args, loaded, split):
     if masked is None:
         masked = settings.get("mask_prompt", True)
     config = TrainConfig(max_seq_length=length, mask_prompt=masked)
-    data = read_split(name, split, loaded, columns_of(columns), config)
+    data = read_split(name, split, loaded, columns, config)
     if not data.rows:
         raise InputError(
             f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
         )
-    facts = {"rows": len(data.examples), "data": described, "left_out": data.left_out}
-    return data, facts | {"max_seq_length": length, "cut": data.cut}
+    return data, described
 
 
 def compare_with_run(data, loaded):
@@ -103,9 +104,8 @@ def compare_with_run(data, loaded):
     if "data" not in settings:
         return {}
     name = settings["data"]
-    columns = columns_of(settings.get("columns"))
     try:
-        trained = load_rows(name, "train", columns)
+        trained = load_rows(name, "train", columns_of(settings.get("columns")))
     except InputError as error:
         warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
         return {}

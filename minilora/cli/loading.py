@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import INITIALIZERS, InputError, LoraConfig, ModelConfig
-from ..formats.checkpoint import load_adapter, needs_dense_base
+from ..formats.checkpoint import load_adapter, needs_dense_base, read_metadata
 from ..formats.files import read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
@@ -15,7 +15,7 @@ from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
 from ..training import learning_rates
 from ..tree import arrays
-from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, run_metadata, toml_settings
+from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, toml_settings
 from .stored_paths import digest
 
 
@@ -45,44 +45,29 @@ def read_run(folder):
     """
     path = Path(folder) / SETTINGS
     checkpoint = path.with_name(CHECKPOINT)
+    text = read_text(path) if path.exists() else ""
     digests = {}
     if checkpoint.exists():
-        metadata = run_metadata(checkpoint)
+        metadata = read_metadata(checkpoint)[1]
         digests = metadata["digests"]
         # the settings are the last file that a run writes after its checkpoint
-        if not path.exists() or read_text(path) != as_toml(metadata["settings"]):
-            way = f"write it again with `minilora train --resume --adapter-path {folder}`"
-            raise InputError(f"{path} is not that of {CHECKPOINT}: {way}")
-    if not path.exists():
-        return {}, digests
-    return toml_settings(path), digests
-
-
-def warn_of_another_base(folder, run, name, scheme, block_size):
-    """Warn if the base `name`, stored in `scheme`, is not the one that the adapter was trained on.
-
-    An adapter also corrects the errors of the storage. run: see `read_run`.
-    """
-    settings, digests = run
-    risk = "an adapter can lose all that it learned on another base (lesson 11)"
-    before = settings.get("quantize", scheme), settings.get("block_size", block_size)
-    if before != (scheme, block_size):
-        stored = "a base stored as {}, block size {}".format(*before)
-        warn(f"{folder} was trained on {stored}, not {scheme}, block size {block_size}: {risk}")
-    if "model" in digests and digest("model", name) != digests["model"]:
-        warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
+        if text != as_toml(metadata["settings"]):
+            raise InputError(
+                f"{path} is not that of {CHECKPOINT}: "
+                f"write it again with `minilora train --resume --adapter-path {folder}`"
+            )
+    return toml_settings(path) if text else {}, digests
 
 
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
-        folder = args.init_adapter
-        how = (args.quantize, args.block_size)
-        run = read_run(folder)
+        run = read_run(args.init_adapter)
         if "--model" not in args.given:  # the base of the adapter, if it is known
             args.model = run[0].get("model", args.model)
-        warn_of_another_base(folder, run, args.model, *how)
-        loaded = load_with_adapter(folder, args.model, *how)
+        loaded = load_with_adapter(
+            args.init_adapter, run, args.model, args.quantize, args.block_size
+        )
         args.method = method_name(loaded.adapter_config)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
@@ -109,24 +94,24 @@ RATES = {  # settings of the learning rates: why some adapters have none of thes
 
 def unused_settings(args, loaded, train_config, examples, valid):
     """Return {setting: why it has no effect}; raise InputError if the user gave its flag."""
-    with_method = f"with --method {args.method}"
-    unused = {name: with_method for name in SIZES if METHODS[args.method].size != name}
-    if args.method not in ("lora", "dora"):
-        unused |= dict.fromkeys(OF_LORA, with_method)
+    own = OF_LORA if args.method in ("lora", "dora") else (METHODS[args.method].size,)
+    unused = {s: f"with --method {args.method}" for s in (*OF_LORA, *SIZES) if s not in own}
     if args.init_adapter:
-        own = f"with --init-adapter: the adapter in {args.init_adapter} has its own"
-        unused |= dict.fromkeys(("method", *OF_LORA, *SIZES), own)
+        why = f"with --init-adapter: the adapter in {args.init_adapter} has its own"
+        unused = dict.fromkeys(("method", *OF_LORA, *SIZES), why)
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
     trained = arrays(loaded.adapters)
     for name, why in RATES.items():
         configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
-        one, two = (learning_rates(1.0, config, trained) for config in configs)
-        if one == two:
+        rates = [learning_rates(1.0, config, trained) for config in configs]
+        if rates[0] == rates[1]:
             unused[name] = why
     if train_config.optimizer == "muon" and not split_matrices(trained)[1]:
-        of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
-        unused |= dict.fromkeys(of_adam, "with --optimizer muon and only matrices to train")
+        unused |= dict.fromkeys(
+            ("adam_beta1", "adam_beta2", "adam_eps"),
+            "with --optimizer muon and only matrices to train",
+        )
     if not valid:
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
     if args.mask_prompt and all(all(example.mask) for example in examples):
@@ -147,11 +132,10 @@ def make_adapter_config(args):
     """Return the LoraConfig or MethodConfig that the flags describe."""
     if args.method not in ("lora", "dora"):
         return MethodConfig(args.method, **{name: getattr(args, name) for name in SIZES})
-    layers = args.layers_to_transform
     return LoraConfig(
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
-        target_modules=tuple(args.target_modules), use_rslora=args.use_rslora,
-        layers_to_transform=None if layers is None else tuple(layers),
+        target_modules=args.target_modules, use_rslora=args.use_rslora,
+        layers_to_transform=args.layers_to_transform,
         use_dora=args.method == "dora", init_lora_weights=args.init_lora_weights or True,
     )  # fmt: skip
 
@@ -160,17 +144,29 @@ def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
     dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
     scheme = "none" if dense else args.quantize
-    low_precision = args.method != "full"
-    config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision and not dense)
-    how = args.quantize, args.block_size
-    adapters, base = get_peft_model(base, adapter_config, args.seed, *how)
+    low_precision = not dense and args.method != "full"
+    config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision)
+    adapters, base = get_peft_model(base, adapter_config, args.seed, args.quantize, args.block_size)
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)
 
 
-def load_with_adapter(folder, name, scheme, block_size, load=load):
-    """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
+def load_with_adapter(folder, run, name, scheme, block_size, load=load):
+    """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
+
+    Warn if it is not the base that the adapter was trained on. An adapter also corrects the errors
+    of the storage. run: see `read_run`.
+    """
+    settings, digests = run
+    risk = "an adapter can lose all that it learned on another base (lesson 13b)"
+    before = settings.get("quantize", scheme), settings.get("block_size", block_size)
+    if before != (scheme, block_size):
+        warn(
+            f"{folder} was trained on a base stored as {before[0]}, block size {before[1]}, "
+            f"not {scheme}, block size {block_size}: {risk}"
+        )
+    if "model" in digests and digest("model", name) != digests["model"]:
+        warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
     dense = needs_dense_base(folder)
     config, base, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
-    how = (scheme, block_size) if dense else ()
-    adapters, base, adapter_config = load_adapter(folder, base, *how)
+    adapters, base, adapter_config = load_adapter(folder, base, scheme, block_size)
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)

@@ -1,17 +1,24 @@
 """Run `minilora train`.
 
-A run is one file, checkpoint.safetensors: the adapter, the state of the optimizer, the settings and
-the history. All other files are derived from it after each checkpoint, and again when the run is
-resumed. Each file is written under a temporary name and renamed, so a kill at any moment leaves the
-complete old or the complete new one.
+A run that has ended is one file, checkpoint.safetensors: the adapter, the state of the optimizer,
+the settings and the records of all steps. All other files are derived from it after each
+checkpoint, and again when the run is resumed. Each file is written under a temporary name and
+renamed, so a kill at any moment leaves the complete old or the complete new one.
+
+The exception is metrics.jsonl, so that a save in a long run costs as much as in a short one. The
+checkpoint of a run that goes on has only the records since the checkpoint before, the size of
+metrics.jsonl before them, and a digest of all records. Only after the rename of the checkpoint,
+metrics.jsonl is cut to this size and these records are appended. So a run that was killed needs
+this file, too. The first save of a process, and its last one, write all records as a whole.
 """
 
+import hashlib
 import io
 import json
 import math
 import os
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,12 +32,12 @@ from ..evaluation.callbacks import evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..formats.checkpoint import save_adapter, save_state
-from ..formats.files import replace_text
+from ..formats.files import append, replace_text
 from ..generation import generate
 from ..methods.registry import operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS, as_toml
-from .examples import columns_of, read_split, warn_of_common_rows
+from .examples import read_split, warn_of_common_rows
 from .loading import load_for_training, unused_settings
 
 
@@ -50,20 +57,18 @@ def train_and_save(args):
     run_folder.check_folder(folder, args)
     loaded = load_for_training(args)
     loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
-    columns = columns_of(args.columns)
-    train_split = read_split(args.data, "train", loaded, columns, train_config)
-    valid_split = read_split(args.data, "valid", loaded, columns, train_config)
-    examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
+    train_split = read_split(args.data, "train", loaded, args.columns, train_config)
+    valid_split = read_split(args.data, "valid", loaded, args.columns, train_config)
+    examples = train_split.examples
+    valid = valid_split.examples
     unused = unused_settings(args, loaded, train_config, examples, valid)
     if args.epochs is not None:
         args.iters = steps_of_epochs(args.epochs, examples, train_config)
-        args.epochs = None
         train_config = replace(train_config, iters=args.iters)
-    memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
-    warn_of_common_rows(held_out, train_split.rows, "held-out rows", "the rows to train on")
+    warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
     metadata = run_folder.metadata(args, unused)
     if args.resume:
@@ -72,15 +77,17 @@ def train_and_save(args):
         return
     scored = valid[: train_config.val_batches * train_config.batch_size]
     ops = operations(loaded.adapters, loaded.base, layers if args.plain else None)
-    model = loaded.base, loaded.model_config
 
     def held_out_scores(step, adapters):
-        return evaluation_row(step, evaluate(adapters, model[0], scored, model[1], ops, args.quiet))
+        model = adapters, loaded.base, scored, loaded.model_config
+        return evaluation_row(step, evaluate(*model, ops, args.quiet))
 
     def show(when, adapters, scores):
-        print_scores(when, scores, len(scored), len(valid))
+        part = f", on {len(scored)} of {len(valid)} held-out rows" if scored != valid else ""
+        loss = f"held-out loss {scores['eval_loss']:.4f} nats per token"
+        print(f"{when}: {loss}, exact match {100 * scores['eval_exact_match']:.1f} %{part}")
         if not args.quiet:
-            print_sample(adapters, *model, loaded.tokenizer, held_out[0], ops)
+            print_sample(adapters, loaded, valid_split.rows[0], ops)
 
     os.environ["MPLBACKEND"] = "agg"  # the only backend that `curve` needs
     # an interrupt during the import of matplotlib would break every later import of it
@@ -88,24 +95,35 @@ def train_and_save(args):
 
     with run_folder.lock(folder):
         writer = RunWriter(folder, args, loaded, metadata)
-        adapters, state = loaded.adapters, None
+        adapters = loaded.adapters
+        state = None
         if args.resume:
-            adapters, state, writer.history = run_folder.resume(folder, metadata, adapters)
+            adapters, state, history = run_folder.resume(folder, metadata, adapters)
+            writer.record(history)
             writer.latest = adapters, state
             writer.save()  # all files, with the settings of now
         elif scored:
             scores = held_out_scores(0, adapters)
-            writer.history.append(scores)  # the first point of the curve
+            writer.record([scores])  # the first point of the curve
             show("before", adapters, scores)
-        kept = run(writer, adapters, state, examples, scored, train_config, ops)
+        model = adapters, loaded.base, examples, loaded.model_config
+        try:
+            kept = train(*model, train_config, scored, state, writer.on_step, ops, args.quiet)[0]
+        except KeyboardInterrupt:
+            way = f"continue with `minilora train --resume --adapter-path {folder}`"
+            if writer.latest is None:
+                way = "start the same command again"
+            raise KeyboardInterrupt(f"interrupted: {way}") from None
+        finally:
+            writer.end()
         state = writer.latest[1]
         losses = [row["loss"] for row in writer.history if "loss" in row]
         print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
         scores = None
         if scored:
             step = kept_step(state)
-            found = [r for r in writer.history if r["step"] == step and "eval_loss" in r]
-            scores = found[-1] if found else held_out_scores(step, kept)
+            evaluations = {row["step"]: row for row in writer.history if "eval_loss" in row}
+            scores = evaluations.get(step) or held_out_scores(step, kept)
             show("after", kept, scores)
         card = run_folder.model_card(args, loaded.adapter_config, state, scores, len(scored))
         replace_text(folder / run_folder.CARD, card)
@@ -114,98 +132,110 @@ def train_and_save(args):
 def steps_of_epochs(epochs, examples, train_config):
     """Return ⌈E·n/(batch·accumulation)⌉, for E epochs of n sequences (rows or packed rows)."""
     check_setting("epochs", epochs, POSITIVE)
-    packed = pack_examples(examples, train_config.max_seq_length) if train_config.packing else None
+    if train_config.packing:
+        examples = pack_examples(examples, train_config.max_seq_length)
     per_step = train_config.batch_size * train_config.grad_accumulation_steps
     # 1.1 epochs of 10 rows are 11 rows; in floating point, they would be a little more
-    return math.ceil(Fraction(str(epochs)) * len(packed or examples) / per_step)
+    return math.ceil(Fraction(str(epochs)) * len(examples) / per_step)
 
 
 def check_memory(loaded, examples, train_config):
-    """Print an estimate of a step's memory; raise InputError if this machine has less."""
-    longest = max(len(example.tokens) - 1 for example in examples)
+    """Print the size of a step; raise InputError if this machine has less memory."""
+    longest = max(len(example.tokens) for example in examples)
     if train_config.packing:
-        longest = train_config.max_seq_length - 1
-    tokens = train_config.batch_size * longest
-    parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
-    print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
-    needed = sum(parts.values())
+        longest = train_config.max_seq_length
+    needed = print_size(loaded, train_config.batch_size * (longest - 1))
     there = memory.physical_memory()
     if needed >= there:
-        much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
-        raise InputError(f"{much}: lower `batch_size` or `max_seq_length`")
+        raise InputError(
+            f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB: "
+            "lower `batch_size` or `max_seq_length`"
+        )
 
 
-def run(writer, adapters, state, examples, valid, train_config, ops):
-    """Train, and save the last steps also after an error; return the adapters to keep."""
-    loaded = writer.loaded
-    quiet = writer.args.quiet
-    model = adapters, loaded.base, examples, loaded.model_config
-    try:
-        return train(*model, train_config, valid, state, writer.on_step, ops, quiet)[0]
-    except KeyboardInterrupt:
-        way = f"continue with `minilora train --resume --adapter-path {writer.folder}`"
-        if writer.latest is None:
-            way = "start the same command again"
-        raise KeyboardInterrupt(f"interrupted: {way}") from None
-    finally:
-        writer.save()
+def print_size(loaded, tokens):
+    """Print the trained parameters and the memory of a step; return its bytes."""
+    memory.print_trainable_parameters(loaded.adapters, loaded.base)
+    parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
+    print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
+    return sum(parts.values())
 
 
+@dataclass
 class RunWriter:
     """Write a checkpoint every few steps, and then the files that are derived from it.
 
     A run that ends before its first step changes nothing in the folder.
     """
 
-    def __init__(self, folder, args, loaded, metadata):
-        self.folder, self.args, self.loaded, self.metadata = folder, args, loaded, metadata
-        self.history: list = []  # the records of all steps and evaluations
-        self.latest: Any = None  # (adapters, state) of the last step
-        self.saved = 0  # number of the records that the last checkpoint has
+    folder: Path
+    args: Any
+    loaded: Any
+    metadata: dict
+    history: list = field(default_factory=list)  # the records of all steps and evaluations
+    digest: Any = field(default_factory=hashlib.sha256)  # of their lines
+    new: str = ""  # the lines of the records since the last checkpoint
+    size: int = 0  # bytes of metrics.jsonl before these lines
+    latest: Any = None  # (adapters, state) of the last step
+
+    def record(self, records):
+        """Add records of steps and evaluations."""
+        text = as_lines(records)
+        self.history += records
+        self.new += text
+        self.digest.update(text.encode())
 
     def on_step(self, records, adapters, state):
         """Record a step; `train` calls this after each step."""
         records[0]["peak_rss_mb"] = memory.peak_rss_mb()
-        self.history += records
+        self.record(records)
         self.latest = adapters, state
         if state["step"] % self.args.save_every == 0:
             self.save()
 
     def save(self):
-        """Write a checkpoint, if there are new records, and the files that are derived from it."""
-        if self.latest is None or self.saved == len(self.history):
-            return
-        folder, args = self.folder, self.args
+        """Write a checkpoint, and the files that are derived from it."""
+        folder = self.folder
+        args = self.args
         adapters, state = self.latest
-        text = "".join(json.dumps(row) + "\n" for row in self.history)
-        save_state(folder / CHECKPOINT, adapters, state, self.metadata, text)
-        replace_text(folder / run_folder.METRICS, text)
+        facts = {"metrics_size": self.size, "metrics_sha256": self.digest.hexdigest()}
+        save_state(folder / CHECKPOINT, adapters, state, self.metadata | facts, self.new)
+        if self.size:
+            append(folder / run_folder.METRICS, self.size, self.new)
+        else:
+            replace_text(folder / run_folder.METRICS, self.new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         best = state.get("best", adapters)
         model = best, self.loaded.base, self.loaded.adapter_config, args.model
         save_adapter(folder, *model, args.adapter_dtype)
-        title = " on ".join(Path(name).name for name in (args.model, args.data))
+        title = f"{Path(args.model).name} on {Path(args.data).name}"
         kept = kept_step(state) if "best" in state else None
         curve(folder / run_folder.CURVE, self.history, title, kept)
         # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, as_toml(self.metadata["settings"]))
-        self.saved = len(self.history)
+        self.size += len(self.new)
+        self.new = ""
+
+    def end(self):
+        """Save with the records of the whole run, if it has made a step."""
+        if self.latest is not None:
+            self.size = 0
+            self.new = as_lines(self.history)
+            self.save()
 
 
-def print_scores(when, scores, scored, held_out):
-    """Print a dict of an evaluation, which counted `scored` of `held_out` rows."""
-    loss = scores["eval_loss"]
-    exact = 100 * scores["eval_exact_match"]
-    part = "" if scored == held_out else f", on {scored} of {held_out} held-out rows"
-    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{part}")
+def as_lines(records):
+    """Return records as JSON Lines, in ASCII."""
+    return "".join(json.dumps(row) + "\n" for row in records)
 
 
-def print_sample(adapters, base, model_config, tokenizer, row, ops):
+def print_sample(adapters, loaded, row, ops):
     """Print the prompt of a row, the model's answer and the right answer; nothing for a text."""
+    tokenizer = loaded.tokenizer
     prompt, answer = split_row(row, tokenizer)
     if prompt:
         ids = tokenizer.encode(prompt)
-        said = generate(adapters, base, ids, model_config, ops, max_tokens=48)
+        said = generate(adapters, loaded.base, ids, loaded.model_config, ops, max_tokens=48)
         right = tokenizer.decode(tokenizer.encode(answer))
         asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         print(f"  asked: {asked.strip()!r}")

@@ -1,26 +1,28 @@
 """Check and lock the folder of a training run, resume a run, and write its model card.
 
-A run is one file, checkpoint.safetensors. `run.py` derives all other files from it.
+`run.py` says which file is derived from which.
 """
 
+import hashlib
+import json
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig
 from ..evaluation.callbacks import kept_step, should_stop
-from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_history, read_metadata
+from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.fetch import MODELS
 from ..formats.files import locked, write_errors
 from ..methods.registry import METHODS
-from .arguments import CHECKPOINT, CHECKPOINT_VERSION, SETTINGS, flag
+from .arguments import CHECKPOINT, SETTINGS, flag
 from .stored_paths import INPUTS, absolute, digest
 
 METRICS, CARD, CURVE = "metrics.jsonl", "README.md", "curve.png"
-FILES = (CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS)
+FILES = {CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS}
 HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
 MAY_CHANGE = ("adapter_path", "iters", *INPUTS)  # when a run is resumed; see check_same_run
-NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", "quiet")
+NOT_SETTINGS = ("command", "config", "given", "epochs", "resume", "overwrite", "dry_run", "quiet")
 
 
 def check_folder(folder, args):
@@ -31,9 +33,11 @@ def check_folder(folder, args):
     foreign = [name for name in names if not is_own_file(name)]
     way = "choose another --adapter-path"
     if foreign:
-        files = f"files that minilora did not create ({', '.join(foreign[:3])})"
-        raise InputError(f"{folder} already contains {files}: {way}")
-    if set(names) & set(FILES) and not args.overwrite and not args.dry_run:
+        raise InputError(
+            f"{folder} already contains files that minilora did not create "
+            f"({', '.join(foreign[:3])}): {way}"
+        )
+    if FILES & {*names} and not args.overwrite and not args.dry_run:
         raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
 
@@ -67,10 +71,13 @@ def metadata(args, unused=()):
     unused: the settings that have no effect on the run, which are left out.
     """
     left_out = {*NOT_SETTINGS, *unused}
-    used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
-    settings = {name: absolute(name, value) for name, value in used.items()}
+    settings = {
+        name: absolute(name, value)
+        for name, value in vars(args).items()
+        if name not in left_out and value is not None
+    }
     digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
-    return {"version": CHECKPOINT_VERSION, "settings": settings, "digests": digests}
+    return {"settings": settings, "digests": digests}
 
 
 def check_same_run(folder, metadata):
@@ -83,35 +90,48 @@ def check_same_run(folder, metadata):
     for name, value in settings.items():
         before = then["settings"].get(name)
         if name not in MAY_CHANGE and value != before:
-            changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
-            raise InputError(f"{changed}: resume it with the same settings")
+            raise InputError(
+                f"{flag(name)} is {value}, but the run in {folder} has {before}: "
+                "resume it with the same settings"
+            )
     for name, value in metadata["digests"].items():
         if value != then["digests"].get(name):
-            changed = f"the files of {flag(name)} {settings[name]} have changed"
-            way = "restore them, or start again with --overwrite"
-            raise InputError(f"{changed} since the run started: {way}")
+            raise InputError(
+                f"the files of {flag(name)} {settings[name]} have changed since the run started: "
+                "restore them, or start again with --overwrite"
+            )
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state, history) of the checkpoint of the run that `metadata` describes.
+    """Return (adapters, state, history) of the run that `metadata` describes, at its checkpoint.
 
     `start` has the adapters before the first step. With another --iters, the later steps are those
     of a run of that length.
     """
     checkpoint = folder / CHECKPOINT
     settings = metadata["settings"]
-    adapters, state, then = load_state(checkpoint, start, settings["optimizer"])
+    adapters, state, then, new = load_state(checkpoint, start, settings["optimizer"])
     step = state["step"]
     last = settings["iters"]
     if step > last:
-        past = f"--iters {last}: {checkpoint} is at step {step} already"
-        raise InputError(f"{past}: give a larger number, or start again with --overwrite")
+        raise InputError(
+            f"--iters {last}: {checkpoint} is at step {step} already: "
+            "give a larger number, or start again with --overwrite"
+        )
     if should_stop(state, settings["early_stopping_patience"]):
         print(f"early stopping has ended the run in {folder}: no step is left")
     print(f"resumed at step {step} of {last}")
     if last != then["settings"]["iters"]:
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
-    return adapters, state, read_history(checkpoint)
+    path = folder / METRICS
+    lines = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
+    lines += new
+    if hashlib.sha256(lines).hexdigest() != then["metrics_sha256"]:
+        raise InputError(
+            f"{path} has not the records of the steps before {checkpoint}: "
+            "restore it, or start again with --overwrite"
+        )
+    return adapters, state, [json.loads(line) for line in lines.splitlines()]
 
 
 def model_card(args, config, state, scores, scored):
@@ -123,15 +143,15 @@ def model_card(args, config, state, scores, scored):
     base, data = (Path(absolute(name, getattr(args, name))).name for name in ("model", "data"))
     made = state["step"]
     kept = kept_step(state)
-    steps = f"{made} steps" if made == args.iters else f"{made} of {args.iters} steps"
+    steps = f"{made} steps"
     if made < args.iters:
-        steps += ", because early stopping ended the run"
+        steps = f"{made} of {args.iters} steps, because early stopping ended the run"
     if kept < made:
         steps += f". The adapter is that of step {kept}, whose held-out loss is the lowest"
     held_out = "none"
     if scores:
-        numbers = {name.removeprefix("eval_"): scores[name] for name in scores if name != "step"}
-        held_out = f"{scored}: " + ", ".join(f"{k} {v:.6g}" for k, v in numbers.items())
+        numbers = [f"{k.removeprefix('eval_')} {v:.6g}" for k, v in scores.items() if k != "step"]
+        held_out = f"{scored}: {', '.join(numbers)}"
     return f"""{front_matter(args, config)}
 # An adapter for {base}
 
@@ -150,16 +170,14 @@ Trained by minilora with `{args.method}`. The settings are in `train_config.toml
 
 def front_matter(args, config):
     """Return the metadata in YAML that the Hugging Face hub reads, as PEFT writes them."""
+    tags = {args.method, "minilora"}
+    in_peft = METHODS[args.method].peft_fields is not None
     if isinstance(config, LoraConfig):
         in_peft = config.init_lora_weights != "loftq"  # PEFT rejects our LoftQ
-        tags = ["lora"]
-    else:
-        in_peft = METHODS[config.method].peft_fields is not None
-        tags = []
-    tags += [tag for tag in (args.method, "minilora") if tag not in tags]
+        tags.add("lora")
     lines = [f"library_name: {'peft' if in_peft else 'minilora'}", "pipeline_tag: text-generation"]
     if args.model in MODELS:
         name = MODELS[args.model].hub_name
         lines.append(f"base_model: {name}")
-        tags.append(f"base_model:adapter:{name}")
+        tags.add(f"base_model:adapter:{name}")
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in sorted(tags)), "---"])

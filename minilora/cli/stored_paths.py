@@ -18,11 +18,8 @@ INPUTS = ("data", "model", "init_adapter")  # settings that name files to read
 
 def absolute(setting, value):
     """Return the value of a setting, as an absolute path if it is the name of a file or folder."""
-    is_path = setting in (*INPUTS, "adapter_path")
-    if setting == "model":
-        is_path = not pretrained.is_builtin(value)
-    elif setting == "data":
-        is_path = value not in BUILTIN
+    names = {"model": pretrained.NAMES, "data": BUILTIN}.get(setting, ())
+    is_path = setting in (*INPUTS, "adapter_path") and value not in names
     return os.path.abspath(value) if is_path else value
 
 

@@ -57,10 +57,12 @@ def curve(path, history, title, kept=None):
     kept: the step whose adapters a run keeps because they are the best, or None.
     """
     steps, losses = points(history, "loss")
+    every = slice(None, None, len(steps) // 2000 + 1)  # more points would not be seen
     held_out = points(history, "eval_loss")
     with figure(path, "optimizer step", "loss (nats per target token)", title) as axes:
-        axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
-        axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
+        axes.plot(steps[every], losses[every], color=GREY, linewidth=0.6, alpha=0.6)
+        means = smooth(losses, 10)[every]
+        axes.plot(steps[every], means, label="training (mean of 10 steps)", **LINES[0])
         axes.set_ylim(bottom=0)
         if held_out[0]:
             axes.plot(*held_out, marker="o", markersize=4, label="held out", **LINES[1])

@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import lora
 from ..config import INITIALIZERS, InputError, LoraConfig
-from ..data.row_files import decode, parse_lines
 from ..methods import initializers
 from ..methods.method import MethodConfig
 from ..optim import OPTIMIZERS
@@ -29,8 +28,8 @@ from .files import (
     sync,
     write_json,
 )
-from .pretrained import is_builtin
-from .safetensors_file import FORMAT_NAME, check_floats, entry
+from .pretrained import NAMES
+from .safetensors_file import FORMAT_NAME, check_floats, check_names_and_shapes, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -47,7 +46,7 @@ def save_adapter(
     place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
     the tree.
     """
-    if os.path.exists(base_name) and not is_builtin(base_name):
+    if os.path.exists(base_name) and base_name not in NAMES:
         base_name = os.path.abspath(base_name)
     if isinstance(adapter_config, MethodConfig):
         tensors = method_format.tensors(adapters, adapter_config)
@@ -63,10 +62,9 @@ def save_adapter(
         for name, w in tensors.items()
     }
     config = folder / CONFIG
-    with atomic_write(config, folder / WEIGHTS) as temporary:
-        config_file, weights_file = temporary
+    with atomic_write(config, folder / WEIGHTS) as (config_file, weights_file):
         write_json(config_file, fields)
-        safetensors_file.write(weights_file, entries, {"format": "pt"})
+        safetensors_file.write(weights_file, entries)
         if not (config.exists() and config.read_bytes() == config_file.read_bytes()):
             # a kill between the two renames must not leave the old weights with the new config
             sync(config_file)
@@ -92,22 +90,23 @@ def load_adapter(
     tensor or field that is missing, unexpected, of the wrong shape, not finite or not implemented.
     A folder with only a pickle is refused unopened.
     """
-    folder = Path(folder)
-    pickled = folder / "adapter_model.bin"
-    if pickled.exists() and not (folder / WEIGHTS).exists():
+    config = Path(folder) / CONFIG
+    weights = config.with_name(WEIGHTS)
+    pickled = config.with_name("adapter_model.bin")
+    if pickled.exists() and not weights.exists():
         raise InputError(pickle_refusal(pickled))
-    entries = safetensors_file.read_header(folder / WEIGHTS)
-    raw = read_json(folder / CONFIG)
+    entries = safetensors_file.read_header(weights)
+    raw = read_json(config)
     if raw.get("peft_type") != "LORA":
-        with errors_in(folder / CONFIG):
+        with errors_in(config):
             other = method_format.read_config(raw)
-        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
+        read = _read(weights, entries, method_format.shapes(other, base))
         return LoadedAdapter(method_format.tree(other, read, base), base, other)
-    with errors_in(folder / CONFIG):
+    with errors_in(config):
         adapter_config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(adapter_config, with_bias, modules, base)
     names = {path: peft_format.key(path) for path in shapes}
-    read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
+    read = _read(weights, entries, {names[path]: shape for path, shape in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if adapter_config.init_lora_weights in INITIALIZERS:
         _, base = initializers.init(base, adapter_config, 0, scheme, block_size)
@@ -123,7 +122,7 @@ def load_adapter(
             own = np.float64(get(base, path).get("bias", 0))
             with np.errstate(over="ignore"):
                 bias = np.float32(own + scaling * np.float64(node["bias"]))
-            node["bias"] = check_floats(f"{folder / WEIGHTS}: {path}.bias", bias)
+            node["bias"] = check_floats(f"{weights}: {path}.bias", bias)
     return LoadedAdapter(adapters, base, adapter_config)
 
 
@@ -136,80 +135,71 @@ def needs_dense_base(folder):
 
 def _read(path, entries, shapes):
     """Read {name: array} of exactly the tensors in {name: shape}."""
-    for name, found in entries.items():
-        if name not in shapes:
-            raise InputError(f"{found.where} does not belong to this adapter and this base")
-    read = {}
-    for name, shape in shapes.items():
-        if name not in entries:
-            raise InputError(f"{path}: tensor {name} is missing")
-        found = entries[name]
-        if found.shape != shape:
-            raise InputError(f"{found.where} has the shape {found.shape}, not {shape}")
-        read[name] = check_floats(found.where, found.read())
-    return read
+    check_names_and_shapes(entries, shapes, path)
+    return {name: check_floats(found.where, found.read()) for name, found in entries.items()}
 
 
 def save_state(path, adapters, state, metadata, history=""):
     """Write everything that a run is into one safetensors file.
 
-    `state` is what `train` passes to on_step, `metadata` any JSON value, `history` the records so
-    far as JSON Lines. Raises InputError if the file cannot be written or a number is not finite.
+    `state` is what `train` passes to on_step. `metadata` has the settings, the digests of the files
+    that training reads, and the size and digest of metrics.jsonl. `history` has records of steps
+    and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number is
+    not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
     entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
     entries[HISTORY] = entry("U8", np.frombuffer(history.encode(), np.uint8))
-    texts = {"minilora_run": json.dumps(numbers), "facts": json.dumps(metadata)}
+    texts = {RUN: json.dumps({"state": numbers, "facts": metadata})}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
 
 
-HISTORY = "history"  # the tensor of this name has the bytes of metrics.jsonl
-COUNTS = ("step", "best_step", "worse")
+RUN = "minilora_run_5"  # name of the metadata in the file; the number is that of its format
+HISTORY = "history"  # name of the tensor of the records
 
 
 def read_metadata(path):
     """Read (numbers of the state, metadata) of a file that `save_state` wrote."""
     texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
-    if not isinstance(texts, dict):
-        texts = {}
-    complaint = f"{path} is not a checkpoint of a run"
-    numbers = parse_object(str(texts.get("minilora_run")), f"{complaint}: its state")
-    metadata = parse_object(str(texts.get("facts")), f"{complaint}: its metadata")
-    counts = [numbers.get(name) for name in COUNTS]
-    sound = len(numbers) == 1 + len(COUNTS) and type(numbers.get("best_loss")) in (int, float)
-    if not sound or not all(type(n) is int and n >= 0 for n in counts):
-        raise InputError(complaint)
-    return numbers, metadata
-
-
-def read_history(path):
-    """Read the list of the records of steps and evaluations that `save_state` wrote."""
-    found = safetensors_file.read_header(path).get(HISTORY)
-    if found is None:
-        raise InputError(f"{path} is not a checkpoint of a run: it has no history")
-    return [row for row, _ in parse_lines(path, decode(path, found.read().tobytes()))]
+    text = str(texts.get(RUN, "{}")) if isinstance(texts, dict) else "{}"
+    complaint = f"{path} is not a checkpoint of this version of minilora"
+    match parse_object(text, f"{complaint}: its metadata"):
+        case {
+            "state": {
+                "step": int(), "best_step": int(), "worse": int(), "best_loss": float(), **other
+            } as numbers,
+            "facts": {
+                "settings": dict(), "digests": dict(),
+                "metrics_size": int(), "metrics_sha256": str(),
+            } as metadata,
+        } if not other:  # fmt: skip
+            return numbers, metadata
+    raise InputError(f"{complaint}: delete it, or train again with --overwrite")
 
 
 def load_state(path, like, optimizer="adamw"):
-    """Read (adapters, state, metadata) from a file that `save_state` wrote, bit for bit.
+    """Read (adapters, state, metadata, history) from a file that `save_state` wrote, bit for bit.
 
-    optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if the file is not a checkpoint,
-    lacks a tree of the state of this optimizer, or has other shapes than the tree `like`.
+    history: the bytes of its text. optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if
+    the file is not a checkpoint, lacks a tree of the state of this optimizer, or has other shapes
+    than the tree `like`.
     """
     numbers, metadata = read_metadata(path)
     entries = safetensors_file.read_header(path)
-    entries.pop(HISTORY, None)
+    history = entries.pop(HISTORY, None)
+    if history is None:
+        raise InputError(f"{path} has no tensor {HISTORY}: train again with --overwrite")
     start, _ = OPTIMIZERS[optimizer]
     ours = arrays(like)
     moments = {name: tree for name, tree in start(ours).items() if isinstance(tree, dict)}
     trees = {"adapters": ours, **moments}
-    if any(name.startswith("best.") for name in entries):
+    if numbers["best_step"]:
         trees["best"] = ours
     shapes = {name: leaf.shape for name, leaf in named_leaves(trees)}
     empty: Tree = {name: {} for name in moments}  # muon has no m and v if it trains only matrices
     state = numbers | empty | unflatten(_read(path, entries, shapes))
     for tree in {"adapters", "best"} & state.keys():  # the file has no settings such as the scaling
         state[tree] = overlay(like, state[tree])
-    return state.pop("adapters"), state, metadata
+    return state.pop("adapters"), state, metadata, history.read().tobytes()

@@ -177,6 +177,15 @@ def replace_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def append(path, size, text):
+    """Cut a file to `size` bytes, append `text`, and flush the file to the disk."""
+    with write_errors(path), open(path, "ab") as file:
+        file.truncate(size)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync(path):
     """Flush a file, or the names in a folder, to the disk before the next step (on POSIX only)."""
     if os.name == "posix":

@@ -26,7 +26,7 @@ from .hf_folder import read_config, shapes, with_bias
 from .safetensors_file import check_floats, check_names_and_shapes
 
 EMBEDDED = ("tiny", "micro")
-NAMES = (*EMBEDDED, *fetch.MODELS)
+NAMES = (*EMBEDDED, *fetch.MODELS)  # of the models in the package, and of those to fetch
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -87,11 +87,6 @@ def files(name):
     """Return the files that `load` reads for the model `name`."""
     place = _place(name)
     return hf_folder.files(place) if place.is_dir() else [place]
-
-
-def is_builtin(name):
-    """Return whether `name` is that of a model in the package, or of one to fetch."""
-    return name in NAMES
 
 
 def _place(name):

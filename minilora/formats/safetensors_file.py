@@ -22,7 +22,7 @@ import numpy as np
 
 from ..config import InputError
 from ..optim import from_bfloat16, to_bfloat16
-from ..quant.low_precision import LowPrecision, halves
+from ..quant.low_precision import LowPrecision
 from .files import check_start, errors_in, parse_object
 
 FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
@@ -106,7 +106,7 @@ def _nibbles(packed):
 def to_low_precision(raw, dtype):
     """Return the matrix of these stored numbers, kept in their type (F16, BF16 or Q8_0)."""
     if dtype != "Q8_0":
-        return halves(raw, dtype)
+        return LowPrecision(dtype, raw.view(np.uint16))
     codes = np.ascontiguousarray(raw["q"]).reshape(len(raw), -1)
     return LowPrecision(dtype, codes, raw["d"].astype(np.float32))
 
@@ -142,7 +142,7 @@ def check_names_and_shapes(found, expected, place):
     """Raise InputError unless {name: entry or array} has exactly the names and shapes expected."""
     for name in (*found, *expected):
         if name not in expected:
-            raise InputError(f"{place}: tensor {name} does not belong to this model")
+            raise InputError(f"{place}: tensor {name} does not belong here")
         if name not in found:
             raise InputError(f"{place}: tensor {name} is missing")
         if found[name].shape != expected[name]:

@@ -12,27 +12,22 @@ from typing import Any
 from .. import layers
 
 MAX_PARALLEL_PARAMETERS = 2**24
-PLAIN = bool(os.environ.get("MINILORA_PLAIN"))
+PLAIN = os.environ.get("MINILORA_PLAIN")
 try:
     if PLAIN:
         raise ImportError
     from . import fused as ops
+    from . import threads
     from .nf4 import quantize as quantize_4bit
-    from .threads import num_threads, parallel_map
     from .weights import dense
 except (ImportError, RuntimeError, ValueError) as error:
     # no numba, no folder for compiled code, or a bad NUMBA_NUM_THREADS
     if not PLAIN:
         warnings.warn(f"{error}: minilora computes without numba, which is slower", stacklevel=2)
     ops = layers  # type: ignore[misc]
+    MAX_PARALLEL_PARAMETERS = -1  # `threads` is not there
     from ..layers import dense
     from ..nf4 import quantize as quantize_4bit
-
-    parallel_map = map
-
-    def num_threads():
-        """Return the number of calls that `parallel_map` computes at the same time."""
-        return 1
 
 
 def parallel(ops: Any, num_trained: int) -> tuple[Any, int]:
@@ -44,7 +39,7 @@ def parallel(ops: Any, num_trained: int) -> tuple[Any, int]:
     reference = getattr(ops, "inner", ops) is layers
     if reference or num_trained > MAX_PARALLEL_PARAMETERS:
         return map, 1
-    return parallel_map, num_threads()
+    return threads.parallel_map, threads.THREADS
 
 
-__all__ = ["dense", "num_threads", "ops", "parallel", "parallel_map", "quantize_4bit"]
+__all__ = ["dense", "ops", "parallel", "quantize_4bit"]

@@ -4,10 +4,11 @@ Letters as in `layers.py`; G = H/K query heads share a key head; g is ∂L/∂y.
 """
 
 import numpy as np
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 
 from .. import layers
-from .loops import exp, fast_jit, row_max
+from .gradients import define_gradients
+from .loops import exp, fast_jit, row_max, rows
 from .threads import parallel_rows
 
 QUERIES = 64  # tokens per matmul: with fewer, fewer masked scores are computed
@@ -15,13 +16,13 @@ QUERIES = 64  # tokens per matmul: with fewer, fewer masked scores are computed
 # With S = QKᵀ/√hd + mask, P = softmax(S), Y = PV, per head:
 #   ∂L/∂V = Pᵀg        ∂L/∂P = gVᵀ        ∂L/∂S = P∘(∂L/∂P − Σ_s P∘∂L/∂P)
 #   ∂L/∂Q = ∂L/∂S·K/√hd    ∂L/∂K = (∂L/∂S)ᵀQ/√hd, both then rotated by −angle.
-# P is recomputed from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1), except for rows of few tokens,
-# where P is not much larger than Q. The G heads that share a key head are interleaved by token,
+# P is recomputed from Q and K (Dao et al. 2022, Sec. 3.1), except for rows of few tokens, where P
+# is not much larger than Q. The G heads that share a key head are interleaved by token,
 # (B, K, T·G, hd): so a group of tokens is one matmul with only the keys that it sees.
 
 
 def attention(q, k, v, rope, segment_starts, cache=None, window=None):
-    """Compute `layers.attention`. Keeps q and k (rotated), v, and P or one number per row of P."""
+    """Compute `layers.attention`. Keeps q and k (rotated), v, and P of few tokens."""
     if cache is not None:
         return layers.attention(q, k, v, rope, segment_starts, cache, window)
     return _attention(q, k, v, rope, first_keys(segment_starts, window), {})
@@ -42,64 +43,54 @@ def first_keys(segment_starts, window=None):
 def _attention(q, k, v, rope, starts, saved):
     cos, sin = rope
     T, half = cos.shape[1:]
-    K = k.shape[-1] // (2 * half)
-    q, k, v = (group_heads(x, K, 2 * half) for x in (q, k, v))
-    rotate(q, cos, sin, (2 * half) ** -0.5)
-    rotate(k, cos, sin)
+    hd = 2 * half
+    K = k.shape[-1] // hd
+    scale = hd**-0.5
+    q, k = rotate(q, scale * cos, scale * sin), rotate(k, cos, sin)
+    q, k, v = saved["qkv"] = [group_heads(x, K, hd) for x in (q, k, v)]
     y = np.empty_like(q)
-    log_z = np.empty(q.shape[:3], q.dtype)
-    kept = []
-    for queries, keys in chunks(q, T):
-        p = probabilities(q, k, starts, log_z, queries, keys)
-        np.matmul(p, v[:, :, keys], out=y[:, :, queries])
-        kept.append(p if T <= QUERIES else None)
-    saved.update(q=q, k=k, v=v, log_z=log_z, p=kept)
+    chunks = probabilities(q, k, starts)
+    if T <= QUERIES:
+        chunks = saved["chunks"] = list(chunks)
+    for queries, keys, p in chunks:
+        y[:, :, queries] = p @ v[:, :, keys]
     return ungroup_heads(y, T)
 
 
-def _attention_vjp(argnums, y, args, kwargs):
-    *_, (cos, sin), starts, saved = args
-
-    def vjp(g):
-        q, k, v, log_z = (saved[name] for name in ("q", "k", "v", "log_z"))
-        K, T, hd = k.shape[1:]
-        g = group_heads(g, K, hd)
-        dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
-        for (queries, keys), p in zip(chunks(q, T), saved["p"]):
-            if p is None:
-                p = probabilities(q, k, starts, log_z, queries, keys, again=True)
-            # ∂L/∂P, which becomes ∂L/∂S
-            ds = matmul_transposed(g[:, :, queries], v[:, :, keys])
-            ds -= np.einsum("...s,...s->...", p, ds)[..., None]
-            ds *= p
-            np.matmul(ds, k[:, :, keys], out=dq[:, :, queries])
-            dk[:, :, keys] += ds.swapaxes(-1, -2) @ q[:, :, queries]
-            dv[:, :, keys] += p.swapaxes(-1, -2) @ g[:, :, queries]
-        rotate(dq, cos, -sin, hd**-0.5)
-        rotate(dk, cos, -sin)
-        grads = [ungroup_heads(x, T) for x in (dq, dk, dv)]
-        return tuple(grads[n] for n in argnums)
-
-    return vjp
+def _attention_backward(g, argnums, rope, starts, saved):
+    cos, sin = rope
+    q, k, v = saved["qkv"]
+    _, K, T, hd = k.shape
+    g = group_heads(g, K, hd)
+    dq = np.empty_like(q)
+    dk = np.zeros_like(k)
+    dv = np.zeros_like(v)
+    for queries, keys, p in saved.get("chunks") or probabilities(q, k, starts):
+        # ∂L/∂P, which becomes ∂L/∂S
+        ds = matmul_transposed(g[:, :, queries], v[:, :, keys])
+        ds -= np.einsum("...s,...s->...", p, ds)[..., None]
+        ds *= p
+        dq[:, :, queries] = ds @ k[:, :, keys]
+        dk[:, :, keys] += ds.swapaxes(-1, -2) @ q[:, :, queries]
+        dv[:, :, keys] += p.swapaxes(-1, -2) @ g[:, :, queries]
+    dq, dk, dv = (ungroup_heads(x, T) for x in (dq, dk, dv))
+    scale = hd**-0.5
+    return rotate(dq, scale * cos, -scale * sin), rotate(dk, cos, -sin), dv
 
 
-defvjp_argnums(_attention, _attention_vjp)
+define_gradients(_attention, lambda y, q, k, v, *others: others, _attention_backward)
 
 
-def chunks(q, T):
-    """Yield slices of each matmul: (rows of q, keys that some of them see)."""
-    R = q.shape[2]
+def probabilities(q, k, starts):
+    """Yield (rows of q, the keys that some of them see, P of both) of each matmul."""
+    T = starts.shape[1]
+    G = q.shape[2] // T
     for t in range(0, T, QUERIES):
-        end = min(t + QUERIES, T)
-        yield slice(t * R // T, end * R // T), slice(0, end)
-
-
-def probabilities(q, k, starts, log_z, queries, keys, again=False):
-    """Compute P of a chunk, and log Σ eˢ of its rows; if `again`, from the known log Σ eˢ."""
-    s = matmul_transposed(q[:, :, queries], k[:, :, keys])
-    a = (s, starts, log_z, queries.start, again)
-    parallel_rows(_softmax, s.size // keys.stop, *a, width=keys.stop)
-    return s
+        queries = slice(t * G, (t + QUERIES) * G)
+        keys = slice(t + QUERIES)
+        p = matmul_transposed(q[:, :, queries], k[:, :, keys])
+        parallel_rows(_softmax, p.shape, rows(p), starts, t, G)
+        yield queries, keys, p
 
 
 def matmul_transposed(a, b):
@@ -120,43 +111,38 @@ def ungroup_heads(x, T):
     return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
-def rotate(x, cos, sin, scale=1.0):
-    """Rotate x (B, K, T·G, hd) in place by the rotary angles (B, T, hd/2), times scale."""
-    hd = x.shape[-1]
-    parallel_rows(_rotate, x.size // hd, x, cos, sin, x.dtype.type(scale), width=hd)
+def rotate(x, cos, sin):
+    """Rotate the heads of x (B, T, heads·hd) by the rotary angles (B, T, hd/2)."""
+    heads = np.ascontiguousarray(x).reshape(-1, 2 * cos.shape[-1])
+    y = np.empty_like(heads)
+    parallel_rows(_rotate, y.shape, heads, rows(cos), rows(sin), y)
+    return y.reshape(x.shape)
 
 
 @fast_jit
-def _rotate(lo, hi, x, cos, sin, scale):
-    K, R, hd = x.shape[1:]
-    G, half = R // cos.shape[1], hd // 2
+def _rotate(lo, hi, x, cos, sin, y):
+    tokens, half = cos.shape
     for i in range(lo, hi):
-        b, k, r = i // (K * R), i // R % K, i % R
-        row = x[b, k, r]
+        t = i * tokens // len(x)
         for j in range(half):
-            c, s = scale * cos[b, r // G, j], scale * sin[b, r // G, j]
-            u, w = row[j], row[j + half]
-            row[j], row[j + half] = u * c - w * s, w * c + u * s
+            y[i, j] = x[i, j] * cos[t, j] - x[i, j + half] * sin[t, j]
+            y[i, j + half] = x[i, j + half] * cos[t, j] + x[i, j] * sin[t, j]
 
 
 @fast_jit
-def _softmax(lo, hi, s, starts, log_z, offset, again):
-    K, R = s.shape[1:3]
-    G = log_z.shape[2] // starts.shape[1]
+def _softmax(lo, hi, s, starts, offset, G):
+    num_rows, num_keys = s.shape
     for i in range(lo, hi):
-        b, k, r = i // (K * R), i // R % K, i % R
-        t = (offset + r) // G
-        first = starts[b, t]
-        row = s[b, k, r]
+        t = offset + i // G % (num_keys - offset)
+        first = starts[i * len(starts) // num_rows, t]
+        row = s[i]
         seen = row[first : t + 1]
-        top = log_z[b, k, offset + r] if again else row_max(seen)
-        total = seen[0] * 0
+        top = row_max(seen)
+        total = np.float32(0)
         for j in range(seen.size):
             seen[j] = exp(seen[j] - top)
             total += seen[j]
-        if not again:
-            log_z[b, k, offset + r] = top + np.log(total)
-            for j in range(seen.size):
-                seen[j] /= total
+        for j in range(seen.size):
+            seen[j] /= total
         row[:first] = 0
         row[t + 1 :] = 0

@@ -3,8 +3,8 @@
 Part 4 of `lessons/00_qlora_in_one_file.py`, made general. Each costly operation is one autograd
 primitive in a file of its name, with the derivation of its gradient. It keeps only arrays that are
 expensive to recompute. Autograd hands the backward pass only the arguments and the result, so a
-forward pass keeps other arrays in a dict that it gets as an argument, `saved`. Loops use numba,
-matmuls use NumPy. Tests compare each operation with `layers.py`, in values and gradients.
+forward pass keeps other arrays in an argument of its own, `saved`: a dict or a list. Loops use
+numba, matmuls use NumPy. Tests compare each operation with `layers.py`, in values and gradients.
 """
 
 from ..layers import ENTRIES, embed, merge_projection, self_attention

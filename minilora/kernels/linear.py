@@ -3,10 +3,11 @@
 Part 3 of `lessons/00_qlora_in_one_file.py`, optimized. Letters as in `layers.py`; g is ∂L/∂y.
 """
 
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 from autograd.tracer import isbox
 
 from .. import layers
+from .gradients import define_gradients
 from .loops import rows
 from .weights import matmul, tiled_matmul, tiled_matmul_backward
 
@@ -16,8 +17,9 @@ from .weights import matmul, tiled_matmul, tiled_matmul_backward
 
 def linear(x, node, rng=None):
     """Compute `layers.linear`, but dequantize a weight tile by tile. Keeps x for LoRA."""
-    dropout = rng is not None and node.get("lora_dropout")
-    if "lora_A" not in node or dropout or isbox(node["weight"]):
+    if isbox(node["weight"]):
+        return layers.linear(x, node, rng)
+    if "lora_A" not in node or (rng and node["lora_dropout"]):
         return layers.linear(x, node, rng, matmul)
     h = _linear(x, node["lora_A"], node["lora_B"], node["lora_scaling"], node["weight"])
     return h + node["bias"] if "bias" in node else h
@@ -26,27 +28,21 @@ def linear(x, node, rng=None):
 @primitive
 def _linear(x, a, b, scaling, weight):
     y = tiled_matmul(x, weight)
-    flat = y.reshape(-1, y.shape[-1])  # the same memory as y
+    flat = rows(y)  # the same memory as y
     flat += scaling * (rows(x) @ a.T) @ b.T
     return y
 
 
-def _linear_vjp(argnums, y, args, kwargs):
-    x, a, b, scaling, weight = args
-
-    def vjp(g):
-        flat = rows(g)
-        z = scaling * (rows(x) @ a.T)
-        dz = scaling * (flat @ b)
-        dx = None
-        if 0 in argnums:
-            dx = tiled_matmul_backward(flat, weight)
-            dx += dz @ a
-            dx = dx.reshape(x.shape)
-        grads = dx, dz.T @ rows(x), flat.T @ z
-        return tuple(grads[n] for n in argnums)
-
-    return vjp
+def _linear_backward(g, argnums, x, a, b, scaling, weight):
+    flat = rows(g)
+    z = scaling * (rows(x) @ a.T)
+    dz = scaling * (flat @ b)
+    dx = None
+    if 0 in argnums:
+        dx = tiled_matmul_backward(flat, weight)
+        dx += dz @ a
+        dx = dx.reshape(x.shape)
+    return dx, dz.T @ rows(x), flat.T @ z
 
 
-defvjp_argnums(_linear, _linear_vjp)
+define_gradients(_linear, lambda y, *args: args, _linear_backward)

@@ -26,7 +26,7 @@ def decode_by_table(start, parts, out):
     each byte (256,) uint64, and k; a block has 2ᵏ elements, at least 16. The caller guarantees that
     16 divides start, and that start + n ≤ N.
     """
-    codes, absmax, _, table, k = parts
+    codes, absmax, values, table, k = parts
     if out.size == 0:
         return
     packed = codes[start // 2 :]
@@ -34,7 +34,7 @@ def decode_by_table(start, parts, out):
     for i in range(pairs.size):
         pairs[i] = table[packed[i]]
     if out.size % 2:
-        out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
+        out[out.size - 1] = values[packed[pairs.size] >> 4]
     for b in range(start >> k, (start + out.size - 1 >> k) + 1):
         block = out[max((b << k) - start, 0) : (b + 1 << k) - start]
         scale = absmax[b]
@@ -47,42 +47,40 @@ def decode_by_sixteens(start, parts, out):
     """Do the same as `decode_by_table`, by sixteen elements."""
     codes, absmax, values, _, k = parts
     whole = out.size // 16 * 16
+    first_code = codes.ctypes.data + start // 2
     for i in range(0, whole, 16):
         scale = absmax[(start + i) >> k]
-        look_up_16(values, codes, (start + i) // 2, scale, out, i)  # type: ignore[call-arg]
+        to = out.ctypes.data + 4 * i
+        look_up_16(values.ctypes.data, first_code + i // 2, scale, to)  # type: ignore[call-arg]
     decode_by_table(start + whole, parts, out[whole:])
 
 
 @intrinsic
-def look_up_16(typingctx, values, codes, at, scale, out, to):
-    """Compute out[to : to + 16] = values[c]·scale for the sixteen codes c of codes[at : at + 8]."""
-    # `decode_by_sixteens` guarantees the bounds of `codes` and `out`
+def look_up_16(typingctx, values, codes, scale, out):
+    """Compute values[c]·scale for sixteen codes c; values, codes and out are addresses."""
+    # `decode_by_sixteens` guarantees that eight bytes are at codes, and sixteen numbers at out
+    number = ir.IntType(32)
+    numbers = ir.VectorType(number, 16)
+    floats = ir.VectorType(ir.FloatType(), 16)
+    eight_bytes = ir.VectorType(ir.IntType(8), 8)
 
     def generate(context, builder, signature, arguments):
-        def pointer(n, kind):  # to element arguments[n + 1] of arguments[n]
-            data = context.make_array(signature.args[n])(context, builder, arguments[n]).data
-            place = builder.gep(data, [arguments[n + 1]]) if n else data
-            return builder.bitcast(place, kind.as_pointer())
-
-        def numbers(values):
-            return ir.Constant(ir.VectorType(ir.IntType(32), 16), values)
-
-        floats, wide = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
-        eight = builder.load(pointer(1, ir.VectorType(ir.IntType(8), 8)), align=1)
+        values, codes, scale, out = arguments
+        eight = builder.load(builder.inttoptr(codes, eight_bytes.as_pointer()), align=1)
         # b₀ b₁ … → b₀ b₀ b₁ b₁ … → b₀»4 b₀ b₁»4 b₁ …: the instruction reads the low four bits
         twice = builder.shuffle_vector(eight, eight, numbers([i // 2 for i in range(16)]))
-        index = builder.lshr(builder.zext(twice, wide), numbers([4, 0] * 8))
-        kind = ir.FunctionType(floats, [floats, wide])
+        index = builder.lshr(builder.zext(twice, numbers), numbers([4, 0] * 8))
+        kind = ir.FunctionType(floats, [floats, numbers])
         vpermps = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
-        found = builder.call(vpermps, [builder.load(pointer(0, floats), align=4), index])
-        zero = ir.IntType(32)(0)
-        none = ir.Constant(floats, ir.Undefined)
-        one = builder.insert_element(none, arguments[3], zero)
+        table = builder.load(builder.inttoptr(values, floats.as_pointer()), align=4)
+        found = builder.call(vpermps, [table, index])
+        one = builder.insert_element(found, scale, number(0))
         scales = builder.shuffle_vector(one, one, numbers([0] * 16))
-        builder.store(builder.fmul(found, scales), pointer(4, floats), align=4)
+        product = builder.fmul(found, scales)
+        builder.store(product, builder.inttoptr(out, floats.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(values, codes, types.intp, types.float32, out, types.intp), generate
+    return types.void(types.intp, types.intp, types.float32, types.intp), generate
 
 
 decode_4bit = decode_by_sixteens if AVX512 else decode_by_table

@@ -2,26 +2,30 @@
 
 A kernel is a function `kernel(lo, hi, *arrays)` that fills the rows lo to hi - 1 of its outputs.
 With `NUMBA_DISABLE_JIT=1` it runs as Python, and a debugger can step through it. Compiled loops
-check no bounds: the caller of a kernel guarantees them. A sum starts at `x[0] * 0`, the zero of x's
-type: with 0.0, numba would compute it in float64.
+check no bounds: the caller of a kernel guarantees them. numba computes a sum that starts at 0.0 in
+float64, and one that starts at np.float32(0) in the type of its terms.
 
 numba caches compiled code next to the source, and notices only changes of that source file. After
 a change to this file, delete `minilora/kernels/__pycache__`.
 """
 
+from functools import partial
+from typing import Any
+
 import numba
 import numpy as np
 from numba.extending import overload
 
-TINY = 1e-30  # replaces a zero that the backward pass divides by
+ONE = np.float32(1)
+TINY = np.float32(1e-30)  # replaces a zero that the backward pass divides by
 # sums are reordered and products fused, but NaN and infinity are kept
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
 # Both compile at the first call, cache on disk, and release Python's lock; `jit` reorders no
 # operation, `fast_jit` allows reordered sums and fused products.
-jit = numba.njit(nogil=True, cache=True)
-fast_jit = numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+jit: Any = partial(numba.njit, nogil=True, cache=True)
+fast_jit = partial(jit, fastmath=FAST, error_model="numpy")
 
 
 def rows(x):
@@ -29,7 +33,7 @@ def rows(x):
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@jit(fastmath=True)
 def row_max(x):
     """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
     # NaN is ignored: a check takes four times as long, and the next loop over the row shows it
@@ -39,7 +43,7 @@ def row_max(x):
         a, b, c, d = max(a, x[i]), max(b, x[i + 1]), max(c, x[i + 2]), max(d, x[i + 3])
     for i in range(four, x.size):
         a = max(a, x[i])
-    return max(max(a, b), max(c, d))
+    return max(a, b, c, d)
 
 
 def exp(x):
@@ -47,21 +51,18 @@ def exp(x):
     return np.exp(x)
 
 
-LOG2_E = np.float32(1.4426950408889634)
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # ln 2 in two parts
-C2, C3, C4, C5, C6, C7 = (
-    np.float32(c)
-    for c in (0.50000001201, 0.16666665459, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3,
-              1.9875691500e-4)
-)  # fmt: skip
-LOWEST, HIGHEST, HALF, ONE = (np.float32(c) for c in (-87.0, 88.0, 0.5, 1.0))
+# ln 2 is the sum of two parts
+LOWEST, HIGHEST, HALF, LOG2_E, LN2_HIGH, LN2_LOW, C2, C3, C4, C5, C6, C7 = map(np.float32, (
+    -87, 88, 0.5, 1.4426950408889634, 0.693359375, -2.12194440e-4, 0.50000001201, 0.16666665459,
+    4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4,
+))  # fmt: skip
 
 
 def _exp32(x):
     # eˣ = 2ⁿ·eʳ with n = ⌊x/ln 2 + ½⌋, |r| ≤ ln 2 / 2: a short polynomial (minimax coefficients of
     # the Cephes library), and n in the bits of the exponent for 2ⁿ. NaN stays NaN. The compiler can
     # vectorize it, so it is ten times as fast as a call of the library.
-    x = LOWEST if x < LOWEST else (HIGHEST if x > HIGHEST else x)
+    x = min(max(x, LOWEST), HIGHEST)
     n = np.floor(x * LOG2_E + HALF)
     r = x - n * LN2_HIGH - n * LN2_LOW
     p = ((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2

@@ -1,9 +1,10 @@
 """Optimized cross-entropy: one pass over the head. Letters as in `layers.py`."""
 
 import numpy as np
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 from autograd.tracer import isbox
 
+from .gradients import define_gradients
 from .weights import tiles
 
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
@@ -18,7 +19,7 @@ from .weights import tiles
 
 def cross_entropy(hidden, head, targets, mask):
     """Compute `layers.cross_entropy`. Keeps the gradients, which the same pass computes."""
-    saved = {"hidden": isbox(hidden), "head": isbox(head)}
+    saved = [isbox(hidden), isbox(head)]  # each becomes a gradient
     return _cross_entropy(hidden, head, targets, mask, saved)
 
 
@@ -27,31 +28,34 @@ def _cross_entropy(hidden, head, targets, mask, saved):
     at = np.nonzero(mask)
     h = hidden[at]
     t = targets[at]
-    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops check no bounds
-        raise IndexError(f"targets {t.min()} to {t.max()} are not all in [0, {head.shape[0]})")
-    c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
-    mean = np.zeros_like(h) if saved["hidden"] else None
+    c = mask[at].astype(h.dtype) / np.sum(mask)
+    mean = np.zeros_like(h) if saved[0] else None
     log_z = _log_z(h, head, mean)
     e_target = head[t]
     nll = log_z - np.sum(h * e_target, axis=-1)
-    if saved["hidden"]:
-        saved["hidden"] = np.zeros_like(hidden)
-        saved["hidden"][at] = c[:, None] * (mean - e_target)
-    saved["head"] = _head_gradient(h, head, t, c, log_z) if saved["head"] else None
+    if mean is not None:
+        saved[0] = np.zeros_like(hidden)
+        saved[0][at] = c[:, None] * (mean - e_target)
+    if saved[1]:
+        de = saved[1] = np.empty_like(head)
+        for rows, tile in tiles(head):
+            p = np.exp(h @ tile.T - log_z[:, None])
+            de[rows] = (c[:, None] * p).T @ h
+        np.subtract.at(de, t, c[:, None] * h)
     return np.dot(nll.astype(np.float64), c.astype(np.float64))
 
 
-defvjp_argnums(
-    _cross_entropy,
-    lambda argnums, loss, args, kwargs: (
-        lambda g: tuple((args[4]["hidden"], args[4]["head"])[n] * float(g) for n in argnums)
-    ),
-)
+def _cross_entropy_backward(g, argnums, saved):
+    return {n: saved[n] * float(g) for n in argnums}
+
+
+define_gradients(_cross_entropy, lambda loss, *args: args[-1:], _cross_entropy_backward)
 
 
 def _log_z(h, head, mean):
     """Return log Σ eᶻ (n,) of the rows h (n, D); set `mean` (n, D), zeros or None, to pE."""
-    top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
+    top = np.full(len(h), -np.inf, h.dtype)
+    total = np.zeros_like(top)
     for _, tile in tiles(head):
         z = h @ tile.T
         larger = np.maximum(top, z.max(axis=1))
@@ -66,13 +70,3 @@ def _log_z(h, head, mean):
     if mean is not None:
         mean /= total[:, None]
     return top + np.log(total)
-
-
-def _head_gradient(h, head, targets, c, log_z):
-    """Return ∂L/∂E (V, D) of a trained head."""
-    de = np.empty_like(head)
-    for rows, tile in tiles(head):
-        p = np.exp(h @ tile.T - log_z[:, None])
-        np.matmul((c[:, None] * p).T, h, out=de[rows])
-    np.subtract.at(de, targets, c[:, None] * h)
-    return de

@@ -19,14 +19,15 @@ def parts(w):
     """Return the arrays and numbers of w that its decoder reads, after checking their sizes."""
     codes = w.codes.reshape(-1)
     if isinstance(w, Int8):
-        scales, unit, block_size = w.absmax, np.float32(1 / 127), w.block_size
+        parts = codes, w.absmax, np.float32(1 / 127), w.shape[1]
     elif w.kind == "Q8_0":
-        scales, unit, block_size = w.scales.reshape(-1), np.float32(1), BLOCK
+        parts = codes, w.scales.reshape(-1), np.float32(1), BLOCK
     else:
         return codes, *MOVE[w.kind]
+    _, scales, _, block_size = parts
     if scales.size * block_size != codes.size:
         raise InputError(f"the scales of an 8-bit matrix of shape {w.shape} do not fit its codes")
-    return codes, scales, unit, block_size
+    return parts
 
 
 @jit
@@ -48,7 +49,8 @@ def decode_16bit(start, parts, out):
     packed = codes[start:]
     for i in range(out.size):
         code = packed[i]
-        sign, magnitude = np.uint32(code & 0x8000) << 16, np.uint32(code & 0x7FFF) << shift
+        sign = np.uint32(code & 0x8000) << 16
+        magnitude = np.uint32(code & 0x7FFF) << shift
         out[i] = np.uint32(sign | magnitude).view(np.float32) * power
 
 
@@ -56,15 +58,13 @@ def decode_16bit(start, parts, out):
 def matvec_8bit(lo, hi, parts, x, y):
     """Fill rows lo to hi - 1 of y = W x for int8 codes, without decoding them to an array."""
     codes, scales, unit, block_size = parts
-    blocks = x.size // block_size  # per row
+    x = x.reshape(-1, block_size)
+    w = codes.reshape(-1, len(x), block_size)
     for i in range(lo, hi):
-        row = codes[i * x.size : (i + 1) * x.size]
         total = np.float32(0)
-        for b in range(blocks):
-            at = slice(b * block_size, (b + 1) * block_size)
-            packed, block = row[at], x[at]
+        for b in range(len(x)):
             part = np.float32(0)
-            for j in range(block.size):
-                part += np.float32(packed[j]) * block[j]
-            total += part * scales[i * blocks + b]
+            for j in range(block_size):
+                part += np.float32(w[i, b, j]) * x[b, j]
+            total += part * scales[i * len(x) + b]
         y[i] = total * unit

@@ -23,77 +23,61 @@ def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
     """
     nf4.check_4bit(block_size, quant_type)
     w = np.ascontiguousarray(w, np.float32)
-    if quant_type != "nf4" or w.size % block_size != 0:
+    if quant_type != "nf4" or w.size % block_size:
         return nf4.quantize(w, block_size, double_quant, quant_type)
-    codes = np.empty(w.size // 2, np.uint8)
-    absmax = np.empty(w.size // block_size, np.float32)
-    a = (w.reshape(-1), CODEBOOKS["nf4"].midpoints, block_size, codes, absmax)
-    parallel_rows(_encode, absmax.size, *a, width=2 * block_size)  # 15 comparisons per element
+    codes = np.empty((w.size // block_size, block_size // 2), np.uint8)
+    absmax = np.empty(len(codes), np.float32)
+    a = w.reshape(-1, block_size), CODEBOOKS["nf4"].midpoints, codes, absmax
+    parallel_rows(_encode, (len(codes), 2 * block_size), *a)  # 15 comparisons per element
     nf4.require_finite(absmax)
     stored_absmax = double_quantize(absmax) if double_quant else absmax
-    return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
+    return Quantized(codes.reshape(-1), stored_absmax, w.shape, block_size, quant_type)
 
 
 def parts(q):
     """Return the arrays of q that the loops read; they check no bounds, so too few codes raise."""
     nf4.check_4bit(q.block_size, q.quant_type)
-    values = CODEBOOKS[q.quant_type].values
-    scales = absmax(q)
+    absmax = q.stored_absmax
+    if isinstance(absmax, DoubleQuantized):
+        absmax = _double_dequantize(absmax.codes, absmax.nested_absmax, absmax.offset)
     n = math.prod(q.shape)
-    if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or scales.size * q.block_size < n:
+    if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or absmax.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
-    return q.codes, scales, values, BYTE_VALUES[q.quant_type], q.block_size.bit_length() - 1
-
-
-def absmax(q):
-    """Return the absmax (m,) float32 of q, dequantized if they are stored in 8 bits."""
-    stored = q.stored_absmax
-    if not isinstance(stored, DoubleQuantized):
-        return stored
-    m = stored.codes.size
-    if stored.codes.dtype != np.uint8 or stored.nested_absmax.size * NESTED_BLOCK_SIZE < m:
-        raise InputError(f"the absmax of a 4-bit weight of shape {q.shape} have too few parts")
-    out = np.empty(m, np.float32)
-    a = stored.codes, stored.nested_absmax, stored.offset, DYNAMIC_MAP, out
-    parallel_rows(_double_dequantize, out.size, *a)
-    return out
+    k = q.block_size.bit_length() - 1
+    return q.codes, absmax, CODEBOOKS[q.quant_type].values, BYTE_VALUES[q.quant_type], k
 
 
 @jit
-def _double_dequantize(lo, hi, codes, absmax, offset, dynamic, out):
-    for i in range(lo, hi):
-        out[i] = dynamic[codes[i]] * absmax[i // NESTED_BLOCK_SIZE] + offset
+def _double_dequantize(codes, nested_absmax, offset):
+    # one number less per missing code or nested absmax, which `parts` notices
+    absmax = np.empty(min(codes.size, nested_absmax.size * NESTED_BLOCK_SIZE), np.float32)
+    for i in range(absmax.size):
+        absmax[i] = DYNAMIC_MAP[np.uint8(codes[i])] * nested_absmax[i // NESTED_BLOCK_SIZE] + offset
+    return absmax
 
 
 @jit
-def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
+def _encode(lo, hi, w, midpoints, codes, absmax):
     """Compute the absmax of blocks lo to hi - 1, and two ranks (0 to 15) per byte."""
     # A first loop computes all ranks of a block, a second reads two of them as one number: so both
     # loops are vectorized. (All processors that numba supports store the low half first.)
-    half = block_size // 2
+    bits = w.view(np.uint32)
     absmax_bits = absmax.view(np.uint32)
-    ranks = np.empty(block_size, np.int32)
+    ranks = np.empty(w.shape[1], np.int32)
     pairs = ranks.view(np.uint64)
     for b in range(lo, hi):
-        block = w[b * block_size : (b + 1) * block_size]
         # without the sign bit, floats are ordered like integers, and NaN is the largest
-        bits = block.view(np.uint32)
         largest = np.uint32(0)
-        for i in range(block_size):
-            largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
+        for i in range(ranks.size):
+            largest = max(largest, bits[b, i] & np.uint32(0x7FFFFFFF))
         absmax_bits[b] = largest
         scale = np.float32(1) / max(absmax[b], TINY)
-        for i in range(block_size):
-            ranks[i] = _rank(block[i] * scale, midpoints)
-        packed = codes[b * half : (b + 1) * half]
-        for i in range(half):
-            packed[i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)
-
-
-@jit
-def _rank(x, midpoints):
-    """Count the midpoints below x. This is faster than a binary search: it has no branches."""
-    rank = np.int32(0)
-    for i in range(15):
-        rank += x > midpoints[i]
-    return rank
+        for i in range(ranks.size):
+            # counting the midpoints below x is faster than a binary search: it has no branches
+            x = w[b, i] * scale
+            rank = np.int32(0)
+            for m in range(15):
+                rank += x > midpoints[m]
+            ranks[i] = rank
+        for i in range(pairs.size):
+            codes[b, i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)

@@ -1,8 +1,9 @@
 """Optimized RMSNorm: `layers.rms_norm` as one primitive, also for the norms of the heads."""
 
 import numpy as np
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 
+from .gradients import define_gradients
 from .loops import TINY, fast_jit, rows
 from .threads import parallel_rows
 
@@ -20,36 +21,27 @@ def rms_norm(x, weight, eps):
 @primitive
 def _rms_norm(x, weight, eps, saved):
     y = np.empty(x.shape, x.dtype)
-    width = x.shape[-1]
-    r = saved["r"] = np.empty(x.size // width, x.dtype)
-    parallel_rows(_norm, len(r), rows(x), _divisor(weight), eps, rows(y), r, width=width)
+    r = saved["r"] = np.empty(x.size // x.shape[-1], x.dtype)
+    w = saved["w"] = np.where(weight == 0, TINY, weight)
+    parallel_rows(_norm, x.shape, rows(x), w, eps, rows(y), r)
     return y
 
 
-def _rms_norm_vjp(argnums, y, args, kwargs):
-    weight, saved = _divisor(args[1]), args[3]
-
-    def vjp(g):
-        dx = np.empty(y.shape, y.dtype)
-        a = (rows(y), weight, saved["r"], rows(g), rows(dx))
-        parallel_rows(_norm_back, len(saved["r"]), *a, width=y.shape[-1])
-        return tuple(dx if n == 0 else np.sum(rows(g * (y / weight)), axis=0) for n in argnums)
-
-    return vjp
+def _rms_norm_backward(g, argnums, y, saved):
+    w = saved["w"]
+    dx = np.empty_like(y)
+    parallel_rows(_norm_back, y.shape, rows(y), w, saved["r"], rows(g), rows(dx))
+    return dx, np.sum(rows(g * (y / w)), axis=0) if 1 in argnums else None
 
 
-defvjp_argnums(_rms_norm, _rms_norm_vjp)
-
-
-def _divisor(weight):
-    return np.where(weight == 0, weight.dtype.type(TINY), weight)
+define_gradients(_rms_norm, lambda y, x, weight, eps, saved: (y, saved), _rms_norm_backward)
 
 
 @fast_jit
 def _norm(lo, hi, x, w, eps, y, r):
     D = x.shape[1]
     for i in range(lo, hi):
-        total = x[i, 0] * 0
+        total = 0.0
         for j in range(D):
             total += x[i, j] * x[i, j]
         r[i] = 1 / np.sqrt(total / D + eps)
@@ -61,7 +53,7 @@ def _norm(lo, hi, x, w, eps, y, r):
 def _norm_back(lo, hi, y, w, r, g, dx):
     D = y.shape[1]
     for i in range(lo, hi):
-        dot = y[i, 0] * 0
+        dot = 0.0
         for j in range(D):
             dx[i, j] = y[i, j] / w[j]  # x̂
             dot += g[i, j] * w[j] * dx[i, j]

@@ -7,6 +7,7 @@ Python threads call kernels at the same time.
 """
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -21,35 +22,29 @@ from threadpoolctl import ThreadpoolController
 
 
 def max_threads(available, omp_num_threads):
-    """Return `available`, or the value of OMP_NUM_THREADS (a text or None) if it is lower."""
-    first = (omp_num_threads or "").partition(",")[0].strip()  # the others are for nested threads
-    if first.isdecimal() and int(first) > 0:  # as OpenMP does, ignore other texts
-        return min(available, int(first))
-    return available
+    """Return `available`, or the value of OMP_NUM_THREADS (a text) if it is lower."""
+    first = omp_num_threads.partition(",")[0].strip()  # the others are for nested threads
+    limit = int(first) if first.isdecimal() else 0  # as OpenMP does, ignore 0 and other texts
+    return min(available, limit or available)
 
 
 # NUMBA_NUM_THREADS is this variable, or the number of available cores
-THREADS: int = max_threads(vars(config)["NUMBA_NUM_THREADS"], os.environ.get("OMP_NUM_THREADS"))
+THREADS: int = max_threads(vars(config)["NUMBA_NUM_THREADS"], os.environ.get("OMP_NUM_THREADS", ""))
 SERIAL_BELOW = 2**20  # elements: starting a thread takes as long as computing so many
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 _free = threading.Lock()  # locked while a call uses all cores
 
 
-def parallel_rows(kernel, n, *args, width=1):
-    """Run kernel(lo, hi, *args) over n rows of `width` elements, with a span of rows per core."""
+def parallel_rows(kernel, shape, *args):
+    """Run kernel(lo, hi, *args) over the rows of this shape (..., width), a span per core."""
     # little work, or work while another call uses the cores, runs only on the calling thread
-    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW:
+    n = math.prod(shape[:-1])
+    if THREADS == 1 or n * shape[-1] < SERIAL_BELOW:
         kernel(0, n, *args)
         return
     with cores() as free:
         edges = [n * i // THREADS for i in range(THREADS + 1)] if free else [0, n]
         _run_all([partial(kernel, *span, *args) for span in pairwise(edges)])
-
-
-def num_threads():
-    """Return the number of calls that `parallel_map` computes at the same time."""
-    return THREADS
 
 
 def parallel_map(f, items):
@@ -111,7 +106,7 @@ _blas = cache(ThreadpoolController)
 def keep_freed_memory():
     """Make glibc keep freed memory for the next arrays instead of returning it to the system."""
     # getting zeroed pages from the system again takes a third of the time of a small model's step
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, 2**30)
-        mallopt(M_MMAP_THRESHOLD, 2**30)
+    if sys.platform == "linux":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD in glibc's malloc.h
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD

@@ -16,8 +16,7 @@ from ..quant.int8 import Int8
 from ..quant.low_precision import LowPrecision
 from . import low_precision, nf4
 from .lookup import decode_4bit
-from .loops import fast_jit, jit
-from .loops import rows as flat_rows
+from .loops import fast_jit, jit, rows
 from .threads import parallel_rows
 
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
@@ -48,63 +47,60 @@ def tiles(w):
     """Yield (slice of rows, float32 matrix) of w, tile by tile."""
     w = w if type(w) in STORAGE else layers.dense(w)
     for first in range(0, w.shape[0], TILE):
-        rows = slice(first, min(first + TILE, w.shape[0]))
-        yield rows, read(w, rows)
+        span = slice(first, min(first + TILE, w.shape[0]))
+        yield span, read(w, span)
 
 
-def read(w, rows):
-    """Return these rows of a weight (out, in) as a float32 matrix."""
+def read(w, span):
+    """Return the rows `span` of a weight (out, in) as a float32 matrix."""
     if type(w) not in STORAGE:
-        return layers.dense(w)[rows]
-    out = np.empty((rows.stop - rows.start, *w.shape[1:]), np.float32)
-    a = rows.start * math.prod(w.shape[1:]), STORAGE[type(w)](w), out.reshape(-1)
-    parallel_rows(_read, -(-out.size // SPAN), *a, width=SPAN)
+        return layers.dense(w)[span]
+    out = np.empty((span.stop - span.start, *w.shape[1:]), np.float32)
+    flat = out.reshape(-1)
+    parts = STORAGE[type(w)](w)
+    start = span.start * math.prod(w.shape[1:])
+    parallel_rows(_read, (-(-flat.size // SPAN), SPAN), start, parts, flat)
     return out
 
 
 def matvec(w, x):
     """Compute W x for a stored W (out, in) and x (in,), without the dense W: (out,) float32."""
-    x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
+    x = np.ascontiguousarray(x, np.float32)
     if x.shape != w.shape[1:]:
         raise ValueError(f"x has the shape {x.shape}, but the weight has {w.shape}")
+    y = np.empty(w.shape[0], np.float32)
     parts = STORAGE[type(w)](w)
     loop = low_precision.matvec_8bit if parts[0].dtype == np.int8 else _matvec
-    parallel_rows(loop, len(y), parts, x, y, width=x.size)
+    parallel_rows(loop, w.shape, parts, x, y)
     return y
 
 
 def tiled_matmul(x, w):
     """Compute `layers.matmul` tile by tile; a single row of x directly from the codes."""
-    flat = flat_rows(x)
+    flat = rows(x)
     if type(w) not in STORAGE:
         y = flat @ layers.dense(w).T
     elif len(flat) == 1 and x.dtype == np.float32:
         y = matvec(w, flat[0])
     else:
         y = np.empty((len(flat), w.shape[0]), x.dtype)
-        for rows, tile in tiles(w):
-            np.matmul(flat, tile.T, out=y[:, rows])
+        for span, tile in tiles(w):
+            np.matmul(flat, tile.T, out=y[:, span])
     return y.reshape(*x.shape[:-1], -1)
 
 
 def tiled_matmul_backward(g, w):
     """Compute ∂L/∂x = (∂L/∂y) W of `tiled_matmul`, from g = ∂L/∂y (..., out)."""
-    flat = flat_rows(g)
+    flat = rows(g)
     if type(w) not in STORAGE:
         dx = flat @ layers.dense(w)
     else:
-        dx = np.zeros((len(flat), w.shape[1]), g.dtype)
-        for rows, tile in tiles(w):
-            dx += flat[:, rows] @ tile
+        dx = sum(flat[:, span] @ tile for span, tile in tiles(w))
     return dx.reshape(*g.shape[:-1], -1)
 
 
 matmul = primitive(tiled_matmul)
-defvjp(
-    matmul,
-    lambda y, x, w: lambda g: tiled_matmul_backward(g, w),
-    lambda y, x, w: lambda g: flat_rows(g).T @ flat_rows(x),
-)
+defvjp(matmul, lambda y, x, w: lambda g: tiled_matmul_backward(g, w))
 
 
 @jit

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..double_quant import Stored
 from ..nf4 import require_finite
 
 TINY = np.float32(1e-36)  # replaces a smaller absmax before dividing: 127/1e-36 is finite
 
 
 @dataclass(frozen=True, eq=False)
-class Int8:
+class Int8(Stored):
     """A matrix with eight bits per element."""
 
     codes: np.ndarray  # (out, in) int8
@@ -29,16 +30,6 @@ class Int8:
     def shape(self):
         """Shape (out, in)."""
         return self.codes.shape
-
-    @property
-    def block_size(self):
-        """Number of elements per absmax: a row."""
-        return self.codes.shape[1]
-
-    @property
-    def nbytes(self):
-        """Number of stored bytes."""
-        return self.codes.nbytes + self.absmax.nbytes
 
     def dequantize(self):
         """Return the dense matrix (out, in) float32."""

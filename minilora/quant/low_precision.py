@@ -9,36 +9,34 @@ exactly: the selected rows of the embedding, and the head tile by tile.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from ..double_quant import Stored
 
 BLOCK = 32  # elements per scale of Q8_0
 
 
 @dataclass(frozen=True, eq=False)
-class LowPrecision:
+class LowPrecision(Stored):
     """A matrix with sixteen or eight bits per element."""
 
     kind: str  # Q8_0, F16 or BF16
     codes: np.ndarray  # (rows, width): int8 for Q8_0, otherwise the bits as uint16
-    scales: np.ndarray  # float32: (rows, width/32) for Q8_0, otherwise (1, 1), a one
+    scales: Any = None  # (rows, width/32) float32 for Q8_0
 
     @property
     def shape(self):
         """Shape (rows, width)."""
         return self.codes.shape
 
-    @property
-    def nbytes(self):
-        """Number of stored bytes."""
-        return self.codes.nbytes + self.scales.nbytes
-
     def is_finite(self):
         """Return whether all numbers are finite."""
         if self.kind == "Q8_0":
-            return bool(np.isfinite(self.scales).all())
+            return np.isfinite(self.scales).all()
         infinity = 0x7C00 if self.kind == "F16" else 0x7F80  # its bits; larger bits are NaN
-        return int((self.codes & 0x7FFF).max(initial=0)) < infinity
+        return (self.codes & 0x7FFF).max(initial=0) < infinity
 
     def __getitem__(self, index):
         """Return the rows `index` of the dense matrix in float32: (*index.shape, width)."""
@@ -52,8 +50,3 @@ class LowPrecision:
     def dequantize(self):
         """Return the dense matrix (rows, width) float32."""
         return self[:]
-
-
-def halves(bits, kind):
-    """Create a LowPrecision matrix of 16-bit elements (rows, width); kind: F16 or BF16."""
-    return LowPrecision(kind, bits.view(np.uint16), np.ones((1, 1), np.float32))

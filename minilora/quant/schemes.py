@@ -5,7 +5,6 @@ embedding, the norms and the head would lose most by quantization (QLoRA, Sec. 2
 full precision). These stay in the type of their file: see `low_precision.py`.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +47,7 @@ def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
         if scheme == "int8":
             return int8.quantize(w)
         code, _, double_quant = scheme.partition("-")
-        return quantize_4bit(w, block_size, bool(double_quant), code)
+        return quantize_4bit(w, block_size, double_quant, code)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -68,10 +67,11 @@ def error_report(base, quantized):
     rows = []
     for path, q in named_leaves(quantized):
         if isinstance(q, (int8.Int8, nf4.Quantized)):
-            w = np.asarray(originals[path], np.float32)
+            w = originals[path]
             error = q.dequantize() - w
-            rmse, size = _rms(error), _rms(w)
-            bits = 8 * q.nbytes / math.prod(q.shape)
+            rmse = _rms(error)
+            size = _rms(w)
+            bits = 8 * q.nbytes / w.size
             rows.append(ErrorRow(path, rmse, rmse / size if size else 0.0, bits))
     return rows
 

@@ -59,6 +59,11 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def history(path):
+    """The bytes of the records in a checkpoint."""
+    return read_header(path)["history"].read().tobytes()
+
+
 def tensors(path):
     """{name: bytes} of the tensors of a file, without the history, which has timings."""
     found = {name: entry.read().tobytes() for name, entry in read_header(path).items()}

@@ -139,6 +139,7 @@ BAD_TOML = {
     "data = [1, 2]": "unrecognized arguments: 2",
     "block_size = true": "--block-size",
     "block_size = 1.5": "--block-size",
+    "no_packing = true": "no_packing is not a setting",
     'mask_prompt = "x"': "--mask-prompt",
     "iters = 1979-05-27": "--iters",
 }

@@ -264,7 +264,7 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
     assert run("generate --prompt 1+1= 3+1= --adapter-path", a, more) == 0  # one for all
     assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
     error = error_of(capsys, run("generate --prompt x y z --adapter-path", a, b))
-    assert "3 prompts need one --adapter-path or 3, got 2: write `none`" in error
+    assert "3 prompts need one --adapter-path or 3, got 2: write none" in error
     settings = (b / "train_config.toml").read_text()
     (b / "train_config.toml").write_text(settings.replace('"nf4-dq"', '"none"'))
     (b / "checkpoint.safetensors").unlink()

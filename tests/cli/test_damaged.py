@@ -21,7 +21,7 @@ from minilora.cli.commands import load_model
 from minilora.cli.run import fine_tune
 from minilora.config import InputError
 from minilora.formats import safetensors_file
-from minilora.formats.checkpoint import read_metadata, save_adapter
+from minilora.formats.checkpoint import RUN, read_metadata, save_adapter
 from minilora.formats.pretrained import load
 
 
@@ -53,10 +53,12 @@ def change(folder, edit, tensors=lambda entries: None):
 
 
 def change_json(name, **values):
-    """Return a function that changes values in one of the two JSON texts of a checkpoint."""
+    """Return a function that changes values in `state` or `facts` of a checkpoint."""
 
     def edit(metadata):
-        metadata[name] = json.dumps(json.loads(metadata[name]) | values)
+        run = json.loads(metadata[RUN])
+        run[name] |= values
+        metadata[RUN] = json.dumps(run)
 
     return lambda folder: change(folder, edit)
 
@@ -78,17 +80,18 @@ def history(raw):
 
 
 CHECKPOINTS = {
-    "of an older version": change_json("facts", version=2),
+    "of an older version": lambda folder: change(folder, lambda m: m.update(old=m.pop(RUN))),
     "settings in a list": change_json("facts", settings=[1]),
     "a setting of another type": change_json("facts", settings={"iters": "two"}),
     "a setting with a NUL": change_json("facts", settings={"model": "a\0b"}),
     "digests in a list": change_json("facts", digests=[]),
-    "facts in a list": lambda folder: change(folder, lambda m: m.update(facts="[1]")),
-    "a step beyond the last": change_json("minilora_run", step=5),
-    "a best loss in a text": change_json("minilora_run", best_loss="2"),
+    "facts in a list": lambda folder: change(folder, lambda m: m.update({RUN: '{"facts": [1]}'})),
+    "a step beyond the last": change_json("state", step=5),
+    "a best loss in a text": change_json("state", best_loss="2"),
     "transposed factors": change_tensors(transpose),
     "no history": change_tensors(lambda entries: entries.pop("history")),
-    "a history that is no UTF-8": history(b"\xff\n"),
+    "a history that was changed": history(b"\xff\n"),
+    "no size of the metrics": change_json("facts", metrics_size=None),
 }
 
 

@@ -89,16 +89,17 @@ def test_a_method_resumes_to_the_same_bytes(name, base, tmp_path):
     """Resume from step 2 of 4: the checkpoint has the encoder; the base is initialized again."""
     args = parse(["train", "--model", str(base), "--quantize", "nf4", *RESUMED[name].split()])
     loaded, path = load_for_training(args), tmp_path / "checkpoint"
+    facts = {"settings": {}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
 
     def save(records, adapters, state):
         if state["step"] == 2:
-            save_state(path, adapters, state, {})
+            save_state(path, adapters, state, facts)
 
     settings = {"iters": 4, "optimizer": args.optimizer}
     start = init_state(loaded.adapters, TrainConfig(**settings))
     whole = trained(loaded, start, save, **settings)
     again = load_for_training(args)
-    adapters, state, _ = load_state(path, again.adapters, args.optimizer)
+    adapters, state, *_ = load_state(path, again.adapters, args.optimizer)
     resumed = trained(again._replace(adapters=adapters), state, **settings)
     for leaf, w in flatten(arrays(whole)).items():
         assert flatten(resumed)[leaf].tobytes() == w.tobytes(), leaf

@@ -1,6 +1,7 @@
 """System errors and kills at every file operation of a run."""
 
 import errno
+import json
 import os
 import shutil
 from contextlib import suppress
@@ -8,11 +9,11 @@ from itertools import product
 
 import pytest
 from faults import Faults
-from small_run import metrics, run, tensors, write_base, write_rows
+from small_run import history, metrics, run, tensors, write_base, write_rows
 
 import minilora
 from minilora.config import InputError, LoraConfig
-from minilora.formats.checkpoint import load_adapter, read_history, read_metadata, save_adapter
+from minilora.formats.checkpoint import load_adapter, read_metadata, save_adapter
 from minilora.formats.pretrained import load
 
 STEPS = (
@@ -54,9 +55,11 @@ def contents(folder):
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
         if name == "checkpoint.safetensors":
-            rows = read_history(path)
-            found[name] = tensors(path), read_metadata(path), untimed(rows)
-            assert rows == metrics(folder) or folder.name == "run"
+            numbers, facts = read_metadata(path)
+            facts.pop("metrics_sha256")  # of records with timings
+            rows = untimed(map(json.loads, history(path).splitlines()))
+            found[name] = tensors(path), numbers, facts, rows
+            assert folder.name == "run" or rows == untimed(metrics(folder))
         elif name == "metrics.jsonl":
             found[name] = untimed(metrics(folder))
         elif not path.is_dir() and not name.endswith(LEFT_BY_A_KILL):

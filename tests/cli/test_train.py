@@ -3,6 +3,7 @@
 import re
 import shutil
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from small_run import (
     at,
     error_of,
     files,
+    history,
     metrics,
     run,
     tensors,
@@ -28,14 +30,13 @@ from minilora.cli.loading import (
     make_adapter_config,
     unused_settings,
 )
-from minilora.cli.run import check_memory, steps_of_epochs
+from minilora.cli.run import RunWriter, check_memory, steps_of_epochs
 from minilora.cli.stored_paths import digest
 from minilora.config import InputError
 from minilora.data.packing import pack_examples
 from minilora.evaluation import plot
 from minilora.formats.checkpoint import (
     load_state,
-    read_history,
     read_metadata,
     save_adapter,
     save_state,
@@ -76,7 +77,8 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
     # the first evaluation is that of the base
     assert [row["step"] for row in rows if "eval_loss" in row] == [0, 2, 4]
     of_step = "step", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "peak_rss_mb"
-    assert set(rows[1]) == set(of_step) and read_history(out / CHECKPOINT) == rows
+    assert set(rows[1]) == set(of_step)
+    assert history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
     printed = capsys.readouterr().out
     for when, row in (("before", rows[0]), ("after", rows[-1])):
         assert f"{when}: held-out loss {row['eval_loss']:.4f} nats" in printed
@@ -88,6 +90,56 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
         (out / name).unlink()
     assert "train --resume" in error_of(capsys, run("evaluate", *at(out)))
     assert run("train --resume", *at(out)) == 0
+    assert files(out) == before
+
+
+def bytes_written():
+    """The bytes that this process has written so far."""
+    return int(Path("/proc/self/io").read_text().split()[3])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no counts of the system")
+def test_a_save_does_not_write_the_records_of_earlier_saves(base, data, tmp_path, monkeypatch):
+    written, save = [], RunWriter.save
+
+    def counting(writer):
+        before = bytes_written()
+        save(writer)
+        written.append(bytes_written() - before)
+
+    monkeypatch.setattr(RunWriter, "save", counting)
+    more = "--iters 60 --save-every 1 --steps-per-eval 60 --quiet"
+    assert train(base, data, tmp_path / "run", more) == 0
+    *written, _ = written  # the last save has all records
+    assert len(written) == 60
+    assert max(written) - min(written) < 700  # the records of 60 steps are 10,000 bytes
+    assert len(metrics(tmp_path / "run")) == 62
+
+
+METRICS_OF_A_KILLED_RUN = {  # changes of the file: whether the run can go on
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b'{"st'), True),
+    "shorter": (lambda path: path.write_bytes(path.read_bytes()[:99]), False),
+    "missing": (lambda path: path.unlink(), False),
+    "changed": (lambda path: path.write_text(path.read_text().replace("loss", "gain")), False),
+}
+
+
+@pytest.mark.parametrize("what", METRICS_OF_A_KILLED_RUN)
+def test_a_killed_run_needs_its_metrics(base, data, tmp_path, monkeypatch, capsys, what):
+    out, (change, sound) = tmp_path / "run", METRICS_OF_A_KILLED_RUN[what]
+    with monkeypatch.context() as patch:  # as if a kill came after the last step
+        patch.setattr(RunWriter, "end", lambda writer: None)
+        assert train(base, data, out) == 0
+    rows = metrics(out)
+    change(out / "metrics.jsonl")
+    before = files(out)
+    status = run("train --resume", *at(out))
+    if sound:
+        assert status == 0 and metrics(out) == rows
+        assert history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
+        return
+    line = error_of(capsys, status)
+    assert f"{out / 'metrics.jsonl'} has not the records" in line and "restore it" in line
     assert files(out) == before
 
 
@@ -216,7 +268,7 @@ def test_the_memory_of_a_step_is_that_of_the_longest_row(base, more, method, tok
     examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
     train_config = TrainConfig(batch_size=4, **more)
     check_memory(loaded, examples, train_config)
-    assert capsys.readouterr().out.startswith(f"a step over {tokens} tokens:\n")
+    assert f"\na step over {tokens} tokens:\n" in capsys.readouterr().out
 
 
 CARDS = {  # flags: what the model card says
@@ -254,19 +306,19 @@ def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
     config, params, tokenizer = load(base, "nf4-dq", low_precision=True)
     lora_config = LoraConfig(lora_dropout=0.2)
     start, _ = get_peft_model(params, lora_config)
-    first, state, _ = load_state(out / CHECKPOINT, start)
+    first, state, *_ = load_state(out / CHECKPOINT, start)
     assert run("train --resume --iters 9", *at(out)) == 0
     said = "from step 5 on, the learning rate is that of a run of 9 steps"
     assert said in capsys.readouterr().out
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
     examples, _ = encode_rows(load_rows(str(data), "train"), tokenizer, settings)
-    longer, history = minilora.train(first, params, examples, config, settings, state=state)
+    longer, records = minilora.train(first, params, examples, config, settings, state=state)
     save_adapter(tmp_path / "expected", longer, params, lora_config, str(base))
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
     rows = [row for row in metrics(out) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 10))
-    assert [row["loss"] for row in rows[4:]] == [row["loss"] for row in history]
+    assert [row["loss"] for row in rows[4:]] == [row["loss"] for row in records]
     assert settings_of(out)["iters"] == 9 and "9 steps" in (out / "README.md").read_text()
     assert run("train --resume", *at(out)) == 0  # the settings of the checkpoint are the new ones
     assert run("train --resume --epochs 2", *at(out)) == 0 and step_of(out) == 18
@@ -337,7 +389,7 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scrip
     assert "step 2, whose held-out loss is the lowest.\n" in card
     assert "- Held-out rows: 2: loss 1, exact_match 0.5, tokens 9\n" in card
     assert_the_best_is_kept(out)
-    assert scripted.kept == [(2, 2), (2, 3), (2, 4)]  # and the evaluation at step 0
+    assert scripted.kept == [(2, 2), (2, 3), (2, 4), (2, 4)]  # and the evaluation at step 0
 
     before = files(out)
     assert run("train --resume", *at(out)) == 0
@@ -374,6 +426,7 @@ def stored_run(folder, words=""):
     folder.mkdir()
     words = f"train --model micro --method ia3 --quantize none --iters 4 {words}"
     facts = run_folder.metadata(parse([*words.split(), "--adapter-path", str(folder)]))
+    facts |= {"metrics_size": 0, "metrics_sha256": ""}
     adapters = {"a": np.ones(1, "f4")}
     state = {"m": adapters, "v": adapters, "best_loss": np.inf, "worse": 0, "best_step": 0}
     save_state(folder / CHECKPOINT, adapters, state | {"step": 4}, facts)

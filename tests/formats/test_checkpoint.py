@@ -30,9 +30,9 @@ from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats import peft_format
 from minilora.formats.checkpoint import (
+    RUN,
     load_adapter,
     load_state,
-    read_history,
     save_adapter,
     save_state,
 )
@@ -328,7 +328,7 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     assert load_adapter(folder, base).adapter_config.bias == "none"
     name = f"base_model.model.{Q0}.bias"
     change_tensors(folder, lambda tensors: tensors.update({name: np.ones(24, "f4")}))
-    assert f"tensor {name} does not belong to this adapter" in refusal(folder, base)
+    assert f"tensor {name} does not belong" in refusal(folder, base)
 
 
 @pytest.mark.parametrize(
@@ -466,20 +466,21 @@ json_values = st.recursive(
 
 @given(
     seeds, st.booleans(), st.sampled_from(("adamw", "muon")), st.integers(0, 10**9),
-    st.floats(allow_nan=False), st.integers(0, 99), st.integers(0, 10**9),
+    st.floats(allow_nan=False), st.integers(0, 99), st.integers(1, 10**9),
     st.dictionaries(st.text(), json_values),
-    st.lists(st.builds(dict, step=st.integers(), loss=st.floats(allow_nan=False))),
+    st.text(),
 )  # fmt: skip
 def test_a_state_comes_back_bit_for_bit(
-    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts, rows
+    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts, text
 ):
     path = tmp_path_factory.mktemp("run") / "state"
     adapters, trees = random_state(seed, with_best, optimizer)
-    numbers = {"step": step, "best_loss": best_loss, "worse": worse, "best_step": best_step}
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    save_state(path, adapters, trees | numbers, facts, lines)
-    assert read_history(path) == rows
-    loaded, state, loaded_facts = load_state(path, adapters, optimizer)
+    numbers = {"step": step, "best_loss": best_loss, "worse": worse}
+    numbers["best_step"] = best_step if with_best else 0
+    facts |= FACTS
+    save_state(path, adapters, trees | numbers, facts, text)
+    loaded, state, loaded_facts, history = load_state(path, adapters, optimizer)
+    assert history.decode() == text
     assert_same_bits(loaded, adapters)
     assert state.keys() == trees.keys() | numbers.keys()
     for name, tree in trees.items():
@@ -493,14 +494,14 @@ def test_a_state_comes_back_bit_for_bit(
 )
 def test_a_state_of_another_optimizer_is_refused(tmp_path, optimizer, other, tree):
     adapters, trees = random_state(0, False, optimizer)
-    save_state(tmp_path / "state", adapters, trees | NUMBERS, {})
+    save_state(tmp_path / "state", adapters, trees | NUMBERS, FACTS)
     with pytest.raises(InputError, match=rf"tensor {tree}\.model\.\S* does not belong"):
         load_state(tmp_path / "state", adapters, other)
 
 
 def test_every_truncated_state_is_refused(tmp_path):
     tree = {"lm_head": {"weight": np.ones((2, 3), "f4")}}
-    save_state(tmp_path / "state", tree, {"m": tree, "v": tree} | NUMBERS, {})
+    save_state(tmp_path / "state", tree, {"m": tree, "v": tree} | NUMBERS, FACTS)
     whole = (tmp_path / "state").read_bytes()
     for length in range(len(whole)):
         (tmp_path / "cut").write_bytes(whole[:length])
@@ -515,12 +516,12 @@ BROKEN = {  # changes of a sound state: part of the message
     "infinite": lambda t: t["v.lm_head.weight"].fill(np.inf),
     "float64": lambda t: t.update({"m.lm_head.weight": np.ones((2, 3))}),
 }
-NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 1}
+FACTS = {"settings": {}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
+NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}
 NO_NUMBERS = (
-    "[1]", "{", "null", "{}", '{"step": 1}',
-    *(json.dumps(NUMBERS | changed) for changed in (
-        {"step": -1}, {"step": True}, {"best_loss": "2"}, {"best_step": -1},
-        {"worse": None}, {"best": 5},
+    "[1]", "{", "null", "{}", '{"state": {}}', json.dumps({"state": NUMBERS}),
+    *(json.dumps({"state": NUMBERS | changed, "facts": FACTS}) for changed in (
+        {"step": "1"}, {"best_loss": "2"}, {"worse": None}, {"best": 5},
     )),
 )  # fmt: skip
 
@@ -528,7 +529,8 @@ NO_NUMBERS = (
 def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
     path, like = tmp_path / "state", {"lm_head": {"weight": np.ones((2, 3), "f4")}}
     sound = {f"{tree}.lm_head.weight": np.ones((2, 3), "f4") for tree in ("adapters", "m", "v")}
-    marks = {"minilora_run": json.dumps(NUMBERS), "facts": "{}"}
+    sound["history"] = np.zeros(0, "u1")
+    marks = {RUN: json.dumps({"state": NUMBERS, "facts": FACTS})}
 
     def refused(tensors, marks):
         safetensors.numpy.save_file(tensors, path, marks or None)
@@ -544,9 +546,8 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
         change(tensors)
         assert ".lm_head" in refused(tensors, marks)
     for text in NO_NUMBERS:
-        assert "not a checkpoint" in refused(sound, marks | {"minilora_run": text})
-    for other in ({}, {"facts": "{}"}):
-        assert "not a checkpoint" in refused(sound, other)
+        assert "not a checkpoint" in refused(sound, {RUN: text})
+    assert "not a checkpoint" in refused(sound, {})
     with pytest.raises(InputError, match="not a checkpoint"):
         load_state(folder / "adapter_model.safetensors", like)
     with pytest.raises(InputError, match="cannot be read"):
@@ -555,9 +556,9 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
 
 def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_path):
     adapters, trees = random_state(0)
-    save_state(tmp_path / "state", adapters, trees | NUMBERS, {})
+    save_state(tmp_path / "state", adapters, trees | NUMBERS, FACTS)
     before = (tmp_path / "state").read_bytes()
     bad = moved(adapters, lambda w: w * np.float32(np.nan))
     with pytest.raises(InputError, match="lora_A"):
-        save_state(tmp_path / "state", bad, trees | NUMBERS, {})
+        save_state(tmp_path / "state", bad, trees | NUMBERS, FACTS)
     assert (tmp_path / "state").read_bytes() == before and os.listdir(tmp_path) == ["state"]

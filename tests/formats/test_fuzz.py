@@ -230,9 +230,10 @@ def test_adapters(fuzz, tmp_path, method):
 
 def test_checkpoints(fuzz, tmp_path):
     adapters, _ = get_peft_model(unflatten(leaves()), LoraConfig(r=2))
-    state = init_state(adapters, TrainConfig()) | {"best": adapters}
+    state = init_state(adapters, TrainConfig()) | {"best": adapters, "best_step": 1}
     path = tmp_path / "checkpoint.safetensors"
-    save_state(path, adapters, state, {"settings": {"iters": 3}, "digests": {}})
+    facts = {"settings": {"iters": 3}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
+    save_state(path, adapters, state, facts)
     shape = tree_map(np.shape, arrays(adapters))
 
     def read():

@@ -71,7 +71,7 @@ def test_every_row_is_done_once_on_any_number_of_cores(monkeypatch, cpus):
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
     for n in (0, 1, 2, 3, 5, 64, 1001):
         times = np.zeros(n, np.int64)
-        threads.parallel_rows(_count, n, times)
+        threads.parallel_rows(_count, (n, 1), times)
         assert (times == 1).all()
 
 
@@ -118,7 +118,7 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
     def call(i):
         barrier.wait(30)  # all of them run at the same time, or this raises
         times = np.zeros(100, np.int64)
-        threads.parallel_rows(_count, 100, times)  # in use: one thread, no deadlock
+        threads.parallel_rows(_count, (100, 1), times)  # in use: one thread, no deadlock
         inner = threads.parallel_map(lambda k: k, [1, 2])
         return 10 * i, threading.get_ident(), blas_threads(), times.tolist(), inner
 
@@ -135,7 +135,7 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, 4), ("", 4), ("1", 1), ("3", 3), ("9", 4), ("2,8", 2), (" 2", 2), ("0", 4), ("two", 4)],
+    [("", 4), ("1", 1), ("3", 3), ("9", 4), ("2,8", 2), (" 2", 2), ("0", 4), ("two", 4)],
 )
 def test_omp_num_threads_bounds_the_threads(value, expected):
     assert threads.max_threads(4, value) == expected

@@ -43,7 +43,7 @@ def test_golden():
     # round to even: 63.5 -> 64, 0.5 -> 0, 1.5 -> 2
     assert q.codes.tolist() == [[127, -64, 32, 0], [0, 0, 0, 0], [-127, 64, 0, 2]]
     assert q.absmax.tolist() == [1, 0, 254]
-    assert q.nbytes == 12 + 3 * 4 and q.shape == (3, 4) and q.block_size == 4
+    assert q.nbytes == 12 + 3 * 4 and q.shape == (3, 4)
 
 
 def test_rows_too_small_to_divide_by_lose_less_than_their_size():
