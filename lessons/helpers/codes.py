@@ -1,4 +1,4 @@
-"""Codes of four bits and small floats: rounding for the studies `what_makes_a_code_good` and `four_bits_today`."""
+"""Codes of four bits, and small floats."""
 
 import numpy as np
 
@@ -21,12 +21,6 @@ def rounded(w, values, block_size=64):
     x, absmax = nf4.normalize(w, block_size)
     code = nf4.Codebook.from_values(values)
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
-
-
-def round_float(x, mantissa_bits, smallest_exponent, largest):
-    """Round x to the nearest float with so many mantissa bits, as the study `four_bits_today` derives it."""
-    step = np.exp2(np.maximum(np.frexp(x)[1] - 1, smallest_exponent) - mantissa_bits)
-    return np.clip(np.rint(x / step) * step, -largest, largest)
 
 
 def rms(x):
