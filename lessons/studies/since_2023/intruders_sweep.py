@@ -1,7 +1,7 @@
-"""The study `intruder_dimensions`: intruder dimensions of LoRA and full fine-tuning, and what scaling them down does.
+"""Runs of the study `intruder_dimensions`: intruders, and scores after they are scaled down.
 
 About four minutes of one core. A run is 200 steps of 16 rows of the questions on `micro`. LoRA is
-on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of sweeps/compare.py.
+on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of lessons/helpers/compare.py.
 """
 
 import numpy as np
