@@ -90,7 +90,7 @@ with figure("intruders", xlabel, ylabel, titles, columns=2, height=3.6) as panel
         found = cosines(start[path], flatten(tree)[path])
         axes.imshow(found[:24, :24], cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
-print(f"{path}: {counts['LoRA'][path]} intruders of LoRA")
+print(f"{path}: intruders of LoRA: {counts['LoRA'][path]}")
 
 # %% [markdown]
 # ![Matrices of cosines after LoRA and after full fine-tuning](../../../figures/intruders.png)
