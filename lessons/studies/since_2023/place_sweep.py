@@ -1,4 +1,4 @@
-"""The study `equal_until_full`: attention or the MLP with one budget, on the questions.
+"""Runs of the study `equal_until_full`: attention or the MLP with one budget, on the questions.
 
 About a minute of one core. The runs are those of targets_sweep.py, with seeds that did not choose
 the learning rate there.
