@@ -18,10 +18,9 @@ from functools import partial
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, figure, held_out_notes, short, table
+from lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora import TrainConfig, nf4
 from minilora.double_quant import double_dequantize, double_quantize
-from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 
@@ -217,19 +216,6 @@ cost_e8m0, cost_e4m3 = mxfp4 / exact_32 - 1, nvfp4 / exact_16 - 1
 gain_16, gain_nf4 = 1 - exact_16 / exact_32, 1 - found["NF4", 16, two_scales] / nvfp4
 print(f"a power of two costs {cost_e8m0:.1%}, E4M3 {cost_e4m3:.1%};")
 print(f"blocks of 16 gain {gain_16:.1%}, NF4's values {gain_nf4:.1%}")
-title = "Normal weights: elements, blocks and scales"
-with figure("element_block_scale", "bits per weight", "‖ŵ − w‖/‖w‖", title) as axes:
-    for element, style in zip(ELEMENTS, plot.LINES):
-        line = [found[element, size, two_scales] for size in SIZES]
-        axes.plot([4 + 8 / size for size in SIZES], line, label=f"{element}, E4M3 scales", **style)
-    for name, bits, y in (("MXFP4", 4.25, mxfp4), ("NVFP4", 4.5, nvfp4)):
-        axes.plot(bits, y, "o", color=plot.INK)
-        axes.annotate(name, (bits, y), (6, 5), textcoords="offset points", fontsize=9)
-    axes.legend(frameon=False, loc="upper right")
-
-# %% [markdown]
-# ![Error over bits per weight: three lines for three kinds of elements, NF4 the lowest. MXFP4 lies
-# far above the line of its elements, NVFP4 on it](../../../figures/element_block_scale.png)
 
 # %%
 # Checks. The standard error of each of these errors is below 0.3 %.

@@ -23,7 +23,6 @@ from lessons.helpers.common import (
     QUICK,
     belongs,
     claim,
-    figure,
     of,
     read_sweep,
     spread,
@@ -31,7 +30,6 @@ from lessons.helpers.common import (
     verdict,
 )
 from lessons.studies.since_2023 import capacity_sweep as capacity
-from minilora.evaluation import plot
 
 sweep = read_sweep("capacity")
 
@@ -83,12 +81,11 @@ assert before < 0, "the base must know less than the form of the answers"
 
 # %%
 OFFERED = {n: (1, "all", 1, n, 500) for n in (10, 19, 38, 76)}
-offered, learned, share, cells = [], {}, {}, []
+learned, share, cells = {}, {}, []
 for n, case in OFFERED.items():
-    offered.append(column("offered", case)[0])
-    learned[n] = column("bits", case)
-    share[n] = learned[n] / offered[-1]
-    row = f"{offered[-1]:.2f}", spread(learned[n]), f"{share[n].mean():.0%}"
+    learned[n], offered = column("bits", case), column("offered", case)[0]
+    share[n] = learned[n] / offered
+    row = f"{offered:.2f}", spread(learned[n]), f"{share[n].mean():.0%}"
     cells.append([f"{n} facts", *row])
 table(["r = 1, layer 1", "bits per parameter", "learned", "share"], cells)
 longer = column("bits", (1, "all", 1, 38, 1500))
@@ -98,18 +95,7 @@ many = claim("38 facts: half is learned", share[38], above=0.5)
 two = claim("38 facts, 1,500 times: 2 bits are learned", longer, above=1.9)
 more = claim("1,500 times store more than 500", longer - learned[38])
 
-means = [bits.mean() for bits in learned.values()]
-title, xlabel = "Rank 1 in one layer, every fact 500 times", "bits offered per parameter"
-with figure("capacity", xlabel, "bits learned per parameter", title) as axes:
-    axes.plot([0, 2], [0, 2], color=plot.GREY, linewidth=0.8, label="everything")
-    axes.plot(offered, means, marker="o", label="learned", **plot.LINES[0])
-    axes.plot(2, longer.mean(), "D", color=plot.LINES[1]["color"], label="1,500 times")
-    axes.axhline(2, linewidth=1, color=plot.INK, linestyle=":", label="2 bits per parameter")
-
 # %% [markdown]
-# ![Bits learned of bits offered: a mean of 0.6 at most in 500 steps, 0.9 in
-# 1,500](../../../figures/capacity.png)
-#
 # In 500 steps, rank 1 in layer 1 of this model of 0.1 million parameters learns 0.6 bits per
 # parameter at most, in the mean. In 1,500 steps it learns 0.9 of 2 bits. So the mean does not reach
 # the 2 bits of Allen-Zhu and Li. But longer training stores more, so these are lower bounds.
@@ -127,7 +113,8 @@ assert np.allclose(learned_shares, expected, atol=0.01), "the shares that are le
 assert few == HOLDS and many == FAILS, "of few facts nearly all is learned, of many less than half"
 assert two == FAILS, "2 bits must not be reached"
 assert more == HOLDS, "longer training must store more"
-assert abs(max(means) - 0.55) < 0.02 and abs(longer.mean() - 0.87) < 0.02, "0.6 and 0.9 bits"
+most = max(bits.mean() for bits in learned.values())
+assert abs(most - 0.55) < 0.02 and abs(longer.mean() - 0.87) < 0.02, "0.6 and 0.9 bits"
 
 # %% [markdown]
 # ## Rank and layers
@@ -200,8 +187,8 @@ assert kept["full"].min() > 0.9, "with room, all must be learned"
 # **Predict.** Which of them keeps what was learned?
 #
 # <details><summary>Answer</summary>
-# bfloat16 and int8. NF4 loses more than half of rank 1. (NF4 is tempting, because it is good enough
-# for a base. But the base has 100 times as many numbers for what it does.)
+# bfloat16 and int8. In NF4, rank 1 loses more than half. (NF4 is tempting, because it is good
+# enough for a base. But an adapter of rank 1 has few numbers, and each of them counts.)
 # </details>
 
 # %%

@@ -127,25 +127,19 @@ for shift, sizes in TRAINED.items():
         rows.append([shift, label(size), int(column("trained", *case)[0]), *cells])
 table(["shift", "size", "trained", "held-out loss", "seeds", "exact", "old notes"], rows)
 
-small_8, small_32, small_full = (("small", size) for size in (8, 32, "full"))
-large_8, large_32, large_full = (("large", size) for size in (8, 32, "full"))
-small_ratio, ratio = (
-    np.log(loss[small_8] / loss[small_full]),
-    np.log(loss[large_8] / loss[large_full]),
-)
-closed = (loss[large_8] - loss["large", "8 + embedding"]) / (loss[large_8] - loss[large_full])
-gain = loss[large_8][:3] - np.minimum(loss[large_32], loss["large", "32, half the rate"])
+lora, full, kept = loss["large", 8], loss["large", "full"], notes["small", 8]
+small_ratio, ratio = np.log(loss["small", 8] / loss["small", "full"]), np.log(lora / full)
+closed = (lora - loss["large", "8 + embedding"]) / (lora - full)
+gain = lora[:3] - np.minimum(loss["large", 32], loss["large", "32, half the rate"])
 verdicts = {
     "small": claim("small: r = 8 over full, > 1.5 times", small_ratio, np.log(1.5), times=True),
     "large": claim("large: r = 8 over full, > 1.8 times", ratio, np.log(1.8), times=True),
     "closed": claim("the embedding closes most of the gap", closed, above=0.5),
     "rank": claim("large: r = 32 gains less than 0.1 nats", gain, 0, 0.1),
-    "full forgets": claim(
-        "small: full forgets more than r = 8", notes[small_full] - notes[small_8]
-    ),
-    "32 forgets": claim("small: r = 32 forgets more", notes[small_32] - notes[small_8][:3]),
+    "full": claim("small: full forgets more than r = 8", notes["small", "full"] - kept),
+    "32": claim("small: r = 32 forgets more than r = 8", notes["small", 32] - kept[:3]),
 }
-answers = claim("small: full has more right answers", exact[small_full] - exact[small_8])
+answers = claim("small: full has more right answers", exact["small", "full"] - exact["small", 8])
 
 # %%
 xlabel, ylabel = "loss on the new task (nats per token)", "loss on the old notes (nats per byte)"
@@ -187,34 +181,31 @@ with figure("forgetting", xlabel, ylabel, title) as axes:
 # Checks
 assert set(verdicts.values()) == {HOLDS}, verdicts
 assert answers == OPEN, "more right answers of full fine-tuning must not be shown"
-assert min(exact[small_8].min(), exact[small_full].min()) > 0.97, "both answer all"
+assert min(exact["small", 8].min(), exact["small", "full"].min()) > 0.97, "both answer all"
 assert exact["small", 1].max() < 0.75, "small shift: rank 1 is not enough"
-assert loss["large", 1].min() > 1.5 * loss[large_8].max(), "large shift: rank 1 is not enough"
+assert loss["large", 1].min() > 1.5 * lora.max(), "large shift: rank 1 is not enough"
 assert (ratio > 0).all(), "full fine-tuning must have the lower loss"
 assert 0.45 < np.exp(-ratio.mean()) < 0.55, "about half of it"
-assert exact_solution < loss[large_full].min(), "and none must reach the exact solution"
-share = column("trained", *large_32)[0] / column("trained", *large_full)[0]
+assert exact_solution < full.min(), "and none must reach the exact solution"
+share = column("trained", "large", 32)[0] / column("trained", "large", "full")[0]
 assert 0.9 < share < 0.95, "rank 32 trains nine tenths as many parameters as the model has"
-by_rank, by_full = (notes[case][:3] - known for case in (small_32, small_full))
+by_rank, by_full = (notes[case][:3] - known for case in (("small", 32), ("small", "full")))
 assert (by_rank > 0.75 * by_full).all(), "r = 32 must forget three quarters as much as full"
 for size in SIZES:
     forgotten = notes["large", size].min() - known
     assert forgotten > 4, f"large shift, {label(size)}: more than 4 nats per byte are forgotten"
 
 # %% [markdown]
-# Three runs of the sweep again:
+# Three runs of the sweep again (in a quick run, for 15 steps):
 
 # %%
-AGAIN = ((large_8, large_full), (large_full, large_8), (small_full, small_8))
-for case, other in AGAIN if not QUICK else AGAIN[:2]:
-    live = experiment.run((case[0], 4000, 0.0, case[1], 0), iters=short(200, 15))
-    print(f"{case}: loss {live['loss']:.4f}, in the sweep {loss[case][0]:.4f}")
-    assert case == small_full or live["loss"] < unknown / 2, (
-        f"{case} must learn the language in part"
-    )
-    assert QUICK or belongs(live["loss"], loss[case], loss[other]), f"{case}: not the sweep's loss"
-    if case == small_full:
-        assert belongs(live["notes"], notes[case], notes[other]), "the loss on the old notes"
+for shift, size, other in (("large", 8, "full"), ("large", "full", 8), ("small", "full", 8)):
+    live = experiment.run((shift, 4000, 0.0, size, 0), iters=short(200, 15))
+    own, rival = loss[shift, size], loss[shift, other]
+    print(f"{shift}, {label(size)}: loss {live['loss']:.4f}, in the sweep {own[0]:.4f}")
+    assert live["loss"] < unknown / 2, f"{size} must learn the {shift} shift in part"
+    assert QUICK or belongs(live["loss"], own, rival), f"{size} must agree with the sweep"
+assert QUICK or belongs(live["notes"], notes["small", "full"], kept), "and so must its old notes"
 
 # %% [markdown]
 # ## What was shown

@@ -73,11 +73,7 @@ def run(job, iters=200, rate=None):
         also_train_lr_scale=RATES["full"] / RATES["lora"],  # the embedding's, where it is trained
     )  # fmt: skip
     return {
-        "shift": shift,
-        "rows": n,
-        "noise": noise,
-        "size": size,
-        "seed": seed,
+        **dict(zip(("shift", "rows", "noise", "size", "seed"), job)),
         "trained": num_parameters(done.adapters),
         "train_loss": round(float(np.mean([row["loss"] for row in done.history[-10:]])), 5),
         "loss": round(done.scores["loss"], 5),
@@ -86,18 +82,15 @@ def run(job, iters=200, rate=None):
     }
 
 
-SEEDS, MORE = range(3), range(3, 8)
+CASES = (  # shift, rows, share of wrong answers, sizes, number of seeds
+    ("small", 64, 0.0, (8, "full"), 3), ("small", 64, 0.25, (8, "full"), 3),
+    ("small", 4000, 0.25, (8, "full"), 3), ("large", 64, 0.0, (8, "full"), 3),
+    ("small", 4000, 0.0, (1, 32), 3), ("large", 4000, 0.0, (1, 32, "32, half the rate"), 3),
+    ("small", 4000, 0.0, (8, "full"), 8), ("large", 4000, 0.0, (8, "8 + embedding", "full"), 8),
+)  # fmt: skip
 JOBS = [
-    *(("small", n, noise, size, seed)
-      for n in (64, 4000) for noise in (0.0, 0.25) for size in (8, "full") for seed in SEEDS),
-    *(("large", n, 0.0, size, seed) for n in (64, 4000) for size in (8, "full") for seed in SEEDS),
-    *((shift, 4000, 0.0, size, seed)
-      for shift in ("small", "large") for size in (1, 32) for seed in SEEDS),
-    *(("large", 4000, 0.0, size, seed) for size in RANKS for seed in SEEDS),
-    # what the study `lora_or_full` compares, with more seeds
-    *(("large", 4000, 0.0, size, seed) for size in (8, "8 + embedding", "full") for seed in MORE),
-    *(("small", 4000, 0.0, size, seed) for size in (8, "full") for seed in MORE),
-]  # fmt: skip
+    (*case, size, seed) for *case, sizes, seeds in CASES for size in sizes for seed in range(seeds)
+]
 
 
 def column(name, shift, size, rows=4000, noise=0):

@@ -41,9 +41,10 @@ CASES = (("small", 64, 0), ("large", 64, 0), ("small", 64, 0.25), ("small", 4000
 loss, train_loss, exact, cells = {}, {}, {}, []
 for shift, rows, noise in CASES:
     for size in (8, "full"):
-        where, case = (shift, size, rows, noise), (shift, rows, noise, size)
-        loss[case], exact[case] = column("loss", *where), column("exact_match", *where)
-        train_loss[case] = column("train_loss", *where)
+        case = (shift, rows, noise, size)
+        loss[case], train_loss[case], exact[case] = (
+            column(name, shift, size, rows, noise) for name in ("loss", "train_loss", "exact_match")
+        )
         means = f"{train_loss[case].mean():.4f}", f"{loss[case].mean():.3f}"
         seeds = f"{loss[case].min():.3f} to {loss[case].max():.3f}"
         right = f"{exact[case].mean():.0%}" if shift == "small" else ""
@@ -113,21 +114,19 @@ if not QUICK:  # a run of the sweep again
 # %%
 config, base, _ = minilora.load("micro")
 STATE = ("trained weights", "their gradients", "Adam's two moments")
-trained, state, cells = {}, {}, []
-for size in (1, 8, 32, "full"):
+state = {}
+for size in (8, "full"):
     adapters = experiment.start(base, size, seed=0)
     parts = memory_estimate(adapters, base, config, tokens=0)
-    trained[size] = num_parameters(adapters)
     state[size] = sum(parts[part] for part in STATE)
-    cells.append([label(size), trained[size], state[size]])
-table(["size", "trained", "bytes of state"], cells)
+    print(f"{label(size)}: {num_parameters(adapters):,} trained, {state[size]:,} bytes of state")
 print(f"full fine-tuning needs {state['full'] / state[8]:.1f} times the state of r = 8")
 
 # %%
 # Checks
 assert state["full"] > 4 * state[8], "full must need four times the state of r = 8"
 everything = sum(w.size for w in flatten(base).values())
-assert trained["full"] == everything, "full fine-tuning must train every number"
+assert num_parameters(adapters) == everything, "full fine-tuning must train every number"
 
 # %% [markdown]
 # ## What was shown
