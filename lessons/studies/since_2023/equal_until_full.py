@@ -164,9 +164,8 @@ questions, bits, trained, rows = {}, {}, {}, []
 for p, case in FACTS.items():
     questions[p], bits[p] = np.array(of(sweep, "loss", place=p)), capacity.at_best(facts, case)
     trained[p] = int(of(facts, "trained", place=p)[0])
-    rate = f"{capacity.best_rate(facts, case):g}"
-    rows.append([p, spread(questions[p], 3), spread(bits[p]), trained[p], rate])
-table(["place", "loss on the questions", "facts: bits per parameter", "parameters", "rate"], rows)
+    rows.append([p, spread(questions[p], 3), spread(bits[p]), trained[p]])
+table(["place", "loss on the questions", "facts: bits per parameter", "parameters"], rows)
 ratio = np.log(questions["MLP"] / questions["attention"])
 copying = claim("questions: MLP's loss over attention's, > 2 times", ratio, np.log(2), times=True)
 ratio = np.log(bits["MLP"] / bits["attention"])
@@ -193,16 +192,13 @@ assert all(len(x) == 8 for x in bits.values()), "facts: eight seeds"
 assert not set(capacity.CHOOSING) & set(capacity.FRESH), "which did not choose the rate"
 
 # %% [markdown]
-# Three runs of the sweeps again:
+# Two runs of the sweeps again:
 
 # %%
 if not QUICK:
-    steps_200 = regret.run(("micro", 8, 8, 2e-3, 5))["loss_200"]
     rows_64 = regret.run(("micro", 8, 64, 8e-3, 7))["loss"]
     on_mlp = place.run(("MLP", 2.5e-2, 3))["loss"]
-    print(f"r = 8, 200 steps: {steps_200:.4f}, in the sweep {loss[8, 200][0]:.4f}")
     print(f"r = 8, 64 rows: {rows_64:.3f}, in the sweep {batch[8, 64][2]:.3f}")
-    assert agrees(steps_200, loss[8, 200], loss["full", 200]), "the run must agree with the sweep"
     assert belongs(rows_64, batch[8, 64], batch["full", 64]), "the run must agree with the sweep"
     assert agrees(on_mlp, questions["MLP"], questions["attention"]), (
         "the run must agree with the sweep"

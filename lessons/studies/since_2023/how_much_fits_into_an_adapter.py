@@ -198,14 +198,12 @@ rounded, verdicts, cells = {}, {}, []
 for name, case in ROUNDED.items():
     exact = column("bits", case)
     for precision in capacity.ROUNDED:
-        rounded[name, precision] = column(f"bits_{precision}", case) / exact
+        values = column(f"bits_{precision}", case) / exact
+        rounded[name, precision] = values
+        verdicts[name, precision] = claim(f"{name}: {precision} keeps 90 %", values, above=0.9)
     shares = [spread(rounded[name, precision]) for precision in capacity.ROUNDED]
     cells.append([name, f"{exact.mean():.2f}", *shares])
 table(["", "bits per parameter", *(f"kept in {p}" for p in capacity.ROUNDED)], cells)
-for (name, precision), values in rounded.items():
-    if precision != "bfloat16":
-        sentence = f"{name}: {precision} keeps 90 %"
-        verdicts[name, precision] = claim(sentence, values, above=0.9)
 
 # %% [markdown]
 # As in Allen-Zhu and Li's models, int8 keeps nearly everything, here of a model of 0.1 million

@@ -68,10 +68,11 @@ def run(job):
     base, tree = minilora.load("micro").base, trained(*job)
     found = parts(base, tree)
     ratios = [np.linalg.norm(d) / np.linalg.norm(W - d) for W, d, *_ in found.values()]
-    row = dict(zip(("method", "r", "rate", "seed"), job))
-    row |= {"size": float(np.median(ratios)), "intruders": sum(x[-1] for x in found.values())}
-    row |= {"directions": TOP * len(found)}
-    row |= dict(zip(("task", "exact", "notes"), scores(tree)))
+    row = {
+        **dict(zip(("method", "r", "rate", "seed"), job)),
+        "size": float(np.median(ratios)), "intruders": sum(x[-1] for x in found.values()),
+        "directions": TOP * len(found), **dict(zip(("task", "exact", "notes"), scores(tree))),
+    }  # fmt: skip
     for way in WAYS:
         for factor in FACTORS:
             names = (f"{name}_{way}_{factor}" for name in ("task", "exact", "notes"))

@@ -61,11 +61,11 @@ def start(base, size, seed):
     return adapters
 
 
-def run(job, iters=200, rate=None):
+def run(job, iters=200):
     """One run: held-out loss and exact match, and the loss on the base's own notes."""
     shift, n, noise, size, seed = job
     base = minilora.load("micro").base
-    rate = rate or RATES["full" if size in ("full", "32, half the rate") else "lora"]
+    rate = RATES["full" if size in ("full", "32, half the rate") else "lora"]
     done = finetune(
         rows=rows_of(shift, "train", n, noise, seed),
         held_out=rows_of(shift, "test", 200, 0.0, seed),

@@ -90,8 +90,8 @@ for size in (8, "full"):
     assert known.all(), f"{size} must know its rows by heart"
 for name, expected in (("small", HOLDS), ("large", FAILS), ("data", HOLDS), ("cost", HOLDS)):
     assert verdicts[name] == expected, name
-gap = {size: loss["large", 64, 0, size] / train_loss["large", 64, 0, size] for size in (8, "full")}
-assert gap["full"].min() > 3 * gap[8].max(), "large shift: full must overfit far more"
+gap, gap_8 = (loss["large", 64, 0, z] / train_loss["large", 64, 0, z] for z in ("full", 8))
+assert gap.min() > 3 * gap_8.max(), "large shift: full must overfit far more"
 for name in ("rank, 64", "rank, 4000"):
     assert verdicts[name] == OPEN, "the losses of r = 8 and of full must not be shown to differ"
 assert wrong[4000].min() > 0.9 and wrong[64].max() < 0.25, "nine of ten, and two of ten"

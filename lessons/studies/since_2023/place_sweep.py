@@ -15,5 +15,5 @@ def run(job):
     """The row of a job (place, rate, seed)."""
     place, rate, seed = job
     row = targets.run(("budget", PLACES[place], rate, seed))
-    names = ("trained", "loss", "exact_match")
-    return {"place": place, "rate": rate, "seed": seed, **{name: row[name] for name in names}}
+    names = ("rate", "seed", "trained", "loss", "exact_match")
+    return {"place": place, **{name: row[name] for name in names}}
