@@ -9,8 +9,8 @@
 #
 # **Continues:** [lesson 7](../../07_double_quantization.py).
 #
-# **Time:** 10 seconds to run, a quarter of an hour to read. **You need:** lessons 6 and 7, and the
-# study [When double quantization fails](../bits/when_double_quantization_fails.py).
+# **Time:** a quarter of a minute to run, a quarter of an hour to read. **You need:** lessons 6 and
+# 7, and the study [When double quantization fails](../bits/when_double_quantization_fails.py).
 
 # %%
 from functools import partial
@@ -197,8 +197,8 @@ assert clipped["uniform"] > 0.99, "uniform: almost every block is clipped"
 #
 # <details><summary>Answer</summary>
 # More because of its scales. A power of two costs 14 %, E4M3 costs 1 %, and half the block gains
-# 7 %. (Blocks are the tempting guess, because the format's name says nothing of scales.) Yes: NF4's
-# values in blocks of 16 have an error that is 14 % smaller.
+# 7 %. (Blocks are the tempting guess: they are half as large, and both formats have 8 bits per
+# scale.) Yes: NF4's values in blocks of 16 have an error that is 14 % smaller.
 # </details>
 
 # %%

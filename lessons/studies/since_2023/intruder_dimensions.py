@@ -102,8 +102,9 @@ print(f"{path}: intruders of LoRA: {counts['LoRA'][path]}")
 # Checks
 assert abs(chance[48] - 0.36) < 0.03 and abs(chance[4096] - 0.06) < 0.01, "random directions"
 for name, own, other in (("LoRA", LORA, FULL), ("full", FULL, LORA)):
-    again, own, other = sum(counts[name].values()), *(column("intruders", x) for x in (own, other))
-    assert QUICK or agrees(again, own, other), f"{name}: {again}, in the sweep {own}"
+    again = sum(counts[name].values())
+    seeds, rival = column("intruders", own), column("intruders", other)
+    assert QUICK or agrees(again, seeds, rival), f"{name}: {again}, in the sweep {seeds}"
 
 # %% [markdown]
 # ## Which methods add intruders
@@ -113,7 +114,7 @@ for name, own, other in (("LoRA", LORA, FULL), ("full", FULL, LORA)):
 #
 # <details><summary>Answer</summary>
 # LoRA with r = 8 has more, but full fine-tuning has some, too. At lower rates, both have less than
-# half. ("A matter of the method" is tempting; the size of the update matters more.)
+# half. (It is tempting to look only at the method. The size of the update changes the count, too.)
 # </details>
 
 # %%
@@ -168,7 +169,7 @@ assert count[LORA].min() >= 30, "tuned LoRA must have 30 or more"
 #
 # <details><summary>Answer</summary>
 # With the three seeds of the sweep, from −5 to 7 % with the intruders, and a mean of a fifth with
-# the whole update, which has the lower task loss. (Much is tempting: the intruders have the largest
+# the whole update, which has the lower task loss. (Much is tempting: the intruders have large
 # singular values. But a large value need not be where the forgetting is.)
 # </details>
 
@@ -242,7 +243,7 @@ assert (others > 2).all(), "the other large directions must matter more for the 
 #
 # 1. `epsilon=0.5` in `intruders`: use 0.3. Are there any intruders left?
 # 2. `top=10`: use 48. Does more come back if all intruders are scaled?
-# 3. `LORA` in the last table: use `FULL`. Which repair helps?
+# 3. `LORA` in the last table, and in `tuned`: use `FULL`. Which repair helps?
 #
 # **Where to stop with a debugger.** `scale_down` (`j`), and `parts` in `intruders_sweep.py`
 # (`cosines`, `chosen`).

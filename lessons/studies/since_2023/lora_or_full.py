@@ -29,7 +29,7 @@ from lessons.helpers.common import (
     scores_of,
     short,
     table,
-)  # fmt: skip
+)
 from lessons.studies.since_2023 import lora_or_full_sweep as experiment
 from lessons.studies.since_2023.lora_or_full_sweep import LETTERS, cipher, column, label
 from minilora import TrainConfig
@@ -124,7 +124,8 @@ for shift, sizes in TRAINED.items():
         rows.append([shift, label(size), int(column("trained", *case)[0]), *cells])
 table(["shift", "size", "trained", "held-out loss", "seeds", "exact", "old notes"], rows)
 
-lora, full, kept = loss["large", 8], loss["large", "full"], notes["small", 8]
+lora, full = loss["large", 8], loss["large", "full"]
+kept = notes["small", 8]
 small_ratio, ratio = np.log(loss["small", 8] / loss["small", "full"]), np.log(lora / full)
 closed = (lora - loss["large", "8 + embedding"]) / (lora - full)
 gain = lora[:3] - np.minimum(loss["large", 32], loss["large", "32, half the rate"])

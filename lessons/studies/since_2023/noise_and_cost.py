@@ -9,7 +9,7 @@
 #
 # **Continues:** [lesson 10](../../10_is_it_good.py).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** the study [LoRA or full
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [LoRA or full
 # fine-tuning](lora_or_full.py).
 
 # %%
