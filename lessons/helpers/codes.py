@@ -23,12 +23,6 @@ def rounded(w, values, block_size=64):
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
 
 
-def round_float(x, mantissa_bits, smallest_exponent, largest):
-    """Round x to the nearest float with so many mantissa bits, as the study `four_bits_today` derives it."""
-    step = np.exp2(np.maximum(np.frexp(x)[1] - 1, smallest_exponent) - mantissa_bits)
-    return np.clip(np.rint(x / step) * step, -largest, largest)
-
-
 def rms(x):
     """Return the root of the mean square."""
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))

@@ -157,7 +157,7 @@ def load_with_adapter(folder, run, name, scheme, block_size, load=load):
     of the storage. run: see `read_run`.
     """
     settings, digests = run
-    risk = "an adapter can lose all that it learned on another base (lesson 13b)"
+    risk = "an adapter can lose all that it learned on another base (lesson 11)"
     before = settings.get("quantize", scheme), settings.get("block_size", block_size)
     if before != (scheme, block_size):
         warn(

@@ -1,4 +1,4 @@
-"""Intruder dimensions as their study finds and scales them, against PEFT's function."""
+"""Intruders as the study `intruder_dimensions` finds and scales them, against PEFT's function."""
 
 import numpy as np
 import pytest
@@ -36,8 +36,8 @@ def low_rank(update, r):
 @pytest.mark.parametrize("size", [0.05, 1.0])
 @pytest.mark.parametrize("factor", [0.75, 0.0])
 def test_intruders_are_found_and_scaled_as_in_peft(size, factor):
-    lesson = defined_in("studies/since_2023/intruder_dimensions.py", ("cosines", "intruders"))
-    lesson |= defined_in("studies/since_2023/intruder_dimensions__2.py", ("scale_down",))
+    names = ("cosines", "intruders", "scale_down")
+    lesson = defined_in("studies/since_2023/intruder_dimensions.py", names)
     model, layer, W0 = model_with_adapter(size)
     delta = layer.get_delta_weight("default").double().detach().numpy()
     intruder_module.reduce_intruder_dimension(

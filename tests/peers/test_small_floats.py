@@ -1,17 +1,18 @@
-"""The formats that the study `four_bits_today` write out, against ml_dtypes and torchao."""
-
-from functools import partial
+"""The formats that the study `four_bits_today` writes out, against ml_dtypes and torchao."""
 
 import numpy as np
 import pytest
 from lesson_functions import defined_in
 
-FUNCTIONS = ("floor_log2", "round_float", "e2m1", "e4m3", "blocks_of", "mxfp4", "nvfp4")
+FUNCTIONS = (
+    "floor_log2", "round_float", "e2m1", "e4m3", "ELEMENTS", "e8m0", "e8m0_up", "two_scales",
+    "blocks_of", "quantized",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def lesson():
-    """Return the functions of the study by name, without running its experiments."""
+    """Return functions of the study `four_bits_today`, without running its experiments."""
     return defined_in("studies/since_2023/four_bits_today.py", FUNCTIONS)
 
 
@@ -34,11 +35,10 @@ def test_small_floats_round_as_in_ml_dtypes(lesson, name, dtype, largest):
     assert len(np.unique(theirs)) == {"e2m1": 15, "e4m3": 253}[name], "all finite values are met"
 
 
-def test_the_scale_of_mxfp4_is_a_number_of_e8m0():
+def test_the_scale_of_mxfp4_is_a_number_of_e8m0(lesson):
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="the peers group is not installed")
-    e8m0 = defined_in("studies/since_2023/four_bits_today__2.py", ("e8m0",))["e8m0"]
     absmax = np.exp2(np.random.default_rng(0).uniform(-100, 100, 5_000))
-    scale = e8m0(absmax) / 6
+    scale = lesson["e8m0"](absmax) / 6
     np.testing.assert_array_equal(scale.astype(ml_dtypes.float8_e8m0fnu).astype(float), scale)
     assert (absmax / scale >= 4).all() and (absmax / scale < 8).all()
 
@@ -62,10 +62,10 @@ def in_torchao(w, name):
 @pytest.mark.parametrize("name", ["FLOOR", "RCEIL", "nvfp4"])
 def test_whole_tensors_are_those_of_torchao(lesson, name):
     w = np.random.default_rng(1).standard_normal(2**16).astype(np.float32)
-    ours = {
-        "FLOOR": lesson["mxfp4"], "RCEIL": partial(lesson["mxfp4"], up=True),
-        "nvfp4": lesson["nvfp4"],
-    }[name](w)  # fmt: skip
+    size, scale = {"FLOOR": (32, "e8m0"), "RCEIL": (32, "e8m0_up"), "nvfp4": (16, "two_scales")}[
+        name
+    ]
+    ours = lesson["quantized"](w, "E2M1", size, lesson[scale])
     theirs = in_torchao(w, name)
     differ = np.abs(ours - theirs) > 1e-6 * np.abs(w).max()
     # NVFP4 in torchao multiplies with a reciprocal in float32, whose error of 2^-23 can decide a

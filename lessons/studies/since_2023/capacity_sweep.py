@@ -1,7 +1,8 @@
-"""Runs of the studies `equal_until_full` and `how_much_fits_into_an_adapter`: how many random letters an adapter of `micro` learns by heart.
+"""How many random letters an adapter of `micro` learns by heart.
 
-About a quarter of an hour of one core. The learning rate of the cases in TUNED is chosen from four
-rates with the seeds CHOOSING; the runs that are compared have the seeds FRESH.
+Runs of the studies `equal_until_full` and `how_much_fits_into_an_adapter`. About a quarter of an
+hour of one core. The learning rate of the cases in TUNED is chosen from four rates with the seeds
+CHOOSING; the runs that are compared have the seeds FRESH.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ LETTERS = "abcdefghijklmnop"  # 16 of them: an unknown letter has 4 bits
 ANSWER, KEY = 12, 3  # letters
 ONE_MATRIX = "model.layers.1.mlp.down_proj.weight"
 PLACES = {"all": ALL_LINEAR, "attention": ATTENTION, "MLP": MLP}
+COLUMNS = ("size", "place", "layer", "facts", "steps", "rate", "seed")  # of a job
 
 
 def facts(n, seed):
@@ -80,39 +82,26 @@ def run(job):
         rounded = overlay(adapters, rounded)
         bits[f"bits_{name}"] = bits_learned(rounded, base, rows) / trained
     return {
-        "size": size,
-        "place": place,
-        "layer": layer,
-        "facts": n,
-        "steps": steps,
-        "rate": rate,
-        "seed": seed,
+        **dict(zip(COLUMNS, job)),
         "trained": trained,
         "offered": round(4 * ANSWER * n / trained, 4),
         **{name: round(float(value), 4) for name, value in bits.items()},
     }
 
 
-CASES = (  # size, place, layer, facts, steps; at RATE, or at 1e-3 for the whole model
-    (1, "all", 1, 10, 500), (1, "all", 1, 19, 500), (1, "all", 1, 38, 500), (1, "all", 1, 76, 500),
-    (2, "all", 1, 38, 500), (4, "all", 1, 38, 500),
-    (1, "all", 0, 38, 500), (1, "all", 2, 38, 500),
-    (3, "all", 1, 114, 500), (1, "all", "every", 114, 500),
-    (3, "attention", 1, 48, 500), (2, "MLP", 1, 44, 500), ("matrix", "all", 1, 76, 500),
-    (1, "all", 1, 38, 1500), ("full", "all", 1, 76, 500),
+MORE = (  # size, place, layer, facts, steps: cases with eight seeds
+    (1, "all", 1, 10, 500), (1, "all", 1, 38, 500), (1, "all", 1, 76, 500), (1, "all", 1, 38, 1500),
+)  # fmt: skip
+TUNED = (  # cases with a learning rate of their own
+    (1, "all", 1, 19, 500), (2, "all", 1, 38, 500), (3, "attention", 1, 48, 500),
+    (2, "MLP", 1, 44, 500), (3, "all", 1, 114, 500), (1, "all", "every", 114, 500),
+)  # fmt: skip
+CASES = (  # with five seeds at RATE, or at 1e-3 for the whole model
+    *MORE, *TUNED, (4, "all", 1, 38, 500), (1, "all", 0, 38, 500), (1, "all", 2, 38, 500),
+    ("matrix", "all", 1, 76, 500), ("full", "all", 1, 76, 500),
 )  # fmt: skip
 RATE, TRIED = 1e-2, (5e-3, 1e-2, 2e-2, 4e-2)
 CHOOSING, FRESH = (0, 1), range(2, 10)  # seeds that choose a rate, and seeds that are compared
-MORE = ((1, "all", 1, 10, 500), (1, "all", 1, 38, 500), (1, "all", 1, 76, 500),
-        (1, "all", 1, 38, 1500))  # fmt: skip
-TUNED = (
-    (1, "all", 1, 19, 500),
-    (2, "all", 1, 38, 500),
-    (3, "attention", 1, 48, 500),
-    (2, "MLP", 1, 44, 500),
-    (3, "all", 1, 114, 500),
-    (1, "all", "every", 114, 500),
-)
 JOBS = [
     *((*case, 1e-3 if case[0] == "full" else RATE, seed) for seed in range(5) for case in CASES),
     *((*case, RATE, seed) for seed in (5, 6, 7) for case in MORE),
@@ -122,7 +111,7 @@ JOBS = [
 
 def column(rows, name, case, seeds, rate=RATE):
     """Return a column of the runs of a case (a row of CASES) with these seeds."""
-    where = dict(zip(("size", "place", "layer", "facts", "steps"), case))
+    where = dict(zip(COLUMNS, case))
     chosen = [row for row in rows if row["seed"] in seeds]
     return np.array(of(chosen, name, rate=rate, **where))
 

@@ -1,7 +1,7 @@
-"""The study `intruder_dimensions`: intruder dimensions of LoRA and full fine-tuning, and what scaling them down does.
+"""Runs of the study `intruder_dimensions`: intruders, and scores after they are scaled down.
 
 About four minutes of one core. A run is 200 steps of 16 rows of the questions on `micro`. LoRA is
-on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of sweeps/compare.py.
+on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of lessons/helpers/compare.py.
 """
 
 import numpy as np
@@ -68,10 +68,11 @@ def run(job):
     base, tree = minilora.load("micro").base, trained(*job)
     found = parts(base, tree)
     ratios = [np.linalg.norm(d) / np.linalg.norm(W - d) for W, d, *_ in found.values()]
-    row = dict(zip(("method", "r", "rate", "seed"), job))
-    row |= {"size": float(np.median(ratios)), "intruders": sum(x[-1] for x in found.values())}
-    row |= {"directions": TOP * len(found)}
-    row |= dict(zip(("task", "exact", "notes"), scores(tree)))
+    row = {
+        **dict(zip(("method", "r", "rate", "seed"), job)),
+        "size": float(np.median(ratios)), "intruders": sum(x[-1] for x in found.values()),
+        "directions": TOP * len(found), **dict(zip(("task", "exact", "notes"), scores(tree))),
+    }  # fmt: skip
     for way in WAYS:
         for factor in FACTORS:
             names = (f"{name}_{way}_{factor}" for name in ("task", "exact", "notes"))

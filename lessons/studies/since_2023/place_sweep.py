@@ -1,4 +1,4 @@
-"""The study `equal_until_full`: attention or the MLP with one budget, on the questions.
+"""Runs of the study `equal_until_full`: attention or the MLP with one budget, on the questions.
 
 About a minute of one core. The runs are those of targets_sweep.py, with seeds that did not choose
 the learning rate there.
@@ -15,5 +15,5 @@ def run(job):
     """The row of a job (place, rate, seed)."""
     place, rate, seed = job
     row = targets.run(("budget", PLACES[place], rate, seed))
-    names = ("trained", "loss", "exact_match")
-    return {"place": place, "rate": rate, "seed": seed, **{name: row[name] for name in names}}
+    names = ("rate", "seed", "trained", "loss", "exact_match")
+    return {"place": place, **{name: row[name] for name in names}}

@@ -1,6 +1,6 @@
-"""Runs of the studies `lora_without_regret` and `equal_until_full`: LoRA and full fine-tuning over ranks, rates, lengths, batch sizes.
+"""LoRA and full fine-tuning over ranks, learning rates, lengths of runs and batch sizes.
 
-About twenty minutes of one core.
+Runs of the studies `lora_without_regret` and `equal_until_full`. About twenty minutes of one core.
 """
 
 import io
@@ -34,11 +34,7 @@ def run(job):
     rows = [row for row in done.history if "eval_loss" in row]
     losses = {row["step"]: round(row["eval_loss"], 5) for row in rows}
     return {
-        "model": model,
-        "size": size,
-        "batch": batch_size,
-        "rate": rate,
-        "seed": seed,
+        **dict(zip(("model", "size", "batch", "rate", "seed"), job)),
         "trained": num_parameters(done.adapters),
         **{f"loss_{step}": losses.get(step, "") for step in LENGTHS},
         "loss": losses[steps],
