@@ -32,9 +32,10 @@
 # italics at the start of each part names the files of the package that make this part general,
 # fast and safe.
 #
-# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** Python, matrix
-# products, and the idea of a gradient. If part 4 is new to you, read lesson 1 with it: it explains
-# the Llama block, one equation at a time.
+# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** NumPy, the idea of a
+# gradient, and one lecture on transformers (attention, MLP, softmax). Lesson 1 explains each part
+# of the Llama in part 4 with one equation and a small example; the later lessons explain the rest.
+# The [glossary](guide/glossary.md) has all words.
 #
 # Letters in shapes: `N` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
 # heads, `hd` width of a head, `M` blocks of a weight matrix. Weight matrices have the shape (out,
@@ -102,13 +103,13 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
 #
 # **Predict.** Which number comes back exactly when a block is quantized and dequantized with a
-# float32 absmax?
+# float32 absmax? And which with double quantization?
 #
 # <details><summary>Answer</summary>
 #
 # The number with the largest magnitude, because 1 and -1 are among the sixteen values, and every
 # zero, because 0 is one of them. With double quantization the absmax can change, so only the zeros
-# are sure to be exact.
+# are sure to be exact. ("None" is tempting, because nearly every number is rounded.)
 #
 # </details>
 
@@ -229,8 +230,8 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # α is a fixed number, here 16, which scales the update. It is divided by r because B A x is a sum
 # of r terms, one per column of B and row of A: with 1/r, another rank does not need another
-# learning rate, or so the idea goes. The study [What α/r
-# does](studies/lora/what_alpha_over_r_does.py) shows what α/r does and where the idea fails.
+# learning rate, or so the idea goes. Lesson 3 shows what α/r does, and the study [What α/r
+# does](studies/lora/what_alpha_over_r_does.py) where the idea fails.
 #
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
 # The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
@@ -247,7 +248,7 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum W' = W₀ + (α/r)
+# Yes. ("No" is tempting, because BA is zero.) The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum W' = W₀ + (α/r)
 # B A (it is never computed). A is not zero, so B moves at the first step. (In part 6, the first
 # step has the learning rate zero, so B moves at the second step.) The gradient of A is (α/r) Bᵀ G,
 # so A moves one step later. Lesson 3 tries all four starts: A and B each zero or random.
@@ -425,8 +426,10 @@ def generate(adapters, base, prompt, config):
 # A parameter moves by the first average divided by the square root of the second, times the
 # learning rate. Both averages begin at zero; dividing by 1 − βᵗ after t steps corrects that
 # (`m_hat`, `s_hat`). The learning
-# rate rises from zero in a short *warm-up* and falls back to zero along half a cosine. A gradient
-# that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
+# rate rises from zero in a short *warm-up* and falls back to zero along half a cosine (lesson 5). A
+# gradient that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
+# `value_and_grad(loss)` is a function that returns the loss and its gradient with respect to the
+# first argument, a dict with the names of `adapters`.
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
