@@ -248,10 +248,11 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # <details><summary>Answer</summary>
 #
-# Yes. ("No" is tempting, because BA is zero.) The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum W' = W₀ + (α/r)
-# B A (it is never computed). A is not zero, so B moves at the first step. (In part 6, the first
-# step has the learning rate zero, so B moves at the second step.) The gradient of A is (α/r) Bᵀ G,
-# so A moves one step later. Lesson 3 tries all four starts: A and B each zero or random.
+# Yes. ("No" is tempting, because BA is zero.) The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is
+# the gradient for the sum W' = W₀ + (α/r) B A (it is never computed). A is not zero, so B moves at
+# the first step. (In part 6, the first step has the learning rate zero, so B moves at the second
+# step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 3 tries all four starts:
+# A and B each zero or random.
 #
 # </details>
 

@@ -143,7 +143,7 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 #
 # Below is layer 0 of `micro`. `load` returns its settings, its weights and its tokenizer. In the
 # package, the weights are a [*tree*](guide/glossary.md), a dict of dicts with arrays at its ends.
-# The array at `base["model"]["layers"]["0"]` … has Hugging Face's name `model.layers.0` ….
+# The path `model.layers.0` leads to `base["model"]["layers"]["0"]`.
 #
 # **Predict.** up is 2. What is silu(gate)·up for a gate of −10, 0, 1 and 10?
 #
