@@ -222,8 +222,9 @@ for case in ("all as it is", "no warm-up", "ten times the rate", "ten times, no 
 table(["case", "held-out loss", "five seeds", "highest loss of a step"], cells)
 
 # %% [markdown]
-# So on `micro` (0.1 million parameters), warm-up is not missed at a usual rate, and it makes a rate
-# that is too high less bad. The study [Warm-up](studies/training/warm_up.py) has more.
+# ("All as it is" is the run at 4e-3 with the warm-up.) So on `micro` (0.1 million parameters),
+# warm-up is not missed at a usual rate, and it makes a rate that is too high less bad. The study
+# [Warm-up](studies/training/warm_up.py) has more.
 
 # %%
 # Checks
