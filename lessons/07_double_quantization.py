@@ -46,8 +46,8 @@ def rms(x):
 # <details><summary>Answer</summary>
 # For the weight, all but four bytes: the offset (the mean of all absmax, a float32 per tensor) is
 # not in the formula. `tiny` needs more, because only its projections are quantized. After the
-# codes, its largest part is the embedding, which stays dense. (4.127/32 is tempting, because the
-# embedding has only a few per cent of the numbers.)
+# codes, its largest part is the embedding, which has 16 bits per number. (4.127/32 is tempting,
+# because the embedding has only a few per cent of the numbers.)
 # </details>
 
 # %%
@@ -85,7 +85,7 @@ assert single.nbytes == w.size // 2 + 4 * m, "codes, and a float32 per block"
 assert double.nbytes == w.size // 2 + m + 4 * m // 256 + 4, "codes, bytes, scales, and one offset"
 assert sum(parts.values()) == nbytes(tiny), "the parts must add up to the byte"
 assert sorted(parts, key=parts.get)[-2:] == ["embedding", "codes"], "the two largest parts"
-assert of_dense > 4.127 / 32, "the embedding and the norms stay dense"
+assert of_dense > 4.127 / 32, "the embedding and the norms need more"
 assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (QLoRA, Sec. 1)"
 
 # %% [markdown]
