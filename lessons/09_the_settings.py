@@ -72,7 +72,7 @@ assert top.mean() < 0.5 * with_o.mean(), "all seven must halve the loss again"
 # %% [markdown]
 # ## How much rank
 #
-# Here alpha = 2r, so s = 2 at every rank. The rows are the means of three to five seeds.
+# Here alpha = 2r, so s = 2 at every rank. The losses are means of five seeds.
 #
 # **Predict.** Is r = 1 enough? Is r = 64 better than r = 32? (A weight of attention is 48 × 48.)
 #
