@@ -4,9 +4,8 @@
 # **The question.** An adapter is trained. How is it used: separate from the base, one of several,
 # or merged into the weights? What does each way change?
 #
-# The study [Averaging and stacking adapters](studies/serving/averaging_and_stacking.py) adds
-# adapters up, and [The cost of serving](studies/serving/the_cost_of_serving.py) measures the speed
-# of each way.
+# Each way is tried with two small adapters. The study [The cost of
+# serving](studies/serving/the_cost_of_serving.py) measures the speed of each way.
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 3 and 7.
 
@@ -19,6 +18,7 @@ from lessons.studies.serving.combining_sweep import backwards, fit, forwards, he
 from minilora import nf4
 from minilora.evaluation.memory import nbytes
 from minilora.methods import several
+from minilora.methods.compose import combine
 from minilora.optim import round_to
 from minilora.tree import named_leaves
 
@@ -103,6 +103,43 @@ wrong = minilora.forward(several.per_row(adapters, adapter_of_row[::-1]), base, 
 assert np.abs(wrong - np.array(alone)).max() / np.abs(mixed).max() > 0.01, "adapters must matter"
 
 # %% [markdown]
+# ## Combining
+#
+# The sum of two updates is one update again, with the ranks added up (s = 1 here):
+#
+# $$B_1 A_1 + B_2 A_2 = [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix}$$
+#
+# **Predict.** Is B₁ + B₂ times A₁ + A₂ the same? And does a model with the exact sum of both
+# updates answer both questions?
+#
+# <details><summary>Answer</summary>
+# No: (B₁ + B₂)(A₁ + A₂) also has B₁A₂ and B₂A₁. And no: on each task, the exact sum has a much
+# higher loss than the adapter of the task. ("Yes" is tempting, because nothing is lost in the sum.
+# But each adapter was trained without the other one.)
+# </details>
+
+# %%
+off, combined = {}, {}
+for kind in ("cat", "linear"):  # factors side by side, or added
+    combined[kind], errors = combine([first, second], [1.0, 1.0], kind)
+    off[kind] = max(errors.values())
+    print(f"{kind}: off by at most {off[kind]:.0e} of the sum of the updates")
+both = {name: loss(combined["cat"], tasks[name]) for name in tasks}
+for name in tasks:
+    print(f"  {name} {both[name]:.3f} with the exact sum, {scores[name]:.3f} alone")
+
+# %% [markdown]
+# The study [Averaging and stacking adapters](studies/serving/averaging_and_stacking.py) has averages,
+# and an adapter that is trained on top of another one.
+
+# %%
+# Checks
+assert off["cat"] < 1e-6 and off["linear"] > 0.1, "only factors side by side give the sum"
+if not QUICK:
+    for name in tasks:
+        assert both[name] > 2 * scores[name], f"{name}: the sum must disturb both"
+
+# %% [markdown]
 # ## Merging, and undoing it
 #
 # W' = W + ΔW and W = W' − ΔW are exact on paper (LoRA, Sec. 4). But a stored weight is rounded: to
@@ -170,7 +207,8 @@ for kind, (_, one, ten) in errors.items():
 #
 # ## What was shown
 #
-# Adapters share one base, and each row can have its own. Merging rounds: with an update of 1 % of
+# Adapters share one base, and each row can have its own. A sum of two updates is exact, and yet it
+# may do neither task. Merging rounds: with an update of 1 % of
 # random weights, the error is about a sixth of the update in bfloat16, and more than nine tenths in
 # NF4.
 #
