@@ -5,7 +5,8 @@
 # matter, and which are one knob twice?
 #
 # The tables are sweeps on `micro` (0.1 million parameters): 200 steps of 8 rows of the questions,
-# three to eight seeds. The verdicts are about this base and this task.
+# three to eight seeds. The verdicts are about this base and this task. The setting alpha
+# (`lora_alpha`) is α.
 #
 # **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lessons 3, 5 and 8.
 
@@ -49,7 +50,8 @@ ALL = ("all-linear",)
 # </details>
 
 # %%
-sweep, rungs, trained_on, cells = read_sweep("targets"), {}, {}, []
+sweep = read_sweep("targets")
+rungs, trained_on, cells = {}, {}, []
 for name in ("q v", "q v o", "q v o, every MLP", "all seven"):
     columns = ("trained", "train_loss", "loss")
     trained, on_train, held_out = (np.array(of(sweep, c, part="climb", name=name)) for c in columns)
@@ -79,11 +81,12 @@ assert top.mean() < 0.5 * with_o.mean(), "all seven must halve the loss again"
 # <details><summary>Answer</summary>
 # r = 1 is too little. On all seven, r = 64 is much worse than r = 32 at the rate 0.01, and the best
 # of all at 0.004. ("Too many parameters" is a tempting reason. But at 0.004 it has as many. With s
-# fixed, a larger rank makes a longer first step: lesson 3.)
+# fixed, the first step changes more at a larger rank: lesson 3.)
 # </details>
 
 # %%
-sweep, by_rank, cells = read_sweep("rank"), {}, []
+sweep = read_sweep("rank")
+by_rank, cells = {}, []
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 for where, rate in (("q v", 1e-2), ("all", 1e-2), ("all", 4e-3)):
     for r in RANKS:

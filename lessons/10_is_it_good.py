@@ -79,9 +79,9 @@ assert bare["loss"] > 3.5, "the base does not know the form"
 # </details>
 
 # %%
-sweep, cells = read_sweep("confidence"), []
+sweep = read_sweep("confidence")
 NAMES = ("train_loss", "loss", "accuracy", "confidence_raw", "ece_raw", "token_ece")
-by_rows = {}
+by_rows, cells = {}, []
 for n in (16, 32, 64, 128, 512, 4000):
     by_rows[n] = {name: np.array(of(sweep, name, n=n)) for name in NAMES}
     cells.append([n, *(f"{by_rows[n][name].mean():.3f}" for name in NAMES)])
@@ -136,7 +136,8 @@ assert abs(0.993**PER_ANSWER - 0.85) < 0.005, "0.993 to the power of 23"
 # </details>
 
 # %%
-sweep, runs = read_sweep("label_check"), {}
+sweep = read_sweep("label_check")
+runs = {}
 for row in sweep:
     case = row["trained"], row["task"], row["fault"]
     runs[case] = {
