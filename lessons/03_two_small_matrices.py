@@ -16,7 +16,6 @@ import minilora
 from lessons.helpers.common import best_rates, of, read_sweep, short, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import value_and_grad
-from minilora.optim import global_norm
 from minilora.tree import arrays, get, named_leaves, overlay, unflatten
 
 rng = np.random.default_rng(0)
@@ -101,15 +100,14 @@ def start_factors(adapters, scale_a, scale_b, rng):
     return overlay(adapters, unflatten(leaves))
 
 
-def gradients_of(factor, adapters, base):
-    """Return {path: gradient} of all A or of all B, on one batch."""
-    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
-    return {path: g for path, g in named_leaves(gradient) if path.endswith(factor)}
-
-
-def gradient_norms(adapters, base):
-    """Return the norms of ∂L/∂A and of ∂L/∂B, each over all matrices, on one batch."""
-    return [global_norm(gradients_of(factor, adapters, base)) for factor in ("lora_A", "lora_B")]
+def gradients(adapters, base):
+    """Return ∂L/∂A of all matrices as one vector, and ∂L/∂B, on one batch."""
+    _, tree = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    both = []
+    for factor in ("lora_A", "lora_B"):
+        found = [g.ravel() for path, g in named_leaves(tree) if path.endswith(factor)]
+        both.append(np.concatenate(found))
+    return both
 
 
 def held_out_loss(adapters, base):
@@ -131,7 +129,7 @@ results, cells = [], []
 for name, (a, b) in STARTS.items():
     for seed in short((0, 1), (0,)):
         start = start_factors(fresh, a, b, np.random.default_rng(seed))
-        norm_a, norm_b = gradient_norms(start, base)
+        norm_a, norm_b = (np.linalg.norm(g) for g in gradients(start, base))
         before = held_out_loss(start, base)
         trained, _ = minilora.train(start, base, train_set, config, settings)
         after = held_out_loss(trained, base)
@@ -194,7 +192,8 @@ def first_gain(r, alpha):
     for seed in range(short(3, 2)):
         scaled = LoraConfig(r=r, lora_alpha=alpha, target_modules=("all-linear",))
         start, _ = minilora.get_peft_model(base, scaled, seed)
-        sums.append(sum(np.abs(g).sum() for g in gradients_of("lora_B", start, base).values()))
+        _, of_b = gradients(start, base)
+        sums.append(np.abs(of_b).sum())
     return np.mean(sums)
 
 

@@ -129,8 +129,8 @@ for name in tasks:
     print(f"  {name} {both[name]:.3f} with the exact sum, {scores[name]:.3f} alone")
 
 # %% [markdown]
-# The study [Averaging and stacking adapters](studies/serving/averaging_and_stacking.py) has averages,
-# and an adapter that is trained on top of another one.
+# The study [Averaging and stacking adapters](studies/serving/averaging_and_stacking.py) has
+# averages, and an adapter that is trained on top of another one.
 
 # %%
 # Checks
