@@ -88,10 +88,10 @@ assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 ma
 # is worst? By what factor is int8 better than int4?
 #
 # <details><summary>Answer</summary>
-# Of the codes of four bits, NF4 has the least error and bitsandbytes' fp4 the most: it has a value
-# at 1/192, next to zero, and nothing between there and 1/6. (fp4 is tempting, because floats are
-# dense near zero, where most weights are.) The step of int8 is 7/127 of int4's,
-# and so is its error: about 18 times smaller.
+# Of the codes of four bits, NF4 has the least error and bitsandbytes' FP4 the most: it has a value
+# at 1/192, next to zero, and nothing between there and 1/6. (FP4 is tempting, because floats are
+# dense near zero, where most weights are.) The step of int8 is 7/127 of int4's, and so is its
+# error: about 18 times smaller.
 # </details>
 
 # %%

@@ -173,6 +173,7 @@ header = ["base", "cost to the bare base", "loss after training", "cost then (95
 table(header, rows)
 
 SMALL = 0.003  # nats per token
+# claim(sentence, differences, above, below): is their mean above `above` and below `below`?
 quantized = [scheme for scheme in SCHEMES if scheme != "none"]
 small, any_cost = {}, {}
 for scheme in quantized:
@@ -205,6 +206,7 @@ for scheme in quantized:
 assert fp4_or_nf4 == OPEN and right == HOLDS
 untrained = [np.log(minilora.evaluate({}, dense, valid, config)["loss"])]
 for scheme, value in live.items():
+    # on another processor, a run that is done again counts like one more seed
     assert belongs(np.log(value), np.log(losses[scheme]), untrained), f"{scheme}: not the sweep's"
 if live:
     assert abs(live["nf4-dq"] - live["none"]) < SMALL, "the cost must be small now, too"

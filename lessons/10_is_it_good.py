@@ -114,9 +114,9 @@ assert abs(0.993**PER_ANSWER - 0.85) < 0.005, "0.993 to the power of 23"
 # %% [markdown]
 # ## Are the labels right?
 #
-# A first check trains few parameters: a **linear head** on the frozen base (the method `head`), or
-# an adapter of **rank 1**. Train them on the data. Then train them on the same data with the
-# answers shuffled among the rows.
+# A first check trains few parameters: only the **linear head**, the matrix that computes the logits
+# (the method `head`), or an adapter of **rank 1**. Train them on the data. Then train them on the
+# same data with the answers shuffled among the rows.
 #
 # - Only the first run may succeed.
 # - If the second succeeds, the answer may leak into the prompt, or the score may be wrong.
