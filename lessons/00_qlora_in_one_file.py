@@ -83,10 +83,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
 # NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1. They are closer together near zero,
-# where most weights are. The matrices of the layers, the *projections* (`_proj`), are quantized;
-# the rest stays dense. A matrix is cut into blocks of 64 numbers. Each block stores its largest
-# magnitude, the *absmax*. Each number, divided by the absmax, is stored as a 4-bit code, the index
-# of the nearest of the sixteen values:
+# where most weights are. The matrices of the layers, the [*projections*](guide/glossary.md)
+# (`_proj`), are quantized; the rest stays dense. A matrix is cut into blocks of 64 numbers. Each
+# block stores its largest magnitude, the *absmax*. Each number, divided by the absmax, is stored as
+# a 4-bit code, the index of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #

@@ -8,6 +8,28 @@
 # computes the same for Llamas of 7 and 65 billion parameters.
 #
 # **Time:** a second to run, ten minutes to read. **You need:** lessons 0 and 1.
+#
+# ## The names of the package
+#
+# From here on, the lessons use the package. In lesson 0, `adapters` and `base` were dicts; here
+# they are trees.
+#
+# | name | what it is or returns |
+# |---|---|
+# | `LoraConfig`, `TrainConfig` | the settings of LoRA, and those of a run |
+# | `get_peft_model(base, config, rng)` | (adapters, base), where A is drawn with `rng` |
+# | `load_rows`, `encode_rows`, `collate` | rows of text; examples (tokens and a mask); a batch |
+# | `loss(adapters, base, batch, config)` | the loss of lesson 1, part 5 |
+# | `value_and_grad(loss)` | a function that returns the loss, and its gradient for `adapters` |
+# | `train(adapters, base, examples, …)` | (trained adapters, one dict per step) |
+# | `evaluate(adapters, base, examples, …)` | the loss and other scores |
+# | `arrays(tree)` | the tree without its settings, such as α/r |
+# | `get(tree, path)`, `named_leaves(tree)` | what is at a path; all (path, array) |
+# | `overlay(lower, upper)` | `lower`, with the arrays of `upper` in the place of its own |
+# | `short(60, 20)` | 60, or 20 in a quick run (`MINILORA_QUICK=1`); a helper of the lessons |
+#
+# PEFT (parameter-efficient fine-tuning) stands for all methods that train few parameters. LoRA is
+# one; "full" fine-tuning trains all parameters.
 
 # %%
 import tracemalloc
@@ -28,27 +50,6 @@ rng = np.random.default_rng(0)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
 # %% [markdown]
-# ## The names of the package
-#
-# From here on, the lessons use the package. In lesson 0, `adapters` and `base` were dicts; here
-# they are trees.
-#
-# | name | what it is or returns |
-# |---|---|
-# | `LoraConfig`, `TrainConfig` | the settings of LoRA, and those of a run |
-# | `get_peft_model(base, config, rng)` | (adapters, base), where A is drawn with `rng` |
-# | `load_rows`, `encode_rows`, `collate` | rows of text; examples (tokens and a mask); a batch |
-# | `loss(adapters, base, batch, config)` | the loss of lesson 1, part 5 |
-# | `value_and_grad(loss)` | a function that returns the loss, and its gradient for `adapters` |
-# | `train(adapters, base, examples, …)` | (trained adapters, one dict per step) |
-# | `evaluate(adapters, base, examples, …)` | the loss and other scores |
-# | `arrays(tree)` | the tree without its settings, such as α/r |
-# | `get(tree, path)`, `named_leaves(tree)` | what is at a path; all (path, array) |
-# | `overlay(lower, upper)` | `lower`, with the arrays of `upper` in the place of its own |
-#
-# PEFT (parameter-efficient fine-tuning) stands for all methods that train few parameters. LoRA is
-# one; "full" fine-tuning trains all parameters.
-#
 # ## What one step keeps
 #
 # A training step needs the weights, a gradient per trained parameter, and Adam's two running

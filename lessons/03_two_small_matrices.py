@@ -203,6 +203,8 @@ for r in short((1, 4, 16, 64), (4, 64)):
     cells.append([str(r), *(f"{gain:.0f}" for gain in gains[r])])
 table(["‖∂L/∂B‖₁ at r", "α = 16", "α = 2r"], cells)
 
+# of: a column of the runs with these settings, one number per seed; best_rates: the best rate of
+# the six, and that of a parabola through it and its neighbours
 sweep = read_sweep("scaling")
 rates = sorted({row["rate"] for row in sweep})
 times_larger = {}

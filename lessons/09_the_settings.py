@@ -142,6 +142,7 @@ def run(alpha, rate, c=1.0):
     config = LoraConfig(r=8, lora_alpha=alpha, target_modules=ALL)
     adapters, _ = minilora.get_peft_model(base, config, 0)
     adapters = overlay(adapters, tree_map(lambda w: w / np.float32(c), arrays(adapters)))
+    # with such a max_grad_norm, no gradient is clipped
     fixed = {"iters": short(60, 20), "batch_size": 8, "mask_prompt": True, "max_grad_norm": 1e9}
     settings = TrainConfig(learning_rate=rate, adam_eps=c * 1e-8, **fixed)
     examples, _ = data.encode_rows(rows, tokenizer, settings)
