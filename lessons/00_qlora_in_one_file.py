@@ -523,6 +523,9 @@ if find_spec("matplotlib"):
 #    does the first report say?
 # 3. `base = {path: quantize(w) if ...}`: leave all weights dense. How much does the loss change?
 #
+# **Where to stop with a debugger.** In `linear`, under the `if`: the shapes of `x @ A.T` and of
+# `h`. In the loop of part 6: `grads` has the names of `adapters`, and no others.
+#
 # **Exercises.** `minilora learn init` writes them into a folder: the functions of this file,
 # without their bodies. one-file-nearest, one-file-quantize, one-file-dequantize,
 # one-file-double-quantize, one-file-init-lora, one-file-linear, one-file-rms-norm,

@@ -219,6 +219,9 @@ assert other == sure_loss, "a token with mask 0 must not count"
 # 2. `values = np.array(...)`: set the third value to 600. Which tokens notice?
 # 3. `mask = np.array([[1, 0]])`: use `[[1, 1]]` and compute the new loss by hand.
 #
+# **Where to stop with a debugger.** `layers.self_attention`: `q`, `k` and `v` have the shape (B, T,
+# heads·hd). `layers.attention`: where are they cut into heads?
+#
 # **Exercises.** rms-norm, rotation, swiglu, attention, cross-entropy.
 #
 # **Further reading.** [Attention](https://arxiv.org/abs/1706.03762),

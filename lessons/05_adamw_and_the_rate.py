@@ -66,7 +66,7 @@ def adamw_by_hand(theta, gradients, eta, b1=0.9, b2=0.999, eps=1e-8, decay=0.1):
     return theta
 
 
-# the same steps by the package: `update` clips the gradients of a tree, and applies `adamw`
+# the same steps by the package: `update` applies `adamw` to all arrays of a tree
 config, base, batch = model_and_batch("micro")
 adapters, base = minilora.get_peft_model(base, lora_config, 0)
 path = "model.layers.0.self_attn.q_proj"

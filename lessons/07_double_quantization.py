@@ -216,7 +216,10 @@ for name, (of_nf4, more) in costs.items():
 # 2. `* 127) / 127`: use 7, four bits. Is that still good?
 # 3. `standard_t(3, ...)`: use 2 degrees.
 #
-# **Exercises.** double-quantization.
+# **Where to stop with a debugger.** `double_quant.double_quantize`: `offset`, `nested_absmax`, and
+# how many of `codes` differ from the nearest to `x`.
+#
+# **Exercises.** double-quantization, packing-nibbles.
 #
 # **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Dettmers
 # 2016, *8-Bit Approximations*: [arXiv:1511.04561](https://arxiv.org/abs/1511.04561).

@@ -252,6 +252,8 @@ for alpha, other in ((8, 64), (64, 8)):
 # 2. `"max_grad_norm": 1e9`: use 1. What breaks?
 # 3. `("q v", "q v o", …)`: add "q v o, MLP of layer 0". How much does one MLP bring?
 #
+# **Where to stop with a debugger.** `config.rank_and_scaling`: the place where α/r is computed.
+#
 # **Exercises.** adamw, lora-init.
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). rsLoRA:
