@@ -32,9 +32,10 @@
 # italics at the start of each part names the files of the package that make this part general,
 # fast and safe.
 #
-# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** Python, matrix
-# products, and the idea of a gradient. If part 4 is new to you, read lesson 1 with it: it explains
-# the Llama block, one equation at a time.
+# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** NumPy, the idea of a
+# gradient, and one lecture on transformers (attention, MLP, softmax). Lesson 1 explains each part
+# of the Llama in part 4 with one equation and a small example; the later lessons explain the rest.
+# The [glossary](guide/glossary.md) has all words.
 #
 # Letters in shapes: `N` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
 # heads, `hd` width of a head, `M` blocks of a weight matrix. Weight matrices have the shape (out,
@@ -82,10 +83,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
 # NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1. They are closer together near zero,
-# where most weights are. The matrices of the layers, the *projections* (`_proj`), are quantized;
-# the rest stays dense. A matrix is cut into blocks of 64 numbers. Each block stores its largest
-# magnitude, the *absmax*. Each number, divided by the absmax, is stored as a 4-bit code, the index
-# of the nearest of the sixteen values:
+# where most weights are. The matrices of the layers, the [*projections*](guide/glossary.md)
+# (`_proj`), are quantized; the rest stays dense. A matrix is cut into blocks of 64 numbers. Each
+# block stores its largest magnitude, the *absmax*. Each number, divided by the absmax, is stored as
+# a 4-bit code, the index of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -102,13 +103,13 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
 #
 # **Predict.** Which number comes back exactly when a block is quantized and dequantized with a
-# float32 absmax?
+# float32 absmax? And which with double quantization?
 #
 # <details><summary>Answer</summary>
 #
 # The number with the largest magnitude, because 1 and -1 are among the sixteen values, and every
 # zero, because 0 is one of them. With double quantization the absmax can change, so only the zeros
-# are sure to be exact.
+# are sure to be exact. ("None" is tempting, because nearly every number is rounded.)
 #
 # </details>
 
@@ -229,8 +230,8 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # α is a fixed number, here 16, which scales the update. It is divided by r because B A x is a sum
 # of r terms, one per column of B and row of A: with 1/r, another rank does not need another
-# learning rate, or so the idea goes. The study [What α/r
-# does](studies/lora/what_alpha_over_r_does.py) shows what α/r does and where the idea fails.
+# learning rate, or so the idea goes. Lesson 3 shows what α/r does, and the study [What α/r
+# does](studies/lora/what_alpha_over_r_does.py) where the idea fails.
 #
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
 # The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
@@ -247,10 +248,11 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum W' = W₀ + (α/r)
-# B A (it is never computed). A is not zero, so B moves at the first step. (In part 6, the first
-# step has the learning rate zero, so B moves at the second step.) The gradient of A is (α/r) Bᵀ G,
-# so A moves one step later. Lesson 3 tries all four starts: A and B each zero or random.
+# Yes. ("No" is tempting, because BA is zero.) The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is
+# the gradient for the sum W' = W₀ + (α/r) B A (it is never computed). A is not zero, so B moves at
+# the first step. (In part 6, the first step has the learning rate zero, so B moves at the second
+# step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 3 tries all four starts:
+# A and B each zero or random.
 #
 # </details>
 
@@ -425,8 +427,10 @@ def generate(adapters, base, prompt, config):
 # A parameter moves by the first average divided by the square root of the second, times the
 # learning rate. Both averages begin at zero; dividing by 1 − βᵗ after t steps corrects that
 # (`m_hat`, `s_hat`). The learning
-# rate rises from zero in a short *warm-up* and falls back to zero along half a cosine. A gradient
-# that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
+# rate rises from zero in a short *warm-up* and falls back to zero along half a cosine (lesson 5). A
+# gradient that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
+# `value_and_grad(loss)` is a function that returns the loss and its gradient with respect to the
+# first argument, a dict with the names of `adapters`.
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
@@ -518,6 +522,9 @@ if find_spec("matplotlib"):
 # 2. `np.zeros((w.shape[0], RANK), np.float32)`: start B with small random numbers instead. What
 #    does the first report say?
 # 3. `base = {path: quantize(w) if ...}`: leave all weights dense. How much does the loss change?
+#
+# **Where to stop with a debugger.** In `linear`, under the `if`: the shapes of `x @ A.T` and of
+# `h`. In the loop of part 6: `grads` has the names of `adapters`, and no others.
 #
 # **Exercises.** `minilora learn init` writes them into a folder: the functions of this file,
 # without their bodies. one-file-nearest, one-file-quantize, one-file-dequantize,

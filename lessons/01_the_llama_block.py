@@ -6,8 +6,9 @@
 # A Llama repeats one block of norm, rotation, attention and SwiGLU. Each part is one equation, one
 # function of `minilora/layers.py`, and one example that is small enough to compute by hand.
 #
-# **Time:** a second to run, fifteen minutes to read. **You need:** matrix products. Letters: `B`
-# rows, `T` tokens of a row, `D` width of the model, `hd` width of a head, `V` vocabulary.
+# **Time:** a second to run, fifteen minutes to read. **You need:** lesson 0. Letters: `B` rows of a
+# batch (N in lesson 0), `T` tokens of a row, `D` width of the model, `hd` width of a head, `V` size
+# of the vocabulary.
 
 # %%
 import numpy as np
@@ -20,7 +21,7 @@ np.set_printoptions(precision=4, suppress=True)
 # ## 1. RMSNorm
 #
 # RMSNorm divides a token's vector by its root mean square, and then multiplies each entry by a
-# trained weight (Zhang and Sennrich 2019, Eq. 4):
+# trained weight (Zhang and Sennrich 2019, Eq. 4). A small ε keeps it from dividing by zero:
 #
 # $$y_i = \frac{x_i}{\sqrt{\frac{1}{D}\sum_j x_j^2 + \varepsilon}}\, w_i$$
 #
@@ -28,7 +29,8 @@ np.set_printoptions(precision=4, suppress=True)
 #
 # <details><summary>Answer</summary>
 # The mean of the squares is (9 + 16)/2 = 12.5, and its root is 3.5355. So y = (0.8485, 1.1314). For
-# (300, 400) the result is the same: the length is removed.
+# (300, 400) the result is the same: the length is removed. (A result of length 1 is tempting. But
+# the mean of the squares is 1, so the length is √D.)
 # </details>
 
 # %%
@@ -46,16 +48,22 @@ assert np.allclose(layers.rms_norm(100 * x, ones, 0.0), normed), "RMSNorm must r
 #
 # Attention compares the query of one token with the key of another, by an inner product (part 3).
 # It does not know where the tokens are. So queries and keys are rotated by an angle that grows with
-# the position t. A vector is cut into pairs: its entry j is a, and its entry j + hd/2 is b. Pair j
-# has its own speed (RoFormer, Sec. 3.2.2, Eq. 34); θ_base is a constant:
+# the position t. A vector is cut into pairs: its entry j is a, and its entry j + hd/2 is b. Each
+# pair j has another speed (RoFormer, Sec. 3.2.2, Eq. 34); θ_base is a constant:
 #
 # $$\theta_{t,j} = t \cdot \theta_{\text{base}}^{-2j/hd}, \qquad
 #   (a, b) \to (a\cos\theta - b\sin\theta,\; b\cos\theta + a\sin\theta)$$
 #
-# The inner product of a query rotated for position t and a key rotated for position s depends on
-# t − s only.
-#
 # ![A pair of numbers rotates with the position of its token](../figures/drawings/rope.svg)
+#
+# **Predict.** A query is at position t = 3 and a key at s = 1. Does their inner product change if
+# both move by seven positions? And if only the query moves?
+#
+# <details><summary>Answer</summary>
+# If both move, no: both turn by the same further angle, and the angle between them stays. "Yes" is
+# tempting, because all four numbers change. If only the query moves, yes. So the inner product
+# depends on t − s only.
+# </details>
 
 
 # %%
@@ -128,10 +136,21 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x), \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
 #
 # The block adds each sublayer to its input: x + attention(norm(x)), and then x + MLP(norm(x)).
-# Below is layer 0 of `micro`. Adapters can go on its seven matrices, the
-# [*projections*](guide/glossary.md): q, k, v, o, gate, up, down.
+# Adapters can go on its seven matrices, the [*projections*](guide/glossary.md): q, k, v, o, gate,
+# up, down.
 #
 # ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
+#
+# Below is layer 0 of `micro`. `load` returns its settings, its weights and its tokenizer. In the
+# package, the weights are a [*tree*](guide/glossary.md), a dict of dicts with arrays at its ends.
+# The path `model.layers.0` leads to `base["model"]["layers"]["0"]`.
+#
+# **Predict.** up is 2. What is silu(gate)·up for a gate of −10, 0, 1 and 10?
+#
+# <details><summary>Answer</summary>
+# Nearly 0, 0, 1.46, and nearly 20. "At most 2" is tempting, because a gate seems to let through a
+# share. But silu(a) is close to a for large a.
+# </details>
 
 # %%
 print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.full(4, 2.0)))
@@ -167,11 +186,13 @@ assert np.allclose(block, after_mlp), "the four lines differ from layers.decoder
 # **Predict.** A model gives all V = 4 tokens the same logit. What is its loss?
 #
 # <details><summary>Answer</summary>
-# Every token has p = 1/4, so the loss is log 4 = 1.386 nats, whatever the targets are.
+# Every token has p = 1/4, so the loss is log 4 = 1.386 nats, whatever the targets are. (0 is
+# tempting, because the logits are 0. A loss of 0 needs p = 1.)
 # </details>
 
 # %%
-head, mask, targets = np.eye(4), np.array([[1, 0]]), np.array([[2, 1]])  # V = D = 4
+mask, targets = np.array([[1, 0]]), np.array([[2, 1]])
+head = np.eye(4)  # V = D = 4
 uniform = layers.cross_entropy(np.zeros((1, 2, 4)), head, targets, mask)
 print(f"equal logits: {uniform:.4f} nats per token")
 states = np.array([[[0.0, 0, 5, 0], [9, 9, 9, 9]]])  # with this head, a state is its logits
@@ -197,6 +218,9 @@ assert other == sure_loss, "a token with mask 0 must not count"
 # 1. `rotated(key, 0.1 * s)`: use `0.2 * s`. Does the distance still decide?
 # 2. `values = np.array(...)`: set the third value to 600. Which tokens notice?
 # 3. `mask = np.array([[1, 0]])`: use `[[1, 1]]` and compute the new loss by hand.
+#
+# **Where to stop with a debugger.** `layers.self_attention`: `q`, `k` and `v` have the shape (B, T,
+# heads·hd). `layers.attention`: where are they cut into heads?
 #
 # **Exercises.** rms-norm, rotation, swiglu, attention, cross-entropy.
 #

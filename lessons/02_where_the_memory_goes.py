@@ -3,13 +3,33 @@
 #
 # **The question.** Where do the bytes of fine-tuning go, and which of them do LoRA and QLoRA save?
 #
-# PEFT stands for parameter-efficient fine-tuning: methods that train few parameters. This lesson
-# measures the bytes of one training step of `tiny`, a base that comes with the package. The study
-# [Memory on paper](studies/memory/memory_on_paper.py) computes the same for Llamas of 7 and 65
-# billion parameters. The study [One base, many adapters](studies/memory/one_base_many_adapters.py)
-# is about what is stored and swapped.
+# This lesson measures the bytes of one training step of `tiny`, a base of one million parameters
+# that comes with the package. The study [Memory on paper](studies/memory/memory_on_paper.py)
+# computes the same for Llamas of 7 and 65 billion parameters.
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 0.
+# **Time:** a second to run, ten minutes to read. **You need:** lessons 0 and 1.
+#
+# ## The names of the package
+#
+# From here on, the lessons use the package. In lesson 0, `adapters` and `base` were dicts; here
+# they are trees.
+#
+# | name | what it is or returns |
+# |---|---|
+# | `LoraConfig`, `TrainConfig` | the settings of LoRA, and those of a run |
+# | `get_peft_model(base, config, rng)` | (adapters, base), where A is drawn with `rng` |
+# | `load_rows`, `encode_rows`, `collate` | rows of text; examples (tokens and a mask); a batch |
+# | `loss(adapters, base, batch, config)` | the loss of lesson 1, part 5 |
+# | `value_and_grad(loss)` | a function that returns the loss, and its gradient for `adapters` |
+# | `train(adapters, base, examples, …)` | (trained adapters, one dict per step) |
+# | `evaluate(adapters, base, examples, …)` | the loss and other scores |
+# | `arrays(tree)` | the tree without its settings, such as α/r |
+# | `get(tree, path)`, `named_leaves(tree)` | what is at a path; all (path, array) |
+# | `overlay(lower, upper)` | `lower`, with the arrays of `upper` in the place of its own |
+# | `short(60, 20)` | 60, or 20 in a quick run (`MINILORA_QUICK=1`); a helper of the lessons |
+#
+# PEFT (parameter-efficient fine-tuning) stands for all methods that train few parameters. LoRA is
+# one; "full" fine-tuning trains all parameters.
 
 # %%
 import tracemalloc
@@ -33,8 +53,9 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # ## What one step keeps
 #
 # A training step needs the weights, a gradient per trained parameter, and Adam's two running
-# averages per trained parameter (its *moments*). It also needs the
+# averages per trained parameter (lesson 0, part 6), its *moments*. It also needs the
 # [*activations*](guide/glossary.md): the results of the forward pass that the backward pass uses.
+# Without them, the sums per weight of a projection are:
 #
 # ![Bytes per weight in a step, without activations, for the projections of SmolLM2: full
 # fine-tuning 16, LoRA 4.37, QLoRA 0.88.](../figures/drawings/step_memory.svg)
@@ -45,7 +66,7 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # <details><summary>Answer</summary>
 # Neither: LoRA's step needs more than three quarters of the bytes, and a base in 4 bits saves a
 # tenth of those. Ten times is tempting, because the trained numbers are eleven times fewer. But
-# here most bytes are activations, and LoRA needs all of those.
+# here most bytes are activations, and LoRA keeps all of them.
 # </details>
 
 # %%
@@ -62,11 +83,11 @@ def activations_and_gradient(adapters, base):
     def of_arrays(traced):
         return minilora.loss(overlay(adapters, traced), base, batch, config)
 
-    def forward_pass():  # it returns the backward pass, a function, and the loss
+    def forward_pass():  # autograd returns the backward pass, a function, and the loss
         return make_vjp(of_arrays)(arrays(adapters))
 
     forward_pass()  # the first call also compiles the fast kernels: that is not counted
-    tracemalloc.start()
+    tracemalloc.start()  # count the bytes of what Python and NumPy allocate, until it is freed
     backward, loss = forward_pass()
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -99,8 +120,9 @@ print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
 # parameter in float32) shrinks with their number, here eleven times. The base in 4 bits is less
 # than a sixth of its size; its embedding stays dense.
 #
-# But **LoRA saves no activations**: the gradient of A needs the same inputs as the gradient of W.
-# With one row, the activations weigh less: by `memory_estimate`, LoRA then saves more than half.
+# But **LoRA saves no activations**: the gradient of A needs the same inputs x as the gradient of W
+# (lesson 4). With one row, the activations weigh less: by `memory_estimate`, LoRA then saves more
+# than half.
 #
 # ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
 # rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)

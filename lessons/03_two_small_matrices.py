@@ -1,30 +1,26 @@
 # %% [markdown]
 # # 3. Two small matrices
 #
-# **The question.** LoRA writes the change of a weight as ΔW = (α/r)·BA. Why two factors, and why
-# does one of them start at zero and the other not?
+# **The question.** LoRA writes the change of a weight as ΔW = (α/r)·BA. Why two factors, why does
+# one of them start at zero and the other not, and what is α/r for?
 #
-# The study [What α/r does](studies/lora/what_alpha_over_r_does.py) asks what α/r does. The study
-# [Is the update of low rank?](studies/lora/is_the_update_of_low_rank.py) asks whether full
-# fine-tuning has a low rank, too.
+# The study [Is the update of low rank?](studies/lora/is_the_update_of_low_rank.py) asks whether
+# full fine-tuning changes weights by a matrix of low rank, too.
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 0, and the chain
-# rule.
+# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 2.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import short, table
+from lessons.helpers.common import best_rates, of, read_sweep, short, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import value_and_grad
-from minilora.optim import global_norm
-from minilora.quant.schemes import is_projection
-from minilora.tree import arrays, get, named_leaves, num_parameters, overlay, unflatten
+from minilora.tree import arrays, get, named_leaves, overlay, unflatten
 
 rng = np.random.default_rng(0)
 config, base, tokenizer = minilora.load("micro")
-masked = TrainConfig(mask_prompt=True)
+masked = TrainConfig(mask_prompt=True)  # the loss counts only the tokens of the answers
 train_set, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
 valid, _ = data.encode_rows(data.load_rows("questions", "valid"), tokenizer, masked)
 batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of one example each
@@ -48,28 +44,22 @@ batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of on
 #
 # <details><summary>Answer</summary>
 # 128 times fewer: d/(2r) for a square of side d. (256 is tempting: it counts one of the two
-# factors.) At r = d/2 = 2048, both have the same size.
+# factors.) At r = d/2 = 2048, W has as many numbers as A and B.
 # </details>
 
 # %%
 d, r = 4096, 16
-print(
-    f"{d * d:,} numbers in W, {r * (d + d):,} in A and B: {d * d / (r * (d + d)):.0f} times fewer"
-)
+of_w, of_factors = d * d, r * (d + d)
+print(f"{of_w:,} numbers in W, {of_factors:,} in A and B: {of_w / of_factors:.0f} times fewer")
 
 B, A, x = rng.standard_normal((64, 4)), rng.standard_normal((4, 48)), rng.standard_normal(48)
 rank = np.linalg.matrix_rank(B @ A)
 print(f"B (64, 4) times A (4, 48): shape {(B @ A).shape}, rank {rank}")
 print(f"largest difference of (BA)x and B(Ax): {np.abs((B @ A) @ x - B @ (A @ x)).max():.1e}")
 
-adapters, _ = minilora.get_peft_model(base, LoraConfig(r=24, target_modules=("all-linear",)), rng)
-in_projections = sum(w.size for path, w in named_leaves(base) if is_projection(path))
-print(f"micro at r = 24, half its width: {num_parameters(adapters):,} trained numbers,", end=" ")
-print(f"{in_projections:,} in its projections")
-
 # %%
 # Checks
-assert d * d / (r * (d + d)) == 128, "d/(2r) at d = 4096 and r = 16"
+assert of_w / of_factors == 128, "d/(2r) at d = 4096 and r = 16"
 assert 2048 * (4096 + 4096) == 4096 * 4096, "at r = d/2 nothing is saved"
 assert rank == 4, "the rank of BA is at most r"
 assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be B(Ax)"
@@ -77,8 +67,8 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 # %% [markdown]
 # ## Where the factors start
 #
-# Let G = ∂L/∂(ΔW) be the gradient with respect to the whole update, and s = α/r. The chain rule
-# gives (lesson 4 derives it)
+# Let G = ∂L/∂(ΔW) be the gradient with respect to the whole update, a matrix like W, and s = α/r.
+# The chain rule gives (lesson 4 derives it)
 #
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
@@ -94,7 +84,8 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 # <details><summary>Answer</summary>
 # With one or both factors at zero, BA = 0 and the model equals the base. With one at zero, the zero
 # factor has a gradient, so it moves, and then the other one moves, too. Both random can learn, but
-# starts from a changed model. Both zero cannot learn: both gradients are zero for ever.
+# starts from a changed model. Both zero cannot learn: both gradients are zero for ever. (It is
+# tempting to say the same of one zero, because BA is zero there as well.)
 # </details>
 
 
@@ -109,13 +100,14 @@ def start_factors(adapters, scale_a, scale_b, rng):
     return overlay(adapters, unflatten(leaves))
 
 
-def gradient_norms(adapters, base):
-    """Return the norms of ∂L/∂A and of ∂L/∂B, over all matrices, on one batch."""
-    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
-    norms = []
+def gradients(adapters, base):
+    """Return ∂L/∂A of all matrices as one vector, and ∂L/∂B, on one batch."""
+    _, tree = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    both = []
     for factor in ("lora_A", "lora_B"):
-        norms.append(global_norm({p: g for p, g in named_leaves(gradient) if p.endswith(factor)}))
-    return norms
+        found = [g.ravel() for path, g in named_leaves(tree) if path.endswith(factor)]
+        both.append(np.concatenate(found))
+    return both
 
 
 def held_out_loss(adapters, base):
@@ -137,7 +129,7 @@ results, cells = [], []
 for name, (a, b) in STARTS.items():
     for seed in short((0, 1), (0,)):
         start = start_factors(fresh, a, b, np.random.default_rng(seed))
-        norm_a, norm_b = gradient_norms(start, base)
+        norm_a, norm_b = (np.linalg.norm(g) for g in gradients(start, base))
         before = held_out_loss(start, base)
         trained, _ = minilora.train(start, base, train_set, config, settings)
         after = held_out_loss(trained, base)
@@ -152,11 +144,9 @@ table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"a
 # %% [markdown]
 # ![The four starts of B and A, and their gradients](../figures/drawings/four_starts.svg)
 #
-# "Both zero" never moves: each gradient is a product with a zero. If one factor is zero, the model
-# begins as the base; once that factor has moved, both have a gradient. Which of the two is zero is
-# a convention. LoRA (Sec. 4.1) sets B to zero. The other choice learns, too, in both runs here
-# (which of the two is better is not shown by two seeds). "Both random" also learns, but it starts
-# from a damaged model. The zero prevents that.
+# "Both zero" never moves. Which of the two is zero is a convention. LoRA (Sec. 4.1) sets B to zero.
+# The other choice learns, too, in both runs here (which of the two is better is not shown by two
+# seeds). "Both random" also learns, but it starts from a damaged model. The zero prevents that.
 
 # %%
 # Checks
@@ -173,6 +163,71 @@ for name, norm_a, norm_b, before, after, moved in results:
         assert len(moved) == 42, f"{name}: both factors of all 21 matrices must move"
     else:
         assert not moved, f"{name}: not one bit may move"
+
+# %% [markdown]
+# ## What α/r is for
+#
+# BAx is a sum of r terms, one per row of A and column of B. Adam's first step moves each number of
+# B by about the learning rate η, against the sign of its gradient (at t = 1, m̂/√ŝ is ±1 in lesson
+# 0). So the loss falls by about η times the sum of all |∂L/∂B|. With a_k, the rows of A,
+#
+# $$\frac{\partial L}{\partial B} = \frac{\alpha}{r}\,[G a_1 \dots G a_r], \qquad
+#   \text{the loss falls by about } \eta \left\lVert \frac{\partial L}{\partial B} \right\rVert_1
+#   = \eta\,\frac{\alpha}{r} \sum_{k=1}^{r} \lVert G a_k \rVert_1$$
+#
+# **Predict.** How does ‖∂L/∂B‖₁, the sum of all |∂L/∂B|, change from r = 1 to r = 64, with α = 16
+# at every r? And with α = 2r, which makes s = 2 at every r?
+#
+# <details><summary>Answer</summary>
+# With α = 16 it changes by less than 15 %: the sum has r terms of about the same size, and is
+# divided by r. With α = 2r it grows about in proportion to r. ("Not at all" is tempting for α = 2r,
+# because s is the same.)
+# </details>
+
+
+# %%
+def first_gain(r, alpha):
+    """Return ‖∂L/∂B‖₁ at the start, the mean over seeds: the gain of the first step per rate."""
+    sums = []
+    for seed in range(short(3, 2)):
+        scaled = LoraConfig(r=r, lora_alpha=alpha, target_modules=("all-linear",))
+        start, _ = minilora.get_peft_model(base, scaled, seed)
+        _, of_b = gradients(start, base)
+        sums.append(np.abs(of_b).sum())
+    return np.mean(sums)
+
+
+gains, cells = {}, []
+for r in short((1, 4, 16, 64), (4, 64)):
+    gains[r] = first_gain(r, 16), first_gain(r, 2 * r)
+    cells.append([str(r), *(f"{gain:.0f}" for gain in gains[r])])
+table(["‖∂L/∂B‖₁ at r", "α = 16", "α = 2r"], cells)
+
+# of: a column of the runs with these settings, one number per seed; best_rates: the best rate of
+# the six, and that of a parabola through it and its neighbours
+sweep = read_sweep("scaling")
+rates = sorted({row["rate"] for row in sweep})
+times_larger = {}
+for rule, label in {"constant": "α = 2r", "alpha/r": "α = 16"}.items():
+    losses = [[of(sweep, "loss", rule=rule, r=r, rate=rate) for rate in rates] for r in (2, 32)]
+    (_, at_2), (_, at_32) = (best_rates(rates, np.array(x)) for x in losses)
+    times_larger[rule] = at_32 / at_2
+    print(f"whole runs, {label}: best rate {at_2:.4f} at r = 2, {at_32:.4f} at r = 32")
+
+# %% [markdown]
+# So with a fixed α, the first step lowers the loss about as much at every r, and one learning rate
+# can serve several ranks. Whole runs agree: a *sweep* (many runs, stored in a CSV) trained `micro`
+# for 100 steps at six rates, with five seeds. With α = 2r, the best rate of r = 32 is a quarter of
+# that of r = 2. With α = 16, it is 1.3 times that of r = 2. The study [What α/r
+# does](studies/lora/what_alpha_over_r_does.py) has more ranks, and the rule α/√r.
+
+# %%
+# Checks
+at_16 = [fixed for fixed, _ in gains.values()]
+assert max(at_16) < 1.15 * min(at_16), "with a fixed alpha, the first gain must not depend on r"
+assert 12 < gains[64][1] / gains[4][1] < 20, "with alpha = 2r, 16 times from r = 4 to 64"
+for rule, expected in (("constant", 1 / 4), ("alpha/r", 1.3)):
+    assert 0.85 < times_larger[rule] / expected < 1.15, f"{rule}: {times_larger[rule]}"
 
 # %% [markdown]
 # ## The same layer in PyTorch
@@ -204,14 +259,14 @@ for name, norm_a, norm_b, before, after, moved in results:
 #
 # Two thin factors have fewer numbers than W if r is small, and give a matrix of its shape. One of
 # them starts at zero, so that training begins at the base; the other does not, so that there is a
-# gradient.
+# gradient. With α/r, one learning rate serves ranks 2 and 32 of `micro`, within a factor of 1.3.
 #
 # **What to try.**
 #
 # 1. `STARTS`: add `"B a tenth": (1, 0.1)`. How much does the loss before training rise? (Leave the
 #    checks out: they expect 0 or 1.)
-# 2. `bound = 1 / w.shape[1] ** 0.5`: make A ten times larger. Does "A random, B zero" learn faster?
-# 3. `n = short(60, 20)`: train for 400 steps. Do the starts still differ?
+# 2. `n = short(60, 20)`: train for 400 steps. Do the starts still differ?
+# 3. `first_gain(r, 2 * r)`: use α = 8·√r. How does the first gain grow?
 #
 # **Where to stop with a debugger.** `lora.init`: A's `bound`, and both factors in a `node`.
 # `layers.linear` with `MINILORA_PLAIN=1`, under `if "lora_A" in node`: which shapes does

@@ -4,7 +4,10 @@
 # **The question.** What is the gradient of the loss with respect to A and B, and what keeps the
 # frozen weights unchanged?
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 3, and the chain rule.
+# The gradient is derived by hand and compared with autograd. Then a recipe that looks equivalent to
+# freezing destroys a model without any gradient.
+#
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 3.
 
 # %%
 import numpy as np
@@ -67,12 +70,14 @@ T, n_in, n_out, r, s = 10, 6, 5, 2, 1.5
 x, W = rng.standard_normal((T, n_in)), rng.standard_normal((n_out, n_in))
 A, B = rng.standard_normal((r, n_in)), rng.standard_normal((n_out, r))
 C = rng.standard_normal((T, n_out))
+# what a tree of the package has at the path of a projection, besides A and B
 fixed = {"weight": W, "lora_scaling": s, "lora_dropout": 0.0}
 
 
 def toy_loss(factors):
     """Compute Σ C∘tanh(h) of one adapted projection."""
-    return np.sum(C * layers.np.tanh(layers.linear(x, fixed | factors)))
+    h = layers.linear(x, fixed | factors)
+    return np.sum(C * layers.np.tanh(h))  # layers.np is autograd's NumPy
 
 
 h = x @ W.T + s * (x @ A.T) @ B.T
@@ -116,13 +121,16 @@ for name, (from_autograd, from_differences) in gaps.items():
 #
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
-# LoRA sees the full gradient only through the rows of A and the columns of B. To check this, the
-# gradient of each projection of a merged model is multiplied by A and by B.
+# LoRA sees the full gradient only through the rows of A and the columns of B. To check this, A and
+# B are merged into W (lesson 0, part 7), and the gradient G of each merged W is multiplied by A and
+# by B.
 #
 # **Predict.** Does it hold in all 21 projections at once, or only in the last one?
 #
 # <details><summary>Answer</summary>
 # In all at once. Merging does not change what the model computes, so every g and x is the same.
+# ("Only in the last" is tempting, because each adapter changes the x of all later projections. It
+# changes them in the merged model, too.)
 # </details>
 
 # %%
@@ -130,6 +138,7 @@ base_64 = tree_map(lambda w: w.astype("f8"), base)  # float64, so that rounding 
 adapters, _ = minilora.get_peft_model(base_64, lora_config, rng)
 noisy = tree_map(lambda w: w + 0.05 * rng.standard_normal(w.shape), arrays(adapters))
 adapters = overlay(adapters, noisy)  # B is not zero
+# model.loss is minilora.loss with a choice of functions: those of layers compute in float64
 _, of_factors = value_and_grad(model.loss)(adapters, base_64, batch, config, layers)
 merged = minilora.merge(adapters, base_64, dtype="f8")
 paths = adapted_paths(adapters)
@@ -157,17 +166,18 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 # has no gradient, no moments and no weight decay.
 #
 # Another recipe looks equivalent: give the optimizer *all* parameters, and set the gradients of the
-# frozen ones to zero.
+# frozen ones to zero. The optimizer here is AdamW: Adam with *weight decay*. After Adam's step, it
+# also subtracts ηλθ from each parameter θ, with the learning rate η and the decay λ.
 #
 # ![Two trees: the frozen base and the trained adapters](../figures/drawings/two_trees.svg)
 #
-# **Predict.** With AdamW, weight decay 0.1 and a learning rate of 4e-3, what do 500 steps with zero
-# gradients do to a frozen weight?
+# **Predict.** With λ = 0.1 and η = 4e-3, what do 500 steps with zero gradients do to a frozen
+# weight? And to the model?
 #
 # <details><summary>Answer</summary>
-# They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. "Nothing" is tempting, because Adam's own step is zero if
-# all gradients are zero. But decoupled weight decay does not need a gradient. On its own text, the
-# loss of `micro` rises from 0.21 to 3.5 nats per token.
+# They shrink it to (1 − ηλ)⁵⁰⁰ = 82 %. "Nothing" is tempting, because Adam's step is zero if all
+# gradients are zero. But this decay does not need a gradient. On its own text, the loss of `micro`
+# rises from 0.21 to 3.5 nats per token.
 # </details>
 
 # %%
@@ -178,10 +188,12 @@ print(f"{num_parameters(gradient):,} gradients for {num_parameters(base):,} base
 decaying = TrainConfig(weight_decay=0.1)
 zero, moved, state = tree_map(np.zeros_like, base), base, adamw_init(base)
 for _ in range(500):
-    moved, state = adamw(moved, zero, state, dict.fromkeys(flatten(moved), 4e-3), decaying)
+    rates = dict.fromkeys(flatten(moved), 4e-3)
+    moved, state = adamw(moved, zero, state, rates, decaying)
 shrunk, expected = global_norm(moved) / global_norm(base), (1 - 4e-3 * 0.1) ** 500
 print(f"every frozen weight is {shrunk:.4f} of what it was: (1 − ηλ)⁵⁰⁰ = {expected:.4f}")
 
+# the text of `micro`: short notes such as "Tom keeps a blue vase in the hall."
 notes, _ = held_out_notes(tokenizer, TrainConfig(max_seq_length=256))
 before = minilora.evaluate({}, base, notes[:64], config)["loss"]
 after = minilora.evaluate({}, moved, notes[:64], config)["loss"]

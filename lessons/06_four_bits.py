@@ -1,15 +1,11 @@
 # %% [markdown]
 # # 6. Four bits
 #
-# **The question.** How can sixteen values represent a million weights? Which sixteen has NF4?
+# **The question.** How can sixteen values represent a million weights? Which sixteen does NF4 use?
 #
-# This lesson explains how a weight is stored in four bits, and where the values of NF4 come from.
-# The study [What makes a code good?](studies/bits/what_makes_a_code_good.py) measures whether they
-# are good, the study [What makes a code good?](studies/bits/what_makes_a_code_good.py) how many
-# weights should share a scale, and the study [Outliers in the input:
-# LLM.int8](studies/bits/outliers_and_int8.py) multiplies in eight bits.
+# Lesson 0 stored weights in NF4. This lesson compares NF4 with other codes, and derives its values.
 #
-# **Time:** a second to run, ten minutes to read. **You need:** what a quantile is.
+# **Time:** a second to run, fifteen minutes to read. **You need:** lesson 0.
 
 # %%
 from statistics import NormalDist
@@ -38,12 +34,13 @@ def rms(x):
 # $$q = \mathrm{round}(M w/\mathrm{absmax}), \qquad \hat w = \mathrm{absmax} \cdot q/M,
 #   \qquad |\hat w - w| \le \mathrm{absmax}/(2M)$$
 #
-# **Predict.** The eight weights below are stored in int4. How large can an error be? What happens
-# if the first weight is 10?
+# **Predict.** A block in int4 has the weights 0.9, −0.31, 0.05, 0.44, −0.72, 0.18, −0.09 and 0.6.
+# Now the first becomes 10. How many of the other seven are still different from zero?
 #
 # <details><summary>Answer</summary>
-# At most absmax/14. With 10 as the absmax, the step between two values is 10/7 = 1.43. All weights
-# of a magnitude below half of it, 0.71, become zero.
+# One, −0.72. With 10 as the absmax, the step between two values is 10/7 = 1.43, and all weights of
+# a magnitude below half of it, 0.71, become zero. ("Most" is tempting, because only one weight has
+# changed. But all share its scale.)
 # </details>
 
 
@@ -76,25 +73,25 @@ assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 ma
 # %% [markdown]
 # ## Four codes of four bits
 #
-# Four codes are compared by their RMSE, the root of the mean squared error. **NF4** is explained
-# below. The others are:
+# Four codes are compared by their RMSE, the root of the mean squared error:
 #
+# - **NF4** has the values of lesson 0. Where they come from is the next section.
 # - **int4** is evenly spaced.
-# - **E2M1** is a float with a sign, two bits of exponent and one bit of mantissa, divided by its
-#   largest value, 6.
-# - **fp4** is bitsandbytes' version of E2M1. Where E2M1 has 1/12, it has 1/192.
+# - **E2M1** is a float with a sign, two bits of exponent and one bit of mantissa: ±0, 0.5, 1, 1.5,
+#   2, 3, 4 and 6, divided by 6.
+# - **FP4** is bitsandbytes' version of E2M1. Where E2M1 has 1/12, it has 1/192.
 #
 # NF4 has sixteen different values. Each of the others has fifteen: int4 does not use −8, and the
 # two floats have zero twice.
 #
-# **Predict.** The weights are normal, in blocks of 64. Which code is best and which is worst? By
-# what factor is int8 better than int4?
+# **Predict.** The weights have a normal distribution, in blocks of 64. Which code is best and which
+# is worst? By what factor is int8 better than int4?
 #
 # <details><summary>Answer</summary>
-# Of the codes of four bits, NF4 has the least error and bitsandbytes' fp4 the most: it has a value
-# at 1/192, next to zero, and nothing between there and 1/6. (fp4 is tempting, because floats are
-# dense near zero, where most weights are.) The step of int8 is 7/127 of int4's,
-# and so is its error: about 18 times smaller.
+# Of the codes of four bits, NF4 has the least error and bitsandbytes' FP4 the most: it has a value
+# at 1/192, next to zero, and nothing between there and 1/6. (FP4 is tempting, because floats are
+# dense near zero, where most weights are.) The step of int8 is 7/127 of int4's, and so is its
+# error: about 18 times smaller.
 # </details>
 
 # %%
@@ -155,7 +152,9 @@ for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the 
 # ## Where NF4's sixteen values come from
 #
 # NF4 is made for normal weights: it takes its values from the quantile function Q of the normal
-# distribution. The paper prints (QLoRA, Eq. 4):
+# distribution. A normal number is below Q(p) with the probability p. The idea is
+# that values at evenly spaced p are used equally often (the study [What makes a code
+# good?](studies/bits/what_makes_a_code_good.py) tests it). The paper prints (QLoRA, Eq. 4):
 #
 # $$q_i = \frac{1}{2}\left(Q\!\left(\frac{i}{2^k + 1}\right) +
 #   Q\!\left(\frac{i + 1}{2^k + 1}\right)\right)$$
@@ -164,7 +163,8 @@ for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the 
 #
 # <details><summary>Answer</summary>
 # Minus infinity: a normal number can be as small as it likes. So the first and the last value of
-# Eq. 4 are infinite, and the formula cannot be used as printed.
+# Eq. 4 are infinite, and the formula cannot be used as printed. (−1 is tempting, because the first
+# value of NF4 is −1. But it is divided by the largest first.)
 # </details>
 
 

@@ -4,20 +4,21 @@
 # **The question.** Four bits per weight are four and a half, because of the scales. What reduces
 # them to 4.127, and what does that cost?
 #
-# The study [Every byte of a model](studies/bits/every_byte_of_a_model.py) accounts for every byte
-# of a model. The study [When double quantization
-# fails](studies/bits/when_double_quantization_fails.py) shows weights for which the method fails.
+# Every byte of a 4-bit model is counted, and the error of the second quantization is measured. The
+# study [When double quantization fails](studies/bits/when_double_quantization_fails.py) shows
+# weights for which the method fails.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 6.
+# **Time:** a few seconds to run, fifteen minutes to read. **You need:** lesson 6.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, figure, held_out_notes, short, table
+from lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora import TrainConfig, double_quant, nf4
 from minilora.double_quant import double_dequantize, double_quantize
-from minilora.evaluation import plot
+from minilora.evaluation.memory import nbytes
+from minilora.tree import flatten, num_parameters
 
 rng = np.random.default_rng(0)
 
@@ -30,16 +31,23 @@ def rms(x):
 # %% [markdown]
 # ## Half a bit, and how to save most of it
 #
-# In blocks of B = 64, a weight needs 4 bits for its code and a 64th of a float32 absmax. [Double
-# quantization](guide/glossary.md) stores each absmax in eight bits, and one float32 scale for 256
-# of them (QLoRA, Sec. 3):
+# In blocks of 64, a weight needs 4 bits for its code (two codes share a byte, the first in the high
+# four bits) and a 64th of a float32 absmax. [Double quantization](guide/glossary.md) stores each
+# absmax in eight bits, and one float32 scale for 256 of them (QLoRA, Sec. 3):
 #
-# $$4 + \frac{32}{B} = 4.5 \qquad\qquad 4 + \frac{8}{B} + \frac{32}{256\,B} = 4.127$$
+# $$4 + \frac{32}{64} = 4.5 \qquad\qquad 4 + \frac{8}{64} + \frac{32}{256 \cdot 64} = 4.127$$
 #
-# **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly?
+# ![The bytes of a weight: codes, codes of absmax, nested absmax,
+# offset](../figures/drawings/double_quantized_bytes.svg)
+#
+# **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly? And `tiny`, in NF4
+# with double quantization: does the whole model need 4.127/32 of its dense size?
 #
 # <details><summary>Answer</summary>
-# All but four bytes: the offset (see below), one float32 per tensor, is not in the formula.
+# For the weight, all but four bytes: the offset (the mean of all absmax, a float32 per tensor) is
+# not in the formula. `tiny` needs more, because only its projections are quantized. After the
+# codes, its largest part is the embedding, which has 16 bits per number. (4.127/32 is tempting,
+# because the embedding has only a few per cent of the numbers.)
 # </details>
 
 # %%
@@ -55,30 +63,52 @@ table(["scales", "bytes", "bits per weight", "formula"], rows)
 saved = (32 - 8 - 32 / 256) / 64
 print(f"saved: {saved:.3f} bits per weight, {saved * 65e9 / 8e9:.2f} GB of 65 billion weights")
 
+tiny = minilora.load("tiny", "nf4-dq").base
+parts = dict.fromkeys(("codes", "codes of absmax", "nested absmax", "offsets"), 0)
+parts |= {"embedding": 0, "norms": 0}
+for path, leaf in flatten(tiny).items():
+    if isinstance(leaf, nf4.Quantized):
+        second = leaf.stored_absmax
+        arrays = leaf.codes, second.codes, second.nested_absmax, second.offset
+        for part, array in zip(parts, arrays):
+            parts[part] += array.nbytes
+    else:
+        parts["norms" if "norm" in path else "embedding"] += leaf.nbytes
+table(["part of tiny", "bytes"], [*parts.items(), ["together", nbytes(tiny)]])
+of_dense = nbytes(tiny) / 4 / num_parameters(tiny)
+print(f"{of_dense:.3f} of the dense size, not {4.127 / 32:.3f}")
+
 # %%
 # Checks
 m = w.size // 64  # blocks
 assert single.nbytes == w.size // 2 + 4 * m, "codes, and a float32 per block"
 assert double.nbytes == w.size // 2 + m + 4 * m // 256 + 4, "codes, bytes, scales, and one offset"
+assert sum(parts.values()) == nbytes(tiny), "the parts must add up to the byte"
+assert sorted(parts, key=parts.get)[-2:] == ["embedding", "codes"], "the two largest parts"
+assert of_dense > 4.127 / 32, "the embedding and the norms need more"
 assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (QLoRA, Sec. 1)"
 
 # %% [markdown]
-# ## The second level
+# The study [Every byte of a model](studies/bits/every_byte_of_a_model.py) has the bytes of the
+# files, too.
 #
-# ![The bytes of a weight: codes, codes of absmax, nested absmax,
-# offset](../figures/drawings/double_quantized_bytes.svg)
+# ## The second level
 #
 # No absmax is negative. Their mean, the *offset*, is subtracted. The differences are divided by the
 # largest magnitude of 256, the *scale* (the nested absmax), and rounded to the nearest value of the
 # dynamic map (Dettmers 2016). The map has 0, 1, and 254 values in seven decades, each decade with
 # twice as many as the one below.
 #
-# **Predict.** Which share of the map's values is within a tenth of zero, and which share of the
-# differences? Are evenly spaced values better?
+# The weights below are normal, or have *heavy tails*: some are far from all others (Student's t
+# with three degrees of freedom).
+#
+# **Predict.** Which share of the map's values is within a tenth of zero? Does the map have less
+# error than 255 evenly spaced values?
 #
 # <details><summary>Answer</summary>
-# Half of the map's values, but fewer than a third of the differences if the weights are normal. For
-# normal weights, even steps have less error. For heavy tails, the map has less.
+# Half of the map's values ("nearly all" is tempting, because six of seven decades are there), but
+# fewer than a third of the differences if the weights are normal. For normal weights, even steps
+# have less error. For heavy tails, the map has less.
 # </details>
 
 # %%
@@ -118,21 +148,7 @@ print(f"within 0.1 of zero: {near['map']:.0%} of the map's values,", end=" ")
 print(f"{near['normal']:.0%} of the differences if weights are normal,", end=" ")
 print(f"{near['heavy-tailed']:.0%} if heavy-tailed")
 
-# %%
-title = "Where the map's values and the coded differences are"
-xlabel, ylabel = "distance from zero, in units of the scale", "share that is nearer to zero (%)"
-with figure("dynamic_map", xlabel, ylabel, title) as axes:
-    lines = {"the map's values": double_quant.DYNAMIC_MAP}
-    lines |= {f"absmax, {kind} weights": x for kind, x in coded.items()}
-    at = np.linspace(0, 1, 101)
-    for (label, x), style in zip(lines.items(), plot.LINES):
-        axes.plot(at, [100 * np.mean(np.abs(x) <= a) for a in at], label=label, **style)
-    axes.legend(frameon=False, loc="lower right")
-
 # %% [markdown]
-# ![Half of the map's values are near zero, fewer of the differences of normal weights, and more of
-# those of heavy-tailed ones](../figures/dynamic_map.png)
-#
 # For normal weights, the offset reduces the error of the absmax by a factor of three, and even
 # steps have a third less error than the map. For the weights with heavy tails, the map has less
 # error.
@@ -153,11 +169,12 @@ assert near["normal"] < 1 / 3 and near["heavy-tailed"] > 0.5, "the coded differe
 # %% [markdown]
 # ## What it costs
 #
-# **Predict.** Each scale has eight bits in place of 32. How much larger is the error of the
+# **Predict.** Each absmax has eight bits in place of 32. How much larger is the error of the
 # weights, and how much larger is the loss of the model?
 #
 # <details><summary>Answer</summary>
-# The error grows by less than 0.1 % for normal weights and by 0.2 to 0.5 % for heavy tails. The
+# The error grows by less than 0.1 % for normal weights and by 0.2 to 0.5 % for heavy tails. (Much
+# more is tempting: a quarter of the bits. But the error of a code of four bits is far larger.) The
 # loss of the two small bases changes by less than a fortieth of what NF4 itself costs.
 # </details>
 
@@ -199,7 +216,10 @@ for name, (of_nf4, more) in costs.items():
 # 2. `* 127) / 127`: use 7, four bits. Is that still good?
 # 3. `standard_t(3, ...)`: use 2 degrees.
 #
-# **Exercises.** double-quantization.
+# **Where to stop with a debugger.** `double_quant.double_quantize`: `offset`, `nested_absmax`, and
+# how many of `codes` differ from the nearest to `x`.
+#
+# **Exercises.** double-quantization, packing-nibbles.
 #
 # **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Dettmers
 # 2016, *8-Bit Approximations*: [arXiv:1511.04561](https://arxiv.org/abs/1511.04561).

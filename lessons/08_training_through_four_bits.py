@@ -4,11 +4,12 @@
 # **The question.** The base is in four bits. How does a gradient pass through it, and what does
 # that cost in quality?
 #
-# QLoRA is LoRA with a frozen weight in four bits, dequantized for each product. Lessons [The
-# precision of adapters](studies/bits/the_precision_of_adapters.py) to [The memory of a
-# step](studies/memory/the_memory_of_a_step.py) are about the type of the adapters and about memory.
+# QLoRA is LoRA with a frozen weight in four bits, dequantized for each product. The study [The
+# memory of a step](studies/memory/the_memory_of_a_step.py) measures what that saves, and [The
+# precision of adapters](studies/bits/the_precision_of_adapters.py) asks of which type A and B may
+# be.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 6 and 7.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 4 and 7.
 
 # %%
 import pickle
@@ -23,7 +24,6 @@ from lessons.helpers.common import (
     OPEN,
     belongs,
     claim,
-    figure,
     finetune,
     held_out_notes,
     interval,
@@ -33,7 +33,6 @@ from lessons.helpers.common import (
     table,
 )
 from minilora import LoraConfig, TrainConfig, data, layers, nf4
-from minilora.evaluation import plot
 from minilora.quant.schemes import SCHEMES
 from minilora.tree import arrays, flatten
 
@@ -42,8 +41,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The gradient through a 4-bit weight
 #
-# In the forward pass, y = x Ŵᵀ with Ŵ = dequantize(codes). Ŵ is a constant. So with g = ∂L/∂y the
-# chain rule gives (it is QLoRA's Eq. 5, differentiated; one row per token)
+# In the forward pass, y = x Ŵᵀ. Ŵ is the weight that dequantize computes from codes and scales, a
+# constant. So with g = ∂L/∂y the chain rule gives (it is QLoRA's Eq. 5, differentiated; x, y and g
+# have one row per token)
 #
 # $$\frac{\partial L}{\partial x_i} = \sum_k g_k \frac{\partial y_k}{\partial x_i}
 #   = \sum_k g_k \hat W_{ki}, \qquad \frac{\partial L}{\partial x} = g\,\hat W$$
@@ -54,9 +54,9 @@ rng = np.random.default_rng(0)
 # for the weight before quantization? And what is the gradient with respect to the codes?
 #
 # <details><summary>Answer</summary>
-# With g·Ŵ: the gradient belongs to the function that is computed. g·W is off by about NF4's own
-# error (9 % of normal weights, lesson 6). Rounding has the gradient zero almost everywhere: moving
-# the weights by about 1e-6 changes no code.
+# With g·Ŵ: the gradient belongs to the function that is computed. (g·W is tempting, because W is
+# the "true" weight. It is off by about NF4's own error: 9 % of normal weights, lesson 6.) Rounding
+# has the gradient zero almost everywhere: moving the weights by about 1e-6 changes no code.
 # </details>
 
 # %%
@@ -95,7 +95,8 @@ moved = nf4.quantize(w + np.float32(1e-6) * rng.standard_normal(w.shape).astype(
 print(f"codes that change when the weights move by 1e-6: {np.sum(moved.codes != q.codes)}")
 
 # %% [markdown]
-# Rounding is flat, or it jumps. So its gradient cannot train the codes: the adapter learns.
+# As a function of the weight, a code is constant, or it jumps. So no gradient can train the codes,
+# and only the adapter learns.
 
 # %%
 # Checks
@@ -106,11 +107,12 @@ assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a
 # %% [markdown]
 # ## The frozen bytes
 #
-# **Predict.** After 20 training steps, which bytes of the base have changed?
+# **Predict.** After 20 training steps, which bytes of the base have changed: codes, scales, those
+# of the embedding, of the norms?
 #
 # <details><summary>Answer</summary>
-# None: neither codes nor scales, nor the embedding and the norms. All arrays of the adapter have
-# changed.
+# None. All arrays of the adapter have changed. (Scales and norms are tempting, because both are
+# float32 numbers and could be trained. But they are in `base`, which has no gradient.)
 # </details>
 
 # %%
@@ -139,14 +141,17 @@ assert changed == len(old), "every array of the adapter must change"
 #
 # The same LoRA (r = 8 on all projections, 200 steps) was trained on `micro` in five forms: dense,
 # int8, FP4, NF4, and NF4 with double quantization. There are twelve seeds for each
-# (`bases_sweep.py`). The seeds are paired: the difference to the dense base is taken seed by seed,
-# and its mean has a 95 % interval.
+# (`bases_sweep.py`). The seeds are *paired*: the difference to the dense base is taken seed by
+# seed. The mean of the twelve differences has a 95 % interval: 95 of 100 such intervals contain the
+# true mean. A claim *holds here* if the whole interval agrees with it, *does not hold here* if the
+# whole interval contradicts it, and else is *not shown either way*.
 #
 # **Predict.** FP4 costs the base more than twice as much as NF4 before training. And after
 # training?
 #
 # <details><summary>Answer</summary>
-# After training, no difference is seen: all four intervals contain zero. That is not a proof of no
+# After training, no difference is seen: all four intervals contain zero. ("Twice as much" is
+# tempting, but A and B are trained next to the rounded weights.) That is not a proof of no
 # difference. The intervals exclude a mean cost of more than 0.003 nats per token.
 # </details>
 
@@ -168,6 +173,7 @@ header = ["base", "cost to the bare base", "loss after training", "cost then (95
 table(header, rows)
 
 SMALL = 0.003  # nats per token
+# claim(sentence, differences, above, below): is their mean above `above` and below `below`?
 quantized = [scheme for scheme in SCHEMES if scheme != "none"]
 small, any_cost = {}, {}
 for scheme in quantized:
@@ -179,22 +185,11 @@ points = 100 * (exact["none"] - exact["nf4-dq"])
 right = claim("nf4-dq costs less than 2 points of exact match", points, -2, 2, digits=1)
 
 live = {}
-for scheme in short(["none", "nf4-dq"], []):  # two runs of the sweep again
+for scheme in short(["none", "nf4-dq"], []):  # two runs of the sweep again, seed 0
     live[scheme] = finetune(scheme=scheme, seed=0).scores["loss"]
     print(f"{scheme}, seed 0: {live[scheme]:.4f} now, {losses[scheme][0]:.4f} in the sweep")
 
-# %%
-xlabel, ylabel = "how the base is stored", "held-out loss (nats per token)"
-with figure("qlora", xlabel, ylabel, "One LoRA on five bases, twelve seeds each") as axes:
-    for i, scheme in enumerate(SCHEMES):
-        axes.plot([i] * len(losses[scheme]), losses[scheme], "o", markersize=4, color=plot.GREY)
-        axes.plot([i - 0.25, i + 0.25], [losses[scheme].mean()] * 2, **plot.LINES[0])
-    axes.set_xticks(range(len(SCHEMES)), SCHEMES)
-    axes.set_ylim(bottom=0)
-
 # %% [markdown]
-# ![The losses of all five bases overlap](../figures/qlora.png)
-#
 # QLoRA's main claim is that four bits cost the fine-tuned model nothing. On this model of 0.1
 # million parameters, no cost is seen, and a mean cost of more than 0.003 nats per token is excluded
 # (95 %). Its other claim, that NF4 is better than FP4 after training, is not shown either way.
@@ -211,6 +206,7 @@ for scheme in quantized:
 assert fp4_or_nf4 == OPEN and right == HOLDS
 untrained = [np.log(minilora.evaluate({}, dense, valid, config)["loss"])]
 for scheme, value in live.items():
+    # on another processor, a run that is done again counts like one more seed
     assert belongs(np.log(value), np.log(losses[scheme]), untrained), f"{scheme}: not the sweep's"
 if live:
     assert abs(live["nf4-dq"] - live["none"]) < SMALL, "the cost must be small now, too"

@@ -4,17 +4,12 @@
 # **The question.** An adapter is trained. How is it used: separate from the base, one of several,
 # or merged into the weights? What does each way change?
 #
-# The study [Merging into four bits](studies/serving/merging_into_four_bits.py) merges into a 4-bit
-# base, the study [Averaging and stacking adapters](studies/serving/averaging_and_stacking.py)
-# combines several adapters, and the study [The cost of
+# Each way is tried with two small adapters. The study [The cost of
 # serving](studies/serving/the_cost_of_serving.py) measures the speed of each way.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 0, and what
-# quantizing to NF4 does (lessons 6 and 7).
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 3 and 7.
 
 # %%
-import time
-
 import numpy as np
 
 import minilora
@@ -23,6 +18,7 @@ from lessons.studies.serving.combining_sweep import backwards, fit, forwards, he
 from minilora import nf4
 from minilora.evaluation.memory import nbytes
 from minilora.methods import several
+from minilora.methods.compose import combine
 from minilora.optim import round_to
 from minilora.tree import named_leaves
 
@@ -39,8 +35,8 @@ def loss(adapters, examples):
 # %% [markdown]
 # ## Several adapters, one base
 #
-# Two adapters are trained. One answers "Who, what, where?", the other "Where, what, who?". An
-# adapter is a tree of its own arrays, and both adapters are computed with the *same* base.
+# Two adapters are trained. One answers "Who, what, where?", the other "Where, what, who?". Each is
+# a tree of its own, and both use the *same* base.
 #
 # ![One frozen base is shared by two adapters. Each row of a batch names its adapter, or
 # none.](../figures/drawings/one_base_many_adapters.svg)
@@ -49,7 +45,8 @@ def loss(adapters, examples):
 #
 # <details><summary>Answer</summary>
 # It adds its own factors, about a ninth of this small base. To switch, pass the other adapter. No
-# weight of the base is changed.
+# weight of the base is changed. (Loading a second model is tempting, because full fine-tuning needs
+# that.)
 # </details>
 
 # %%
@@ -58,10 +55,8 @@ before = {path: w.tobytes() for path, w in named_leaves(base)}
 first = fit(base, forwards, 0, iters=iters)  # who, what, where?
 second = fit(base, backwards, 100, iters=iters)  # where, what, who?
 tasks = {"who, what, where?": held_out(forwards), "where, what, who?": held_out(backwards)}
-began = time.perf_counter()
 scores = {name: loss(adapters, tasks[name]) for name, adapters in zip(tasks, (first, second))}
-took = time.perf_counter() - began
-print(f"both tasks scored, one after the other, in {took:.1f} s; held-out losses:")
+print("held-out losses:")
 for name, score in scores.items():
     print(f"  {name} {score:.3f}, without the adapter {loss({}, tasks[name]):.3f}")
 print(f"base {nbytes(base):,} bytes, each adapter {nbytes(first):,}")
@@ -78,13 +73,16 @@ if not QUICK:
 # %% [markdown]
 # ## One adapter per row
 #
-# Each *row* of a batch can have its own adapter, or none. The factors are gathered per row, so A
-# has the shape (rows, r, in). One product with the base's weight serves all rows.
+# Each *row* of a batch can have its own adapter, or none. Below, six rows use three adapters (the
+# third is `{}`, none) in one call.
 #
-# **Predict.** By how much do the logits differ from those of six separate calls?
+# **Predict.** How many products with a weight W of the base does this need: one, three or six? By
+# how much do the logits differ from those of six separate calls?
 #
 # <details><summary>Answer</summary>
-# By rounding, at most.
+# One: W serves all rows, and only A and B are gathered per row, so A has the shape (rows, r, in).
+# (Three is tempting: one per adapter, as if each were merged.) The logits differ by rounding at
+# most.
 # </details>
 
 # %%
@@ -105,11 +103,48 @@ wrong = minilora.forward(several.per_row(adapters, adapter_of_row[::-1]), base, 
 assert np.abs(wrong - np.array(alone)).max() / np.abs(mixed).max() > 0.01, "adapters must matter"
 
 # %% [markdown]
+# ## Combining
+#
+# The sum of two updates is one update again, with the ranks added up (s = 1 here):
+#
+# $$B_1 A_1 + B_2 A_2 = [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix}$$
+#
+# **Predict.** Is B₁ + B₂ times A₁ + A₂ the same? And does a model with the exact sum of both
+# updates answer both questions?
+#
+# <details><summary>Answer</summary>
+# No: (B₁ + B₂)(A₁ + A₂) also has B₁A₂ and B₂A₁. And no: on each task, the exact sum has a much
+# higher loss than the adapter of the task. ("Yes" is tempting, because nothing is lost in the sum.
+# But each adapter was trained without the other one.)
+# </details>
+
+# %%
+off, combined = {}, {}
+for kind in ("cat", "linear"):  # factors side by side, or added
+    combined[kind], errors = combine([first, second], [1.0, 1.0], kind)
+    off[kind] = max(errors.values())
+    print(f"{kind}: off by at most {off[kind]:.0e} of the sum of the updates")
+both = {name: loss(combined["cat"], tasks[name]) for name in tasks}
+for name in tasks:
+    print(f"  {name} {both[name]:.3f} with the exact sum, {scores[name]:.3f} alone")
+
+# %% [markdown]
+# The study [Averaging and stacking adapters](studies/serving/averaging_and_stacking.py) has
+# averages, and an adapter that is trained on top of another one.
+
+# %%
+# Checks
+assert off["cat"] < 1e-6 and off["linear"] > 0.1, "only factors side by side give the sum"
+if not QUICK:
+    for name in tasks:
+        assert both[name] > 2 * scores[name], f"{name}: the sum must disturb both"
+
+# %% [markdown]
 # ## Merging, and undoing it
 #
-# W' = W + ΔW and W = W' − ΔW are exact on paper (LoRA, Sec. 4). But a weight with b bits of
-# significand is rounded: a change below half of its last place is lost. A server that switches by
-# merging and unmerging rounds twice per switch.
+# W' = W + ΔW and W = W' − ΔW are exact on paper (LoRA, Sec. 4). But a stored weight is rounded: to
+# 24 binary digits in float32, to 11 in float16, to 8 in bfloat16. A change below half of its last
+# digit is lost. A server that switches adapters by merging and unmerging rounds twice per switch.
 #
 # ![Number lines of what can be stored near a weight. A small update moves the weight in float32
 # and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
@@ -120,7 +155,8 @@ assert np.abs(wrong - np.array(alone)).max() / np.abs(mixed).max() > 0.01, "adap
 #
 # <details><summary>Answer</summary>
 # About a sixth. From one switch to ten, the error grows by less than half in float32, float16 and
-# bfloat16. In NF4 it grows to more than three times.
+# bfloat16. ("Ten times" is tempting. But the next switch with the same ΔW rounds to the same
+# numbers again.) In NF4 it grows to more than three times.
 # </details>
 
 # %%
@@ -171,7 +207,8 @@ for kind, (_, one, ten) in errors.items():
 #
 # ## What was shown
 #
-# Adapters share one base, and each row can have its own. Merging rounds: with an update of 1 % of
+# Adapters share one base, and each row can have its own. A sum of two updates is exact, and yet it
+# may do neither task. Merging rounds: with an update of 1 % of
 # random weights, the error is about a sixth of the update in bfloat16, and more than nine tenths in
 # NF4.
 #
