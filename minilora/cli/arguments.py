@@ -144,7 +144,8 @@ def as_flags(settings):
     return flags
 
 
-CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
+CHECKPOINT = "checkpoint.safetensors"
+SETTINGS = "train_config.toml"
 SWITCH = argparse.BooleanOptionalAction
 
 

@@ -18,7 +18,9 @@ from ..methods.registry import METHODS
 from .arguments import CHECKPOINT, SETTINGS, flag
 from .stored_paths import INPUTS, absolute, digest
 
-METRICS, CARD, CURVE = "metrics.jsonl", "README.md", "curve.png"
+METRICS = "metrics.jsonl"
+CARD = "README.md"
+CURVE = "curve.png"
 FILES = {CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS}
 HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
 MAY_CHANGE = ("adapter_path", "iters", *INPUTS)  # when a run is resumed; see check_same_run

@@ -31,7 +31,8 @@ from .files import (
 from .pretrained import NAMES
 from .safetensors_file import FORMAT_NAME, check_floats, check_names_and_shapes, entry
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def save_adapter(
