@@ -97,10 +97,15 @@ def cross_entropy(logits, labels):
 
 
 def evaluate(adapters, base, batch, running=None):
-    """`loss` in nats and `accuracy`, in [0, 1]."""
+    """Return the `loss` in nats, the `accuracy`, and the mean `confidence`.
+
+    The confidence is the probability of the likeliest class.
+    """
     logits, _ = forward(adapters, base, batch[0], running)
     hit = onp.argmax(logits, axis=-1) == batch[1]
-    return {"loss": float(cross_entropy(logits, batch[1])), "accuracy": float(hit.mean())}
+    total = onp.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
+    loss = float(cross_entropy(logits, batch[1]))
+    return {"loss": loss, "accuracy": float(hit.mean()), "confidence": float((1 / total).mean())}
 
 
 def statistics(adapters, base, pictures):

@@ -34,8 +34,8 @@ def run(job, typeface="italic"):
     before = convnet.statistics(adapters, base, old[0])
     return {
         "trains": trains, "rate": rate, "decay": decay, "seed": seed,
-        "trained": num_parameters(adapters),
-        **score, "old_accuracy": convnet.evaluate(adapters, base, old, before)["accuracy"],
+        "trained": num_parameters(adapters), "loss": score["loss"], "accuracy": score["accuracy"],
+        "old_accuracy": convnet.evaluate(adapters, base, old, before)["accuracy"],
     }  # fmt: skip
 
 
