@@ -1,4 +1,7 @@
-"""What is trained with or in place of low-rank factors on `micro`, at which rates (the study `norms_and_biases`)."""
+"""Norms and biases, alone or with LoRA, at several rates on `micro`.
+
+The studies `norms_and_biases` and `rates_per_layer` read it.
+"""
 
 import minilora
 from lessons.helpers.common import finetune, notes_loss
@@ -39,7 +42,7 @@ def run(job, iters=150):
 
 
 # LoRA at two rates; norms or biases with it at three scales; two decays at two rates. Then what
-# the studies `norms_and_biases` and `rates_per_layer` compare, with more seeds, and norms and biases alone at two rates.
+# the studies compare, with more seeds, and norms and biases alone at two rates.
 both = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
 decays = [("lora", rate, 1.0, decay) for decay in (1.0, 0.7, 0.4) for rate in (1e-2, 2e-2)]
 alone = [(trains, rate, 1.0, 1.0) for trains in ("norm", "bias") for rate in (1e-2, 1e-1)]

@@ -1,4 +1,7 @@
-"""What is trained, and at which rate, when a reader of one typeface meets another (the study `norms_and_biases`)."""
+"""A network that reads one typeface learns another: what is trained, at which rate.
+
+The study `rates_per_layer` reads it.
+"""
 
 import numpy as np
 
