@@ -19,9 +19,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, figure, finetune, scores_of, short, table
+from lessons.helpers.common import QUICK, finetune, scores_of, short, table
 from minilora import LoraConfig, data
-from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, num_parameters, unflatten
 
@@ -30,30 +29,29 @@ questions = data.load_rows("questions", "train")
 held_out = data.load_rows("questions", "valid")[:100]
 
 
-def run(r=8, targets="all-linear", rows=questions, rate=1e-2, **settings):
+def run(r=8, targets="all-linear", rows=questions, rate=1e-2, iters=STEPS, **settings):
     """Fine-tune `micro` with LoRA for 120 steps of 16 rows, and score it on 100 held-out rows."""
-    lora_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
-    more = {"iters": STEPS, "learning_rate": rate, **settings}
-    return finetune(lora_config, rows=rows, held_out=held_out, **more)
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
+    settings |= {"rows": rows, "held_out": held_out, "iters": iters, "learning_rate": rate}
+    return finetune(config, **settings)
 
 
-def column(run, name):
+def history(run, column="loss"):
     """Return a column of a run's history."""
-    return [row[name] for row in run.history if name in row]
+    return [row[column] for row in run.history if column in row]
 
 
 def losses(run):
     """Return the training loss (the mean of the last ten steps) and the held-out loss."""
-    return float(np.mean(column(run, "loss")[-10:])), run.scores["loss"]
+    return np.mean(history(run)[-10:]), run.scores["loss"]
 
 
 def show(runs):
     """Print a table of runs, {name: Run}."""
     cells = []
     for name, run in runs.items():
-        numbers = [f"{loss:.4f}" for loss in losses(run)]
-        exact = f"{run.scores['exact_match']:.0%}"
-        cells.append([name, num_parameters(run.adapters), *numbers, exact])
+        numbers = [f"{loss:.4f}" for loss in losses(run)] + [f"{run.scores['exact_match']:.0%}"]
+        cells.append([name, num_parameters(run.adapters), *numbers])
     table(["run", "trained", "train loss", "held-out loss", "exact"], cells)
 
 
@@ -77,7 +75,7 @@ show({"sound": sound})
 # </details>
 
 # %%
-small, small_fast = (run(1, "q_proj", rate=rate) for rate in (1e-2, 5e-2))
+small, small_fast = (run(1, ("q_proj",), rate=rate) for rate in (1e-2, 5e-2))
 show({"rank 1 on q": small, "five times the rate": small_fast, "fix: rank 8 on all": sound})
 
 # %% [markdown]
@@ -99,7 +97,7 @@ show({"rank 1 on q": small, "five times the rate": small_fast, "fix: rank 8 on a
 # %%
 little = run(rows=questions[:24], steps_per_eval=short(20, 6))
 more = run(rows=questions[:400])
-best = min(column(little, "eval_loss"))
+best = min(history(little, "eval_loss"))
 show({"24 rows": little, "fix: 400 rows": more})
 print(f"the lowest held-out loss on the way, with 24 rows: {best:.4f}")
 
@@ -144,8 +142,8 @@ show({"MLP": wrong, "MLP, three times the rank": wrong_wide, "fix: all projectio
 # %%
 fast = run(rate=4e-2)
 show({"rate 0.04": fast, "fix: rate 0.01": sound})
-of_steps = column(fast, "loss")
-print(f"first step: {of_steps[0]:.2f}, worst step: {max(of_steps):.2f}")
+steps = history(fast)
+print(f"first step: {steps[0]:.2f}, worst step: {max(steps):.2f}")
 
 # %% [markdown]
 # - **Symptom:** the loss falls, but ends far above the sound run's.
@@ -154,46 +152,23 @@ print(f"first step: {of_steps[0]:.2f}, worst step: {max(of_steps):.2f}")
 # - **Fix:** a lower rate.
 
 # %%
-panels_of = {
-    "1. capacity": {"rank 8 on all": sound, "rank 1 on q": small},
-    "2. little data": {"400 rows": more, "24 rows": little},
-    "3. wrong targets": {"all projections": sound, "MLP only": wrong},
-    "4. rate too high": {"rate 0.01": sound, "rate 0.04": fast},
-}
-size = {"width": 8.4, "height": 6, "columns": 2, "rows": 2}
-labels = "optimizer step", "loss (nats per token)"
-with figure("pitfalls", *labels, list(panels_of), **size) as panels:
-    for axes, runs in zip(panels, panels_of.values()):
-        for (name, shown), style in zip(runs.items(), plot.LINES):
-            axes.plot(plot.smooth(column(shown, "loss"), 5), label=name, **style)
-            axes.plot(STEPS, shown.scores["loss"], "o", color=style["color"], clip_on=False)
-        axes.plot([], [], "o", color=plot.GREY, label="held out")
-        axes.set(yscale="log", ylim=(0.003, 8))
-        axes.legend(frameon=False, loc="lower left", fontsize=8)
-
-# %% [markdown]
-# ![Four panels: the losses of each mistake, next to the fixed run](../../../figures/pitfalls.png)
-
-# %%
 # Checks
-train_small, loss_small = losses(small)
-train_wrong, loss_wrong = losses(wrong)
-assert 0.7 < train_small / loss_small < 1.4, "1: both losses must agree"
-trained, trained_sound = (num_parameters(run.adapters) for run in (wrong, sound))
-assert abs(trained / trained_sound - 1) < 0.02, "3: as many parameters as the sound run"
+gaps = {"1": np.divide(*losses(small)), "3": np.divide(*losses(wrong))}
+assert 0.7 < gaps["1"] < 1.4, "1: both losses must agree"
+trained, as_many = (num_parameters(run.adapters) for run in (wrong, sound))
+assert abs(trained / as_many - 1) < 0.02, "3: as many parameters as the sound run"
 if not QUICK:
-    loss = sound.scores["loss"]
+    _, loss = losses(sound)
     assert loss < 0.05 and sound.scores["exact_match"] > 0.8, "the sound run must learn the task"
     assert min(*losses(small), *losses(small_fast)) > 20 * loss, "1: high at both rates"
     assert small_fast.scores["exact_match"] < 0.05, "1: a higher rate must not repair it"
-    train_little, loss_little = losses(little)
-    assert train_little < loss_little / 5, "2: a gap between the losses"
-    assert more.scores["loss"] < best / 3, "2: 400 rows must be better than any early stop"
-    assert min(loss_wrong, wrong_wide.scores["loss"]) > 4 * loss, "3: high at both ranks"
-    assert 0.7 < train_wrong / loss_wrong < 1.4, "3: both losses must agree"
-    assert fast.scores["loss"] > 10 * loss, "4: the loss must stay high"
-    assert fast.scores["loss"] < of_steps[0] / 2, "4: and fall at first"
-    assert np.isfinite(of_steps).all(), "4: the loss must not explode"
+    assert np.divide(*losses(little)) < 1 / 5, "2: a gap between the losses"
+    assert losses(more)[1] < best / 3, "2: 400 rows must be better than any early stop"
+    assert min(losses(wrong)[1], losses(wrong_wide)[1]) > 4 * loss, "3: high at both ranks"
+    assert 0.7 < gaps["3"] < 1.4, "3: both losses must agree"
+    assert losses(fast)[1] > 10 * loss, "4: the loss must stay high"
+    assert losses(fast)[1] < steps[0] / 2, "4: and fall at first"
+    assert np.isfinite(steps).all(), "4: the loss must not explode"
 
 # %% [markdown]
 # ## 5. Outliers and large blocks
@@ -230,14 +205,18 @@ def with_outliers(size=10):
     return unflatten(leaves)
 
 
-added, cells = {}, []
+def loss_of(tree):
+    """Return the loss on the base's own notes, in nats per byte."""
+    return scores_of({}, tree, notes)["loss"]
+
+
+added, cells = [], []
 for name, tree in (("as it is", base), ("with outliers", with_outliers())):
     trees = [minilora.quantize(tree, "nf4", size) for size in BLOCKS]
-    trees = [tree, *trees, minilora.quantize(tree, "int8")]
-    dense, *quantized = (scores_of({}, tree, notes)["loss"] for tree in trees)
-    added[name] = dict(zip((*BLOCKS, "int8"), np.subtract(quantized, dense)))
-    cells.append([name, f"{dense:.4f}", *(f"{cost:+.4f}" for cost in added[name].values())])
-table(["base", "dense", *(f"NF4, {size}" for size in BLOCKS), "int8"], cells)
+    dense, int8, *nf4 = map(loss_of, (tree, minilora.quantize(tree, "int8"), *trees))
+    added.append(np.array([int8, *nf4]) - dense)
+    cells.append([name, f"{dense:.4f}", *(f"{cost:+.4f}" for cost in added[-1])])
+table(["base", "dense", "int8", *(f"NF4, {size}" for size in BLOCKS)], cells)
 
 # %% [markdown]
 # - **Symptom:** quantizing costs several times as much with large blocks as with small ones.
@@ -247,14 +226,11 @@ table(["base", "dense", *(f"NF4, {size}" for size in BLOCKS), "int8"], cells)
 
 # %%
 # Checks
-sound_costs, costs = added.values()
-for cost in (sound_costs["int8"], costs["int8"]):
-    assert abs(cost) < 0.01, "int8 must cost almost nothing"
-assert max(sound_costs.values()) < 0.01, (
-    "without outliers, every block size must cost almost nothing"
-)
-assert costs[4096] > 4 * costs[64], "with outliers, large blocks must cost several times as much"
-assert costs[64] > max(0.01, costs[16]), "blocks of 16 cost less than of 64"
+as_it_is, (int8, of_16, of_64, *_, of_4096) = added
+assert max(abs(int8), abs(as_it_is[0])) < 0.01, "int8 must cost almost nothing"
+assert max(as_it_is) < 0.01, "without outliers, every block size must cost almost nothing"
+assert of_4096 > 4 * of_64, "with outliers, large blocks must cost several times as much"
+assert of_64 > max(0.01, of_16), "blocks of 16 cost less than of 64"
 
 # %% [markdown]
 # ## 6. Merging into 4 bits
@@ -271,12 +247,13 @@ assert costs[64] > max(0.01, costs[16]), "blocks of 16 cost less than of 64"
 # %%
 qlora = run(rate=4e-3, iters=short(200, 12), scheme="nf4-dq")
 merged = minilora.merge(qlora.adapters, qlora.base)
-ways = {"adapter kept separate": qlora.scores, "merged, dense": scores_of({}, merged, held_out)}
-for scheme in ("int8", "nf4-dq"):
+show({"adapter kept separate": qlora})
+_, separate = losses(qlora)
+merged_loss = {}
+for scheme in ("none", "int8", "nf4-dq"):
     tree = minilora.quantize(merged, scheme)
-    ways[f"merged into {scheme}"] = scores_of({}, tree, held_out)
-cells = [[name, f"{s['loss']:.4f}", f"{s['exact_match']:.0%}"] for name, s in ways.items()]
-table(["QLoRA run", "held-out loss", "exact"], cells)
+    merged_loss[scheme] = scores_of({}, tree, held_out)["loss"]
+    print(f"merged, {scheme}: held-out loss {merged_loss[scheme]:.4f}")
 
 # %% [markdown]
 # - **Symptom:** the loss is higher after merging into 4 bits than in the run, without an error.
@@ -288,10 +265,9 @@ table(["QLoRA run", "held-out loss", "exact"], cells)
 
 # %%
 # Checks
-separate, dense, int8, nf4 = (scores["loss"] for scores in ways.values())
-assert abs(dense / separate - 1) < 1e-3, "a dense merge must keep the scores"
-assert abs(int8 / separate - 1) < 0.05, "int8 must nearly keep them"
-assert QUICK or nf4 > 1.3 * separate, "NF4 must lose a part"
+assert abs(merged_loss["none"] / separate - 1) < 1e-3, "a dense merge must keep the scores"
+assert abs(merged_loss["int8"] / separate - 1) < 0.05, "int8 must nearly keep them"
+assert QUICK or merged_loss["nf4-dq"] > 1.3 * separate, "NF4 must lose a part"
 
 # %% [markdown]
 # ## What was shown
@@ -304,11 +280,11 @@ assert QUICK or nf4 > 1.3 * separate, "NF4 must lose a part"
 #
 # **What to try.**
 #
-# 1. `run(1, "q_proj", rate=rate)`: use rank 8 on `q_proj`. Is it enough?
+# 1. `run(1, ("q_proj",), rate=rate)`: use rank 8 on `q_proj`. Is it enough?
 # 2. `questions[:24]`: use 100 rows. How large is the gap?
 # 3. `rate=4e-2`: use 2e-2. Is it still too high?
 # 4. `with_outliers(size=10)`: use 3 and 30. From which size on do blocks of 64 suffer?
-# 5. `("int8", "nf4-dq")`: add "fp4". Which loses more, nf4-dq or fp4?
+# 5. `("none", "int8", "nf4-dq")`: add "fp4". Which loses more, nf4-dq or fp4?
 #
 # **Where to stop with a debugger.** `lora.target_paths` (which paths come back?). `nf4.normalize`
 # (`absmax` of the block with the outlier).
