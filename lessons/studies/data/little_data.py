@@ -20,7 +20,6 @@ from lessons.helpers import sounds
 from lessons.helpers.common import (
     QUICK,
     agrees,
-    figure,
     finetune,
     of,
     read_sweep,
@@ -31,7 +30,6 @@ from lessons.helpers.common import (
 from lessons.studies.data import little_sweep as little
 from lessons.studies.data.little_sweep import PLAIN
 from minilora import LoraConfig, data
-from minilora.evaluation import plot
 
 sweep = read_sweep("little")
 
@@ -94,28 +92,15 @@ curves, cells = {}, []
 for kind in KINDS:
     for name, remedy in WAYS.items():
         curves[kind, name] = little.small(kind, *little.VARIANTS[remedy], SEED, STEPS)
-        for score in (curves[kind, name][0], curves[kind, name][-1]):
+        first, *_, last = curves[kind, name]
+        lowest = min(curves[kind, name], key=lambda score: score["test"])
+        for score in (first, lowest, last):
             numbers = [f"{score[column]:.2f}" for column in ("train", "test", "right", "sure")]
             cells.append([f"{kind}, {name}", score["step"], *numbers])
 table(["run", "step", "training loss", "test loss", "accuracy", "confidence"], cells)
 
-# %%
-xlabel, ylabels = "optimizer step", ["loss (nats), logarithmic", ""][: len(KINDS)]
-size = {"columns": len(KINDS), "width": 8.8}
-with figure("little", xlabel, ylabels, list(KINDS), **size) as panels:
-    for kind, axes in zip(KINDS, np.atleast_1d(panels)):
-        lines = [(name, part) for name in WAYS for part in ("train", "test")]
-        for (name, part), style, marker in zip(lines, plot.LINES, "os^D"):
-            steps = [score["step"] for score in curves[kind, name]]
-            losses = [max(score[part], 1e-5) for score in curves[kind, name]]
-            label = f"{name}, {part}"
-            axes.plot(steps, losses, marker=marker, markersize=4, label=label, **style)
-        axes.set(yscale="log")
-        axes.set_ylim(top=60)
-        axes.legend(frameon=False, loc="upper center", fontsize=8, ncols=2)
-
 # %% [markdown]
-# ![Loss over steps, in training and on test rows, plain and augmented](../../../figures/little.png)
+# Each run has three rows: its first evaluation, the one with the lowest test loss, and the last.
 #
 # The plain runs memorize their examples. From step 25 to 200, the test loss rises and the network
 # becomes surer of its answers, while the share of right answers hardly changes. So in these runs

@@ -16,9 +16,9 @@ FOR_QUESTIONS = (PLAIN, "r = 1", "dropout 0.3")
 SETTINGS = ("kind", "r", "dropout", "augmented", "seed")
 SEEDS = (0, 1, 2, 3)
 EVERY = 25  # steps
-KINDS = {
-    "pictures": (pictures.draw, "italic", pictures.LETTERS, (20, 40), pictures.reader),
-    "sounds": (sounds.play, "reed", sounds.GESTURES, (50, 100), sounds.listener),
+KINDS = {  # base, new examples, their classes, valid and test rows per class, augmentation
+    "pictures": (pictures.reader, pictures.draw, "italic", 26, (20, 40), pictures.shifted),
+    "sounds": (sounds.listener, sounds.play, "reed", 8, (50, 100), sounds.masked),
 }
 
 
@@ -43,13 +43,13 @@ def score(step, train, valid, test):
 
 def small(kind, r, dropout, augmented, seed, iters):
     """Train LoRA on pictures or sounds, five per class; return the scores after every 25 steps."""
-    make, style, classes, sizes, trained = KINDS[kind]
+    trained, make, style, classes, sizes, augment = KINDS[kind]
     base, _ = trained(seed)
-    splits = [make(style, n * len(classes), s) for n, s in zip((5, *sizes), (seed, 98, 99))]
+    splits = [make(style, n * classes, s) for n, s in zip((5, *sizes), (seed, 98, 99))]
     rng = np.random.default_rng(seed)
     adapters, _ = convnet.low_rank(base, r, 2 * r, rng, lora_dropout=dropout)
     config = TrainConfig(iters=iters, batch_size=32, learning_rate=1e-2, seed=seed)
-    augment = (pictures.shifted if kind == "pictures" else sounds.masked) if augmented else None
+    augment = augment if augmented else None
     scores = []
 
     def on_step(step, adapters):

@@ -88,7 +88,7 @@ assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many 
 
 
 # %%
-def operations(mask, restart):
+def operations(mask=True, restart=True):
     """Return the model's operations, with another attention mask or other positions.
 
     mask: whether attention is limited to a token's example. restart: whether positions are counted
@@ -103,12 +103,11 @@ def operations(mask, restart):
     return SimpleNamespace(**{**vars(layers), "attention": attention})
 
 
-def logits(sequences, mask=True, restart=True):
+def logits(rows, *settings):
     """Return the logits of a batch of packed rows."""
-    batch = data.collate(sequences)
-    ops = operations(mask, restart)
+    batch, ops = data.collate(rows), operations(*settings)
     x = model.hidden_states(base, batch["tokens"], batch["segment_starts"], config, ops)
-    return layers.matmul(x, base["model"]["embed_tokens"]["weight"])
+    return model.logits(x, base, ops)
 
 
 packed = max(data.pack_examples(examples[:200], 256), key=len)
@@ -122,9 +121,7 @@ for mask, name in ((True, "block mask"), (False, "causal mask")):
 table(["", "logits differ from those alone by"], cells)
 
 batch = data.collate([packed])
-masked, unmasked = (
-    model.loss({}, base, batch, config, operations(mask, restart=True)) for mask in (True, False)
-)
+masked, unmasked = (model.loss({}, base, batch, config, operations(mask)) for mask in (True, False))
 print(f"loss of this row: {masked:.3f} with the block mask, {unmasked:.3f} without")
 
 # %% [markdown]

@@ -80,7 +80,7 @@ for name, (loss, grads, tokens) in (
     off.append(difference / optim.global_norm(whole[1]))  # ‖g − h‖ / ‖h‖ over all leaves
     cells.append([name, tokens, f"{loss:.6f}", f"{off[-1]:.1e}"])
 table(["one step over 32 rows", "target tokens", "loss", "gradient is off by"], cells)
-lengths = {sum(example.mask) for [example] in bins[100:]}
+lengths = set(map(num_targets, bins[100:]))
 print(f"target tokens of a question: {lengths}")
 
 # %% [markdown]

@@ -120,8 +120,8 @@ for size in (32, 4):
         new = convnet.statistics(adapters, base, bold[0])
         tests = (bold_test, running), (bold_test, new), (sans_test, running)
         scores = [convnet.evaluate(adapters, base, *test) for test in tests]
-        loss_old, loss_new, _ = (score["loss"] for score in scores)
-        row = [np.mean(losses[-20:]), loss_old, loss_new, *(score["accuracy"] for score in scores)]
+        row = [np.mean(losses[-20:])] + [score["loss"] for score in scores[:2]]
+        row += [score["accuracy"] for score in scores]
         results[size, used] = row
         cells.append([f"{size}, the {used}'s", *(f"{x:.2f}" for x in row)])
 header = ["pictures per step, statistics", "train loss", "bold: old", "new"]

@@ -58,19 +58,16 @@ def column(name, rows, noise, p):
     return np.array(of(sweep, name, rows=rows, noise=noise, dropout=p))
 
 
-ratios, cells = {}, []
-for n in (64, 4000):
-    for noise in (0.0, 0.3):
-        for p in dropout.ROWS[n]:
-            losses = [spread(column(name, n, noise, p), 3) for name in ("train_loss", "loss")]
-            cells.append([str(n), f"{noise:.0%}", f"{p:g}", *losses])
-        ratios[n, noise] = np.log(column("loss", n, noise, 0.0) / column("loss", n, noise, 0.1))
-table(["rows", "wrong answers", "dropout", "training loss", "held-out loss"], cells)
-
-verdicts = {}
-for (n, noise), logs in ratios.items():
+ratios, verdicts, cells = {}, {}, []
+for case in ((64, 0.0), (64, 0.3), (4000, 0.0), (4000, 0.3)):
+    n, noise = case
+    for p in dropout.ROWS[n]:
+        losses = [spread(column(name, *case, p), 3) for name in ("train_loss", "loss")]
+        cells.append([f"{n} rows, {noise:.0%} wrong answers", f"{p:g}", *losses])
+    ratios[case] = np.log(column("loss", *case, 0.0) / column("loss", *case, 0.1))
     sentence = f"{n} rows, {noise:.0%} wrong: loss without over with dropout 0.1, > 1 times"
-    verdicts[n, noise] = claim(sentence, logs, times=True)
+    verdicts[case] = claim(sentence, ratios[case], times=True)
+table(["data", "dropout", "training loss", "held-out loss"], cells)
 
 # %% [markdown]
 # On this model of 0.1 million parameters:
@@ -97,14 +94,15 @@ _, *ends = np.exp(interval(ratios[64, 0.3]))
 assert np.round(ends, 1).tolist() == [1.1, 1.5], "wrong answers: 1.1 to 1.5 times without dropout"
 helped = ratios[64, 0.0] > 0
 assert helped[:3].all() and helped[3:].sum() == 1, "three of three seeds, then one of five"
-for n, noise in ratios:
-    share = column("train_loss", n, noise, 0.0) / column("loss", n, noise, 0.0)
+for case in ratios:
+    n, noise = case
+    share = column("train_loss", *case, 0.0) / column("loss", *case, 0.0)
     if n == 64:
         assert share.max() < 0.25, "64 rows: the training loss must be far below the held-out loss"
     else:
         assert 0.75 < share.min() < share.max() < 1.33, "4,000 rows: the losses must be similar"
-        exact = column("exact_match", n, noise, 0.0)
-        assert set(exact) == {0 if noise else 1}, f"4,000 rows, {noise:.0%} wrong: {exact}"
+        exact = set(column("exact_match", *case, 0.0))
+        assert exact == {0 if noise else 1}, f"4,000 rows, {noise:.0%} wrong: {exact}"
 if not QUICK:  # two runs of the sweep again: the difference must be one of the seeds' differences
     live = [dropout.train(64, 0.3, p, seed=0).scores["loss"] for p in (0.0, 0.1)]
     gains = column("loss", 64, 0.3, 0.0) - column("loss", 64, 0.3, 0.1)

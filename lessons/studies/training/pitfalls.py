@@ -36,14 +36,10 @@ def run(r=8, targets="all-linear", rows=questions, rate=1e-2, iters=STEPS, **set
     return finetune(config, **settings)
 
 
-def history(run, column="loss"):
-    """Return a column of a run's history."""
-    return [row[column] for row in run.history if column in row]
-
-
 def losses(run):
     """Return the training loss (the mean of the last ten steps) and the held-out loss."""
-    return np.mean(history(run)[-10:]), run.scores["loss"]
+    steps = [row["loss"] for row in run.history if "loss" in row]
+    return np.mean(steps[-10:]), run.scores["loss"]
 
 
 def show(runs):
@@ -97,7 +93,7 @@ show({"rank 1 on q": small, "five times the rate": small_fast, "fix: rank 8 on a
 # %%
 little = run(rows=questions[:24], steps_per_eval=short(20, 6))
 more = run(rows=questions[:400])
-best = min(history(little, "eval_loss"))
+best = min(row["eval_loss"] for row in little.history if "eval_loss" in row)
 show({"24 rows": little, "fix: 400 rows": more})
 print(f"the lowest held-out loss on the way, with 24 rows: {best:.4f}")
 
@@ -142,7 +138,7 @@ show({"MLP": wrong, "MLP, three times the rank": wrong_wide, "fix: all projectio
 # %%
 fast = run(rate=4e-2)
 show({"rate 0.04": fast, "fix: rate 0.01": sound})
-steps = history(fast)
+steps = [row["loss"] for row in fast.history]
 print(f"first step: {steps[0]:.2f}, worst step: {max(steps):.2f}")
 
 # %% [markdown]

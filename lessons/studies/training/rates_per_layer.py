@@ -34,8 +34,9 @@ sweep = read_sweep("unfreezing")
 #
 # Vision models are said to need smaller learning rates than language models. The network that reads
 # Sans (the study [Batch statistics: frozen, and yet it changes](batch_statistics.py)) is trained on
-# 1,040 pictures of an italic. The sweep trains four groups of parameters at six rates: with eight
-# seeds where two rates are compared, else with three.
+# 1,040 pictures of an italic. The sweep trains four groups of parameters at six rates: LoRA at
+# r = 4 (`lora`), γ and β (`norm`), the `head`, and everything (`full`). It has eight seeds where
+# two rates are compared, else three.
 #
 # **Predict.** LoRA's best rate on `micro` is 0.01, that of full fine-tuning 0.005 (one seed, the
 # study [Other methods than LoRA](../methods/the_siblings.py)). And here? (The rate with the lowest
@@ -47,7 +48,7 @@ sweep = read_sweep("unfreezing")
 # </details>
 
 # %%
-KINDS = {"lora": "LoRA, r = 4", "norm": "γ and β", "head": "head", "full": "everything"}
+RATES, KINDS = unfreezing.RATES, unfreezing.KINDS
 
 
 def at(name, kind, rate, decay=1.0):
@@ -57,24 +58,24 @@ def at(name, kind, rate, decay=1.0):
 
 def means(name, kind):
     """Return the mean of a column at each rate, without decay."""
-    return np.array([at(name, kind, rate).mean() for rate in unfreezing.RATES])
+    return np.array([at(name, kind, rate).mean() for rate in RATES])
 
 
-best_rate, on_micro, cells = {}, {}, []
-for kind, name in KINDS.items():
-    best_rate[kind] = unfreezing.RATES[means("loss", kind).argmin()]
+best, on_micro, cells = {}, {}, []
+for kind in KINDS:
+    best[kind] = RATES[means("loss", kind).argmin()]
     on_micro[kind] = compare.TABLE[kind].rate
     accuracies = [f"{accuracy:.2f}" for accuracy in means("accuracy", kind)]
-    cells.append([name, f"{on_micro[kind]:g}", f"{best_rate[kind]:g}", *accuracies])
-rates = [f"at {rate:g}" for rate in unfreezing.RATES]
-table(["accuracy on italic", "best rate on micro", "here", *rates], cells)
+    cells.append([kind, f"{on_micro[kind]:g}", f"{best[kind]:g}", *accuracies])
+header = ["accuracy on italic", "best rate on micro", "here", *(f"at {rate:g}" for rate in RATES)]
+table(header, cells)
 
 smaller = {}
 for kind in ("lora", "full"):
     gain = np.log(at("loss", kind, 1e-2) / at("loss", kind, 3e-3))
-    smaller[kind] = claim(f"{KINDS[kind]}: a rate of 0.003 is better than 0.01", gain)
+    smaller[kind] = claim(f"{kind}: a rate of 0.003 is better than 0.01", gain)
 kept = at("old_accuracy", "full", 3e-3) - at("old_accuracy", "full", 3e-2)
-forgets_less = claim("everything: 0.003 keeps more of Sans than 0.03", kept)
+forgets_less = claim("full: 0.003 keeps more of Sans than 0.03", kept)
 
 # %% [markdown]
 # On this network of 0.04 million parameters, the advice does not hold: a rate of 0.003, which is
@@ -86,9 +87,9 @@ forgets_less = claim("everything: 0.003 keeps more of Sans than 0.03", kept)
 # Checks
 for kind in ("lora", "full"):
     assert smaller[kind] == FAILS, f"{kind}: a smaller rate must be worse"
-    assert best_rate[kind] > on_micro[kind], f"{kind}: its best rate must be larger here"
-assert best_rate["lora"] == best_rate["full"] == 0.03, "0.03 for both"
-assert [kind for kind in KINDS if best_rate[kind] < on_micro[kind]] == ["head"], "only the head"
+    assert best[kind] > on_micro[kind], f"{kind}: its best rate must be larger here"
+assert best["lora"] == best["full"] == 0.03, "0.03 for both"
+assert [kind for kind in KINDS if best[kind] < on_micro[kind]] == ["head"], "only the head"
 assert forgets_less == HOLDS, "the larger the rate, the less of Sans may be left"
 for kind in KINDS:
     left = np.diff(means("old_accuracy", kind))

@@ -126,13 +126,11 @@ if not QUICK:
 # studies [Warm-up](warm_up.py) and [Why clipping helps](why_clipping_helps.py) discuss the others.
 
 # %%
-title = "One thing changed at a time, five seeds"
-size = {"width": 7, "height": 5}
-with figure("optimization", "held-out loss (nats per token)", "", title, **size) as axes:
+xlabel, title = "held-out loss (nats per token)", "One thing changed at a time, five seeds"
+with figure("optimization", xlabel, "", title, width=7, height=5) as axes:
     for name in sorted(CASES, key=lambda name: -case(name).mean()):
         axes.plot(case(name), [name] * 5, "o-", color=plot.LINES[0]["color"], markersize=4)
     axes.set(xscale="log")
-    axes.tick_params(axis="y", labelsize=8)
 
 # %% [markdown]
 # ![Held-out loss of each change](../../../figures/optimization.png)

@@ -34,7 +34,7 @@ from minilora import LoraConfig, TrainConfig, data
 # </details>
 
 # %%
-config, base, tokenizer = minilora.load("micro")
+config, _, tokenizer = minilora.load("micro")
 recipe_lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 recipe = TrainConfig(iters=short(200, 15), batch_size=16, learning_rate=4e-3, mask_prompt=True)
 of_recipe = questions(recipe_lora, recipe, "nf4-dq", config, Rows(train=4000, held_out=200))
@@ -88,9 +88,9 @@ RUNS = {
 prompt, answer = valid[0]["prompt"], valid[0]["completion"]
 scores, outputs, cells = [], [], []
 for name, changes in RUNS.items():
-    adapters, base, *_ = finetune(iters=recipe.iters, **changes)
-    found = scores_of(adapters, base, valid)  # whole rows, and only their answers count
-    ids = minilora.generate(adapters, base, tokenizer.encode(prompt), config, max_tokens=40)
+    model = finetune(iters=recipe.iters, **changes)[:2]
+    found = scores_of(*model, valid)  # whole rows, and only their answers count
+    ids = minilora.generate(*model, tokenizer.encode(prompt), config, max_tokens=40)
     scores.append(found)
     outputs.append(tokenizer.decode(list(ids)))
     cells.append([name, f"{found['loss']:.3f}", f"{found['exact_match']:.1%}", repr(outputs[-1])])

@@ -137,7 +137,8 @@ assert forgetful[-1] < 0.6 * unclipped[-1], "with β₂ = 0.95, the divisor must
 # </details>
 
 # %%
-show("no clipping", "no clipping, beta2 0.99", "no clipping, beta2 0.95")
+ALONE = ("no clipping", "no clipping, beta2 0.99", "no clipping, beta2 0.95")
+show(*ALONE)
 show(USUAL, "beta2 0.95", "clipping at 0.1")
 
 # %% [markdown]
@@ -153,17 +154,18 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 
 # %%
 # Checks
-none, beta_99, beta_95 = (case(f"no clipping{b}") for b in ("", ", beta2 0.99", ", beta2 0.95"))
-assert (beta_95 < 1.6 * case(USUAL)).all(), "β₂ = 0.95 must replace most of clipping, every seed"
-assert (none > 2.7 * case(USUAL)).all(), "which β₂ = 0.999 does not"
+none, beta_99, beta_95 = map(case, ALONE)
+usual = case(USUAL)
+assert (beta_95 < 1.6 * usual).all(), "β₂ = 0.95 must replace most of clipping, every seed"
+assert (none > 2.7 * usual).all(), "which β₂ = 0.999 does not"
 assert ((beta_95 < beta_99) & (beta_99 < none)).all(), "β₂ = 0.99 must be between, every seed"
-assert (beta_99 > 2 * case(USUAL)).all(), "it removes only a part of the damage, every seed"
-control, unclipped = case("beta2 0.95") / case(USUAL), beta_95 / none
+assert (beta_99 > 2 * usual).all(), "it removes only a part of the damage, every seed"
+control, unclipped = case("beta2 0.95") / usual, beta_95 / none
 assert (control < 1).all() and 0.7 < control.mean() < 0.82, "with clipping: lower by a quarter"
 assert unclipped.mean() < 1 / 3 and (unclipped < control).all(), "without: to less than a third"
-assert case("clipping at 0.1").max() < 0.75 * case(USUAL).min(), "a lower limit must be better"
+assert case("clipping at 0.1").max() < 0.75 * usual.min(), "a lower limit must be better"
 if not QUICK:  # the decisive run of the sweep: it must not be like "no clipping"
-    again("no clipping, beta2 0.95", "no clipping")
+    again(ALONE[2], ALONE[0])
 
 # %% [markdown]
 # ## What was shown
