@@ -98,7 +98,7 @@ def _run(settings, rows):
     if rows.prompts and not settings.mask_prompt:
         yield "the loss counts the rows' prompts: shall the model say them? (study the_checklist)"
     if rows.cut:
-        yield f"{rows.cut} of {rows.train} rows are cut, with their ends: why? (study the_checklist)"
+        yield f"{rows.cut} of {rows.train} rows are cut, ends included: why? (study the_checklist)"
     if not rows.held_out:
         yield "no row is held out: how will overfitting show? (study underfitting_and_overfitting)"
     if warmup > 0.1:

@@ -61,8 +61,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# At ten times our rate, runs of `micro` (0.1 million parameters) end with a higher
-# loss without warm-up. At ours, four of five end with a lower one.
+# At ten times our rate, runs of `micro` (0.1 million parameters) end with a higher loss without
+# warm-up. At ours, four of five end with a lower one.
 #
 # **What to try.**
 #
