@@ -20,6 +20,7 @@ from lessons.helpers import sounds
 from lessons.helpers.common import (
     QUICK,
     agrees,
+    figure,
     finetune,
     of,
     read_sweep,
@@ -28,10 +29,11 @@ from lessons.helpers.common import (
     table,
 )
 from lessons.studies.data import little_sweep as little
-from lessons.studies.data.little_sweep import PLAIN
 from minilora import LoraConfig, data
+from minilora.evaluation import plot
 
 sweep = read_sweep("little")
+PLAIN = little.PLAIN
 
 
 def scores(kind, column, remedy=PLAIN):
@@ -61,7 +63,7 @@ def scores(kind, column, remedy=PLAIN):
 # %%
 heard, _ = sounds.play("reed", 400, 0)
 masked = sounds.masked(heard, np.random.default_rng(0))
-hidden = float((masked != heard).mean())
+hidden = (masked != heard).mean()
 print(f"hidden: {hidden:.3f} of a spectrogram on average, expected {1 - (7 / 8) ** 2:.3f}")
 
 # %%
@@ -99,8 +101,20 @@ for kind in KINDS:
             cells.append([f"{kind}, {name}", score["step"], *numbers])
 table(["run", "step", "training loss", "test loss", "accuracy", "confidence"], cells)
 
+curve = curves["sounds", "plain"]
+title = "Five sounds per class, plain: the test loss rises"
+with figure("little", "optimizer step", "loss (nats)", title) as axes:
+    for part, style in zip(("train", "test"), plot.LINES):
+        axes.semilogy(
+            [row["step"] for row in curve], [row[part] for row in curve], label=part, **style
+        )
+    axes.legend(frameon=False)
+
 # %% [markdown]
-# Each run has three rows: its first evaluation, the one with the lowest test loss, and the last.
+# ![Training loss and test loss of a plain run, over its steps](../../../figures/little.png)
+#
+# In the table, each run has three rows: its first evaluation, the one with the lowest test loss,
+# and the last.
 #
 # The plain runs memorize their examples. From step 25 to 200, the test loss rises and the network
 # becomes surer of its answers, while the share of right answers hardly changes. So in these runs
@@ -247,7 +261,6 @@ stopped = finetune(
     iters=400, batch_size=4, learning_rate=3e-2, steps_per_eval=5, early_stopping_patience=3,
 )  # fmt: skip
 losses = [row["eval_loss"] for row in stopped.history if "eval_loss" in row]
-print(f"held-out loss of the adapter that train returned: {stopped.scores['loss']:.2f}")
 
 # %%
 # Checks

@@ -136,12 +136,14 @@ def tool_of(line):
 
 
 tools = []  # pairs: the tool of a wrong output, and of the right line
-for row in rows["test"][: short(12, 1)]:
+for row in rows["test"][: short(24, 1)]:
     asked, expected = (turn["content"] for turn in row["messages"])
     output = generate(adapters, asked)
     if output != expected:
         tools.append((tool_of(output), tool_of(expected)))
         print(f"request: {asked}\noutput:  {output}\nright:   {expected}\n")
+    if len(tools) == 6:
+        break
 are_calls = sum(tool is not None for tool, _ in tools)
 right_tool = sum(tool == expected for tool, expected in tools)
 print(f"{are_calls} of {len(tools)} wrong answers are calls, {right_tool} of the right tool")
@@ -153,9 +155,9 @@ print(f"{are_calls} of {len(tools)} wrong answers are calls, {right_tool} of the
 # %%
 # Checks
 assert peak < FULL_MB / 2, "the process must need less than half of full fine-tuning"
-assert QUICK or are_calls >= len(tools) - 1, "wrong answers must be calls, but for one"
-assert QUICK or right_tool >= len(tools) / 2, "half of the wrong answers must call the right tool"
 if not QUICK:
+    assert are_calls >= len(tools) - 1, "wrong answers must be calls, but for one"
+    assert right_tool >= len(tools) / 2, "half of the wrong answers must call the right tool"
     assert after["loss"] < 0.2 < before["loss"] / 10, "the loss must fall to a tenth"
     assert after["exact_match"] > 0.35, "more than a third of the answers must be right"
 
