@@ -57,8 +57,8 @@ def lora_count(base, config):
 
 
 R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
-# A trained weight and its gradient have 16 bits each, a moment 32. Bits of a frozen projection (with
-# QLoRA 4 for the code, 8 for the absmax of 64 weights, 32 for the nested absmax of 256, lesson 7):
+# A trained weight and its gradient have 16 bits each, a moment 32. Bits of a frozen projection; for
+# QLoRA: 4 of the code, 8 per absmax of 64 weights, 32 per nested absmax of 256 (lesson 7)
 FROZEN_BITS = {"LoRA": 16, "QLoRA": 4 + 8 / 64 + 32 / (64 * 256)}
 
 

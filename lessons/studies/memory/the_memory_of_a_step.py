@@ -9,7 +9,7 @@
 #
 # **Continues:** [lesson 8](../../08_training_through_four_bits.py).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 2 and 8, and for the
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 8, and for the
 # last section `minilora fetch smollm2`.
 
 # %%
