@@ -9,6 +9,7 @@
 # **Time:** a second to run, ten minutes to read. **You need:** lesson 7.
 
 # %%
+import math
 import struct
 import tempfile
 from collections import Counter
@@ -90,7 +91,7 @@ assert same, "but the same numbers, so the right distribution"
 # </details>
 
 # %%
-base = minilora.load("tiny", "nf4-dq")[1]
+config, base, tokenizer = minilora.load("tiny", "nf4-dq")
 PARTS = "codes", "codes of absmax", "nested absmax", "offsets"
 of_weight, parts = {}, Counter()
 for path, leaf in flatten(base).items():
@@ -103,13 +104,14 @@ for path, leaf in flatten(base).items():
         parts["norms" if "norm" in path else f"embedding, {leaf.kind}"] += leaf.nbytes
 table(["part of tiny", "bytes"], [*parts.most_common(), ["together", nbytes(base)]])
 bits = memory.bits_per_weight(base)
+elements = sum(math.prod(shape) for shape, _ in of_weight.values())
 print(f"{bits:.4f} bits per weight of the projections")
 print(f"{nbytes(base) / 4 / num_parameters(base):.3f} of the dense size, not {4.127 / 32:.3f}")
 
 # %%
 # Checks
 for path, (shape, sizes) in of_weight.items():
-    n = np.prod(shape)
+    n = math.prod(shape)
     m = -(-n // 64)  # blocks, rounded up
     assert sizes == [-(-n // 2), m, 4 * -(-m // 256), 4], f"{path}: bytes of its four arrays"
 assert num_parameters(base) == 1_016_960, "tiny"
@@ -124,7 +126,7 @@ assert 4.1269 < bits < 4.13, "above the formula: offsets, and groups of fewer th
 # A file in bitsandbytes' layout has, for each weight, copies of both maps (16 and 256 floats) and a
 # JSON text in place of the offset.
 #
-# **Predict.** How many bits per weight does a small model need on disk?
+# **Predict.** How many bits per weight do the projections of `tiny` need on disk?
 #
 # <details><summary>Answer</summary>
 # Clearly more than in memory: the maps are stored again with every weight. ("As many" is tempting,
@@ -132,24 +134,18 @@ assert 4.1269 < bits < 4.13, "above the formula: offsets, and groups of fewer th
 # </details>
 
 # %%
-files, rows = {}, []
-for name in ("micro", "tiny"):
-    config, base, tokenizer = minilora.load(name, "nf4-dq")
-    with tempfile.TemporaryDirectory() as folder:
-        quantized_file.save_quantized(Path(folder) / "q", config, base, tokenizer, "float16")
-        file = (Path(folder) / "q" / "model.safetensors").read_bytes()
-    weights = [leaf for leaf in flatten(base).values() if isinstance(leaf, nf4.Quantized)]
-    stored = sum(q.nbytes for q in weights)
-    in_memory = memory.bits_per_weight(base)
-    elements = 8 * stored / in_memory  # weights of the projections
-    header = 8 + struct.unpack("<Q", file[:8])[0]
-    dense = round(2 * (num_parameters(base) - elements))  # embedding and norms in 16 bits
-    extra = len(file) - header - dense - stored
-    on_disk = 8 * (stored + extra) / elements
-    files[name] = extra / len(weights), on_disk, in_memory
-    rows.append([name, header, dense, stored, extra, f"{on_disk:.2f}", f"{in_memory:.2f}"])
-header = ["file of", "header", "embedding, norms", "codes, scales", "maps, JSON"]
-table([*header, "bits per weight", "in memory"], rows)
+with tempfile.TemporaryDirectory() as folder:
+    quantized_file.save_quantized(Path(folder) / "q", config, base, tokenizer, "float16")
+    file = (Path(folder) / "q" / "model.safetensors").read_bytes()
+on_disk = {
+    "header": 8 + struct.unpack("<Q", file[:8])[0],
+    "embedding and norms": 2 * (num_parameters(base) - elements),  # in 16 bits
+    "codes and scales": sum(parts[part] for part in PARTS),
+}
+extra = len(file) - sum(on_disk.values())
+table(["file of tiny", "bytes"], [*on_disk.items(), ["maps and JSON", extra]])
+bits_on_disk = 8 * (on_disk["codes and scales"] + extra) / elements
+print(f"{bits_on_disk:.2f} bits per weight of the projections")
 
 # %% [markdown]
 # In a small model, what is *not* a code counts, too: the embedding, the offsets, groups that are
@@ -158,20 +154,20 @@ table([*header, "bits per weight", "in memory"], rows)
 # %%
 # Checks
 maps = 4 * (16 + 256)
-for name, (extra_per_weight, on_disk, in_memory) in files.items():
-    assert maps < extra_per_weight < maps + 250, f"{name}: both maps and a short JSON per weight"
-    assert on_disk > in_memory + 0.2, f"{name}: the file must have more bits per weight"
+assert maps < extra / len(of_weight) < maps + 250, "both maps and a short JSON per weight"
+assert bits_on_disk > bits + 0.2, "the file must have more bits per weight"
 
 # %% [markdown]
 # ## What was shown
 #
-# The parts of `tiny` in memory add up to the byte.
+# Two codes share a byte. The parts of `tiny` (1 million parameters) in memory add up to the byte.
+# On disk, its projections have more bits per weight than in memory.
 #
 # **What to try.**
 #
 # 1. `q.codes << 4 | q.codes >> 4`: reverse the order of all codes instead. Is the error √2, too?
 # 2. `minilora.load("tiny", "nf4-dq")`: use "nf4". Which parts change?
-# 3. `"float16"` in `save_quantized`: use "float32". Which column of the table changes?
+# 3. `"float16"` in `save_quantized`: use "float32". Which row of the table changes?
 #
 # **Where to stop with a debugger.** `nf4.pack_4bit`, `nf4.normalize` (`rest`: a short last block),
 # `quantized_file._parts` (`parts`).
