@@ -29,7 +29,6 @@ from minilora.tree import flatten, num_parameters
 
 rng = np.random.default_rng(0)
 
-
 # %% [markdown]
 # ## Packing
 #

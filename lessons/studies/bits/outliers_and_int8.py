@@ -59,7 +59,8 @@ x_example[:, 5] = 60
 
 def relative_errors(x, w):
     """Return the error of the int8 product, relative to y: without and with outlier columns."""
-    y, q = x.astype(np.float64) @ w.T, int8.quantize(w)
+    y = x.astype(np.float64) @ w.T
+    q = int8.quantize(w)
     return [rms(llm_int8.matmul(x, q, threshold) - y) / rms(y) for threshold in (np.inf, 6.0)]
 
 

@@ -153,7 +153,7 @@ if not QUICK:  # one run of the sweep again
 # %% [markdown]
 # ## Where float16 fails
 #
-# So float16 is precise enough for adapters. minilora still computes activations, gradients and
+# So float16 is precise enough for the adapters of this model. minilora still computes activations, gradients and
 # moments in float32: `adapter_dtype` only sets how the adapters are stored.
 #
 # **Predict.** Which three quantities of a training step leave the range of float16?
@@ -189,12 +189,12 @@ entries = np.concatenate([g.ravel() for _, g in named_leaves(gradient)])
 squares = entries**2
 lost = {"g": np.mean(np.float16(entries) == 0), "g²": np.mean(np.float16(squares) == 0)}
 lost_in_bfloat16 = np.mean(optim.round_to({"v": squares}, "bfloat16")["v"] == 0)
-print(f"zero in float16: {lost['g']:.1%} of the entries of g, {lost['g²']:.1%} of those of g²")
-print(f"and Adam's ε of 1e-8, so m would be divided by zero; in bfloat16: {lost_in_bfloat16:.1%}")
+print(f"zero in float16: {lost['g']:.1%} of the entries of g, {lost['g²']:.1%} of those of g²,")
+print("and Adam's ε of 1e-8, so m would be divided by zero")
 
 # %% [markdown]
-# The gradients are those of `micro`, a model of 0.1 million parameters, after 150 steps. float16
-# fails by its *range*, at both ends. Loss scaling (Micikevicius et al. 2018) lifts small gradients
+# The gradient is that of `micro`, a model of 0.1 million parameters, after 150 steps, on 16 rows of
+# its training data. float16 fails by its *range*, at both ends. Loss scaling (Micikevicius et al. 2018) lifts small gradients
 # and their squares; that it keeps a whole run in range is not tested here. A weight that leaves the
 # range of float16 stops the run with an error that names the weight.
 
@@ -215,7 +215,7 @@ assert lost_in_bfloat16 < 1e-3, "g² must not vanish in bfloat16"
 # bfloat16 lacks precision, and float16 lacks range. At a rate of 6e-5, most of A does not move in
 # bfloat16, and less than a third in float16. On a model of 0.1 million parameters and at two rates,
 # bfloat16's mean loss is a tenth and a quarter higher than float32's. But 300² is above the range
-# of float16, and most squares of the gradients of a `micro` that has learned are below it. In
+# of float16, and most squares of the gradient of a `micro` that has learned are below it. In
 # bfloat16, fewer than one of 1,000 of them is zero.
 #
 # **What to try.**

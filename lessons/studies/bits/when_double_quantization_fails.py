@@ -19,7 +19,6 @@ from minilora.tree import flatten
 
 rng = np.random.default_rng(0)
 
-
 # %% [markdown]
 # ## One large block
 #
