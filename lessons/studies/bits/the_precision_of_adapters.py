@@ -153,8 +153,8 @@ if not QUICK:  # one run of the sweep again
 # %% [markdown]
 # ## Where float16 fails
 #
-# So float16 is precise enough for the adapters of this model. minilora still computes activations, gradients and
-# moments in float32: `adapter_dtype` only sets how the adapters are stored.
+# So float16 is precise enough for the adapters of this model. minilora still computes activations,
+# gradients and moments in float32: `adapter_dtype` only sets how the adapters are stored.
 #
 # **Predict.** Which three quantities of a training step leave the range of float16?
 #
@@ -194,9 +194,9 @@ print("and Adam's ε of 1e-8, so m would be divided by zero")
 
 # %% [markdown]
 # The gradient is that of `micro`, a model of 0.1 million parameters, after 150 steps, on 16 rows of
-# its training data. float16 fails by its *range*, at both ends. Loss scaling (Micikevicius et al. 2018) lifts small gradients
-# and their squares; that it keeps a whole run in range is not tested here. A weight that leaves the
-# range of float16 stops the run with an error that names the weight.
+# its training data. float16 fails by its *range*, at both ends. Loss scaling (Micikevicius et al.
+# 2018) lifts small gradients and their squares; that it keeps a whole run in range is not tested
+# here. A weight that leaves the range of float16 stops the run with an error that names the weight.
 
 # %%
 # Checks
