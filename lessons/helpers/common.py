@@ -161,6 +161,11 @@ def spread(values, digits=2):
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
+def deviation(values, digits=3):
+    """Return the text "mean ± standard deviation"."""
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
 # ------------------------------------------------------------------------- what the seeds show
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not shown either way"

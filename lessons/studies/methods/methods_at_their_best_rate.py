@@ -29,6 +29,7 @@ from lessons.helpers.common import (
     agrees,
     claim,
     curve_of_seeds,
+    deviation,
     figure,
     interval,
     read_sweep,
@@ -121,11 +122,9 @@ assert {len(experiment.RATES[m]) for m in ALL} == {4, 5}, "four or five rates"
 cells = []
 for method in ALL:
     loss, exact = at_best(method, "loss"), 100 * at_best(method, "exact_match")
-    cells.append([
-        method, int(at_best(method, "trained")[0]), f"{chosen[method]:g}",
-        f"{loss.mean():.4f} ± {loss.std(ddof=1):.4f}",
-        f"{exact.mean():.1f} ± {exact.std(ddof=1):.1f}", f"{exact.min():.0f} to {exact.max():.0f}",
-    ])  # fmt: skip
+    named = [method, int(at_best(method, "trained")[0]), f"{chosen[method]:g}"]
+    ends = f"{exact.min():.0f} to {exact.max():.0f}"
+    cells.append([*named, deviation(loss, 4), deviation(exact, 1), ends])
 table(["method", "trained", "best rate", "test loss", "exact (%)", "eight seeds"], cells)
 
 # %% [markdown]

@@ -19,7 +19,7 @@ import numpy as np
 
 import minilora
 from lessons.helpers import compare
-from lessons.helpers.common import QUICK, agrees, figure, of, read_sweep, short, table
+from lessons.helpers.common import QUICK, agrees, deviation, figure, of, read_sweep, short, table
 from lessons.helpers.compare import TABLE
 from minilora.evaluation import plot
 from minilora.tree import flatten, num_parameters
@@ -120,15 +120,9 @@ loss, exact, before, after = (
 )
 forgotten = {name: after[name] - before[name] for name in TABLE}
 
-
-def summary(values, digits=3):
-    """Return the text "mean ± standard deviation"."""
-    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
-
-
 cells = []
 for name in TABLE:
-    scores = summary(loss[name]), summary(100 * exact[name], 0), summary(after[name])
+    scores = deviation(loss[name]), deviation(100 * exact[name], 0), deviation(after[name])
     cells.append([name, trained[name], *scores])
 table(["method", "trained", "held-out loss", "exact (%)", "own text"], cells)
 quotient = forgotten["full"].mean() / forgotten["lora"].mean()
