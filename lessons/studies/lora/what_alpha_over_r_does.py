@@ -147,11 +147,14 @@ table([*header, "loss at the best rate, r = 32"], cells)
 # %%
 titles = ["s constant", "s = α/r", "s = α/√r"]
 ylabels = ["held-out loss (nats per token)", "", ""]
-with figure("scaling", "learning rate", ylabels, titles, columns=3, width=9.6) as panels:
+xlabel = "learning rate / 10⁻³"
+with figure("scaling", xlabel, ylabels, titles, columns=3, width=9.6) as panels:
     for axes, rule in zip(panels, scaling_sweep.RULES):
         for line, r in enumerate(scaling_sweep.RANKS):
             curve_of_seeds(axes, RATES, losses[rule, r], f"r = {r}", line)
         axes.set(xscale="log", yscale="log", ylim=(0.01, 30))
+        axes.set_xticks(RATES, [f"{1000 * rate:g}" for rate in RATES])
+        axes.minorticks_off()
         axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
