@@ -57,7 +57,7 @@ def examples_of(task, fault, split, words, seed=0, n=None):
 
 
 def check(job, iters=200, **settings):
-    """(row, history, adapters, base) of a job (trained, task, fault, seed)."""
+    """(row, history) of a job (trained, task, fault, seed)."""
     trained, task, fault, seed = job
     config, base, words = minilora.load("micro")
     adapter_config = MethodConfig("head")
@@ -80,7 +80,7 @@ def check(job, iters=200, **settings):
         "train_loss": float(np.mean(losses[-20:])), "loss": scores["loss"],
         "exact_match": scores["exact_match"],
     }  # fmt: skip
-    return row, history, adapters, base
+    return row, history
 
 
 def run(job):

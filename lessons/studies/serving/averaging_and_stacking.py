@@ -13,11 +13,16 @@ import numpy as np
 
 import minilora
 from lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
-from lessons.studies.serving.combining_sweep import backwards, fit, forwards, held_out
-from minilora.layers import lora_delta
-from minilora.lora import adapted_paths
+from lessons.studies.serving.combining_sweep import (
+    backwards,
+    cosine,
+    fit,
+    forwards,
+    held_out,
+    mean_of_factors,
+    off,
+)
 from minilora.methods import compose, several
-from minilora.tree import get, tree_map
 
 config, base, words = minilora.load("micro")
 iters = short(100, 10)
@@ -32,9 +37,9 @@ def column(name):
     return np.array(of(sweep, name))
 
 
-def show(name, digits=2):
+def show(name):
     """Return the mean and the standard deviation of a column as a text."""
-    return f"{column(name).mean():.{digits}f} ± {column(name).std(ddof=1):.{digits}f}"
+    return f"{column(name).mean():.2f} ± {column(name).std(ddof=1):.2f}"
 
 
 # %% [markdown]
@@ -52,46 +57,29 @@ def show(name, digits=2):
 #
 # ![The exact sum, and the mean of the factors](../../../figures/drawings/adapters_combined.svg)
 #
-# PEFT's `linear` with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the exact sum to rank r.
+# The functions `off` (the error of ΔW against the mean of the updates) and `fit` (a run) are in
+# `combining_sweep.py`. PEFT's `linear` with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the
+# exact sum to rank r.
 #
 # **Predict.** Two adapters of one task were trained from different starts of A, or from the same
 # start with the rows in another order. In which case is the mean of the factors near the mean of
 # the updates? And what does `linear` make of two *equal* adapters?
 #
 # <details><summary>Answer</summary>
-# With the same start. Of two equal adapters, `linear` makes twice the update: (2√½)² = 2.
+# With the same start. Of two equal adapters, `linear` makes twice the update: (2√½)² = 2. "The same
+# update" is tempting, because the weights add up to 1.
 # </details>
 
 
 # %%
-def update(adapters):
-    """Return all ΔW of an adapter as one vector."""
-    deltas = [lora_delta(get(adapters, path)).ravel() for path in adapted_paths(adapters)]
-    return np.concatenate(deltas)
-
-
-def mean_of_factors(a, b):
-    """Return the adapter with (A₁ + A₂)/2 and (B₁ + B₂)/2."""
-    return tree_map(lambda x, y: (x + y) / 2, a, b)
-
-
-def error_of_mean(adapters, a, b):
-    """Return the distance of ΔW from (ΔW₁ + ΔW₂)/2, relative to the length of the latter."""
-    mean = (update(a) + update(b)) / 2
-    return float(np.linalg.norm(update(adapters) - mean) / np.linalg.norm(mean))
-
-
 _, doubled = compose.combine([first, first], [0.5, 0.5], "linear")
-of_itself = error_of_mean(mean_of_factors(first, first), first, first)
+of_itself = off(mean_of_factors(first, first), first, first)
 print("an adapter, averaged with itself: error of linear", end=" ")
 print(f"{np.mean(list(doubled.values())):.2f}, of the factors {of_itself:.2f}")
 
 HOW = {"cat": "cat (exact)", "svd": "svd, rank 4", "factors": "mean of factors", "linear": "linear"}
-# Two more adapters of the first task, from another start of A and from the same one (seed 0):
-more = {"other": fit(base, forwards, 50, iters=iters)}
-more["sibling"] = fit(base, forwards, 50, start=0, iters=iters)
-means = {kind: mean_of_factors(first, adapters) for kind, adapters in more.items()}
-for kind, text in (("other", "different starts"), ("sibling", "the same start")):
+KINDS = {"other": "different starts", "sibling": "the same start"}
+for kind, text in KINDS.items():
     alone = f"{column('one').mean():.2f} and {column(kind).mean():.2f}"
     print(f"{text}: cosine {column(f'cosine_{kind}').mean():.2f}, losses of one alone {alone}")
     cells = []
@@ -115,17 +103,16 @@ assert 0.6 < column("off_other_factors").mean() < 0.7, "different starts: off by
 assert 0.07 < column("off_sibling_factors").mean() < 0.12, "the same start: by a tenth"
 assert (column("other_factors") > 2 * column("other_cat")).all(), "different starts: a high loss"
 assert (column("sibling_factors") < 1.5 * column("sibling_cat")).all(), "the same start: a low one"
-if not QUICK:  # seed 0 again
-    for kind, other in (("other", "sibling"), ("sibling", "other")):
-        again = error_of_mean(means[kind], first, more[kind])
-        own, others = (column(f"off_{name}_factors") for name in (kind, other))
-        assert agrees(again, own, others), f"{kind}: {again}, in the sweep {own}"
+for kind, other, start in (("other", "sibling", None), ("sibling", "other", 0)):
+    pair = first, fit(base, forwards, 50, start, iters)  # seed 0 again
+    again = off(mean_of_factors(*pair), *pair)
+    own, others = (column(f"off_{name}_factors") for name in (kind, other))
+    assert QUICK or agrees(again, own, others), f"{kind}: {again}, in the sweep {own}"
+    best = np.minimum(column("one"), column(kind))
+    assert (column(f"{kind}_cat") > best).all(), "a mean is worse than the better one, every seed"
 off_linear = [column(f"off_{kind}_linear").min() for kind in ("sibling", "other")]
 assert off_linear[0] > 0.9 and off_linear[1] > 0.8, "linear must be far off"
 assert (column("sibling_linear") > 4 * column("sibling_cat")).all(), "the loss must show it"
-for kind in ("other", "sibling"):
-    best = np.minimum(column("one"), column(kind))
-    assert (column(f"{kind}_cat") > best).all(), "a mean is worse than the better one, every seed"
 
 # %% [markdown]
 # ## Adding two tasks, stacking two adapters
@@ -139,7 +126,8 @@ for kind in ("other", "sibling"):
 # <details><summary>Answer</summary>
 # No: both losses are more than four times as high. In the stack, the loss of the first task is more
 # than three times as high, and that of the second less than 1.5 times. The second adapter was
-# trained with the first one in place.
+# trained with the first one in place. "Yes" is tempting: orthogonal changes seem independent. But
+# both adapters change the same layers, and act on the same inputs.
 # </details>
 
 
@@ -150,9 +138,8 @@ def loss(examples, adapters, base):
 
 
 added, errors = compose.combine([first, second], [1.0, 1.0])
-one, two = update(first), update(second)
-cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
-print(f"error of the sum {max(errors.values()):.0e}, cosine of the updates {cosine:.2f}")
+print(f"error of the sum {max(errors.values()):.0e}", end=", ")
+print(f"cosine of the updates {cosine(first, second):.2f}")
 with_first = several.stack(first, base)  # the base of the second adapter
 upon = fit(with_first, backwards, 100, iters=iters)
 live = {
@@ -173,8 +160,7 @@ WAYS = {
     "added": ("there_1.0", "back_1.0"),
     "second on top of first": ("stack_there", "stack_back"),
 }
-cells = [[way, show(names[0]), show(names[1])] for way, names in WAYS.items()]
-table(["held-out loss, five seeds", *tasks], cells)
+table(["held-out loss, five seeds", *tasks], [[way, *map(show, WAYS[way])] for way in WAYS])
 
 # %% [markdown]
 # **Almost orthogonal updates are not independent tasks.** Here, a stack keeps the task of the upper
