@@ -26,7 +26,7 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from lessons.studies.evaluation.confidence_sweep import COSTS, answers, confidence, cost, fitted
+from lessons.studies.evaluation.confidence_sweep import COSTS, answers, confidence, fitted, scored
 from minilora import TrainConfig, data
 from minilora.data import tasks
 from minilora.evaluation import plot
@@ -106,6 +106,7 @@ if not QUICK:
 # %%
 test_rows = tasks.questions("test", short(1000, 200), 1)
 judged = {n: answers(run.adapters, run.base, test_rows) for n, run in runs.items()}
+live = {n: scored(run, n, 0) for n, run in runs.items()}  # two rows of the sweep
 title = "too sure after 32 rows, not sure enough after 4,000"
 labels = "confidence of the answer", "share of answers that are right"
 with figure("calibration", *labels, title) as axes:
@@ -144,12 +145,11 @@ assert abs(0.993**PER_ANSWER - 0.85) < 0.005, "0.993 to the power of 23"
 for n, said in ((32, ["0.08", "0.22"]), (4000, ["0.15", "0.26"])):
     own = over_seeds("ece_raw", n)
     assert [f"{x:.2f}" for x in (own.min(), own.max())] == said, f"{n} rows: ECE of five seeds"
-    ece = calibration_error(confidence(judged[n][0]), judged[n][1])
+    ece = live[n]["ece_raw"]
     assert QUICK or agrees(ece, own), f"the run on {n} rows is not the sweep's: {ece}, seeds {own}"
 if not QUICK:
-    logits, hit = judged[4000]
     assert ece > 0.1, f"per answer, it is not calibrated: {ece}"
-    assert hit.mean() > 0.85, "its answers must be right (in the sweep: 88 to 100 %)"
+    assert live[4000]["accuracy"] > 0.85, "its answers must be right (in the sweep: 88 to 100 %)"
 
 # %% [markdown]
 # ## How large is an ECE by chance?
@@ -207,11 +207,8 @@ names = ["accuracy", "temperature", "confidence_raw", "ece_raw", "confidence_men
 cells = [[n, *(f"{over_seeds(name, n).mean():.3f}" for name in names)] for n in ROWS]
 table(["rows", "accuracy", "τ", "confidence", "ECE", "confidence with τ", "ECE with τ"], cells)
 
-valid_rows, tau = tasks.questions("valid", short(600, 100), 1), {}
-for n, run in runs.items():
-    held_out = answers(run.adapters, run.base, valid_rows)
-    tau[n] = fitted(*held_out)
-    print(f"one run on {n:,} rows: τ = {tau[n]:.2f}")
+for n, row in live.items():
+    print(f"one run on {n:,} rows: τ = {row['temperature']:.2f}")
 
 # %% [markdown]
 # **Here, models of few rows are too sure, and models of many rows are not sure enough** (`micro`,
@@ -240,16 +237,16 @@ for n in ROWS:
         assert scaled < most * raw, f"{n} rows: τ must {message}"
 assert over_seeds("token_ece", 4000).max() < 0.02, "calibrated per token"
 assert over_seeds("ece_raw", 4000).min() > 0.08, "and not per answer"
-if held_out[1].all():
-    assert tau[4000] == 0.25, "without a wrong answer, τ must go to the end of its range"
+logits, hit = judged[4000]
+if hit.any():
+    end_of_range = fitted(logits[hit], hit[hit])
+    assert end_of_range == 0.25, "without a wrong answer, τ must go to the end of its range"
 if not QUICK:
     for n, other in ((32, 4000), (4000, 32)):
-        logits, hit = judged[n]
-        means = confidence(logits).mean(), hit.mean()
-        for name, again in zip(("confidence_raw", "accuracy", "temperature"), (*means, tau[n])):
-            own = over_seeds(name, n)
+        for name in ("confidence_raw", "accuracy", "temperature"):
+            again, own = live[n][name], over_seeds(name, n)
             assert agrees(again, own, over_seeds(name, other)), f"{n} rows: {name} {again}, {own}"
-        gap = means[0] - means[1]
+        gap = live[n]["confidence_raw"] - live[n]["accuracy"]
         assert gap > 0.03 if n == 32 else gap < -0.08, f"{n} rows: too sure, or not sure enough"
 
 # %% [markdown]
@@ -273,13 +270,10 @@ if not QUICK:
 # </details>
 
 # %%
-logits, hit = judged[4000]
-paid = []
-for temperature in (1.0, tau[4000]):
-    p = confidence(logits, temperature)
-    paid.append(cost(p, hit, 0.05))
-    print(f"4,000 rows, c = 0.05, τ = {temperature:.2f}: it answers {(1 - p < 0.05).mean():.1%}")
-    print(f"the rule promises {np.minimum(1 - p, 0.05).mean():.3f} and pays {paid[-1]:.3f}")
+asks = 1 - confidence(logits) >= 0.05
+paid = [live[4000][f"cost_{way}_0.05"] for way in ("raw", "mended")]
+print(f"4,000 rows, c = 0.05: it asks for {asks.mean():.1%} and is right in {hit.mean():.1%}")
+print(f"it pays {paid[0]:.3f} as trained and {paid[1]:.3f} with τ")
 
 # %% [markdown]
 # The next table has five seeds. It shows what is paid beyond c; 0 is as good as no model.
@@ -312,7 +306,6 @@ for n in ROWS:
 assert changes.mean() < -0.01 and 0 < changes.max() < 0.02, "τ gains, but not in every cell"
 if not QUICK:
     assert paid[0] > 0.03 > 0.01 > paid[1], "4,000 rows, c = 0.05: τ must save the person's cost"
-    asks = 1 - confidence(logits) >= 0.05
     assert asks.mean() > 0.9, "it must ask for nearly every question"
 
 # %% [markdown]
@@ -326,7 +319,7 @@ if not QUICK:
 # **What to try.**
 #
 # 1. `tasks.questions("test", short(1000, 200), 1)`: use 100 rows. How large is an ECE by chance?
-# 2. `tasks.questions("valid", short(600, 100), 1)`: fit τ on 50 answers. How much does it vary?
+# 2. `tasks.questions("valid", 600, 1)` in `scored`: fit τ on 50 answers. How much does it vary?
 # 3. `for n in (32, 4000)`: add 128 rows. How far is its ECE from chance?
 # 4. `cost` in `confidence_sweep.py`: a wrong answer costs 3. How must the rule change?
 #

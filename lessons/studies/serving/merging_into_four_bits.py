@@ -15,7 +15,6 @@ import numpy as np
 from lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
 from lessons.studies.serving import merging_sweep as merging
 from minilora import nf4
-from minilora.optim import round_to
 
 rng = np.random.default_rng(0)
 n = short(512, 256)
@@ -89,14 +88,13 @@ assert np.abs(growth[largest == 1]).max() < 1e-5, "with one, it may not"
 # %%
 W_hat = nf4.quantize(W, double_quant=True).dequantize()
 SIZES = (0.003, 0.01, 0.03, 0.1, 0.3)
-error = {"4 bits again": [], "original W": [], "Ŵ + ΔW in bf16": []}
+error = {"4 bits again": [], "original W": []}
 cells, kept, kept_of_w = [], {}, {}
 for size in SIZES:
     d = update_of(size)
     trained = W_hat + d
     again, onto_w = (nf4.quantize(w + d, double_quant=True).dequantize() for w in (W_hat, W))
-    results = again, W + d, round_to({"w": trained}, "bfloat16")["w"]
-    for way, w in zip(error, results):
+    for way, w in zip(error, (again, W + d)):
         error[way].append(norm(w - trained) / norm(d))
     # of ΔW itself: 1 is all of it, 0 is nothing. Both weights are Ŵ without ΔW.
     kept[size], kept_of_w[size] = (np.vdot(w - W_hat, d) / np.vdot(d, d) for w in (again, onto_w))

@@ -131,8 +131,8 @@ for model, label in MODELS.items():
     two_over_one[model] = claim(f"{model}: way 2 over way 1, > 1 times", ratio, times=True)
     facts.append([model, *(f"{seeds_of(name, model)[0]:.5f}" for name in FACTS)])
 cost = {m: np.log(losses(m, two_way) / losses(m, third_way)) for m in MODELS}
-of_models = cost["micro"] - cost["tiny"]
-more = claim("way 2: micro's ratio over tiny's, > 1 times", of_models, times=True)
+sentence = "way 2: micro's ratio over tiny's, > 1 times"
+more = claim(sentence, cost["micro"] - cost["tiny"], times=True)
 table(["", "‖ΔW‖/‖W‖", "‖Ŵ − W‖/‖W‖", "drift (nats)"], facts)
 
 # %% [markdown]
@@ -197,10 +197,8 @@ for steps in (*experiment.SHORT, experiment.STEPS["micro"]):
     cells.append([f"{steps} steps", spread(size, 3), *means, spread(lost[-1], 3)])
 table(["micro on NF4", "‖ΔW‖/‖W‖", "way 3", "way 2", "share lost in way 2"], cells)
 first, second, last = lost
-smaller = [
-    claim("6 steps lose more than 25", first - second),
-    claim("25 steps lose more than 200", second - last),
-]
+claims = {"6 steps lose more than 25": first - second, "25 more than 200": second - last}
+smaller = [claim(sentence, differences) for sentence, differences in claims.items()]
 
 # %% [markdown]
 # So within one model (0.1 million parameters) and one task, fewer steps, with a smaller update,
