@@ -207,9 +207,6 @@ names = ["accuracy", "temperature", "confidence_raw", "ece_raw", "confidence_men
 cells = [[n, *(f"{over_seeds(name, n).mean():.3f}" for name in names)] for n in ROWS]
 table(["rows", "accuracy", "τ", "confidence", "ECE", "confidence with τ", "ECE with τ"], cells)
 
-for n, row in live.items():
-    print(f"one run on {n:,} rows: τ = {row['temperature']:.2f}")
-
 # %% [markdown]
 # **Here, models of few rows are too sure, and models of many rows are not sure enough** (`micro`,
 # 0.1 million parameters, five seeds). The models of 16 and 32 rows have memorized their rows, and
@@ -220,21 +217,18 @@ for n, row in live.items():
 # %%
 # Checks
 for n in ROWS:
-    gap, temperature = over_seeds("confidence_raw", n) - over_seeds("accuracy", n), names[1]
+    gap = over_seeds("confidence_raw", n) - over_seeds("accuracy", n)
     if n <= 32:
         assert (gap > 0.03).all(), f"{n} rows: every seed must be too sure"
         memorized = over_seeds("train_loss", n) < over_seeds("loss", n) / 10
         assert memorized.all(), f"{n} rows: every seed must have memorized its rows"
-        assert (over_seeds(temperature, n) > 1.05).all(), f"{n} rows: τ must be above 1"
+        assert (over_seeds("temperature", n) > 1.05).all(), f"{n} rows: τ must be above 1"
     if n >= 128:
         assert (gap < -0.08).all(), f"{n} rows: no seed may be sure enough"
-        assert (over_seeds(temperature, n) < 0.9).all(), f"{n} rows: τ must be below 1"
-    for name, most, message in (
-        ("ece", 0.5, "halve the ECE"),
-        ("brier", 1, "lower the Brier score"),
-    ):
+        assert (over_seeds("temperature", n) < 0.9).all(), f"{n} rows: τ must be below 1"
+    for name, most in (("ece", 0.5), ("brier", 1)):
         raw, scaled = (over_seeds(f"{name}_{way}", n).mean() for way in ("raw", "mended"))
-        assert scaled < most * raw, f"{n} rows: τ must {message}"
+        assert scaled < most * raw, f"{n} rows: τ must halve the ECE and lower the Brier score"
 assert over_seeds("token_ece", 4000).max() < 0.02, "calibrated per token"
 assert over_seeds("ece_raw", 4000).min() > 0.08, "and not per answer"
 logits, hit = judged[4000]

@@ -51,12 +51,13 @@ with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as pan
     for axes, (title, history) in zip(panels, HISTORIES.items()):
         steps, train = zip(*((row["step"], row["loss"]) for row in history if "loss" in row))
         train = plot.smooth(train, 10)
-        evaluated = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
-        held_out = [loss for _, loss in evaluated]
+        evaluated, held_out = zip(
+            *((row["step"], row["eval_loss"]) for row in history if "eval_loss" in row)
+        )
         ends.append((train[-1], held_out[-1], min(held_out)))
         cells.append([title, *(f"{loss:.4f}" for loss in ends[-1])])
         axes.plot(steps, train, label="training", **plot.LINES[0])
-        axes.plot(*zip(*evaluated), label="held out", marker="o", markersize=4, **plot.LINES[1])
+        axes.plot(evaluated, held_out, label="held out", marker="o", markersize=4, **plot.LINES[1])
         axes.axhline(FLOOR, color=plot.GREY, linewidth=0.8, label="ignores the question")
         axes.set_ylim(0, 1.25)
     axes.legend(frameon=False, loc="upper right")

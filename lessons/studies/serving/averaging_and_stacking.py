@@ -133,8 +133,6 @@ WAYS = {
     "second on top of first": ("stack_there", "stack_back"),
 }
 tasks = ["who, what, where?", "where, what, who?"]
-cells = [[way, *(f"{live[name]:.2f}" for name in names)] for way, names in WAYS.items()]
-table(["held-out loss, one run", *tasks], cells)
 table(["held-out loss, five seeds", *tasks], [[way, *map(show, WAYS[way])] for way in WAYS])
 
 # %% [markdown]
