@@ -14,16 +14,11 @@ from minilora.data import tasks
 RATE = 2e-1, 2e-2  # of the head, of the adapter
 FAULTS = ("none", "shuffled labels", "answers cut", "mask inverted")
 SEEDS = (0, 1, 2, 3, 4)
-JOBS = [
-    (trained, task, fault, seed)
-    for trained, task, faults in (
-        ("head", "place", FAULTS[:2]),
-        ("head", "questions", FAULTS[:2]),
-        ("rank 1", "questions", FAULTS),
-    )
-    for fault in faults
-    for seed in SEEDS
+CASES = [
+    (*case, fault) for case in (("head", "place"), ("head", "questions")) for fault in FAULTS[:2]
 ]
+CASES += [("rank 1", "questions", fault) for fault in FAULTS]
+JOBS = [(*case, seed) for case in CASES for seed in SEEDS]
 
 
 def place_rows(rows):

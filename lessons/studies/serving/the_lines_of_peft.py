@@ -19,8 +19,7 @@ import numpy as np
 import minilora
 from lessons.helpers.common import QUICK, short
 from minilora import LoraConfig, TrainConfig, data, layers, lora, model
-from minilora.training import gradient_at
-from minilora.tree import arrays, flatten, get, num_parameters, overlay
+from minilora.tree import arrays, get, num_parameters, overlay
 
 # %% [markdown]
 # ## The same run in both libraries
@@ -76,21 +75,13 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # ## Trained and changed parameters
 #
 # **Trained.** In PEFT, `get_peft_model` sets `requires_grad`. In minilora, the gradient has the
-# arrays of the first argument, and no others.
+# arrays of the first argument, and no others (lesson 4 checks it).
 #
 # **Changed.** In PEFT, `get_peft_model` puts its layers into the model that it gets. In minilora,
 # the base gets no array of the adapter: the adapter is a tree of its own.
 
 # %%
-sequences = [[example] for example in examples]
-ops = minilora.operations(adapters, quantized)
-grads = gradient_at(adapters, quantized, sequences, 0, config, settings, ops)[1]
-print(f"{len(flatten(grads))} gradients; the base has {len(flatten(base))} arrays")
-
-# %%
 # Checks
-assert flatten(grads).keys() == flatten(arrays(adapters)).keys(), "gradients for the adapters only"
-assert all(p.endswith(("lora_A", "lora_B")) for p in flatten(grads)), "for A and B only"
 path = "model.layers.0.self_attn.q_proj"
 assert not get(first, f"{path}.lora_B").any(), "the adapters that went in must be as they were"
 assert get(adapters, f"{path}.lora_B").any(), "the adapters that came out must be trained"
@@ -113,7 +104,8 @@ assert list(get(quantized, path)) == ["weight"], "the base must not be changed"
 # %%
 fresh, _ = minilora.get_peft_model(quantized, replace(lora_config, lora_dropout=0.5), rng=0)
 with_dropout = overlay(fresh, arrays(adapters))  # its settings, and the trained factors
-batch = data.collate(sequences[:4])
+batch = data.collate([[example] for example in examples[:4]])
+ops = minilora.operations(adapters, quantized)
 rngs = None, None, np.random.default_rng(1), np.random.default_rng(2)
 losses = [float(model.loss(with_dropout, quantized, batch, config, ops, rng=r)) for r in rngs]
 print("twice without an rng, then with two of them:", *(f"{x:.3f}" for x in losses))
