@@ -60,7 +60,7 @@ with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as pan
         axes.plot(evaluated, held_out, label="held out", marker="o", markersize=4, **plot.LINES[1])
         axes.axhline(FLOOR, color=plot.GREY, linewidth=0.8, label="ignores the question")
         axes.set_ylim(0, 1.25)
-    axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="upper right")
 table(["", "train loss", "held-out loss", "lowest held-out"], cells)
 
 # %% [markdown]

@@ -97,7 +97,6 @@ table(header, cells)
 
 in_base = sum(w.size for path, w in named_leaves(dense) if "proj" in path)
 in_adapter = num_parameters(fresh)
-print(f"the dense model has {nbytes(dense) / nbytes(quantized):.1f} times the bytes of NF4")
 print(f"multiplications per token in projections: {in_base:,}", end=", ")
 print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 
