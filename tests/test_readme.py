@@ -330,7 +330,7 @@ def test_the_lessons_of_a_finding_assert_it():
         assert message in (LESSONS / file).read_text(encoding="utf-8"), claim
 
 
-def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypatch):
+def test_the_merge_table_of_the_faq_is_that_of_its_study(tmp_path, monkeypatch):
     from lessons.helpers import common
 
     monkeypatch.setattr(common, "FIGURES", tmp_path)
