@@ -64,10 +64,8 @@ def do_list(args):
     shown = present()
     for e in shown:
         state = "passed" if e.id in progress else "begun" if is_begun(e) else "todo"
-        print(
-            f"{state:<7} {e.id:<25} lesson {e.lesson:<3} "
-            f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
-        )
+        about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
+        print(f"{state:<7} {e.id:<25} {about}  {e.lesson_file.stem}")
     print(f"{sum(e.id in progress for e in shown)} of {len(shown)} passed")
 
 
