@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from minilora import layers, nf4
-from minilora.formats import hf_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "lessons" / "book" / "drawings"
@@ -73,22 +72,6 @@ def test_a_drawing_is_stored_and_shown_and_agrees_with_its_alt_texts(name):
         box = text.get_window_extent(renderer)
         inside = whole.x0 <= box.x0 and whole.y0 <= box.y0 and box.x1 <= whole.x1
         assert inside and box.y1 <= whole.y1, text.get_text()
-
-
-def test_the_budgets_are_those_of_the_sweep():
-    from lessons.studies.lora import targets_sweep as targets
-
-    for ranks in targets.SPENT.values():
-        assert MODULES["optimizer"].budget_of(ranks) == pytest.approx(targets.BUDGET, rel=0.02)
-    assert f"{targets.BUDGET:,}" in words("one_budget")
-
-
-def test_the_parameters_of_the_drawings_are_those_of_the_models():
-    assert "65.3 billion" in " ".join(
-        words("llama_65b")
-    )  # the study `memory_on_paper` asserts 65,285,660,672
-    shapes = hf_folder.projection_shapes(MODULES["elements"].SMOLLM2)
-    assert shapes["k_proj"] == (192, 576) and shapes["down_proj"] == (576, 1536)
 
 
 def test_the_number_line_has_the_values_of_nf4():

@@ -51,10 +51,7 @@ def drawing(height, alt, width=7.0):
 
 
 def save(name, folder=FOLDER):
-    """Write one drawing as SVG. The same code writes the same bytes.
-
-    The drawing of the README is also written as PNG, because package indexes show no SVG.
-    """
+    """Write one drawing as SVG. The same code writes the same bytes."""
     draw, width, height, _ = DRAWINGS[name]
     fig = Figure(figsize=(width, height), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
@@ -64,8 +61,6 @@ def save(name, folder=FOLDER):
         draw(ax)
         folder.mkdir(parents=True, exist_ok=True)
         fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-        if name == "lora_and_qlora":
-            fig.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
 
 
 # ------------------------------------------------------------------------------------ the elements

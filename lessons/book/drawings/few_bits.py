@@ -269,33 +269,6 @@ def step_memory(ax):
 
 
 @drawing(
-    3.1,
-    "One outlier among 32 weights. In one block of 32 all other weights round to few values. In "
-    "blocks of 8 only the outlier's own block suffers, at the price of more scales.",
-)
-def blocks_and_outliers(ax):
-    rng = np.random.default_rng(3)
-    weights = np.round(rng.standard_normal(32) * 0.3, 3).astype(np.float32)
-    weights[11] = 4.0
-    for y, size in ((17.5, 32), (4, 8)):
-        blocks = weights.reshape(-1, size)
-        absmax = np.abs(blocks).max(axis=1, keepdims=True)
-        codes = nf4.nearest((blocks / absmax).ravel(), nf4.CODEBOOKS["nf4"]).reshape(blocks.shape)
-        errors = np.abs(nf4.NF4[codes] * absmax - blocks).ravel()
-        for i, (w, error) in enumerate(zip(weights, errors)):
-            x = 2 + 1.5 * i + 0.8 * (i // size)
-            height = min(abs(w), 1.15) * 7
-            ax.add_patch(Rectangle((x, y), 1.2, height, fc="#d6e9f5", ec=BLUE, lw=0.8))
-            ax.add_patch(Rectangle((x, y), 1.2, min(7 * error, height), fc=ORANGE, lw=0))
-        rmse = np.sqrt(np.mean(errors**2))
-        words = f"blocks of {size}\nerror {rmse:.3f}\n{4 + 32 / size:g} bits per weight"
-        text(ax, 54.5, y + 4.5, words, 9, ha="left")
-        text(ax, 2, y - 1.3, f"{len(blocks)} scale" + "s" * (len(blocks) > 1), 8.5, GREY, ha="left")
-    text(ax, 19.4, 27.2, "outlier 4.0, drawn shorter", 8.5, GREY)
-    text(ax, 2, 29.6, "blue: size of a weight     orange: its error in NF4", 8.5, GREY, ha="left")
-
-
-@drawing(
     2.9,
     "LLM.int8 splits a product: the few columns of x with a number of 6 or more are multiplied "
     "in floating point with the same columns of W, the rest in 8-bit integers.",
@@ -340,65 +313,3 @@ def number_formats(ax):
         words = f"next number after 1: 1 + {step:.2g}     largest: {largest:.3g}"
         text(ax, 10.5, y - 1.5, words, 8.5, GREY, ha="left")
     legend(ax, 10.5, 2, 15, data="sign", frozen="exponent: range", trained="fraction: precision")
-
-
-@drawing(
-    3.3,
-    "A block of NF4 has 64 elements and a float32 scale, a block of MXFP4 32 elements and a power "
-    "of two, a block of NVFP4 16 elements and an E4M3 scale. Below, the scales from 1 to 4: three "
-    "powers of two, eight evenly spaced E4M3 numbers per octave, and all numbers of float32.",
-)
-def four_bit_blocks(ax):
-    formats = (("NF4", 64, "float32", 32), ("MXFP4", 32, "E8M0", 8), ("NVFP4", 16, "E4M3", 8))
-    fill, edge, _ = KINDS["frozen"]
-    for row, (name, size, scale, bits) in enumerate(formats):
-        y = 27.6 - 4.4 * row
-        text(ax, 1.5, y + 0.7, name, ha="left", weight="bold")
-        for i in range(size):
-            ax.add_patch(Rectangle((9 + 0.45 * i, y), 0.45, 1.5, fc=fill, ec=edge, lw=0.5))
-        x = 9 + 0.45 * size + 0.6
-        ax.add_patch(Rectangle((x, y), 0.14 * bits, 1.5, fc=KINDS["trained"][0], ec=ORANGE, lw=1))
-        words = f"{scale}: 4 + {bits}/{size} = {4 + bits / size:g} bits per weight"
-        text(ax, x + 0.14 * bits + 0.8, y + 0.7, words, 8.5, ha="left")
-    text(
-        ax, 9, 16.3, "blue: 4-bit elements     orange: the scale of the block", 8.5, GREY, ha="left"
-    )
-    text(ax, 1.5, 13.2, "scales from 1 to 4", 9, ha="left", weight="bold")
-    eighths = [octave * (1 + i / 8) for octave in (1, 2) for i in range(8)] + [4]
-    for y, name, values in ((9.8, "float32", []), (6.4, "E4M3", eighths), (3, "E8M0", [1, 2, 4])):
-        text(ax, 1.5, y, name, ha="left")
-        ax.plot([9, 66], [y, y], color=ORANGE if not values else INK, lw=1 if values else 5)
-        for value in values:
-            x = 9 + 57 * np.log2(value) / 2
-            ax.plot([x, x], [y - 0.9, y + 0.9], color=ORANGE, lw=2)
-    for value in (1, 2, 4):
-        text(ax, 9 + 57 * np.log2(value) / 2, 1, f"{value}", 8.5, GREY)
-
-
-@drawing(
-    3.4,
-    "Three ways to a 4-bit model with an adapter. Train on the dense base, merge, quantize. Train "
-    "on the 4-bit base, merge, quantize again. Train on the 4-bit base and keep the adapter "
-    "separate. Only the third computes in use what it computed in training.",
-)
-def three_ways_to_serve(ax):
-    ways = (
-        ("1", "W", "W + ΔW", "quantize(W + ΔW)", "errs by the rounding of W + ΔW"),
-        ("2", "Ŵ", "Ŵ + ΔW", "quantize(Ŵ + ΔW)", "errs by the rounding of ΔW and new scales"),
-        ("3", "Ŵ", "Ŵ,  B,  A", "Ŵ,  B,  A", "as in training"),
-    )
-    for x, words in ((10.5, "trained on"), (27.5, "trained model"), (51, "served, in 4 bits")):
-        text(ax, x, 31.5, words, 9.5, weight="bold")
-    for i, (number, base, model, served, words) in enumerate(ways):
-        y = 23.5 - 8.3 * i
-        text(ax, 2.5, y + 2.2, number, 12, weight="bold")
-        dense = base == "W"
-        box(ax, 6.5, y, 8, 4.4, base, "data" if dense else "frozen", 11)
-        box(ax, 20.5, y, 14, 4.4, model, "trained", 10)
-        box(ax, 42, y, 18, 4.4, served, "trained" if i == 2 else "frozen", 10)
-        arrow(ax, (14.5, y + 2.2), (20.5, y + 2.2))
-        arrow(ax, (34.5, y + 2.2), (42, y + 2.2), "" if i == 2 else "merge", GREEN, size=8.5)
-        text(ax, 51, y - 1.4, words, 8.5, GREY)
-    text(
-        ax, 6.5, 2, "W: dense base     Ŵ: the base in 4 bits     ΔW = (α/r) BA", 9, GREY, ha="left"
-    )

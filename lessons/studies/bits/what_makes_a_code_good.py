@@ -81,9 +81,6 @@ with figure("nf4_bins", "code", "share of the weights (%)", "How full NF4's bins
 # %% [markdown]
 # ![Bars: NF4's bins hold 1.7 to 9.3 % of the weights](../../../figures/nf4_bins.png)
 #
-# ![The distance of a weight to the nearest value: small teeth for NF4, wide ones outside for a code
-# with equal bins](../../../figures/drawings/gaps_of_codes.svg)
-#
 # NF4's bins are not equal. A possible reason: its quantiles are those of weights divided by *one*
 # scale, but each block is divided by its largest weight. A code with equal bins has more error. And
 # NF4 is not the code of least error, either: "least squares" has 5 % less.

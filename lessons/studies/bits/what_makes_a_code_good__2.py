@@ -26,9 +26,6 @@ n = short(2**20, 2**17)
 # Four kinds of weights: normal; uniform; heavy-tailed (Student's t with 3 degrees of freedom); and
 # normal, but about one in 512 is twenty times as large.
 #
-# ![One outlier among 32 weights: in one block of 32 it spoils all others, in blocks of 8 only those
-# of its block.](../../../figures/drawings/blocks_and_outliers.svg)
-#
 # **Predict.** How does NF4's error grow from blocks of 64 to blocks of 4096, for each kind? For
 # which kind is NF4 not the best code?
 #

@@ -52,10 +52,6 @@ many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=iters)
 #
 # $$\mathrm{Brier} = \frac{1}{N} \sum (p - y)^2 \qquad \text{(Brier 1950)}$$
 #
-# ![A reliability diagram: answers grouped by the model's confidence. Where the share of right
-# answers is below the confidence, the model is too sure. The gaps, weighted, are the
-# ECE.](../../../figures/drawings/reliability.svg)
-#
 # **Predict.** Order these by their ECE per token: the base on its own notes, the base on the
 # questions, the run on 32 rows, the run on 4,000 rows.
 #

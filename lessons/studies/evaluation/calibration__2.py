@@ -33,8 +33,6 @@ def over_seeds(name, n):
 # 2017, Sec. 4.2, Eq. 9). The likeliest token stays the likeliest, so no greedy answer changes. Only
 # the confidence does: τ > 1 lowers it, τ < 1 raises it.
 #
-# ![Three temperatures and one list of logits](../../../figures/drawings/temperature.svg)
-#
 # **Predict.** Is τ above 1 for 16 training rows? Is it for 4,000?
 #
 # <details><summary>Answer</summary>

@@ -35,9 +35,6 @@ config, base, _ = minilora.load("micro")
 # What does chance give? For i random orthonormal rows of length d, the mean of UᵢᵀUᵢ is the
 # identity times i/d. So the mean of ‖UᵢVⱼᵀ‖² is i·j/d, and the mean of φ is max(i, j)/d.
 #
-# ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
-# ones.](../../../figures/drawings/subspaces.svg)
-#
 # **Predict.** The paper finds φ(1, 1) > 0.5 for A, between r = 8 and r = 64. GPT-3 has d = 12,288.
 # How far is 0.5 from chance there, and at d = 48?
 #

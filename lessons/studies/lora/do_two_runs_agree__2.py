@@ -30,9 +30,6 @@ config, base, _ = minilora.load("micro")
 # To compare, U and V are also taken from W itself, and at random. For random U and V with r
 # columns, the mean of ‖UᵀWV‖² is ‖W‖²·r²/(m·n), so ‖UᵀWV‖ is about ‖W‖·r/√(mn).
 #
-# ![W seen in its own leading directions, and in random
-# ones](../../../figures/drawings/w_in_directions.svg)
-#
 # **Predict.** The amplification is 21.5 in the paper, for r = 4. Is it larger or smaller here?
 #
 # <details><summary>Answer</summary>
@@ -88,9 +85,6 @@ table(header, rows)
 # A third claim can hardly be seen here: that ΔW selects directions in which W has *more* than by
 # chance. Here it is less than 1.5 times chance, and in GPT-3 16 times, at r = 4. And what chance
 # gives depends on the width.
-#
-# ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
-# ones.](../../../figures/drawings/subspaces.svg)
 
 # %%
 # Checks

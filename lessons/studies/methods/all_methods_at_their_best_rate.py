@@ -12,9 +12,6 @@
 # - Lester et al. 2021: prompt tuning comes close to full fine-tuning only in models with billions
 #   of parameters.
 #
-# ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
-# prefix, prompt, BitFit and full fine-tuning.](../../../figures/drawings/methods.svg)
-#
 # **Continues:** [lesson 9](../../09_the_settings.py).
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** the studies [Other methods than

@@ -110,9 +110,6 @@ with figure("prefix_ratio", "letter of the text", "ratio of weights", title) as 
 # ![The ratio is constant with a prefix and differs from letter to letter with
 # LoRA](../../../figures/prefix_ratio.png)
 #
-# ![A prefix takes a share λ of the attention and shrinks the other weights by the same factor; LoRA
-# changes their ratios](../../../figures/drawings/prefix_attention.svg)
-#
 # So within one layer, a prefix cannot move attention from one letter to another, and LoRA on q can
 # (Petrov et al. 2024). This may be a reason why virtual tokens learn slowly. It does not prove that
 # they cannot learn the task: the layer above gets another input and may attend elsewhere because of

@@ -50,8 +50,6 @@ def show(name, digits=2):
 # $$\tfrac{1}{2}(B_1 + B_2) \cdot \tfrac{1}{2}(A_1 + A_2) =
 #   \tfrac{1}{4}(B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1)$$
 #
-# ![The exact sum, and the mean of the factors](../../../figures/drawings/adapters_combined.svg)
-#
 # PEFT's `linear` with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the exact sum to rank r.
 #
 # **Predict.** Two adapters of one task were trained from different starts of A, or from the same

@@ -31,9 +31,6 @@ rng = np.random.default_rng(0)
 # a 4-bit or 8-bit weight is multiplied directly from its codes (`kernels.weights.matvec`).
 # For several tokens, each weight is dequantized first.
 #
-# ![A LoRA layer, where the base and the adapter are added, and a QLoRA layer, where the base is in
-# four bits.](../../../figures/drawings/lora_and_qlora.svg)
-#
 # **Predict.** The 4-bit model has a seventh of the bytes to read. Is it seven times as fast? What
 # does an adapter cost in multiplications, and what in time? Is a batch of eight prompts eight times
 # as fast as one prompt?

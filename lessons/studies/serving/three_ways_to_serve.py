@@ -42,10 +42,6 @@ from minilora.evaluation import plot
 # %% [markdown]
 # ## The three ways, and two crossings
 #
-# ![Three ways: train on the dense base, merge, quantize; train on the 4-bit base, merge, quantize
-# again; train on the 4-bit base and keep the adapter
-# separate](../../../figures/drawings/three_ways_to_serve.svg)
-#
 # A crossing is an adapter of the 4-bit base on the dense base, or vice versa.
 #
 # **Predict.** Order the three ways. Is a crossing as good as way 3?

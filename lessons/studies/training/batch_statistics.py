@@ -70,10 +70,6 @@ assert np.isclose((grad(probed)(x) * nudge).sum(), slope, rtol=1e-10), "its back
 # In training, μ and σ² are those of the batch. *Running statistics* move towards them in each
 # forward pass (here, a tenth of the way), and are used in validation. No gradient is involved.
 #
-# ![BatchNorm divides by statistics of the batch and updates running statistics in each forward
-# pass, without a gradient. RMSNorm has no such state: only its weight could be
-# trained.](../../../figures/drawings/norms.svg)
-#
 # A network was trained to read DejaVu Sans. Thirty batches of bold letters pass through it. Only
 # the running statistics change.
 #

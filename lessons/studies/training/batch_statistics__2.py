@@ -69,9 +69,6 @@ table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 #
 # ## A bias before batch normalization
 #
-# ![BatchNorm uses the statistics of the batch in training and running ones in
-# evaluation](../../../figures/drawings/norms.svg)
-#
 # **Predict.** What is the gradient of a bias in front of batch normalization?
 #
 # <details><summary>Answer</summary>

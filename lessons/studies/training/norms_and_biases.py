@@ -82,9 +82,6 @@ for group in ("norm", "bias"):
 # Trained together with LoRA, norms and biases get the learning rate times `also_train_lr_scale`, by
 # default 0.1.
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
-# the learning rate on the steps of A and B.](../../../figures/drawings/settings.svg)
-#
 # **Predict.** LoRA has a rate of 0.01. Which scale is best for norms or biases, and do they help at
 # all? (`freezing_sweep.py`, eight seeds)
 #

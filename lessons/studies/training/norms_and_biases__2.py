@@ -4,9 +4,6 @@
 # **The question.** What goes wrong if the norms are trained together with the adapters, or if the
 # norms are not those of the base?
 #
-# ![A norm weight scales one channel of every token; an entry of A changes one column of an
-# update](../../../figures/drawings/one_norm_weight.svg)
-#
 # **Continues:** [lesson 4](../../04_the_gradient.py).
 #
 # **Time:** a quarter of a minute to run, five minutes to read. **You need:** the study

@@ -63,10 +63,6 @@ for line in asked:
 # - `--no-mask-prompt`: the loss counts the prompts, too.
 # - `--learning-rate 5e-5`: 80 times smaller than the recipe's.
 #
-# ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
-# held-out loss fall as well, and does the text that the model generates
-# agree.](../../../figures/drawings/symptoms.svg)
-#
 # **Predict.** What is lost with the last token? Which costs more exact answers, the small rate or
 # counting the prompts?
 #

@@ -36,9 +36,6 @@ bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]
 # The step has nearly full length in every entry where |g| is far above ε. Its signs are those of
 # one batch's gradient. Warm-up makes the first steps short.
 #
-# ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
-# cosine.](../../../figures/drawings/schedules.svg)
-#
 # **Predict.** How far does the first step move a parameter whose gradient is a thousand times
 # smaller than another's? How far does it move `lora_A`?
 #

@@ -35,9 +35,6 @@ USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, clipping at 1
 # The usual reason is one batch whose gradient explodes. So twenty bad rows are planted, whose
 # answers are 200 random letters. And clipping is taken away.
 #
-# ![Gradients longer than c end on a circle of radius c, shorter ones are
-# unchanged](../../../figures/drawings/clipped_gradients.svg)
-#
 # **Predict.** What raises the loss more: bad rows with clipping, or no clipping with clean rows?
 #
 # <details><summary>Answer</summary>
