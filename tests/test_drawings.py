@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from minilora import layers, nf4
@@ -18,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "lessons" / "book" / "drawings"
 NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 MODULES = {name: import_module(f"lessons.book.drawings.{name}") for name in NAMES}
-DRAWINGS = MODULES["elements"].DRAWINGS
+DRAWINGS, drawn = MODULES["elements"].DRAWINGS, MODULES["elements"].drawn
 PAGES = [
     ROOT / "README.md",
     *ROOT.glob("lessons/*.md"),
@@ -28,17 +27,6 @@ PAGES = [
 TEXT = " ".join(path.read_text("utf-8") for path in PAGES).replace("\n# ", " ").replace("\n", " ")
 SHOWN = re.findall(r"!\[([^\]]*)\]\([./]*figures/drawings/(\w+)\.", TEXT)  # (alt text, name)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
-
-
-def drawn(name):
-    """Draw, and return the figure."""
-    draw, width, height, _ = DRAWINGS[name]
-    fig = Figure(figsize=(width, height))
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 10 * width), ylim=(0, 10 * height))
-    ax.axis("off")
-    draw(ax)
-    return fig
 
 
 def words(name):

@@ -1,4 +1,4 @@
-"""The low-rank update: LoRA and QLoRA, the trees, the places, the gradient, singular values."""
+"""LoRA: the two matrices, their start, their gradient, and the two trees."""
 
 from matplotlib.patches import Polygon
 
@@ -14,34 +14,28 @@ from minilora.tree import num_parameters
     "does the same, but stores W in 4 bits and dequantizes it for each matrix product.",
 )
 def lora_and_qlora(ax):
-    n, r = 4096, 8
-    for x, name, quantized in ((1.5, "LoRA", False), (37, "QLoRA", True)):
+    for x, name, words, kind in ((1.5, "LoRA", "W", "frozen"), (37, "QLoRA", "Ŵ", "temporary")):
         title(ax, x, 42.7, name)
-        box(ax, x + 16, 12.5, 8.4, 3.4, "x   (in)")
-        if quantized:
-            box(ax, x - 0.5, 11.8, 10.5, 5, "4-bit codes\n+ scales", "frozen")
-            arrow(ax, (x + 4.7, 16.8), (x + 4.7, 21), "dequantize", GREEN, (4.4, 0), size=8)
-            path(ax, (x + 16, 14.2), (x + 13, 14.2), (x + 13, 25.7), (x + 9.5, 25.7))
-        else:
-            path(ax, (x + 16, 14.2), (x + 4.7, 14.2), (x + 4.7, 21))
-        words, kind = ("Ŵ", "temporary") if quantized else ("W", "frozen")
+        text(ax, x + 17.6, 40.7, f"h = {words}x + (α/r)·B(Ax)", ha="left")
         matrix(ax, x, 21, 9.5, 9.5, words, kind)
         text(ax, x + 5.2, 32, "(out, in)", color=GREY, ha="left")
+        box(ax, x + 16, 12.5, 8.4, 3.4, "x   (in)")
         adapter_path(ax, x + 20.2)
-        path(ax, (x + 4.7, 30.5), (x + 4.7, 36.6), (x + 14.7, 36.6))
-        text(ax, x + 17.6, 40.7, f"h = {words}x + (α/r)·B(Ax)", ha="left")
+        arrow(ax, (x + 4.7, 30.5), (x + 4.7, 36.6), (x + 14.7, 36.6))
+    arrow(ax, (17.5, 14.2), (6.2, 14.2), (6.2, 21))
+    arrow(ax, (53, 14.2), (50, 14.2), (50, 25.7), (46.5, 25.7))
+    box(ax, 36.5, 11.8, 10.5, 5, "4-bit codes\n+ scales", "frozen")
+    arrow(ax, (41.7, 16.8), (41.7, 21), color=GREEN)
+    text(ax, 46.1, 18.9, "dequantize", 8, GREEN)
+    n, r, bits = 4096, 8, bits_per_weight()
     count = f"{2 * r * n:,} numbers ({200 * r / n:.2f} %)"
-    packed = n * n * bits_per_weight() / 8 / 1e6
+    sizes = f"16 bits: {n * n * 2 / 1e6:.1f} MB", f"{bits:.2f} bits: {n * n * bits / 8e6:.2f} MB"
     rows = (
-        (
-            "W, 4096 × 4096",
-            f"16 bits: {n * n * 2 / 1e6:.1f} MB",
-            f"{bits_per_weight():.2f} bits: {packed:.2f} MB",
-        ),
-        ("A and B, r = 8", count, count),
-        ("gradients, Adam", "for A and B only", "for A and B only"),
+        (8.6, "W, 4096 × 4096", *sizes),
+        (6.4, "A and B, r = 8", count, count),
+        (4.2, "gradients, Adam", "for A and B only", "for A and B only"),
     )
-    for y, (head, left, right) in zip((8.6, 6.4, 4.2), rows):
+    for y, head, left, right in rows:
         text(ax, 1.5, y, head, color=GREY, ha="left")
         text(ax, 15.5, y, left, ha="left")
         text(ax, 47, y, right, ha="left")
@@ -58,11 +52,11 @@ def adapter_path(ax, x):
         text(ax, x, y + 2.25, words, 11)
         text(ax, x + 6, y + 2.25, shape, color=GREY, ha="left")
     text(ax, x + 6, 25.8, "rank r", color=ORANGE, ha="left")
+    text(ax, x + 0.7, 34, "· α/r", color=ORANGE, ha="left")
     arrow(ax, (x, 15.9), (x, 20))
     arrow(ax, (x, 24.5), (x, 27))
-    path(ax, (x, 31.5), (x, 36.6), (x - 2.7, 36.6))
-    text(ax, x + 0.7, 34, "· α/r", ha="left", color=ORANGE)
-    circle(ax, x - 4.2, 36.6, "+")
+    arrow(ax, (x, 31.5), (x, 36.6), (x - 2.7, 36.6))
+    plus(ax, x - 4.2, 36.6)
     arrow(ax, (x - 4.2, 38), (x - 4.2, 41.2))
 
 
@@ -72,130 +66,43 @@ def adapter_path(ax, x):
     "of shape (r, in). B starts at zero and A at random values.",
 )
 def low_rank_update(ax):
-    y, side, r = 6.5, 12, 1.8
-    matrix(ax, 4, y, side, side, "W'", "temporary", "out", "in")
-    text(ax, 19.2, y + side / 2, "=", 14)
-    matrix(ax, 25, y, side, side, "W", "frozen", "out", "in")
-    text(ax, 41, y + side / 2, "+   α/r ·", 12)
-    matrix(ax, 49.5, y, r, side, "B", "trained", "out", "r")
-    matrix(ax, 55.5, y + side / 2 - r / 2, side, r, "A", "trained", "r", "in")
+    matrix(ax, 4, 6.5, 12, 12, "W'", "temporary", "out", "in")
+    text(ax, 19.2, 12.5, "=", 14)
+    matrix(ax, 25, 6.5, 12, 12, "W", "frozen", "out", "in")
+    text(ax, 41, 12.5, "+   α/r ·", 12)
+    matrix(ax, 49.5, 6.5, 1.8, 12, "B", "trained", "out", "r")
+    matrix(ax, 55.5, 11.6, 12, 1.8, "A", "trained", "r", "in")
+    text(ax, 10, 4.4, "after merging", color=GREEN)
     text(ax, 31, 4.4, "frozen: out · in numbers", color=BLUE)
     text(ax, 57, 4.4, "trained: r · (out + in) numbers", color=ORANGE)
     text(ax, 57, 2.4, "start: B = 0, A random, so B·A = 0", color=GREY)
-    text(ax, 10, 4.4, "after merging", color=GREEN)
 
 
 @drawing(
-    4.7,
-    "Two trees side by side. The base has a weight at each path. The adapters have lora_A and "
-    "lora_B, their scaling and their dropout at the paths of the seven projections of each layer, "
-    "and nothing elsewhere.",
+    3.0,
+    "The four starts of B and A. If both are zero, both gradients are zero for ever. If one is "
+    "zero, the product is zero and the zero factor has a gradient. If both are random, the model "
+    "starts changed.",
 )
-def two_trees(ax):
-    _, base, _ = minilora.load("micro")
-    chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, chosen, 0)
-    title(ax, 2, 44.6, f"base: {num_parameters(base):,} numbers, frozen", color=BLUE)
-    title(ax, 40, 44.6, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
-    y, attention = 41.8, "layers.0.self_attn"
-    projections = [f"{attention}.{name}" for name in ("q_proj", "k_proj")]
-    for place in ("", "embed_tokens", "layers", "layers.0", attention, *projections):
-        ours = find(adapters["model"], place)
-        depth, lowest = len(place.split(".")) - (not place), y - 2.2
-        for x, node, color in ((2, find(base["model"], place), BLUE), (40, ours, ORANGE)):
-            if node is None:
-                continue
-            text(ax, x + 2.2 * depth, y, place.rpartition(".")[2] or "model", **CODE)
-            leaves = [(name, leaf) for name, leaf in node.items() if not isinstance(leaf, dict)]
-            for i, (name, leaf) in enumerate(leaves, 1):
-                words = f"{name}  {getattr(leaf, 'shape', leaf)}"
-                shade = color if hasattr(leaf, "shape") else GREY  # a float is not trained
-                text(ax, x + 2.2 * depth + 2.2, y - 2.2 * i, words, **{**CODE, "color": shade})
-                lowest = min(lowest, y - 2.2 * (i + 1))
-        if place in projections and ours:
-            arrow(ax, (18, y), (39.5 + 2.2 * depth, y), "the same path", GREY, size=8.5)
-        y = lowest
-    for words in ("v, o, gate, up, down: the same", "layers 1 and 2: the same"):
-        for x in (6.4, 44.4):
-            text(ax, x, y, words, color=GREY, ha="left")
-        y -= 2.2
-
-
-CODE = {"size": 9, "ha": "left", "family": "monospace"}
-
-
-def find(tree, dotted):
-    """Return the node at a path, or None."""
-    for key in filter(None, dotted.split(".")):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-@drawing(
-    4.4,
-    "One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit "
-    "on each of the seven projections. Other methods train norms, prefixes, scalings or "
-    "bottlenecks.",
-)
-def llama_block(ax):
-    for y, sign, name in ((38.3, "q_proj", "q"), (33.3, "k_proj", "k"), (28.3, "v_proj", "v")):
-        projection(ax, 20, y - 1.7, sign)
-        path(ax, (16.5, 33.3), (17.8, 33.3), (17.8, y), (20, y))
-        if name == "v":
-            path(ax, (29.5, y), (41.2, y), (41.2, 31.6))
-        else:
-            box(ax, 32, y - 1.5, 5.5, 3, "RoPE", size=9)
-            arrow(ax, (29.5, y), (32, y))
-            path(ax, (37.5, y), (38.5, y), (38.5, 33.3), (39.5, 33.3))
-    box(ax, 39.5, 31.6, 10, 3.4, "attention")
-    residual(ax, 33.3, 52.5, "o_proj", 49.5)
-    other(ax, 52, 27.2, "prefix: more keys and values")
-    other(ax, 45, 39.5, "IA³: scales k and v")
-    for y, name, x, end in ((15.3, "gate_proj", 33.5, 14), (9.3, "up_proj", 37.5, 10.6)):
-        projection(ax, 20, y - 1.7, name)
-        path(ax, (16.5, 12.3), (17.8, 12.3), (17.8, y), (20, y))
-        path(ax, (29.5, y), (x, y), (x, end))
-    box(ax, 32, 10.6, 11, 3.4, "SwiGLU")
-    residual(ax, 12.3, 52.5, "down_proj", 43)
-    other(ax, 35, 6.2, "IA³: scales the input of down_proj")
-    other(ax, 58, 6.2, "bottleneck: after")
-    other(ax, 10.5, 29.6, "norm weight")
-    other(ax, 10.5, 8.6, "norm weight")
-    legend(
-        ax,
-        2,
-        1.5,
-        21,
-        trained="A, B of LoRA",
-        frozen="frozen projection",
-        other="for other methods",
+def four_starts(ax):
+    starts = (
+        ("B zero, A random", 0, 1, "LoRA's start: equals the base, learns", GREEN),
+        ("B random, A zero", 1, 0, "equals the base, learns", GREEN),
+        ("both random", 1, 1, "starts from a changed model", PURPLE),
+        ("both zero", 0, 0, "equals the base, never learns", PURPLE),
     )
-
-
-def projection(ax, x, y, name):
-    """Draw a frozen projection with an adapter on its upper edge."""
-    box(ax, x, y, 9.5, 3.4, name, "frozen")
-    fill, edge, _ = KINDS["trained"]
-    ax.add_patch(Rectangle((x + 6.1, y + 2.7), 3.6, 1.7, fc=fill, ec=edge, lw=1.2, zorder=4))
-    text(ax, x + 7.9, y + 3.5, "A, B", 8, zorder=5)
-
-
-def residual(ax, y, x, name, start):
-    """Draw the norm at the start of a sublayer, the last projection, and the sum at the end."""
-    text(ax, 1.2, y, "x", 11)
-    arrow(ax, (2.2, y), (8, y))
-    box(ax, 8, y - 1.7, 8.5, 3.4, "RMSNorm")
-    projection(ax, x, y - 1.7, name)
-    arrow(ax, (start, y), (x, y))
-    arrow(ax, (x + 9.5, y), (x + 12.4, y))
-    circle(ax, x + 13.9, y, "+")
-    path(ax, (5, y), (5, y - 8.6), (x + 13.9, y - 8.6), (x + 13.9, y - 1.6), color=GREY)
-    arrow(ax, (x + 15.4, y), (x + 17.3, y))
-
-
-def other(ax, x, y, words):
-    """Name a place where another method trains something."""
-    text(ax, x, y, words, 8.5, PURPLE)
+    signs = "=≠"
+    for i, (name, b, a, verdict, color) in enumerate(starts):
+        x, y = 1.5 + 35 * (i % 2), 17.5 - 14 * (i // 2)
+        title(ax, x, y + 10, name, 10)
+        rectangle(ax, x + 1, y + 1, 2, 7, "trained", fill=bool(b))
+        rectangle(ax, x + 4, y + 3.6, 7, 2, "trained", fill=bool(a))
+        text(ax, x + 2, y + 4.5, "B")
+        text(ax, x + 7.5, y + 4.6, "A")
+        text(ax, x + 13, y + 7.4, f"BA {signs[a * b]} 0", ha="left")
+        text(ax, x + 13, y + 5.1, f"∂L/∂B = s·G Aᵀ {signs[a]} 0", ha="left")
+        text(ax, x + 13, y + 2.8, f"∂L/∂A = s·BᵀG {signs[b]} 0", ha="left")
+        text(ax, x + 13, y + 0.2, verdict, 8.5, color, ha="left")
 
 
 @drawing(
@@ -204,33 +111,70 @@ def other(ax, x, y, words):
     "through the rank-r bottleneck. The gradient of W, a full matrix, is never computed.",
 )
 def lora_gradient(ax):
-    for x, words in ((2, "x   (in)"), (27, "Ax   (r)"), (52, "h   (out)")):
-        box(ax, x, 20, 11, 3.6, words)
-    for x, words in ((16, "A"), (41, "B")):
-        box(ax, x, 20, 8, 3.6, words, "trained", 11)
-    for x in (13, 24, 38, 49):
-        arrow(ax, (x, 21.8), (x + 3, 21.8))
+    columns = (
+        (2, "x   (in)", "Aᵀsg' + Wᵀg"),
+        (27, "Ax   (r)", "g' = Bᵀg   (r)"),
+        (52, "h   (out)", "g = ∂L/∂h"),
+    )
+    for x, forward, backward in columns:
+        box(ax, x, 20, 11, 3.6, forward)
+        box(ax, x, 11.5, 11, 3.6, backward, "temporary", 8.5)
+    factors = (
+        (16, "A", "∂L/∂A = s·g' xᵀ\n(r, in)"),
+        (41, "B", "∂L/∂B = s·g (Ax)ᵀ\n(out, r)"),
+    )
+    for x, name, gradient in factors:
+        box(ax, x, 20, 8, 3.6, name, "trained", 11)
+        arrow(ax, (x - 3, 21.8), (x, 21.8))
+        arrow(ax, (x + 8, 21.8), (x + 11, 21.8))
+        arrow(ax, (x + 11, 13.3), (x - 3, 13.3), color=GREEN)
+        box(ax, x - 3, 3.6, 14, 4.6, gradient, "trained")
+        arrow(ax, (x + 16.5, 11.5), (x + 16.5, 9.6), (x + 7, 9.6), (x + 7, 8.2), color=GREEN)
     box(ax, 28.5, 25.8, 8, 3.4, "W", "frozen", 11)
-    path(ax, (7.5, 23.6), (7.5, 27.5), (28.5, 27.5))
-    path(ax, (36.5, 27.5), (57.5, 27.5), (57.5, 23.6))
+    arrow(ax, (7.5, 23.6), (7.5, 27.5), (28.5, 27.5))
+    arrow(ax, (36.5, 27.5), (57.5, 27.5), (57.5, 23.6))
     text(ax, 50.5, 23.4, "· s", color=ORANGE)
     text(ax, 44.8, 18.7, "forward", color=GREY)
     text(ax, 44.8, 16.2, "backward", color=GREEN)
-    gradients = ((2, "Aᵀsg' + Wᵀg"), (27, "g' = Bᵀg   (r)"), (52, "g = ∂L/∂h"))
-    for x, words in gradients:
-        box(ax, x, 11.5, 11, 3.6, words, "temporary", 8.5)
-    arrow(ax, (52, 13.3), (38, 13.3), color=GREEN)
-    arrow(ax, (27, 13.3), (13, 13.3), color=GREEN)
-    for x, source, words in (
-        (20, 32.5, "∂L/∂A = s·g' xᵀ\n(r, in)"),
-        (45, 57.5, "∂L/∂B = s·g (Ax)ᵀ\n(out, r)"),
-    ):
-        box(ax, x - 7, 3.6, 14, 4.6, words, "trained")
-        path(ax, (source, 11.5), (source, 9.6), (x + 3, 9.6), (x + 3, 8.2), color=GREEN)
-    text(
-        ax,
-        35,
-        1.4,
-        "∂L/∂W = g xᵀ (out, in) is never computed: W is not an argument of the gradient",
-        color=BLUE,
+    words = "∂L/∂W = g xᵀ (out, in) is never computed: W is not an argument of the gradient"
+    text(ax, 35, 1.4, words, color=BLUE)
+
+
+@drawing(
+    3.4,
+    "Two trees side by side. The base has a weight at each path. The adapters have lora_A and "
+    "lora_B, their scaling and their dropout at the paths of the seven projections of each layer, "
+    "and nothing elsewhere.",
+)
+def two_trees(ax):
+    _, base, _ = minilora.load("micro")
+    chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+    adapters, _ = minilora.get_peft_model(base, chosen, 0)
+    title(ax, 2, 31.6, f"base: {num_parameters(base):,} numbers, frozen", color=BLUE)
+    title(ax, 40, 31.6, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
+    places = (
+        (28.8, "model"),
+        (26.6, "model.embed_tokens"),
+        (22.2, "model.layers"),
+        (20, "model.layers.0"),
+        (17.8, "model.layers.0.self_attn"),
+        (15.6, "model.layers.0.self_attn.q_proj"),
     )
+    for x, tree, color in ((2, base, BLUE), (40, adapters, ORANGE)):
+        for y, place in places:
+            *above, name = place.split(".")
+            indent = x + 2.2 * len(above)
+            node = tree
+            for key in (*above, name):
+                node = node.get(key, {})
+            if node:
+                text(ax, indent, y, name, ha="left", family="monospace")
+            leaves = [(key, leaf) for key, leaf in node.items() if not isinstance(leaf, dict)]
+            for i, (key, leaf) in enumerate(leaves, 1):
+                shade = color if hasattr(leaf, "shape") else GREY  # a float is not trained
+                words = f"{key}  {getattr(leaf, 'shape', leaf)}"
+                text(ax, indent + 2.2, y - 2.2 * i, words, 9, shade, "left", family="monospace")
+        text(ax, x + 6.6, 4, "k, v, o, gate, up, down too", color=GREY, ha="left")
+        text(ax, x + 4.4, 1.8, "layers 1 and 2: the same", color=GREY, ha="left")
+    arrow(ax, (16, 15.6), (48.5, 15.6), color=GREY)
+    text(ax, 32, 16.7, "the same path", 8.5, GREY)
