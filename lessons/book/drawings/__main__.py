@@ -10,6 +10,7 @@ from lessons.book.drawings import (  # noqa: F401  each module adds its drawings
     few_bits,
     low_rank,
     model,
+    path,
     training,
 )
 from lessons.book.drawings.elements import DRAWINGS, save
