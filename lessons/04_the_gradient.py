@@ -220,9 +220,9 @@ assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"
 # 2. `C * (1 - np.tanh(h) ** 2)`: use another loss, Σ h², and its derivative.
 # 3. `weight_decay=0.1`: use 0.01. After how many steps is a frozen weight down to 82 %?
 #
-# **Where to stop with a debugger.** `_linear_backward` in `minilora/kernels/linear.py`: ∂L/∂x, ∂L/∂A and
-# ∂L/∂B of a projection. `training.gradient_at`: `grads` has the leaves of argument 0, and no
-# others.
+# **Where to stop with a debugger.** `_linear_backward` in `minilora/kernels/linear.py`: ∂L/∂x,
+# ∂L/∂A and ∂L/∂B of a projection. `training.gradient_at`: `grads` has the leaves of argument 0, and
+# no others.
 #
 # **Exercises.** lowrank-gradient, cross-entropy, test-frozen.
 #

@@ -150,7 +150,7 @@ def test_the_readme_says_the_lines_the_steps_and_the_bound():
         if token.type not in skipped and token.string and not docstring:
             lines |= set(range(token.start[0], token.end[0] + 1))
     assert f"in {round(len(lines), -1)}" in README
-    said = re.search(r"over (\d+) training steps .* bound of (\S+)·10⁻⁶ nats", README, re.DOTALL)
+    said = re.search(r"over (\d+) training steps\s.* bound of (\S+)·10⁻⁶ nats", README, re.DOTALL)
     assert (int(said[1]), float(said[2]) * 1e-6) == (STEPS, LOSSES)
     shown = re.search(r"## QLoRA in one file\n.*?```python\n(.*?)```", README, re.DOTALL)[1]
     assert all(piece in TEXT for piece in shown.strip().split("\n\n\n"))

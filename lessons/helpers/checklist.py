@@ -1,7 +1,7 @@
-"""What an experienced eye would question in a run's settings, before the run.
+"""Ask what an experienced reader would question in a run's settings, before the run.
 
-A rule is an `if` and a sentence: what is there, why it is asked about, the lesson that shows it.
-None forbids anything: what cannot work at all is an error already (`config`).
+A rule is an `if` and a sentence. The sentence says what is set, why that is unusual, and which
+lesson or study shows it. No rule forbids anything: impossible settings are errors (`config`).
 """
 
 import math
@@ -15,7 +15,7 @@ HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # o
 
 
 class Rows(NamedTuple):
-    """What is asked about the data: numbers of rows, and whether they have prompts."""
+    """The facts about the data: numbers of rows, and whether they have prompts."""
 
     train: int
     held_out: int
@@ -24,10 +24,10 @@ class Rows(NamedTuple):
 
 
 def questions(lora_config, train_config, scheme, model_config, rows, also_train=(), block_size=64):
-    """The sentences of all rules that fire; [] if none does.
+    """Return the sentences of all rules that fire.
 
-    lora_config: a LoraConfig, or another method's MethodConfig, of which less is asked. scheme: one
-    of quantize.SCHEMES. rows: Rows. also_train: any of `norm`, `bias`, `head`.
+    lora_config: a LoraConfig, or the MethodConfig of another method, which has fewer rules. scheme:
+    one of quant.schemes.SCHEMES. rows: Rows. also_train: any of `norm`, `bias`, `head`.
     """
     found = [*_base(scheme, model_config, block_size), *_run(train_config, rows)]
     if isinstance(lora_config, LoraConfig):
@@ -48,21 +48,20 @@ def _shape(lora, model):
             "to 2: that acts much like a factor of the rate; was that chosen with it? (lesson 9)"
         )
     if set(names) <= {"q_proj", "v_proj"}:
-        yield "only q_proj and v_proj learn: is the task so near to what the base knows? (the study `where_to_apply`)"
+        yield "only q_proj and v_proj learn: is the task so near the base's? (study where_to_apply)"
 
 
 def _rate(lora, settings, model, rows, also_train):
-    rate = settings.learning_rate
-    scale = settings.also_train_lr_scale
+    rate, scale = settings.learning_rate, settings.also_train_lr_scale
     if rate <= 5e-5:
         yield (
             f"--learning-rate {rate:g} is full fine-tuning's: B starts at zero and moves some "
-            f"{total_rate(settings):.1g} at most in this run; is 1e-4 or more meant? (lesson 4)"
+            f"{total_rate(settings):.1g} at most in this run; is 1e-4 or more meant? (lesson 5)"
         )
     if rate >= 1e-2:
         yield (
-            f"--learning-rate {rate:g}: micro takes 1e-2 (lesson 4), but the recipes of tiny and "
-            "SmolLM2 4e-3 and 1e-3: is it meant?"
+            f"--learning-rate {rate:g}: micro takes 1e-2, the recipes of tiny and SmolLM2 4e-3 and "
+            "1e-3: is it meant? (study learning_rates_measured)"
         )
     # A ~ U(−1/√in, 1/√in): what is under half the spacing of its largest numbers rounds away
     octave = 2.0 ** math.floor(math.log2(model.hidden_size**-0.5))
@@ -70,16 +69,17 @@ def _rate(lora, settings, model, rows, also_train):
     if rate < least:
         yield (
             f"--adapter-dtype {settings.adapter_dtype} rounds away steps below {least:.1g} where A "
-            f"is large, and the rate is {rate:g}: float32 while it trains? (lesson 8)"
+            f"is large, the rate is {rate:g}: why not float32? (study the_precision_of_adapters)"
         )
     if {"norm", "bias"} & set(also_train) and scale > 1:
         yield (
-            f"norms or biases learn at {scale:g} times the rate: ten times doubled the loss and "
-            "made micro forget more; is that meant? (the study `norms_and_biases`)"
+            f"norms or biases learn at {scale:g} times the rate: at ten times, micro forgot more; "
+            "is that meant? (study norms_and_biases)"
         )
     seen = settings.iters * settings.batch_size * settings.grad_accumulation_steps
     if lora.lora_dropout and seen <= rows.train:
-        yield f"lora_dropout, and none of {rows.train} rows is seen twice: what for? (lesson 9)"
+        which = f"lora_dropout, and none of {rows.train} rows is seen twice"
+        yield f"{which}: what for? (study dropout_and_wrong_choices)"
 
 
 def _base(scheme, model, block_size):
@@ -96,22 +96,24 @@ def _base(scheme, model, block_size):
 def _run(settings, rows):
     warmup, decay = settings.warmup_ratio, settings.weight_decay
     if rows.prompts and not settings.mask_prompt:
-        yield "the loss counts the rows' prompts: is the model to learn to say them? (the study `the_checklist`)"
+        yield "the loss counts the rows' prompts: shall the model say them? (study the_checklist)"
     if rows.cut:
-        yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (the study `the_checklist`)"
+        yield f"{rows.cut} of {rows.train} rows are cut, ends included: why? (study the_checklist)"
     if not rows.held_out:
-        yield "no row is held out: how will learning be told from learning by heart? (the study `underfitting_and_overfitting`)"
+        yield "no row is held out: how will overfitting show? (study underfitting_and_overfitting)"
     if warmup > 0.1:
-        yield f"--warmup-ratio {warmup:g} warms up for over a tenth of the run: why? (the study `accumulation`)"
+        yield f"--warmup-ratio {warmup:g}: warm-up over a tenth of the run, why? (study warm_up)"
     lost = 1 - math.exp(-decay * total_rate(settings))  # of what the first step learned: Π (1 − ηλ)
     if lost > 0.1:
-        yield f"--weight-decay {decay:g} takes back {100 * lost:.0f} % of early steps (the study `accumulation`)"
+        taken = f"--weight-decay {decay:g} takes back {100 * lost:.0f} % of early steps"
+        yield f"{taken}: is that meant? (study schedules_and_decay)"
 
 
 def total_rate(settings):
-    """Σ of the rates of all steps: about how far Adam moves a number that always goes one way.
+    """Return the sum of the rates of all steps.
 
-    Of more than 10,000 steps, as many of them are summed, at equal distances, and scaled up.
+    Adam moves a number about that far if its gradient keeps its sign. Of more than 10,000 steps,
+    10,000 are summed, at equal distances, and the sum is scaled up.
     """
     n = min(settings.iters, 10_000)
     steps = (settings.iters * i // n for i in range(n))

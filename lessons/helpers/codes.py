@@ -4,16 +4,11 @@ import numpy as np
 
 from minilora import nf4
 
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6  # two exponent bits, one mantissa bit
-INT4 = np.arange(8) / 7
-
-
-def with_signs(magnitudes):
-    """Return eight magnitudes and their negatives (16,); if one is zero, 15 are different."""
-    return np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
-
-
-VALUES = {"nf4": nf4.NF4, "fp4": nf4.FP4, "e2m1": with_signs(E2M1), "int4": with_signs(INT4)}
+# E2M1 has two exponent bits and one mantissa bit. Both codes have zero twice: 15 different values.
+MAGNITUDES = {"e2m1": np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6, "int4": np.arange(8) / 7}
+VALUES = {"nf4": nf4.NF4, "fp4": nf4.FP4}
+for name, magnitudes in MAGNITUDES.items():
+    VALUES[name] = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
 
 
 def rounded(w, values, block_size=64):

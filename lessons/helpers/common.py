@@ -41,6 +41,14 @@ def figure(name, xlabel, ylabel, title, **options):
     return plot.figure(folder / f"{name}.png", xlabel, ylabel, title, **options)
 
 
+def curve_of_seeds(axes, x, results, label, line):
+    """Draw the mean of the seeds over x in style `line`, and their range; results: (x, seeds)."""
+    results, style = np.asarray(results), plot.LINES[line]
+    axes.plot(x, results.mean(axis=1), marker="osD^"[line], markersize=4, label=label, **style)
+    low, high = results.min(axis=1), results.max(axis=1)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
 class Run(NamedTuple):
     """The result of a fine-tuning run: the adapter, its base, its steps, its scores."""
 
@@ -151,6 +159,11 @@ def best_rates(rates, losses):
 def spread(values, digits=2):
     """Return the text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def deviation(values, digits=3):
+    """Return the text "mean ± standard deviation"."""
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 # ------------------------------------------------------------------------- what the seeds show

@@ -1,9 +1,9 @@
 """The whole family on one base and one task: the size, the rate and a run of each method.
 
-`siblings.py` is the sweep of these runs. A method that has a size (a rank, a width, a number of
-virtual tokens) gets the size whose count of parameters is nearest to the budget. LoftQ is left out:
-it reduces the error of quantization, and the base is dense here, so that full fine-tuning can take
-part.
+`siblings_sweep.py` is the sweep of these runs. A method that has a size (a rank, a width, a number
+of virtual tokens) gets the size whose count of parameters is nearest to the budget. LoftQ is left
+out: it reduces the error of quantization, and the base is dense here, so that full fine-tuning can
+take part.
 """
 
 from pathlib import Path

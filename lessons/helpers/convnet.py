@@ -1,8 +1,8 @@
 """A small convolutional network with batch normalization, for pictures of 16 × 16.
 
-It is `layers.linear` upon the patches of a picture, so the leaves that adapt a language model adapt
-it, too. Batch normalization has no state: its running statistics are an argument of `forward`, and
-the moments of what it was given are a result.
+It applies `layers.linear` to the patches of a picture, so LoRA adapts it as it adapts a language
+model. Batch normalization has no state: its running statistics are an argument of `forward`, and
+the moments of the batch are a result.
 
 Letters: N pictures, H height, W width, C channels, k side of a patch.
 """
@@ -23,14 +23,16 @@ EPS = 1e-5
 
 @primitive
 def patches(x, k, stride, padding):
-    """The k × k patches of x (N, H, W, C), as rows: (N, H', W', k·k·C). Convolution is a linear
-    layer upon them."""
+    """Return the k × k patches of x (N, H, W, C), as rows: (N, H', W', k·k·C).
+
+    A convolution is a linear layer applied to them.
+    """
     x = onp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     return onp.concatenate([x[at] for at in _shifts(x.shape, k, stride)], axis=-1)
 
 
 def _shifts(shape, k, stride):
-    """Where the pixel (i, j) of every patch lies in the padded picture."""
+    """Return, for each (i, j), the slice of the padded picture with pixel (i, j) of all patches."""
     ends = [side - k + 1 for side in shape[1:3]]
     return [
         onp.s_[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
@@ -55,22 +57,24 @@ defvjp(patches, _patches_vjp, argnums=(0,))
 
 
 def batch_norm(x, moments, weight, bias):
-    """x (…, C) with mean and variance (C,) taken away, then scaled and moved (Ioffe and Szegedy
-    2015, Alg. 1)."""
+    """Normalize x (…, C) with a mean and a variance (C,), then scale and shift it.
+
+    Source: Ioffe and Szegedy 2015, Alg. 1.
+    """
     # y = γ·(x − μ)/√(σ² + ε) + β
     return weight * (x - moments["mean"]) / np.sqrt(moments["var"] + EPS) + bias
 
 
 def moments_of(x):
-    """Mean and variance of each channel, over pictures and pixels alike."""
+    """Return the mean and the variance of each channel, over pictures and pixels."""
     mean = np.mean(x, axis=(0, 1, 2))
     return {"mean": mean, "var": np.mean((x - mean) ** 2, axis=(0, 1, 2))}
 
 
 def forward(adapters, base, pictures, running=None, rng=None):
-    """(logits (N, classes), moments of each normalized layer by its number).
+    """Return (logits (N, classes), moments of each normalized layer by its number).
 
-    Normalizes with `running`, a tree like `moments`; with None, with the batch's own moments.
+    running: the moments to normalize with, a tree like `moments`; None: those of the batch.
     """
     params, moments = overlay(base, adapters), {}
     x = pictures[..., None]  # (N, H, W, C)
@@ -85,26 +89,31 @@ def forward(adapters, base, pictures, running=None, rng=None):
 
 
 def loss(adapters, base, batch, running=None, rng=None):
-    """Mean cross-entropy in nats; batch: (pictures, labels)."""
+    """Return the mean cross-entropy in nats; batch: (pictures, labels)."""
     return cross_entropy(forward(adapters, base, batch[0], running, rng)[0], batch[1])
 
 
 def cross_entropy(logits, labels):
-    """The mean of −log p(label), in nats."""
+    """Return the mean of −log p(label), in nats."""
     logits = logits - np.max(logits, axis=-1, keepdims=True)
     of_label = np.sum(logits * (labels[:, None] == onp.arange(logits.shape[1])), axis=-1)
     return np.mean(np.log(np.sum(np.exp(logits), axis=-1)) - of_label)
 
 
 def evaluate(adapters, base, batch, running=None):
-    """`loss` in nats and `accuracy`, in [0, 1]."""
+    """Return the `loss` in nats, the `accuracy`, and the mean `confidence`.
+
+    The confidence is the probability of the likeliest class.
+    """
     logits, _ = forward(adapters, base, batch[0], running)
     hit = onp.argmax(logits, axis=-1) == batch[1]
-    return {"loss": float(cross_entropy(logits, batch[1])), "accuracy": float(hit.mean())}
+    total = onp.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
+    loss = float(cross_entropy(logits, batch[1]))
+    return {"loss": loss, "accuracy": float(hit.mean()), "confidence": float((1 / total).mean())}
 
 
 def statistics(adapters, base, pictures):
-    """The moments of all the pictures together, to normalize others with."""
+    """Return the moments of all the pictures together, to normalize others with."""
     return forward(adapters, base, pictures)[1]
 
 
@@ -112,7 +121,7 @@ def statistics(adapters, base, pictures):
 
 
 def network(classes, rng):
-    """A network with random weights."""
+    """Return a network with random weights."""
     base, channels = {}, 1
     for i, (k, _, _, out) in enumerate(LAYERS):
         node, out, fan_in = f"model.layers.{i}", out or classes, k * k * channels
@@ -128,7 +137,7 @@ def network(classes, rng):
 
 
 def low_rank(base, r, lora_alpha, rng, layers=(0, 1, 2, 3), lora_dropout=0.0):
-    """(adapters, base) as `get_peft_model` starts them, for the linear layers of this network."""
+    """Return (adapters, base) as `get_peft_model` does, for the linear layers of this network."""
     adapters = {}
     for node in (f"model.layers.{i}.linear" for i in layers):
         out, fan_in = get(base, node)["weight"].shape
@@ -141,15 +150,16 @@ def low_rank(base, r, lora_alpha, rng, layers=(0, 1, 2, 3), lora_dropout=0.0):
 
 
 def copies(base, *names):
-    """The tree of copies of the base's leaves whose paths end in one of the names."""
+    """Return a tree of copies of the base's leaves whose paths end in one of the names."""
     return unflatten({path: onp.array(w) for path, w in named_leaves(base) if path.endswith(names)})
 
 
 def fit(adapters, base, batch, config, running=None, augment=None, on_step=None):
-    """Fit `adapters` to (pictures, labels); returns (adapters, the loss of each step).
+    """Fit `adapters` to (pictures, labels); return (adapters, the loss of each step).
 
-    Normalizes with `running`, or with None each batch with its own moments. `augment(pictures,
-    rng)` changes what a step sees; `on_step(step, adapters)` is called after each, from 1.
+    running: the moments to normalize with; None: those of each batch. augment(pictures, rng)
+    returns the pictures that a step is trained on. on_step(step, adapters) is called after each
+    step, from 1.
     """
     pictures, labels = batch
     state, history = adamw_init(arrays(adapters)), []
@@ -168,7 +178,7 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
 
 
 def pretrain(batch, classes, seed=0, iters=400):
-    """(base, running): a network trained from nothing on (pictures, labels), its statistics."""
+    """Train a network from random weights; return (base, running), running: its statistics."""
     base = network(classes, onp.random.default_rng(seed))
     config = TrainConfig(iters=iters, batch_size=64, learning_rate=5e-3, seed=seed)
     base, _ = fit(base, base, batch, config)

@@ -1,7 +1,8 @@
-"""Lesson 8: one training step in a process of its own: its peak memory, measured and predicted.
+"""One training step in a process of its own: its peak memory, measured and predicted.
 
 python -m lessons.helpers.one_step SCHEME LAYERS prints, in MB, by how much the
 process grew, what the estimate predicts, and how much of that is activations.
+The study `the_memory_of_a_step` runs it.
 """
 
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import minilora
 from minilora import LoraConfig, ModelConfig, TrainConfig, optim
 from minilora.evaluation import memory
-from minilora.formats.pretrained import shapes
+from minilora.formats.hf_folder import shapes
 from minilora.layers import value_and_grad
 from minilora.quant.schemes import is_projection, quantize_leaf
 from minilora.tree import arrays, flatten, unflatten
@@ -21,44 +22,40 @@ B, T = 4, 64
 
 
 def step(scheme, width, layers):
-    """The estimate of a step of LoRA on a random Llama, weights made and quantized one by one."""
+    """Do a step of LoRA on a random Llama of width `width`, and return its estimate."""
     heads = width // 64
     config = ModelConfig(
         vocab_size=256, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, head_dim=64,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-
-    def leaf(path, shape):
+    base = {}
+    for path, shape in shapes(config).items():  # never two dense weights at once
         w = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        return quantize_leaf(path, w, scheme) if is_projection(path) else w
-
-    base = unflatten({path: leaf(path, shape) for path, shape in shapes(config).items()})
+        base[path] = quantize_leaf(path, w, scheme) if is_projection(path) else w
     lora_config = LoraConfig(target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, lora_config, rng)
+    adapters, base = minilora.get_peft_model(unflatten(base), lora_config, rng)
     tokens = rng.integers(256, size=(B, T))
-    batch = {
-        "tokens": tokens, "targets": tokens, "mask": np.ones((B, T), "f4"),
-        "segment_starts": 0 * tokens,
-    }  # fmt: skip
-    _, grads = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    batch = {"tokens": tokens, "targets": tokens, "mask": np.ones((B, T), np.float32)}
+    batch["segment_starts"] = 0 * tokens
+    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
     trained = arrays(adapters)
     rates = dict.fromkeys(flatten(trained), 1e-3)
-    optim.adamw(trained, grads, optim.adamw_init(trained), rates, TrainConfig())
+    optim.adamw(trained, gradient, optim.adamw_init(trained), rates, TrainConfig())
     return memory.memory_estimate(adapters, base, config, B * T)
 
 
 def peak():
-    """The largest resident set of this process in MB.
+    """Return the largest resident set of this process so far, in MB.
 
-    Linux counts a process that another one started from that one's peak on (getrusage); what it
-    needed itself stands in /proc.
+    On Linux, `ru_maxrss` of a process begins at the peak of the process that started it. `VmHWM` in
+    /proc does not.
     """
     status = Path("/proc/self/status")
     if not status.exists():
         return memory.peak_rss_mb()
-    lines = status.read_text().splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e3
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Pictures of letters, drawn from the typefaces that matplotlib ships.
 
-Each letter is a little turned, a little moved, and has noise; `shifted` moves them again.
+Each letter is rotated and moved a little, and has noise; `shifted` moves the pictures again.
 """
 
 from functools import lru_cache
@@ -28,7 +28,7 @@ def _font(typeface):
 
 
 def letter(char, typeface, size, angle):
-    """The glyph as ink in [0, 1], (height, width): size in pixels an em, angle in degrees."""
+    """Return the glyph as ink in [0, 1], (height, width); size: pixels per em, angle: degrees."""
     font = _font(typeface)
     font.set_size(size, 72)
     font.set_text(char, angle)
@@ -37,7 +37,7 @@ def letter(char, typeface, size, angle):
 
 
 def draw(typeface, n, seed, noise=0.1, ink=1.0, paper=0.0):
-    """n pictures (n, SIDE, SIDE) and their labels, the letters in turn.
+    """Return n pictures (n, SIDE, SIDE), and their labels, in the order of the alphabet.
 
     A pixel is paper + (ink − paper)·glyph + noise.
     """
@@ -55,7 +55,7 @@ def draw(typeface, n, seed, noise=0.1, ink=1.0, paper=0.0):
 
 
 def shifted(pictures, rng, by=1):
-    """Each picture moved by up to `by` pixels down or up, and right or left."""
+    """Move each picture by up to `by` pixels, vertically and horizontally."""
     wide = np.pad(pictures, ((0, 0), (by, by), (by, by)), mode="edge")
     rows, columns = rng.integers(0, 2 * by + 1, (2, len(pictures)))
     moved = [p[i : i + SIDE, j : j + SIDE] for p, i, j in zip(wide, rows, columns)]
@@ -64,5 +64,5 @@ def shifted(pictures, rng, by=1):
 
 @lru_cache
 def reader(seed=0, iters=400):
-    """(base, running) of a network that reads `sans`: see `convnet.pretrain`."""
+    """Return (base, running) of a network that reads `sans`: see `convnet.pretrain`."""
     return convnet.pretrain(draw("sans", 100 * len(LETTERS), seed), len(LETTERS), seed, iters)

@@ -1,7 +1,7 @@
-"""Short sounds as spectrograms, of the size of a picture, so that `convnet` reads them as well.
+"""Short sounds as spectrograms of the size of a picture, so that `convnet` reads them as well.
 
-A sound is a gesture: how its pitch or its loudness moves in a quarter of a second. What is played
-is the same on every instrument, and an instrument is the strength of its overtones.
+A sound is a gesture: how its pitch or its loudness changes in a quarter of a second. All
+instruments play the same gestures; an instrument is the strengths of its overtones.
 """
 
 from functools import lru_cache
@@ -10,7 +10,7 @@ import numpy as np
 
 from lessons.helpers import convnet
 
-RATE = 8000  # samples a second
+RATE = 8000  # samples per second
 WINDOW, HOP = 256, 128  # samples: a column of the spectrogram, and from one to the next
 SIDE = 16  # bands, and columns
 SAMPLES = WINDOW + HOP * (SIDE - 1)
@@ -22,7 +22,7 @@ INSTRUMENTS = {  # strength of the first, second, … harmonic
 
 
 def wave(gesture, instrument, rng):
-    """SAMPLES of sound, about ±1: a gesture at a pitch, a width and a phase drawn by chance."""
+    """Return SAMPLES of sound, about ±1: a gesture at a random pitch, width and phase."""
     t = np.linspace(0, 1, SAMPLES)
     pitch = rng.uniform(300, 900)  # hertz
     width = rng.uniform(0.3, 0.5)  # how far the pitch moves, as a share of it
@@ -38,19 +38,19 @@ def wave(gesture, instrument, rng):
         strength * np.sin(h * note * phase + rng.uniform(0, 2 * np.pi))
         for note in notes
         for h, strength in enumerate(INSTRUMENTS[instrument], 1)
-        if h * note * pitch * (1 + width) < RATE / 2  # above that a sample rate cannot tell
+        if h * note * pitch * (1 + width) < RATE / 2  # higher frequencies cannot be sampled
     )
     loudness = 0.5 + 0.5 * np.sin(2 * np.pi * turns * t) if gesture == "beats" else 1
     return sound * loudness * rng.uniform(0.5, 1)
 
 
 def spectrogram(sound):
-    """(SIDE bands, SIDE columns): log of the energy in bands that are equally wide in log f."""
+    """Return (SIDE bands, SIDE columns): the log of the energy, in bands equally wide in log f."""
     at = HOP * np.arange(SIDE)[:, None] + np.arange(WINDOW)
     energy = np.abs(np.fft.rfft(sound[at] * np.hanning(WINDOW))) ** 2  # (columns, frequencies)
     edges = np.geomspace(200, RATE / 2, SIDE + 1) / RATE * WINDOW
     hertz = np.arange(energy.shape[1])
-    # each band: triangle over its neighbours' centres, so that none is empty
+    # each band is a triangle that ends at its neighbours' centres, so none is empty
     centres = (edges[1:] + edges[:-1]) / 2
     weight = np.maximum(
         0, 1 - abs(hertz - centres[:, None]) / np.maximum(1, np.diff(edges))[:, None]
@@ -59,7 +59,7 @@ def spectrogram(sound):
 
 
 def play(instrument, n, seed, noise=0.3):
-    """n spectrograms (n, SIDE, SIDE), about ±1, and their labels, the gestures in turn."""
+    """Return n spectrograms (n, SIDE, SIDE), about ±1, and their labels, the gestures in order."""
     rng = np.random.default_rng([4, seed, sorted(INSTRUMENTS).index(instrument)])
     labels = np.arange(n) % len(GESTURES)
     waves = (wave(GESTURES[label], instrument, rng) for label in labels)
@@ -68,8 +68,10 @@ def play(instrument, n, seed, noise=0.3):
 
 
 def masked(spectrograms, rng, width=4):
-    """A band of frequencies and a stretch of time set to the mean of each spectrogram, both up to
-    `width` wide (SpecAugment, Park et al. 2019, Sec. 2)."""
+    """Set a band of frequencies and an interval of time to the mean of each spectrogram.
+
+    Both are up to `width` wide (SpecAugment, Park et al. 2019, Sec. 2).
+    """
     n = len(spectrograms)
     fill, hidden = spectrograms.mean(axis=(1, 2), keepdims=True), False
     for axis in (1, 2):
@@ -82,5 +84,5 @@ def masked(spectrograms, rng, width=4):
 
 @lru_cache
 def listener(seed=0, iters=200):
-    """(base, running) of a network that knows the gestures of a whistle."""
+    """Return (base, running) of a network that knows the gestures of a whistle."""
     return convnet.pretrain(play("whistle", 1600, seed), len(GESTURES), seed, iters)

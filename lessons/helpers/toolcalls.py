@@ -1,7 +1,7 @@
 """Generate rows of tool calls: a request in plain English, and one line of JSON.
 
-python lessons/toolcalls.py FOLDER               # writes train.jsonl, valid.jsonl and test.jsonl
-python lessons/toolcalls.py FOLDER --few-shot    # the same requests, after rules and examples
+python -m lessons.helpers.toolcalls FOLDER    # writes train.jsonl, valid.jsonl and test.jsonl
+With --few-shot, the requests come after rules and examples.
 
     Could you wake me tomorrow at 6:30 am?
     {"tool": "set_alarm", "arguments": {"time": "6:30 am", "day": "tomorrow"}}

@@ -6,7 +6,7 @@ Each row of W stores its largest magnitude, the absmax, and each element as a wh
     q = round(127 w / absmax)        w ≈ q · absmax / 127
 
 The package dequantizes the weight before it multiplies. The product of whole numbers of LLM.int8
-is in `lessons/llm_int8.py`.
+is in `lessons/helpers/llm_int8.py`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The model: a Llama's layer, positions, masks, targets, and where virtual tokens are."""
+"""The model: a Llama's layer, positions, masks, and where virtual tokens are."""
 
 import numpy as np
 from matplotlib.patches import Circle
@@ -109,26 +109,6 @@ def masks(ax):
     text(ax, 2.8, 15, "query t", rotation=90)
     text(ax, 5.8, 24.6, "0", 8, GREY)
     text(ax, 21.2, 24.6, "9", 8, GREY)
-
-
-@drawing(
-    2.6,
-    "A row of tokens and its targets, shifted by one. With mask_prompt only the answer's "
-    "tokens and the end of text count in the loss.",
-)
-def targets(ax):
-    tokens = ["Who", "has", "the", "kite", "?", "Ada", "keeps", "it", "<end>"]
-    for i, (token, target) in enumerate(pairwise(tokens)):
-        x, answer = 11 + 7.1 * i, i >= 4  # the fifth target is the answer's first token
-        box(ax, x, 17.5, 6.8, 4, token)
-        arrow(ax, (x + 3.4, 17.5), (x + 3.4, 13))
-        box(ax, x, 9, 6.8, 4, target, "trained" if answer else "data")
-        text(ax, x + 3.4, 6.6, str(int(answer)), 10, ORANGE if answer else GREY)
-    for y, words in ((19.5, "tokens"), (11, "targets"), (6.6, "mask")):
-        title(ax, 1.5, y, words, 9)
-    text(ax, 28.8, 23.7, "prompt", color=GREY)
-    text(ax, 57.2, 23.7, "answer", color=ORANGE)
-    text(ax, 35, 2.6, "loss = Σ mask · (−log p(target)) / Σ mask")
 
 
 @drawing(

@@ -7,60 +7,63 @@ from lessons.helpers import convnet, pictures, sounds
 from lessons.helpers.common import finetune, scores_of
 from minilora import LoraConfig, TrainConfig, data
 
-VARIANTS = (  # r, lora_dropout, augmented
-    (8, 0.0, False), (1, 0.0, False), (32, 0.0, False), (8, 0.3, False), (8, 0.0, True),
-    (8, 0.3, True),
-)  # fmt: skip
+PLAIN = "plain, r = 8"
+VARIANTS = {  # r, lora_dropout, augmented
+    PLAIN: (8, 0.0, 0), "r = 1": (1, 0.0, 0), "r = 32": (32, 0.0, 0), "dropout 0.3": (8, 0.3, 0),
+    "augmented": (8, 0.0, 1), "augmented, dropout 0.3": (8, 0.3, 1),
+}  # fmt: skip
+FOR_QUESTIONS = (PLAIN, "r = 1", "dropout 0.3")
+SETTINGS = ("kind", "r", "dropout", "augmented", "seed")
 SEEDS = (0, 1, 2, 3)
 EVERY = 25  # steps
-
-
-def task(kind, seed):
-    """(base, train, valid, test, augment): five examples a class of what the base never met."""
-    if kind == "pictures":
-        n, draw, base = len(pictures.LETTERS), pictures.draw, pictures.reader(seed)[0]
-        splits = [draw("italic", m * n, s) for m, s in ((5, seed), (20, 98), (40, 99))]
-        return base, *splits, pictures.shifted
-    n, play, base = len(sounds.GESTURES), sounds.play, sounds.listener(seed)[0]
-    splits = [play("reed", m * n, s) for m, s in ((5, seed), (50, 98), (100, 99))]
-    return base, *splits, sounds.masked
+KINDS = {  # base, new examples, their classes, valid and test rows per class, augmentation
+    "pictures": (pictures.reader, pictures.draw, "italic", 26, (20, 40), pictures.shifted),
+    "sounds": (sounds.listener, sounds.play, "reed", 8, (50, 100), sounds.masked),
+}
 
 
 def run(job, iters=200):
-    """The row of a job (kind, r, dropout, augmented, seed): the scores on test rows of the last
-    step, and of the step that was best on held-out rows."""
-    kind, r, dropout, augmented, seed = job
-    scores = (questions if kind == "questions" else small)(kind, r, dropout, augmented, seed, iters)
-    best = min(scores, key=lambda score: score["valid"])
-    return {
-        "kind": kind, "r": r, "dropout": dropout, "augmented": int(augmented), "seed": seed,
-        **scores[-1], **{f"best_{name}": value for name, value in best.items()},
-    }  # fmt: skip
+    """Return the row of a job, its SETTINGS.
+
+    It has the scores of the last step, and those of the step that was best on held-out rows.
+    """
+    scores = (questions if job[0] == "questions" else small)(*job, iters)
+    row, best = dict(zip(SETTINGS, job)), min(scores, key=lambda score: score["valid"])
+    for start, found in (("", scores[-1]), ("best_", best)):
+        row |= {start + name: found[name] for name in ("step", "train", "valid", "test", "right")}
+    return row
+
+
+def score(step, train, valid, test):
+    """Return a row of `scores`: the losses, and of the test rows what is right and how sure."""
+    right = test["accuracy" if "accuracy" in test else "exact_match"]
+    losses = {"train": train["loss"], "valid": valid["loss"], "test": test["loss"]}
+    return {"step": step, **losses, "right": right, "sure": test.get("confidence")}
 
 
 def small(kind, r, dropout, augmented, seed, iters):
-    """The scores after every EVERY steps, of pictures or sounds."""
-    base, train, valid, test, augment = task(kind, seed)
+    """Train LoRA on pictures or sounds, five per class; return the scores after every 25 steps."""
+    trained, make, style, classes, sizes, augment = KINDS[kind]
+    base, _ = trained(seed)
+    splits = [make(style, n * classes, s) for n, s in zip((5, *sizes), (seed, 98, 99))]
     rng = np.random.default_rng(seed)
     adapters, _ = convnet.low_rank(base, r, 2 * r, rng, lora_dropout=dropout)
     config = TrainConfig(iters=iters, batch_size=32, learning_rate=1e-2, seed=seed)
+    augment = augment if augmented else None
     scores = []
 
     def on_step(step, adapters):
         if step % EVERY == 0:
-            own = convnet.statistics(adapters, base, train[0])
-            loss = [convnet.evaluate(adapters, base, b, own) for b in (train, valid, test)]
-            train_loss, valid_loss, test_loss = (score["loss"] for score in loss)
-            scores.append({"step": step, "train": train_loss, "valid": valid_loss,
-                           "test": test_loss, "right": loss[2]["accuracy"]})  # fmt: skip
+            own = convnet.statistics(adapters, base, splits[0][0])
+            found = (convnet.evaluate(adapters, base, split, own) for split in splits)
+            scores.append(score(step, *found))
 
-    augment = augment if augmented else None
-    convnet.fit(adapters, base, train, config, augment=augment, on_step=on_step)
+    convnet.fit(adapters, base, splits[0], config, augment=augment, on_step=on_step)
     return scores
 
 
 def questions(kind, r, dropout, augmented, seed, iters):
-    """The same of `micro` with 64 questions; `right` is exact match."""
+    """Return the same scores of `micro` with 64 questions; `right` is exact match."""
     base = minilora.load("micro").base
     config = LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=("all-linear",))
     train = data.load_rows("questions", "train")[64 * seed : 64 * (seed + 1)]
@@ -70,16 +73,13 @@ def questions(kind, r, dropout, augmented, seed, iters):
     def on_step(_, adapters, state):
         if state["step"] % EVERY == 0:
             splits = (train, held_out[:60], held_out[60:])
-            found = [scores_of(adapters, base, rows) for rows in splits]
-            train_loss, valid_loss, test_loss = (score["loss"] for score in found)
-            scores.append({"step": state["step"], "train": train_loss, "valid": valid_loss,
-                           "test": test_loss, "right": found[2]["exact_match"]})  # fmt: skip
+            found = (scores_of(adapters, base, rows) for rows in splits)
+            scores.append(score(state["step"], *found))
 
     finetune(config, rows=train, seed=seed, on_step=on_step, iters=iters, learning_rate=1e-2)
     return scores
 
 
-OTHERS = [(kind, *variant) for kind in ("pictures", "sounds") for variant in VARIANTS]
-# the questions have no augmentation, and the lessons read three seeds of theirs
-ASKED = [("questions", *variant) for variant in VARIANTS if not variant[2] and variant[0] < 32]
+OTHERS = [(kind, *variant) for kind in KINDS for variant in VARIANTS.values()]
+ASKED = [("questions", *VARIANTS[name]) for name in FOR_QUESTIONS]  # three seeds
 JOBS = [(*case, seed) for seed in SEEDS for case in OTHERS + ASKED * (seed < 3)]

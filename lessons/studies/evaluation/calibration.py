@@ -2,11 +2,14 @@
 # # Calibration
 #
 # **The question.** A model gives each answer with a probability. Are as many answers right as these
-# probabilities say?
+# probabilities say? And if not, can one number correct them?
+#
+# The answer matters for decisions: if a person can answer in place of the model, the probability
+# decides who does.
 #
 # **Continues:** [lesson 10](../../10_is_it_good.py).
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 10.
+# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 10.
 
 # %%
 import numpy as np
@@ -23,21 +26,20 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from lessons.studies.evaluation.confidence_sweep import answers
+from lessons.studies.evaluation.confidence_sweep import COSTS, answers, confidence, fitted, scored
 from minilora import TrainConfig, data
 from minilora.data import tasks
 from minilora.evaluation import plot
-from minilora.evaluation.metrics import calibration_error
+from minilora.evaluation.metrics import BINS, calibration_error
 
 PER_ANSWER = 23  # target tokens: 22 letters and the end
 config, base, words = minilora.load("micro")
-valid, _ = data.encode_rows(
-    data.load_rows("questions", "valid"), words, TrainConfig(mask_prompt=True)
-)
+rows = data.load_rows("questions", "valid")
+valid, _ = data.encode_rows(rows, words, TrainConfig(mask_prompt=True))
 notes, entropy = held_out_notes(words, TrainConfig(), short(256, 64))
-iters = short(200, 20)
-few = finetune(rows=tasks.questions("train", 32, seed=0), iters=iters)
-many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=iters)
+runs = {}  # by the number of training rows; both are seed 0 of the sweep
+for n in (32, 4000):
+    runs[n] = finetune(rows=tasks.questions("train", n, seed=0), iters=short(200, 20))
 
 # %% [markdown]
 # ## Confidence by token
@@ -58,29 +60,27 @@ many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=iters)
 # <details><summary>Answer</summary>
 # The base on its own notes is best (it almost reaches their entropy), then the run on 4,000 rows,
 # then the one on 32. The base on the questions is far off. (`micro`, 0.1 million parameters, one
-# seed.)
+# seed.) To put the run on 4,000 rows first is tempting, because it has the lowest loss. But
+# calibration is not accuracy: the base often cannot know the next token of a note, and its
+# probabilities say so.
 # </details>
 
 # %%
-scores = {
-    "base, its own notes": minilora.evaluate({}, base, notes, config),
-    "base, questions": minilora.evaluate({}, base, valid, config),
-    "32 rows, questions": few.scores,
-    "4,000 rows, questions": many.scores,
-}
+few, many = (run.scores for run in runs.values())
+of_notes, bare = (minilora.evaluate({}, base, examples, config) for examples in (notes, valid))
+names = ["base, its own notes", "base, questions", "32 rows, questions", "4,000 rows, questions"]
 cells = []
-for name, score in scores.items():
+for name, score in zip(names, (of_notes, bare, few, many)):
     cells.append([name, *(f"{score[key]:.3f}" for key in ("ece", "brier", "loss"))])
 table(["per token", "ECE", "Brier", "loss"], cells)
 
 # %%
 # Checks
-assert scores["base, its own notes"]["ece"] < 0.02, "the base must be calibrated on its own text"
-assert scores["base, questions"]["ece"] > 0.3, "and far off on the questions"
+assert of_notes["ece"] < 0.02, "the base must be calibrated on its own text"
+assert bare["ece"] > 0.3, "and far off on the questions"
 if not QUICK:
-    assert many.scores["ece"] < 0.02, "the run on 4,000 rows must be calibrated per token"
-    of_notes = scores["base, its own notes"]
-    assert of_notes["ece"] < many.scores["ece"] < few.scores["ece"] < 0.1, "the order"
+    assert many["ece"] < 0.02, "the run on 4,000 rows must be calibrated per token"
+    assert of_notes["ece"] < many["ece"] < few["ece"] < 0.1, "the order"
     assert of_notes["loss"] < entropy + 0.02, "the base must almost reach the entropy"
 
 # %% [markdown]
@@ -90,63 +90,62 @@ if not QUICK:
 #
 # $$p(\mathrm{answer}) = \prod_t p_t$$
 #
+# The function `confidence` of `confidence_sweep.py` computes it from the logits of a greedy answer.
+#
 # **Predict.** The run on 4,000 rows has an ECE per token below 0.02. What is its ECE per answer?
 #
 # <details><summary>Answer</summary>
-# 0.15 to 0.26 with the five seeds of the study [Calibration](calibration.py). In this run, more
-# than 85 % of the answers are right, and the mean confidence is lower than this share by more than
-# 0.08.
+# 0.15 to 0.26 with five seeds. To expect a small ECE is tempting, because each token has one. But
+# each token is a little less sure than right, and the product of 23 tokens is much less sure.
 # </details>
 
-
 # %%
-def confidence(logits):
-    """Return p(answer) (N,) of greedy answers; logits (N, T, V): N answers of T tokens."""
-    logits = np.float64(logits)
-    logits -= logits.max(axis=-1, keepdims=True)  # now the likeliest token has the logit 0
-    log_p = -np.log(np.exp(logits).sum(axis=-1))  # (N, T): log softmax of the likeliest token
-    return np.exp(log_p.sum(axis=1))
-
-
 test_rows = tasks.questions("test", short(1000, 200), 1)
-judged = {}
-for n, run in ((32, few), (4000, many)):
-    logits, hit = answers(run.adapters, run.base, test_rows)
-    p = confidence(logits)
-    judged[n] = p, hit
-    ece = calibration_error(p, hit)
-    print(f"{n:,} rows: ECE {ece:.3f}, confidence {p.mean():.3f}, right {hit.mean():.3f}")
+judged = {n: answers(run.adapters, run.base, test_rows) for n, run in runs.items()}
+live = {n: scored(run, n, 0) for n, run in runs.items()}  # two rows of the sweep
+title = "too sure after 32 rows, not sure enough after 4,000"
+labels = "confidence of the answer", "share of answers that are right"
+with figure("calibration", *labels, title) as axes:
+    axes.plot([0, 1], [0, 1], color=plot.GREY, linewidth=0.8)
+    for style, marker, (n, (logits, hit)) in zip(plot.LINES, "os", judged.items()):
+        p = confidence(logits)
+        print(f"{n:,} rows: ECE {calibration_error(p, hit):.3f}", end=", ")
+        print(f"confidence {p.mean():.3f}, right {hit.mean():.3f}")
+        which = np.searchsorted(np.arange(1, BINS) / BINS, p)
+        filled = [b for b in range(BINS) if (which == b).sum() >= 10]
+        points = [[x[which == b].mean() for b in filled] for x in (p, hit)]
+        axes.plot(*points, label=f"{n:,} training rows", marker=marker, **style)
+    axes.legend(frameon=False)
 print(f"0.993 to the power of {PER_ANSWER}: {0.993**PER_ANSWER:.2f}")
 
-# %%
-titles = [f"{n:,} training rows" for n in judged]
-size = {"columns": 2, "width": 8.8, "height": 3.4}
-with figure("confidence", "confidence of the answer", ["answers", ""], titles, **size) as panels:
-    for axes, (p, hit) in zip(panels, judged.values()):
-        colors = [plot.LINES[0]["color"], plot.LINES[1]["color"]]
-        bins = np.linspace(0, 1, 11)
-        axes.hist([p[hit], p[~hit]], bins, stacked=True, color=colors, label=["right", "wrong"])
-        axes.legend(frameon=False)
-
 # %% [markdown]
-# ![Histograms of the confidence of right and wrong answers of two
-# runs](../../../figures/confidence.png)
+# ![Reliability diagram: the share of right answers over their confidence, for the runs on 32 and on
+# 4,000 rows](../../../figures/calibration.png)
 #
-# The run on 4,000 rows is less sure than right. This does not contradict its low ECE per token. If
-# a token is certainly right and has probability 0.993, it is off by 0.007. For 23 such tokens the
-# product is 0.85. **Measure the event on which you decide.**
+# (Bins with at least ten answers.) The run on 4,000 rows is less sure than right. This does not
+# contradict its low ECE per token. If a token is certainly right and has probability 0.993, it is
+# off by 0.007. For 23 such tokens the product is 0.85. **Measure the event on which you decide.**
 
 # %%
 # Checks
+sweep = read_sweep("confidence")
+ROWS = sorted({int(row["n"]) for row in sweep})  # numbers of training rows
+
+
+def over_seeds(name, n):
+    """Return a column of the sweep for n training rows, one number per seed."""
+    return np.array(of(sweep, name, n=n))
+
+
 assert abs(0.993**PER_ANSWER - 0.85) < 0.005, "0.993 to the power of 23"
+for n, said in ((32, ["0.08", "0.22"]), (4000, ["0.15", "0.26"])):
+    own = over_seeds("ece_raw", n)
+    assert [f"{x:.2f}" for x in (own.min(), own.max())] == said, f"{n} rows: ECE of five seeds"
+    ece = live[n]["ece_raw"]
+    assert QUICK or agrees(ece, own), f"the run on {n} rows is not the sweep's: {ece}, seeds {own}"
 if not QUICK:
-    p, hit = judged[4000]
-    own = of(read_sweep("confidence"), "ece_raw", n=4000)  # the sweep of the study `calibration`
-    ece = calibration_error(p, hit)
-    assert agrees(ece, own) and ece > 0.1, f"per answer, it is not calibrated: {ece}, seeds {own}"
-    assert [f"{x:.2f}" for x in (min(own), max(own))] == ["0.15", "0.26"], "ECE of five seeds"
-    assert hit.mean() > 0.85, "its answers must be right (in the sweep: 88 to 100 %)"
-    assert p.mean() < hit.mean() - 0.08, "and it must be less sure than right"
+    assert ece > 0.1, f"per answer, it is not calibrated: {ece}"
+    assert live[4000]["accuracy"] > 0.85, "its answers must be right (in the sweep: 88 to 100 %)"
 
 # %% [markdown]
 # ## How large is an ECE by chance?
@@ -155,51 +154,170 @@ if not QUICK:
 # chance, and the absolute values add up. So draw outcomes from the model's own confidences: these
 # are calibrated by construction.
 #
-# **Predict.** The ECE of the run on 32 rows is about 0.08 (0.08 to 0.22 with the five seeds of
-# the study [Calibration](calibration.py)). How much of it is chance?
+# **Predict.** The ECE of the run on 32 rows is about 0.08 (0.08 to 0.22 with five seeds). How much
+# of it is chance?
 #
 # <details><summary>Answer</summary>
 # A calibrated model would show about 0.04, and 0.06 or more in less than one of 20 samples. So
-# chance alone rarely gives 0.08.
+# chance alone rarely gives 0.08. To say "none, there are 1,000 answers" is tempting, but a bin has
+# only a part of them.
 # </details>
 
 # %%
 rng = np.random.default_rng(0)
-p, hit = judged[32]
-ece = calibration_error(p, hit)
+p = confidence(judged[32][0])
 by_chance = [calibration_error(p, rng.random(len(p)) < p) for _ in range(200)]
-print(f"ECE of the run on 32 rows: {ece:.3f}")
-print(f"if it were calibrated: {np.mean(by_chance):.3f} on average", end=", ")
-print(f"at most {np.quantile(by_chance, 0.95):.3f} in 19 of 20 samples")
+usual, rare = np.mean(by_chance), np.quantile(by_chance, 0.95)
+print(f"if the run on 32 rows were calibrated: ECE {usual:.3f} on average", end=", ")
+print(f"at most {rare:.3f} in 19 of 20 samples")
 
 # %%
 # Checks
 if not QUICK:
     assert min(by_chance) > 0, "chance alone gives an ECE above 0"
-    assert 0.03 < np.mean(by_chance) < 0.05, "about 0.04 by chance"
-    assert np.quantile(by_chance, 0.95) < 0.06, "and hardly ever 0.06"
-    own = of(read_sweep("confidence"), "ece_raw", n=32)
-    assert agrees(ece, own), f"the run on 32 rows is not the sweep's: {ece}, seeds {own}"
-    assert [f"{x:.2f}" for x in (own[0], min(own), max(own))] == ["0.08", "0.08", "0.22"]
-    assert min(own) > np.quantile(by_chance, 0.95), "with every seed, it must be more than chance"
+    assert 0.03 < usual < 0.05, "about 0.04 by chance"
+    assert rare < 0.06, "and hardly ever 0.06"
+    own = over_seeds("ece_raw", 32)
+    assert f"{own[0]:.2f}" == "0.08", "seed 0"
+    assert min(own) > rare, "with every seed, it must be more than chance"
+
+# %% [markdown]
+# ## One number corrects the confidence
+#
+# **Temperature scaling** divides all logits by one number τ, fitted on held-out answers (Guo et al.
+# 2017, Sec. 4.2, Eq. 9). The likeliest token stays the likeliest, so no greedy answer changes. Only
+# the confidence does: τ > 1 lowers it, τ < 1 raises it. The function `fitted` of
+# `confidence_sweep.py` tries 81 values and takes the one with the lowest −Σ log p(outcome).
+#
+# **Predict.** Is τ above 1 for 16 training rows? Is it for 4,000?
+#
+# <details><summary>Answer</summary>
+# Above 1 for 16 and 32 rows, below 1 from 128 rows on, with every seed. "Always above 1" is
+# tempting, because networks are often said to be too sure. Here only those of few rows are.
+# </details>
+
+# %%
+names = ["accuracy", "temperature", "confidence_raw", "ece_raw", "confidence_mended", "ece_mended"]
+cells = [[n, *(f"{over_seeds(name, n).mean():.3f}" for name in names)] for n in ROWS]
+table(["rows", "accuracy", "τ", "confidence", "ECE", "confidence with τ", "ECE with τ"], cells)
+
+# %% [markdown]
+# **Here, models of few rows are too sure, and models of many rows are not sure enough** (`micro`,
+# 0.1 million parameters, five seeds). The models of 16 and 32 rows have memorized their rows, and
+# every seed is too sure. From 128 rows on, no seed is sure enough. τ more than halves the mean ECE
+# at each number of rows. (Where no validation answer was wrong, τ goes to the end of its range,
+# 0.25.)
+
+# %%
+# Checks
+for n in ROWS:
+    gap = over_seeds("confidence_raw", n) - over_seeds("accuracy", n)
+    if n <= 32:
+        assert (gap > 0.03).all(), f"{n} rows: every seed must be too sure"
+        memorized = over_seeds("train_loss", n) < over_seeds("loss", n) / 10
+        assert memorized.all(), f"{n} rows: every seed must have memorized its rows"
+        assert (over_seeds("temperature", n) > 1.05).all(), f"{n} rows: τ must be above 1"
+    if n >= 128:
+        assert (gap < -0.08).all(), f"{n} rows: no seed may be sure enough"
+        assert (over_seeds("temperature", n) < 0.9).all(), f"{n} rows: τ must be below 1"
+    for name, most in (("ece", 0.5), ("brier", 1)):
+        raw, scaled = (over_seeds(f"{name}_{way}", n).mean() for way in ("raw", "mended"))
+        assert scaled < most * raw, f"{n} rows: τ must halve the ECE and lower the Brier score"
+assert over_seeds("token_ece", 4000).max() < 0.02, "calibrated per token"
+assert over_seeds("ece_raw", 4000).min() > 0.08, "and not per answer"
+logits, hit = judged[4000]
+if hit.any():
+    end_of_range = fitted(logits[hit], hit[hit])
+    assert end_of_range == 0.25, "without a wrong answer, τ must go to the end of its range"
+if not QUICK:
+    for n, other in ((32, 4000), (4000, 32)):
+        for name in ("confidence_raw", "accuracy", "temperature"):
+            again, own = live[n][name], over_seeds(name, n)
+            assert agrees(again, own, over_seeds(name, other)), f"{n} rows: {name} {again}, {own}"
+        gap = live[n]["confidence_raw"] - live[n]["accuracy"]
+        assert gap > 0.03 if n == 32 else gap < -0.08, f"{n} rows: too sure, or not sure enough"
+
+# %% [markdown]
+# ## A decision
+#
+# A wrong answer costs 1. If a person answers, that costs c. Answering costs 1 − p on average, *if p
+# is calibrated*. So answer where
+#
+# $$1 - p < c$$
+#
+# (Chow 1970.) This rule promises a mean cost of mean(min(1 − p, c)). If a person answers all
+# questions, the cost is c. A rule that costs more than c is worse than no model.
+#
+# **Predict.** Can this rule be worse than no model? Which of the two runs asks a person although
+# its answer is right, and at which c?
+#
+# <details><summary>Answer</summary>
+# Yes, if the model is too sure: with 16 rows and c = 0.5, in every seed. "No" is tempting, because
+# the rule is the best one for a calibrated p. At c = 0.05, the run on 4,000 rows asks a person for
+# more than nine of ten questions, although more than 85 % of its answers are right.
+# </details>
+
+# %%
+asks = 1 - confidence(logits) >= 0.05
+paid = [live[4000][f"cost_{way}_0.05"] for way in ("raw", "mended")]
+print(f"4,000 rows, c = 0.05: it asks for {asks.mean():.1%} and is right in {hit.mean():.1%}")
+print(f"it pays {paid[0]:.3f} as trained and {paid[1]:.3f} with τ")
+
+# %% [markdown]
+# The next table has five seeds. It shows what is paid beyond c; 0 is as good as no model.
+
+# %%
+beyond, cells = {}, []
+for column, way in (("raw", "as trained"), ("mended", "with τ")):
+    for n in ROWS:
+        paid_beyond = [over_seeds(f"cost_{column}_{c}", n) - c for c in COSTS]
+        beyond[column, n] = dict(zip(COSTS, paid_beyond))
+        cells.append([f"{n:,}, {way}", *(f"{x.min():+.3f} to {x.max():+.3f}" for x in paid_beyond)])
+table(["rows", *(f"c = {c}" for c in COSTS)], cells)
+changes = np.array([beyond["mended", n][c] - beyond["raw", n][c] for n in ROWS for c in COSTS])
+print(f"τ changes the cost by {changes.min():+.3f} to {changes.max():+.3f}", end=", ")
+print(f"{changes.mean():+.3f} on average")
+
+# %% [markdown]
+# A model that is too sure can cost more than no model. As trained, no model gains anything at c =
+# 0.05. With τ, no run pays as much as c + 0.005. In some runs τ raises the cost, by less than 0.02.
+
+# %%
+# Checks
+assert (beyond["raw", 16][0.5] > 0.015).all(), "16 rows: worse than no model"
+for n in ROWS:
+    for c in COSTS:
+        assert (beyond["mended", n][c] < 0.005).all(), f"{n} rows, c = {c}: with τ"
+    assert (beyond["raw", n][0.05] > -1e-9).all(), f"{n} rows: nothing gained"
+    if n >= 128:
+        assert (beyond["mended", n][0.05] < -0.002).all(), f"{n} rows: τ must gain"
+assert changes.mean() < -0.01 and 0 < changes.max() < 0.02, "τ gains, but not in every cell"
+if not QUICK:
+    assert paid[0] > 0.03 > 0.01 > paid[1], "4,000 rows, c = 0.05: τ must save the person's cost"
+    assert asks.mean() > 0.9, "it must ask for nearly every question"
 
 # %% [markdown]
 # ## What was shown
 #
 # A model can have an ECE below 0.02 per token, and above 0.1 per answer. Compare an ECE with the
-# one that a calibrated model of the same confidences would show.
+# one that a calibrated model of the same confidences would show. One temperature, fitted on
+# held-out answers, more than halves the mean ECE at each number of rows. A model that is too sure
+# can be worth less than no model.
 #
 # **What to try.**
 #
 # 1. `tasks.questions("test", short(1000, 200), 1)`: use 100 rows. How large is an ECE by chance?
-# 2. `tasks.questions("train", 32, seed=0)`: use 128 rows. Is the model too sure, or not enough?
-# 3. `log_p.sum(axis=1)` in `confidence`: use the mean of the logarithms. Is that better calibrated?
+# 2. `tasks.questions("valid", 600, 1)` in `scored`: fit τ on 50 answers. How much does it vary?
+# 3. `for n in (32, 4000)`: add 128 rows. How far is its ECE from chance?
+# 4. `cost` in `confidence_sweep.py`: a wrong answer costs 3. How must the rule change?
 #
-# **Where to stop with a debugger.** `metrics._scores` (one pass gives loss, hits, confidence and
-# Brier), `metrics.calibration_error` (`gap`, before the absolute value).
+# **Where to stop with a debugger.** `metrics.calibration_error` (`gap`, before the absolute value);
+# `fitted` in `confidence_sweep.py`: how flat is `nll` where no answer is wrong?
 #
 # **Exercises.** calibration, cross-entropy.
 #
 # **Further reading.** Guo et al. 2017, *On Calibration of Modern Neural Networks*:
 # [arXiv:1706.04599](https://arxiv.org/abs/1706.04599). Kadavath et al. 2022, *Language Models
-# (Mostly) Know What They Know*: [arXiv:2207.05221](https://arxiv.org/abs/2207.05221).
+# (Mostly) Know What They Know*: [arXiv:2207.05221](https://arxiv.org/abs/2207.05221). Chow 1970,
+# *On Optimum Recognition Error and Reject Tradeoff*:
+# [doi:10.1109/TIT.1970.1054406](https://doi.org/10.1109/TIT.1970.1054406).

@@ -7,11 +7,10 @@ r = 8, whatever the number of rows.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import figure, finetune
+from lessons.helpers.common import finetune
 from minilora import model
 from minilora.data import tasks
-from minilora.evaluation import plot
-from minilora.evaluation.metrics import BINS, calibration_error
+from minilora.evaluation.metrics import calibration_error
 from minilora.layers import LayerCache
 
 ROWS = (16, 32, 64, 128, 512, 4000)
@@ -82,46 +81,3 @@ def scored(done, n, seed):
         row |= {f"cost_{name}_{person}": cost(p, hit, person) for person in COSTS}
         row |= {f"promised_{name}_{k}": np.minimum(1 - p, k).mean() for k in COSTS}
     return {key: float(value) for key, value in row.items()}
-
-
-def draw_calibration(logits, hit, temperature, sweep):
-    """Draw the reliability of one run's answers, and the gaps of all runs of the sweep."""
-    xlabels = ["confidence of the answer", "training rows"]
-    ylabels = ["share of answers that are right", "confidence − accuracy (share)"]
-    titles = ["32 rows: τ corrects the mean", "who is too sure depends on the rows"]
-    ways = (
-        ("as trained", confidence(logits)),
-        (f"τ = {temperature:.2f}", confidence(logits, temperature)),
-    )
-    size = {"width": 9.2, "height": 3.8, "columns": 2}
-    with figure("calibration", xlabels, ylabels, titles, **size) as (left, right):
-        draw_reliability(left, ways, hit)
-        draw_gaps(right, sweep)
-
-
-def draw_reliability(axes, ways, hit):
-    """Accuracy over confidence in bins of at least ten answers; ways: (label, confidence)."""
-    axes.plot([0, 1], [0, 1], color=plot.GREY, linewidth=0.8)
-    for style, marker, (label, p) in zip(plot.LINES, "os", ways):
-        which = np.searchsorted(np.arange(1, BINS) / BINS, p)
-        filled = [b for b in range(BINS) if (which == b).sum() >= 10]
-        points = [(p[which == b].mean(), hit[which == b].mean()) for b in filled]
-        axes.plot(*np.reshape(points, (-1, 2)).T, label=label, marker=marker, **style)
-    axes.legend(frameon=False, loc="upper left")
-
-
-def draw_gaps(axes, sweep):
-    """Confidence minus accuracy over rows: mean, least and most of the seeds."""
-    axes.axhline(0, color=plot.GREY, linewidth=0.8)
-    for style, marker, way in zip(plot.LINES, "os", ("raw", "mended")):
-        gaps = np.array(
-            [[r[f"confidence_{way}"] - r["accuracy"] for r in sweep if r["n"] == n] for n in ROWS]
-        )
-        middle = gaps.mean(axis=1)
-        reach = middle - gaps.min(axis=1), gaps.max(axis=1) - middle
-        label = {"raw": "as trained", "mended": "with its τ"}[way]
-        axes.errorbar(ROWS, middle, reach, label=label, marker=marker, **style)
-    axes.set_xscale("log")
-    axes.set_xticks(ROWS, [str(n) for n in ROWS])
-    axes.minorticks_off()
-    axes.legend(frameon=False, loc="upper right")

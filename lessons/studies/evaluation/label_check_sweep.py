@@ -14,16 +14,11 @@ from minilora.data import tasks
 RATE = 2e-1, 2e-2  # of the head, of the adapter
 FAULTS = ("none", "shuffled labels", "answers cut", "mask inverted")
 SEEDS = (0, 1, 2, 3, 4)
-JOBS = [
-    (trained, task, fault, seed)
-    for trained, task, faults in (
-        ("head", "place", FAULTS[:2]),
-        ("head", "questions", FAULTS[:2]),
-        ("rank 1", "questions", FAULTS),
-    )
-    for fault in faults
-    for seed in SEEDS
+CASES = [
+    (*case, fault) for case in (("head", "place"), ("head", "questions")) for fault in FAULTS[:2]
 ]
+CASES += [("rank 1", "questions", fault) for fault in FAULTS]
+JOBS = [(*case, seed) for case in CASES for seed in SEEDS]
 
 
 def place_rows(rows):
@@ -57,7 +52,7 @@ def examples_of(task, fault, split, words, seed=0, n=None):
 
 
 def check(job, iters=200, **settings):
-    """(row, history, adapters, base) of a job (trained, task, fault, seed)."""
+    """(row, history) of a job (trained, task, fault, seed)."""
     trained, task, fault, seed = job
     config, base, words = minilora.load("micro")
     adapter_config = MethodConfig("head")
@@ -80,7 +75,7 @@ def check(job, iters=200, **settings):
         "train_loss": float(np.mean(losses[-20:])), "loss": scores["loss"],
         "exact_match": scores["exact_match"],
     }  # fmt: skip
-    return row, history, adapters, base
+    return row, history
 
 
 def run(job):

@@ -1,7 +1,8 @@
-"""The study `is_the_update_of_low_rank`: the change of the projections in full fine-tuning of `micro`.
+"""The change of the projections in full fine-tuning of `micro`.
 
-About a minute of one core. Each seed trains all projections, and then scores models whose change is
-cut to a few directions, and a LoRA of rank 2.
+The study `is_the_update_of_low_rank` reads the CSV. About a minute of one core. Each seed trains
+all projections, and then scores models whose change is cut to a few directions, and a LoRA of
+rank 2.
 """
 
 import numpy as np
@@ -23,9 +24,9 @@ def train_projections(base, seed, iters=200):
     return before, flatten(done.adapters)
 
 
-def energy_shares(singular_values):
+def energy_shares(matrices):
     """Return (matrices, directions): the share of the energy in the first 1, 2, … directions."""
-    squares = np.array(singular_values) ** 2
+    squares = np.array([np.linalg.svd(w, compute_uv=False) for w in matrices]) ** 2
     return np.cumsum(squares, axis=1) / squares.sum(axis=1, keepdims=True)
 
 
@@ -47,9 +48,15 @@ def cut_to_random(before, after, k, rng):
     return unflatten(weights)
 
 
-def needed(singular_values):
+def needed(shares):
     """Return how many directions of each matrix carry nine tenths of its energy."""
-    return 1 + (energy_shares(singular_values) < 0.9).sum(axis=1)
+    return 1 + (shares < 0.9).sum(axis=1)
+
+
+def energies(before, after, rng):
+    """Return the energy shares of each change, and of random matrices of the same shapes."""
+    changes = [after[path] - w for path, w in before.items()]
+    return energy_shares(changes), energy_shares([rng.standard_normal(w.shape) for w in changes])
 
 
 def lora_of_rank_two(seed, iters=200):
@@ -63,11 +70,8 @@ def run(seed):
     base, valid = minilora.load("micro").base, data.load_rows("questions", "valid")
     rng = np.random.default_rng(seed)
     before, after = train_projections(base, seed)
-    values, by_chance = [], []
-    for path, w in before.items():
-        values.append(np.linalg.svd(after[path] - w, compute_uv=False))
-        by_chance.append(np.linalg.svd(rng.standard_normal(w.shape), compute_uv=False))
-    row = {"seed": seed, "needed": needed(values).mean(), "by_chance": needed(by_chance).mean()}
+    share, by_chance = energies(before, after, rng)
+    row = {"seed": seed, "needed": needed(share).mean(), "by_chance": needed(by_chance).mean()}
     models = {f"strongest_{k}": cut_to_strongest(before, after, k) for k in (2, 4, 16)}
     models["random_16"] = cut_to_random(before, after, 16, rng)
     scores = {name: scores_of(m, base, valid) for name, m in models.items()}

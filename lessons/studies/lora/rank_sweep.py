@@ -17,7 +17,7 @@ JOBS = [(name, r, rate, seed) for seed, (name, rate), r in product(SEEDS, WHERE,
 
 
 def run(job):
-    """The row of a job (targets, r, rate, seed)."""
+    """Return the row of a job (targets, r, rate, seed)."""
     name, r, rate, seed = job
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=TARGETS[name])
     done = finetune(config, seed=seed, learning_rate=rate, batch_size=8)

@@ -27,9 +27,9 @@ JOBS = [
 ]
 
 
-def start(way, seed=0, model="micro"):
+def start(way, seed):
     """Return (adapters, base) before the first step."""
-    config, base, _ = minilora.load(model)
+    config, base, _ = minilora.load("micro")
     rng = np.random.default_rng(seed)
     if way == "scratch":
         base = random_params(config, rng)
@@ -43,10 +43,9 @@ def start(way, seed=0, model="micro"):
 
 
 def run(job, iters=200):
-    """The row of a run: (way, rate, seed) and its scores on held-out questions."""
+    """Return the row of a job (way, rate, seed), with its scores on held-out questions."""
     way, rate, seed = job
-    settings = {"seed": seed, "iters": iters, "learning_rate": rate}
-    score = finetune(start=start(way, seed), **settings).scores
+    score = finetune(start=start(way, seed), seed=seed, iters=iters, learning_rate=rate).scores
     return {
         "way": way, "rate": rate, "seed": seed,
         "loss": round(score["loss"], 5), "exact_match": score["exact_match"],

@@ -32,18 +32,16 @@ SPENT = {
 
 
 def mlp(*layers):
-    """The names of the MLP's three matrices in the given layers."""
+    """Return the names of the MLP's three matrices in the given layers."""
     return [f"{i}.mlp.{name}" for i in layers for name in ("gate_proj", "up_proj", "down_proj")]
 
 
-R = 8
+R, QVO = 8, ["q_proj", "v_proj", "o_proj"]
 CLIMB = {
     "q v": ["q_proj", "v_proj"],
-    "q v o": ["q_proj", "v_proj", "o_proj"],
-    "q v o, MLP of layer 0": ["q_proj", "v_proj", "o_proj", *mlp(0)],
-    "q v o, MLP of layer 1": ["q_proj", "v_proj", "o_proj", *mlp(1)],
-    "q v o, MLP of layer 2": ["q_proj", "v_proj", "o_proj", *mlp(2)],
-    "q v o, every MLP": ["q_proj", "v_proj", "o_proj", *mlp(0, 1, 2)],
+    "q v o": QVO,
+    **{f"q v o, MLP of layer {i}": [*QVO, *mlp(i)] for i in range(3)},
+    "q v o, every MLP": [*QVO, *mlp(0, 1, 2)],
     "all seven": ["all-linear"],
 }
 RATES = (4e-3, 1e-2, 2.5e-2)
@@ -57,7 +55,7 @@ JOBS = [
 
 
 def config(part, name):
-    """The LoraConfig of a row: the budget's ranks, or r = 8 on the climb's names."""
+    """Return the LoraConfig of a row: the budget's ranks, or r = 8 on the climb's names."""
     if part == "climb":
         return LoraConfig(r=R, lora_alpha=2 * R, target_modules=tuple(CLIMB[name]))
     ranks = SPENT[name]
@@ -66,7 +64,7 @@ def config(part, name):
 
 
 def run(job):
-    """The row of a job (part, name, rate, seed)."""
+    """Return the row of a job (part, name, rate, seed)."""
     part, name, rate, seed = job
     done = finetune(config(part, name), seed=seed, learning_rate=rate, batch_size=8)
     return {

@@ -1,20 +1,33 @@
 # %% [markdown]
 # # What α/r does
 #
-# **The question.** LoRA multiplies BA by s = α/r. What is this factor for, and should it be α/√r
-# instead, as rsLoRA says?
+# **The question.** LoRA multiplies BA by s = α/r. What is this factor for, should it be α/√r
+# instead, as rsLoRA says, and how must the learning rate change when α changes?
 #
 # **Continues:** [lesson 3](../../03_two_small_matrices.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 3, and what Adam
-# does.
+# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 3 and 5,
+# and for the last section lesson 9.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, best_rates, of, read_sweep, spread, table
-from lessons.studies.lora import scaling_sweep as scaling
+from lessons.helpers.common import (
+    HOLDS,
+    QUICK,
+    agrees,
+    best_rates,
+    claim,
+    curve_of_seeds,
+    figure,
+    interval,
+    of,
+    read_sweep,
+    spread,
+    table,
+)
+from lessons.studies.lora import alpha_sweep, scaling_sweep
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import lora_delta, value_and_grad
 from minilora.lora import adapted_paths
@@ -31,10 +44,9 @@ batch = data.collate([[example] for example in examples[:16]])
 # %% [markdown]
 # ## The first step
 #
-# The first step of AdamW ([lesson 5](../../05_adamw_and_the_rate.py) writes it out) moves each
-# number of B by the learning rate η (up to Adam's ε), whatever the size of its gradient g: at this
-# step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1. A does not move: B is zero, so the
-# gradient of A is zero. So after one step
+# The first step of AdamW ([lesson 5](../../05_adamw_and_the_rate.py)) moves each number of B by the
+# learning rate η (up to Adam's ε), whatever the size of its gradient. A does not move, because B is
+# zero. So after one step
 #
 # $$\Delta W = -s\,\eta\,\mathrm{sign}\!\left(\frac{\partial L}{\partial B}\right) A$$
 #
@@ -60,54 +72,40 @@ def first_update(lora_config, lr=1e-3, seed=0):
     """Take one step of AdamW and return {path: ΔW}."""
     adapters, _ = minilora.get_peft_model(base, lora_config, seed)
     _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
-    state = adamw_init(arrays(adapters))
-    adapters, _ = update(adapters, gradient, state, lr, TrainConfig())
+    adapters, _ = update(adapters, gradient, adamw_init(arrays(adapters)), lr, TrainConfig())
     return {path: lora_delta(get(adapters, path)) for path in adapted_paths(adapters)}
 
 
-RANKS = np.array([1, 2, 4, 8, 16, 32])
-
-
-def update_norms(rule):
-    """Return ‖ΔW‖ over all matrices at each rank, the mean of two seeds."""
+RANKS = (1, 2, 4, 8, 16, 32)
+exponents, cells = {}, []
+for rule in scaling_sweep.RULES:
     norms = []
     for r in RANKS:
-        lora_config = scaling.config_of(rule, int(r))
-        of_seeds = [global_norm(first_update(lora_config, seed=seed)) for seed in (0, 1)]
-        norms.append(np.mean(of_seeds))
-    return norms
-
-
-exponents, rows = {}, []
-for rule in scaling.RULES:
-    norms = update_norms(rule)
+        of_seeds = [first_update(scaling_sweep.config_of(rule, r), seed=seed) for seed in (0, 1)]
+        norms.append(np.mean([global_norm(changes) for changes in of_seeds]))
     exponents[rule], _ = np.polyfit(np.log(RANKS), np.log(norms), 1)  # slope: the power of r
-    rows.append([rule, *(f"{norm:.4f}" for norm in norms), f"r^{exponents[rule]:+.2f}"])
-table(["‖ΔW‖ of rule", *(f"r = {r}" for r in RANKS), "grows as"], rows)
+    cells.append([rule, *(f"{norm:.4f}" for norm in norms), f"r^{exponents[rule]:+.2f}"])
+table(["‖ΔW‖ of rule", *(f"r = {r}" for r in RANKS), "grows as"], cells)
 
 # %% [markdown]
-# ## α and the learning rate
-#
 # In the formula, s and η appear only as a product. "Tuning α is roughly the same as tuning the
 # learning rate" (LoRA, Sec. 4.1). At the first step this is exact, up to Adam's ε:
 
 # %%
-all_linear = {"r": 8, "target_modules": ("all-linear",)}
-double_alpha = first_update(LoraConfig(lora_alpha=32, **all_linear))
-double_rate = first_update(LoraConfig(lora_alpha=16, **all_linear), lr=2e-3)
+double_alpha = first_update(LoraConfig(r=8, lora_alpha=32, target_modules=("all-linear",)))
+double_rate = first_update(scaling_sweep.config_of("constant", 8), lr=2e-3)  # its α is 16
 off = global_norm({path: double_alpha[path] - double_rate[path] for path in double_rate})
 relative = off / global_norm(double_rate)
 print(f"twice α and twice η give the same first step, to {relative:.0e} of its length")
 
 # %%
 # Checks
-assert abs(exponents["constant"] - 0.5) < 0.12, "a constant s: the update grows as √r"
-assert abs(exponents["alpha/r"] + 0.5) < 0.12, "α/r: the update shrinks as 1/√r"
-assert abs(exponents["alpha/sqrt(r)"]) < 0.12, "α/√r: the update keeps its size"
+for rule, power in (("constant", 0.5), ("alpha/r", -0.5), ("alpha/sqrt(r)", 0)):
+    assert abs(exponents[rule] - power) < 0.12, f"{rule}: the update must grow as r^{power}"
 assert relative < 1e-3, "at the first step, α and η are one knob"
 
 # %% [markdown]
-# ## A whole run
+# ## Two ranks, whole runs
 #
 # `scaling_sweep.py` trains `micro` for 100 steps with r = 2 and r = 32, at six learning rates
 # under each rule, with five seeds. `read_sweep` reads its results. `of` gives a column of the runs
@@ -118,36 +116,41 @@ assert relative < 1e-3, "at the first step, α and η are one knob"
 # **Predict.** Under which rule is the best learning rate of r = 2 also the best of r = 32?
 #
 # <details><summary>Answer</summary>
-# Under α/r, within a factor of two, with each of five seeds. Under α/√r the best rate of r = 32 is
-# two to four times smaller, under a constant s four to eight times.
+# Under α/r, within a factor of two, with each of five seeds. α/√r is tempting after the first
+# section. But under α/√r the best rate of r = 32 is two to four times smaller, under a constant s
+# four to eight times.
 # </details>
 
 # %%
-sweep = read_sweep("scaling")
-rates = sorted({row["rate"] for row in sweep})
-
-
-def losses(rule, r):
-    """Return the held-out losses, (rates, seeds)."""
-    return np.array([of(sweep, "loss", rule=rule, r=r, rate=rate) for rate in rates])
-
-
-quotients, between, lowest, rows = {}, {}, {}, []
-for rule in scaling.RULES:
-    of_2, of_32 = losses(rule, 2), losses(rule, 32)
-    at_2, at_32 = (np.array(rates)[x.argmin(axis=0)] for x in (of_2, of_32))  # of each seed
-    quotients[rule] = at_32 / at_2
-    (_, near_2), (best_of_32, near_32) = (best_rates(rates, x) for x in (of_2, of_32))
-    between[rule] = near_32 / near_2
-    lowest[rule] = of_32[rates.index(best_of_32)]
-    cells = f"{at_2.min():g} to {at_2.max():g}", f"{at_32.min():g} to {at_32.max():g}"
-    quotient = f"{quotients[rule].min():g} to {quotients[rule].max():g}"
-    rows.append([rule, *cells, quotient, f"{between[rule]:.2f}", spread(lowest[rule], 3)])
+sweep, RATES = read_sweep("scaling"), scaling_sweep.RATES
+losses, quotients, between, lowest, cells = {}, {}, {}, {}, []
+for rule in scaling_sweep.RULES:
+    best, near = {}, {}
+    for r in scaling_sweep.RANKS:
+        of_rates = [of(sweep, "loss", rule=rule, r=r, rate=rate) for rate in RATES]
+        losses[rule, r] = np.array(of_rates)  # (rates, seeds)
+        best[r] = np.array(RATES)[losses[rule, r].argmin(axis=0)]  # of each seed
+        best_of_mean, near[r] = best_rates(RATES, losses[rule, r])
+    quotients[rule] = best[32] / best[2]
+    between[rule] = near[32] / near[2]
+    lowest[rule] = losses[rule, 32][RATES.index(best_of_mean)]
+    ranges = [f"{x.min():g} to {x.max():g}" for x in (best[2], best[32], quotients[rule])]
+    cells.append([rule, *ranges, f"{between[rule]:.2f}", spread(lowest[rule], 3)])
 header = ["rule", "best rates, r = 2", "r = 32", "quotients", "of parabolas"]
-table([*header, "loss at the best rate, r = 32"], rows)
+table([*header, "loss at the best rate, r = 32"], cells)
 
 # %%
-scaling.draw(losses)  # one panel per rule
+titles = ["s constant", "s = α/r", "s = α/√r"]
+ylabels = ["held-out loss (nats per token)", "", ""]
+xlabel = "learning rate / 10⁻³"
+with figure("scaling", xlabel, ylabels, titles, columns=3, width=9.6) as panels:
+    for axes, rule in zip(panels, scaling_sweep.RULES):
+        for line, r in enumerate(scaling_sweep.RANKS):
+            curve_of_seeds(axes, RATES, losses[rule, r], f"r = {r}", line)
+        axes.set(xscale="log", yscale="log", ylim=(0.01, 30))
+        axes.set_xticks(RATES, [f"{1000 * rate:g}" for rate in RATES])
+        axes.minorticks_off()
+        axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
 # ![Held-out loss over the learning rate at two ranks, one panel per
@@ -185,28 +188,98 @@ if not QUICK:  # four runs of the sweep again, each told apart from the other ra
         ("constant", 32, 3.2e-2, 4e-3),
         ("alpha/sqrt(r)", 32, 8e-3, 3.2e-2),
     ):
-        again = scaling.run((rule, r, rate, 0))["loss"]
-        own, others = (losses(rule, r)[rates.index(x)] for x in (rate, other))
+        again = scaling_sweep.run((rule, r, rate, 0))["loss"]
+        own, others = (losses[rule, r][RATES.index(x)] for x in (rate, other))
         assert agrees(again, own, others), f"{rule}, r = {r} at {rate}: {again}, not {own}"
+
+# %% [markdown]
+# ## Alpha and the learning rate, whole runs
+#
+# Now r = 8 is fixed and alpha changes. Two results seem to contradict each other:
+#
+# - The first step's gain is about proportional to α·η. By this, a 16 times larger alpha needs a 16
+#   times smaller rate.
+# - Without clipping and decay, and with Adam's ε times c, (α, η, A₀) and (c²·α, η/c, A₀/c) are the
+#   same run (lesson 9). If the start of A does not matter, α·η² does, and a 16 times larger alpha
+#   needs a 4 times smaller rate.
+#
+# **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?
+#
+# <details><summary>Answer</summary>
+# Nearer to four times: about five, from alpha 4 to 64. (16 is tempting after the first section, but
+# that is exact for one step only.) A possible reason: at low rates A hardly moves, and at high
+# rates its start is forgotten.
+# </details>
+
+# %%
+sweep, ALPHAS = read_sweep("alpha"), (4, 16, 64)
+grid, cells = {}, []
+for rate in alpha_sweep.RATES:
+    for alpha in ALPHAS:
+        grid[alpha, rate] = np.array(of(sweep, "loss", part="rate", alpha=alpha, rate=rate))
+    cells.append([f"{rate:g}", *(f"{grid[alpha, rate].mean():.3f}" for alpha in ALPHAS)])
+table(["rate, r = 8", *(f"alpha = {alpha}" for alpha in ALPHAS)], cells)
+
+best, between, single = {}, {}, {}
+for alpha in ALPHAS:
+    of_alpha = np.array([grid[alpha, rate] for rate in alpha_sweep.RATES])
+    best[alpha], between[alpha] = best_rates(alpha_sweep.RATES, of_alpha)
+    seeds = range(of_alpha.shape[1])
+    single[alpha] = [best_rates(alpha_sweep.RATES, of_alpha[:, [seed]])[1] for seed in seeds]
+    print(f"alpha = {alpha}: the best rate is {best[alpha]:g}, by a parabola {between[alpha]:.4f}")
+print(f"from alpha 4 to 64: {best[4] / best[64]:g} times, {between[4] / between[64]:.1f} times")
+factors = np.log(single[4]) - np.log(single[64])  # of each seed
+below_16 = claim("that is from 2 to 16 times", factors, np.log(2), np.log(16), times=True, digits=1)
+
+# %% [markdown]
+# Alpha 4 at 0.004 and alpha 16 at 0.001 have the same α·η, and their mean losses are equal to a
+# quarter. At high rates, alpha 4 at 0.064 and alpha 64 at 0.016 both fail (above 0.25 nats with
+# each seed): they have the same α·η². And alpha 64 at 0.004, with the same α·η as the first of
+# these two, has the lowest mean of all.
+#
+# The grid has steps of four, so its factor of four could be anything from one to sixteen. A
+# parabola through the lowest point of each column and its two neighbours says between three and ten
+# (the 95 % interval of the mean of three seeds). That excludes the 16 times of α·η, on this model
+# of 0.1 million parameters. So if alpha changes, the rate must be swept again.
+
+# %%
+# Checks
+assert best[4] == 4 * best[64], "16 times the alpha: one step of the grid"
+assert below_16 == HOLDS, "and below 16 times between its points"
+_, least, most = np.exp(interval(factors))
+assert (round(least), round(most)) == (3, 10), "between three and ten"
+assert 4.5 < between[4] / between[64] < 6, "about 5: nearer to 4, α·η², than to 16, α·η"
+low = grid[4, 4e-3].mean(), grid[16, 1e-3].mean()
+assert 0.8 < low[0] / low[1] < 1.25, "the same α·η at low rates (0.016): the same loss"
+fails, works = grid[4, 6.4e-2], grid[64, 4e-3]
+assert fails.min() > 10 * works.max(), "the same α·η at high rates (0.256): not the same loss"
+lowest_cell = min(grid, key=lambda cell: grid[cell].mean())
+assert lowest_cell == (64, 4e-3), f"alpha 64 at 0.004 must have the lowest mean, not {lowest_cell}"
+high = min(fails.min(), grid[64, 1.6e-2].min())
+assert high > 0.25, "the same α·η² at high rates: both must fail"
+if not QUICK:  # a run of the sweep again
+    again = alpha_sweep.run(("rate", 8, 64, 4e-3, 0))["loss"]
+    assert agrees(again, works, fails), f"{again} is not the sweep's loss"
 
 # %% [markdown]
 # ## What was shown
 #
-# Dividing by r lets one learning rate serve two ranks of `micro`, within a factor of about 1.3 (by
-# the parabolas). Dividing by √r nearly keeps the size of the first update, but not the best rate.
-# At r = 32, a constant s with a rate of its own has a lower loss than α/r. At the first step, α and
-# the learning rate are one knob (lesson 9 says how far that goes).
+# On `micro` (0.1 million parameters), dividing by r lets one learning rate serve two ranks, within
+# a factor of about 1.3 (by the parabolas). Dividing by √r nearly keeps the size of the first
+# update, but not the best rate. At r = 32, a constant s at its best rate has a lower loss than α/r.
+# At the first step, α and the learning rate are one knob. In whole runs from alpha 4 to 64, the
+# best rate is divided by about 5: nearer to α·η² than to α·η.
 #
 # **What to try.**
 #
 # 1. `first_update(lora_config, lr=1e-3, ...)`: change the rate. Do the exponents change?
 # 2. `RANKS`: add 64 and 128. Does the same power hold above the width, 48?
-# 3. `of_2, of_32 = ...`: use `[:, :2]` of both, two seeds. Which sentences above would you write?
+# 3. Print `grid` sorted by α·η², and then by α·η. Which order is smoother at high rates?
 #
 # **Where to stop with a debugger.** `scaling` in `minilora/config.py`: the one place where α/r is
 # computed.
 #
-# **Exercises.** lora-init.
+# **Exercises.** lora-init, warmup, clipping.
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). rsLoRA:
 # [arXiv:2312.03732](https://arxiv.org/abs/2312.03732).

@@ -1,11 +1,16 @@
 # %% [markdown]
 # # The memory of a step
 #
-# **The question.** The frozen weights need an eighth of their bytes. Does a training step, too?
+# **The question.** In 4 bits, the frozen weights need about an eighth of their bytes. How much
+# memory does that save in a whole training step?
+#
+# The first two sections measure it, for one product and for a step of a random model. The third
+# estimates a step of SmolLM2, a model of 135 million parameters.
 #
 # **Continues:** [lesson 8](../../08_training_through_four_bits.py).
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 8.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 8, and for the
+# last section `minilora fetch smollm2`.
 
 # %%
 import subprocess
@@ -15,8 +20,12 @@ import tracemalloc
 import numpy as np
 from autograd import make_vjp
 
-from lessons.helpers.common import SWEEPS, short, table
-from minilora import layers, nf4
+import minilora
+from lessons.helpers import toolcalls
+from lessons.helpers.common import LESSONS, short, table
+from minilora import LoraConfig, TrainConfig, data, layers, nf4
+from minilora.evaluation.memory import format_estimate, memory_estimate, nbytes
+from minilora.tree import num_parameters
 
 rng = np.random.default_rng(0)
 
@@ -26,29 +35,17 @@ rng = np.random.default_rng(0)
 # The backward pass of y = x Ŵᵀ needs Ŵ again. There are two ways: keep the dense Ŵ from the forward
 # pass, or keep the codes and dequantize them again.
 #
-# ![The forward pass dequantizes W, multiplies, and drops it. The backward pass dequantizes W again.
-# Kept: the codes, the adapters and the input x.](../../../figures/drawings/qlora_passes.svg)
-#
 # **Predict.** A 4-bit weight of 1024 × 1024 is multiplied with an input. How many bytes are kept
 # for the backward pass, apart from the input, in each way?
 #
 # <details><summary>Answer</summary>
-# The dense copy is 4 MB. With the codes, less than 128 kB is kept: the codes are there anyway.
+# The dense copy has 4 MB. With the codes, less than 128 kB is kept. (Half a megabyte, the size of
+# the codes, is tempting. But the codes are there anyway: they are the base.)
 # </details>
 
 # %%
 weight = nf4.quantize(rng.standard_normal((1024, 1024)), double_quant=True)
 x = np.ones((4, 1024), np.float32)
-
-
-def product_with_codes(x):
-    """Compute x Ŵᵀ; the backward pass dequantizes again."""
-    return layers.matmul(x, weight)
-
-
-def product_with_dense_copy(x):
-    """Compute x Ŵᵀ; autograd keeps the dense Ŵ."""
-    return layers.matmul(x, weight.dequantize())
 
 
 def bytes_kept(operation):
@@ -61,9 +58,9 @@ def bytes_kept(operation):
     return kept
 
 
-kept_codes, kept_dense = bytes_kept(product_with_codes), bytes_kept(product_with_dense_copy)
-print(f"the product with the codes keeps {kept_codes:,} bytes")
-print(f"the product with a dense copy keeps {kept_dense:,} bytes")
+kept_codes = bytes_kept(lambda x: layers.matmul(x, weight))  # dequantizes in both passes
+kept_dense = bytes_kept(lambda x: layers.matmul(x, weight.dequantize()))  # keeps the dense Ŵ
+print(f"kept: {kept_codes:,} bytes with the codes, {kept_dense:,} with a dense copy")
 
 # %%
 # Checks
@@ -74,55 +71,104 @@ assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
 # ## A whole step
 #
 # `minilora.evaluation.memory` estimates a step: frozen weights, adapters, their gradients, Adam's
-# two moments, and activations. It counts no dense copies of weights. Here a step runs in a new
-# process, and its growth is compared with the estimate.
+# two moments, and activations. It counts no dense copies of weights. `one_step.py` runs a step of
+# LoRA on a random model in a process of its own, and compares its growth with the estimate.
 #
 # **Predict.** With the weights at an eighth, how much smaller is the whole step?
 #
 # <details><summary>Answer</summary>
-# To about half: with NF4, activations are more than 60 % of the estimate.
+# It needs about half. An eighth is tempting, but only the weights become smaller: with NF4, more
+# than 60 % of the estimate are activations, which are as large as before.
 # </details>
 
 # %%
 depth = short(8, 4)
-measured, predicted, activations, rows = {}, {}, {}, []
+steps, rows = {}, []
 for scheme in ("none", "nf4-dq"):
-    command = [sys.executable, SWEEPS / "one_step.py", scheme, str(depth)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    measured[scheme], predicted[scheme], activations[scheme] = map(float, output.split())
-    numbers = measured[scheme], predicted[scheme], activations[scheme]
-    rows.append([scheme, *(f"{megabytes:.0f}" for megabytes in numbers)])
+    command = [sys.executable, "-m", "lessons.helpers.one_step", scheme, str(depth)]
+    done = subprocess.run(command, cwd=LESSONS.parent, capture_output=True, text=True, check=True)
+    steps[scheme] = [float(megabytes) for megabytes in done.stdout.split()]
+    rows.append([scheme, *(f"{megabytes:.0f}" for megabytes in steps[scheme])])
 table([f"MB, {depth} layers of width 512", "measured", "estimate", "of it activations"], rows)
 
 # %% [markdown]
 # Both steps are within a quarter of the estimate, which counts no dense copies.
-#
-# On Linux, `one_step.py` reads the peak of its process from `VmHWM`, not from `ru_maxrss`.
 
 # %%
 # Checks
-for scheme in measured:
-    ratio = measured[scheme] / predicted[scheme]
+for scheme, (measured, predicted, _) in steps.items():
+    ratio = measured / predicted
     assert 0.85 < ratio < short(1.25, 1.4), f"{scheme}: {ratio:.2f} times the estimate"
-ratio = measured["none"] / measured["nf4-dq"]
+ratio = steps["none"][0] / steps["nf4-dq"][0]
 assert 1.6 < ratio < 2.6, f"the dense step must be about twice as large, not {ratio:.2f} times"
-assert activations["nf4-dq"] > 0.6 * predicted["nf4-dq"], "activations must be the largest part"
+assert steps["nf4-dq"][2] > 0.6 * predicted, "activations must be the largest part"
+
+# %% [markdown]
+# ## A real model
+#
+# **Predict.** LoRA has r = 8 on all seven projections of SmolLM2. How many parameters are trained?
+# In float32 the base would take half a gigabyte. How much does it take here?
+#
+# <details><summary>Answer</summary>
+# 2,442,240, less than 2 % of the model. The base takes a sixth of its size in float32. (An eighth
+# is tempting, but the embedding stays in 8 bits, as in its file, and the scales take bytes, too.)
+# </details>
+
+# %%
+config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
+lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
+minilora.print_trainable_parameters(adapters, base)
+
+settings = TrainConfig(batch_size=4, mask_prompt=True)
+examples, _ = data.encode_rows(toolcalls.rows("train"), tokenizer, settings)
+tokens = settings.batch_size * max(len(example.tokens) - 1 for example in examples)
+parts = memory_estimate(adapters, base, config, tokens)
+print(f"a step over at most {tokens} tokens:\n{format_estimate(parts)}")
+
+# Full fine-tuning stores each weight, its gradient and Adam's two moments, in float32.
+n = num_parameters(base)
+print(f"full fine-tuning, before any activation: {16 * n / 1e6:,.0f} MB")
+print(f"in float32 the base would be {4 * n / nbytes(base):.1f} times as large")
+
+# %% [markdown]
+# Here, too, most of the estimate is activations. `--gradient-checkpointing` recomputes them instead
+# of storing them ([memory](../../guide/speed-and-memory.md)).
+
+# %%
+# Checks
+L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+k = config.num_key_value_heads * config.head_dim
+expected = L * lora_config.r * (9 * d + 2 * k + 3 * f)  # r·(in + out), seven projections, L layers
+assert num_parameters(adapters) == expected == 2_442_240, "the number of trained parameters"
+assert 0.018 < expected / n < 0.019, "less than 2 % of the model is trained"
+of_micro = n / num_parameters(minilora.load("micro")[1])
+assert 1_400 < of_micro < 1_410, "the model must have 1,400 times the parameters of micro"
+assert 6 < 4 * n / nbytes(base) < 6.5, "the base must be a sixth of its size in float32"
+assert sum(parts.values()) < 16 * n / 4, "a step must need a quarter of full fine-tuning"
+assert max(parts, key=parts.get) == "activations", "the activations must be the largest part"
+assert 0.1 < nbytes(adapters) / nbytes(base) < 0.125, "the adapter: a ninth of the 4-bit base"
 
 # %% [markdown]
 # ## What was shown
 #
-# Dequantizing again in the backward pass saves the memory of a dense copy. The whole step shrinks
-# to about half, not to an eighth: most of the estimate is activations.
+# Dequantizing again in the backward pass saves the memory of a dense copy. In the random model, the
+# whole step shrinks to about half, not to an eighth: most of the estimate is activations. By the
+# estimate, a step of LoRA on SmolLM2 in 4 bits needs less than a quarter of the memory that full
+# fine-tuning needs for its weights and their state alone.
 #
 # **What to try.**
 #
 # 1. `B, T = 4, 64` in `one_step.py`: use 1 and 16. How much smaller is the step in NF4 now?
 # 2. `np.ones((4, 1024), ...)`: use 4,000 rows. Which of the two numbers grows?
-# 3. `depth = short(8, 4)`: use 16 layers. Does the estimate still hold?
+# 3. `minilora.load("smollm2", "nf4-dq")`: use "none". Which parts of the estimate grow?
+# 4. `batch_size=4`: use 16. Which part is the largest then?
 #
-# **Where to stop with a debugger.** `memory.activation_floats` in `minilora/evaluation/memory.py`.
+# **Where to stop with a debugger.** `memory.activation_floats` in `minilora/evaluation/memory.py`:
+# which arrays does a layer keep?
 #
-# **Exercises.** memory-estimate.
+# **Exercises.** lora-count, memory-estimate.
 #
-# **Further reading.** QLoRA, Sec. 4: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Chen et
-# al. 2016 recompute activations: [arXiv:1604.06174](https://arxiv.org/abs/1604.06174).
+# **Further reading.** QLoRA, Sec. 4 and, on the memory of a step, Fig. 6:
+# [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Chen et al. 2016 recompute activations:
+# [arXiv:1604.06174](https://arxiv.org/abs/1604.06174).

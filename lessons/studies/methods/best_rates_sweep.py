@@ -1,6 +1,7 @@
-"""Runs of the studies `methods_at_their_best_rate` and `all_methods_at_their_best_rate`: each method at several learning rates, then at its best, ten seeds.
+"""Each method at several learning rates, then at its best with further seeds.
 
-About a quarter of an hour of one core.
+About a quarter of an hour of one core. The studies `methods_at_their_best_rate` and
+`all_methods_at_their_best_rate` read the CSV.
 """
 
 import numpy as np
@@ -39,30 +40,27 @@ def run(job):
     )  # fmt: skip
     test = scores_of(done.adapters, done.base, data.load_rows("questions", "test"))
     return {
-        "method": method,
-        "rate": rate,
-        "seed": seed,
-        "trained": num_parameters(done.adapters),
-        "valid_loss": round(done.scores["loss"], 5),
-        "valid_exact": done.scores["exact_match"],
-        "loss": round(test["loss"], 5),
-        "exact_match": test["exact_match"],
-    }
+        "method": method, "rate": rate, "seed": seed, "trained": num_parameters(done.adapters),
+        "valid_loss": round(done.scores["loss"], 5), "valid_exact": done.scores["exact_match"],
+        "loss": round(test["loss"], 5), "exact_match": test["exact_match"],
+    }  # fmt: skip
+
+
+def of_seeds(rows, seeds, column, method, rate):
+    """Return a column of the runs of a method at a rate, in the order of the seeds."""
+    return np.array([of(rows, column, method=method, rate=rate, seed=s)[0] for s in seeds])
 
 
 def best_rate(rows, method):
     """Return the rate with the lowest mean loss on the split valid, over the seeds of TRIED."""
-    found = {}
-    for row in rows:
-        if row["method"] == method and row["seed"] in TRIED:
-            found.setdefault(row["rate"], []).append(row["valid_loss"])
-    return min(found, key=lambda rate: np.mean(found[rate]))
+    return min(
+        RATES[method], key=lambda rate: of_seeds(rows, TRIED, "valid_loss", method, rate).mean()
+    )
 
 
 def at_best(rows, method, column):
     """Return a column of the runs at the method's best rate, in the order of the seeds FRESH."""
-    fresh = [row for row in rows if row["seed"] in FRESH]
-    return np.array(of(fresh, column, method=method, rate=best_rate(rows, method)))
+    return of_seeds(rows, FRESH, column, method, best_rate(rows, method))
 
 
 JOBS = [(method, rate, seed) for seed in TRIED for method in RATES for rate in RATES[method]]

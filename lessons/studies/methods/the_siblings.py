@@ -5,8 +5,7 @@
 # they learn and forget?
 #
 # A method is defined by the parameters it adds, their initialization, and the line that uses them.
-# The study [Prompts and prefixes](prompts_and_prefixes.py) asks why prompts answer nothing here,
-# and the study [Prompts and prefixes](prompts_and_prefixes.py) shows what a prefix cannot change.
+# The study [Prompts and prefixes](prompts_and_prefixes.py) asks why prompts answer nothing here.
 #
 # **Continues:** [lesson 3](../../03_two_small_matrices.py).
 #
@@ -17,7 +16,7 @@ import numpy as np
 
 import minilora
 from lessons.helpers import compare
-from lessons.helpers.common import QUICK, agrees, figure, read_sweep, short, table
+from lessons.helpers.common import QUICK, agrees, deviation, figure, of, read_sweep, short, table
 from lessons.helpers.compare import TABLE
 from minilora.evaluation import plot
 from minilora.tree import flatten, num_parameters
@@ -39,6 +38,7 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 # <details><summary>Answer</summary>
 # All except those with virtual tokens (prefix, prompt, P-tuning), and PiSSA, which differs by
 # rounding. Every token attends to the virtual tokens, so they change the output from the start.
+# ("All" is tempting, because LoRA starts at the base.)
 # </details>
 
 # %%
@@ -57,7 +57,7 @@ def expected_parameters(method, size):
         "bottleneck": 2 * L * (2 * d * size + size + d),
         "prefix": 2 * L * size * k,
         "prompt": size * d,
-        "p-tuning": size * d + 3 * d * d + 3 * d,
+        "p-tuning": (size + 3 * d + 3) * d,
         "ia3": L * (2 * k + f),
         "bitfit": L * out,
         "norm": (2 * L + 1) * d,
@@ -68,7 +68,7 @@ def expected_parameters(method, size):
 
 
 bare = minilora.forward({}, base, tokens, config)
-trained, expected, distance, rows = {}, {}, {}, []
+trained, expected, distance, cells = {}, {}, {}, []
 for name, entry in TABLE.items():
     method = compare.sized(entry, base, compare.BUDGET)
     model = minilora.get_peft_model(base, method)  # (adapters, base); PiSSA returns another base
@@ -78,8 +78,8 @@ for name, entry in TABLE.items():
     logits = minilora.forward(*model, tokens, config)
     distance[name] = np.abs(logits - bare).max() / np.abs(bare).max()
     leaf = ".".join(next(iter(flatten(model.adapters))).split(".")[-2:])
-    rows.append([name, trained[name], f"{distance[name]:.1e}", leaf])
-table(["method", "trained", "distance from the base", "a leaf"], rows)
+    cells.append([name, trained[name], f"{distance[name]:.1e}", leaf])
+table(["method", "trained", "distance from the base", "a leaf"], cells)
 
 # %% [markdown]
 # A zero (LoRA's B, VeRA's b, the second matrix of the bottleneck, BitFit's biases) or a one (IA³,
@@ -90,9 +90,7 @@ table(["method", "trained", "distance from the base", "a leaf"], rows)
 # Checks
 VIRTUAL = ("prefix", "prompt", "p-tuning")
 for name in TABLE:
-    assert trained[name] == expected[name], (
-        f"{name}: the number of parameters must be the formula's"
-    )
+    assert trained[name] == expected[name], f"{name}: the number must be the formula's"
     assert (distance[name] > 0) == (name in (*VIRTUAL, "pissa")), f"{name}: {distance[name]}"
 assert distance["pissa"] < 1e-5, "PiSSA must be the base up to rounding"
 assert min(distance[name] for name in VIRTUAL) > 0.1, "virtual tokens must change the model"
@@ -108,41 +106,30 @@ assert min(distance[name] for name in VIRTUAL) > 0.1, "virtual tokens must chang
 #
 # <details><summary>Answer</summary>
 # The prefix: it forgets most on average, and answers no question. So "learns less, forgets less"
-# does not hold here.
+# does not hold here. (Full fine-tuning is tempting: it trains most. It comes second.)
 # </details>
 
 # %%
 sweep = read_sweep("siblings")
-
-
-def column(method, name):
-    """Return a column of a method's runs, one number per seed."""
-    return np.array([row[name] for row in sweep if row["method"] == method])
-
-
-def mean_and_deviation(values, digits):
-    """Return the text "mean ± standard deviation"."""
-    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
-
-
-rows = []
-for name in TABLE:
-    loss, notes = (mean_and_deviation(column(name, x), 3) for x in ("loss", "notes_after"))
-    exact = mean_and_deviation(100 * column(name, "exact_match"), 0)
-    rows.append([name, trained[name], loss, exact, notes])
-table(["method", "trained", "held-out loss", "exact (%)", "own text"], rows)
-after, before = ({x: column(x, f"notes_{when}") for x in TABLE} for when in ("after", "before"))
-forgotten = {name: after[name] - before[name] for name in TABLE}
-quotient = forgotten["full"].mean() / forgotten["lora"].mean()
-print(
-    f"own text before: {before['lora'][0]:.3f}; full forgets {quotient:.1f} times as much as LoRA"
+loss, exact, before, after = (
+    {name: np.array(of(sweep, column, method=name)) for name in TABLE}
+    for column in ("loss", "exact_match", "notes_before", "notes_after")
 )
+forgotten = {name: after[name] - before[name] for name in TABLE}
+
+cells = []
+for name in TABLE:
+    scores = deviation(loss[name]), deviation(100 * exact[name], 0), deviation(after[name])
+    cells.append([name, trained[name], *scores])
+table(["method", "trained", "held-out loss", "exact (%)", "own text"], cells)
+quotient = forgotten["full"].mean() / forgotten["lora"].mean()
+print(f"before: {before['lora'][0]:.3f}; full forgets {quotient:.1f} times as much as LoRA")
 
 # %%
 xlabel, ylabel = "held-out loss (nats per token)", "own text (nats per byte)"
 with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten") as axes:
     for name in TABLE:
-        x, y = column(name, "loss").mean(), after[name].mean()
+        x, y = loss[name].mean(), after[name].mean()
         axes.plot(x, y, "o", color=plot.LINES[1 if name in VIRTUAL else 0]["color"])
         axes.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=8)
     axes.set(xscale="log")
@@ -160,36 +147,33 @@ with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten")
 # - "What learns less forgets less" does not hold here: the prefix answers nothing, and forgets more
 #   than each low-rank method, with every seed.
 #
-# Without the adapter, the base is there again, bit for bit (the study [Prompts and
-# prefixes](prompts_and_prefixes.py)). With PiSSA, keep the base.
+# Without the adapter, the base is there again, bit for bit. With PiSSA, keep the base.
 
 # %%
 # Checks
 low_rank = ("lora", "lora+", "pissa", "dora")
-worst = max(column(name, "loss").max() for name in low_rank)
+worst = max(loss[name].max() for name in low_rank)
 for name in set(TABLE) - {*low_rank, "vera", "full"}:
-    assert column(name, "loss").mean() > worst, f"{name} must learn less than the low-rank methods"
-    assert column(name, "exact_match").mean() < 0.3, f"{name} must answer few questions"
-dora = column("dora", "exact_match")
+    assert loss[name].mean() > worst, f"{name} must learn less than the low-rank methods"
+    assert exact[name].mean() < 0.3, f"{name} must answer few questions"
+dora, vera = exact["dora"], exact["vera"]
 assert dora.min() < 0.34 and dora.max() == 1, "DoRA's runs: from a third of the answers to all"
-vera = column("vera", "exact_match")
 assert vera.min() < 0.06 and 0.85 < vera.max() < 0.9, "VeRA's runs: from a twentieth to nine tenths"
 for name in VIRTUAL:
-    assert column(name, "exact_match").max() == 0, f"{name} must answer no question"
+    assert exact[name].max() == 0, f"{name} must answer no question"
 assert 2.5 < quotient < 4, "full must forget about three times as much as LoRA"
 assert forgotten["full"].min() > 2 * forgotten["lora"].max(), "in every seed"
 assert after["prefix"].min() > after["pissa"].max() + 1, "the prefix must forget more"
 assert max(TABLE, key=lambda name: forgotten[name].mean()) == "prefix", "most on average"
 for name in (*low_rank, "vera"):
-    assert column(name, "exact_match").mean() > 0.5, f"{name} must answer most questions"
+    assert exact[name].mean() > 0.5, f"{name} must answer most questions"
     assert after["prefix"].min() > after[name].max(), f"the prefix must forget more than {name}"
-    assert column("full", "loss").max() < column(name, "loss").min(), "full must learn best"
+    assert loss["full"].max() < loss[name].min(), "full must learn best"
 for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the sweep again
-    here = compare.run(compare.Job(name, seed=0, iters=short(200, 5)))
-    for score in ("loss", "notes_after"):
-        own, others = (column(method, score) for method in (name, other))
-        again = here[score]
-        assert QUICK or agrees(again, own, others), f"{name}: {score} {again}, in the sweep {own}"
+    again = compare.run(compare.Job(name, iters=short(200, 5)))
+    for column, seeds in (("loss", loss), ("notes_after", after)):
+        agree = QUICK or agrees(again[column], seeds[name], seeds[other])
+        assert agree, f"{name}: {column} {again[column]}, in the sweep {seeds[name]}"
 
 # %% [markdown]
 # ## What was shown

@@ -1,6 +1,6 @@
 """Prompts and prefixes on micro: more steps, more tokens, another start, another task.
 
-About four minutes of one core. The study `prompts_and_prefixes` read the CSV.
+About four minutes of one core. The study `prompts_and_prefixes` reads the CSV.
 """
 
 from typing import NamedTuple
@@ -43,8 +43,8 @@ def rows(task, split):
     ]
 
 
-def run(job):
-    """Return the row of a job: what it was, and its scores on held-out rows."""
+def trained(job):
+    """Return the Run of a job."""
     base = minilora.load("micro").base
     method = MethodConfig(job.method, num_virtual_tokens=job.tokens)
     if job.method == "lora":
@@ -54,11 +54,16 @@ def run(job):
     if job.start == "normal":
         shape = adapters["model"]["prompt_embeddings"].shape
         adapters["model"]["prompt_embeddings"] = rng.standard_normal(shape, "f4")
-    score = finetune(
+    return finetune(
         rows=rows(job.task, "train"), held_out=rows(job.task, "valid"), seed=job.seed,
         start=(adapters, base), iters=job.iters, learning_rate=RATES[job.method],
-    ).scores  # fmt: skip
-    return job._asdict() | {name: round(score[name], 5) for name in ("loss", "exact_match")}
+    )  # fmt: skip
+
+
+def run(job):
+    """Return the row of a job: what it was, and its scores on held-out rows."""
+    scores = trained(job).scores
+    return job._asdict() | {name: round(scores[name], 5) for name in ("loss", "exact_match")}
 
 
 JOBS = [

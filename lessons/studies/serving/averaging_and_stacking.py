@@ -13,17 +13,13 @@ import numpy as np
 
 import minilora
 from lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
-from lessons.studies.serving.combining_sweep import backwards, fit, forwards, held_out
-from minilora.layers import lora_delta
-from minilora.lora import adapted_paths
+from lessons.studies.serving import combining_sweep
 from minilora.methods import compose, several
-from minilora.tree import get, tree_map
 
-config, base, words = minilora.load("micro")
-iters = short(100, 10)
-first = fit(base, forwards, 0, iters=iters)  # who, what, where?
-second = fit(base, backwards, 100, iters=iters)  # where, what, who?
-there, back = held_out(forwards), held_out(backwards)
+config, base, _ = minilora.load("micro")
+trained = combining_sweep.train(0, short(100, 10))
+first, second = trained["one"], trained["turned"]  # who, what, where? and where, what, who?
+live = combining_sweep.scored(0, trained)  # one row of the sweep
 sweep = read_sweep("combining")
 
 
@@ -32,9 +28,9 @@ def column(name):
     return np.array(of(sweep, name))
 
 
-def show(name, digits=2):
+def show(name):
     """Return the mean and the standard deviation of a column as a text."""
-    return f"{column(name).mean():.{digits}f} ± {column(name).std(ddof=1):.{digits}f}"
+    return f"{column(name).mean():.2f} ± {column(name).std(ddof=1):.2f}"
 
 
 # %% [markdown]
@@ -50,46 +46,30 @@ def show(name, digits=2):
 # $$\tfrac{1}{2}(B_1 + B_2) \cdot \tfrac{1}{2}(A_1 + A_2) =
 #   \tfrac{1}{4}(B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1)$$
 #
-# PEFT's `linear` with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the exact sum to rank r.
+# The functions `train` and `scored` of `combining_sweep.py` train the adapters of one seed and
+# score them. The function `off` is the error of ΔW against the mean of the updates. PEFT's `linear`
+# with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the exact sum to rank r.
 #
 # **Predict.** Two adapters of one task were trained from different starts of A, or from the same
 # start with the rows in another order. In which case is the mean of the factors near the mean of
 # the updates? And what does `linear` make of two *equal* adapters?
 #
 # <details><summary>Answer</summary>
-# With the same start. Of two equal adapters, `linear` makes twice the update: (2√½)² = 2.
+# With the same start. Of two equal adapters, `linear` makes twice the update: (2√½)² = 2. "The same
+# update" is tempting, because the weights add up to 1.
 # </details>
 
 
 # %%
-def update(adapters):
-    """Return all ΔW of an adapter as one vector."""
-    deltas = [lora_delta(get(adapters, path)).ravel() for path in adapted_paths(adapters)]
-    return np.concatenate(deltas)
-
-
-def mean_of_factors(a, b):
-    """Return the adapter with (A₁ + A₂)/2 and (B₁ + B₂)/2."""
-    return tree_map(lambda x, y: (x + y) / 2, a, b)
-
-
-def error_of_mean(adapters, a, b):
-    """Return the distance of ΔW from (ΔW₁ + ΔW₂)/2, relative to the length of the latter."""
-    mean = (update(a) + update(b)) / 2
-    return float(np.linalg.norm(update(adapters) - mean) / np.linalg.norm(mean))
-
-
 _, doubled = compose.combine([first, first], [0.5, 0.5], "linear")
-of_itself = error_of_mean(mean_of_factors(first, first), first, first)
+mean = combining_sweep.mean_of_factors(first, first)
+of_itself = combining_sweep.off(mean, first, first)
 print("an adapter, averaged with itself: error of linear", end=" ")
 print(f"{np.mean(list(doubled.values())):.2f}, of the factors {of_itself:.2f}")
 
 HOW = {"cat": "cat (exact)", "svd": "svd, rank 4", "factors": "mean of factors", "linear": "linear"}
-# Two more adapters of the first task, from another start of A and from the same one (seed 0):
-more = {"other": fit(base, forwards, 50, iters=iters)}
-more["sibling"] = fit(base, forwards, 50, start=0, iters=iters)
-means = {kind: mean_of_factors(first, adapters) for kind, adapters in more.items()}
-for kind, text in (("other", "different starts"), ("sibling", "the same start")):
+KINDS = {"other": "different starts", "sibling": "the same start"}
+for kind, text in KINDS.items():
     alone = f"{column('one').mean():.2f} and {column(kind).mean():.2f}"
     print(f"{text}: cosine {column(f'cosine_{kind}').mean():.2f}, losses of one alone {alone}")
     cells = []
@@ -113,17 +93,15 @@ assert 0.6 < column("off_other_factors").mean() < 0.7, "different starts: off by
 assert 0.07 < column("off_sibling_factors").mean() < 0.12, "the same start: by a tenth"
 assert (column("other_factors") > 2 * column("other_cat")).all(), "different starts: a high loss"
 assert (column("sibling_factors") < 1.5 * column("sibling_cat")).all(), "the same start: a low one"
-if not QUICK:  # seed 0 again
-    for kind, other in (("other", "sibling"), ("sibling", "other")):
-        again = error_of_mean(means[kind], first, more[kind])
-        own, others = (column(f"off_{name}_factors") for name in (kind, other))
-        assert agrees(again, own, others), f"{kind}: {again}, in the sweep {own}"
+for kind, other in (("other", "sibling"), ("sibling", "other")):
+    again, own = live[f"off_{kind}_factors"], column(f"off_{kind}_factors")
+    others = column(f"off_{other}_factors")
+    assert QUICK or agrees(again, own, others), f"{kind}: {again}, in the sweep {own}"
+    best = np.minimum(column("one"), column(kind))
+    assert (column(f"{kind}_cat") > best).all(), "a mean is worse than the better one, every seed"
 off_linear = [column(f"off_{kind}_linear").min() for kind in ("sibling", "other")]
 assert off_linear[0] > 0.9 and off_linear[1] > 0.8, "linear must be far off"
 assert (column("sibling_linear") > 4 * column("sibling_cat")).all(), "the loss must show it"
-for kind in ("other", "sibling"):
-    best = np.minimum(column("one"), column(kind))
-    assert (column(f"{kind}_cat") > best).all(), "a mean is worse than the better one, every seed"
 
 # %% [markdown]
 # ## Adding two tasks, stacking two adapters
@@ -137,42 +115,23 @@ for kind in ("other", "sibling"):
 # <details><summary>Answer</summary>
 # No: both losses are more than four times as high. In the stack, the loss of the first task is more
 # than three times as high, and that of the second less than 1.5 times. The second adapter was
-# trained with the first one in place.
+# trained with the first one in place. "Yes" is tempting: orthogonal changes seem independent. But
+# both adapters change the same layers, and act on the same inputs.
 # </details>
 
-
 # %%
-def loss(examples, adapters, base):
-    """Return the held-out loss of a base with an adapter ({} for none), nats per token."""
-    return minilora.evaluate(adapters, base, examples, config)["loss"]
-
-
 added, errors = compose.combine([first, second], [1.0, 1.0])
-one, two = update(first), update(second)
-cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
-print(f"error of the sum {max(errors.values()):.0e}, cosine of the updates {cosine:.2f}")
-with_first = several.stack(first, base)  # the base of the second adapter
-upon = fit(with_first, backwards, 100, iters=iters)
-live = {
-    "base": ({}, base),
-    "first": (first, base),
-    "second": (second, base),
-    "added": (added, base),
-    "stack": (upon, with_first),
-}
-tasks, cells = ["who, what, where?", "where, what, who?"], []
-for name, model in live.items():
-    cells.append([name, *(f"{loss(task, *model):.2f}" for task in (there, back))])
-table(["held-out loss, one run", *tasks], cells)
-
+print(f"error of the sum {max(errors.values()):.0e}", end=", ")
+print(f"cosine of the updates {live['cosine_turned']:.2f}")
+with_first = several.stack(first, base)  # the base on which the upper adapter was trained
 WAYS = {
     "alone": ("one", "turned"),
     "½ and ½": ("there_0.5", "back_0.5"),
     "added": ("there_1.0", "back_1.0"),
     "second on top of first": ("stack_there", "stack_back"),
 }
-cells = [[way, show(names[0]), show(names[1])] for way, names in WAYS.items()]
-table(["held-out loss, five seeds", *tasks], cells)
+tasks = ["who, what, where?", "where, what, who?"]
+table(["held-out loss, five seeds", *tasks], [[way, *map(show, WAYS[way])] for way in WAYS])
 
 # %% [markdown]
 # **Almost orthogonal updates are not independent tasks.** Here, a stack keeps the task of the upper
@@ -181,9 +140,10 @@ table(["held-out loss, five seeds", *tasks], cells)
 
 # %%
 # Checks
-merged = minilora.merge(upon, with_first)  # a stack of two merges like one adapter
-apart = loss(back, upon, with_first)
-assert abs(loss(back, {}, merged) - apart) < 1e-3, "a merged stack is the same model"
+merged = minilora.merge(trained["upon"], with_first)  # a stack of two merges like one adapter
+back = combining_sweep.held_out(combining_sweep.backwards)
+difference = minilora.evaluate({}, merged, back, config)["loss"] - live["stack_back"]
+assert abs(difference) < 1e-3, "a merged stack is the same model"
 assert max(errors.values()) < 1e-5, "the sum itself must be exact"
 assert np.abs(column("cosine_turned")).max() < 0.1, "the updates must be almost orthogonal"
 for ours, alone in (("there_1.0", "one"), ("back_1.0", "turned")):
@@ -193,17 +153,16 @@ for weight in (1.0, 0.5):
     assert (column(f"back_{weight}") > 2 * column("turned")).all(), "the second task must suffer"
 assert (column("stack_back") < 1.5 * column("turned")).all(), "stack: the second task must work"
 assert (column("stack_there") > 3 * column("one")).all(), "stack: the first task may not"
-if not QUICK:  # seed 0 of the sweep again, each loss told apart from another one
-    for model, task, name, other in (
-        ("first", there, "one", "there_1.0"),
-        ("second", back, "turned", "back_1.0"),
-        ("added", there, "there_1.0", "one"),
-        ("added", back, "back_1.0", "turned"),
-        ("stack", there, "stack_there", "one"),
-        ("stack", back, "stack_back", "back_1.0"),
-    ):
-        again, own = loss(task, *live[model]), column(name)
-        assert agrees(again, own, column(other)), f"{name}: {again}, in the sweep {own}"
+for name, other in (  # seed 0 of the sweep again, each loss told apart from another one
+    ("one", "there_1.0"),
+    ("turned", "back_1.0"),
+    ("there_1.0", "one"),
+    ("back_1.0", "turned"),
+    ("stack_there", "one"),
+    ("stack_back", "back_1.0"),
+):
+    again, own = live[name], column(name)
+    assert QUICK or agrees(again, own, column(other)), f"{name}: {again}, in the sweep {own}"
 
 # %% [markdown]
 # ## What was shown
@@ -215,9 +174,9 @@ if not QUICK:  # seed 0 of the sweep again, each loss told apart from another on
 #
 # **What to try.**
 #
-# 1. `fit(base, backwards, 100, ...)`: add `start=0`, so that both start from the same A.
+# 1. `"turned"` in `train`: add `start=seed`, so that both tasks start from the same A.
 # 2. `[1.0, 1.0]` in `combine`: find weights with which both tasks have the same loss.
-# 3. `several.stack(first, base)`: stack in the other order. Which task works then?
+# 3. `"upon"` in `train`: stack in the other order. Which task works then?
 #
 # **Where to stop with a debugger.** `compose.linear` (the roots of the weights).
 #

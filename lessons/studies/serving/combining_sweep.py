@@ -69,19 +69,30 @@ def off(adapters, a, b):
     return float(np.linalg.norm(update(adapters) - mean) / np.linalg.norm(mean))
 
 
-def run(seed):
+def train(seed, iters=100):
+    """The adapters of a seed: of the first task, three times; of the second; and one on top."""
+    base = minilora.load("micro").base
+    one = fit(base, forwards, seed, iters=iters)
+    return {
+        "one": one,
+        "other": fit(base, forwards, seed + 50, iters=iters),
+        "sibling": fit(base, forwards, seed + 50, seed, iters),  # the same A at first as `one`
+        "turned": fit(base, backwards, seed + 100, iters=iters),
+        "upon": fit(several.stack(one, base), backwards, seed + 100, iters=iters),
+    }
+
+
+def scored(seed, trained):
+    """The row of a seed: the losses of its adapters alone, averaged, added and stacked."""
     config, base, _ = minilora.load("micro")
-    there, back = held_out(forwards), held_out(backwards)
+    tasks = {"there": held_out(forwards), "back": held_out(backwards)}
 
-    def loss(adapters, examples, base=base):
-        return minilora.evaluate(adapters, base, examples, config)["loss"]
+    def loss(adapters, task="there", base=base):
+        return minilora.evaluate(adapters, base, tasks[task], config)["loss"]
 
-    one = fit(base, forwards, seed)
-    other = fit(base, forwards, seed + 50)
-    sibling = fit(base, forwards, seed + 50, start=seed)  # the same A at first as `one`
-    turned = fit(base, backwards, seed + 100)
-    row = {"seed": seed, "one": loss(one, there), "other": loss(other, there)}
-    row |= {"sibling": loss(sibling, there), "turned": loss(turned, back)}
+    one, other, sibling, turned, upon = trained.values()
+    row = {"seed": seed, "one": loss(one), "other": loss(other)}
+    row |= {"sibling": loss(sibling), "turned": loss(turned, "back")}
     for name, second in (("other", other), ("sibling", sibling)):
         row[f"cosine_{name}"] = cosine(one, second)
         ways = {
@@ -90,13 +101,13 @@ def run(seed):
         }
         ways["factors"] = mean_of_factors(one, second)
         for how, mean in ways.items():
-            row |= {f"{name}_{how}": loss(mean, there), f"off_{name}_{how}": off(mean, one, second)}
+            row |= {f"{name}_{how}": loss(mean), f"off_{name}_{how}": off(mean, one, second)}
     row["cosine_turned"] = cosine(one, turned)
     for weight in (0.5, 1.0):
         both, _ = compose.combine([one, turned], [weight, weight])
-        row |= {f"there_{weight}": loss(both, there), f"back_{weight}": loss(both, back)}
-    with_one = several.stack(one, base)
-    upon = fit(with_one, backwards, seed + 100)
-    row["stack_there"] = loss(upon, there, with_one)
-    row["stack_back"] = loss(upon, back, with_one)
-    return row
+        row |= {f"{task}_{weight}": loss(both, task) for task in tasks}
+    return row | {f"stack_{task}": loss(upon, task, several.stack(one, base)) for task in tasks}
+
+
+def run(seed):
+    return scored(seed, train(seed))

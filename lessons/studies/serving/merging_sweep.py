@@ -37,13 +37,13 @@ def merged_ways(adapters, base):
     }
 
 
-def sizes(adapters, base):
-    """‖ΔW‖/‖W‖ of every adapted projection."""
+def median_size(adapters, base):
+    """The median of ‖ΔW‖/‖W‖ over the adapted projections."""
     found = []
     for path in adapted_paths(adapters):
         W = dense(get(base, path)["weight"])
         found.append(np.linalg.norm(lora_delta(get(adapters, path))) / np.linalg.norm(W))
-    return np.array(found)
+    return float(np.median(found))
 
 
 def run(job):
@@ -55,7 +55,7 @@ def scored(done, rate, seed):
     """The row of a run."""
     rows = data.load_rows("questions", "valid")
     row = {"rate": rate, "seed": seed}
-    row["size"] = float(np.median(sizes(done.adapters, done.base)))
+    row["size"] = median_size(done.adapters, done.base)
     row |= {"apart": done.scores["loss"], "exact_apart": done.scores["exact_match"]}
     for name, tree in merged_ways(done.adapters, done.base).items():
         scores = scores_of({}, tree, rows)

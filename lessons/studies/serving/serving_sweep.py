@@ -1,10 +1,10 @@
-"""The study `three_ways_to_serve`: adapters trained on a dense and on an NF4 base, each served in four ways.
+"""Adapters trained on a dense and on an NF4 base, each served in four ways.
 
     minilora fetch smollm2
 About twenty minutes of one core. All seven projections at r = 8. `micro` and `tiny` learn the
 questions in 200 steps of 16 rows, and are scored on held-out rows. SmolLM2 learns 16 tool calls of
-the study `a_real_model_calls_tools` by heart in 40 steps of 4 rows, and is scored on these. The 4-bit bases are NF4 with
-double quantization.
+the study `a_real_model_calls_tools` by heart in 40 steps of 4 rows, and is scored on these. The
+4-bit bases are NF4 with double quantization.
 """
 
 import numpy as np
@@ -12,12 +12,10 @@ import numpy as np
 import minilora
 from lessons.helpers import toolcalls
 from lessons.helpers.common import finetune, scores_of
+from lessons.studies.serving.merging_sweep import median_size
 from minilora import TrainConfig, data
 from minilora.data.tasks import notes
-from minilora.layers import dense, lora_delta
-from minilora.lora import adapted_paths
 from minilora.quant.schemes import error_report
-from minilora.tree import get
 
 SCHEMES = {"dense": "none", "nf4": "nf4-dq"}
 SEEDS = {"smollm2": 3, "tiny": 8, "micro": 8}
@@ -79,15 +77,6 @@ def weight_error(bases):
     """Return the median of ‖Ŵ − W‖/‖W‖ over the projections."""
     report = error_report(bases["dense"], bases["nf4"])
     return float(np.median([row.relative_rmse for row in report]))
-
-
-def median_size(adapters, base):
-    """Return the median of ‖ΔW‖/‖W‖ over the adapted projections."""
-    sizes = []
-    for path in adapted_paths(adapters):
-        W = dense(get(base, path)["weight"])
-        sizes.append(np.linalg.norm(lora_delta(get(adapters, path))) / np.linalg.norm(W))
-    return float(np.median(sizes))
 
 
 def run(job):

@@ -20,7 +20,7 @@ from minilora import LoraConfig
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
 from minilora.kernels.weights import matvec
-from minilora.tree import arrays, named_leaves, num_parameters, overlay, tree_map
+from minilora.tree import arrays, get, named_leaves, num_parameters, overlay, tree_map
 
 rng = np.random.default_rng(0)
 
@@ -31,6 +31,10 @@ rng = np.random.default_rng(0)
 # a 4-bit or 8-bit weight is multiplied directly from its codes (`kernels.weights.matvec`).
 # For several tokens, each weight is dequantized first.
 #
+# `minilora.generate_batch` continues several prompts together. Each step computes one token per
+# prompt, and each prompt has its own adapter or none. With "adapter separate", eight prompts have
+# eight different adapters.
+#
 # **Predict.** The 4-bit model has a seventh of the bytes to read. Is it seven times as fast? What
 # does an adapter cost in multiplications, and what in time? Is a batch of eight prompts eight times
 # as fast as one prompt?
@@ -39,105 +43,68 @@ rng = np.random.default_rng(0)
 # The table below says it for your machine. Each code has to be decoded, so a seventh of the bytes
 # need not be a seventh of the time. The adapter has less than 4 % of the multiplications, but many
 # small products, which may cost more of the time. A batch reads or decodes each weight once for all
-# rows, but it does not save a multiplication.
+# rows, but it does not save a multiplication. "Yes" is tempting each time, if one counts only one
+# of these costs.
 # </details>
 
 # %%
 shape = ModelConfig(
-    vocab_size=256,
-    hidden_size=512,
-    intermediate_size=1536,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=64,
-)
+    vocab_size=256, hidden_size=512, intermediate_size=1536, num_hidden_layers=4,
+    num_attention_heads=8, num_key_value_heads=4, head_dim=64,
+)  # fmt: skip
 dense = random_params(shape, rng)
 quantized, eight_bit = (minilora.quantize(dense, scheme) for scheme in ("nf4-dq", "int8"))
 lora_config = LoraConfig(r=8, target_modules=("all-linear",))
-adapters, _ = minilora.get_peft_model(dense, lora_config, rng)
-trained = tree_map(lambda w: 0.01 * rng.standard_normal(w.shape, np.float32), arrays(adapters))
-adapters = overlay(adapters, trained)
+fresh, _ = minilora.get_peft_model(dense, lora_config, rng)
+adapters = []  # one per prompt
+for _ in range(8):
+    trained = tree_map(lambda w: 0.01 * rng.standard_normal(w.shape, np.float32), arrays(fresh))
+    adapters.append(overlay(fresh, trained))
+nothing = [{}] * 8
 WAYS = {
-    "dense": ({}, dense),
+    "dense": (nothing, dense),
     "dense, adapter separate": (adapters, dense),
-    "dense, adapter merged": ({}, minilora.merge(adapters, dense)),
-    "int8": ({}, eight_bit),
-    "NF4": ({}, quantized),
+    "dense, adapter merged": (nothing, minilora.merge(adapters[0], dense)),
+    "int8": (nothing, eight_bit),
+    "NF4": (nothing, quantized),
     "NF4, adapter separate": (adapters, quantized),
 }
+prompts = [rng.integers(256, size=32).tolist() for _ in range(8)]
+tokens = short(24, 4)
 
 
-def speed(adapters, base, tokens):
-    """Return (ms to the first token after a prompt of 32 tokens, tokens per second from there)."""
+def speed(adapters, base, n):
+    """Return (ms to the first tokens, tokens per second from there) of n prompts together."""
     times = [time.perf_counter()]
-    for _ in minilora.generate(adapters, base, list(range(32)), shape, max_tokens=tokens):
+    for length in (1, tokens + 1):
+        minilora.generate_batch(adapters[:n], base, prompts[:n], shape, max_tokens=length)
         times.append(time.perf_counter())
-    return 1e3 * (times[1] - times[0]), (len(times) - 2) / (times[-1] - times[1])
+    first, both = np.diff(times)
+    return 1e3 * first, n * tokens / (both - first)
 
 
 cells = []
 for name, way in WAYS.items():
-    measured = [speed(*way, short(48, 8)) for _ in range(3)]
-    first = min(ms for ms, _ in measured)
-    rate = max(rate for _, rate in measured)
-    cells.append([name, sum(map(nbytes, way)), f"{first:.0f}", f"{rate:.0f}"])
-table(["", "bytes", "first token, ms", "tokens per second"], cells)
-
-# %% [markdown]
-# ## Eight prompts at the same time
-#
-# `minilora.generate_batch` continues several prompts together. Each step computes one token per
-# prompt, and each prompt has its own adapter or none. The last row of the table has eight different
-# adapters in one batch.
-
-# %%
-tokens = short(24, 4)
-prompts = [rng.integers(256, size=32).tolist() for _ in range(8)]
-alike = [overlay(adapters, tree_map(lambda w, i=i: w * (i + 1), trained)) for i in range(8)]
-BATCHES = {
-    "dense": ([{}] * 8, dense),
-    "int8": ([{}] * 8, eight_bit),
-    "NF4": ([{}] * 8, quantized),
-    "dense, eight adapters": (alike, dense),
-}
-
-
-def batch_speed(adapters, base, prompts):
-    """Return the generated tokens per second, without the time of reading the prompts."""
-    times = [time.perf_counter()]
-    for length in (1, tokens + 1):
-        minilora.generate_batch(adapters, base, prompts, shape, max_tokens=length)
-        times.append(time.perf_counter())
-    read, both = np.diff(times)
-    return len(prompts) * tokens / (both - read)
-
-
-cells = []
-for name, (adapters_of_rows, base) in BATCHES.items():
-    rates = {}
+    first, rates = [], []
     for n in (1, 8):
-        measured = [batch_speed(adapters_of_rows[:n], base, prompts[:n]) for _ in range(3)]
-        rates[n] = max(measured)
-    ratio = rates[8] / rates[1]
-    cells.append([name, f"{rates[1]:.0f}", f"{rates[8]:.0f}", f"{ratio:.1f}"])
-table(["tokens per second", "one prompt", "eight prompts", "ratio"], cells)
+        measured = np.array([speed(*way, n) for _ in range(3)])
+        first.append(measured[:, 0].min())
+        rates.append(measured[:, 1].max())
+    numbers = [f"{first[0]:.0f}", *(f"{rate:.0f}" for rate in rates), f"{rates[1] / rates[0]:.1f}"]
+    cells.append([name, nbytes(way[1]) + nbytes(way[0][0]), *numbers])
+header = ["", "bytes", "first token, ms", "tokens/s, one prompt", "eight prompts", "ratio"]
+table(header, cells)
 
-# %% [markdown]
-# ## The numbers of multiplications
-
-# %%
 in_base = sum(w.size for path, w in named_leaves(dense) if "proj" in path)
-in_adapter = num_parameters(adapters)
-print(f"the dense model has {nbytes(dense) / nbytes(quantized):.1f} times the bytes of NF4")
+in_adapter = num_parameters(fresh)
 print(f"multiplications per token in projections: {in_base:,}", end=", ")
 print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 
 # %% [markdown]
 # The speeds are those of your machine, and they vary if it does something else at the same time. No
-# check depends on them. **A seventh of the bytes does not mean a seventh of the time**, because
-# each code has to be decoded. How fast this is depends on the processor: with AVX-512, one
-# instruction decodes sixteen codes ([speed and
+# check depends on them. (The bytes are those of the base and of one adapter.) **A seventh of the
+# bytes does not mean a seventh of the time**, because each code has to be decoded. How fast this is
+# depends on the processor: with AVX-512, one instruction decodes sixteen codes ([speed and
 # memory](../../guide/speed-and-memory.md#what-bounds-a-step)). The 8-bit model reads a quarter of
 # the bytes, and a conversion to float32 decodes its codes.
 #
@@ -155,35 +122,31 @@ assert 6.5 < nbytes(dense) / nbytes(quantized) < 7.5, "the 4-bit model must have
 assert 3.7 < nbytes(dense) / nbytes(eight_bit) < 4.1, "the 8-bit model must have a quarter"
 assert in_adapter < 0.04 * in_base, "the adapter has less than 4 % of the multiplications"
 x = rng.standard_normal(512, np.float32)
-q = quantized["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
-error = np.abs(matvec(q, x) - q.dequantize() @ x)
-terms = np.abs(q.dequantize()) @ np.abs(x)
-assert (error <= 512 * 2**-24 * terms).all(), "the product from the codes, to rounding"
-q = eight_bit["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
-error = np.abs(matvec(q, x) - q.dequantize() @ x)
-terms = np.abs(q.dequantize()) @ np.abs(x)
-assert (error <= 520 * 2**-24 * terms).all(), "the product from 8-bit codes, to rounding"
-together = minilora.generate_batch(alike, dense, prompts, shape, max_tokens=2)
+for bits, base, roundings in ((4, quantized, 512), (8, eight_bit, 520)):
+    q = get(base, "model.layers.0.mlp.gate_proj.weight")
+    error = np.abs(matvec(q, x) - q.dequantize() @ x)
+    terms = np.abs(q.dequantize()) @ np.abs(x)
+    assert (error <= roundings * 2**-24 * terms).all(), f"{bits} bits: the product, to rounding"
+together = minilora.generate_batch(adapters, dense, prompts, shape, max_tokens=2)
 alone = []
-for own, ids in zip(alike, prompts):
+for own, ids in zip(adapters, prompts):
     alone.append(list(minilora.generate(own, dense, ids, shape, max_tokens=2)))
 assert together == alone, "a prompt gets the same tokens in a batch and alone"
 
 # %% [markdown]
 # ## What was shown
 #
-# Lesson 11 and the studies [Merging into four bits](merging_into_four_bits.py), [Averaging and
-# stacking adapters](averaging_and_stacking.py) and [The cost of serving](the_cost_of_serving.py)
-# together: a separate adapter is exact, can be switched without a change of the base, and needs
-# more products. Merged into the dequantized base on which it was trained, it has the same loss. The
-# other merges of the study [Merging into four bits](merging_into_four_bits.py) have a higher one.
-# Write down which way you used, and evaluate the model that you ship.
+# A separate adapter can be switched without a change of the base, and needs more products. A
+# smaller base has fewer bytes to read, and more to decode. A batch reads each weight once for all
+# prompts. Which way is the fastest depends on the machine, so measure it. (The study [Merging into
+# four bits](merging_into_four_bits.py) compares the losses of merged models.)
 #
 # **What to try.**
 #
 # 1. `LoraConfig(r=8, ...)`: use r = 64. By how much does the speed with an adapter fall?
-# 2. `size=32`: give the eight prompts different lengths. Do they get the same tokens as alone?
-# 3. `list(range(32))`: a prompt of 200 tokens. How does the time to the first token grow?
+# 2. `size=32` in `prompts`: give the eight prompts different lengths. Do they get the same tokens
+#    as alone?
+# 3. `size=32` in `prompts`: prompts of 200 tokens. How does the time to the first token grow?
 # 4. `hidden_size=512`: use 128 with 2 heads of 64. Which way is the fastest now?
 #
 # **Where to stop with a debugger.** `kernels.weights.matmul`: one row is multiplied directly

@@ -2,8 +2,10 @@
 # # The lines of PEFT
 #
 # **The question.** What do the usual lines of PEFT do behind the scenes, and what do the same lines
-# of minilora do? The study [The checklist](../training/the_checklist.py) asks about the settings of
-# a run before it starts.
+# of minilora do?
+#
+# The study [The checklist](../training/the_checklist.py) asks about the settings of a run before it
+# starts.
 #
 # **Continues:** [lesson 11](../../11_merge_combine_serve.py).
 #
@@ -15,15 +17,14 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, short, table
+from lessons.helpers.common import QUICK, short
 from minilora import LoraConfig, TrainConfig, data, layers, lora, model
-from minilora.training import gradient_at
-from minilora.tree import arrays, flatten, get, num_parameters, overlay
+from minilora.tree import arrays, get, num_parameters, overlay
 
 # %% [markdown]
 # ## The same run in both libraries
 #
-# With PEFT, transformers and bitsandbytes (shown as text, because this lesson does not need them):
+# With PEFT, transformers and bitsandbytes (shown as text, because the study does not need them):
 #
 # ```python
 # quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
@@ -53,7 +54,8 @@ from minilora.tree import arrays, flatten, get, num_parameters, overlay
 #
 # <details><summary>Answer</summary>
 # None. Gradients are taken for the first argument only, so the second one is frozen. Dropout is on
-# if a random generator is passed, and <code>train</code> passes one.
+# if a random generator is passed, and <code>train</code> passes one. <code>get_peft_model</code> is
+# the tempting answer, because in PEFT it freezes the base.
 # </details>
 
 # %%
@@ -62,8 +64,7 @@ quantized = minilora.quantize(base, "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 first, _ = minilora.get_peft_model(quantized, lora_config, rng=0)
 minilora.print_trainable_parameters(first, quantized)
-iters = short(200, 20)
-settings = TrainConfig(iters=iters, batch_size=16, learning_rate=4e-3, mask_prompt=True)
+settings = TrainConfig(iters=short(200, 20), batch_size=16, learning_rate=4e-3, mask_prompt=True)
 rows = minilora.load_rows("questions", "train")
 examples, _ = minilora.encode_rows(rows, tokenizer, settings)
 adapters, history = minilora.train(first, quantized, examples, config, settings)
@@ -74,21 +75,13 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # ## Trained and changed parameters
 #
 # **Trained.** In PEFT, `get_peft_model` sets `requires_grad`. In minilora, the gradient has the
-# arrays of the first argument, and no others.
+# arrays of the first argument, and no others (lesson 4 checks it).
 #
 # **Changed.** In PEFT, `get_peft_model` puts its layers into the model that it gets. In minilora,
 # the base gets no array of the adapter: the adapter is a tree of its own.
 
 # %%
-sequences = [[example] for example in examples]
-ops = minilora.operations(adapters, quantized)
-grads = gradient_at(adapters, quantized, sequences, 0, config, settings, ops)[1]
-print(f"{len(flatten(grads))} gradients; the base has {len(flatten(base))} arrays")
-
-# %%
 # Checks
-assert flatten(grads).keys() == flatten(arrays(adapters)).keys(), "gradients for the adapters only"
-assert all(p.endswith(("lora_A", "lora_B")) for p in flatten(grads)), "for A and B only"
 path = "model.layers.0.self_attn.q_proj"
 assert not get(first, f"{path}.lora_B").any(), "the adapters that went in must be as they were"
 assert get(adapters, f"{path}.lora_B").any(), "the adapters that came out must be trained"
@@ -104,17 +97,17 @@ assert list(get(quantized, path)) == ["weight"], "the base must not be changed"
 # **Predict.** With dropout 0.5: is the loss without an `rng` the same twice? With two generators?
 #
 # <details><summary>Answer</summary>
-# It is the same twice without one. The two generators give two other losses.
+# It is the same twice without one. The two generators give two other losses. "Never the same" is
+# tempting: in PyTorch, one generator is always there.
 # </details>
 
 # %%
 fresh, _ = minilora.get_peft_model(quantized, replace(lora_config, lora_dropout=0.5), rng=0)
 with_dropout = overlay(fresh, arrays(adapters))  # its settings, and the trained factors
-batch = data.collate(sequences[:4])
-losses = []
-for rng in (None, None, np.random.default_rng(1), np.random.default_rng(2)):
-    loss = model.loss(with_dropout, quantized, batch, config, ops, rng=rng)
-    losses.append(float(loss))
+batch = data.collate([[example] for example in examples[:4]])
+ops = minilora.operations(adapters, quantized)
+rngs = None, None, np.random.default_rng(1), np.random.default_rng(2)
+losses = [float(model.loss(with_dropout, quantized, batch, config, ops, rng=r)) for r in rngs]
 print("twice without an rng, then with two of them:", *(f"{x:.3f}" for x in losses))
 
 # %%
@@ -125,8 +118,9 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 # %% [markdown]
 # ## 4 bits, and merging into them
 #
-# `BitsAndBytesConfig(load_in_4bit=True)` alone means fp4 without double quantization. In minilora a
-# scheme has one name, and the command uses `nf4-dq` by default.
+# `BitsAndBytesConfig(load_in_4bit=True)` alone means fp4 without double quantization: lesson 6
+# compares the errors of both codes, and lesson 7 counts the bytes. In minilora a scheme has one
+# name, and the command uses `nf4-dq` by default.
 #
 # On a 4-bit base, PEFT's `merge_and_unload` rounds the merged weight to 4 bits again and warns. In
 # minilora, it returns a dense tree, and `quantize` is a separate call.
@@ -135,32 +129,23 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 #
 # <details><summary>Answer</summary>
 # In the mean over the matrices, about two fifths, in this run of `micro` (0.1 million parameters).
-# The study [Merging into four bits](merging_into_four_bits.py) measures the effect on the loss.
+# The study [Merging into four bits](merging_into_four_bits.py) measures the effect on the loss, and
+# shows that the share is larger for a smaller update. So "none" is tempting only if one thinks of
+# the error as a share of the weight.
 # </details>
 
 # %%
-name, error, nbytes = "model.layers.0.mlp.up_proj.weight", {}, {}
-w = get(base, name)
-for scheme in ("fp4", "nf4", "nf4-dq"):
-    stored = get(minilora.quantize(base, scheme), name)
-    error[scheme] = np.linalg.norm(stored.dequantize() - w) / np.linalg.norm(w)
-    nbytes[scheme] = stored.nbytes
-table(["scheme", "relative error", "bytes"], [[s, f"{error[s]:.4f}", nbytes[s]] for s in error])
-
 again = minilora.quantize(dense, "nf4-dq")
-lost, update = [], []
+lost, update = 0, 0
 for path in lora.adapted_paths(adapters):
     rounded, merged = (get(tree, f"{path}.weight") for tree in (again, dense))
-    lost.append(np.linalg.norm(rounded.dequantize() - merged))
-    update.append(np.linalg.norm(layers.lora_delta(get(adapters, path))))
-ratio = np.mean(lost) / np.mean(update)
-print(f"rounding again changes the weights by {ratio:.2f} of the update")
+    lost += np.linalg.norm(rounded.dequantize() - merged)
+    update += np.linalg.norm(layers.lora_delta(get(adapters, path)))
+print(f"rounding again changes the weights by {lost / update:.2f} of the update")
 
 # %%
 # Checks
-assert nbytes["fp4"] == nbytes["nf4"] > nbytes["nf4-dq"], "double quantization must save bytes"
-assert error["fp4"] > 1.15 * error["nf4-dq"], "fp4 must have the larger error"
-assert QUICK or 0.3 < ratio < 0.5, "rounding again must change two fifths of the update"
+assert QUICK or 0.3 < lost / update < 0.5, "rounding again must change two fifths of the update"
 
 # %% [markdown]
 # ## What minilora hides
@@ -170,8 +155,7 @@ assert QUICK or 0.3 < ratio < 0.5, "rounding again must change two fifths of the
 # by (seed, step). minilora runs on one machine, on the CPU.
 
 # %%
-of_ops = [float(model.loss(adapters, quantized, batch, config, o)) for o in (layers, ops)]
-reference, optimized = of_ops
+reference, optimized = (model.loss(adapters, quantized, batch, config, o) for o in (layers, ops))
 print(f"loss by the reference {reference:.7f}, optimized {optimized:.7f}")
 
 # %%

@@ -5,8 +5,7 @@
 #
 # SmolLM2-135M-Instruct has 1,400 times the parameters of `micro`. It learns to answer a request in
 # plain English with one line of JSON, which names a tool and its arguments. The study [The memory
-# of a step](../memory/the_memory_of_a_step.py) counts parameters and bytes, and [lesson
-# 12](../../12_your_own_text.py) merges an adapter and loads it in PEFT.
+# of a step](../memory/the_memory_of_a_step.py) counts parameters and bytes.
 #
 # **Continues:** [lesson 12](../../12_your_own_text.py).
 #
@@ -15,16 +14,14 @@
 
 # %%
 import json
-from pathlib import Path
-from tempfile import gettempdir
 
 import numpy as np
 
 import minilora
 from lessons.helpers import toolcalls
-from lessons.helpers.common import FIGURES, QUICK, short, table
-from minilora import LoraConfig, TrainConfig, data, model
-from minilora.evaluation import metrics, plot
+from lessons.helpers.common import FIGURES, QUICK, short
+from minilora import LoraConfig, TrainConfig, data
+from minilora.evaluation import plot
 from minilora.evaluation.memory import peak_rss_mb
 from minilora.tree import num_parameters
 
@@ -33,9 +30,8 @@ lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
 minilora.print_trainable_parameters(adapters, base)
 settings = TrainConfig(
-    iters=short(150, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True, steps_per_eval=50,
-    val_batches=4,
-)  # fmt: skip
+    short(150, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True, steps_per_eval=50
+)
 FULL_MB = 16 * num_parameters(base) / 1e6  # full fine-tuning: weights, gradients, two moments
 
 # %% [markdown]
@@ -45,25 +41,23 @@ FULL_MB = 16 * num_parameters(base) / 1e6  # full fine-tuning: weights, gradient
 #
 # <details><summary>Answer</summary>
 # Only the line of JSON and the end of the answer. No call of a test row is in the training rows,
-# and the test rows use other phrasings.
+# and the test rows use other phrasings. (Yes is tempting, because both splits have the same tools.)
 # </details>
 
 # %%
 rows = {split: toolcalls.rows(split) for split in ("train", "valid", "test")}
 examples = {split: data.encode_rows(some, tokenizer, settings)[0] for split, some in rows.items()}
 first = examples["train"][0]
-not_counted, counted = [], []
-for token, mask in zip(first.tokens, first.mask):
-    (counted if mask else not_counted).append(token)
-print(repr(tokenizer.decode(not_counted)))
-print(repr(tokenizer.decode(counted)))
+for counts in (0, 1):
+    shown = [token for token, mask in zip(first.tokens, first.mask) if mask == counts]
+    print("in the loss:" if counts else "not counted:", repr(tokenizer.decode(shown)))
 share = np.mean([np.mean(example.mask) for example in examples["train"]])
 print(f"{share:.0%} of the tokens count")
 
 # %%
 # Checks
 answers = {split: {row["messages"][-1]["content"] for row in some} for split, some in rows.items()}
-assert tokenizer.decode(counted[:-1]) in answers["train"], "the answer and its end must count"
+assert tokenizer.decode(shown[:-1]) in answers["train"], "the answer and its end must count"
 assert 0.3 < share < 0.5, "less than half of the tokens count"
 assert len(rows["train"]) == 1600, "600 of 1,600 rows are used"
 for split in ("test", "valid"):
@@ -75,19 +69,17 @@ for split in ("test", "valid"):
 # **Predict.** What does a chat model answer to such a request, without a word about tools?
 #
 # <details><summary>Answer</summary>
-# See the output below. Of 48 answers, none is right.
+# See the output below. Of 48 answers, none is right. (A call is tempting, because chat models are
+# known for it. But this one is small, and nothing tells it the tools or the format.)
 # </details>
 
 
 # %%
-LENGTH = short(48, 12)  # tokens of an answer
-
-
-def generate(adapters, request, length=LENGTH):
+def generate(adapters, request):
     """Return the greedy answer to a request."""
     turn = [{"role": "user", "content": request}]
     ids = tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True))
-    answer = minilora.generate(adapters, base, ids, config, max_tokens=length)
+    answer = minilora.generate(adapters, base, ids, config, max_tokens=short(64, 12))
     return tokenizer.decode(list(answer))
 
 
@@ -95,7 +87,6 @@ test = examples["test"][: short(96, 4)]
 request, right = (turn["content"] for turn in rows["test"][0]["messages"])
 print(f"request: {request}\noutput:  {generate(adapters, request)}\nright:   {right}")
 before = minilora.evaluate(adapters, base, test[:48], config)
-print(f"loss {before['loss']:.3f} nats per token, exact match {before['exact_match']:.1%}")
 
 # %%
 # Checks
@@ -109,24 +100,22 @@ assert before["loss"] > 2, "before training, the loss must be high"
 # test rows is then answered right, every character?
 #
 # <details><summary>Answer</summary>
-# More than a third.
+# More than a third. (None is tempting, because each row is seen once. But the rules are the same in
+# all rows.)
 # </details>
 
 # %%
-valid = () if QUICK else examples["valid"][: settings.val_batches * settings.batch_size]
+valid = examples["valid"][: short(16, 0)]
 adapters, history = minilora.train(adapters, base, examples["train"], config, settings, valid)
 seconds = [row["seconds"] for row in history if "loss" in row]
 peak = peak_rss_mb() or 0  # 0 if the platform does not count it
 print(f"a step took {np.median(seconds):.2f} s; the process needed at most {peak:,.0f} MB")
-folder = Path(gettempdir()) if QUICK else FIGURES
-plot.curve(folder / "real-model.png", history, "SmolLM2-135M in NF4 learns tool calls")
+if not QUICK:
+    plot.curve(FIGURES / "real-model.png", history, "SmolLM2-135M in NF4 learns tool calls")
 
 after = minilora.evaluate(adapters, base, test, config)
-names = ("loss", "exact_match", "ece", "brier")
-cells = []
 for when, scores in (("before", before), ("after", after)):
-    cells.append([when, *(f"{scores[name]:.4f}" for name in names)])
-table(["", *names], cells)
+    print(f"{when}: loss {scores['loss']:.3f}, exact match {scores['exact_match']:.1%}")
 print("output:", generate(adapters, request))
 
 # %% [markdown]
@@ -135,17 +124,8 @@ print("output:", generate(adapters, request))
 #
 # The squares are scores of 16 rows. Where the model is wrong: is it the form, the tool, or a value?
 
+
 # %%
-ops = minilora.operations(adapters, base)
-params = model.parameters(adapters, base, ops)
-exact = metrics.token_scores(params, test[:24], config, ops)["exact"]
-wrong = []  # pairs (output, right line)
-for i in np.flatnonzero(~exact)[: short(6, 0)]:
-    asked, expected = (turn["content"] for turn in rows["test"][i]["messages"])
-    wrong.append((generate(adapters, asked, 64), expected))
-    print(f"request: {asked}\noutput:  {wrong[-1][0]}\nright:   {expected}\n")
-
-
 def tool_of(line):
     """Return the tool that a line of JSON calls, or None if it is not a call."""
     try:
@@ -155,7 +135,15 @@ def tool_of(line):
         return None
 
 
-tools = [(tool_of(output), tool_of(expected)) for output, expected in wrong]
+tools = []  # pairs: the tool of a wrong output, and of the right line
+for row in rows["test"][: short(24, 1)]:
+    asked, expected = (turn["content"] for turn in row["messages"])
+    output = generate(adapters, asked)
+    if output != expected:
+        tools.append((tool_of(output), tool_of(expected)))
+        print(f"request: {asked}\noutput:  {output}\nright:   {expected}\n")
+    if len(tools) == 6:
+        break
 are_calls = sum(tool is not None for tool, _ in tools)
 right_tool = sum(tool == expected for tool, expected in tools)
 print(f"{are_calls} of {len(tools)} wrong answers are calls, {right_tool} of the right tool")
@@ -167,9 +155,9 @@ print(f"{are_calls} of {len(tools)} wrong answers are calls, {right_tool} of the
 # %%
 # Checks
 assert peak < FULL_MB / 2, "the process must need less than half of full fine-tuning"
-assert are_calls >= len(tools) - 1, "wrong answers must be calls, but for one"
-assert right_tool >= len(tools) / 2, "half of the wrong answers must call the right tool"
 if not QUICK:
+    assert are_calls >= len(tools) - 1, "wrong answers must be calls, but for one"
+    assert right_tool >= len(tools) / 2, "half of the wrong answers must call the right tool"
     assert after["loss"] < 0.2 < before["loss"] / 10, "the loss must fall to a tenth"
     assert after["exact_match"] > 0.35, "more than a third of the answers must be right"
 
@@ -181,7 +169,7 @@ if not QUICK:
 # fine-tuning needs for its weights and their state. On the command line:
 #
 # ```sh
-# python lessons/toolcalls.py toolcalls    # writes train.jsonl, valid.jsonl and test.jsonl
+# python -m lessons.helpers.toolcalls toolcalls    # writes train.jsonl, valid.jsonl and test.jsonl
 # minilora train --model smollm2 --data toolcalls --mask-prompt --target-modules all-linear \
 #     --iters 260 --batch-size 4 --learning-rate 1e-3 --adapter-path tools
 # minilora evaluate --adapter-path tools
@@ -189,7 +177,7 @@ if not QUICK:
 #
 # **What to try.**
 #
-# 1. `iters=short(150, 2)`: train for 400 steps. How many answers are right?
+# 1. `short(150, 2)`: train for 400 steps. How many answers are right?
 # 2. `"all-linear"`: train `["q_proj", "v_proj"]`. Which kind of mistake remains?
 # 3. `request`: write a request of your own. Does it become a call?
 #
