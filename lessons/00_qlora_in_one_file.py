@@ -313,8 +313,7 @@ def dense(w):
 # tokens are cut off.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
-# of the seven projections. Other methods train norms, prefixes, scalings or
-# bottlenecks.](../figures/drawings/llama_block.svg)
+# of the seven projections.](../figures/drawings/llama_block.svg)
 #
 
 

@@ -111,9 +111,6 @@ for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
 #   \text{LoRA: } \lVert\Delta W\rVert \approx s\,\eta\sqrt{out \cdot r/3} \qquad
 #   \text{quotient: } s\sqrt{\frac{r}{3 \cdot in}}$$
 #
-# ![An entry of W moves by η; an entry of ΔW is a sum of r small numbers of A, times s and
-# η](../figures/drawings/one_entry_moves.svg)
-#
 # **Predict.** For s = 2 and r = 8: how much smaller is LoRA's first step at width 48? At 4096? So
 # how many times the rate of full fine-tuning does LoRA need?
 #

@@ -126,8 +126,6 @@ assert min(RANKS, key=lambda r: by_rank["all", 4e-3, r].mean()) == 64, "and be t
 # $$(\alpha,\; \eta,\; A_0) \quad\text{and}\quad (c^2\alpha,\; \eta/c,\; A_0/c)
 #   \quad\text{are the same run.}$$
 #
-# ![Where dropout, rank, α/r and learning rate act](../figures/drawings/settings.svg)
-#
 # **Predict.** How close are the losses of 60 such steps to each other, for c = 2?
 #
 # <details><summary>Answer</summary>

@@ -38,9 +38,6 @@ def loss(adapters, examples):
 # Two adapters are trained. One answers "Who, what, where?", the other "Where, what, who?". Each is
 # a tree of its own, and both use the *same* base.
 #
-# ![One frozen base is shared by two adapters. Each row of a batch names its adapter, or
-# none.](../figures/drawings/one_base_many_adapters.svg)
-#
 # **Predict.** How many bytes does the second adapter add? What must be done to switch?
 #
 # <details><summary>Answer</summary>

@@ -9,17 +9,15 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from minilora import layers, nf4
-from minilora.formats import hf_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "lessons" / "book" / "drawings"
 NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 MODULES = {name: import_module(f"lessons.book.drawings.{name}") for name in NAMES}
-DRAWINGS = MODULES["elements"].DRAWINGS
+DRAWINGS, drawn = MODULES["elements"].DRAWINGS, MODULES["elements"].drawn
 PAGES = [
     ROOT / "README.md",
     *ROOT.glob("lessons/*.md"),
@@ -29,17 +27,6 @@ PAGES = [
 TEXT = " ".join(path.read_text("utf-8") for path in PAGES).replace("\n# ", " ").replace("\n", " ")
 SHOWN = re.findall(r"!\[([^\]]*)\]\([./]*figures/drawings/(\w+)\.", TEXT)  # (alt text, name)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
-
-
-def drawn(name):
-    """Draw, and return the figure."""
-    draw, width, height, _ = DRAWINGS[name]
-    fig = Figure(figsize=(width, height))
-    ax = fig.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, 10 * width), ylim=(0, 10 * height))
-    ax.axis("off")
-    draw(ax)
-    return fig
 
 
 def words(name):
@@ -73,22 +60,6 @@ def test_a_drawing_is_stored_and_shown_and_agrees_with_its_alt_texts(name):
         box = text.get_window_extent(renderer)
         inside = whole.x0 <= box.x0 and whole.y0 <= box.y0 and box.x1 <= whole.x1
         assert inside and box.y1 <= whole.y1, text.get_text()
-
-
-def test_the_budgets_are_those_of_the_sweep():
-    from lessons.studies.lora import targets_sweep as targets
-
-    for ranks in targets.SPENT.values():
-        assert MODULES["optimizer"].budget_of(ranks) == pytest.approx(targets.BUDGET, rel=0.02)
-    assert f"{targets.BUDGET:,}" in words("one_budget")
-
-
-def test_the_parameters_of_the_drawings_are_those_of_the_models():
-    assert "65.3 billion" in " ".join(
-        words("llama_65b")
-    )  # the study `memory_on_paper` asserts 65,285,660,672
-    shapes = hf_folder.projection_shapes(MODULES["elements"].SMOLLM2)
-    assert shapes["k_proj"] == (192, 576) and shapes["down_proj"] == (576, 1536)
 
 
 def test_the_number_line_has_the_values_of_nf4():

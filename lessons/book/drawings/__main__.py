@@ -6,12 +6,12 @@ python -m lessons.book.drawings masks      # only one of them
 
 import sys
 
-from lessons.book.drawings import (
-    few_bits,  # noqa: F401  each module adds its drawings to DRAWINGS
-    low_rank,  # noqa: F401
-    optimizer,  # noqa: F401
-    outcomes,  # noqa: F401
-    training,  # noqa: F401
+from lessons.book.drawings import (  # noqa: F401  each module adds its drawings to DRAWINGS
+    few_bits,
+    low_rank,
+    model,
+    path,
+    training,
 )
 from lessons.book.drawings.elements import DRAWINGS, save
 

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from minilora.config import ModelConfig
 
-FOLDER = Path(__file__).parents[3] / "figures" / "drawings"
+ROOT = Path(__file__).parents[3]
 INK, GREY, BLUE, ORANGE, GREEN, PURPLE = (
     "#222222", "#6b6b6b", "#0072b2", "#d55e00", "#00785a", "#a0497a"
 )  # fmt: skip
@@ -23,7 +23,6 @@ KINDS = {  # fill, edge, line style
     "trained": ("#fbdcc4", ORANGE, "-"),
     "temporary": ("#ffffff", GREEN, "--"),
     "data": ("#f0f0f0", GREY, "-"),
-    "other": ("#f3dfeb", PURPLE, "-"),
 }
 SMOLLM2 = ModelConfig(49152, 576, 1536, 30, 9, 3, 64)
 
@@ -50,22 +49,22 @@ def drawing(height, alt, width=7.0):
     return register
 
 
-def save(name, folder=FOLDER):
-    """Write one drawing as SVG. The same code writes the same bytes.
-
-    The drawing of the README is also written as PNG, because package indexes show no SVG.
-    """
+def drawn(name):
+    """Draw, and return the figure."""
     draw, width, height, _ = DRAWINGS[name]
     fig = Figure(figsize=(width, height), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 10 * width), ylim=(0, 10 * height))
     ax.axis("off")
+    draw(ax)
+    return fig
+
+
+def save(name):
+    """Write one drawing as SVG. The same code writes the same bytes."""
     with matplotlib.rc_context({"svg.hashsalt": name, "mathtext.fontset": "dejavusans"}):
-        draw(ax)
-        folder.mkdir(parents=True, exist_ok=True)
-        fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-        if name == "lora_and_qlora":
-            fig.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+        file = ROOT / "figures" / "drawings" / f"{name}.svg"
+        drawn(name).savefig(file, metadata={"Date": None, "Creator": None})
 
 
 # ------------------------------------------------------------------------------------ the elements
@@ -76,54 +75,50 @@ def text(ax, x, y, words, size=9, color=INK, ha="center", va="center", **options
     ax.text(x, y, words, size=size, color=color, ha=ha, va=va, **options)
 
 
-def box(ax, x, y, w, h, words="", kind="data", size=9, **options):
-    """Draw a box with its lower left corner at (x, y), and words in the middle."""
+def title(ax, x, y, words, size=11, **options):
+    """Write a heading."""
+    text(ax, x, y, words, size, ha="left", weight="bold", **options)
+
+
+def rectangle(ax, x, y, w, h, kind="data", **options):
+    """Draw a rectangle with its lower left corner at (x, y)."""
+    fill, edge, style = KINDS[kind]
+    ax.add_patch(Rectangle((x, y), w, h, **{"fc": fill, "ec": edge, "ls": style, **options}))
+
+
+def box(ax, x, y, w, h, words="", kind="data", size=9):
+    """Draw a rectangle with round corners, and words in the middle."""
     fill, edge, style = KINDS[kind]
     shape = FancyBboxPatch(
         (x + 0.3, y + 0.3), w - 0.6, h - 0.6, boxstyle="round,pad=0.3,rounding_size=0.5",
         fc=fill, ec=edge, ls=style, lw=1.2,
     )  # fmt: skip
     ax.add_patch(shape)
-    text(ax, x + w / 2, y + h / 2, words, size, **options)
-
-
-def matrix(ax, x, y, w, h, words, kind, rows="", columns="", size=11):
-    """Draw a matrix to scale, with the names of its two sides."""
-    fill, edge, style = KINDS[kind]
-    ax.add_patch(Rectangle((x, y), w, h, fc=fill, ec=edge, ls=style, lw=1.4))
     text(ax, x + w / 2, y + h / 2, words, size)
+
+
+def matrix(ax, x, y, w, h, words, kind, rows="", columns=""):
+    """Draw a matrix to scale, with the names of its two sides."""
+    rectangle(ax, x, y, w, h, kind, lw=1.4)
+    text(ax, x + w / 2, y + h / 2, words, 11)
     text(ax, x - 0.6, y + h / 2, rows, color=GREY, ha="right")
     text(ax, x + w / 2, y + h + 1.1, columns, color=GREY)
 
 
-def arrow(ax, start, end, words="", color=INK, offset=(0, 1.1), curve=0.0, style="-", **options):
-    """Draw an arrow, and words next to its middle."""
-    ax.add_patch(FancyArrowPatch(
-        start, end, arrowstyle="-|>", mutation_scale=10, color=color, lw=1.2, ls=style,
-        shrinkA=0, shrinkB=0, connectionstyle=f"arc3,rad={curve}",
-    ))  # fmt: skip
-    middle = [(a + b) / 2 + shift for a, b, shift in zip(start, end, offset)]
-    text(ax, *middle, words, color=color, **options)
-
-
-def path(ax, *points, color=INK, style="-"):
+def arrow(ax, *points, color=INK, style="-", curve=0.0):
     """Draw an arrow along straight lines."""
     for a, b in pairwise(points[:-1]):
         ax.plot(*zip(a, b), color=color, lw=1.2, ls=style, solid_capstyle="projecting")
-    arrow(ax, *points[-2:], color=color, style=style)
-
-
-def title(ax, x, y, words, **options):
-    """Write a heading."""
-    text(ax, x, y, words, 11, ha="left", weight="bold", **options)
+    ax.add_patch(FancyArrowPatch(
+        *points[-2:], arrowstyle="-|>", mutation_scale=10, color=color, lw=1.2, ls=style,
+        shrinkA=0, shrinkB=0, connectionstyle=f"arc3,rad={curve}",
+    ))  # fmt: skip
 
 
 def legend(ax, x, y, step, **kinds):
     """Explain kinds of boxes in a row."""
     for i, (kind, words) in enumerate(kinds.items()):
-        fill, edge, style = KINDS[kind]
-        spot = Rectangle((x + i * step, y - 0.6), 2, 1.3, fc=fill, ec=edge, ls=style, lw=1.2)
-        ax.add_patch(spot)
+        rectangle(ax, x + i * step, y - 0.6, 2, 1.3, kind, lw=1.2)
         text(ax, x + i * step + 2.7, y, words, ha="left")
 
 
@@ -139,9 +134,9 @@ def plot_axes(ax, x, y, w, h, **labels):
     return plot
 
 
-def circle(ax, x, y, words, color=INK):
-    """Draw a sign in a circle: a sum or a product."""
-    text(ax, x, y, words, 11, color, bbox={"boxstyle": "circle,pad=0.15", "fc": "w", "ec": color})
+def plus(ax, x, y):
+    """Draw a sum."""
+    text(ax, x, y, "+", 11, bbox={"boxstyle": "circle,pad=0.15", "fc": "w", "ec": INK})
 
 
 def bits_per_weight(block_size=64):

@@ -1,4 +1,4 @@
-"""Weights in few bits: NF4, the bytes of double quantization, both passes, merging, memory."""
+"""Weights in few bits: NF4, the bytes of double quantization, both passes, merging."""
 
 from statistics import NormalDist
 
@@ -24,24 +24,20 @@ def nf4_number_line(ax):
     density = 0.42 * np.exp(-0.5 * (x * reach) ** 2)
     plot.fill_between(x, density, color="#e8e8e8", lw=0)
     plot.plot(x, density, color=GREY, lw=1)
+    text(plot, -0.85, 0.29, "normal\ndensity", 8.5, GREY)
+    text(plot, -1.04, 0.54, "code", 8.5, BLUE)
     for code, value in enumerate(nf4.NF4):
         plot.plot([value, value], [0, 0.45], color=BLUE, lw=1.4)
-        plot.text(value, 0.47, str(code), ha="center", size=8.5, color=BLUE)
-    plot.text(-1.07, 0.53, "code", size=8.5, color=BLUE)
-    plot.text(-0.85, 0.26, "normal\ndensity", size=8.5, color=GREY, ha="center")
+        text(plot, value, 0.485, str(code), 8.5, BLUE)
     plot.axhline(0, color=INK, lw=0.8)
     weights, absmax = block_of_eight()
-    codes = nf4.nearest(weights / absmax, nf4.CODEBOOKS["nf4"])
-    for i, (w, code) in enumerate(zip(weights / absmax, codes)):
-        plot.plot(w, -0.28, "o", color=ORANGE, ms=5, zorder=3)
-        plot.annotate(
-            "",
-            (nf4.NF4[code], 0),
-            (w, -0.27),
-            arrowprops={"arrowstyle": "-|>", "color": ORANGE, "lw": 1},
-        )
-        plot.text(w, -0.345, f"{weights[i]:.2f}", size=8, ha="center", color=ORANGE)
-    plot.text(0.83, -0.2, f"absmax\n= {absmax:.2f}", size=8.5, ha="center", color=ORANGE)
+    shares = weights / absmax
+    style = {"arrowstyle": "-|>", "color": ORANGE, "lw": 1}
+    for w, share, code in zip(weights, shares, nf4.nearest(shares, nf4.CODEBOOKS["nf4"])):
+        plot.plot(share, -0.28, "o", color=ORANGE, ms=5, zorder=3)
+        plot.annotate("", (nf4.NF4[code], 0), (share, -0.27), arrowprops=style)
+        text(plot, share, -0.33, f"{w:.2f}", 8, ORANGE)
+    text(plot, 0.83, -0.16, f"absmax\n= {absmax:.2f}", 8.5, ORANGE)
 
 
 def block_of_eight():
@@ -53,39 +49,36 @@ def block_of_eight():
 
 @drawing(
     3.4,
-    "Eight weights of a block in NF4, E2M1, int4 and bitsandbytes' FP4: for each the code and the "
-    "value that the code stands for, and the root of the mean squared error of each format, which "
-    "grows in this order.",
+    "Eight weights of a block in NF4, E2M1, int4 and bitsandbytes' FP4: for each the value that is "
+    "stored and its error, and the root of the mean squared error of each format, which grows in "
+    "this order.",
 )
 def quantize_a_block(ax):
     weights, absmax = block_of_eight()
     e2m1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6
-    e2m1 = np.concatenate([e2m1, 0 - e2m1]).astype(np.float32)
-    int4 = (np.arange(-7, 8) / 7).astype(np.float32)
-    formats = {"NF4": nf4.NF4, "E2M1": e2m1, "int4": int4, "FP4 (bitsandbytes)": nf4.FP4}
-    errors = []
+    columns = (
+        (12, "NF4", nf4.NF4),
+        (26.4, "E2M1", np.concatenate([-e2m1, e2m1])),
+        (40.8, "int4", np.arange(-7, 8) / 7),
+        (55.2, "FP4 (bitsandbytes)", nf4.FP4),
+    )
+    rows = 25.6 - 2.6 * np.arange(8)
     title(ax, 2, 31.5, f"one block, scale (absmax) = {absmax:.2f}")
-    text(ax, 38, 31.5, "in each column: code → value", color=GREY, ha="left")
-    text(ax, 2, 28.3, "weight", ha="left", weight="bold")
-    for column, (name, values) in enumerate(formats.items()):
-        x = 12 + 14.4 * column
-        code = nf4.Codebook.from_values(values) if len(values) == 16 else None
-        midpoints = (values[1:] + values[:-1]) / 2
-        text(ax, x, 28.3, name, ha="left", weight="bold")
-        restored = []
-        for i, w in enumerate(weights / absmax):
-            number = nf4.nearest(w, code) if code else np.searchsorted(midpoints, w)
-            restored.append(values[number] * absmax)
-            words = f"{number if code else number - 7:>2} → {restored[-1]:6.3f}"
-            error = abs(restored[-1] - weights[i])
-            bar = Rectangle((x - 0.5, 24.6 - 2.6 * i), 100 * error, 2.1, fc="#fbdcc4", lw=0)
-            ax.add_patch(bar)
-            text(ax, x, 25.6 - 2.6 * i, words, ha="left", family="monospace")
-        errors.append(np.sqrt(np.mean((np.array(restored) - weights) ** 2)))
+    text(ax, 38, 31.5, "in each column: the value that is stored", color=GREY, ha="left")
+    title(ax, 2, 28.3, "weight", 9)
+    for y, w in zip(rows, weights):
+        text(ax, 2, y, f"{w:5.2f}", ha="left", family="monospace")
+    errors = []
+    for x, name, values in columns:
+        nearest = np.abs(weights[:, None] / absmax - values).argmin(axis=1)
+        stored = values[nearest] * absmax
+        title(ax, x, 28.3, name, 9)
+        for y, value, error in zip(rows, stored, np.abs(stored - weights)):
+            rectangle(ax, x - 0.5, y - 1, 100 * error, 2.1, "trained", lw=0)
+            text(ax, x, y, f"{value:6.3f}", ha="left", family="monospace")
+        errors.append(np.sqrt(np.mean((stored - weights) ** 2)))
         text(ax, x, 3.6, f"RMSE {errors[-1]:.3f}", ha="left", color=ORANGE)
     assert errors == sorted(errors), "the columns must be in the order of their errors"
-    for i, w in enumerate(weights):
-        text(ax, 2, 25.6 - 2.6 * i, f"{w:5.2f}", ha="left", family="monospace")
     words = "bars: size of an error. The block is chosen to show the order of a million weights"
     text(ax, 2, 1.4, words, 8.5, GREY, ha="left")
 
@@ -96,51 +89,31 @@ def quantize_a_block(ax):
     "byte, one byte per 64 weights, one float32 per 16,384 weights, and one offset.",
 )
 def double_quantized_bytes(ax):
-    shape = projection_shapes(SMOLLM2)["up_proj"]
-    q = nf4.quantize(np.ones(shape, np.float32), 64, double_quant=True)
-    double = q.stored_absmax
-    n = shape[0] * shape[1]
+    out, width = projection_shapes(SMOLLM2)["up_proj"]
+    q = nf4.quantize(np.ones((out, width), np.float32), 64, double_quant=True)
+    double, n = q.stored_absmax, out * width
     parts = (
-        ("4-bit codes", q.codes, "two codes per byte", "4 bits"),
-        ("codes of absmax", double.codes, "one byte per 64 weights", "8/64 bits"),
-        ("nested absmax", double.nested_absmax, "one float32 per 16,384 weights", "32/16,384 bits"),
-        ("offset", double.offset, "one float32 per tensor", "32 bits in all"),
-    )
-    title(ax, 2, 30.8, f"up_proj of SmolLM2, {shape[0]} × {shape[1]} = {n:,} weights")
-    for i, (name, array, words, bits) in enumerate(parts):
+        ("4-bit codes", q.codes, 8, "two codes per byte", "4 bits per weight"),
+        ("codes of absmax", double.codes, 4, "one byte per 64 weights", "8/64 bits per weight"),
+        ("nested absmax", double.nested_absmax, 2, "one float32 per 16,384 weights",
+         "32/16,384 bits per weight"),
+        ("offset", double.offset, 1, "one float32 per tensor", "32 bits in all"),
+    )  # fmt: skip
+    title(ax, 2, 30.8, f"up_proj of SmolLM2, {out} × {width} = {n:,} weights")
+    for i, (name, array, count, words, bits) in enumerate(parts):
         y = 24.5 - 5.6 * i
         box(ax, 2, y, 15, 4, name, "frozen")
-        cells(ax, 19, y + 0.7, (8, 4, 2, 1)[i], 2.6, split=i == 0)
+        for byte in range(count):
+            rectangle(ax, 19 + 2.5 * byte, y + 0.7, 2.5, 2.6, "frozen")
+            if array is q.codes:
+                ax.plot([20.25 + 2.5 * byte] * 2, [y + 0.7, y + 3.3], ":", color=BLUE, lw=0.8)
         text(ax, 40, y + 2.9, words, ha="left")
-        text(ax, 40, y + 0.9, f"{bits} per weight" if i < 3 else bits, color=GREY, ha="left")
-        text(
-            ax,
-            68.5,
-            y + 2,
-            f"{array.nbytes:,} bytes",
-            ha="right",
-            weight="bold" if i == 0 else None,
-        )
+        text(ax, 40, y + 0.9, bits, color=GREY, ha="left")
+        text(ax, 68.5, y + 2, f"{array.nbytes:,} bytes", ha="right")
     total = f"{q.nbytes:,} bytes, {8 * q.nbytes / n:.3f} bits per weight (float32: {4 * n:,} bytes)"
     text(ax, 68.5, 4, total, ha="right", weight="bold")
-    text(
-        ax,
-        68.5,
-        1.6,
-        "absmax ≈ map[code] · nested absmax + offset        weight ≈ NF4[code] · absmax",
-        ha="right",
-        color=GREEN,
-    )
-
-
-def cells(ax, x, y, count, side, split=False):
-    """Draw a row of bytes; `split` shows the two halves of each."""
-    fill, edge, _ = KINDS["frozen"]
-    for i in range(count):
-        ax.add_patch(Rectangle((x + i * side, y), side, side, fc=fill, ec=edge, lw=1))
-        if split:
-            middle = x + (i + 0.5) * side
-            ax.plot([middle, middle], [y, y + side], color=edge, lw=0.8, ls=":")
+    words = "absmax ≈ map[code] · nested absmax + offset        weight ≈ NF4[code] · absmax"
+    text(ax, 68.5, 1.6, words, color=GREEN, ha="right")
 
 
 @drawing(
@@ -151,32 +124,35 @@ def cells(ax, x, y, count, side, split=False):
 )
 def qlora_passes(ax):
     box(ax, 26, 34.3, 18, 4.4, "4-bit codes and scales of W", "frozen", 8.5)
-    for y, head, color in ((23, "forward", INK), (5.4, "backward", GREEN)):
-        text(ax, 1.5, y + 7.6, head, 10, color, ha="left", weight="bold")
-        box(ax, 28.5, y + 3.4, 13, 3.6, "Ŵ", "temporary", 11)
-        box(ax, 28.5, y - 3.2, 13, 3.6, "A, B", "trained")
-    arrow(ax, (35, 34.3), (35, 30), "dequantize", GREEN, (4.6, 0), size=8.5)
-    path(ax, (44, 36.5), (66, 36.5), (66, 14.4), (35, 14.4), (35, 12.4), color=GREEN)
-    text(ax, 59, 15.4, "dequantize again", 8.5, GREEN)
-    box(ax, 5, 23.2, 8, 3.6, "x")
-    box(ax, 57, 23.2, 7, 3.6, "h")
-    circle(ax, 51, 25, "+")
+    passes = (
+        (21.6, "forward", "x", "data", "h", INK),
+        (4, "backward", "∂L/∂x", "temporary", "∂L/∂h", GREEN),
+    )
+    for y, head, left, kind, right, color in passes:
+        title(ax, 1.5, y + 9, head, 10, color=color)
+        box(ax, 28.5, y + 4.8, 13, 3.6, "Ŵ", "temporary", 11)
+        box(ax, 28.5, y - 1.8, 13, 3.6, "A, B", "trained")
+        box(ax, 5, y + 1.6, 8, 3.6, left, kind)
+        box(ax, 57, y + 1.6, 7, 3.6, right)
     for y in (28.2, 21.6):
-        path(ax, (13, 25), (20, 25), (20, y), (28.5, y))
-        path(ax, (41.5, y), (51, y), (51, 26.5 if y > 25 else 23.5))
+        arrow(ax, (13, 25), (20, 25), (20, y), (28.5, y))
+        arrow(ax, (41.5, y), (51, y), (51, 26.5 if y > 25 else 23.5))
+    plus(ax, 51, 25)
     arrow(ax, (52.5, 25), (57, 25))
-    box(ax, 57, 5.6, 7, 3.6, "∂L/∂h")
-    box(ax, 5, 5.6, 8, 3.6, "∂L/∂x", "temporary")
     for y in (10.6, 4):
-        path(ax, (57, 7.4), (50, 7.4), (50, y), (41.5, y), color=GREEN)
-        path(ax, (28.5, y), (20, y), (20, 7.4), (13, 7.4), color=GREEN)
+        arrow(ax, (57, 7.4), (50, 7.4), (50, y), (41.5, y), color=GREEN)
+        arrow(ax, (28.5, y), (20, y), (20, 7.4), (13, 7.4), color=GREEN)
+    arrow(ax, (35, 34.3), (35, 30), color=GREEN)
+    text(ax, 39.6, 32.2, "dequantize", 8.5, GREEN)
+    arrow(ax, (44, 36.5), (66, 36.5), (66, 14.4), (35, 14.4), (35, 12.4), color=GREEN)
+    text(ax, 59, 15.4, "dequantize again", 8.5, GREEN)
+    text(ax, 46, 29.4, "Ŵx", 8.5)
+    text(ax, 46, 11.8, "g·Ŵ", 8.5, GREEN)
     # the gradients of A and B need ∂L/∂h and the kept x; A and B themselves do not get x
     box(ax, 52, 0.2, 17, 3.4, "∂L/∂A, ∂L/∂B: for Adam", "temporary", 8.5)
-    path(ax, (60.5, 5.6), (60.5, 3.6), color=GREEN)
-    path(ax, (9, 23.2), (9, 18.3), (0.7, 18.3), (0.7, 1.2), (52, 1.2), color=GREY)
+    arrow(ax, (60.5, 5.6), (60.5, 3.6), color=GREEN)
+    arrow(ax, (9, 23.2), (9, 18.3), (0.7, 18.3), (0.7, 1.2), (52, 1.2), color=GREY)
     text(ax, 9.6, 19.4, "x is kept for ∂L/∂A and ∂L/∂B", 8.5, GREY, ha="left")
-    text(ax, 22, 12, "g·Ŵ", 8.5, GREEN)
-    text(ax, 46, 29.4, "Ŵx", 8.5)
 
 
 @drawing(
@@ -186,113 +162,60 @@ def qlora_passes(ax):
     "the same.",
 )
 def merging_precision(ax):
-    w, update = np.float32(0.185), np.float32(0.012)
+    w, updated = np.float32(0.185), np.float32(0.197)
     low, high = 0.155, 0.252
+    bfloat16 = np.arange(np.ceil(low * 1024), high * 1024) / 1024
     values = nf4.NF4[(low < nf4.NF4) & (high > nf4.NF4)]
-    steps = np.arange(np.ceil(low * 1024), high * 1024) / 1024
-    rows = (
-        (26.5, "float32", [], 0),
-        (16.5, "bfloat16", steps, 1024),
-        (6.5, "NF4, absmax 1", values, 0),
-    )
 
     def place(value):
         return 15 + (value - low) / (high - low) * 53
 
-    for y, name, grid, inverse in rows:
+    rows = ((26.5, "float32", [w, updated]), (16.5, "bfloat16", bfloat16), (6.5, "NF4", values))
+    for y, name, grid in rows:
+        title(ax, 1.5, y, name, 9)
         ax.plot([15, 68], [y, y], color=INK, lw=1)
-        text(ax, 1.5, y, name, ha="left", weight="bold")
-        for value in grid:
-            ax.plot(
-                [place(value)] * 2, [y - 0.9, y + 0.9], color=BLUE, lw=2 if len(grid) < 9 else 0.7
-            )
-        if len(grid) == 0:
+        if name == "float32":  # too many to draw
             ax.plot([15, 68], [y, y], color=BLUE, lw=5, alpha=0.35)
-        ends = [w, w + update]
-        if inverse:
-            ends = [np.round(v * inverse) / inverse for v in ends]
-        if name.startswith("NF4"):
-            ends = [nf4.NF4[nf4.nearest(v, nf4.CODEBOOKS["nf4"])] for v in ends]
-        for value, target in zip((w, w + update), ends):
-            arrow(ax, (place(value), y + 4.6), (place(target), y + 0.9), color=ORANGE)
-        stored = f"stored change: {ends[1] - ends[0]:.4f}"
-        text(ax, 68, y + 3.6, stored, ha="right", color=ORANGE if ends[1] > ends[0] else PURPLE)
+        else:
+            ax.vlines(place(grid), y - 0.9, y + 0.9, color=BLUE, lw=0.7 if len(grid) > 2 else 2)
+        before, after = (min(grid, key=lambda value: abs(value - v)) for v in (w, updated))
+        arrow(ax, (place(w), y + 4.6), (place(before), y + 0.9), color=ORANGE)
+        arrow(ax, (place(updated), y + 4.6), (place(after), y + 0.9), color=ORANGE)
         text(ax, place(w), y + 5.6, f"W {w:.3f}", 8.5, ha="right")
-        text(ax, place(w + update) - 2, y + 5.6, f"W + ΔW {w + update:.3f}", 8.5, ha="left")
+        text(ax, place(updated) - 2, y + 5.6, f"W + ΔW {updated:.3f}", 8.5, ha="left")
+        color = ORANGE if after > before else PURPLE
+        text(ax, 68, y + 3.6, f"stored change: {after - before:.4f}", color=color, ha="right")
     for value in values:
         text(ax, place(value), 4.2, f"{value:.4f}", 8.5, BLUE)
-    text(ax, 15, 1.6, "blue: numbers that the format can store near W", color=BLUE, ha="left")
+    words = "blue: numbers that the format can store near W (NF4 with an absmax of 1)"
+    text(ax, 15, 1.6, words, color=BLUE, ha="left")
 
 
 @drawing(
-    3.1,
-    "Bytes per weight of the base in a training step: full fine-tuning 16, LoRA 4.37, QLoRA 0.88. "
-    "Of LoRA's, 4 are the frozen weights. The others are the adapters, their gradients and Adam's "
-    "moments.",
+    3.2,
+    "Three ways to merge, as arrows. The trained model is Ŵ plus ΔW. From the original W the same "
+    "arrow ends elsewhere, W − Ŵ away. In four bits again, the end moves to the nearest point of a "
+    "grid, which can be Ŵ itself.",
 )
-def step_memory(ax):
-    shapes = projection_shapes(SMOLLM2).values()
-    share = sum(8 * (out + n) for out, n in shapes) / sum(out * n for out, n in shapes)
-    bars = (
-        ("full fine-tuning", 4, 1),
-        ("LoRA, r = 8", 4, share),
-        ("QLoRA, r = 8", bits_per_weight() / 8, share),
+def three_merges(ax):
+    across, up = np.meshgrid(6 + 8 * np.arange(5), 5 + 7 * np.arange(4))
+    ax.plot(across.ravel(), up.ravel(), "o", color=BLUE, ms=5)
+    ax.plot(16.4, 14.8, "s", color=INK, ms=6)
+    arrow(ax, (14, 12), (17, 10.6), color=ORANGE)
+    arrow(ax, (16.4, 14.8), (19.4, 13.4), color=ORANGE, style="--")
+    arrow(ax, (17, 10.6), (14.3, 12.1), color=PURPLE, curve=-0.5)
+    text(ax, 11.3, 12.6, "Ŵ", 10, BLUE)
+    text(ax, 15, 16.8, "W", 10)
+    text(ax, 20.4, 9.4, "Ŵ + ΔW", color=ORANGE)
+    text(ax, 22.6, 15.4, "W + ΔW", color=ORANGE)
+    lines = (
+        (25.5, "blue: what four bits can store", BLUE),
+        (20, "1.  Ŵ + ΔW, dense: the trained model", ORANGE),
+        (14.5, "2.  four bits again: the nearest blue point,\n     here Ŵ: ΔW is lost", PURPLE),
+        (8, "3.  W + ΔW: off by W − Ŵ,\n     which can be longer than ΔW", INK),
     )
-    plot = plot_axes(
-        ax,
-        15,
-        7,
-        53,
-        20,
-        xlabel="bytes per projection weight, float32 (without activations)",
-        xlim=(0, 17.5),
-    )
-    names = ("frozen weights", "trained weights", "their gradients", "Adam's two moments")
-    colors, hatches = ("#9ecae9", ORANGE, "#f0b37e", "#fbdcc4"), ("", "", "//", "..")
-    for y, (_, weights, trained) in zip((2, 1, 0), bars):
-        full = trained == 1
-        parts, left = (0 if full else weights, 4 * trained, 4 * trained, 8 * trained), 0.0
-        for size, color, hatch, name in zip(parts, colors, hatches, names):
-            style = {"color": color, "hatch": hatch, "edgecolor": INK, "lw": 0.6}
-            plot.barh(y, size, 0.6, left, label=name if y == 2 else None, **style)
-            left += size
-        plot.text(left + 0.2, y, f"{left:.2f}", va="center", size=9)
-    plot.set_yticks((2, 1, 0), [name for name, *_ in bars], size=9)
-    plot.legend(frameon=False, fontsize=8.5, loc="lower right")
-    text(
-        ax,
-        15,
-        28.8,
-        f"SmolLM2's projections; A and B have {100 * share:.1f} % of their weights",
-        ha="left",
-    )
-
-
-@drawing(
-    3.1,
-    "One outlier among 32 weights. In one block of 32 all other weights round to few values. In "
-    "blocks of 8 only the outlier's own block suffers, at the price of more scales.",
-)
-def blocks_and_outliers(ax):
-    rng = np.random.default_rng(3)
-    weights = np.round(rng.standard_normal(32) * 0.3, 3).astype(np.float32)
-    weights[11] = 4.0
-    for y, size in ((17.5, 32), (4, 8)):
-        blocks = weights.reshape(-1, size)
-        absmax = np.abs(blocks).max(axis=1, keepdims=True)
-        codes = nf4.nearest((blocks / absmax).ravel(), nf4.CODEBOOKS["nf4"]).reshape(blocks.shape)
-        errors = np.abs(nf4.NF4[codes] * absmax - blocks).ravel()
-        for i, (w, error) in enumerate(zip(weights, errors)):
-            x = 2 + 1.5 * i + 0.8 * (i // size)
-            height = min(abs(w), 1.15) * 7
-            ax.add_patch(Rectangle((x, y), 1.2, height, fc="#d6e9f5", ec=BLUE, lw=0.8))
-            ax.add_patch(Rectangle((x, y), 1.2, min(7 * error, height), fc=ORANGE, lw=0))
-        rmse = np.sqrt(np.mean(errors**2))
-        words = f"blocks of {size}\nerror {rmse:.3f}\n{4 + 32 / size:g} bits per weight"
-        text(ax, 54.5, y + 4.5, words, 9, ha="left")
-        text(ax, 2, y - 1.3, f"{len(blocks)} scale" + "s" * (len(blocks) > 1), 8.5, GREY, ha="left")
-    text(ax, 19.4, 27.2, "outlier 4.0, drawn shorter", 8.5, GREY)
-    text(ax, 2, 29.6, "blue: size of a weight     orange: its error in NF4", 8.5, GREY, ha="left")
+    for y, words, color in lines:
+        text(ax, 43, y, words, color=color, ha="left")
 
 
 @drawing(
@@ -301,13 +224,10 @@ def blocks_and_outliers(ax):
     "in floating point with the same columns of W, the rest in 8-bit integers.",
 )
 def llm_int8(ax):
-    fill, edge, _ = KINDS["trained"]
-    outliers = (2, 6)
-    for x, y, rows, name in ((2, 12, 5, "x  (tokens, in)"), (24, 10.2, 6, "W  (out, in)")):
+    for x, y, height, name in ((2, 12, 9, "x  (tokens, in)"), (24, 10.2, 10.8, "W  (out, in)")):
         for column in range(9):
-            kind = (fill, edge) if column in outliers else KINDS["frozen"][:2]
-            corner = (x + 1.8 * column, y)
-            ax.add_patch(Rectangle(corner, 1.8, 1.8 * rows, fc=kind[0], ec=kind[1], lw=0.9))
+            kind = "trained" if column in (2, 6) else "frozen"
+            rectangle(ax, x + 1.8 * column, y, 1.8, height, kind)
         text(ax, x + 8.1, 23.6, name)
     text(ax, 21, 16, "·", 16)
     text(ax, 43, 16, "=", 14)
@@ -315,9 +235,9 @@ def llm_int8(ax):
     text(ax, 57.2, 15.6, "+", 13)
     box(ax, 46.5, 9, 21.5, 4.6, "floating point", "trained", 8.5)
     text(ax, 10, 9.6, "outlier columns: |x| ≥ 6", 8.5, ORANGE)
-    text(ax, 57.2, 24.4, "blue columns", 9, BLUE)
-    text(ax, 57.2, 7.2, "orange columns", 9, ORANGE)
-    text(ax, 35, 3, "y = absmaxₓ · absmax_w / 127² · Σ qₓ·q_w  +  Σ over outlier columns x·w", 9)
+    text(ax, 57.2, 24.4, "blue columns", color=BLUE)
+    text(ax, 57.2, 7.2, "orange columns", color=ORANGE)
+    text(ax, 35, 3, "y = absmaxₓ · absmax_w / 127² · Σ qₓ·q_w  +  Σ over outlier columns x·w")
 
 
 @drawing(
@@ -326,79 +246,14 @@ def llm_int8(ax):
     "range of float32 and few digits, float16 more digits and a small range.",
 )
 def number_formats(ax):
-    formats = (("float32", 8, 23), ("bfloat16", 8, 7), ("float16", 5, 10))
-    for row, (name, exponent, fraction) in enumerate(formats):
-        y, x = 19.5 - 6.3 * row, 10.5
-        text(ax, 1.5, y + 1, name, ha="left", weight="bold")
-        for bits, kind in ((1, "data"), (exponent, "frozen"), (fraction, "trained")):
-            for _ in range(bits):
-                fill, edge, _ = KINDS[kind]
-                ax.add_patch(Rectangle((x, y), 1.15, 2.2, fc=fill, ec=edge, lw=0.8))
-                x += 1.15
+    formats = ((19.5, "float32", 8, 23), (13.2, "bfloat16", 8, 7), (6.9, "float16", 5, 10))
+    for y, name, exponent, fraction in formats:
+        title(ax, 1.5, y + 1, name, 9)
+        kinds = ["data"] + ["frozen"] * exponent + ["trained"] * fraction
+        for i, kind in enumerate(kinds):
+            rectangle(ax, 10.5 + 1.15 * i, y, 1.15, 2.2, kind)
         step = 2.0**-fraction
         largest = (2 - step) * 2.0 ** (2 ** (exponent - 1) - 1)
         words = f"next number after 1: 1 + {step:.2g}     largest: {largest:.3g}"
         text(ax, 10.5, y - 1.5, words, 8.5, GREY, ha="left")
     legend(ax, 10.5, 2, 15, data="sign", frozen="exponent: range", trained="fraction: precision")
-
-
-@drawing(
-    3.3,
-    "A block of NF4 has 64 elements and a float32 scale, a block of MXFP4 32 elements and a power "
-    "of two, a block of NVFP4 16 elements and an E4M3 scale. Below, the scales from 1 to 4: three "
-    "powers of two, eight evenly spaced E4M3 numbers per octave, and all numbers of float32.",
-)
-def four_bit_blocks(ax):
-    formats = (("NF4", 64, "float32", 32), ("MXFP4", 32, "E8M0", 8), ("NVFP4", 16, "E4M3", 8))
-    fill, edge, _ = KINDS["frozen"]
-    for row, (name, size, scale, bits) in enumerate(formats):
-        y = 27.6 - 4.4 * row
-        text(ax, 1.5, y + 0.7, name, ha="left", weight="bold")
-        for i in range(size):
-            ax.add_patch(Rectangle((9 + 0.45 * i, y), 0.45, 1.5, fc=fill, ec=edge, lw=0.5))
-        x = 9 + 0.45 * size + 0.6
-        ax.add_patch(Rectangle((x, y), 0.14 * bits, 1.5, fc=KINDS["trained"][0], ec=ORANGE, lw=1))
-        words = f"{scale}: 4 + {bits}/{size} = {4 + bits / size:g} bits per weight"
-        text(ax, x + 0.14 * bits + 0.8, y + 0.7, words, 8.5, ha="left")
-    text(
-        ax, 9, 16.3, "blue: 4-bit elements     orange: the scale of the block", 8.5, GREY, ha="left"
-    )
-    text(ax, 1.5, 13.2, "scales from 1 to 4", 9, ha="left", weight="bold")
-    eighths = [octave * (1 + i / 8) for octave in (1, 2) for i in range(8)] + [4]
-    for y, name, values in ((9.8, "float32", []), (6.4, "E4M3", eighths), (3, "E8M0", [1, 2, 4])):
-        text(ax, 1.5, y, name, ha="left")
-        ax.plot([9, 66], [y, y], color=ORANGE if not values else INK, lw=1 if values else 5)
-        for value in values:
-            x = 9 + 57 * np.log2(value) / 2
-            ax.plot([x, x], [y - 0.9, y + 0.9], color=ORANGE, lw=2)
-    for value in (1, 2, 4):
-        text(ax, 9 + 57 * np.log2(value) / 2, 1, f"{value}", 8.5, GREY)
-
-
-@drawing(
-    3.4,
-    "Three ways to a 4-bit model with an adapter. Train on the dense base, merge, quantize. Train "
-    "on the 4-bit base, merge, quantize again. Train on the 4-bit base and keep the adapter "
-    "separate. Only the third computes in use what it computed in training.",
-)
-def three_ways_to_serve(ax):
-    ways = (
-        ("1", "W", "W + ΔW", "quantize(W + ΔW)", "errs by the rounding of W + ΔW"),
-        ("2", "Ŵ", "Ŵ + ΔW", "quantize(Ŵ + ΔW)", "errs by the rounding of ΔW and new scales"),
-        ("3", "Ŵ", "Ŵ,  B,  A", "Ŵ,  B,  A", "as in training"),
-    )
-    for x, words in ((10.5, "trained on"), (27.5, "trained model"), (51, "served, in 4 bits")):
-        text(ax, x, 31.5, words, 9.5, weight="bold")
-    for i, (number, base, model, served, words) in enumerate(ways):
-        y = 23.5 - 8.3 * i
-        text(ax, 2.5, y + 2.2, number, 12, weight="bold")
-        dense = base == "W"
-        box(ax, 6.5, y, 8, 4.4, base, "data" if dense else "frozen", 11)
-        box(ax, 20.5, y, 14, 4.4, model, "trained", 10)
-        box(ax, 42, y, 18, 4.4, served, "trained" if i == 2 else "frozen", 10)
-        arrow(ax, (14.5, y + 2.2), (20.5, y + 2.2))
-        arrow(ax, (34.5, y + 2.2), (42, y + 2.2), "" if i == 2 else "merge", GREEN, size=8.5)
-        text(ax, 51, y - 1.4, words, 8.5, GREY)
-    text(
-        ax, 6.5, 2, "W: dense base     Ŵ: the base in 4 bits     ΔW = (α/r) BA", 9, GREY, ha="left"
-    )

@@ -31,9 +31,6 @@ from minilora.tree import get
 # $$y = \frac{\mathrm{absmax}_x\,\mathrm{absmax}_w}{127^2} \sum_i q_{x,i}\,q_{w,i}
 #   + \sum_{i\ \text{outlier column}} x_i\,w_i \qquad \text{(LLM.int8, Sec. 3)}$$
 #
-# ![One absmax per row of x and per row of W; an entry of y is a sum of products of whole numbers,
-# times both](../../../figures/drawings/rows_and_scales.svg)
-#
 # An *outlier column* of x is one in which any |x| is at least 6. These columns are left out of the
 # first sum and multiplied in floating point. The paper finds outliers in all layers of models with
 # 6.7 billion parameters or more, and says that they are in few columns.

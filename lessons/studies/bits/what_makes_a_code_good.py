@@ -75,9 +75,6 @@ for name in ("least squares", "equal bins"):
     print(f"RMSE of {name}: {error[name] / error['nf4']:.2f} of NF4's")
 
 # %% [markdown]
-# ![The distance of a weight to the nearest value: small teeth for NF4, wide ones outside for a code
-# with equal bins](../../../figures/drawings/gaps_of_codes.svg)
-#
 # NF4's bins are not equal. A possible reason: its quantiles are those of weights divided by *one*
 # scale, but each block is divided by its largest weight. A code with equal bins has more error. And
 # NF4 is not the code of least error, either: "least squares" has 5 % less.
@@ -96,9 +93,6 @@ assert 0.94 < error["least squares"] / error["nf4"] < 0.96, "least squares must 
 #
 # Four kinds of weights: normal; uniform; heavy-tailed (Student's t with 3 degrees of freedom); and
 # normal, but about one in 512 is twenty times as large.
-#
-# ![One outlier among 32 weights: in one block of 32 it spoils all others, in blocks of 8 only those
-# of its block.](../../../figures/drawings/blocks_and_outliers.svg)
 #
 # **Predict.** How does NF4's error grow from blocks of 64 to blocks of 4096, for each kind? For
 # which kind is NF4 not the best code?

@@ -26,9 +26,6 @@ rng = np.random.default_rng(0)
 # difference to the offset in its group of 256. If that is 143 times an absmax, the error can be
 # larger than this absmax.
 #
-# ![Left: a step between the levels is much smaller than each absmax. Right: with one large block, a
-# step is wider than all others](../../../figures/drawings/one_large_absmax.svg)
-#
 # **Predict.** 256 blocks have weights of the same size. Then one block is multiplied by f. How does
 # the error of the *other* 255 grow with f?
 #

@@ -74,9 +74,6 @@ assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many 
 # `collate` therefore stores in `segment_starts` where each token's example begins. It is used
 # twice: attention sees nothing before it, and positions are counted from it.
 #
-# ![A pair of numbers is a point in the plane. At position t it is rotated by t times the pair's
-# frequency.](../../../figures/drawings/rope.svg)
-#
 # **Predict.** Which of the two is needed, so that a packed example gets the logits that it gets
 # alone?
 #

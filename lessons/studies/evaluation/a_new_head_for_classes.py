@@ -33,10 +33,6 @@ config, base, words = minilora.load("micro")
 #
 # $$p = \mathrm{softmax}(W h_{\text{last}}), \qquad W \text{ of shape } (C, D)$$
 #
-# ![The tokens of a text go through the frozen model. The new head reads the state of the last token
-# and gives one logit per class. The model's own head is not
-# used.](../../../figures/drawings/class_head.svg)
-#
 # PEFT has the same head: `task_type="SEQ_CLS"` adds the matrix `score` and saves it with the
 # adapter. A test compares our logits with PEFT's. The code is in
 # [`class_head.py`](../../helpers/class_head.py); this is its main line:

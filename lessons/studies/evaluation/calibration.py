@@ -54,10 +54,6 @@ for n in (32, 4000):
 #
 # $$\mathrm{Brier} = \frac{1}{N} \sum (p - y)^2 \qquad \text{(Brier 1950)}$$
 #
-# ![A reliability diagram: answers grouped by the model's confidence. Where the share of right
-# answers is below the confidence, the model is too sure. The gaps, weighted, are the
-# ECE.](../../../figures/drawings/reliability.svg)
-#
 # **Predict.** Order these by their ECE per token: the base on its own notes, the base on the
 # questions, the run on 32 rows, the run on 4,000 rows.
 #
@@ -192,8 +188,6 @@ if not QUICK:
 # 2017, Sec. 4.2, Eq. 9). The likeliest token stays the likeliest, so no greedy answer changes. Only
 # the confidence does: τ > 1 lowers it, τ < 1 raises it. The function `fitted` of
 # `confidence_sweep.py` tries 81 values and takes the one with the lowest −Σ log p(outcome).
-#
-# ![Three temperatures and one list of logits](../../../figures/drawings/temperature.svg)
 #
 # **Predict.** Is τ above 1 for 16 training rows? Is it for 4,000?
 #

@@ -34,9 +34,6 @@ config, base, _ = minilora.load("micro")
 # What does chance give? For i random orthonormal rows of length d, the mean of UᵢᵀUᵢ is the
 # identity times i/d. So the mean of ‖UᵢVⱼᵀ‖² is i·j/d, and the mean of φ is max(i, j)/d.
 #
-# ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
-# ones.](../../../figures/drawings/subspaces.svg)
-#
 # **Predict.** The paper finds φ(1, 1) > 0.5 for A, between r = 8 and r = 64. GPT-3 has d = 12,288.
 # How far is 0.5 from chance there, and at d = 48?
 #
@@ -160,9 +157,6 @@ for name in ("r = 8, two seeds", "r = 8 and r = 32"):
 #
 # To compare, U and V are also taken from W itself, and at random. For random U and V with r
 # columns, the mean of ‖UᵀWV‖² is ‖W‖²·r²/(m·n), so ‖UᵀWV‖ is about ‖W‖·r/√(mn).
-#
-# ![W seen in its own leading directions, and in random
-# ones](../../../figures/drawings/w_in_directions.svg)
 #
 # **Predict.** The amplification is 21.5 in the paper, for r = 4. Is it larger or smaller here?
 #

@@ -43,9 +43,6 @@ rng = np.random.default_rng(0)
 # Each term is a *direction* of rank one. If a few directions carry nearly all of ‖ΔW‖², the update
 # is close to a matrix of low rank.
 #
-# ![A matrix is a sum of rank-one matrices. Keeping the largest three gives the best matrix of rank
-# three; the rest is the error.](../../../figures/drawings/singular_values.svg)
-#
 # **Predict.** Of 48 directions, how many carry nine tenths of ‖ΔW‖²? And how many do it in a random
 # matrix?
 #

@@ -35,9 +35,6 @@ from lessons.studies.lora import rates_sweep
 # From the first step (lesson 5), LoRA's rate should be about two times that of full fine-tuning on
 # `micro`.
 #
-# ![An entry of W moves by η; an entry of ΔW is a sum of r small numbers of A, times s and
-# η](../../../figures/drawings/one_entry_moves.svg)
-#
 # **Predict.** Order the best learning rates of LoRA, full fine-tuning and training from random
 # weights.
 #

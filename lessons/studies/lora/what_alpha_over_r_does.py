@@ -88,11 +88,6 @@ for rule in scaling_sweep.RULES:
 table(["‖ΔW‖ of rule", *(f"r = {r}" for r in RANKS), "grows as"], cells)
 
 # %% [markdown]
-# The same by the formula s·√r, for comparison:
-#
-# ![The size of the first update over the rank by the formula: with a constant s it grows as √r,
-# with α/r it falls, with α/√r it stays.](../../../figures/drawings/scaling_rules.svg)
-#
 # In the formula, s and η appear only as a product. "Tuning α is roughly the same as tuning the
 # learning rate" (LoRA, Sec. 4.1). At the first step this is exact, up to Adam's ε:
 

@@ -45,9 +45,6 @@ def seeds(loss):
 # The paper's Table 5 has the accuracy of GPT-3 on WikiSQL: q 70.4, k 70.0, v 73.0, o 73.2, q and k
 # 71.4, q and v 73.7, all four of attention 73.7 %.
 #
-# ![One budget spent on q, q and v, the MLP, and all
-# seven](../../../figures/drawings/one_budget.svg)
-#
 # **Predict.** The task is to repeat words of the prompt in another order. Is q or v the better
 # place for a single large adapter?
 #

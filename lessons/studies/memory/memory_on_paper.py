@@ -25,9 +25,6 @@ from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 # of one number. A tree of such arrays is a model on paper. `num_parameters` and `lora.target_paths`
 # treat it like a real one.
 #
-# ![The seven matrices of a layer of LLaMA-65B, to scale, with their numbers of
-# weights](../../../figures/drawings/llama_65b.svg)
-#
 # **Predict.** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48 GB?
 #
 # <details><summary>Answer</summary>

@@ -28,9 +28,6 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # 10,000 times, from 350 GB to 35 MB. An adapter on one matrix has r·(in + out) numbers, and GPT-3
 # has 96 layers of width 12,288.
 #
-# ![The share 2r/width of a square matrix, for r = 4, 8 and 64: it falls as the width
-# grows](../../../figures/drawings/adapter_share.svg)
-#
 # **Predict.** By what factor does a checkpoint of our small base `tiny` shrink, with r = 8 on all
 # projections?
 #
@@ -75,9 +72,6 @@ assert 10.5 < whole / size < 11.5, "a checkpoint of tiny must shrink eleven time
 # Two tasks share one base. The first is to answer with name, object and place. The second has the
 # same prompts, but wants only the place. `finetune` (in `common.py`) loads `micro`, trains a LoRA
 # adapter on `rows`, and scores it on `held_out`. `short(200, 60)` is 200, or 60 in a quick run.
-#
-# ![One frozen base is shared by two adapters. Each row of a batch names its adapter, or
-# none.](../../../figures/drawings/one_base_many_adapters.svg)
 #
 # **Predict.** Both adapters are trained. Then the same prompt is answered with the first adapter,
 # the second, and the first again. What has to be written in memory each time?

@@ -74,9 +74,6 @@ assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
 # two moments, and activations. It counts no dense copies of weights. `one_step.py` runs a step of
 # LoRA on a random model in a process of its own, and compares its growth with the estimate.
 #
-# ![Activations rise and fall; a dense copy of one weight exists for one product
-# only](../../../figures/drawings/memory_over_time.svg)
-#
 # **Predict.** With the weights at an eighth, how much smaller is the whole step?
 #
 # <details><summary>Answer</summary>

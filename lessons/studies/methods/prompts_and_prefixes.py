@@ -208,9 +208,6 @@ print(f"the prefix takes {share.min():.2f} to {share.max():.2f} of the attention
 print(f"ratios vary by {variation(prefixed):.1e} with a prefix, {variation(adapted):.1e} with LoRA")
 
 # %% [markdown]
-# ![A prefix takes a share λ of the attention and shrinks the other weights by the same factor; LoRA
-# changes their ratios](../../../figures/drawings/prefix_attention.svg)
-#
 # So within one layer, a prefix cannot move attention from one letter to another, and LoRA on q can
 # (Petrov et al. 2024). This may be a reason why virtual tokens learn slowly. It does not prove that
 # they cannot learn the task: the layer above gets another input and may attend elsewhere because of

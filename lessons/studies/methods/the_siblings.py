@@ -7,9 +7,6 @@
 # A method is defined by the parameters it adds, their initialization, and the line that uses them.
 # The study [Prompts and prefixes](prompts_and_prefixes.py) asks why prompts answer nothing here.
 #
-# ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
-# prefix, prompt, BitFit and full fine-tuning.](../../../figures/drawings/methods.svg)
-#
 # **Continues:** [lesson 3](../../03_two_small_matrices.py).
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 3.

@@ -46,8 +46,6 @@ def show(name):
 # $$\tfrac{1}{2}(B_1 + B_2) \cdot \tfrac{1}{2}(A_1 + A_2) =
 #   \tfrac{1}{4}(B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1)$$
 #
-# ![The exact sum, and the mean of the factors](../../../figures/drawings/adapters_combined.svg)
-#
 # The functions `train` and `scored` of `combining_sweep.py` train the adapters of one seed and
 # score them. The function `off` is the error of ΔW against the mean of the updates. PEFT's `linear`
 # with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the exact sum to rank r.

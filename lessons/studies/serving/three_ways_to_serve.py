@@ -39,10 +39,6 @@ from minilora import data
 # %% [markdown]
 # ## The three ways, and two crossings
 #
-# ![Three ways: train on the dense base, merge, quantize; train on the 4-bit base, merge, quantize
-# again; train on the 4-bit base and keep the adapter
-# separate](../../../figures/drawings/three_ways_to_serve.svg)
-#
 # A crossing is an adapter of the 4-bit base on the dense base, or vice versa. The function `served`
 # of `serving_sweep.py` makes all of them. Ways 1 and 2 are
 #

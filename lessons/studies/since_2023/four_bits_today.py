@@ -84,10 +84,6 @@ assert np.finfo(np.float32).eps < 1e-6, "and in float32 by less than a millionth
 # minus 2, because 4 = 2² is the largest power of two in E2M1. In NVFP4, the scale is a product of
 # two: a float32 per tensor and an E4M3 per block.
 #
-# ![A block of NF4 has 64 elements and a float32 scale, a block of MXFP4 32 and a power of two, a
-# block of NVFP4 16 and an E4M3 scale. Below, the scales from 1 to
-# 4.](../../../figures/drawings/four_bit_blocks.svg)
-#
 # **Predict.** By MXFP4's rule, absmax/2^k is between 4 and 8, but E2M1 ends at 6. Some libraries
 # round the scale up instead, so that nothing is clipped. Is the error then smaller?
 #

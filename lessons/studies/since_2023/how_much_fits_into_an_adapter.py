@@ -50,8 +50,6 @@ def column(name, case):
 # $$\text{bits learned} = \sum_{\text{facts}} \Big( 12 \cdot \log_2 16
 #   - \sum_{\text{letters}} -\log_2 p(\text{letter}) \Big)$$
 #
-# ![What is learned of twelve random letters](../../../figures/drawings/memorized_bits.svg)
-#
 # **Predict.** How many bits has the base "learned" before any training?
 #
 # <details><summary>Answer</summary>

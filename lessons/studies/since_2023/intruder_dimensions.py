@@ -44,9 +44,6 @@ def column(name, method):
 # each with all those of W₀. It is an intruder if the largest |cosine| is below ε = 0.5 (Algorithm 1
 # of the paper; ten and 0.5 are PEFT's defaults).
 #
-# ![Singular values after an update of full rank and of rank one with the same norm. The update of
-# rank one adds one tall bar with a small cosine](../../../figures/drawings/intruder_dimensions.svg)
-#
 # **Predict.** What is the largest |cosine| of a *random* direction with 48 orthogonal ones? With
 # 4,096, as in a model with 7 billion parameters?
 #

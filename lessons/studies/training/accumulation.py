@@ -40,9 +40,6 @@ adapters, base = minilora.get_peft_model(base, lora_config, 0)
 #
 # The second formula is a mean of means. It gives a token in a short micro-batch more weight.
 #
-# ![Two micro-batches with 6 and 2 target tokens: the sum of both losses is divided by all 8
-# tokens.](../../../figures/drawings/accumulation.svg)
-#
 # **Predict.** A batch has notes (long, with a low loss) and questions (about two dozen target
 # tokens, with a high loss). Each micro-batch is one row. Is the mean of means higher or lower than
 # the loss of the batch?

@@ -34,10 +34,6 @@ N = short(1040, 260)
 # In training, μ and σ² are those of the batch. *Running statistics* move towards them in each
 # forward pass (here, a tenth of the way), and are used in validation. No gradient is involved.
 #
-# ![BatchNorm divides by statistics of the batch and updates running statistics in each forward
-# pass, without a gradient. RMSNorm has no such state: only its weight could be
-# trained.](../../../figures/drawings/norms.svg)
-#
 # The data are pictures of letters, drawn in the typefaces of matplotlib. A small convolutional
 # network (`convnet.py`) was trained to read DejaVu Sans. It gives the patches of a picture to
 # `layers.linear`, so LoRA adapts a convolution as it adapts a linear layer. Thirty batches of bold

@@ -40,9 +40,6 @@ sweep = read_sweep("dropout")
 # The held-out rows are always right. With 64 rows, the runs without dropout and with dropout 0.1
 # have eight seeds (`dropout_sweep.py`); the others have three.
 #
-# ![Dropout zeroes three of ten entries of the input of A and divides the others by
-# 0.7](../../../figures/drawings/dropout_entries.svg)
-#
 # **Predict.** In which of the four cases does dropout 0.1 help? Are wrong answers alone a reason to
 # use it?
 #

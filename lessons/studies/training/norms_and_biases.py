@@ -112,9 +112,6 @@ for group in ("norm", "bias"):
 table(["150 steps, eight seeds", "held-out loss", "loss on the base's own text"], cells)
 
 # %% [markdown]
-# ![A norm weight scales one channel of every token; an entry of A changes one column of an
-# update](../../../figures/drawings/one_norm_weight.svg)
-#
 # On this model of 0.1 million parameters, for the mean over the seeds (its 95 % interval from eight
 # seeds):
 #

@@ -172,10 +172,6 @@ if not QUICK:
 # of its block coarse. The larger the block, the more weights it affects. Here one weight of ten
 # standard deviations is planted in each projection of `micro` (0.1 million parameters).
 #
-# ![One outlier among 32 weights. In one block of 32 all other weights round to few values. In
-# blocks of 8 only the outlier's own block suffers, at the price of more
-# scales.](../../../figures/drawings/blocks_and_outliers.svg)
-#
 # **Predict.** How much worse are blocks of 4096 than blocks of 64, without and with outliers?
 #
 # <details><summary>Answer</summary>

@@ -23,9 +23,6 @@ from lessons.studies.training.optimization_sweep import USUAL, again, case, show
 # The step has nearly full length in every entry where |g| is far above ε (lesson 5). Its signs are
 # those of one batch's gradient. Warm-up makes the first steps short.
 #
-# ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
-# cosine.](../../../figures/drawings/schedules.svg)
-#
 # **Predict.** Is the held-out loss higher without warm-up, at our rate and at ten times that?
 #
 # <details><summary>Answer</summary>

@@ -30,9 +30,6 @@ from minilora.evaluation import plot
 # The usual reason is one batch whose gradient explodes. So twenty bad rows are planted, whose
 # answers are 200 random letters. And clipping is taken away.
 #
-# ![Gradients longer than c end on a circle of radius c, shorter ones are
-# unchanged](../../../figures/drawings/clipped_gradients.svg)
-#
 # **Predict.** What raises the loss more: bad rows with clipping, or no clipping with clean rows?
 #
 # <details><summary>Answer</summary>
