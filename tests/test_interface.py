@@ -39,23 +39,6 @@ def test_the_share_of_what_is_trained_is_told_as_peft_does(capsys):
     )
 
 
-def test_results_have_names(tmp_path):
-    loaded = minilora.load("micro")
-    assert loaded == (loaded.model_config, loaded.base, loaded.tokenizer)
-    config = LoraConfig(r=2)
-    made = minilora.get_peft_model(loaded.base, config)
-    assert made == (made.adapters, made.base) and made.base is loaded.base
-    minilora.save_adapter(tmp_path, *made, config, "micro")
-    found = minilora.load_adapter(tmp_path, loaded.base)
-    assert (found.adapters, found.base, found.adapter_config) == found
-    assert found.adapter_config == config
-    settings = TrainConfig(iters=1, batch_size=2)
-    rows = minilora.load_rows("questions", "valid")[:2]
-    examples, _ = minilora.encode_rows(rows, loaded.tokenizer, settings)
-    result = minilora.train(*made, examples, loaded.model_config, settings)
-    assert (result.adapters, result.history) == result
-
-
 def test_an_adapter_that_changes_the_base_comes_with_the_base():
     base, path = random_base(TINY), "model.layers.0.self_attn.q_proj.weight"
     made = minilora.get_peft_model(base, LoraConfig(init_lora_weights="pissa"))

@@ -1,7 +1,6 @@
-"""The script that trains the built-in models: its recipes, and its errors before training."""
+"""The recipes of the built-in models."""
 
 import numpy as np
-import pytest
 
 from lessons.helpers import pretraining
 from minilora.formats.pretrained import load
@@ -16,17 +15,3 @@ def test_the_embedded_bases_are_of_the_recipes_shapes():
         assert {p: w.shape for p, w in flatten(base).items()} == {
             p: w.shape for p, w in flatten(fresh).items()
         }
-
-
-@pytest.mark.parametrize(
-    ("model", "name"), [("micro", "there"), ("micro", "a" * 300), ("huge", "b")]
-)
-def test_what_cannot_be_written_is_refused_before_the_training(
-    model, name, tmp_path, capsys, monkeypatch
-):
-    (tmp_path / "there").write_text("a user's file")
-    monkeypatch.setattr(pretraining, "train", None)  # it would be called too early
-    assert pretraining.main([model, "--out", str(tmp_path / name)]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert (tmp_path / "there").read_text() == "a user's file"
