@@ -18,7 +18,7 @@ def one_file():
     matplotlib.use("Agg")  # the lesson shows a curve at its end, and no window may wait here
     names, printed = {"__name__": "__main__"}, io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(LESSON.read_text(encoding="utf-8"), str(LESSON), "exec"), names)
+        exec(compile(LESSON.read_text("utf-8"), str(LESSON), "exec"), names)
     return SimpleNamespace(**names), printed.getvalue()
 
 

@@ -30,7 +30,7 @@ def imports(module):
     """(modules of the package, other packages) that `module` imports anywhere, in functions too."""
     path, inside, outside = FILES[module], set(), set()
     here = path.relative_to(PACKAGE).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             outside |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
@@ -140,6 +140,6 @@ def test_few_calls_lead_from_the_loop_to_the_matmul(monkeypatch):
     training.train(adapters, base, examples, config, minilora.TrainConfig(iters=1), layers)
     inner = ("shard_gradient", "evaluate", "of_leaves")
     calls = [name for name in stacks[0] if name[0] != "<" and name not in inner] + ["_matmul"]
-    page = (PACKAGE.parent / "lessons" / "guide" / "design.md").read_text(encoding="utf-8")
+    page = (PACKAGE.parent / "lessons" / "guide" / "design.md").read_text("utf-8")
     stated = re.search(r"there are nine calls .*?:\s+(`train` .*?`_matmul`)", page, re.DOTALL)[1]
     assert re.findall(r"`(\w+)`", stated) == calls and len(calls) == 1 + 9

@@ -11,9 +11,9 @@ HINT = re.compile(r"# \*\*Where to stop with a debugger\.\*\* (.*?)\n#\n", re.DO
 SPAN = re.compile(r"`([^`]+)`(?: in `([\w/]+\.py)`)?")
 STUDIES = sorted(LESSONS.glob("studies/*/*.py"))
 FILES = [*ROOT.glob("minilora/**/*.py"), *LESSONS.glob("helpers/*.py"), *STUDIES]
-SOURCES = {path: path.read_text(encoding="utf-8") for path in FILES}
+SOURCES = {path: path.read_text("utf-8") for path in FILES}
 READ = [*sorted(LESSONS.glob("[0-9]*.py")), *STUDIES]
-TEXTS = {path: path.read_text(encoding="utf-8") for path in READ}
+TEXTS = {path: path.read_text("utf-8") for path in READ}
 HINTS = {path: HINT.search(text)[1] for path, text in TEXTS.items() if HINT.search(text)}
 
 
@@ -48,11 +48,11 @@ def test_the_names_of_a_hint_exist(lesson):
 
 def test_the_names_that_the_guide_finds_in_a_file():
     pages = [LESSONS / "guide" / name for name in ("design.md", "contributors.md")]
-    text = " ".join(page.read_text(encoding="utf-8") for page in pages).replace("\n", " ")
+    text = " ".join(page.read_text("utf-8") for page in pages).replace("\n", " ")
     names = r"((?:`[A-Za-z_]+`(?:, | and (?:to )?)?)+)"
     found = re.findall(names + r" in (?:the function )?\[`[^`]+`\]\(([^)]+\.py)\)", text)
     assert len(found) > 4
     for spans, link in found:
-        source = (LESSONS / "guide" / link).read_text(encoding="utf-8")
+        source = (LESSONS / "guide" / link).read_text("utf-8")
         for name in re.findall(r"`(\w+)`", spans):
             assert re.search(rf"^ *(def |class |){name}\b", source, re.MULTILINE), (name, link)

@@ -22,8 +22,8 @@ from minilora.tree import flatten, named_leaves, overlay, unflatten
 STEPS, RATE = 200, 2e-3
 LOSSES = 2e-6  # nats
 # without the last cell, the curve of the loss, which needs matplotlib
-TEXT = LESSON.read_text(encoding="utf-8").partition("# The curve of the loss")[0]
-README = (LESSON.parents[1] / "README.md").read_text(encoding="utf-8")
+TEXT = LESSON.read_text("utf-8").partition("# The curve of the loss")[0]
+README = (LESSON.parents[1] / "README.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +162,6 @@ def test_the_parts_and_the_files_of_the_package_name_each_other():
     assert [int(number) for number, _ in parts] == [1, 2, 3, 4, 5, 6, 7]
     for number, line in parts:
         for name in re.findall(r"`([\w/]+\.py)`", line):
-            docstring = ast.get_docstring(ast.parse((package / name).read_text(encoding="utf-8")))
+            docstring = ast.get_docstring(ast.parse((package / name).read_text("utf-8")))
             assert f"`lessons/{LESSON.name}`" in docstring
             assert re.search(rf"[Pp]arts? (\d and )?{number}\b", docstring)

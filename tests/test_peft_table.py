@@ -11,7 +11,7 @@ GUIDE = Path(__file__).parents[1] / "lessons" / "guide" / "peft.md"
 
 def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = GUIDE.read_text(encoding="utf-8").partition("## What differs")[0]
+    text = GUIDE.read_text("utf-8").partition("## What differs")[0]
     rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", text, re.MULTILINE)
     assert len(rows) == text.count("\n| `")  # every row has one code span per cell
     names: dict = {}

@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[1]
 LESSONS, GUIDE = ROOT / "lessons", ROOT / "lessons" / "guide"
 PAGES = [ROOT / "README.md", LESSONS / "README.md", LESSONS / "exercises" / "README.md"]
 PAGES += sorted(GUIDE.glob("*.md"))
-EXERCISES = tomllib.loads((LESSONS / "exercises.toml").read_text(encoding="utf-8"))["exercise"]
+EXERCISES = tomllib.loads((LESSONS / "exercises.toml").read_text("utf-8"))["exercise"]
 
 
 def page(path):
     """The text of a page, from its place in the repository or its name in the guide."""
     path = ROOT / path if (ROOT / path).exists() else GUIDE / path
-    return path.read_text(encoding="utf-8")
+    return path.read_text("utf-8")
 
 
 def table(name, head):
@@ -130,7 +130,7 @@ def test_the_counts_and_the_tables_of_the_lessons_and_exercises():
     files = [*LESSONS.glob("[0-9]*.py"), *studies]
     assert sorted(times) == sorted(str(path.relative_to(LESSONS)) for path in files)
     for file, time in times.items():
-        text = (LESSONS / file).read_text(encoding="utf-8").replace("\n# ", " ")
+        text = (LESSONS / file).read_text("utf-8").replace("\n# ", " ")
         assert f"**Time:** {time} to run" in text, file
 
 
@@ -152,13 +152,13 @@ def slug(heading):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_to_a_file_and_a_heading(path):
-    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text("utf-8")):
         if "://" not in target:
             name, _, anchor = target.partition("#")
             file = (path.parent / name) if name else path
             assert file.exists(), target
             if anchor:
-                headings = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.MULTILINE)
+                headings = re.findall(r"^#+ (.*)", file.read_text("utf-8"), re.MULTILINE)
                 assert anchor in map(slug, headings), target
 
 
@@ -296,7 +296,7 @@ def test_the_lessons_of_a_rule_of_thumb_assert_it():
     assert len(rows) == len(ASSERTED)
     for row, messages in zip(rows, ASSERTED):
         links = re.findall(r"\(\.\./(.*?\.py)\)", row[2])
-        lessons = [(LESSONS / link).read_text(encoding="utf-8") for link in links]
+        lessons = [(LESSONS / link).read_text("utf-8") for link in links]
         assert all(any(message in lesson for lesson in lessons) for message in messages), links
         assert all(any(message in lesson for message in messages) for lesson in lessons), links
 
@@ -327,14 +327,14 @@ def test_the_lessons_of_a_finding_assert_it():
     for (claim, _, said, link), (verdict, message) in zip(rows, FINDINGS):
         file = re.search(r"\(\.\./(.*?\.py)\)", link)[1]
         assert said.startswith(verdict), claim
-        assert message in (LESSONS / file).read_text(encoding="utf-8"), claim
+        assert message in (LESSONS / file).read_text("utf-8"), claim
 
 
 def test_the_merge_table_of_the_faq_is_that_of_its_study(tmp_path, monkeypatch):
     from lessons.helpers import common
 
     monkeypatch.setattr(common, "FIGURES", tmp_path)
-    lesson = (LESSONS / "studies/serving/merging_into_four_bits.py").read_text(encoding="utf-8")
+    lesson = (LESSONS / "studies/serving/merging_into_four_bits.py").read_text("utf-8")
     names: dict = {}
     exec(lesson.split("# %% [markdown]\n# ## What the task says")[0], names)
     columns = [
@@ -369,7 +369,7 @@ def test_a_range_of_a_lesson_has_ends_of_intervals_that_it_prints(name, monkeypa
 
     monkeypatch.setattr(common, "QUICK", True)  # the intervals are of the sweep, in both kinds
     (path,) = LESSONS.rglob(f"{name}.py")
-    lesson = path.read_text(encoding="utf-8")
+    lesson = path.read_text("utf-8")
     exec(lesson, {})
     printed = re.findall(r"\(([-\d.]+) to ([-\d.]+)\), \d+ seeds:", capsys.readouterr().out)
     lows, highs = zip(*printed)

@@ -101,7 +101,7 @@ def test_prose_does_not_scroll_sideways_on_a_phone(browser, page):
 
 def targets(page):
     """Return the targets of the links and pictures of a page."""
-    return re.findall(r'(?:href|src)="([^"]+)"', (BOOK / page).read_text(encoding="utf-8"))
+    return re.findall(r'(?:href|src)="([^"]+)"', (BOOK / page).read_text("utf-8"))
 
 
 def test_every_lesson_has_a_notebook_with_outputs():

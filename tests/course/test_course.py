@@ -184,7 +184,7 @@ def test_an_independent_right_answer_is_accepted(name, function):
 def test_every_exercise_has_an_independent_right_answer_and_a_lesson_that_names_it():
     assert sorted(name for name, _ in RIGHT) == sorted(ALL)
     for e in ALL.values():
-        paragraph = e.lesson_file.read_text(encoding="utf-8").partition("**Exercises.**")[2]
+        paragraph = e.lesson_file.read_text("utf-8").partition("**Exercises.**")[2]
         assert re.search(rf"(?<![\w-]){e.id}(?![\w-])", paragraph), f"{e.id}: {e.lesson_file}"
 
 
@@ -276,15 +276,15 @@ def space(tmp_path, monkeypatch):
 
 
 def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
-    mine = written(NEAREST, space / NEAREST.file, TIES).read_text(encoding="utf-8")
+    mine = written(NEAREST, space / NEAREST.file, TIES).read_text("utf-8")
     (space / PACK.file).unlink()
     argv = ["learn", "init", ".", "--only", NEAREST.id, PACK.id]
     assert main(argv) == 0
     assert "files written: 1, kept: 2" in capsys.readouterr().out
-    assert (space / NEAREST.file).read_text(encoding="utf-8") == mine
+    assert (space / NEAREST.file).read_text("utf-8") == mine
     (space / NEAREST.file).rename(space / "mine.py")
     assert main(argv) == 0
-    assert (space / NEAREST.file).read_text(encoding="utf-8") == NEAREST.student_file()
+    assert (space / NEAREST.file).read_text("utf-8") == NEAREST.student_file()
 
 
 def test_a_way_through_an_exercise(space, capsys):
@@ -306,7 +306,7 @@ def test_a_way_through_an_exercise(space, capsys):
     assert run("check", "nearest_code.py").out == "nearest-code: passed\n"
     listed = run("list").out
     assert "passed  nearest-code" in listed and "1 of 2 passed" in listed
-    noted = json.loads((space / "progress.json").read_text(encoding="utf-8"))
+    noted = json.loads((space / "progress.json").read_text("utf-8"))
     assert noted == {"nearest-code": "passed"}
 
 
@@ -393,8 +393,8 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
         rows = list(csv.DictReader(file))
     assert [row["student"] for row in rows] == ["'=ann", "ben", "cleo"]
     assert rows[0]["result"].startswith("ties-upward: ") and rows[1]["result"] == "passed"
-    assert Path("class/class.md").read_text(encoding="utf-8") == table
-    assert "ties-upward" in Path("class/feedback/=ann.txt").read_text(encoding="utf-8")
+    assert Path("class/class.md").read_text("utf-8") == table
+    assert "ties-upward" in Path("class/feedback/=ann.txt").read_text("utf-8")
     assert main(argv) == 0
     assert capsys.readouterr().out == table  # the same with one job
 
@@ -403,8 +403,8 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     open_check = judge.Verdict(0.0, "failed: \ud800")
     grade = report.Grade("nearest-code", "05", 4, open_check, judge.TODO)
     report.write_all(tmp_path, {"J\udcf6rg": [grade]})
-    assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text(encoding="utf-8")
-    assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text(encoding="utf-8")
+    assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text("utf-8")
+    assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text("utf-8")
 
 
 def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ LESSONS = Path(__file__).parents[2] / "lessons"
 
 def defined_in(file, names):
     """Execute only the definitions of these names in a lesson; return them in a dict."""
-    tree = ast.parse((LESSONS / file).read_text(encoding="utf-8"))
+    tree = ast.parse((LESSONS / file).read_text("utf-8"))
     tree.body = [node for node in tree.body if named(node) in names]
     assert len(tree.body) == len(names), f"{file} does not define all of {names}"
     found = {"np": np, "partial": partial}

@@ -73,7 +73,7 @@ def test_the_left_column_runs(tmp_path, monkeypatch, capsys):
     }  # fmt: skip
     for library in (transformers, peft):
         names |= {name: getattr(library, name) for name in IMPORTED if hasattr(library, name)}
-    text = GUIDE.read_text(encoding="utf-8").partition("## What differs")[0]
+    text = GUIDE.read_text("utf-8").partition("## What differs")[0]
     lefts = re.findall(r"^\| `(.+)` \| `.+` \|$", text, re.MULTILINE)
     assert len(lefts) > 20
     with quietly():
@@ -147,7 +147,7 @@ def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = "train --iters 2 --val-batches 1 --learning-rate 0.1 --lora-r 4"
     assert cli.main(run.split()) == 0
-    text = GUIDE.read_text(encoding="utf-8").partition("## Use an adapter of minilora in PEFT")[2]
+    text = GUIDE.read_text("utf-8").partition("## Use an adapter of minilora in PEFT")[2]
     command = re.search(r"minilora (quantize .*)", text)[1]
     assert cli.main(command.split()) == 0
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
@@ -168,7 +168,7 @@ def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
 def test_how_far_evaluation_mode_is_off(scheme, names, tmp_path):
     """The page says the least and the most of twelve rows per data set. Another processor rounds
     otherwise, so half as much and twice as much are allowed. In training mode there is nothing."""
-    text = " ".join(GUIDE.read_text(encoding="utf-8").split())
+    text = " ".join(GUIDE.read_text("utf-8").split())
     models = " and ".join(f"`{name}`" for name in names)
     said = re.search(rf"logits of {models} then differ by ([\d.]+) to ([\d.]+) %", text)
     off = []

@@ -20,7 +20,7 @@ def test_the_page_has_the_rows_and_bounds_of_this_run(request, recorded):
     its differences are as large as the page's in the median: another processor rounds a single row
     otherwise (the losses of SmolLM2 in NF4 by a factor of 11 on one of them), but not most rows.
     """
-    page = rows_of_page(PAGE.read_text(encoding="utf-8"))
+    page = rows_of_page(PAGE.read_text("utf-8"))
     seen = {key: row.cells() for key, row in recorded.items()}
     if not seen:
         pytest.skip("no other test of tests/peers ran")

@@ -95,5 +95,5 @@ def test_the_bytes_of_the_base_in_four_bits(smollm2):
     small, large = (
         nbytes(load("smollm2", "nf4-dq", low_precision=kept).base) / 1e6 for kept in (True, False)
     )
-    page = (GUIDE / "data-and-models.md").read_text(encoding="utf-8").replace("\n", " ")
+    page = (GUIDE / "data-and-models.md").read_text("utf-8").replace("\n", " ")
     assert f"takes {small:.0f} MB; with a float32 embedding it would take {large:.0f} MB" in page
