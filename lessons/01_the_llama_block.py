@@ -189,6 +189,9 @@ assert np.allclose(block, after_mlp), "the four lines differ from layers.decoder
 #
 # $$L = -\frac{\sum_t m_t \log p_t[\text{target}_t]}{\sum_t m_t}$$
 #
+# ![A row of tokens and its targets, shifted by one. The mask is 1 for the tokens of the answer, so
+# only these count in the loss.](../figures/drawings/targets.svg)
+#
 # **Predict.** A model gives all V = 4 tokens the same logit. What is its loss?
 #
 # <details><summary>Answer</summary>
