@@ -184,8 +184,9 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 # They shrink it to (1 − ηλ)⁵⁰⁰ = 82 %, because AdamW also subtracts ηλθ from each parameter θ per
 # step. "Nothing" is tempting, because Adam's own step is zero if all gradients are zero. On its own
 # text, the loss of `micro` rises from 0.21 to 3.5 nats per token. The norms do not repair this:
-# their weights shrink, too, so each sublayer shrinks more than the embedding, and so do the logits.
-# (PyTorch skips a parameter whose `grad` is None, as in PEFT, but not one whose `grad` is 0.)
+# their weights shrink, too, so a sublayer, whose result is a product of several shrunken weights,
+# adds too little to the embedding. (PyTorch skips a parameter whose `grad` is None, as in PEFT, but
+# not one whose `grad` is 0.)
 # </details>
 
 # %%
