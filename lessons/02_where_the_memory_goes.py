@@ -57,8 +57,8 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # A training step needs the weights, a gradient per trained parameter, and Adam's two running
 # averages per trained parameter (lesson 0, part 6), its *moments*. It also needs the
 # [*activations*](guide/glossary.md): the results of the forward pass that the backward pass uses.
-# Without them, the sums per weight of a projection are below, for r = 8 on all projections. (There,
-# LoRA trains 0.023 numbers per frozen weight: 4 + 16 · 0.023 = 4.37 bytes.)
+# Without them, a step needs the following bytes per weight of a projection, with r = 8 on all
+# projections. (LoRA trains 0.023 numbers per frozen weight, so it needs 4 + 16 · 0.023 = 4.37.)
 #
 # ![Bytes per weight in a step, without activations, for the projections of SmolLM2: full
 # fine-tuning 16, LoRA 4.37, QLoRA 0.88.](../figures/drawings/step_memory.svg)
@@ -70,7 +70,7 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # <details><summary>Answer</summary>
 # Neither: LoRA's step needs more than three quarters of the bytes, and a base in 4 bits saves about
 # a tenth of those. Ten times is tempting, because the trained numbers are eleven times fewer. But
-# here most bytes are activations, and LoRA keeps as many of them.
+# here most bytes are activations, and LoRA keeps as many.
 # </details>
 
 # %%
