@@ -6,11 +6,11 @@
 # **Why.** Fine-tuning changes the weights of a trained model. Training a weight with Adam takes 16
 # bytes: 4 for the weight, 4 for its gradient, 8 for Adam's two averages (part 6). For the 6.74
 # billion weights of a LLaMA-7B, that is 108 GB. LoRA freezes them and trains two small matrices, A
-# and B, next to some of them: 4 million numbers, or 0.06 %, for two matrices of every layer, if A
-# has 8 rows. A frozen weight has no gradient and no averages. QLoRA also stores it in 4 bits
-# instead of 32, so the layers of the 7B model take 3.3 GB instead of 26. This works because a
-# frozen weight is only read: for each product it is turned back into float32, and A and B are
-# trained next to the rounded weights.
+# and B, next to some of them. One such pair for each of two matrices per layer has 4 million
+# numbers in total, or 0.06 %, if A has 8 rows. A frozen weight has no gradient and no averages.
+# QLoRA also stores it in 4 bits, so the layers of the 7B model take 3.3 GB instead of 26 in float32
+# (or 13 in bfloat16). This works because a frozen weight is only read: for each product it is
+# turned back into float32, and A and B are trained next to the rounded weights.
 #
 # This file does all of it with a small model. It uses NumPy, autograd (it computes gradients
 # of NumPy code) and the standard library, and nothing from `minilora`. Read it from top to bottom:
@@ -32,7 +32,7 @@
 # italics at the start of each part names the files of the package that make this part general,
 # fast and safe.
 #
-# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** NumPy, the idea of a
+# **Time:** a quarter of a minute to run, half an hour to read. **You need:** NumPy, the idea of a
 # gradient, and one lecture on transformers (attention, MLP, softmax). Lesson 1 explains each part
 # of the Llama in part 4 with one equation and a small example; the later lessons explain the rest.
 # The [glossary](guide/glossary.md) has all words.
@@ -82,11 +82,11 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
-# NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1. They are closer together near zero,
-# where most weights are. The matrices of the layers, the [*projections*](guide/glossary.md)
-# (`_proj`), are quantized; the rest stays dense. A matrix is cut into blocks of 64 numbers. Each
-# block stores its largest magnitude, the *absmax*. Each number, divided by the absmax, is stored as
-# a 4-bit code, the index of the nearest of the sixteen values:
+# NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1; 0 is one of them. They are closer
+# together near zero, where most weights are. The matrices of the layers, the
+# [*projections*](guide/glossary.md) (`_proj`), are quantized; the rest stays dense. A matrix is cut
+# into blocks of 64 numbers. Each block stores its largest magnitude, the *absmax*. Each number,
+# divided by the absmax, is stored as a 4-bit code, the index of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -95,10 +95,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # value.](../figures/drawings/nf4_number_line.svg)
 #
 # **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
-# absmax values are quantized, too: subtract their mean (all are positive, and the 256 values below
-# have both signs), cut the differences into blocks of 256, divide each block by its largest
-# magnitude (its *scale*), and take the nearest of 256 fixed values (in the code: `offset`,
-# `nested_absmax`, `DYNAMIC_MAP`). A weight then needs
+# absmax values are quantized, too: subtract their mean, `offset`, so that the differences have both
+# signs, like the 256 fixed values in `DYNAMIC_MAP`. Cut the differences into blocks of 256, divide
+# each block by its largest magnitude (its *scale*, in `nested_absmax`), and take the nearest of the
+# 256 values. A weight then needs
 #
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
 #
@@ -126,7 +126,7 @@ NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.3949174880981
 #
 # **You may skip the next cell.** It would be shorter with `np.linspace` for `edges`. But float32
 # rounds, and the last bit depends on how `edges` is computed. Computed as below, the values equal
-# those of bitsandbytes (the 4-bit library of QLoRA's authors) bit for bit.
+# those of bitsandbytes (the 4-bit library of QLoRA's authors; 0.50, on a CPU) bit for bit.
 
 # %%
 values, low = [np.array([0, 1], np.float32)], np.float32(0.1)
@@ -140,9 +140,9 @@ DYNAMIC_MAP = np.sort(np.concatenate(values))
 
 # %% [markdown]
 # Now the two functions, `quantize` and `dequantize`, with their helpers. Some details are there
-# only to equal bitsandbytes bit for bit: a block is multiplied by 1/absmax and not divided by
-# absmax, and double quantization rounds to one of 65,536 equal steps before it takes the nearest
-# value.
+# only to equal bitsandbytes bit for bit, and **you may skip them**, too: a block is multiplied by
+# 1/absmax and not divided by absmax, and `double_quantize` rounds to one of 65,536 equal steps
+# before it takes the nearest value.
 
 
 # %%
@@ -240,9 +240,10 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # Autograd can differentiate x Wᵀ. But it would keep every dequantized W until it has computed the
 # gradients. `@primitive` tells it not to look inside `matmul`, so it keeps the quantized W.
-# `defvjp` (vector-Jacobian product) gives it the derivative: a function of the output y and the
-# inputs x and w, which returns a function from the gradient of the loss L with respect to y, g =
-# ∂L/∂y, to that with respect to x. W is dequantized for this once more.
+# `defvjp` (vector-Jacobian product) gives it the derivative, as a function in a function. Autograd
+# calls the outer one in the forward pass, with the output y and the inputs x and w. It calls the
+# inner one in the backward pass, with g = ∂L/∂y, the gradient of the loss L with respect to y. The
+# result is ∂L/∂x. W is dequantized for this once more.
 #
 # **Predict.** B is zero. Can the adapter learn anything at the first step?
 #
@@ -251,8 +252,8 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # Yes. ("No" is tempting, because BA is zero.) The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is
 # the gradient for the sum W' = W₀ + (α/r) B A (it is never computed). A is not zero, so B moves at
 # the first step. (In part 6, the first step has the learning rate zero, so B moves at the second
-# step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 3 tries all four starts:
-# A and B each zero or random.
+# step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. (Lesson 4 derives both.) Lesson
+# 3 tries all four starts: A and B each zero or random.
 #
 # </details>
 
@@ -304,13 +305,12 @@ def dense(w):
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
 # *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far
 # (`apply_rope` rotates queries and keys by angles proportional to their positions, so that a score
-# depends on the distance of two tokens),
-# then what the MLP (three matrices, applied to each token alone) computes from the result. Both
-# read the vector after `rms_norm` has scaled it. At the end, the product of the vector with the
-# embedding of each token gives one number per token of the vocabulary, its *logit*. Softmax makes
-# them the probabilities p of the next token. The loss is the mean of −log p of the answers' tokens;
-# with the natural logarithm its unit is the *nat*. The logits that predict the questions' own
-# tokens are cut off.
+# depends on the distance of two tokens), then what the MLP (three matrices, applied to each token
+# alone) computes from the result. Both read the vector after `rms_norm` has scaled it. At the end,
+# the product of the vector with the embedding of each token gives one number per token of the
+# vocabulary, its *logit*. Softmax makes them the probabilities p of the next token. The loss is the
+# mean of −log p of the answers' tokens; with the natural logarithm its unit is the *nat*. The
+# logits that predict the questions' own tokens are cut off.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections.](../figures/drawings/llama_block.svg)
@@ -422,14 +422,13 @@ def generate(adapters, base, prompt, config):
 # *In the package: `optim.py` (decay, schedules), `training.py` (accumulation, resuming).*
 #
 # Adam (AdamW without weight decay) keeps two running averages per parameter: of the gradient, m,
-# and of its square, s (v in the paper). At each step, an average keeps a share β of its old value.
-# A parameter moves by the first average divided by the square root of the second, times the
-# learning rate. Both averages begin at zero; dividing by 1 − βᵗ after t steps corrects that
-# (`m_hat`, `s_hat`). The learning
-# rate rises from zero in a short *warm-up* and falls back to zero along half a cosine (lesson 5). A
-# gradient that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
-# `value_and_grad(loss)` is a function that returns the loss and its gradient with respect to the
-# first argument, a dict with the names of `adapters`.
+# and of its square, v. At each step, an average keeps a share β of its old value. A parameter moves
+# by the first average divided by the square root of the second, times the learning rate. Both
+# averages begin at zero; dividing by 1 − βᵗ after t steps corrects that (`m_hat`, `v_hat`). The
+# learning rate rises from zero in a short *warm-up* and falls back to zero along half a cosine
+# (lesson 5). A gradient that is longer than 1, over all parameters, is shortened to length 1
+# (*clipping*). `value_and_grad(loss)` is a function that returns the loss and its gradient with
+# respect to the first argument, a dict with the names of `adapters`.
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
@@ -457,7 +456,7 @@ trained = sum(w.size for w in adapters.values())
 share = trained / sum(w.size for w in dense_base.values())
 print(f"A and B have {trained:,} numbers, {share:.1%} of the base's")
 
-m, s = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0)
+m, v = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0)
 losses = np.zeros(STEPS)
 for step in range(STEPS):
     batch = rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
@@ -467,10 +466,10 @@ for step in range(STEPS):
     for n, g in grads.items():
         g = g * min(1, MAX_NORM / (norm + 1e-6))  # clipping; the 1e-6 is PyTorch's
         m[n] = BETA1 * m[n] + (1 - BETA1) * g
-        s[n] = BETA2 * s[n] + (1 - BETA2) * g * g
-        m_hat, s_hat = m[n] / (1 - BETA1**t), s[n] / (1 - BETA2**t)
-        # p ← p − rate·m̂/(√ŝ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
-        adapters[n] = adapters[n] - rates[step] * m_hat / (np.sqrt(s_hat) + EPS)
+        v[n] = BETA2 * v[n] + (1 - BETA2) * g * g
+        m_hat, v_hat = m[n] / (1 - BETA1**t), v[n] / (1 - BETA2**t)
+        # p ← p − rate·m̂/(√v̂ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
+        adapters[n] = adapters[n] - rates[step] * m_hat / (np.sqrt(v_hat) + EPS)
     if t == 1 or t % 25 == 0:
         print(f"step {t:3}: loss {losses[step]:.4f}")
 report("after training", adapters, base)

@@ -7,8 +7,8 @@
 # function of `minilora/layers.py`, and one example that is small enough to compute by hand.
 #
 # **Time:** a second to run, fifteen minutes to read. **You need:** lesson 0. Letters: `B` rows of a
-# batch (N in lesson 0), `T` tokens of a row, `D` width of the model, `hd` width of a head, `V` size
-# of the vocabulary.
+# batch (as in the package; N in lesson 0, and not LoRA's matrix B), `T` tokens of a row, `D` width
+# of the model, `hd` width of a head, `V` size of the vocabulary.
 
 # %%
 import numpy as np
@@ -90,7 +90,9 @@ assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s m
 #
 # Three matrices give a token its *query*, *key* and *value*, cut into *heads* of hd numbers. In a
 # head, its query times every key are its scores; softmax (e to each score, divided by their sum)
-# makes them weights of a mean of the values. A mask removes later tokens (Vaswani et al., Eq. 1):
+# makes them weights of a mean of the values. (In larger models, several query heads can share one
+# key and value head: *grouped-query attention*.) The mask adds 0, or −∞ for a later token, whose
+# weight is then 0 (Vaswani et al., Eq. 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #
@@ -101,7 +103,8 @@ assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s m
 #
 # <details><summary>Answer</summary>
 # Equal keys give equal weights. The first token sees itself only and gets 1. The second gets the
-# mean of 1 and 2, which is 1.5. The third gets the mean of all, which is 3.
+# mean of 1 and 2, which is 1.5. The third gets the mean of all, which is 3. (3 for each token is
+# tempting, but the mask hides later values.)
 # </details>
 
 # %%
@@ -110,7 +113,7 @@ rng = np.random.default_rng(0)
 q, keys = rng.standard_normal((2, 1, T, hd))  # (B, T, heads·hd) each: one row, one head
 values = np.array([[[1.0, 1.0], [2.0, 2.0], [6.0, 6.0]]])
 no_rotation = np.ones((1, T, 1)), np.zeros((1, T, 1))  # (B, T, hd/2), for the angle 0
-starts = np.zeros((1, T), int)  # all three tokens belong to one example, which starts at token 0
+starts = np.zeros((1, T), int)  # where each token's example starts in the row: here always at 0
 means = layers.attention(q, 0 * keys, values, no_rotation, starts)
 print("what each token gets:", means[0, :, 0])
 by_hand = np.zeros((T, hd))  # the equation again, token by token, now with different keys
@@ -157,10 +160,11 @@ print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.ful
 config, base, tokenizer = load("micro")
 layer, eps = base["model"]["layers"]["0"], config.rms_norm_eps
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite.")])  # (B, T)
-starts = np.zeros_like(tokens)  # each token sees all before it
+starts = np.zeros_like(tokens)  # one example per row
 x = base["model"]["embed_tokens"]["weight"][tokens]
 rope = layers.rope_cos_sin(np.arange(tokens.shape[1])[None], config)
-ctx = layers.Context(config, layers, rope, starts)  # what a layer reads besides x and its weights
+# what a layer reads besides x and its weights; `layers` is the set of functions to use
+ctx = layers.Context(config, layers, rope, starts)
 h = layers.rms_norm(x, layer["input_layernorm"]["weight"], eps)
 after_attention = x + layers.self_attention(h, layer["self_attn"], ctx)
 h = layers.rms_norm(after_attention, layer["post_attention_layernorm"]["weight"], eps)
@@ -177,9 +181,11 @@ assert np.allclose(block, after_mlp), "the four lines differ from layers.decoder
 # %% [markdown]
 # ## 5. The loss
 #
-# The vector of a token after the last layer (its *state*), times the embedding matrix, gives one
-# logit per entry of the vocabulary. A softmax makes them probabilities of the next token. The loss
-# is the mean of −log p over the targets with mask m = 1, in nats (natural logarithms):
+# After the last layer comes one more RMSNorm. Its result, the *state* of a token, times the *head*
+# (a matrix; not a head of part 3), gives one logit per entry of the vocabulary. The head (V, D) is
+# the embedding matrix here; many larger models have a separate one. A softmax makes the logits
+# probabilities of the next token. The loss is the mean of −log p over the targets that count, those
+# with m = 1 in the loss mask, in nats (natural logarithms):
 #
 # $$L = -\frac{\sum_t m_t \log p_t[\text{target}_t]}{\sum_t m_t}$$
 #
@@ -192,7 +198,7 @@ assert np.allclose(block, after_mlp), "the four lines differ from layers.decoder
 
 # %%
 mask, targets = np.array([[1, 0]]), np.array([[2, 1]])
-head = np.eye(4)  # V = D = 4
+head = np.eye(4)  # (V, D), both 4
 uniform = layers.cross_entropy(np.zeros((1, 2, 4)), head, targets, mask)
 print(f"equal logits: {uniform:.4f} nats per token")
 states = np.array([[[0.0, 0, 5, 0], [9, 9, 9, 9]]])  # with this head, a state is its logits

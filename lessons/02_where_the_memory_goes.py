@@ -11,12 +11,13 @@
 #
 # ## The names of the package
 #
-# From here on, the lessons use the package. In lesson 0, `adapters` and `base` were dicts; here
-# they are trees.
+# In lesson 0, `adapters` and `base` were dicts; in the package, they are trees. The lessons use:
 #
 # | name | what it is or returns |
 # |---|---|
 # | `LoraConfig`, `TrainConfig` | the settings of LoRA, and those of a run |
+# | `MethodConfig("full")` | the settings of another method, here full fine-tuning |
+# | `quantize(base, "nf4-dq")` | the base with its projections in NF4 with double quantization |
 # | `get_peft_model(base, config, rng)` | (adapters, base), where A is drawn with `rng` |
 # | `load_rows`, `encode_rows`, `collate` | rows of text; examples (tokens and a mask); a batch |
 # | `loss(adapters, base, batch, config)` | the loss of lesson 1, part 5 |
@@ -26,6 +27,7 @@
 # | `arrays(tree)` | the tree without its settings, such as α/r |
 # | `get(tree, path)`, `named_leaves(tree)` | what is at a path; all (path, array) |
 # | `overlay(lower, upper)` | `lower`, with the arrays of `upper` in the place of its own |
+# | `memory_estimate(adapters, base, …)` | the bytes of a step, computed from the shapes |
 # | `short(60, 20)` | 60, or 20 in a quick run (`MINILORA_QUICK=1`); a helper of the lessons |
 #
 # PEFT (parameter-efficient fine-tuning) stands for all methods that train few parameters. LoRA is
@@ -55,18 +57,20 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # A training step needs the weights, a gradient per trained parameter, and Adam's two running
 # averages per trained parameter (lesson 0, part 6), its *moments*. It also needs the
 # [*activations*](guide/glossary.md): the results of the forward pass that the backward pass uses.
-# Without them, the sums per weight of a projection are:
+# Without them, a step needs the following bytes per weight of a projection, with r = 8 on all
+# projections. (LoRA trains 0.023 numbers per frozen weight, so it needs 4 + 16 · 0.023 = 4.37.)
 #
 # ![Bytes per weight in a step, without activations, for the projections of SmolLM2: full
 # fine-tuning 16, LoRA 4.37, QLoRA 0.88.](../figures/drawings/step_memory.svg)
 #
-# **Predict.** For `tiny` and a batch of 16 × 64 tokens: is the whole step of LoRA ten times smaller
-# than that of full fine-tuning, or twice? What does a base in 4 bits save in addition?
+# **Predict.** `tiny` has 1.0 million parameters; A and B have 0.09 million. For 16 × 64 tokens, the
+# activations of full fine-tuning take 33 MB. Is the whole step of LoRA ten times smaller than that
+# of full fine-tuning, or two times? What does a base in 4 bits save in addition?
 #
 # <details><summary>Answer</summary>
-# Neither: LoRA's step needs more than three quarters of the bytes, and a base in 4 bits saves a
-# tenth of those. Ten times is tempting, because the trained numbers are eleven times fewer. But
-# here most bytes are activations, and LoRA keeps all of them.
+# Neither: LoRA's step needs more than three quarters of the bytes, and a base in 4 bits saves about
+# a tenth of those. Ten times is tempting, because the trained numbers are eleven times fewer. But
+# here most bytes are activations, and LoRA keeps as many.
 # </details>
 
 # %%
@@ -114,15 +118,19 @@ for name, (adapters, its_base) in models.items():
 table(["bytes", *parts["full"], "together"], rows)
 print(f"LoRA's step is {total['full'] / total['LoRA']:.2f} times smaller,", end=" ")
 print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
+one_row = [
+    sum(memory.memory_estimate(*models[name], config, 64).values()) for name in ("full", "LoRA")
+]
+print("estimated for one row of 64 tokens: full {:,}, LoRA {:,}".format(*one_row))
 
 # %% [markdown]
 # Everything that belongs to the *trained* parameters (weights, gradients, moments: 16 bytes per
 # parameter in float32) shrinks with their number, here eleven times. The base in 4 bits is less
 # than a sixth of its size; its embedding stays dense.
 #
-# But **LoRA saves no activations**: the gradient of A needs the same inputs x as the gradient of W
-# (lesson 4). With one row, the activations weigh less: by `memory_estimate`, LoRA then saves more
-# than half.
+# But with A and B on all seven projections, **LoRA saves no activations**: the gradient of A needs
+# the same inputs x as the gradient of W (lesson 4 shows why). With one row, the activations weigh
+# less: by the estimate, LoRA then saves two thirds.
 #
 # ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
 # rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
@@ -148,10 +156,10 @@ for name in models:
     assert parts[name]["activations"] > total[name] / 2, f"{name}: most bytes are activations"
 assert 0.08 < 1 - total["QLoRA"] / total["LoRA"] < 0.12, "4 bits must save another tenth"
 assert 1.2 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 2, "less than twice"
-full, lora = (
-    sum(memory.memory_estimate(*models[name], config, 64).values()) for name in ("full", "LoRA")
-)
-assert full > 2 * lora, "with one row, most bytes are weights: LoRA saves more"
+assert total["LoRA"] / total["full"] > 0.75, "LoRA's step must need more than three quarters"
+assert abs(parts["full"]["activations"] / 33e6 - 1) < 0.02, "the activations must take 33 MB"
+full, lora = one_row
+assert 0.6 < 1 - lora / full < 0.7, "with one row, most bytes are weights: LoRA saves more"
 
 # %% [markdown]
 # ## What was shown

@@ -67,8 +67,8 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 # %% [markdown]
 # ## Where the factors start
 #
-# Let G = ∂L/∂(ΔW) be the gradient with respect to the whole update, a matrix like W, and s = α/r.
-# The chain rule gives (lesson 4 derives it)
+# Let G = ∂L/∂(ΔW) be the gradient with respect to the whole update, and s = α/r. G has the shape of
+# W, and equals ∂L/∂W' (and ∂L/∂W), because W' = W + ΔW. The chain rule gives (lesson 4 derives it)
 #
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
@@ -168,15 +168,16 @@ for name, norm_a, norm_b, before, after, moved in results:
 # ## What α/r is for
 #
 # BAx is a sum of r terms, one per row of A and column of B. Adam's first step moves each number of
-# B by about the learning rate η, against the sign of its gradient (at t = 1, m̂/√ŝ is ±1 in lesson
-# 0). So the loss falls by about η times the sum of all |∂L/∂B|. With a_k, the rows of A,
+# B by about the learning rate η, against the sign of its gradient (in lesson 0, m̂/√v̂ is ±1 at t =
+# 1). So the loss falls by about η times the sum of all |∂L/∂B|, written ‖∂L/∂B‖₁. Let $a_k$ be row
+# k of A, as a column; then $G a_k$ is column k of GAᵀ:
 #
 # $$\frac{\partial L}{\partial B} = \frac{\alpha}{r}\,[G a_1 \dots G a_r], \qquad
 #   \text{the loss falls by about } \eta \left\lVert \frac{\partial L}{\partial B} \right\rVert_1
 #   = \eta\,\frac{\alpha}{r} \sum_{k=1}^{r} \lVert G a_k \rVert_1$$
 #
-# **Predict.** How does ‖∂L/∂B‖₁, the sum of all |∂L/∂B|, change from r = 1 to r = 64, with α = 16
-# at every r? And with α = 2r, which makes s = 2 at every r?
+# **Predict.** How does ‖∂L/∂B‖₁ change from r = 1 to r = 64, with α = 16 at every r? And with α =
+# 2r, which makes s = 2 at every r?
 #
 # <details><summary>Answer</summary>
 # With α = 16 it changes by less than 15 %: the sum has r terms of about the same size, and is
@@ -204,11 +205,11 @@ for r in short((1, 4, 16, 64), (4, 64)):
 table(["‖∂L/∂B‖₁ at r", "α = 16", "α = 2r"], cells)
 
 # of: a column of the runs with these settings, one number per seed; best_rates: the best rate of
-# the six, and that of a parabola through it and its neighbours
+# the six, and the best rate interpolated between those
 sweep = read_sweep("scaling")
 rates = sorted({row["rate"] for row in sweep})
 times_larger = {}
-for rule, label in {"constant": "α = 2r", "alpha/r": "α = 16"}.items():
+for rule, label in {"constant": "α = 2r", "alpha/r": "α = 16"}.items():  # constant: s = 2
     losses = [[of(sweep, "loss", rule=rule, r=r, rate=rate) for rate in rates] for r in (2, 32)]
     (_, at_2), (_, at_32) = (best_rates(rates, np.array(x)) for x in losses)
     times_larger[rule] = at_32 / at_2
@@ -216,9 +217,10 @@ for rule, label in {"constant": "α = 2r", "alpha/r": "α = 16"}.items():
 
 # %% [markdown]
 # So with a fixed α, the first step lowers the loss about as much at every r, and one learning rate
-# can serve several ranks. Whole runs agree: a *sweep* (many runs, stored in a CSV) trained `micro`
-# for 100 steps at six rates, with five seeds. With α = 2r, the best rate of r = 32 is a quarter of
-# that of r = 2. With α = 16, it is 1.3 times that of r = 2. The study [What α/r
+# can serve several ranks. Whole runs agree in direction, but not in size. A *sweep* (many runs,
+# stored in a CSV) trained `micro` for 100 steps at six rates, with five seeds. With α = 2r, the
+# best rate of r = 32 is a quarter of that of r = 2, not a sixteenth: after the first step, A moves,
+# too. With α = 16, it is 1.3 times that of r = 2. The study [What α/r
 # does](studies/lora/what_alpha_over_r_does.py) has more ranks, and the rule α/√r.
 
 # %%

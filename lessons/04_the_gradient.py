@@ -4,8 +4,8 @@
 # **The question.** What is the gradient of the loss with respect to A and B, and what keeps the
 # frozen weights unchanged?
 #
-# The gradient is derived by hand and compared with autograd. Then a recipe that looks equivalent to
-# freezing destroys a model without any gradient.
+# The gradient is derived by hand and compared with autograd. Then two ways to freeze a weight are
+# compared.
 #
 # **Time:** a second to run, ten minutes to read. **You need:** lesson 3.
 
@@ -39,22 +39,25 @@ batch = data.collate([[example] for example in examples[:16]])
 # $s\,dB\,A x_t$, and so L by $\sum_t g_t^\top s\,dB\,A x_t$. A small change $dA$ changes L by
 # $\sum_t g_t^\top s\,B\,dA\,x_t$.
 #
-# The gradient of B has, for each entry $dB_{ij}$, the factor of this entry in the change of L. For
-# two vectors g and v,
+# An entry of the gradient of B is the coefficient of $dB_{ij}$ in this change of L. For two vectors
+# g and v,
 #
 # $$g^\top dB\, v = \sum_{ij} dB_{ij}\, g_i v_j$$
 #
-# So the factor of $dB_{ij}$ is $g_i v_j$, which is entry (i, j) of the matrix $g v^\top$. For B,
-# $v = A x_t$. For A, $g^\top B\,dA\,x = (B^\top g)^\top dA\,x$: here $B^\top g_t$ takes the place
-# of g, and $x_t$ that of v:
+# So the coefficient of $dB_{ij}$ is $g_i v_j$, which is entry (i, j) of the matrix $g v^\top$. For
+# B, $v = A x_t$. For A, $g^\top B\,dA\,x = (B^\top g)^\top dA\,x$: here $B^\top g_t$ takes the
+# place of g, and $x_t$ that of v:
 #
 # $$\frac{\partial L}{\partial B} = s \sum_t g_t (A x_t)^\top \qquad
 #   \frac{\partial L}{\partial A} = s \sum_t (B^\top g_t)\, x_t^\top$$
 #
+# In code, the tokens are the rows of g, x and xAᵀ, and a sum of $g_t v_t^\top$ over the tokens is
+# gᵀv. So the gradients are s·gᵀ(xAᵀ) and s·(gB)ᵀx. The layer below gets ∂L/∂x = gW₀ + s·(gB)A.
+#
 # ![The gradients of B and A come from that of h](../figures/drawings/lora_gradient.svg)
 #
 # The formulas are compared with autograd and with finite differences (a step of 1e-5), in float64,
-# for the loss Σ C∘tanh(h).
+# for the loss Σ C∘tanh(h), where C is a constant random matrix.
 #
 # **Predict.** Which of the two is nearer to the formulas? Both have about 16 digits to compute
 # with.
@@ -70,7 +73,8 @@ T, n_in, n_out, r, s = 10, 6, 5, 2, 1.5
 x, W = rng.standard_normal((T, n_in)), rng.standard_normal((n_out, n_in))
 A, B = rng.standard_normal((r, n_in)), rng.standard_normal((n_out, r))
 C = rng.standard_normal((T, n_out))
-# what a tree of the package has at the path of a projection, besides A and B
+# what a tree of the package has at the path of a projection, besides A and B; dropout would set
+# random entries of A's input to zero in training, and is off
 fixed = {"weight": W, "lora_scaling": s, "lora_dropout": 0.0}
 
 
@@ -113,6 +117,9 @@ for name, (from_autograd, from_differences) in gaps.items():
     assert from_autograd < 1e-12, f"{name}: the formula differs from autograd"
     assert from_differences < 1e-7, f"{name}: off by more than ε² and the rounding of L over ε"
     assert from_autograd < from_differences, f"{name}: autograd must be nearer"
+adapted = fixed | {"lora_A": A, "lora_B": B}
+of_sum = value_and_grad(lambda tree: np.sum(g * layers.linear(tree["x"], adapted)))
+assert np.allclose(of_sum({"x": x})[1]["x"], g @ W + s * (g @ B) @ A), "∂L/∂x differs"
 
 # %% [markdown]
 # ## What LoRA sees of the full gradient
@@ -163,21 +170,23 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 # ## Frozen means: not in the argument
 #
 # `value_and_grad(loss)(adapters, base, …)` differentiates argument 0. `base` is argument 1, so it
-# has no gradient, no moments and no weight decay.
+# has no gradient, and the optimizer never gets it.
 #
-# Another recipe looks equivalent: give the optimizer *all* parameters, and set the gradients of the
-# frozen ones to zero. The optimizer here is AdamW: Adam with *weight decay*. After Adam's step, it
-# also subtracts ηλθ from each parameter θ, with the learning rate η and the decay λ.
+# Another recipe: give the optimizer *all* parameters, and set the gradients of the frozen ones to
+# zero. The optimizer here is AdamW, which is Adam with *weight decay*, of strength λ (lesson 5).
 #
 # ![Two trees: the frozen base and the trained adapters](../figures/drawings/two_trees.svg)
 #
-# **Predict.** With λ = 0.1 and η = 4e-3, what do 500 steps with zero gradients do to a frozen
-# weight? And to the model?
+# **Predict.** With λ = 0.1 and the learning rate η = 4e-3, what do 500 steps with zero gradients do
+# to a frozen weight? And to the model?
 #
 # <details><summary>Answer</summary>
-# They shrink it to (1 − ηλ)⁵⁰⁰ = 82 %. "Nothing" is tempting, because Adam's step is zero if all
-# gradients are zero. But this decay does not need a gradient. On its own text, the loss of `micro`
-# rises from 0.21 to 3.5 nats per token.
+# They shrink it to (1 − ηλ)⁵⁰⁰ = 82 %, because AdamW also subtracts ηλθ from each parameter θ per
+# step. "Nothing" is tempting, because Adam's own step is zero if all gradients are zero. On its own
+# text, the loss of `micro` rises from 0.21 to 3.5 nats per token. The norms do not repair this:
+# their weights shrink, too, so a sublayer, whose result is a product of several shrunken weights,
+# adds too little to the embedding. (PyTorch skips a parameter whose `grad` is None, as in PEFT, but
+# not one whose `grad` is 0.)
 # </details>
 
 # %%
