@@ -32,8 +32,8 @@ from lessons.studies.lora import rates_sweep
 # LoRA, all of the model from the base, and all of the model from random weights. A fourth case
 # trains what LoRA adapts, the seven projections, and leaves the embedding and the norms frozen.
 #
-# From the first step (lesson 5), LoRA's rate should be about two times that of full fine-tuning on
-# `micro`.
+# By ‖ΔW‖ of the first step (lesson 5), LoRA's rate should be about two times that of full
+# fine-tuning on `micro`.
 #
 # **Predict.** Order the best learning rates of LoRA, full fine-tuning and training from random
 # weights.
