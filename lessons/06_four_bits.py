@@ -149,8 +149,8 @@ for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the 
 # ## Where NF4's sixteen values come from
 #
 # NF4 is made for normal weights: it takes its values from the quantile function Q of the normal
-# distribution. A normal number is below Q(p) with the probability p. The idea is
-# that values at evenly spaced p are used equally often (the study [What makes a code
+# distribution. A normal number is below Q(p) with the probability p. The idea is that values at
+# evenly spaced p are used equally often (the study [What makes a code
 # good?](studies/bits/what_makes_a_code_good.py) tests it). The paper prints (QLoRA, Eq. 4):
 #
 # $$q_i = \frac{1}{2}\left(Q\!\left(\frac{i}{2^k + 1}\right) +
@@ -161,9 +161,10 @@ for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the 
 # **Predict.** Use k = 4 and i = 0. What is Q(0)?
 #
 # <details><summary>Answer</summary>
-# Minus infinity: no number is so small that a normal number is never below it. So the first value
-# is infinite (and with i = 16 the last, too): the formula cannot be used as printed. (−1 is
-# tempting, because NF4's first value is −1. But NF4's values are quantiles divided by the largest.)
+# Minus infinity: a normal number is below any finite number with a probability above 0. So the
+# first value is infinite (and with i = 16 the last, too): the formula cannot be used as printed.
+# (−1 is tempting, because NF4's first value is −1. But NF4's values are quantiles divided by the
+# largest.)
 # </details>
 
 
