@@ -120,7 +120,7 @@ assert min(RANKS, key=lambda r: by_rank[4e-3, r].mean()) == 64, "and be the best
 # The gradients of the new factors are c times as large (lesson 4). Adam divides by their size, so
 # its steps do not depend on c. With η/c in place of the learning rate η, the new factors stay 1/c
 # of the old ones, step after step. Let A₀ be A at the start. Without clipping and weight decay, and
-# with Adam's ε times c, these two runs have the same updates BA on paper:
+# with Adam's ε times c, these two runs have the same ΔW on paper:
 #
 # $$(\alpha,\; \eta,\; A_0) \quad\text{and}\quad (c^2\alpha,\; \eta/c,\; A_0/c)$$
 #
