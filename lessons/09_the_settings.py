@@ -129,8 +129,8 @@ assert min(RANKS, key=lambda r: by_rank[4e-3, r].mean()) == 64, "and be the best
 # **Predict.** For c = 2, are the losses of 60 such steps in float32 equal, or only close?
 #
 # <details><summary>Answer</summary>
-# Equal, bit for bit: multiplying by a power of two rounds nothing. ("Close" is tempting,
-# because training magnifies each rounding. Here both runs round alike.)
+# Equal, bit for bit: multiplying by a power of two rounds nothing. ("Close" is tempting, because
+# training magnifies each rounding. Here both runs round alike.)
 # </details>
 
 

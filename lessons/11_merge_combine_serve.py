@@ -104,8 +104,8 @@ assert np.abs(wrong - np.array(alone)).max() / np.abs(mixed).max() > 0.01, "adap
 # %% [markdown]
 # ## Combining
 #
-# The sum of two updates is one update again, with the ranks added up (B₁ and B₂ here
-# contain their s):
+# The sum of two updates is one update again, with the ranks added up (here, B₁ and
+# B₂ contain their s):
 #
 # $$B_1 A_1 + B_2 A_2 = [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix}$$
 #

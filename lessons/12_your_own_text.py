@@ -61,6 +61,11 @@ assert counted.strip() == rows["train"][0]["completion"], "the completion and it
 assert len(rows["train"]) == 54 and len(rows["valid"]) == 6, "every tenth row is held out"
 
 # %% [markdown]
+# The same for a question of lesson 10. A 1 in the mask means that the target counts:
+#
+# ![A row of tokens and its targets, shifted by one. With mask_prompt only the answer's tokens and
+# the end of text count in the loss.](../figures/drawings/targets.svg)
+#
 # ## The run
 #
 # **Predict.** The loop sees 160 rows: each of the 54 three times. Is that enough for the form of
