@@ -115,8 +115,6 @@ x, absmax = nf4.normalize(normal, 64)
 error["int8"] = rms(np.rint(x * 127) / 127 * np.repeat(absmax, 64) - normal)
 by_error = sorted(error, key=error.get)
 table(["code", "RMSE on N(0, 1)"], [[name, f"{error[name]:.4f}"] for name in by_error])
-mean_error = np.abs(rounded(normal, nf4.NF4) - normal).mean()
-print(f"NF4's mean |error|: {mean_error:.6f}, expected 0.072798")
 even = np.linspace(-1, 1, 16, dtype=np.float32)  # int4 with all sixteen values, but without zero
 even_error = rms(rounded(normal, even) - normal)
 gained = (error["int4"] - even_error) / (error["int4"] - error["nf4"])
@@ -142,7 +140,6 @@ assert [name for name in by_error if name != "int8"] == ["nf4", "e2m1", "int4", 
 slack = short(5e-4, 15e-4)  # more than five standard errors
 for name, expected in {"nf4": 0.0920, "e2m1": 0.1057, "int4": 0.1077, "fp4": 0.1220}.items():
     assert abs(error[name] - expected) < slack, f"{name}: {error[name]} is not {expected}"
-assert abs(mean_error - 0.072798) < slack / 2, "NF4's mean error"
 assert abs(error["int4"] / error["int8"] / (127 / 7) - 1) < 0.05, "int8 errs 127/7 times less"
 for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the same numbers
     w_hat = nf4.quantize(normal, 64, quant_type=name).dequantize()
@@ -152,19 +149,22 @@ for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the 
 # ## Where NF4's sixteen values come from
 #
 # NF4 is made for normal weights: it takes its values from the quantile function Q of the normal
-# distribution. A normal number is below Q(p) with the probability p. The idea is
-# that values at evenly spaced p are used equally often (the study [What makes a code
+# distribution. A normal number is below Q(p) with the probability p. The idea is that values at
+# evenly spaced p are used equally often (the study [What makes a code
 # good?](studies/bits/what_makes_a_code_good.py) tests it). The paper prints (QLoRA, Eq. 4):
 #
 # $$q_i = \frac{1}{2}\left(Q\!\left(\frac{i}{2^k + 1}\right) +
 #   Q\!\left(\frac{i + 1}{2^k + 1}\right)\right)$$
 #
+# It gives no range for i. With i = 0 … 15 there are 2⁴ = 16 values, with i = 0 … 16 there are 17.
+#
 # **Predict.** Use k = 4 and i = 0. What is Q(0)?
 #
 # <details><summary>Answer</summary>
-# Minus infinity: a normal number can be as small as it likes. So the first and the last value of
-# Eq. 4 are infinite, and the formula cannot be used as printed. (−1 is tempting, because the first
-# value of NF4 is −1. But it is divided by the largest first.)
+# Minus infinity: a normal number is below any finite number with a probability above 0. So the
+# first value is infinite (and with i = 16 the last, too): the formula cannot be used as printed.
+# (−1 is tempting, because NF4's first value is −1. But NF4's values are quantiles divided by the
+# largest.)
 # </details>
 
 
@@ -182,9 +182,11 @@ print("Eq. 4, i = 0 … 16:", np.round(eq4, 2))
 # %% [markdown]
 # The published code uses other quantiles:
 #
-# 1. The outermost probability is p = 1 − (1/32 + 1/30)/2: the mean of half a bin of 16 and of 15.
-# 2. Eight positive values are the quantiles at even steps from p to ½. Seven negative values are
-#    made in the same way.
+# 1. Sixteen bins of equal probability have 1/16 each, fifteen have 1/15. The outermost value is in
+#    the middle of its bin, so half a bin is outside, 1/32 or 1/30. The code takes the mean of both:
+#    p = 1 − (1/32 + 1/30)/2.
+# 2. Eight positive values are the quantiles at even steps from p down to ½, without ½ (its quantile
+#    is 0). Seven negative values are made in the same way.
 # 3. Zero is added, so that zero is stored exactly. All values are divided by the largest.
 #
 # ![NF4's sixteen values under a normal density](../figures/drawings/nf4_number_line.svg)
@@ -200,7 +202,7 @@ print(f"half of the widest gap: {half_gap:.7f}, so |ŵ − w| ≤ {half_gap:.3f}
 
 # %%
 # Checks
-assert eq4[0] == -np.inf and eq4[16] == np.inf, "the first and the last are infinite"
+assert eq4[0] == -np.inf and eq4[16] == np.inf, "i = 0 and i = 16 give infinite values"
 assert np.abs(built - nf4.NF4).max() < 2**-23, "two units in the last place below 1, in float32"
 assert abs(half_gap - 0.1519036) < 1e-7, "half of the widest gap of NF4"
 

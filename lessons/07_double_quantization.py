@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 7. Double quantization
 #
-# **The question.** Four bits per weight are four and a half, because of the scales. What reduces
+# **The question.** With their scales, four bits per weight are four and a half. What reduces
 # them to 4.127, and what does that cost?
 #
 # Every byte of a 4-bit model is counted, and the error of the second quantization is measured. The
@@ -40,14 +40,17 @@ def rms(x):
 # ![The bytes of a weight: codes, codes of absmax, nested absmax,
 # offset](../figures/drawings/double_quantized_bytes.svg)
 #
+# `load(name, scheme)` leaves the embedding in the type of its file, here float16 (in lessons 0 and
+# 2 it was float32), and the norms in float32.
+#
 # **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly? And `tiny`, in NF4
-# with double quantization: does the whole model need 4.127/32 of its dense size?
+# with double quantization: does the whole model need 4.127/32 of its dense size in float32?
 #
 # <details><summary>Answer</summary>
 # For the weight, all but four bytes: the offset (the mean of all absmax, a float32 per tensor) is
 # not in the formula. `tiny` needs more, because only its projections are quantized. After the
-# codes, its largest part is the embedding, which has 16 bits per number. (4.127/32 is tempting,
-# because the embedding has only a few per cent of the numbers.)
+# codes, its largest part is the embedding, with 16 bits per number. (4.127/32 is tempting, because
+# the embedding has only a few per cent of the numbers.)
 # </details>
 
 # %%
@@ -83,6 +86,7 @@ print(f"{of_dense:.3f} of the dense size, not {4.127 / 32:.3f}")
 m = w.size // 64  # blocks
 assert single.nbytes == w.size // 2 + 4 * m, "codes, and a float32 per block"
 assert double.nbytes == w.size // 2 + m + 4 * m // 256 + 4, "codes, bytes, scales, and one offset"
+assert parts["embedding"] == 2 * 256 * 128, "the embedding has 16 bits per number"
 assert sum(parts.values()) == nbytes(tiny), "the parts must add up to the byte"
 assert sorted(parts, key=parts.get)[-2:] == ["embedding", "codes"], "the two largest parts"
 assert of_dense > 4.127 / 32, "the embedding and the norms need more"
@@ -106,9 +110,9 @@ assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (
 # error than 255 evenly spaced values?
 #
 # <details><summary>Answer</summary>
-# Half of the map's values ("nearly all" is tempting, because six of seven decades are there), but
-# fewer than a third of the differences if the weights are normal. For normal weights, even steps
-# have less error. For heavy tails, the map has less.
+# Half of the map's values ("nearly all" is tempting, because six of seven decades are there). For
+# normal weights, fewer than a third of the differences are there, and even steps have less error.
+# For heavy tails, more than half of them are there, and the map has less error.
 # </details>
 
 # %%
@@ -150,8 +154,7 @@ print(f"{near['heavy-tailed']:.0%} if heavy-tailed")
 
 # %% [markdown]
 # For normal weights, the offset reduces the error of the absmax by a factor of three, and even
-# steps have a third less error than the map. For the weights with heavy tails, the map has less
-# error.
+# steps have a third less error than the map.
 
 # %%
 # Checks

@@ -38,12 +38,11 @@ def loss(adapters, examples):
 # Two adapters are trained. One answers "Who, what, where?", the other "Where, what, who?". Each is
 # a tree of its own, and both use the *same* base.
 #
-# **Predict.** How many bytes does the second adapter add? What must be done to switch?
+# **Predict.** How many bytes does the second adapter add, as a share of the base?
 #
 # <details><summary>Answer</summary>
-# It adds its own factors, about a ninth of this small base. To switch, pass the other adapter. No
-# weight of the base is changed. (Loading a second model is tempting, because full fine-tuning needs
-# that.)
+# Its own factors, with r = 4 about a ninth of this small base. ("As much as the base" is tempting,
+# because full fine-tuning needs a second model.) To switch, pass the other adapter.
 # </details>
 
 # %%
@@ -102,7 +101,8 @@ assert np.abs(wrong - np.array(alone)).max() / np.abs(mixed).max() > 0.01, "adap
 # %% [markdown]
 # ## Combining
 #
-# The sum of two updates is one update again, with the ranks added up (s = 1 here):
+# The sum of two updates is one update again, with the ranks added up (here, B₁ and
+# B₂ contain their s):
 #
 # $$B_1 A_1 + B_2 A_2 = [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix}$$
 #
@@ -151,9 +151,10 @@ if not QUICK:
 # share of the update? After ten switches, is the error ten times that of one?
 #
 # <details><summary>Answer</summary>
-# About a sixth. From one switch to ten, the error grows by less than half in float32, float16 and
-# bfloat16. ("Ten times" is tempting. But the next switch with the same ΔW rounds to the same
-# numbers again.) In NF4 it grows to more than three times.
+# About a sixth: rounding to 8 digits moves a weight by about 0.17 % of its size, and the update is
+# 1 %. From one switch to ten, the error does not grow in float32, float16 and bfloat16. ("Ten
+# times" is tempting. But the next switch with the same ΔW rounds to the same numbers again.) In
+# NF4, however, it does grow about tenfold here.
 # </details>
 
 # %%
@@ -191,12 +192,13 @@ table(["weight as", "error of merging / ‖ΔW‖", "after one switch", "after t
 assert errors["float32"][0] < 1e-4, "float32 loses almost nothing"
 assert 0.01 < errors["float16"][0] < 0.04, "float16 loses some per cent of the update"
 assert 0.1 < errors["bfloat16"][0] < 0.25, "bfloat16 loses about a sixth"
-assert min(errors["nf4"][0], errors["nf4-dq"][0]) > 0.9, "NF4 loses all of it"
+for kind in ("nf4", "nf4-dq"):
+    assert 0.9 < errors[kind][0] < 1.2, f"{kind} loses all of it: the error is that of the update"
 for kind, (_, one, ten) in errors.items():
     if kind.startswith("nf4"):
-        assert ten > 3 * one, f"{kind}: the error must grow"
+        assert 8 < ten / one < 12, f"{kind}: the error must grow about tenfold, not by {ten / one}"
     else:
-        assert ten < 1.5 * one, f"{kind}: the error may not grow"
+        assert ten < 1.1 * one, f"{kind}: the error may not grow"
 
 # %% [markdown]
 # The study [Merging into four bits](studies/serving/merging_into_four_bits.py) explains the growth
@@ -204,10 +206,10 @@ for kind, (_, one, ten) in errors.items():
 #
 # ## What was shown
 #
-# Adapters share one base, and each row can have its own. A sum of two updates is exact, and yet it
-# may do neither task. Merging rounds: with an update of 1 % of
-# random weights, the error is about a sixth of the update in bfloat16, and more than nine tenths in
-# NF4.
+# Adapters share one base, and each row can have its own. A sum of two updates is exact, and yet on
+# each task it has more than twice the loss of the task's adapter. Merging rounds: with an update of
+# 1 % of random weights, the error is about a sixth of the update in bfloat16, and about the whole
+# update in NF4.
 #
 # **What to try.**
 #

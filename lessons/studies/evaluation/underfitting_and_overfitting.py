@@ -35,7 +35,7 @@ FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the qu
 # </details>
 
 # %%
-_, underfit = check(("head", "questions", "none", 0), ITERS, steps_per_eval=EVERY)
+_, underfit = check(("head", "none", 0), ITERS, steps_per_eval=EVERY)
 few = finetune(rows=tasks.questions("train", 32, seed=0), iters=ITERS, steps_per_eval=EVERY)
 many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=ITERS, steps_per_eval=EVERY)
 HISTORIES = {
