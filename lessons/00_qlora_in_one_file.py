@@ -304,13 +304,13 @@ def dense(w):
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
 # *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far
-# (`apply_rope` rotates queries and keys by angles proportional to their positions, so that a score
-# depends on the distance of two tokens), then what the MLP (three matrices, applied to each token
-# alone) computes from the result. Both read the vector after `rms_norm` has scaled it. At the end,
-# the product of the vector with the embedding of each token gives one number per token of the
-# vocabulary, its *logit*. Softmax makes them the probabilities p of the next token. The loss is the
-# mean of −log p of the answers' tokens; with the natural logarithm its unit is the *nat*. The
-# logits that predict the questions' own tokens are cut off.
+# (`apply_rope` rotates queries and keys by angles proportional to their positions), then what the
+# MLP (three matrices, applied to each token alone) computes from the result. Both read the vector
+# after `rms_norm` has scaled it. At the end, the product of the vector with the embedding of each
+# token gives one number per token of the vocabulary, its *logit*. Softmax makes them the
+# probabilities p of the next token. The loss is the mean of −log p of the answers' tokens; with the
+# natural logarithm its unit is the *nat*. The logits that predict the questions' own tokens are cut
+# off.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections.](../figures/drawings/llama_block.svg)

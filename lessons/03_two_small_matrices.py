@@ -219,8 +219,8 @@ for rule, label in {"constant": "α = 2r", "alpha/r": "α = 16"}.items():  # con
 # So with a fixed α, the first step lowers the loss about as much at every r, and one learning rate
 # can serve several ranks. Whole runs agree in direction, but not in size. A *sweep* (many runs,
 # stored in a CSV) trained `micro` for 100 steps at six rates, with five seeds. With α = 2r, the
-# best rate of r = 32 is a quarter of that of r = 2, not a sixteenth: after the first step, A moves,
-# too. With α = 16, it is 1.3 times that of r = 2. The study [What α/r
+# best rate of r = 32 is a quarter of that of r = 2, not a sixteenth: one step is not a run. With α
+# = 16, it is 1.3 times that of r = 2. The study [What α/r
 # does](studies/lora/what_alpha_over_r_does.py) has more ranks, and the rule α/√r.
 
 # %%

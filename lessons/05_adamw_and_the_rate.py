@@ -195,8 +195,8 @@ for way in ("full", "lora"):
 table(["mean held-out loss at", *(f"{rate:g}" for rate in RATES)], cells)
 
 # %% [markdown]
-# So "ten times the rate of full fine-tuning" is too high here: at 0.03, ten times its best rate,
-# LoRA has a higher loss than at 0.01. The study [Learning rates,
+# So "ten times" is too high here: at 0.03, ten times the best rate of full fine-tuning, LoRA has a
+# higher loss than at 0.01. The study [Learning rates,
 # measured](studies/lora/learning_rates_measured.py) reads the factor from the curves: about four,
 # between the two numbers of the first step.
 

@@ -90,7 +90,7 @@ table(["rows", "training loss", "held-out loss", "share right", "mean confidence
 
 # %% [markdown]
 # - **Overfitting** is a gap between the two losses: a low training loss and a high held-out loss.
-#   **Underfitting** is two high losses, close together, as those of "head" below
+#   **Underfitting** is two high losses, close together
 #   ([Underfitting and overfitting](studies/evaluation/underfitting_and_overfitting.py)).
 # - Compare the **confidence** with the share of right answers before you rely on it
 #   ([Calibration](studies/evaluation/calibration.py) shows how to correct it).

@@ -151,10 +151,11 @@ if not QUICK:
 # share of the update? After ten switches, is the error ten times that of one?
 #
 # <details><summary>Answer</summary>
-# About a sixth: rounding to 8 digits moves a weight by about 0.17 % of its size, and the update is
-# 1 %. From one switch to ten, the error does not grow in float32, float16 and bfloat16. ("Ten
-# times" is tempting. But the next switch with the same ΔW rounds to the same numbers again.) In
-# NF4, however, it does grow about tenfold here.
+# About a sixth: rounding to 8 digits moves a weight by 0.17 % of its size in the mean, and the
+# update is 1 %. From one switch to ten, the error does not grow in float32, float16 and bfloat16.
+# ("Ten times" is tempting. But the next switch with the same ΔW rounds to the same numbers again.)
+# In NF4, however, it grows about tenfold here: the codes stay, but where two weights of a block
+# share the code of the largest one, each switch can make the absmax larger.
 # </details>
 
 # %%

@@ -63,8 +63,8 @@ assert len(rows["train"]) == 54 and len(rows["valid"]) == 6, "every tenth row is
 # %% [markdown]
 # ## The run
 #
-# **Predict.** The loop sees 160 rows: each of the 54 three times. Is that enough for the form of
-# the line? And for its words?
+# **Predict.** The loop sees 160 rows: each of the 54 about three times. Is that enough for the form
+# of the line? And for its words?
 #
 # <details><summary>Answer</summary>
 # For the form, yes: each held-out answer has the three parts. Some words differ from ours. ("No" is
@@ -133,7 +133,8 @@ print(f"with and without the adapter by {distance(bare):.2f}")
 table(["", "bytes"], [["base and adapter", separate_bytes], ["merged", merged_bytes]])
 
 # %%
-# Checks Each of 7·30 products rounds in another place, and a logit has the error of 30 layers.
+# Checks
+# Each of 7·30 products rounds in another place, and a logit has the error of 30 layers.
 # Between float32 and float64 the difference is 6e-6 (guide/proofs.md). A lost adapter is far above.
 assert 0 < merged < 2e-4, "the merged model must compute the same, up to rounding"
 assert distance(bare) > (0 if QUICK else 0.1), "the adapter must change the logits"
@@ -204,8 +205,10 @@ if installed:
 #
 # ```sh
 # minilora train --model smollm2 --data lessons/12_your_own_text.jsonl --mask-prompt \
-# --target-modules all-linear --iters 40 --batch-size 4 --learning-rate 1e-3 \ --adapter-path notes
-# minilora chat --adapter-path notes minilora merge --adapter-path notes --out notes-merged
+#     --target-modules all-linear --iters 40 --batch-size 4 --learning-rate 1e-3 \
+#     --adapter-path notes
+# minilora chat --adapter-path notes
+# minilora merge --adapter-path notes --out notes-merged
 # ```
 #
 # **What to try.**
