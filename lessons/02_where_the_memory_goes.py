@@ -118,9 +118,9 @@ for name, (adapters, its_base) in models.items():
 table(["bytes", *parts["full"], "together"], rows)
 print(f"LoRA's step is {total['full'] / total['LoRA']:.2f} times smaller,", end=" ")
 print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
-one_row = [
-    sum(memory.memory_estimate(*models[name], config, 64).values()) for name in ("full", "LoRA")
-]
+estimates = [memory.memory_estimate(*models[name], config, 64) for name in ("full", "LoRA")]
+estimates[0]["frozen weights"] = 0  # full: as above
+one_row = [sum(estimate.values()) for estimate in estimates]
 print("estimated for one row of 64 tokens: full {:,}, LoRA {:,}".format(*one_row))
 
 # %% [markdown]
@@ -130,7 +130,7 @@ print("estimated for one row of 64 tokens: full {:,}, LoRA {:,}".format(*one_row
 #
 # But with A and B on all seven projections, **LoRA saves no activations**: the gradient of A needs
 # the same inputs x as the gradient of W (lesson 4 shows why). With one row, the activations weigh
-# less: by the estimate, LoRA then saves two thirds.
+# less: by the estimate, LoRA then saves three fifths.
 #
 # ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
 # rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
@@ -159,7 +159,7 @@ assert 1.2 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 2,
 assert total["LoRA"] / total["full"] > 0.75, "LoRA's step must need more than three quarters"
 assert abs(parts["full"]["activations"] / 33e6 - 1) < 0.02, "the activations must take 33 MB"
 full, lora = one_row
-assert 0.6 < 1 - lora / full < 0.7, "with one row, most bytes are weights: LoRA saves more"
+assert 0.55 < 1 - lora / full < 0.65, "with one row, most bytes are weights: LoRA saves more"
 
 # %% [markdown]
 # ## What was shown

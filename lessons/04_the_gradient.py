@@ -177,16 +177,16 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 #
 # ![Two trees: the frozen base and the trained adapters](../figures/drawings/two_trees.svg)
 #
+# AdamW also subtracts ηλθ from each parameter θ per step.
+#
 # **Predict.** With λ = 0.1 and the learning rate η = 4e-3, what do 500 steps with zero gradients do
 # to a frozen weight? And to the model?
 #
 # <details><summary>Answer</summary>
-# They shrink it to (1 − ηλ)⁵⁰⁰ = 82 %, because AdamW also subtracts ηλθ from each parameter θ per
-# step. "Nothing" is tempting, because Adam's own step is zero if all gradients are zero. On its own
-# text, the loss of `micro` rises from 0.21 to 3.5 nats per token. The norms do not repair this:
-# their weights shrink, too, so a sublayer, whose result is a product of several shrunken weights,
-# adds too little to the embedding. (PyTorch skips a parameter whose `grad` is None, as in PEFT, but
-# not one whose `grad` is 0.)
+# They shrink it to (1 − ηλ)⁵⁰⁰ = 82 %. "Nothing" is tempting, because Adam's own step is zero if
+# all gradients are zero. On its own text, the loss of `micro` rises from 0.21 to 3.5 nats per
+# token. One reason why the norms do not repair this: their weights shrink, too. (PyTorch skips a
+# parameter whose `grad` is None, as in PEFT, but not one whose `grad` is 0.)
 # </details>
 
 # %%
@@ -224,8 +224,8 @@ assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"
 #
 # **What to try.**
 #
-# 1. `0.05 * rng.standard_normal(w.shape)`: leave this line out. Why does the check then divide by
-#    0?
+# 1. `0.05 * rng.standard_normal(w.shape)`: use 0 in place of 0.05. Why does the check then
+#    divide by 0?
 # 2. `C * (1 - np.tanh(h) ** 2)`: use another loss, Σ h², and its derivative.
 # 3. `weight_decay=0.1`: use 0.01. After how many steps is a frozen weight down to 82 %?
 #

@@ -140,7 +140,9 @@ def first_step_quotients(name, eta=1e-3):
         before, after = get(whole, p)["weight"], get(moved, p)["weight"]
         of_lora = np.linalg.norm(lora_delta(get(new, p)))
         measured.append(of_lora / np.linalg.norm(after - before))
-        predicted.append(2 * math.sqrt(8 / (3 * before.shape[1])))
+        predicted.append(
+            get(new, p)["lora_scaling"] * math.sqrt(lora_config.r / (3 * before.shape[1]))
+        )
     return float(np.mean(measured)), float(np.mean(predicted)), float(gains[0] / gains[1])
 
 

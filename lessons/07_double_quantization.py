@@ -37,9 +37,6 @@ def rms(x):
 #
 # $$4 + \frac{32}{64} = 4.5 \qquad\qquad 4 + \frac{8}{64} + \frac{32}{256 \cdot 64} = 4.127$$
 #
-# ![The bytes of a weight: codes, codes of absmax, nested absmax,
-# offset](../figures/drawings/double_quantized_bytes.svg)
-#
 # `load(name, scheme)` leaves the embedding in the type of its file, here float16 (in lessons 0 and
 # 2 it was float32), and the norms in float32.
 #
@@ -51,6 +48,9 @@ def rms(x):
 # not in the formula. `tiny` needs more, because only its projections are quantized. After the
 # codes, its largest part is the embedding, with 16 bits per number. (4.127/32 is tempting, because
 # the embedding has only a few per cent of the numbers.)
+#
+# ![The bytes of a weight: codes, codes of absmax, nested absmax,
+# offset](../figures/drawings/double_quantized_bytes.svg)
 # </details>
 
 # %%

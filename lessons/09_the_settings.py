@@ -95,8 +95,8 @@ for rate in (1e-2, 4e-3):
 table(["held-out loss at r =", *map(str, RANKS)], cells)
 
 # %% [markdown]
-# At the rate 0.01, the mean loss varies by up to 2.3 times from r = 4 to 32, and r = 1
-# is 7 to 16 times worse than these. So the rank matters little in a range, and much below it.
+# At the rate 0.01, the mean loss varies by up to 2.3 times from r = 4 to 32, and r = 1 is 7 to 16
+# times worse than these. So the rank matters less in this range, and much below it.
 
 # %%
 # Checks
@@ -229,9 +229,9 @@ for alpha, other in ((8, 64), (64, 8)):
 # ## What was shown
 #
 # On a model of 0.1 million parameters: all seven matrices are better than q and v. Ranks 4 to 32
-# are similar at one rate, and a larger one needs a lower rate if s is fixed. Without clipping and
-# decay, a change of alpha is a change of the rate, the start of A and ε. At one rate, alpha matters
-# more than the rank.
+# differ by up to 2.3 times at one rate, and a larger one needs a lower rate if s is fixed. Without
+# clipping and decay, a change of alpha is a change of the rate, the start of A and ε. At one rate,
+# alpha matters more than the rank.
 #
 # So a recipe: all seven matrices, r = 8 or 16, a fixed alpha, such as 16, and then a search for the
 # rate (lesson 5 says where to begin). [Dropout, and what a wrong choice

@@ -35,13 +35,13 @@ def loss(adapters, examples):
 # %% [markdown]
 # ## Several adapters, one base
 #
-# Two adapters are trained. One answers "Who, what, where?", the other "Where, what, who?". Each is
-# a tree of its own, and both use the *same* base.
+# Two adapters are trained (r = 4, all seven projections). One answers "Who, what, where?", the
+# other "Where, what, who?". Each is a tree of its own, and both use the *same* base.
 #
 # **Predict.** How many bytes does the second adapter add, as a share of the base?
 #
 # <details><summary>Answer</summary>
-# Its own factors, with r = 4 about a ninth of this small base. ("As much as the base" is tempting,
+# Its own factors, about a ninth of this small base. ("As much as the base" is tempting,
 # because full fine-tuning needs a second model.) To switch, pass the other adapter.
 # </details>
 
