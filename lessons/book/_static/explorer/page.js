@@ -175,13 +175,16 @@ function showDelta(settings, params) {
   showBars(byId("x-values"), values.map((s, k) => [`σ${k + 1}`, s.toFixed(3), s / top]));
   byId("x-rest").hidden = !settings.merged;
   if (!settings.merged) return;
-  const before = dense(baseIn(settings.bits)[path]);
-  const rest = dense(params[path]).map((w, i) => w - before[i]);
-  const n = changedCodes(baseIn(settings.bits)[path], params[path]);
+  const base = baseIn(settings.bits)[path];
+  const rest = dense(params[path]).map((w, i) => w - dense(base)[i]);
   const error = sizeOf(rest.map((w, i) => w - delta[i])) / Math.max(sizeOf(delta), 1e-9);
-  const codes = settings.bits === "float32" ? "" : `, ${n} of ${rest.length} codes changed`;
-  const words = `What the merged weight has of it${codes}; error ${error.toFixed(2)} of ‖ΔW‖`;
-  drawMatrix(byId("x-kept"), rest, inputs, largest, words);
+  const codes = base.q && params[path].q.codes.map((code, i) => code !== base.q.codes[i]);
+  const n = changedCodes(base, params[path]);
+  const words = (codes ? `After the merge: ${count(n)} of ${count(rest.length)} weights changed ` +
+    "their code. An empty place is in the dead zone: ΔW is too small for the next value. " :
+    "After the merge. ") + `The error of the merged ΔW is ${error.toFixed(2)} of its size.`;
+  const moved = rest.map((value, i) => (codes && !codes[i] ? 0 : value));
+  drawMatrix(byId("x-kept"), moved, inputs, largest, words);
   showText("x-kept-words", words);
 }
 
