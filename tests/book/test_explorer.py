@@ -420,23 +420,44 @@ def test_it_works_with_the_keyboard_alone_and_has_labels(browser, folder):
     assert "Loss: 4.2290 base" in browser.find_element("css selector", "[role=status]").text
 
 
+LOSS_AND_ANSWER = """
+const on = (path) => arguments[1].some((name) => path.includes(name));
+const s = { ...ALL, switches: PATHS.filter(on), alpha: ALPHA, ...arguments[0] };
+const params = setUp(s), [prompt, answer] = DATA.questions[0];
+const losses = DATA.questions.map((row) => loss(params, row));
+// the answer is right if each of its tokens is the likeliest one after those before it
+const tokens = [...encode(prompt + answer), 255];
+const logits = forward(params, tokens.slice(0, -1));
+const likeliest = (t) => softmax(logits.slice(256 * t, 256 * (t + 1))).reduce(
+  (best, p, i, all) => (p > all[best] ? i : best), 0);
+return [losses.reduce((a, b) => a + b) / losses.length,
+  tokens.every((token, t) => t < prompt.length || likeliest(t - 1) === token)];
+"""
+
+
 def test_the_tour_says_what_the_page_shows(browser, folder):
-    """The numbers in the texts of the tour, from the page itself."""
     visit(browser, folder)
-    results = []
-    changes = [{}] + [f"{{on: {on}}}" for on in ("inAttention", "(p) => !inAttention(p)")]
-    changes += ["{step: 10}", "{step: 10, merged: true}", "{rank: 4}", "{rank: 1}"]
-    changes += ["{bits: 'float32'}", "{bits: 'int4'}", "{factor: 0.5}", "{factor: 4}"]
-    for change in changes:
-        browser.execute_script(f"applySettings({{...ALL, ...{change}}})")
-        wait_for_losses(browser)
-        status = browser.find_element("id", "x-status").text
-        results.append((float(status.split(" base, ")[1].split()[0]), "is right" in status))
-    full, attention, mlp, ten, merged, four, one, float32, int4, half, much = results
-    assert (round(full[0], 2), round(attention[0], 2), round(mlp[0], 2)) == (0.03, 0.83, 1.41)
-    assert (round(ten[0], 1), round(merged[0], 1)) == (2.3, 4.1)
-    assert full[1] and four[1] and not one[1] and not half[1] and not much[1]
-    assert full[0] < float32[0] < int4[0]
+
+    def result(names=("_proj",), **settings):
+        return browser.execute_script(LOSS_AND_ANSWER, settings, names)
+
+    def loss(*names, **settings):
+        return result(names or ("_proj",), **settings)[0]
+
+    assert round(loss("self_attn"), 2) == 0.83 and round(loss("mlp"), 2) == 1.41
+    without = {}
+    names = [path.rpartition(".")[2] for path in PATHS[:7]]
+    for name in names:
+        without[name] = loss(*(other for other in names if other != name))
+    assert set(sorted(without, key=without.get)[-2:]) == {"q_proj", "k_proj"}
+    assert round(loss(step=10), 1) == 2.3 and round(loss(step=0), 1) == 4.2
+    assert round(loss(step=10, merged=True), 1) == 4.1
+    assert 1.5 * loss() < loss(merged=True) < 4 * loss()
+    assert loss() < loss(bits="float32") < loss(bits="int4") < 0.2 < 4 < loss(bits="2 bits")
+    assert loss() < min(loss(alpha=12.0), loss(alpha=24.0))
+    right = {k: result(rank=k)[1] for k in range(9)}
+    assert not right[1] and right[4] and loss(rank=4) < 0.06
+    assert round(loss(), 2) == 0.03 and not result(alpha=8.0)[1] and not result(alpha=64.0)[1]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -51,7 +51,7 @@ const TOUR = [
       "below the switches). Which of the two is nearer to the full adapter?",
     look: "Attention alone has a loss of 0.83, the MLP alone 1.41, both together 0.03. The task is " +
       "to copy words from the prompt, which attention does; but no single projection and neither " +
-      "half is enough. Without q or k the loss rises most, without v least.",
+      "half is enough. Without q or k the loss rises most.",
     lesson: ["Where to apply LoRA", "studies/lora/where_to_apply.html"],
   },
   {
