@@ -21,9 +21,9 @@ FIGURES = explorer.PICTURE.parent
 WIDTH = 860
 FLAGS = "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={WIDTH},800"
 # what a small picture has no room for
-SHORT = """.x-hint, .x-numbers, .x-tour, .x-range:has(#x-place), .x-row button, h1, body > p:first-of-type,
-.explorer fieldset:has(.x-switches), #x-attention, #x-attention-words, figcaption,
-.explorer p:has(#x-attention-layer) { display: none !important; }
+SHORT = """.x-hint, .x-numbers, .x-tour, .x-range:has(#x-place), .x-row button,
+h1, body > p:first-of-type, .explorer fieldset:has(.x-switches), #x-attention,
+#x-attention-words, figcaption, .explorer p:has(#x-attention-layer) { display: none !important; }
 .explorer canvas { max-width: 9em; } #x-status { min-height: 1.4em; }
 .x-columns > div:has(#x-delta) {
   display: grid; grid-template-columns: 10em 1fr; gap: 0 1em; align-content: start;
@@ -41,8 +41,8 @@ FRAMES = [  # (changes of the settings, seconds)
     ({"bits": "2 bits"}, 1.5), ({"bits": "int4"}, 1.2), ({}, 0.8),
     ({"step": 10}, 1.2), ({"step": 10, "merged": True}, 2.5), ({"merged": True}, 2.0), ({}, 3.0),
 ]  # fmt: skip
-APPLY = """known.clear(); applySettings({ ...ALL, ...arguments[0] });"""
-DONE = """return document.getElementById("x-loss").textContent.includes("base");"""
+APPLY = "applySettings({ ...ALL, ...arguments[0] })"
+DONE = "return document.getElementById('x-loss').textContent.includes('base')"
 
 
 def screenshots(folder, frames):
@@ -81,9 +81,8 @@ def main():
     whole = [Image.new("RGB", (WIDTH, height), "white") for _ in pictures]
     for page, picture in zip(whole, pictures):
         page.paste(picture)
-    colours = whole[0].copy()
-    colours.paste(whole[-2], (0, height // 2))  # the last merge, with both pictures of ΔW
-    colours = colours.quantize(128)
+    # from the last merge, which has both pictures of ΔW; also the rare, strong colours
+    colours = whole[-2].quantize(128, Image.Quantize.MAXCOVERAGE)
     frames = [page.quantize(palette=colours, dither=Image.Dither.NONE) for page in whole]
     gif = FIGURES / "explorer.gif"
     durations = [int(1000 * seconds) for _, seconds in FRAMES]

@@ -197,3 +197,16 @@ def test_the_figure_works_with_the_keyboard_alone(browser):
     assert float(first.get_property("value")) == 10
     first.send_keys(Keys.ARROW_UP)
     assert float(first.get_property("value")) == pytest.approx(10.05)
+
+
+# ------------------------------------------------ the explorer, which test_explorer.py tests alone
+
+
+def test_the_explorer_answers_in_the_book(browser):
+    visit(browser, "explorer.html")
+    status = "return document.querySelector('.explorer [role=status]').textContent"
+    wait_for(lambda: "which is right" in browser.execute_script(status), "no right answer")
+    links = browser.find_elements("css selector", ".x-tour a")
+    assert len(links) == 6
+    for link in links:
+        assert Path(unquote(urlparse(link.get_attribute("href")).path)).exists()

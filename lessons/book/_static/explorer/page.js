@@ -238,7 +238,6 @@ const text = (answer) => answer.map(({ token }) => (token === 255 ? "" : letter(
 /* Show the settings: what is fast at once, then token by token, question by question. */
 async function update() {
   const mine = ++run;
-  const began = performance.now();
   const stopped = async () => {
     await new Promise((resolve) => { setTimeout(resolve); });
     return mine !== run;
@@ -254,7 +253,10 @@ async function update() {
   const base = { ...baseIn(settings.bits), alpha: 0 };
   showNumbers(settings, params);
   showDelta(settings, params);
-  window.explorerMilliseconds = performance.now() - began;
+  if (problem) {
+    for (const which of ["adapted", "base"]) showAnswer(which, (shown[which] = []), null);
+    showText("x-status", "");
+  }
   if (await stopped()) return;
   if (!problem && !(await answerBoth(settings, { adapted: params, base }, stopped))) return;
   const losses = { base: 0, adapted: 0 };
