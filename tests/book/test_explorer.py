@@ -399,11 +399,13 @@ def test_a_change_shows_within_100_ms(browser, folder):
     changes = [("x-step", s) for s in explorer.STEPS] + [("x-bits", b) for b in BITS]
     changes += [("x-alpha", a / 4) for a in range(0, 17, 2)] + [("x-rank", k) for k in range(9)]
     changes += [("x-merged", "merged and rounded")] + [("x-alpha", a / 4) for a in range(0, 17, 2)]
+    browser.execute_script(LONGEST)
     times = [browser.execute_async_script(CHANGE, *change) for change in changes]
-    print(
-        f"\n{len(times)} changes: median {statistics.median(times):.0f} ms, most {max(times):.0f}"
-    )
-    assert statistics.median(times) < 100
+    wait_for_losses(browser)
+    middle, longest = statistics.median(times), browser.execute_script("return longest")
+    print(f"\n{len(times)} changes: median {middle:.0f} ms, most {max(times):.0f} ms")
+    print(f"the longest piece of work took {longest:.0f} ms (0: less than 50)")
+    assert middle < 100 and longest < 500
     assert not errors(browser)
 
 

@@ -159,6 +159,13 @@ function changedCodes(before, after) {
   return before.q.codes.reduce((n, code, i) => n + (code !== after.q.codes[i]), 0);
 }
 
+/* B holds U·S, so the length of its column k is σₖ; α/r scales it. */
+function singularValues(path, { step, alpha }) {
+  const B = trained[`${step}.${path}.lora_B`].data;
+  return [...Array(RANK).keys()].map((k) =>
+    (alpha / RANK) * sizeOf(B.filter((_, i) => i % RANK === k)));
+}
+
 /* ΔW of one projection, what the merge leaves of it, and its singular values. */
 function showDelta(settings, params) {
   const path = pathOf(byId("x-name").value, byId("x-layer").selectedIndex);
@@ -166,13 +173,15 @@ function showDelta(settings, params) {
   const separate = setUp({ ...settings, merged: false });
   const on = `${path}.lora_A` in separate;
   const delta = on ? deltaW(path, separate) : new Float32Array(outputs * inputs);
-  const largest = delta.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9);
+  // The colours and the bars have one scale for all settings: ΔW after the whole training.
+  const last = { step: DATA.steps.at(-1), rank: RANK, switches: [path] };
+  const whole = deltaW(path, { ...adaptersAt(last), alpha: ALPHA });
+  const largest = whole.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
   drawMatrix(byId("x-delta"), delta, inputs, largest, `ΔW of ${path}, ${outputs} by ${inputs}`);
-  const B = trained[`${settings.step}.${path}.lora_B`].data; // the length of column k is σₖ
-  const values = [...Array(RANK).keys()].map((k) => k < settings.rank && on
-    ? (settings.alpha / RANK) * sizeOf(B.filter((_, i) => i % RANK === k)) : 0);
-  const top = Math.max(...values, 1e-9);
-  showBars(byId("x-values"), values.map((s, k) => [`σ${k + 1}`, s.toFixed(3), s / top]));
+  const values = singularValues(path, settings).map((s, k) => (on && k < settings.rank ? s : 0));
+  const full = 2 * singularValues(path, { ...last, alpha: ALPHA })[0]; // a bar of the whole width
+  const bars = values.map((s, k) => [`σ${k + 1}`, s.toFixed(3), Math.min(1, s / full)]);
+  showBars(byId("x-values"), bars);
   byId("x-rest").hidden = !settings.merged;
   if (!settings.merged) return;
   const base = baseIn(settings.bits)[path];
