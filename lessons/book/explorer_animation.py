@@ -89,7 +89,9 @@ def main():
     frames[0].save(
         gif, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
     )
-    frames[-1].save(explorer.PICTURE)  # for readers who prefer no motion, or have no JavaScript
+    pictures[-1].quantize(64).save(
+        explorer.PICTURE
+    )  # for readers who prefer no motion, or have no JavaScript
     print(f"{gif}: {len(frames)} frames of {WIDTH}×{height}, {gif.stat().st_size / 1e6:.2f} MB")
 
 

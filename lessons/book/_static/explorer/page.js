@@ -377,7 +377,8 @@ function makePage() {
       element("div", {},
         element("p", {}, makeSelect("x-name", "ΔW of", NAMES), " ",
           makeSelect("x-layer", "in layer", LAYERS)),
-        picture("x-delta", "ΔW: blue is positive, orange is negative, an empty place is zero"),
+        picture("x-delta", "ΔW: blue is positive, orange is negative, an empty place is zero. " +
+          "The colours, and the bars below, have one scale for all settings."),
         rest, element("h3", {}, "Singular values of ΔW"),
         element("ol", { id: "x-values", class: "x-bars" }),
         element("p", {}, makeSelect("x-attention-layer", "Attention in layer", LAYERS), " ",
