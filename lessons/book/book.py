@@ -20,6 +20,7 @@ from docutils import nodes
 from jupyter_cache import get_cache
 
 import minilora.course.exercises
+from lessons.book import explorer
 
 LESSONS = Path(__file__).parents[1]
 FIGURES = LESSONS.parent / "figures"
@@ -51,6 +52,7 @@ def connect(app):
     """Register this module's functions with Sphinx."""
     app.connect("builder-inited", create_cache)
     app.connect("builder-inited", choose_figures)
+    app.connect("builder-inited", write_explorer)
     app.connect("env-before-read-docs", spread_lessons)
     for change in (resolve_links, add_to_lesson, list_exercises):
         app.connect("source-read", change)
@@ -71,6 +73,11 @@ def choose_figures(app):
     folder = Path(app.outdir).parent / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["MINILORA_FIGURES"] = str(folder)
+
+
+def write_explorer(app):
+    """Write the data of the explorer next to its page: weights, adapters and questions."""
+    explorer.write(Path(app.outdir) / "_static" / "explorer", CACHE)
 
 
 def own_figure(name):

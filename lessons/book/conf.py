@@ -21,6 +21,7 @@ extensions = [
 ]  # fmt: skip
 include_patterns = [
     "index.md",
+    "explorer.md",
     "exercises.md",
     "[0-9]*.py",
     "studies/*/*.py",
@@ -52,7 +53,7 @@ html_theme = "furo"
 html_title = "minilora: LoRA and QLoRA from scratch"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
-html_js_files = ["quantize.js"]
+html_js_files = ["explorer/elements.js", "explorer/quantize.js", "quantize.js"]
 html_show_sphinx = False
 html_copy_source = False
 mathjax_path = "mathjax/tex-svg.js"

@@ -9,7 +9,6 @@ Chromium and chromedriver must be on the PATH.
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -17,7 +16,6 @@ from urllib.parse import unquote, urlparse
 import nbformat
 import numpy as np
 import pytest
-from selenium import webdriver
 from selenium.webdriver import Keys
 
 from minilora import nf4
@@ -25,27 +23,8 @@ from minilora import nf4
 BOOK = Path(os.environ.get("MINILORA_BOOK", "build/book")).resolve()
 PAGES = sorted(str(path.relative_to(BOOK)) for path in BOOK.rglob("*.html"))
 LESSONS = [page for page in PAGES if page[0].isdigit() or page.startswith("studies/")]
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage", "--window-size=1280,900",
-)  # fmt: skip
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 TYPESET = """return !document.querySelector('.math') || document.querySelector('mjx-container');"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in FLAGS:
-        options.add_argument(flag)
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
 
 
 def visit(browser, page):
@@ -218,3 +197,16 @@ def test_the_figure_works_with_the_keyboard_alone(browser):
     assert float(first.get_property("value")) == 10
     first.send_keys(Keys.ARROW_UP)
     assert float(first.get_property("value")) == pytest.approx(10.05)
+
+
+# ------------------------------------------------ the explorer, which test_explorer.py tests alone
+
+
+def test_the_explorer_answers_in_the_book(browser):
+    visit(browser, "explorer.html")
+    status = "return document.querySelector('.explorer [role=status]').textContent"
+    wait_for(lambda: "which is right" in browser.execute_script(status), "no right answer")
+    links = browser.find_elements("css selector", ".x-tour a")
+    assert len(links) == 6
+    for link in links:
+        assert Path(unquote(urlparse(link.get_attribute("href")).path)).exists()
