@@ -30,7 +30,7 @@ QUESTIONS = 20
 def run_lesson(keep):
     """Run lesson 0 up to its curve, calling keep(step, adapters) in training; return its names."""
     text, found, _ = LESSON.read_text("utf-8").partition("# The curve of the loss")
-    first, last = "m, s = dict.fromkeys(adapters, 0)", "    if t == 1 or t % 25 == 0:\n"
+    first, last = "m, v = dict.fromkeys(adapters, 0)", "    if t == 1 or t % 25 == 0:\n"
     assert found and text.count(first) == text.count(last) == 1, "lesson 0 has changed"
     text = text.replace(first, f"keep(0, adapters)\n{first}")
     text = text.replace(last, f"    keep(t, adapters)\n{last}")
