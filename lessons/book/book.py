@@ -126,19 +126,22 @@ def add_to_lesson(app, docname, source):
     if docname in app.config.book_quick:
         cells += f'# %% tags=["{BOOK_ONLY}", "remove-cell"]\nimport os\n\n'
         cells += 'os.environ["MINILORA_QUICK"] = "1"\n\n'
-    source[0] = link_exercises(f"{cells}# %% [markdown]\n{rest}")
+    source[0] = link_exercises(f"{cells}# %% [markdown]\n{rest}", "../" * docname.count("/"))
 
 
 EXERCISES = re.compile(r"\*\*Exercises\.\*\*.*?(?=\n#\n|\n\n|\Z)", re.DOTALL)
 
 
-def link_exercises(text):
-    """Turn the ids in the paragraph `**Exercises.** …` into links to the page of exercises."""
+def link_exercises(text, up):
+    """Turn the ids in the paragraph `**Exercises.** …` into links to the page of exercises.
+
+    up: the way from the page to the top of the book.
+    """
     ids = exercises()
 
     def link(match):
         name = match[1]
-        return f"[{name}](../exercises.md#{name})" if name in ids else match[0]
+        return f"[{name}]({up}exercises.md#{name})" if name in ids else match[0]
 
     return EXERCISES.sub(lambda m: re.sub(r"`?([a-z0-9]+(?:-[a-z0-9]+)*)`?", link, m[0]), text)
 
@@ -156,7 +159,9 @@ def clean_notebook(app, doctree):
             notebook = cache.merge_match_into_notebook(notebook)[1]
     notebook.cells = [c for c in notebook.cells if BOOK_ONLY not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
-        cell.source = re.sub(r"\[([a-z0-9-]+)\]\(/exercises\.md#[a-z0-9-]+\)", r"\1", cell.source)
+        cell.source = re.sub(
+            r"\[([a-z0-9-]+)\]\([./]*exercises\.md#[a-z0-9-]+\)", r"\1", cell.source
+        )
         if cell.cell_type == "markdown":
             attach_pictures(cell)
         else:
