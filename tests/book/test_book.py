@@ -86,7 +86,7 @@ def targets(page):
 def test_every_lesson_has_a_notebook_with_outputs():
     for page in LESSONS:
         (name,) = {target for target in targets(page) if target.endswith(".ipynb")}
-        notebook = nbformat.read(BOOK / unquote(name), as_version=4)
+        notebook = nbformat.read(BOOK / Path(page).parent / unquote(name), as_version=4)
         outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
         assert outputs and not any(out.output_type == "error" for out in outputs), page
 
