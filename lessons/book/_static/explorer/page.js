@@ -105,6 +105,7 @@ function applySettings({ step, factor, rank, bits, merged, on }) {
   for (const [name, value] of Object.entries(values)) {
     document.querySelector(`input[name=${name}][value="${value}"]`).checked = true;
   }
+  byId("x-prompt").value = DATA.questions[0][0];
   byId("x-alpha").value = factor;
   byId("x-rank").value = rank;
   setSwitches(on);
@@ -149,9 +150,9 @@ function showNumbers(settings, params) {
   let changed = 0;
   for (const path of PATHS) changed += changedCodes(base[path], params[path]);
   const total = PATHS.reduce((sum, path) => sum + base[path].shape[0] * base[path].shape[1], 0);
-  const none = "none: the base has no codes";
   const share = `${count(changed)} of ${count(total)} (${((100 * changed) / total).toFixed(1)} %)`;
-  showText("x-codes", settings.bits === "float32" ? none : share);
+  const none = settings.merged ? "none: the base has no codes" : "not merged";
+  showText("x-codes", settings.merged && settings.bits !== "float32" ? share : none);
 }
 
 function changedCodes(before, after) {
@@ -186,12 +187,14 @@ function showDelta(settings, params) {
   if (!settings.merged) return;
   const base = baseIn(settings.bits)[path];
   const rest = dense(params[path]).map((w, i) => w - dense(base)[i]);
-  const error = sizeOf(rest.map((w, i) => w - delta[i])) / Math.max(sizeOf(delta), 1e-9);
+  const error = sizeOf(rest.map((w, i) => w - delta[i])) / sizeOf(delta);
   const codes = base.q && params[path].q.codes.map((code, i) => code !== base.q.codes[i]);
   const n = changedCodes(base, params[path]);
   const words = (codes ? `After the merge: ${count(n)} of ${count(rest.length)} weights changed ` +
-    "their code. An empty place is in the dead zone: ΔW is too small for the next value. " :
-    "After the merge. ") + `The error of the merged ΔW is ${error.toFixed(2)} of its size.`;
+    "their code. An empty place is in the dead zone: ΔW is too small for the next value. " +
+    "(The scales are computed again, which moves all weights of some blocks a little.) " :
+    "After the merge. ") +
+    (sizeOf(delta) ? `The error of the merged ΔW is ${error.toFixed(2)} of its size.` : "ΔW is 0.");
   const moved = rest.map((value, i) => (codes && !codes[i] ? 0 : value));
   drawMatrix(byId("x-kept"), moved, inputs, largest, words);
   showText("x-kept-words", words);
@@ -258,13 +261,13 @@ async function update() {
   showText("x-alpha-value", ` ${byId("x-alpha").value} × ${ALPHA} = ${settings.alpha}`);
   showText("x-rank-value", ` ${settings.rank} of ${RANK}`);
   showText("x-loss", "…");
+  showText("x-status", problem ? "" : "…"); // what it said is of the settings before
   const params = setUp(settings);
   const base = { ...baseIn(settings.bits), alpha: 0 };
   showNumbers(settings, params);
   showDelta(settings, params);
   if (problem) {
     for (const which of ["adapted", "base"]) showAnswer(which, (shown[which] = []), null);
-    showText("x-status", "");
   }
   if (await stopped()) return;
   if (!problem && !(await answerBoth(settings, { adapted: params, base }, stopped))) return;
@@ -322,10 +325,18 @@ function drawQuestion() {
   update();
 }
 
+/* Apply settings; what they show or hide above a button must not move the button. */
+function setFrom(button, settings) {
+  const top = () => button.getBoundingClientRect().top;
+  const before = top();
+  applySettings(settings);
+  window.scrollBy(0, top() - before);
+}
+
 function makeTour() {
   const items = TOUR.map(({ title, set, predict, look, lesson: [words, page] }) => element("li", {},
-    element("strong", {}, `${title}. `), makeButton("Set this", () => applySettings(set)),
-    element("p", {}, element("em", {}, "Predict. "), predict),
+    element("strong", {}, title), element("p", {}, element("em", {}, "Predict. "), predict),
+    makeButton("Set this", ({ target }) => setFrom(target, set)),
     element("details", {}, element("summary", {}, "Look"), element("p", {}, look),
       element("p", {}, "Proof: ", element("a", { href: `${FOLDER}/${page}` }, words), "."))));
   return element("section", { class: "x-tour" }, element("h2", {}, "A tour in six experiments"),
@@ -345,19 +356,20 @@ function makePage() {
   const row = (words, id) => element("tr", {}, element("th", { scope: "row" }, words),
     element("td", { id }));
   const place = makeRange("x-place", "Token of the answer:", LENGTH - 1, 1, 1,
-    "The five likeliest tokens at this place, with their probabilities.");
+    "The five likeliest tokens at this place, with their probabilities. An underlined letter of " +
+    "an answer is the right one.");
   const rest = picture("x-kept", element("span", { id: "x-kept-words" }));
   rest.id = "x-rest";
   return element("div", { class: "explorer" },
     element("p", { class: "x-row" }, element("label", { for: "x-prompt" }, "Prompt "), prompt,
-      makeButton("Draw a question", drawQuestion)),
+      makeButton("New question", drawQuestion)),
     element("p", { id: "x-problem", role: "alert" }),
     element("div", { class: "x-columns" },
       column("adapted", "With the adapter"), column("base", "The base alone")),
     place, element("p", { id: "x-status", role: "status" }),
     element("table", { class: "x-numbers" },
       row("loss on twenty held-out questions, nats per token", "x-loss"),
-      row("base", "x-base-bytes"), row("adapter", "x-adapter-bytes"),
+      row("base", "x-base-bytes"), row("adapter, in float32", "x-adapter-bytes"),
       row("weights that changed their code by the merge", "x-codes")),
     element("div", { class: "x-columns" },
       element("div", {},
@@ -366,7 +378,8 @@ function makePage() {
         makeRange("x-alpha", "α:", 4, 0.25, 1,
           "α scales ΔW. Look at the singular values: all grow by the same factor."),
         makeRange("x-rank", "Rank that is kept:", RANK, 1, RANK,
-          "Only the largest directions of each ΔW are kept. Look for the first right answer."),
+          "Only the largest directions of each ΔW are kept (r in α/r stays 8). Look for the first " +
+          "right answer."),
         makeChoices("x-bits", "Bits of the base", ["float32", "NF4", "int4", "2 bits"], "NF4",
           "Look at the bytes and at the loss. NF4 is the base of the training; its scales are " +
           "stored in 8 bits (double quantization)."),
