@@ -95,8 +95,8 @@ for rate in (1e-2, 4e-3):
 table(["held-out loss at r =", *map(str, RANKS)], cells)
 
 # %% [markdown]
-# At the rate 0.01, the mean loss varies by up to 2.3 times from r = 4 to 32, and r = 1 is at least
-# 7 times worse than each of these. So the rank matters less in this range, and much below it.
+# At the rate 0.01, the mean loss varies by up to 2.3 times from r = 4 to 32, and r = 1 is about
+# 7 times worse than the worst of these. So the rank matters less in this range, and much below it.
 
 # %%
 # Checks
