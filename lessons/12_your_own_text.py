@@ -11,7 +11,7 @@
 # The downloaded model is already quantized, to another 4-bit type (Q4_1), with an 8-bit embedding.
 # `load` quantizes the projections once more, to NF4, and leaves the embedding in 8 bits.
 #
-# **Time:** half a minute to run, ten minutes to read. It needs `minilora fetch smollm2` once
+# **Time:** a minute to run, ten minutes to read. It needs `minilora fetch smollm2` once
 # (93 MB), and 1 GB of memory, or 3 GB if PEFT is installed. **You need:** lessons 8, 10 and 11.
 
 # %%
