@@ -533,6 +533,12 @@ def test_faults_of_an_entry_are_told(broken_set, capsys):
     assert "not three hints" in error and "there is no lesson 05" in error
 
 
+def test_a_stub_without_a_docstring_has_nothing_of_the_body():
+    source = "def f(x):\n    y = 2 * x\n    return y\n"
+    stub = exercises.functions(source, ["f"], "task")
+    assert stub == 'def f(x):\n    raise NotImplementedError("task: f is not written yet")'
+
+
 def test_minilora_does_not_import_its_course():
     code = "import sys, minilora; print([m for m in sys.modules if 'course' in m or 'hypoth' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
