@@ -205,9 +205,11 @@ class RunWriter:
         else:
             replace_text(folder / run_folder.METRICS, self.new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
+        loaded = self.loaded
         best = state.get("best", adapters)
-        model = best, self.loaded.base, self.loaded.adapter_config, args.model
-        save_adapter(folder, *model, args.adapter_dtype)
+        save_adapter(
+            folder, best, loaded.base, loaded.adapter_config, args.model, args.adapter_dtype
+        )
         title = f"{Path(args.model).name} on {Path(args.data).name}"
         kept = kept_step(state) if "best" in state else None
         curve(folder / run_folder.CURVE, self.history, title, kept)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig
+from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, SWITCH, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
 from ..tree import arrays, flatten
@@ -68,13 +68,15 @@ def model_config(raw):
     if act != implemented:
         raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
     number(raw, "num_hidden_layers", UP_TO_4096)
+    for name in (*BIASES, "use_sliding_window"):
+        number(raw, name, SWITCH, False)
     heads = size(raw, "num_attention_heads")
     defaults = {"num_key_value_heads": heads, "head_dim": size(raw, "hidden_size") // heads}
     fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
     fields["rope_theta"], fields["rope_scaling"] = rope(raw)
     fields |= {
         "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE, 1e-6),
-        "tie_word_embeddings": bool(raw.get("tie_word_embeddings")),
+        "tie_word_embeddings": number(raw, "tie_word_embeddings", SWITCH, False),
         "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
         "eos_token_id": ids(raw, "eos_token_id"),
         "bos_token_id": raw.get("bos_token_id"), "model_type": kind,

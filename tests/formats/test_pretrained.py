@@ -171,6 +171,8 @@ def test_defaults(tmp_path):
             "`num_hidden_layers` must be a whole number from 1 to 4,096",
         ),
         ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ does not belong"),
+        ({"attention_bias": "false"}, "`attention_bias` must be true or false, got 'false'"),
+        ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
         ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
     ],
