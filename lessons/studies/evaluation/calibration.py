@@ -197,7 +197,7 @@ if not QUICK:
 # </details>
 
 # %%
-names = ["accuracy", "temperature", "confidence_raw", "ece_raw", "confidence_mended", "ece_mended"]
+names = ["accuracy", "temperature", "confidence_raw", "ece_raw", "confidence_scaled", "ece_scaled"]
 cells = [[n, *(f"{over_seeds(name, n).mean():.3f}" for name in names)] for n in ROWS]
 table(["rows", "accuracy", "τ", "confidence", "ECE", "confidence with τ", "ECE with τ"], cells)
 
@@ -221,8 +221,8 @@ for n in ROWS:
         assert (gap < -0.08).all(), f"{n} rows: no seed may be sure enough"
         assert (over_seeds("temperature", n) < 0.9).all(), f"{n} rows: τ must be below 1"
     for name, most in (("ece", 0.5), ("brier", 1)):
-        raw, scaled = (over_seeds(f"{name}_{way}", n).mean() for way in ("raw", "mended"))
-        assert scaled < most * raw, f"{n} rows: τ must halve the ECE and lower the Brier score"
+        before, after = (over_seeds(f"{name}_{way}", n).mean() for way in ("raw", "scaled"))
+        assert after < most * before, f"{n} rows: τ must halve the ECE and lower the Brier score"
 assert over_seeds("token_ece", 4000).max() < 0.02, "calibrated per token"
 assert over_seeds("ece_raw", 4000).min() > 0.08, "and not per answer"
 logits, hit = judged[4000]
@@ -259,7 +259,7 @@ if not QUICK:
 
 # %%
 asks = 1 - confidence(logits) >= 0.05
-paid = [live[4000][f"cost_{way}_0.05"] for way in ("raw", "mended")]
+paid = [live[4000][f"cost_{way}_0.05"] for way in ("raw", "scaled")]
 print(f"4,000 rows, c = 0.05: it asks for {asks.mean():.1%} and is right in {hit.mean():.1%}")
 print(f"it pays {paid[0]:.3f} as trained and {paid[1]:.3f} with τ")
 
@@ -268,13 +268,13 @@ print(f"it pays {paid[0]:.3f} as trained and {paid[1]:.3f} with τ")
 
 # %%
 beyond, cells = {}, []
-for column, way in (("raw", "as trained"), ("mended", "with τ")):
+for column, way in (("raw", "as trained"), ("scaled", "with τ")):
     for n in ROWS:
         paid_beyond = [over_seeds(f"cost_{column}_{c}", n) - c for c in COSTS]
         beyond[column, n] = dict(zip(COSTS, paid_beyond))
         cells.append([f"{n:,}, {way}", *(f"{x.min():+.3f} to {x.max():+.3f}" for x in paid_beyond)])
 table(["rows", *(f"c = {c}" for c in COSTS)], cells)
-changes = np.array([beyond["mended", n][c] - beyond["raw", n][c] for n in ROWS for c in COSTS])
+changes = np.array([beyond["scaled", n][c] - beyond["raw", n][c] for n in ROWS for c in COSTS])
 print(f"τ changes the cost by {changes.min():+.3f} to {changes.max():+.3f}", end=", ")
 print(f"{changes.mean():+.3f} on average")
 
@@ -287,10 +287,10 @@ print(f"{changes.mean():+.3f} on average")
 assert (beyond["raw", 16][0.5] > 0.015).all(), "16 rows: worse than no model"
 for n in ROWS:
     for c in COSTS:
-        assert (beyond["mended", n][c] < 0.005).all(), f"{n} rows, c = {c}: with τ"
+        assert (beyond["scaled", n][c] < 0.005).all(), f"{n} rows, c = {c}: with τ"
     assert (beyond["raw", n][0.05] > -1e-9).all(), f"{n} rows: nothing gained"
     if n >= 128:
-        assert (beyond["mended", n][0.05] < -0.002).all(), f"{n} rows: τ must gain"
+        assert (beyond["scaled", n][0.05] < -0.002).all(), f"{n} rows: τ must gain"
 assert changes.mean() < -0.01 and 0 < changes.max() < 0.02, "τ gains, but not in every cell"
 if not QUICK:
     assert paid[0] > 0.03 > 0.01 > paid[1], "4,000 rows, c = 0.05: τ must save the person's cost"

@@ -75,7 +75,7 @@ def scored(done, n, seed):
         "loss": done.scores["loss"], "token_ece": done.scores["ece"],
         "accuracy": hit.mean(), "temperature": temperature,
     }  # fmt: skip
-    for name, p in (("raw", confidence(logits)), ("mended", confidence(logits, temperature))):
+    for name, p in (("raw", confidence(logits)), ("scaled", confidence(logits, temperature))):
         row |= {f"confidence_{name}": p.mean(), f"ece_{name}": calibration_error(p, hit)}
         row |= {f"brier_{name}": np.mean((p - hit) ** 2)}
         row |= {f"cost_{name}_{person}": cost(p, hit, person) for person in COSTS}
