@@ -1,0 +1,80 @@
+"""Direct preference optimization (DPO, Rafailov et al. 2023) of an adapter.
+
+The reference of DPO is the base without the adapter, so one model in memory serves as both. A pair
+is (prompt, chosen, rejected), three lists of token ids.
+
+Letters: N pairs, T tokens.
+"""
+
+from functools import partial
+
+import autograd.numpy as np
+
+import minilora
+from minilora import layers, model
+from minilora.batching import Example, batch_at, collate
+from minilora.layers import value_and_grad
+from minilora.optim import adamw_init, clip, get_lr
+from minilora.training import update
+from minilora.tree import arrays
+
+
+def batch_of(pairs):
+    """Return the batch (2N, T) of N pairs: first all chosen answers, then all rejected ones."""
+    chosen = [(prompt, answer) for prompt, answer, _ in pairs]
+    rejected = [(prompt, answer) for prompt, _, answer in pairs]
+    rows = []
+    for prompt, answer in chosen + rejected:
+        mask = [0] * len(prompt) + [1] * len(answer)
+        rows.append([Example(prompt + answer, mask)])
+    return collate(rows)
+
+
+def answer_log_probs(adapters, base, batch, config):
+    """Compute log p(answer | prompt) of each row, the sum over the tokens of its answer: (2N,)."""
+    ops = minilora.operations(adapters, base)
+    params = model.parameters(adapters, base, ops)
+    x = model.hidden_states(params, batch["tokens"], batch["segment_starts"], config, ops)
+    # the logits that predict tokens of prompts are not needed
+    first = np.flatnonzero(batch["mask"].any(axis=0))[0]
+    mask, targets = (batch[name][:, first:] for name in ("mask", "targets"))
+    logits = layers.matmul(x[:, first:], model.lm_head(params))
+    logits = logits - np.max(logits, axis=-1, keepdims=True)
+    b, t = np.indices(targets.shape)
+    log_p = logits[b, t, targets] - np.log(np.sum(np.exp(logits), axis=-1))
+    return np.sum(mask * log_p, axis=-1)
+
+
+def margins(log_probs, reference, beta):
+    """Compute β·(log-ratio of the chosen answer − log-ratio of the rejected one) per pair: (N,).
+
+    log_probs, reference: log p of the model and of the reference, chosen first, (2N,) each.
+    """
+    chosen, rejected = np.split(log_probs - reference, 2)
+    return beta * (chosen - rejected)
+
+
+def dpo_loss(adapters, base, batch, reference, config, beta):
+    """Compute the mean DPO loss of a batch, in nats per pair; reference (2N,) is a constant."""
+    m = margins(answer_log_probs(adapters, base, batch, config), reference, beta)
+    # L = −log σ(m) = log(1 + e^−m)   (Rafailov et al. 2023, Eq. 7)
+    return np.mean(np.logaddexp(0, -m))
+
+
+def fit(adapters, base, pairs, config, settings, beta, reference_adapters=None, on_step=None):
+    """Train the adapters on pairs; return them.
+
+    settings: a TrainConfig. reference_adapters: those of the reference; None for the base without
+    adapters. on_step: called as on_step(step, adapters) before each step.
+    """
+    state = adamw_init(arrays(adapters))
+    for step in range(settings.iters):
+        if on_step:
+            on_step(step, adapters)
+        batch = batch_of(batch_at(pairs, step, settings.batch_size, settings.seed))
+        reference = answer_log_probs(reference_adapters or {}, base, batch, config)
+        loss = partial(dpo_loss, reference=reference, config=config, beta=beta)
+        _, grads = value_and_grad(loss)(adapters, base, batch)
+        grads, _ = clip(grads, settings.max_grad_norm)
+        adapters, state = update(adapters, grads, state, get_lr(step, settings), settings)
+    return adapters

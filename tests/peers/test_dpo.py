@@ -1,0 +1,126 @@
+"""DPO of `lessons/helpers/preference.py` against the paper's formula in PyTorch, and TRL's trainer.
+
+TRL is not in the peers group, because it needs packages for data sets (pandas, pyarrow). To run its
+test, install it: pip install 'trl>=1.16'.
+"""
+
+import numpy as np
+import pytest
+from comparisons import in_float64
+from peft_models import ALL, gradient_errors, llama_of, peft_folder, quietly, random_peft
+
+from lessons.helpers import preference
+from minilora.formats.checkpoint import load_adapter
+from minilora.formats.pretrained import load
+from minilora.layers import value_and_grad
+from minilora.tree import flatten
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+pytest.importorskip("peft", reason="the peers group is not installed")
+
+BETA = 0.3
+RNG = np.random.default_rng(0)
+PAIRS = [
+    tuple(RNG.integers(1, 255, size=n).tolist() for n in lengths)
+    for lengths in [(4, 5, 9), (9, 7, 3), (6, 12, 12), (5, 1, 4)]
+]
+
+
+@pytest.fixture
+def models(tiny_llama, tmp_path):
+    """Return (config, base, adapters, PEFT's model): the same Llama and adapter on both sides."""
+    config, base, _ = load(tiny_llama())
+    theirs = random_peft(llama_of(tiny_llama()), size=0.02, target_modules=ALL, r=4, lora_alpha=8)
+    adapters = load_adapter(peft_folder(tmp_path / "adapter", theirs), base).adapters
+    return config, base, adapters, theirs
+
+
+def torch_log_probs(model, batch):
+    """log p of each row's answer."""
+    log_p = model(torch.tensor(batch["tokens"])).logits.log_softmax(-1)
+    found = log_p.gather(-1, torch.tensor(batch["targets"])[..., None])[..., 0]
+    return (found * torch.tensor(batch["mask"])).sum(-1)
+
+
+def paper_loss(model, batch):
+    """−log σ(β·log(π(w)/π_ref(w)) − β·log(π(l)/π_ref(l))), the mean (Rafailov et al., Eq. 7).
+
+    The reference π_ref is PEFT's model with its adapter switched off.
+    """
+    with torch.no_grad(), model.disable_adapter():
+        ref_w, ref_l = torch_log_probs(model, batch).chunk(2)
+    w, l = torch_log_probs(model, batch).chunk(2)  # noqa: E741  (the paper's names)
+    return -torch.nn.functional.logsigmoid(BETA * (w - ref_w) - BETA * (l - ref_l)).mean()
+
+
+def our_loss(adapters, base, config, reference_adapters=None):
+    """(loss, gradient); the reference is the base with its adapters, by default none."""
+    batch = preference.batch_of(PAIRS)
+    reference = preference.answer_log_probs(reference_adapters or {}, base, batch, config)
+    loss_and_gradient = value_and_grad(preference.dpo_loss)
+    return loss_and_gradient(adapters, base, batch, reference, config, BETA)
+
+
+def gradients_of(theirs):
+    found = {}
+    for name, p in theirs.named_parameters():
+        if p.requires_grad:
+            path = name.removeprefix("base_model.model.").removesuffix(".default.weight")
+            found[path] = p.grad.numpy().copy()
+    return found
+
+
+def test_dpo_is_the_papers_loss(models, compared):
+    config, base, adapters, theirs = models
+    loss, gradient = our_loss(adapters, base, config)
+    exact, precise = our_loss(in_float64(adapters), in_float64(base), config)
+    expected = paper_loss(theirs, preference.batch_of(PAIRS))
+    expected.backward()
+    difference, floor = abs(loss - expected.item()), abs(loss - exact)
+    compared("DPO of random models: loss", "PyTorch + PEFT", difference, 1e-5, floor)
+    errors = gradient_errors(gradient, gradients_of(theirs))
+    floor = gradient_errors(gradient, flatten(precise))
+    compared("DPO of random models: gradient of each factor", "PyTorch + PEFT", errors, 1e-4, floor)
+
+
+def test_dpo_is_what_trl_computes(models, tmp_path):
+    """TRL's reference is a copy of the adapter that it is given, or the base for a new adapter."""
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    datasets = pytest.importorskip("datasets")
+    config, base, before, theirs = models
+    rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair)) for pair in PAIRS]
+    with quietly():
+        trainer = trl_trainer(trl, datasets, theirs, tmp_path)
+        with torch.no_grad():
+            for p in theirs.parameters():
+                if p.requires_grad:
+                    p += 0.02 * torch.randn_like(p)
+        expected = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+        theirs.save_pretrained(tmp_path / "after", selected_adapters=["default"])
+    expected.backward()
+    after = load_adapter(tmp_path / "after", base).adapters
+    loss, gradient = our_loss(after, base, config, before)
+    assert abs(loss - np.log(2)) > 0.01, "the adapters must differ"
+    assert abs(loss - expected.item()) < 1e-5
+    assert max(gradient_errors(gradient, gradients_of(theirs))) < 1e-4
+
+
+def one_row():
+    yield {"prompt": "a", "chosen": "a", "rejected": "b"}
+
+
+def trl_trainer(trl, datasets, model, folder):
+    """TRL's DPOTrainer of a PEFT model, with a stand-in for the tokenizer that it asks for."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    words = {"[PAD]": 0, "a": 1, "b": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="b"
+    )
+    rows = datasets.IterableDataset.from_generator(one_row)
+    settings = trl.DPOConfig(
+        output_dir=str(folder), beta=BETA, report_to="none", use_cpu=True, bf16=False,
+        disable_tqdm=True, gradient_checkpointing=False, max_steps=1,
+    )  # fmt: skip
+    return trl.DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=fast)
