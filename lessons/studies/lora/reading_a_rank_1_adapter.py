@@ -33,7 +33,7 @@ RATE, _ = common.best_rates(rank1.RATES, valid)
 # say. Soligo et al. (2025) read 9 rank-1 adapters in the same way.
 #
 # The task here: " Who, what, where?" asks for a name, a colour, a thing and a place that the prompt
-# has named. Below, + and − mark the bytes where z is more than one standard deviation from its
+# has named. Below, `+` and `-` mark the bytes where z is more than one standard deviation from its
 # mean, in the projections that matter most (the next section says how this is found).
 
 # %%
