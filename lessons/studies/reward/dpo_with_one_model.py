@@ -85,8 +85,7 @@ for _ in range(5):
     middle = time.perf_counter()
     value_and_grad(preference.dpo_loss)(adapters, base, batch, reference, config, dpo.BETA)
     times.append((middle - start, time.perf_counter() - middle))
-forward, rest = np.min(times, axis=0)
-share = forward / (forward + rest)
+share = np.min(times, axis=0)[0] / np.min(times, axis=0).sum()
 print(f"the forward pass of the reference takes {share:.0%} of a step")
 
 _, tiny, _ = minilora.load("tiny")
@@ -238,8 +237,7 @@ for labels, other in (dpo.LABELS, dpo.LABELS[::-1]):  # the runs of seed 0, agai
 # **What to try.**
 #
 # 1. `BETA = 0.5` in `dpo_sweep.py`: with 0.1, where is the optimum?
-# 2. `dpo_loss`: subtract the mean log p of the chosen answers, times 0.1, from the loss. Does it
-#    keep them likely with certain labels?
+# 2. `dpo_loss`: subtract 0.1 times the mean log p of the chosen answers. Do they stay likely?
 # 3. `short(100, 8)`: stop after 25 steps. How much of the preference is learned, and what is lost?
 #
 # **Where to stop with a debugger.** `dpo_loss` in `preference.py`: at the first step, m is zero.
