@@ -184,7 +184,7 @@ assert (trained - untrained).max() < 0.15 and untrained.min() > 0.6, "but most w
 #
 # **Where to stop with a debugger.** `rank1_sweep.loss_and_scalars`: z of each projection.
 #
-# **Exercises.** lora-init, lowrank-product.
+# **Exercises.** one-file-init-lora, one-file-linear.
 #
 # **Further reading.** Ward et al. 2025, *Rank-1 LoRAs Encode Interpretable Reasoning Signals*:
 # [arXiv:2511.06739](https://arxiv.org/abs/2511.06739). Soligo et al. 2025, *Convergent Linear
