@@ -118,10 +118,11 @@ def show(names):
 
 
 show(runs)
-title = "The training loss of 64 facts (first seed)"
+title = "The training loss of 64 facts, mean of the seeds"
 with figure("staircase", "optimizer step", "training loss (nats per token)", title) as axes:
     for name, style in zip(("facts, in epochs", "facts, drawn"), plot.LINES):
-        axes.plot(runs[name][0][0].ravel(), label=name, **style)
+        mean = np.mean([losses for losses, _ in runs[name]], axis=0)
+        axes.plot(mean.ravel(), label=name, **style)
     for step in range(4, 4 * EPOCHS, 4):
         axes.axvline(step - 0.5, color="#dddddd", linewidth=0.6, zorder=0)
     axes.legend(frameon=False, loc="lower left")
