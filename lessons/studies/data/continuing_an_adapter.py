@@ -1,0 +1,154 @@
+# %% [markdown]
+# # Continuing an adapter
+#
+# **The question.** An adapter has learned some rows, and now there are others. Do you continue to
+# train the same adapter, merge it and train a new one, or stack a new one on it? And what becomes
+# of the first rows?
+#
+# Users ask this in many places ([LoRA](https://github.com/microsoft/LoRA/issues/166),
+# [litgpt](https://github.com/Lightning-AI/litgpt/issues/1464),
+# [mlx](https://github.com/ml-explore/mlx-examples/issues/606)). Those answers have no numbers.
+#
+# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+#
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 11, and the study
+# [Averaging and stacking adapters](../serving/averaging_and_stacking.py).
+
+# %%
+import numpy as np
+
+from lessons.helpers.common import QUICK, agrees, finetune, interval, of, read_sweep, spread, table
+from lessons.studies.data import continuing_sweep as continuing
+
+sweep = read_sweep("continuing")
+
+# %% [markdown]
+# ## Merged and stacked are the same function
+#
+# The first adapter of `micro` answers "Who, what, where?" (200 steps). The second task is the same
+# question turned round: "Where, what, who?". There are three ways to begin the second run:
+#
+# | way | frozen | trained |
+# |---|---|---|
+# | same | W | the first A and B, further |
+# | merged | W + ΔW, dense | a new A and B = 0 |
+# | stacked | W, and the first A and B | a new A and B = 0 |
+#
+# **Predict.** All three begin with the same outputs. Which have the same first gradient?
+#
+# <details><summary>Answer</summary>
+# Merged and stacked, to float32 rounding: in both, the new factors are added to the same W + ΔW. So
+# the two learn and forget the same, and differ in what is stored: one dense model, or a base (also
+# a 4-bit one) and two adapters. "Same" has another gradient, because its B is not zero. "All three"
+# is tempting, because their losses are equal.
+# </details>
+
+# %%
+begin = {}
+rows = continuing.mixed(0, 0)
+for way in ("same", "merged", "stacked"):
+    run = finetune(
+        start=continuing.start(way, 0), rows=rows, held_out=rows[:1], iters=1, learning_rate=1e-9
+    )
+    begin[way] = run.history[0]
+cells = [[way, f"{b['loss']:.5f}", f"{b['grad_norm']:.5f}"] for way, b in begin.items()]
+table(["way", "loss of the first batch", "norm of its gradient"], cells)
+
+# %%
+# Checks
+first = {way: np.array([b["loss"], b["grad_norm"]]) for way, b in begin.items()}
+np.testing.assert_allclose(first["merged"], first["stacked"], rtol=1e-4)
+np.testing.assert_allclose(first["same"][0], first["stacked"][0], rtol=1e-4)
+assert abs(first["same"][1] / first["stacked"][1] - 1) > 0.02, "B = 0 has another gradient"
+
+# %% [markdown]
+# ## What is learned, and what is left of the first task
+#
+# The sweep has five ways: same and merged, each without and with **replay** (2 of the 16 rows of
+# each step are of the first task, drawn from its training rows), and a *new* adapter on the base
+# that has never seen the first task. The second run has 200 steps. Its rate is the best of five on
+# validation rows, with two seeds: of the second task, and with replay of both. Five other seeds
+# are shown, on test rows.
+#
+# **Predict.** Which of the ways keeps the first task? And what does replay cost the second one?
+#
+# <details><summary>Answer</summary>
+# Without replay, none: no answer of the first task is right any more, in any seed. With replay, the
+# first task is kept, and no cost for the second one is shown. "The merged one keeps it" is
+# tempting, because its first adapter is frozen. But the frozen part is only a summand of the
+# weights: the new part can undo what it does.
+# </details>
+
+# %%
+sweep = read_sweep("continuing")
+fresh = [row for row in sweep if row["seed"] in continuing.FRESH]
+
+
+def column(name, way, replay):
+    """Return a column of a case at its best rate, one number per seed."""
+    return np.array(of(fresh, name, way=way, replay=replay))
+
+
+cells = []
+for way, replay in continuing.CASES:
+    numbers = [spread(column(f"test_{task}", way, replay), 3) for task in ("new", "old")]
+    exact = [f"{column(f'test_exact_{task}', way, replay).mean():.0%}" for task in ("new", "old")]
+    rate = continuing.best_rate(sweep, (way, replay))
+    cells.append([f"{way}, replay {replay} of 16", f"{rate:g}", *numbers, *exact])
+table(["way", "rate", "second task: loss", "first: loss", "exact", "exact"], cells)
+print(f"the first task before the second run: {spread(column('before', 'same', 0), 3)}")
+
+# %% [markdown]
+# **Frozen is not safe.** Merged (or stacked) forgets less than the same adapter, in each seed. But
+# after 200 steps, both have lost the first task. Two rows in sixteen keep it. (Here the second task
+# asks the same in another order. Tasks that disturb each other less may need less replay.)
+#
+# The second task is not learned better from the first adapter than from the base: no difference is
+# shown. So if the first rows no longer matter, begin anew. If they matter, keep them, and mix some
+# in. Then the choice between the same adapter and a merged one is one of storage: the same adapter
+# stays one small file; merging needs a dense model; stacking keeps a 4-bit base as it is, and
+# computes two adapters.
+
+# %%
+# Checks
+loss = {case: column("test_old", *case) for case in continuing.CASES}
+second = {case: column("test_new", *case) for case in continuing.CASES}
+for way in ("same", "merged"):
+    assert column("test_exact_old", way, 0).max() == 0, f"{way}: the first task must be lost"
+    assert (loss[way, 2] < 0.2 * loss[way, 0]).all(), f"{way}: replay must keep it, in every seed"
+    assert column("test_exact_old", way, 2).mean() > 0.9, f"{way}: nine answers of ten"
+    cost = interval(np.log(second[way, 2] / second[way, 0]))
+    assert cost.low < 0 < cost.high, f"{way}: no cost of replay is shown"
+assert (loss["merged", 0] < loss["same", 0]).all(), "merged must forget less, in every seed"
+better = interval(np.log(second["same", 0] / second["new", 0]))
+assert better.low < 0 < better.high, "from the first adapter or anew: no difference is shown"
+for case in continuing.CASES:
+    rate = continuing.best_rate(sweep, case)
+    assert rate not in (continuing.RATES[0], continuing.RATES[-1]), f"{case}: inside the grid"
+if not QUICK:  # two runs of the sweep again
+    for case, other in ((("same", 0), ("same", 2)), (("same", 2), ("same", 0))):
+        again = continuing.run((*case, continuing.best_rate(sweep, case), 0))["test_old"]
+        assert agrees(again, loss[case], loss[other]), f"{case}: {again}, not {loss[case]}"
+
+# %% [markdown]
+# ## What was shown
+#
+# On `micro` (0.1 million parameters), a new adapter on merged weights and one stacked on the first
+# begin with the same gradient. Trained on the second task alone, each way loses the first task
+# completely. With one row in eight of the first task, it is kept. This is one pair of tasks that
+# contradict each other; a larger model, tasks that share more, or a shorter second run may forget
+# less.
+#
+# **What to try.**
+#
+# 1. `REPLAYED = (0, 2)` in `continuing_sweep.py`: use 1. Is one row in sixteen enough?
+# 2. `STEPS`: use 50. What is forgotten first?
+# 3. `LORA`: use r = 1. Does a smaller adapter forget less?
+#
+# **Where to stop with a debugger.** `continuing_sweep.start`, and `several.stack`.
+#
+# **Exercises.** lora-init, combine-exact.
+#
+# **Further reading.** Robins 1995, *Catastrophic Forgetting, Rehearsal and Pseudorehearsal*
+# (Connection Science 7, 123–146). The study [Intruder
+# dimensions](../since_2023/intruder_dimensions.py) is about what full fine-tuning forgets.
