@@ -22,7 +22,22 @@ from ..config import InputError
 
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
-DEFAULTS = {"HIDDEN": {}, "observe": lambda value, *_: value, "tolerance": lambda *_: 0.0}
+DEFAULTS = {
+    "CASES": {},
+    "HIDDEN": {},
+    "arguments": lambda _: (),
+    "observe": lambda value, *_: value,
+    "tolerance": lambda *_: 0.0,
+}
+KINDS = {  # of an exercise: what the student does with the function
+    "function": "write {}",
+    "test": "write a test of {}",
+    "debug": "find the fault in {}",
+    "predict": "predict, and write {}",
+    "measure": "measure, and write {}",
+    "design": "design, and write {}",
+}
+REASON = 'REASON = """Write your reasons here."""\n\n\n'
 TEMPLATE = (PACKAGE / "course" / "exercise.txt").read_text("utf-8")  # of a student's file
 
 
@@ -57,7 +72,7 @@ class Mistake:
 
 @dataclass(eq=False)
 class Exercise:
-    """A function of the reference that a student writes, or a test of it."""
+    """A function of the reference that a student writes, repairs or tests."""
 
     id: str
     function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
@@ -68,18 +83,20 @@ class Exercise:
     hints: Sequence
     imports: Sequence = ()  # lines of the student's file
     helpers: Sequence = ()  # functions of the same module that the student also writes
-    is_test: bool = False
+    kind: str = "function"
+    written_points: float = 0  # of the reasons that the student writes; marked by hand
     mistakes: Sequence = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
-        self.sought = [*self.helpers, self.name]  # the functions to write; the last one is checked
-        if self.is_test:
-            self.about = f"a test of {self.about}"
-            self.sought = ["check"]
+        about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
+        self.about = KINDS[self.kind].format(about)
+        self.is_test = self.kind == "test"
+        # the functions to write; the last one is checked
+        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
         self.answer = self.sought[-1]
+        self.rubric = self.file.replace(".py", "_rubric.md")
         self.path = LESSONS / "exercises" / self.file
         self.source = self.path.read_text("utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
@@ -112,8 +129,16 @@ class Exercise:
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
         text = self.source if self.is_test else self.text
-        written = functions(text, self.sought, None if solved else self.id)
-        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=written)
+        is_complete = solved or self.kind == "debug"
+        written = functions(text, self.sought, None if is_complete else self.id)
+        if self.kind == "debug" and not solved:
+            written = written.replace(self.mistakes[0].find, self.mistakes[0].replace)
+        reason = REASON * bool(self.written_points)
+        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=reason + written)
+
+    def is_unchanged(self, source):
+        """Tell whether a student's file, bytes, is the one that was handed out."""
+        return source.split() == self.student_file().encode().split()
 
     def copy(self, mistake=None):
         """Return a copy of the reference, or the function with a mistake.
@@ -135,6 +160,7 @@ class Exercise:
         choices = {"seed": range(2**32), **self.checks.CASES}
         if seed is not None:
             choices |= self.checks.HIDDEN
+        count = count if self.checks.CASES else 1
         rng = random.Random(f"{seed} {self.id} {rule}")
         return [tuple((key, rng.choice(c)) for key, c in choices.items()) for _ in range(count)]
 

@@ -114,6 +114,8 @@ def verdict(exercise, source, seed=None):
     """Return the Verdict on a file's bytes, which a process of its own runs."""
     if source is None:
         return MISSING
+    if exercise.is_unchanged(source):
+        return TODO
     try:
         with running(exercise, source) as subject:
             return check(exercise, subject, seed)
@@ -127,16 +129,18 @@ def check(exercise, subject, seed=None):
         return check_test(exercise, subject, seed)
     rules = [*exercise.rules, REFERENCE]
     wrong = {rule: wrong_calls(exercise, subject, rule, seed) for rule in rules}
-    held = sum(not wrong[rule] for rule in exercise.rules)
-    share = (held / len(exercise.rules) + (not wrong[REFERENCE])) / 2
-    if share == 1:
+    if not any(wrong.values()):
         return PASSED
+    held = [not wrong[rule] for rule in exercise.rules]
+    share = (sum(held) / max(1, len(held)) + (not wrong[REFERENCE])) / 2
 
     def size(one):
         return sum(leaf.size for _, leaf in leaves(exercise.arguments(one.case)))
 
     least = min(next(filter(None, wrong.values())), key=size)  # of the first broken rule
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
+    if exercise.kind == "debug" and mistake.startswith(f"{exercise.mistakes[0].name}:"):
+        mistake = "the planted fault: it is still there"  # its diagnosis is the answer
     # a hidden check says no call and no value
     text = explain(exercise, *least) if seed is None else "failed"
     return Verdict(share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
@@ -172,10 +176,12 @@ def explain(exercise, case, rule, mine, detail):
     lines = [
         "failed",
         f"is true   {rule}",
-        f"not for   {exercise.name}({', '.join(names)}), where",
+        f"not for   {exercise.name}({', '.join(names)})" + ", where" * bool(names),
         *(f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)),
-        f"made by   arguments({', '.join(f'{key}={value!r}' for key, value in case)})",
     ]
+    if exercise.checks.CASES:
+        case = ", ".join(f"{key}={value!r}" for key, value in case)
+        lines.append(f"made by   arguments({case})")
     if mine.crash:
         lines.append(f"raised    {mine.crash}")
     elif mine.touched != right.touched:

@@ -29,7 +29,7 @@ def present():
 
 def is_begun(exercise):
     """Tell whether the student has changed the stub."""
-    return Path(exercise.file).read_text("utf-8", "replace") != exercise.student_file()
+    return not exercise.is_unchanged(Path(exercise.file).read_bytes())
 
 
 def check_file(exercise):

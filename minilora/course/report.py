@@ -5,8 +5,10 @@
 
 import csv
 from collections import Counter
+from textwrap import indent
 from typing import NamedTuple
 
+from . import exercises
 from .judge import MISSING, PASSED, TODO, Verdict
 
 
@@ -18,6 +20,8 @@ class Grade(NamedTuple):
     max_points: float
     open: Verdict
     hidden: Verdict
+    written_points: float = 0  # of the reasons; they are marked by hand
+    reasons: str = ""
 
     @property
     def points(self):
@@ -44,6 +48,8 @@ def feedback(grades):
     texts = [
         f"{g.id}: {g.points:.3g} of {g.max_points:g}\n"
         f"  open check: {g.open.text}\n  hidden check: {g.hidden.text}\n"
+        + f"  reasons, for 0 to {g.written_points:g} points by hand:\n{indent(g.reasons, '    ')}\n"
+        * bool(g.written_points)
         for g in grades
     ]
     return f"{''.join(texts)}total {total_points(grades)}"
@@ -77,3 +83,8 @@ def write_all(folder, results):
             for g in grades:
                 points = f"{g.points:.4g}"
                 rows.writerow([student, g.id, g.lesson, points, g.max_points, g.result])
+                if g.written_points:  # to be marked by hand
+                    result = f"mark with {exercises.load()[g.id].rubric}"
+                    rows.writerow(
+                        [student, f"{g.id}: reasons", g.lesson, "", g.written_points, result]
+                    )

@@ -20,7 +20,6 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -155,24 +154,22 @@ def serve(connection, folder, limits, file, name, module, blocked):
     """Answer requests until the connection closes. The student's process runs this function."""
     confine(folder, limits)
 
-    @cache
+    names: dict = {}
+
     def load():
         for own in blocked:
             block_function(importlib.import_module(module), own)
-        names = runpy.run_path(file)
+        names.update(runpy.run_path(file))
         if name not in names:
             raise NameError(f"it has no function {name}")
-        return names[name]
 
-    def call(*arguments):
-        function = load()
-        return function(*arguments) if arguments else None  # the first call only loads the file
-
-    subject = Local(call, file)
+    function: Any = load  # the first call loads the file
     with suppress(EOFError):
         while True:
-            for answer in subject.ask(*connection.recv()):  # pickles of the judge are trusted
+            # pickles of the judge are trusted
+            for answer in Local(function, file).ask(*connection.recv()):
                 connection.send_bytes(packed(*answer))
+            function = names.get(name)
 
 
 def confine(folder, limits):

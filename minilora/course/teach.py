@@ -1,11 +1,13 @@
 """Grade submissions, prove the exercises (`minilora teach`)."""
 
+import ast
 import os
 import runpy
 import secrets
 import sys
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from unittest.mock import patch
@@ -50,8 +52,19 @@ def grade_submission(only, seed, path):
     grades = []
     for e in chosen:
         verdicts = [judge.verdict(e, files.get(e.file), s) for s in (None, seed)]
-        grades.append(report.Grade(e.id, e.lesson, e.points, *verdicts))
+        reasons = written_reasons(files.get(e.file, b""))
+        grade = report.Grade(e.id, e.lesson, e.points, *verdicts)
+        grades.append(grade._replace(written_points=e.written_points, reasons=reasons))
     return grades
+
+
+def written_reasons(source):
+    """Return the text that a student's file assigns to REASON, without running the file."""
+    with suppress(SyntaxError, ValueError):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REASON":
+                return str(ast.literal_eval(node.value)).strip()
+    return ""
 
 
 def submitted_files(path, wanted):

@@ -519,6 +519,93 @@ def test_a_broken_set_is_one_line(broken_set, text, says):
         exercises.load()
 
 
+KINDS = {
+    "fault": (
+        """kind = "debug"
+function = "total"
+mistake = [{name = "first-lost", says = "a", find = "in numbers", replace = "in numbers[1:]"},
+  {name = "last-lost", says = "b", find = "in numbers", replace = "in numbers[:-1]"},
+  {name = "doubled", says = "c", find = "+= n", replace = "+= 2 * n"}]
+""",
+        """import numpy as np\nCASES = {"n": range(2, 5)}\n
+def arguments(rng, n):
+    return (rng.uniform(1, 2, n),)\n
+def property_all_count(function, numbers):
+    '''the sum is at least the number of numbers'''
+    assert function(numbers) >= numbers.size\n
+def total(numbers):
+    '''Add numbers.'''
+    result = 0.0
+    for n in numbers:
+        result += n
+    return result
+""",
+    ),
+    "guess": (
+        """kind = "predict"
+function = "bits"
+written_points = 2
+mistake = [{name = "no-absmax", says = "d", find = "4.5", replace = "4"}]
+""",
+        """def bits():
+    '''Return the bits per weight.'''
+    return 4.5
+""",
+    ),
+}
+
+
+@pytest.fixture
+def kinds(broken_set):
+    """A set with a fault to find and a number to predict."""
+    entries = ""
+    for name, (entry, source) in KINDS.items():
+        text = ENTRY.partition("\n")[2].partition("\n")[2] + HINTS
+        entries += f'[[exercise]]\nid = "{name}"\n{text}{entry}'
+        path = broken_set.parent / "exercises" / f"{name}.py"
+        path.write_text(f'"""{name}: x.\n\nThe task.\n"""\n\n{source}', encoding="utf-8")
+    broken_set.write_text(entries.replace('"05"', '"06"'), encoding="utf-8")
+    (broken_set.parent / "exercises" / "guess_rubric.md").write_text("2 points: …")
+    shutil.copy(NEAREST.lesson_file, broken_set.parent)
+    return exercises.load()
+
+
+def test_a_fault_to_find(kinds):
+    e = kinds["fault"]
+    assert "numbers[1:]" in e.student_file() and "NotImplemented" not in e.student_file()
+    assert judge.verdict(e, e.student_file().encode()) == judge.TODO
+    touched = e.student_file().replace("0.0", "0.0  # ?").encode()
+    found = judge.verdict(e, touched)
+    assert "likely    the planted fault: it is still there" in found.text
+    assert judge.verdict(e, touched.replace(b"[1:]", b"")) == judge.PASSED
+    assert (
+        "doubled: c"
+        in judge.verdict(e, touched.replace(b"[1:]", b"").replace(b"+=", b"+= 2 *")).text
+    )
+    assert PROVE["main"]([e]) == 0
+
+
+def test_an_answer_without_arguments_and_written_reasons(kinds, tmp_path, capsys):
+    e = kinds["guess"]
+    stub = e.student_file()
+    assert stub.count("REASON = ") == 1 and judge.verdict(e, stub.encode()) == judge.TODO
+    assert PROVE["main"]([e]) == 0
+    written(e, tmp_path / e.file, "    return 4\n")
+    source = (tmp_path / e.file).read_bytes()
+    assert "not for   bits()\n" in judge.verdict(e, source).text
+    assert "no-absmax: d" in judge.verdict(e, source, 3).text
+    assert teach.written_reasons(source) == "Write your reasons here."
+    verdicts = judge.PASSED, judge.PASSED
+    grade = report.Grade(e.id, e.lesson, 1, *verdicts, 2, "Because.")
+    report.write_all(tmp_path, {"ann": [grade]})
+    assert "for 0 to 2 points by hand:\n    Because." in (tmp_path / "feedback/ann.txt").read_text()
+    with open(tmp_path / "grades.csv", encoding="utf-8") as file:
+        row = list(csv.DictReader(file))[1]
+    assert (
+        row["exercise"] == "guess: reasons" and row["points"] == "" and "rubric.md" in row["result"]
+    )
+
+
 def test_faults_of_an_entry_are_told(broken_set, capsys):
     """A missing module was a traceback."""
     entry = ENTRY.replace("nf4", "nothing") + HINTS
