@@ -113,7 +113,12 @@ def do_check(args):
 def check_call(name, call):
     """Check one call in this process, so that breakpoints stop; return whether it fails."""
     (e,) = exercises.select([name])
-    case = tuple(ast.literal_eval(call).items())
+    try:
+        case = tuple(ast.literal_eval(call).items())
+    except (SyntaxError, ValueError, AttributeError):
+        raise InputError(
+            f"--call {call} is no call: copy the line that begins with `again`"
+        ) from None
     sys.path.append("")  # the student's files can import each other
     function = runpy.run_path(e.file)[e.answer]
     verdict = judge.check(e, Local(function, e.file), cases=[case])
