@@ -14,8 +14,8 @@ Return (N, T, D).
 
 import numpy as np
 
-from minilora.course.exercises import load
 from minilora.course.outcome import close
+from minilora.course.students.exercises import load
 
 CASES = {
     "batch": range(1, 3),

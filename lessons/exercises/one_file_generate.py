@@ -6,7 +6,7 @@ tokens (1, T) and returns the logits (1, T, V). Then keep the tokens after the p
 first 255, which ends a text, and return them as a str: `bytes(…).decode(errors="replace")`.
 """
 
-from minilora.course.exercises import load
+from minilora.course.students.exercises import load
 
 CASES = {"length": range(2, 6), "letters": [False, True], "end": [False, True]}
 HIDDEN = {"length": range(6, 10)}

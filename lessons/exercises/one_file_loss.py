@@ -11,8 +11,8 @@ answers with their ends (255): a number. The tokens of the prompts are inputs on
 
 import numpy as np
 
-from minilora.course.exercises import load
 from minilora.course.outcome import close
+from minilora.course.students.exercises import load
 
 CASES = {"count": range(1, 4), "prompt": range(1, 5), "answer": range(1, 5)}
 HIDDEN = {"count": range(4, 6), "prompt": range(5, 9), "answer": range(5, 8)}

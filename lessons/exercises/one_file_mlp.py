@@ -7,8 +7,8 @@ result are (N, T, D).
 
 import numpy as np
 
-from minilora.course.exercises import load
 from minilora.course.outcome import close
+from minilora.course.students.exercises import load
 
 CASES = {"batch": range(1, 3), "length": range(1, 4), "half": range(1, 4)}
 HIDDEN = {"length": range(4, 8), "half": range(4, 7)}

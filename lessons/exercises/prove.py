@@ -8,8 +8,8 @@ import sys
 import time
 from itertools import chain
 
-from minilora.course import judge
-from minilora.course.student import Local
+from minilora.course.students import judge
+from minilora.course.students.isolation import Local
 
 
 def main(exercises):
@@ -39,7 +39,9 @@ def main(exercises):
 
 def faults_of(exercise):
     """Return the faults of the texts, the stub and the solution of an exercise."""
-    stub, solution = (exercise.student_file(solved).encode() for solved in (False, True))
+    stub, solution = (
+        {exercise.file: exercise.student_file(solved).encode()} for solved in (False, True)
+    )
     is_short = exercise.kind in ("predict", "measure", "design")
     faults = []
     if len(exercise.mistakes) < 3 and not is_short:

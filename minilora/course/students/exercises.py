@@ -18,10 +18,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import InputError
+from ...config import InputError
 
-PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
+PACKAGE = Path(__file__).parents[2]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
+FOLDER: str | None = (
+    None  # the value of --exercises: a folder with exercises.toml and the Python files
+)
 DEFAULTS = {
     "CASES": {},
     "HIDDEN": {},
@@ -38,7 +41,7 @@ KINDS = {  # of an exercise: what the student does with the function
     "design": "design, and write {}",
 }
 REASON = 'REASON = """Write your reasons here."""\n\n\n'
-TEMPLATE = (PACKAGE / "course" / "exercise.txt").read_text("utf-8")  # of a student's file
+TEMPLATE = Path(__file__).with_name("exercise.txt").read_text("utf-8")  # of a student's file
 
 
 def functions(source, names, message=None):
@@ -84,6 +87,8 @@ class Exercise:
     imports: Sequence = ()  # lines of the student's file
     helpers: Sequence = ()  # functions of the same module that the student also writes
     kind: str = "function"
+    dtypes: bool = False  # float32 and float64 results differ
+    differentiable: Sequence = ()  # arguments by which autograd must differentiate the function
     written_points: float = 0  # of the reasons that the student writes; marked by hand
     mistakes: Sequence = ()
 
@@ -97,7 +102,7 @@ class Exercise:
         self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
         self.answer = self.sought[-1]
         self.rubric = self.file.replace(".py", "_rubric.md")
-        self.path = LESSONS / "exercises" / self.file
+        self.path = Path(FOLDER or LESSONS / "exercises", self.file)
         self.source = self.path.read_text("utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
@@ -125,6 +130,12 @@ class Exercise:
     def reference(self):
         """The source of the reference, which a mistake edits."""
         return "\n".join([*self.imports, functions(self.text, [*self.helpers, self.name])])
+
+    @cached_property
+    def parameters(self):
+        """The names of the reference's parameters, also if a decorator hides them."""
+        node = ast.parse(functions(self.text, [self.name])).body[0].args
+        return [a.arg for a in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
@@ -194,10 +205,14 @@ def select(names):
     return [e for e in known.values() if e.id in ids]
 
 
-@lru_cache
 def load():
-    """Read exercises.toml; return {id: Exercise}."""
-    path = LESSONS / "exercises.toml"
+    """Read exercises.toml of FOLDER, or else of the lessons; return {id: Exercise}."""
+    return load_file(Path(FOLDER or LESSONS, "exercises.toml"))
+
+
+@lru_cache
+def load_file(path):
+    """Read a list of exercises; return {id: Exercise}."""
     where = "the file"
     exercises: dict = {}
     try:
