@@ -2,7 +2,7 @@
 
     python -m lessons.book.cards cards.txt
 
-The front of a card has a question, `**Predict.** …`, below the titles of its lesson and section. The
+The front of a card has a question, `**Predict.** …`, and the titles of its lesson and section. The
 back has the answer. The tag is the name of the lesson's file.
 """
 

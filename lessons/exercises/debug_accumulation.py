@@ -33,13 +33,16 @@ def merged(batches, accumulate):
 
 def property_one_large_batch(function, w, batches, accumulate, *settings):
     """micro-batches give the weights and the rates of large batches with the same rows"""
-    twice = function(w, batches[: len(batches) // 2 * 2], 2, *settings)
-    close(twice, function(w, merged(batches[: len(batches) // 2 * 2], 2), 1, *settings), tolerance())
+    batches = batches[: len(batches) // 2 * 2]
+    large = function(w, merged(batches, 2), 1, *settings)
+    close(function(w, batches, 2, *settings), large, tolerance())
+    assert not np.array_equal(large[0], w), "the weights are the same as before"
 
 
 def property_rates(function, w, batches, accumulate, learning_rate, warmup):
-    """a run with two micro-batches per step has the rates of one with as many steps"""
+    """the first rate is a share of the warm-up, and the number of steps decides over the others"""
     _, rates = function(w, batches, 1, learning_rate, warmup)
+    close(rates[0], learning_rate / warmup, tolerance())
     close(function(w, [b for b in batches for _ in "ab"], 2, learning_rate, warmup)[1], rates)
 
 

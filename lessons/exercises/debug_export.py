@@ -10,6 +10,7 @@ import numpy as np
 
 from minilora import layers, nf4
 from minilora.course.outcome import close
+from minilora.layers import dense
 
 CASES = {"rows": range(3, 6), "width": range(6, 9), "r": range(2, 4), "alpha": [3.0, 16.0]}
 HIDDEN = {"rows": range(6, 9), "width": range(9, 13), "r": range(4, 6)}
@@ -44,8 +45,8 @@ def property_the_model_that_was_trained(function, checkpoint, base, adapters, al
 def property_without_an_adapter(function, checkpoint, base, adapters, alpha):
     """a weight without an adapter is exported as training read it, dense"""
     exported = function(checkpoint, base, adapters, alpha)
-    close({path: exported[path] for path in ("norm", "down_proj")},
-          {path: layers.dense(base[path]) for path in ("norm", "down_proj")})  # fmt: skip
+    for path in ("norm", "down_proj"):
+        close(exported[path], dense(base[path]))
 
 
 def export(checkpoint, base, adapters, alpha):

@@ -1,8 +1,8 @@
 """debug-no-learning: a loss that stays, to the last digit.
 
-`train` adapts a frozen matrix W to data, with two factors A and B. It runs without an error, but all
-losses are equal to the last digit, and a larger learning rate changes nothing. Find the fault and
-repair it, in one line. The first loss, before any step, must stay that of W alone.
+`train` adapts a frozen matrix W to data, with two factors A and B. It runs without an error, but
+all losses are equal to the last digit, and a larger learning rate changes nothing. Find the fault
+and repair it, in one line. The first loss, before any step, must stay that of W alone.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """debug-resume: a run that goes on differently after a stop.
 
-`take_steps` is the optimizer of a training script. A long run is done in two parts: the state of the
-first part is saved, and the second part starts from it. The weights then differ from those of a run
-without a stop, and right after the stop the steps are too small or too large. Find the fault and
-repair it, in one line. A run without a stop must give the same numbers as now.
+`take_steps` is the optimizer of a training script. A long run is done in two parts: the state of
+the first part is saved, and the second part starts from it. The weights then differ from those of a
+run without a stop: right after the stop, the steps have the wrong size. Find the fault and repair
+it, in one line. A run without a stop must give the same numbers as now.
 """
 
 import numpy as np
@@ -34,6 +34,7 @@ def property_a_stop_changes_nothing(function, weights, gradients, state, *settin
     whole = function(weights, gradients, state, *settings)
     part = function(weights, gradients[:1], state, *settings)
     close(function(part[0], gradients[1:], part[1], *settings), whole, tolerance())
+    assert whole[1]["step"] == state["step"] + len(gradients)
 
 
 def property_a_first_step(function, weights, gradients, _, rate, decay):

@@ -33,6 +33,7 @@ def observe(result, *_):
 def property_the_next_token(function, rows, prompts):
     """a target that counts is the token after the one that is read"""
     for row, *pairs in zip(rows, *observe(function(rows, prompts)).values()):
+        assert len(pairs[0]) > 0, "nothing counts"
         for read, target in zip(*pairs):
             assert row[row.index(read) + 1] == target, f"{read} is read, {target} predicted"
 

@@ -14,7 +14,7 @@ def tolerance():
 
 
 def property_more_than_a_large_matrix(function):
-    """a small matrix needs more bits per weight than a large one, and fewer than with float32 absmax values"""
+    """it needs more bits than a weight of a large matrix, and fewer than with a float32 absmax"""
     assert 4.128 < function() < 4.5
 
 

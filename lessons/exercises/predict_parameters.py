@@ -8,7 +8,7 @@ and B of both projections, and what happens to the number if r is doubled and α
 
 
 def property_in_pairs(function):
-    """the number is a multiple of 30 layers times r = 8, because each row of A has one column of B"""
+    """it is a multiple of 30 layers times r = 8: each row of A has one column of B"""
     assert function() % 240 == 0
 
 
