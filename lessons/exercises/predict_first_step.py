@@ -10,9 +10,12 @@ the sum, and what α/r does.
 """
 
 
-def tolerance():
-    """‖ΔW‖ shrinks as 1/√r, so the quotient is near 0.5: on `micro` between 0.45 and 0.55."""
-    return 0.1
+def observe(answer):
+    """Return whether the number is right, or else the number: a failing check must not say it.
+
+    ‖ΔW‖ shrinks about as 1/√r, so on `micro` the quotient is near 0.5.
+    """
+    return "in the right range" if abs(answer - quotient()) <= 0.1 else round(float(answer), 1)
 
 
 def property_the_first_update_shrinks(function):
