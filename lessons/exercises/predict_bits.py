@@ -14,7 +14,7 @@ def observe(answer):
     A number that was rounded to three digits is right. A missing offset changes it by 0.016.
     """
     is_right = abs(answer - bits_per_weight()) <= 0.002
-    return "the right number" if is_right else round(float(answer), 2)
+    return "the right number" if is_right else f"{float(answer):.2f}"
 
 
 def property_more_than_a_large_matrix(function):

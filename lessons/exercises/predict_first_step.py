@@ -15,7 +15,7 @@ def observe(answer):
 
     ‖ΔW‖ shrinks about as 1/√r, so on `micro` the quotient is near 0.5.
     """
-    return "in the right range" if abs(answer - quotient()) <= 0.1 else round(float(answer), 1)
+    return "in the right range" if abs(answer - quotient()) <= 0.1 else f"{float(answer):.1f}"
 
 
 def property_the_first_update_shrinks(function):

@@ -9,7 +9,7 @@ and B of both projections, and what happens to the number if r is doubled and α
 
 def observe(answer):
     """Return whether the number is right, or else the number: a failing check must not say it."""
-    return "the right number" if answer == trained_parameters() else float(answer)
+    return "the right number" if answer == trained_parameters() else f"{float(answer):.0f}"
 
 
 def property_both_factors_of_both_projections(function):
