@@ -78,9 +78,9 @@ def expected(exercise, case):
 
 
 def unlike(exercise, case, mine):
-    """Return a text on how an Outcome differs from the reference's, or an empty string."""
+    """Return a text on how a value differs from the reference's, or an empty string."""
     right, bound = expected(exercise, case)
-    return difference(right, mine, bound, exercise.dtypes)  # a Crash is no leaf, None is one
+    return difference(right.value, mine.value, bound, exercise.dtypes)
 
 
 def problem(exercise, subject, case, mine, rule):
@@ -163,12 +163,15 @@ def diagnose(exercise, subject, case):
     """Return "name: diagnosis" of the mistake that answers like the subject, or an empty string."""
     drawn = [case, *exercise.draw("samples", CALLS[REFERENCE])]
     mine = outcomes(exercise, subject, drawn)
-    if not any(unlike(exercise, *pair) for pair in zip(drawn, mine)):
+    right, bounds = zip(*(expected(exercise, case) for case in drawn))
+
+    def is_like_mine(answers):  # a Crash is no leaf, None is one
+        return not any(difference(*three, exercise.dtypes) for three in zip(answers, mine, bounds))
+
+    if is_like_mine(right):
         return ""  # the subject differs from the reference on other calls alone
-    bounds = [expected(exercise, case)[1] for case in drawn]
     for m in exercise.mistakes:
-        answers = outcomes(exercise, Local(exercise.copy(m)), drawn)
-        if not any(difference(*three, exercise.dtypes) for three in zip(answers, mine, bounds)):
+        if is_like_mine(outcomes(exercise, Local(exercise.copy(m)), drawn)):
             return f"{m.name}: {m.says}"
     return ""
 
