@@ -12,10 +12,13 @@ Return (new params, new state) as new trees, with the same three keys in the sta
 the types of `params`.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from minilora.config import TrainConfig
 from minilora.course.outcome import close
+from minilora.optim import adamw_init
 
 CASES = {
     "rows": range(1, 5),
@@ -52,13 +55,13 @@ def tolerance(*_):
 
 def property_length_of_the_first_step(function, params, grads, state, rates, config):
     """at the first step m̂/√v̂ is the sign of the gradient, so without decay the step has size η"""
-    if state["step"] == 0 and config.adam_eps < 1e-6 and config.weight_decay == 0:
-        new, _ = function(params, grads, state, rates, config)
-        for name, p in params["layer"].items():
-            eta, g = rates[f"layer.{name}"], grads["layer"][name]
-            # √v̂ = |g|, to which ε is added
-            length = eta * np.abs(g) / (np.abs(g) + config.adam_eps)
-            close(np.abs(new["layer"][name] - p), length, 2.0**-40)
+    config = replace(config, weight_decay=0.0)
+    new, _ = function(params, grads, adamw_init(params), rates, config)
+    for name, p in params["layer"].items():
+        eta, g = rates[f"layer.{name}"], grads["layer"][name]
+        # √v̂ = |g|, to which ε is added
+        length = eta * np.abs(g) / (np.abs(g) + config.adam_eps)
+        close(np.abs(new["layer"][name] - p), length, 2.0**-40)
 
 
 def property_steps_are_counted(function, params, grads, state, rates, config):

@@ -2,30 +2,43 @@
 
 gate and up are `linear(x, f"{layer}.mlp.gate_proj", params)`, and the same with up_proj. Return
 `linear` of gate·σ(gate)·up with f"{layer}.mlp.down_proj", where σ(a) = 1/(1 + e⁻ᵃ). x and the
-result are (N, T, D).
+result are (N, T, D). The result must be finite for a gate of ±1000, too.
 """
+
+import math
 
 import numpy as np
 
+from minilora.course import one_file
 from minilora.course.outcome import close
 from minilora.course.students.exercises import load
 
-CASES = {"batch": range(1, 3), "length": range(1, 4), "half": range(1, 4)}
+CASES = {"batch": range(1, 3), "length": range(1, 4), "half": range(1, 4),
+         "large": [False, True]}  # fmt: skip
 HIDDEN = {"length": range(4, 8), "half": range(4, 7)}
 
 
-def arguments(rng, batch, length, half):
+def arguments(rng, batch, length, half, large):
     adapters, base, _ = load()["one-file-forward"].checks.make_model(rng, 1, 2, half)
-    x = rng.uniform(-2, 2, (batch, length, 4 * half))
+    x = rng.uniform(-2, 2, (batch, length, 4 * half)) * (1000 if large else 1)
     return x, "model.layers.0", {**base, **adapters}
 
 
-def tolerance(*_):
-    """float64: three products of at most 72 terms with results of at most 10⁴."""
-    return 2.0**-32
+def tolerance(x, *_):
+    """float64: gate and up are at most some 100·|x|, so the result is some 10⁶·|x|² at most."""
+    return 2.0**-32 * (1 + float(np.abs(x).max())) ** 2
 
 
-def property_token_by_token(function, x, layer, params):
-    """each token is computed from itself alone"""
-    whole = np.asarray(function(x, layer, params))
-    close(whole[:, :1], np.asarray(function(x[:, :1], layer, params)), 2.0**-32)
+def property_both_signs(function, x, layer, params):
+    """y(gate) − y(−gate) is down_proj of gate·up, since σ(a) + σ(−a) = 1"""
+    gate, up = (one_file.linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
+    turned = {f"{layer}.mlp.gate_proj": -1, f"{layer}.mlp.gate_proj.lora_B": -1}
+    negative = {name: turned.get(name, 1) * w for name, w in params.items()}
+    both = np.asarray(function(x, layer, params)) - function(x, layer, negative)
+    close(both, one_file.linear(gate * up, f"{layer}.mlp.down_proj", params), 2 * tolerance(x))
+
+
+def mistake_gelu(x, layer, params):
+    gate, up = (one_file.linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
+    normal = 0.5 * (1 + np.vectorize(math.erf)(gate / 2**0.5))
+    return one_file.linear(gate * normal * up, f"{layer}.mlp.down_proj", params)

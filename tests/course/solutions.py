@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, layers
+from minilora import LoraConfig, TrainConfig, layers, optim
 from minilora.config import ALL_LINEAR
 from minilora.course import one_file
 from minilora.data.rows import encode, load_rows
@@ -40,6 +40,124 @@ def right(exercise):
 
 def wrong(exercise):
     return lambda function: WRONG.append((exercise, function)) or function
+
+
+# --- faults, predictions, measurements, designs ---
+
+
+@right("debug-too-good")
+def batch_in_full_width(rows, prompts):
+    longest = max(map(len, rows))
+    shape = len(rows), longest
+    batch = {name: np.zeros(shape, int) for name in ("tokens", "targets", "mask")}
+    for i, (row, prompt) in enumerate(zip(rows, prompts)):
+        for j, (read, target) in enumerate(pairwise(row)):
+            batch["tokens"][i, j], batch["targets"][i, j] = read, target
+            batch["mask"][i, j] = j + 1 >= prompt
+    return batch
+
+
+@right("debug-no-learning")
+def train_from_a_random_b(W, x, y, r, alpha, seed):
+    rng = np.random.default_rng(seed)
+    factors = {"A": np.zeros((r, W.shape[1])), "B": rng.normal(0, 0.3, (W.shape[0], r))}
+    state, losses = optim.adamw_init(factors), []
+    for _ in range(40):
+        A, B = factors["A"], factors["B"]
+        error = x @ W.T + alpha / r * (x @ A.T @ B.T) - y
+        losses.append((error**2).mean())
+        rows = rng.permutation(len(x))[:16]
+        G = 2 * error[rows].T @ x[rows] / error[rows].size
+        gradient = {"A": alpha / r * B.T @ G, "B": alpha / r * G @ A.T}
+        factors, state = optim.adamw(
+            factors, gradient, state, dict.fromkeys("AB", 0.03), TrainConfig()
+        )
+    return losses, A, B
+
+
+@right("debug-resume")
+def steps_counted_by_hand(weights, gradients, state, rate, decay):
+    m, v, t = state["m"], state["v"], state["step"]
+    for g in gradients:
+        t += 1
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        weights = weights - rate * (decay * weights + step)
+    return weights, {"m": m, "v": v, "step": t}
+
+
+@right("debug-export")
+def export_of_the_trained_base(checkpoint, base, adapters, alpha):
+    exported = {path: dense(w).copy() for path, w in base.items()}
+    for name, A in adapters.items():
+        path, _, factor = name.rpartition(".")
+        if factor == "lora_A":
+            exported[path] += alpha / len(A) * adapters[f"{path}.lora_B"] @ A
+    return exported
+
+
+@right("debug-accumulation")
+def train_with_its_own_counter(w, micro_batches, accumulate, learning_rate, warmup):
+    steps, rates, gradient = len(micro_batches) // accumulate, [], 0.0
+    rows = count = 0
+    for x, y in micro_batches[: steps * accumulate]:
+        gradient, rows, count = gradient + 2 * x.T @ (x @ w - y), rows + len(x), count + 1
+        if count == accumulate:
+            k, count = len(rates) + 1, 0
+            share = min(1, k / warmup, (steps + 1 - k) / (steps + 1 - warmup))
+            rates.append(learning_rate * max(share, 0))
+            w, gradient, rows = w - rates[-1] * gradient / rows, 0.0, 0
+    return w, rates
+
+
+@right("debug-batch-size")
+def held_out_loss_token_by_token(rows, logits, batch_size):
+    losses = []
+    for row in rows:
+        for token, target in pairwise(row):
+            losses.append(np.logaddexp.reduce(logits[token]) - logits[token, target])
+    return float(np.mean(losses))
+
+
+@right("debug-blocks")
+def round_trip_block_by_block(w, block_size):
+    codes, scales, back = [], [], []
+    for block in w.reshape(-1, block_size):
+        scale = abs(block).max()
+        codes.append(np.round(block * 7 / scale))
+        scales.append(scale)
+        back.append(codes[-1] * scale / 7)
+    return np.reshape(codes, w.shape).astype(int), np.array(scales), np.reshape(back, w.shape)
+
+
+@right("predict-bits")
+def bits_with_three_digits():
+    return 4.156
+
+
+@right("predict-parameters")
+def parameters_of_smollm2():
+    return 30 * 8 * (576 + 576 + 576 + 192)
+
+
+@right("predict-first-step")
+def first_step_measured():
+    return 0.52
+
+
+@right("measure-seeds")
+def five_other_seeds():
+    return [0.00912, 0.01234, 0.01018, 0.00871, 0.01401]
+
+
+@right("measure-blocks")
+def five_other_matrices():
+    return [8.61, 12.45, 9.97, 7.52, 14.03]
+
+
+@right("measure-merge")
+def five_other_quotients():
+    return np.array([1.71, 2.35, 1.98, 2.81, 2.06])
 
 
 # --- QLoRA in one file ---
