@@ -163,7 +163,7 @@ def filled(value, number):
     """Return a copy of a tree, a tuple or a dataclass in which all numbers are `number`."""
     if isinstance(value, dict):
         return {key: filled(part, number) for key, part in value.items()}
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return type(value)(**filled(vars(value), number))
     if isinstance(value, list | tuple):
         inner = [filled(part, number) for part in value]
