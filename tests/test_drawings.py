@@ -21,6 +21,7 @@ DRAWINGS, drawn = MODULES["elements"].DRAWINGS, MODULES["elements"].drawn
 PAGES = [
     ROOT / "README.md",
     *ROOT.glob("lessons/*.md"),
+    *ROOT.glob("lessons/guide/*.md"),
     *ROOT.glob("lessons/[0-9]*.py"),
     *ROOT.glob("lessons/studies/*/*.py"),
 ]

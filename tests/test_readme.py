@@ -15,8 +15,8 @@ from models import moved
 import minilora
 from minilora import cli, tree
 from minilora.cli.arguments import Parser, parser
-from minilora.course import student
 from minilora.course.commands import add_commands
+from minilora.course.students import isolation
 from minilora.data.tasks import RECIPES
 from minilora.kernels import weights
 from minilora.methods.registry import METHODS
@@ -136,10 +136,10 @@ def test_the_counts_and_the_tables_of_the_lessons_and_exercises():
 
 def test_the_limits_of_a_student():
     text = page("lessons/exercises/README.md").replace("\n ", "")
-    most, of_file = (student.LIMITS[name] // 2**20 for name in ("AS", "FSIZE"))
+    most, of_file = (isolation.LIMITS[name] // 2**20 for name in ("AS", "FSIZE"))
     assert f"gets {most // 1024} GB of memory, {of_file} MB per file" in text
-    assert f"up to {student.ANSWER >> 20} MB" in text
-    assert "nine seconds of processor time" in text and student.LIMITS["CPU"] == 9
+    assert f"up to {isolation.ANSWER >> 20} MB" in text
+    assert "nine seconds of processor time" in text and isolation.LIMITS["CPU"] == 9
 
 
 # ------------------------------------------------------------------------------------- the guide

@@ -8,8 +8,8 @@ Compute the gradient of y = x Wᵀ with respect to x: ∂L/∂x = (∂L/∂y) W.
 import numpy as np
 
 from minilora import nf4
-from minilora.course.exercises import load
 from minilora.course.outcome import close
+from minilora.course.students.exercises import load
 from minilora.layers import dense
 
 

@@ -68,11 +68,17 @@ def property_the_next_token(function, sequences):
 
 
 def mistake_targets_across_examples(sequences):
-    rows = [([t for e in row for t in e.tokens], [m for e in row for m in e.mask],
-             [at for at, e in zip(beginnings(row), row) for _ in e.tokens]) for row in sequences]
+    rows = [
+        (
+            [t for e in row for t in e.tokens],
+            [m for e in row for m in e.mask],
+            [at for at, e in zip(beginnings(row), row) for _ in e.tokens],
+        )
+        for row in sequences
+    ]
     T = max(len(tokens) - 1 for tokens, *_ in rows)
-    batch = {name: np.zeros((len(rows), T)) for name in ("mask",)}
-    batch |= {name: np.zeros((len(rows), T), int) for name in ("tokens", "targets", "segment_starts")}
+    names = "tokens", "targets", "mask", "segment_starts"
+    batch = {name: np.zeros((len(rows), T), int) for name in names}
     for i, (tokens, mask, starts) in enumerate(rows):
         n = len(tokens) - 1
         batch["tokens"][i, :n] = tokens[:-1]

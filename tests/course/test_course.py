@@ -22,8 +22,10 @@ import minilora
 from minilora import nf4
 from minilora.cli import main
 from minilora.config import InputError
-from minilora.course import commands, exercises, judge, report, student, teach
-from minilora.course.student import Local
+from minilora.course import commands
+from minilora.course.students import exercises, isolation, judge
+from minilora.course.students.isolation import Local
+from minilora.course.teachers import report, submission, teach
 
 ALL = exercises.load()
 PROVE = runpy.run_path(str(exercises.LESSONS / "exercises" / "prove.py"))
@@ -43,8 +45,12 @@ def written(exercise, path, body):
 
 def checked(exercise, path, body):
     """Return the text of the open verdict on the stub with this body, in a process of its own."""
-    source = written(exercise, path / exercise.file, body).read_bytes()
-    return judge.verdict(exercise, source).text
+    return verdict_on(exercise, written(exercise, path / exercise.file, body).read_bytes()).text
+
+
+def verdict_on(exercise, source, seed=None):
+    """Return the verdict on the bytes of the exercise's file, in a process of its own."""
+    return judge.verdict(exercise, {exercise.file: source}, seed)
 
 
 def answer(exercise, function, **how):
@@ -125,15 +131,16 @@ def test_a_verdict_depends_on_file_exercise_and_seed_alone(tmp_path):
     for name, body in RARE.items():
         written(ALL[name], tmp_path / ALL[name].file, body)
     code = (
-        "import sys; from pathlib import Path; from minilora.course import exercises, judge\n"
+        "import sys; from pathlib import Path\n"
+        "from minilora.course.students import exercises, judge\n"
         "for e in [exercises.load()[name] for name in sys.argv[1:]]:\n"
-        "    print(repr(judge.verdict(e, Path(e.file).read_bytes(), seed=7)))"
+        "    print(repr(judge.verdict(e, {e.file: Path(e.file).read_bytes()}, seed=7)))"
     )
     command = [sys.executable, "-c", code, *reversed(RARE)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True,
                           env=ENVIRONMENT)  # fmt: skip
     sources = {e: (tmp_path / e.file).read_bytes() for e in map(ALL.get, RARE)}
-    here = [repr(judge.verdict(e, source, seed=7)) for e, source in sources.items()]
+    here = [repr(verdict_on(e, source, seed=7)) for e, source in sources.items()]
     assert done.stdout.splitlines()[::-1] == here
 
 
@@ -153,9 +160,9 @@ def test_hidden_checks_say_no_call_and_no_value():
 
     says = NEAREST.mistakes[0].says
     hidden = answer(NEAREST, ties, seed=12345)
-    assert hidden.text == f"failed\n  likely    ties-upward: {says}"
+    assert hidden.text == f"failed: value\n  likely    ties-upward: {says}"
     crash = answer(NEAREST, lambda x, codebook: int(str(x)), seed=3)
-    assert crash.text == "failed"
+    assert crash.text == "failed: exception"
 
 
 def test_hidden_calls_have_other_sizes():
@@ -166,12 +173,34 @@ def test_hidden_calls_have_other_sizes():
     assert answer(PACK, small_only, seed=1).share < 1
 
 
-def test_each_rule_that_holds_earns_a_part():
-    def packed(codes):
+def test_each_property_that_holds_earns_a_part_unless_trivial_answers_keep_it():
+    def nearest(x, codebook):  # nothing is nearer, but ties have the other code
+        return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]
+
+    def packed(codes):  # four bits per code, like zeros, but not the codes
         return nf4.pack_4bit(codes)[::-1].copy()
 
-    verdict = answer(PACK, packed)  # four bits per code, but not the codes
-    assert verdict.share == 0.25
+    assert answer(NEAREST, nearest).share == 0.5
+    assert answer(PACK, packed).share == 0
+
+
+TRIVIAL = [
+    lambda *a: None,
+    lambda *a: 0.0,
+    lambda *a: 1,
+    lambda *a: {},
+    lambda *a: a[0],
+    lambda *a: a[-1],
+    lambda *a: np.zeros(np.shape(a[0])),
+    lambda *a: np.zeros_like(a[0]) if isinstance(a[0], np.ndarray) else a[0],
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_trivial_answer_earns_at_most_a_tenth(name):
+    shares = [answer(ALL[name], body, seed=seed).share for body in TRIVIAL for seed in (None, 3)]
+    best = max(a + b for a, b in zip(shares[::2], shares[1::2])) / 2
+    assert best <= 0.1
 
 
 @pytest.mark.parametrize(("name", "function"), RIGHT, ids=[name for name, _ in RIGHT])
@@ -198,7 +227,7 @@ def test_a_mistake_that_nobody_planted_is_found(name, function):
 ODD = {
     "    return [0] * (codes.size // 2)\n": "got       list (",
     "    codes + 1\n": "hint      does every branch of the function end in `return`?",
-    "    return np.zeros(22 * 10**5)\n": "the result is huge",
+    "    return np.zeros(22 * 10**5)\n": "plain data: more than 16 MB",
     "    open('x', 'w').truncate(10**7)\n": "File too large",
     "    return 'bytes'\n": "got       'bytes'",
     "    return codes[::2] * 16 + codes[1::2] + 1.5\n": "float64",
@@ -221,17 +250,17 @@ def test_each_odd_result_has_its_own_sentence(body, tmp_path):
 
 
 def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path, monkeypatch):
-    monkeypatch.setitem(student.LIMITS, "CPU", 1)
+    monkeypatch.setitem(isolation.LIMITS, "CPU", 1)
     assert "endless loop" in checked(PACK, tmp_path, "    while True:\n        pass\n")
     # of the clock, about two seconds pass: as on a busy machine, they do not count
     slow = "    import time\n    time.sleep(0.02)\n    return codes[0::2] * 16 + codes[1::2]\n"
     assert checked(PACK, tmp_path, slow) == "passed"
-    assert judge.verdict(PACK, None).text == "the file was not handed in"
+    assert judge.verdict(PACK, {}).text == "the file was not handed in"
 
 
 HOSTILE = """    import os, signal, subprocess, sys
     from pathlib import Path
-    import minilora.course.judge as judge, minilora.nf4 as nf4
+    import minilora.course.students.judge as judge, minilora.nf4 as nf4
     seen = [value for value in os.environ.values() if value == "77"]
     if not Path("mine").exists():
         Path("mine").write_text("x")
@@ -350,7 +379,7 @@ def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch
 # --- a teacher's side ---
 
 
-def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
+def test_only_files_of_the_submission_are_read(tmp_path):
     secret = tmp_path / "secret.py"
     secret.write_text("secret", encoding="utf-8")
     folder = tmp_path / "ann"
@@ -358,10 +387,10 @@ def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
     (folder / "deep" / NEAREST.file).write_text("deep", encoding="utf-8")
     (folder / MERGE.file).symlink_to(secret)
     (folder / PACK.file).write_text("x" * 2**21, encoding="utf-8")
-    wanted = {NEAREST.file, PACK.file, MERGE.file}
-    large = b"x" * teach.LARGEST  # no more than this is read
-    found = teach.submitted_files(folder, wanted)
+    large = b"x" * submission.LARGEST  # no more than this is read
+    found, _, notes = submission.read(folder)
     assert found == {NEAREST.file: b"deep", PACK.file: large}
+    assert notes == [f"{MERGE.file} cannot be read: it is not a file"]  # a link out of the folder
     with zipfile.ZipFile(tmp_path / "ben.zip", "w") as archive:
         archive.writestr(f"../../{NEAREST.file}", "escaped")
         archive.writestr(f"/etc/{PACK.file}", "absolute")
@@ -369,12 +398,15 @@ def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
         archive.writestr(f"__MACOSX/._{MERGE.file}", "no")
         archive.writestr("other.py", "no")
     before = sorted(tmp_path.rglob("*"))
-    found = teach.submitted_files(tmp_path / "ben.zip", wanted)
-    assert found == {NEAREST.file: b"escaped", PACK.file: b"near"}
+    found, problems, notes = submission.read(tmp_path / "ben.zip")
+    assert found == {NEAREST.file: b"escaped", "other.py": b"no"}
+    assert problems == {PACK.file: f"2 different files can be {PACK.file}: "
+                        f"ben/{PACK.file}, /etc/{PACK.file}"}  # fmt: skip
+    assert notes == ["other.py does not count", problems[PACK.file]]
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "broken.zip").write_bytes(b"PK")
-    assert teach.submitted_files(tmp_path / "broken.zip", wanted) == {}
-    assert "broken.zip cannot be read" in capsys.readouterr().err
+    found, _, notes = submission.read(tmp_path / "broken.zip")
+    assert found == {} and "broken.zip cannot be read" in notes[0]
 
 
 def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
@@ -401,8 +433,8 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
 
 def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     open_check = judge.Verdict(0.0, "failed: \ud800")
-    grade = report.Grade("nearest-code", "05", 4, open_check, judge.TODO)
-    report.write_all(tmp_path, {"J\udcf6rg": [grade]})
+    grade = report.Grade("nearest-code", open_check, judge.TODO)
+    report.write(tmp_path, {"J\udcf6rg": ({grade.id: grade}, [])}, "J\udcf6rg")
     assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text("utf-8")
     assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text("utf-8")
 
@@ -418,9 +450,8 @@ def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, cap
     argv = ["teach", "grade", str(tmp_path), "--only", NEAREST.id, PACK.id, "warmup"]
     assert main(argv) == 0
     captured = capsys.readouterr()
-    assert "41" not in captured.err and "hidden check: failed\n" in captured.out
-    # the hidden checks of packing see that a code costs four bits: a quarter of their half
-    assert "packing-nibbles: 1.88 of 3" in captured.out
+    assert "41" not in captured.err and "hidden check: failed: value\n" in captured.out
+    assert "packing-nibbles: 1.5 of 3" in captured.out
     assert "the file was not handed in" in captured.out
 
 
@@ -500,7 +531,7 @@ def broken_set(tmp_path, monkeypatch):
     """A folder with the Python files of the exercises, in which `load` looks for a list."""
     shutil.copytree(exercises.LESSONS / "exercises", tmp_path / "exercises")
     monkeypatch.setattr(exercises, "LESSONS", tmp_path)
-    monkeypatch.setattr(exercises, "load", exercises.load.__wrapped__)
+    monkeypatch.setattr(exercises, "load_file", exercises.load_file.__wrapped__)
     return tmp_path / "exercises.toml"
 
 
@@ -517,6 +548,92 @@ def test_a_broken_set_is_one_line(broken_set, text, says):
     broken_set.write_text(f"[[exercise]]\n{text}", encoding="utf-8")
     with pytest.raises(InputError, match=says):
         exercises.load()
+
+
+KINDS = {
+    "fault": (
+        """kind = "debug"
+function = "total"
+mistake = [{name = "first-lost", says = "a", find = "in numbers", replace = "in numbers[1:]"},
+  {name = "last-lost", says = "b", find = "in numbers", replace = "in numbers[:-1]"},
+  {name = "doubled", says = "c", find = "+= n", replace = "+= 2 * n"}]
+""",
+        """import numpy as np\nCASES = {"n": range(2, 5)}\n
+def arguments(rng, n):
+    return (rng.uniform(1, 2, n),)\n
+def property_all_count(function, numbers):
+    '''the sum is at least the number of numbers'''
+    assert function(numbers) >= numbers.size\n
+def total(numbers):
+    '''Add numbers.'''
+    result = 0.0
+    for n in numbers:
+        result += n
+    return result
+""",
+    ),
+    "guess": (
+        """kind = "predict"
+function = "bits"
+written_points = 2
+mistake = [{name = "no-absmax", says = "d", find = "4.5", replace = "4"}]
+""",
+        """def bits():
+    '''Return the bits per weight.'''
+    return 4.5
+""",
+    ),
+}
+
+
+@pytest.fixture
+def kinds(broken_set):
+    """A set with a fault to find and a number to predict."""
+    entries = ""
+    for name, (entry, source) in KINDS.items():
+        text = ENTRY.partition("\n")[2].partition("\n")[2] + HINTS
+        entries += f'[[exercise]]\nid = "{name}"\n{text}{entry}'
+        path = broken_set.parent / "exercises" / f"{name}.py"
+        path.write_text(f'"""{name}: x.\n\nThe task.\n"""\n\n{source}', encoding="utf-8")
+    broken_set.write_text(entries.replace('"05"', '"06"'), encoding="utf-8")
+    (broken_set.parent / "exercises" / "guess_rubric.md").write_text("2 points: …")
+    shutil.copy(NEAREST.lesson_file, broken_set.parent)
+    return exercises.load()
+
+
+def test_a_fault_to_find(kinds):
+    e = kinds["fault"]
+    assert "numbers[1:]" in e.student_file() and "NotImplemented" not in e.student_file()
+    assert verdict_on(e, e.student_file().encode()) == judge.TODO
+    touched = e.student_file().replace("0.0", "0.0  # ?").encode()
+    found = verdict_on(e, touched)
+    assert "likely    the planted fault: it is still there" in found.text
+    assert verdict_on(e, touched.replace(b"[1:]", b"")) == judge.PASSED
+    assert (
+        "doubled: c" in verdict_on(e, touched.replace(b"[1:]", b"").replace(b"+=", b"+= 2 *")).text
+    )
+    assert PROVE["main"]([e]) == 0
+
+
+def test_an_answer_without_arguments_and_written_reasons(kinds, tmp_path, capsys):
+    e = kinds["guess"]
+    stub = e.student_file()
+    assert stub.count("REASON = ") == 1 and verdict_on(e, stub.encode()) == judge.TODO
+    assert PROVE["main"]([e]) == 0
+    written(e, tmp_path / e.file, "    return 4\n")
+    source = (tmp_path / e.file).read_bytes()
+    assert "not for   bits()\n" in verdict_on(e, source).text
+    assert "no-absmax: d" in verdict_on(e, source, 3).text
+    assert teach.written_reasons(source) == "Write your reasons here."
+    verdicts = judge.PASSED, judge.PASSED
+    grade = report.Grade(e.id, *verdicts, "Because.")
+    report.write(tmp_path, {"ann": ({e.id: grade}, [])}, "ann")
+    assert "for 0 to 2 points by hand:\n    Because." in (tmp_path / "feedback/ann.txt").read_text()
+    with open(tmp_path / "grades.csv", encoding="utf-8") as file:
+        row = list(csv.DictReader(file))[1]
+    assert (
+        row["exercise"] == "guess: reasons" and row["points"] == "" and "rubric.md" in row["result"]
+    )
 
 
 def test_faults_of_an_entry_are_told(broken_set, capsys):

@@ -18,12 +18,30 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import InputError
+from ...config import InputError
 
-PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
+PACKAGE = Path(__file__).parents[2]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
-DEFAULTS = {"HIDDEN": {}, "observe": lambda value, *_: value, "tolerance": lambda *_: 0.0}
-TEMPLATE = (PACKAGE / "course" / "exercise.txt").read_text("utf-8")  # of a student's file
+FOLDER: str | None = (
+    None  # the value of --exercises: a folder with exercises.toml and the Python files
+)
+DEFAULTS = {
+    "CASES": {},
+    "HIDDEN": {},
+    "arguments": lambda _: (),
+    "observe": lambda value, *_: value,
+    "tolerance": lambda *_: 0.0,
+}
+KINDS = {  # of an exercise: what the student does with the function
+    "function": "write {}",
+    "test": "write a test of {}",
+    "debug": "find the fault in {}",
+    "predict": "predict, and write {}",
+    "measure": "measure, and write {}",
+    "design": "design, and write {}",
+}
+REASON = 'REASON = """Write your reasons here."""\n\n\n'
+TEMPLATE = Path(__file__).with_name("exercise.txt").read_text("utf-8")  # of a student's file
 
 
 def functions(source, names, message=None):
@@ -57,7 +75,7 @@ class Mistake:
 
 @dataclass(eq=False)
 class Exercise:
-    """A function of the reference that a student writes, or a test of it."""
+    """A function of the reference that a student writes, repairs or tests."""
 
     id: str
     function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
@@ -68,19 +86,23 @@ class Exercise:
     hints: Sequence
     imports: Sequence = ()  # lines of the student's file
     helpers: Sequence = ()  # functions of the same module that the student also writes
-    is_test: bool = False
+    kind: str = "function"
+    dtypes: bool = False  # float32 and float64 results differ
+    differentiable: Sequence = ()  # arguments by which autograd must differentiate the function
+    written_points: float = 0  # of the reasons that the student writes; marked by hand
     mistakes: Sequence = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
-        self.sought = [*self.helpers, self.name]  # the functions to write; the last one is checked
-        if self.is_test:
-            self.about = f"a test of {self.about}"
-            self.sought = ["check"]
+        about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
+        self.about = KINDS[self.kind].format(about)
+        self.is_test = self.kind == "test"
+        # the functions to write; the last one is checked
+        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
         self.answer = self.sought[-1]
-        self.path = LESSONS / "exercises" / self.file
+        self.rubric = self.file.replace(".py", "_rubric.md")
+        self.path = Path(FOLDER or LESSONS / "exercises", self.file)
         self.source = self.path.read_text("utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
@@ -109,11 +131,25 @@ class Exercise:
         """The source of the reference, which a mistake edits."""
         return "\n".join([*self.imports, functions(self.text, [*self.helpers, self.name])])
 
+    @cached_property
+    def parameters(self):
+        """The names of the reference's parameters, also if a decorator hides them."""
+        node = ast.parse(functions(self.text, [self.name])).body[0].args
+        return [a.arg for a in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
+
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
         text = self.source if self.is_test else self.text
-        written = functions(text, self.sought, None if solved else self.id)
-        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=written)
+        is_complete = solved or self.kind == "debug"
+        written = functions(text, self.sought, None if is_complete else self.id)
+        if self.kind == "debug" and not solved:
+            written = written.replace(self.mistakes[0].find, self.mistakes[0].replace)
+        reason = REASON * bool(self.written_points)
+        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=reason + written)
+
+    def is_unchanged(self, source):
+        """Tell whether a student's file, bytes, is the one that was handed out."""
+        return source.split() == self.student_file().encode().split()
 
     def copy(self, mistake=None):
         """Return a copy of the reference, or the function with a mistake.
@@ -135,6 +171,7 @@ class Exercise:
         choices = {"seed": range(2**32), **self.checks.CASES}
         if seed is not None:
             choices |= self.checks.HIDDEN
+        count = count if self.checks.CASES else 1
         rng = random.Random(f"{seed} {self.id} {rule}")
         return [tuple((key, rng.choice(c)) for key, c in choices.items()) for _ in range(count)]
 
@@ -168,10 +205,14 @@ def select(names):
     return [e for e in known.values() if e.id in ids]
 
 
-@lru_cache
 def load():
-    """Read exercises.toml; return {id: Exercise}."""
-    path = LESSONS / "exercises.toml"
+    """Read exercises.toml of FOLDER, or else of the lessons; return {id: Exercise}."""
+    return load_file(Path(FOLDER or LESSONS, "exercises.toml"))
+
+
+@lru_cache
+def load_file(path):
+    """Read a list of exercises; return {id: Exercise}."""
     where = "the file"
     exercises: dict = {}
     try:
