@@ -179,10 +179,14 @@ def test_each_property_that_holds_earns_a_part_unless_trivial_answers_keep_it():
         return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]
 
     def packed(codes):  # four bits per code, like zeros, but not the codes
+        return nf4.pack_4bit(codes) ^ 1
+
+    def reversed_(codes):  # right for one pair
         return nf4.pack_4bit(codes)[::-1].copy()
 
     assert answer(NEAREST, nearest).share == 0.5
     assert answer(PACK, packed).share == 0
+    assert answer(PACK, reversed_).share == 0.25
 
 
 TRIVIAL = [
@@ -690,7 +694,7 @@ def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_show
     text = answer(ALL["warmup"], lambda step, config: 7.0).text
     assert "train_config TrainConfig(iters=" in text and "lr_schedule=" in text
     text = answer(ALL["one-file-mlp"], lambda x, layer, params: x * 0).text
-    assert re.search(r"params\['model.layers.0.mlp.down_proj'\] \(\d, \d\) float64 \[\[", text)
+    assert re.search(r"params\['model.norm'\] \(\d,\) float64 \[\d", text)
 
 
 def test_a_call_is_run_again_in_this_process(space, capsys):

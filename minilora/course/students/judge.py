@@ -6,6 +6,7 @@ another. A hidden check has a private seed; an open one has the seed None.
 
 import random
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -135,19 +136,28 @@ def wrong_calls(exercise, subject, rule, seed=None, cases=()):
             yield found
 
 
-@lru_cache(2**10)
-def is_easy(exercise, rule, seed):
-    """Tell whether a trivial function keeps a property; then the property earns no points."""
+def trivial(exercise):
+    """Yield functions that need no thought: constants, an argument, zeros of the right shape."""
     reference = exercise.copy()
-    bodies: list = [lambda *_: None, lambda *_: 0, lambda *_: {}]
+    yield from (lambda *_: None, lambda *_: 0, lambda *_: {})
     for number in (0, 1):
-        bodies.append(lambda *a, number=number: filled(reference(*a), number))
+        yield lambda *a, number=number: filled(reference(*a), number)
     for n in range(len(exercise.parameters)):
-        bodies.append(lambda *a, n=n: a[n])
-        bodies.append(lambda *a, n=n: filled(a[n], 0))
+        yield lambda *a, n=n: a[n]
+        yield lambda *a, n=n: filled(a[n], 0)
     if exercise.kind == "debug":
-        bodies.append(exercise.copy(exercise.mistakes[0]))
-    return any(next(wrong_calls(exercise, Local(f), rule, seed), None) is None for f in bodies)
+        yield exercise.copy(exercise.mistakes[0])
+
+
+@lru_cache(2**10)
+def fewest_wrong(exercise, rule, seed):
+    """Return the number of calls that break REFERENCE for the best trivial function.
+
+    For another rule, return 0 if a trivial function keeps it.
+    """
+    most = CALLS[rule] if rule == REFERENCE else 1
+    wrong = (wrong_calls(exercise, Local(f), rule, seed) for f in trivial(exercise))
+    return min(len([*islice(found, most)]) for found in wrong)
 
 
 def filled(value, number):
@@ -205,10 +215,12 @@ def check(exercise, subject, seed=None, cases=()):
     least = min(next(filter(None, wrong.values())), key=size)  # of the first broken rule
     if str(least.mine.crash).startswith(f"NotImplementedError: {exercise.id}:"):  # of the stub
         return TODO
-    broken = bool(wrong.pop(REFERENCE))
-    held = [
-        not found for rule, found in wrong.items() if found or not is_easy(exercise, rule, seed)
-    ]
+    broken = len(wrong.pop(REFERENCE))
+    held = []  # no points for what a trivial function keeps, unless more values are right
+    for rule, found in wrong.items():
+        is_hard = not found and fewest_wrong(exercise, rule, seed)
+        if found or is_hard or broken < fewest_wrong(exercise, REFERENCE, seed):
+            held.append(not found)
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
     if exercise.kind == "debug" and mistake.startswith(f"{exercise.mistakes[0].name}:"):
         mistake = "the planted fault: it is still there"  # its diagnosis is the answer

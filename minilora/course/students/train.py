@@ -1,7 +1,6 @@
 """Train lesson 0 with the student's own functions (`minilora learn train`)."""
 
 import importlib
-import re
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -38,11 +37,11 @@ def run(file, others):
             raise InputError(f"{path} is missing: `minilora learn init` makes a new stub")
     right = np.loadtxt(exercises.LESSONS / "exercises" / "one_file_losses.txt")
     try:
-        wrong = np.flatnonzero(~(np.abs(train(files) - right) <= BOUND))
+        wrong = np.flatnonzero(~(np.abs(train(files) - right) <= BOUND)).tolist()
     except Exception as error:
         print(f"the training stopped: {type(error).__name__}: {error}")
         wrong = [0]
-    if not len(wrong):
+    if not wrong:
         print(f"your functions train: all {len(right)} losses equal the reference's")
         return False
     print(f"the loss of step {wrong[0] + 1} is the first that differs from the reference's")
@@ -60,8 +59,9 @@ def train(files):
     own = {e.name: getattr(module, e.name) for e, module in zip(files, modules)}
     lesson = vars(importlib.import_module("minilora.course.one_file"))
     training = lesson["text"].partition("# ## 6. Training")[2].partition("# ## 7. Merging")[0]
+    base = next(line for line in lesson["text"].splitlines() if line.startswith("base = "))
     with patch.dict(lesson, own):
         for module in modules:  # they have imported the reference's functions
             vars(module).update({name: own[name] for name in own if hasattr(module, name)})
-        exec(re.search("^base = .*", lesson["text"], re.MULTILINE)[0] + training, lesson)
+        exec(base + training, lesson)
         return lesson["losses"]

@@ -64,7 +64,9 @@ def recognized(name, known):
 
 def collect(path):
     """Return ({name: bytes} of the files of a submission, {name: why it cannot be read})."""
-    pairs, found, unread = [], {}, {}
+    pairs: list = []
+    found: dict = {}
+    unread: dict = {}
     try:
         for pair in entries(path):
             pairs.append(pair)
