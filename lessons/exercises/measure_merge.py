@@ -2,7 +2,7 @@
 
 Train `micro` in NF4 with double quantization five times, with the seeds 100 to 104. Then merge each
 adapter, and quantize the merged model to NF4 again. Hand in five quotients: the held-out loss after
-this, divided by the one with the adapter separate. Do not round them. A run takes about ten
+this, divided by the one with the adapter separate. Do not round them. A run takes six to ten
 seconds:
 
     import minilora
@@ -60,4 +60,4 @@ def property_five_runs(function):
 
 def quotients():
     """Return the five measured quotients, a list."""
-    return [1.6, 1.9, 2.1, 2.5, 2.9]
+    return [1.71119, 2.10314, 2.93456, 1.99001, 2.81933]

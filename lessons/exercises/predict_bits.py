@@ -8,9 +8,13 @@ is not the 4.127 of a large matrix.
 """
 
 
-def tolerance():
-    """A number that was rounded to three digits is right; a missing offset changes it by 0.016."""
-    return 0.002
+def observe(answer):
+    """Return whether the number is right, or else the number: a failing check must not say it.
+
+    A number that was rounded to three digits is right. A missing offset changes it by 0.016.
+    """
+    is_right = abs(answer - bits_per_weight()) <= 0.002
+    return "the right number" if is_right else f"{float(answer):.2f}"
 
 
 def property_more_than_a_large_matrix(function):

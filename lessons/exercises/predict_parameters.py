@@ -7,6 +7,11 @@ and B of both projections, and what happens to the number if r is doubled and α
 """
 
 
+def observe(answer):
+    """Return whether the number is right, or else the number: a failing check must not say it."""
+    return "the right number" if answer == trained_parameters() else f"{float(answer):.0f}"
+
+
 def property_both_factors_of_both_projections(function):
     """it is more than the two A have, and less than if v_proj had as many outputs as q_proj"""
     assert 2 * 30 * 8 * 576 < function() < 4 * 30 * 8 * 576

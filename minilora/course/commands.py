@@ -36,6 +36,8 @@ def add_commands(top):
     check = add(commands, "check", "check one exercise, or all that you have begun")
     check.add("id", "an exercise; default: all begun ones", nargs="?", metavar="ID")
     check.add("--call", "check only this call, in this process", metavar="CALL")
+    train = add(commands, "train", "train lesson 0 with your own functions")
+    train.add("file", "one with all functions; default: all one_file_*.py", nargs="?")
     hint = add(commands, "hint", "show one of three hints, from gentle to plain")
     hint.add("id", "an exercise", metavar="ID")
     hint.add("number", "1, 2 or 3; default: 1", type=int, nargs="?", choices=(1, 2, 3), default=1)

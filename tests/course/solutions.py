@@ -119,6 +119,17 @@ def held_out_loss_token_by_token(rows, logits, batch_size):
     return float(np.mean(losses))
 
 
+@right("debug-blocks")
+def round_trip_block_by_block(w, block_size):
+    codes, scales, back = [], [], []
+    for block in w.reshape(-1, block_size):
+        scale = abs(block).max()
+        codes.append(np.round(block * 7 / scale))
+        scales.append(scale)
+        back.append(codes[-1] * scale / 7)
+    return np.reshape(codes, w.shape).astype(int), np.array(scales), np.reshape(back, w.shape)
+
+
 @right("predict-bits")
 def bits_with_three_digits():
     return 4.156
@@ -137,6 +148,11 @@ def first_step_measured():
 @right("measure-seeds")
 def five_other_seeds():
     return [0.00912, 0.01234, 0.01018, 0.00871, 0.01401]
+
+
+@right("measure-blocks")
+def five_other_matrices():
+    return [8.61, 12.45, 9.97, 7.52, 14.03]
 
 
 @right("measure-merge")

@@ -36,7 +36,7 @@ ANSWER = 2**24  # most bytes of an answer
 LATE = "out of time: it is too slow, or an endless loop"
 WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
 # most bytes of memory, seconds of processor time, and bytes of a file
-LIMITS = {"AS": 2**32, "CPU": 9, "FSIZE": 2**22}
+LIMITS = {"AS": 2**32, "CPU": 30, "FSIZE": 2**22}
 HARMLESS = {"ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer"}  # NumPy's, in pickles
 ENVIRONMENT = {name: os.environ[name] for name in KEPT if name in os.environ} | {
     "OMP_NUM_THREADS": "1",

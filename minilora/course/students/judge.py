@@ -6,6 +6,7 @@ another. A hidden check has a private seed; an open one has the seed None.
 
 import random
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -78,9 +79,9 @@ def expected(exercise, case):
 
 
 def unlike(exercise, case, mine):
-    """Return a text on how an Outcome differs from the reference's, or an empty string."""
+    """Return a text on how a value differs from the reference's, or an empty string."""
     right, bound = expected(exercise, case)
-    return difference(right, mine, bound, exercise.dtypes)  # a Crash is no leaf, None is one
+    return difference(right.value, mine.value, bound, exercise.dtypes)
 
 
 def problem(exercise, subject, case, mine, rule):
@@ -135,19 +136,28 @@ def wrong_calls(exercise, subject, rule, seed=None, cases=()):
             yield found
 
 
-@lru_cache(2**10)
-def is_easy(exercise, rule, seed):
-    """Tell whether a trivial function keeps a property; then the property earns no points."""
+def trivial(exercise):
+    """Yield functions that need no thought: constants, an argument, zeros of the right shape."""
     reference = exercise.copy()
-    bodies: list = [lambda *_: None, lambda *_: 0, lambda *_: {}]
+    yield from (lambda *_: None, lambda *_: 0, lambda *_: {})
     for number in (0, 1):
-        bodies.append(lambda *a, number=number: filled(reference(*a), number))
+        yield lambda *a, number=number: filled(reference(*a), number)
     for n in range(len(exercise.parameters)):
-        bodies.append(lambda *a, n=n: a[n])
-        bodies.append(lambda *a, n=n: filled(a[n], 0))
+        yield lambda *a, n=n: a[n]
+        yield lambda *a, n=n: filled(a[n], 0)
     if exercise.kind == "debug":
-        bodies.append(exercise.copy(exercise.mistakes[0]))
-    return any(next(wrong_calls(exercise, Local(f), rule, seed), None) is None for f in bodies)
+        yield exercise.copy(exercise.mistakes[0])
+
+
+@lru_cache(2**10)
+def fewest_wrong(exercise, rule, seed):
+    """Return the number of calls that break REFERENCE for the best trivial function.
+
+    For another rule, return 0 if a trivial function keeps it.
+    """
+    most = CALLS[rule] if rule == REFERENCE else 1
+    wrong = (wrong_calls(exercise, Local(f), rule, seed) for f in trivial(exercise))
+    return min(len([*islice(found, most)]) for found in wrong)
 
 
 def filled(value, number):
@@ -163,12 +173,15 @@ def diagnose(exercise, subject, case):
     """Return "name: diagnosis" of the mistake that answers like the subject, or an empty string."""
     drawn = [case, *exercise.draw("samples", CALLS[REFERENCE])]
     mine = outcomes(exercise, subject, drawn)
-    if not any(unlike(exercise, *pair) for pair in zip(drawn, mine)):
+    right, bounds = zip(*(expected(exercise, case) for case in drawn))
+
+    def is_like_mine(answers):  # a Crash is no leaf, None is one
+        return not any(difference(*three, exercise.dtypes) for three in zip(answers, mine, bounds))
+
+    if is_like_mine(right):
         return ""  # the subject differs from the reference on other calls alone
-    bounds = [expected(exercise, case)[1] for case in drawn]
     for m in exercise.mistakes:
-        answers = outcomes(exercise, Local(exercise.copy(m)), drawn)
-        if not any(difference(*three, exercise.dtypes) for three in zip(answers, mine, bounds)):
+        if is_like_mine(outcomes(exercise, Local(exercise.copy(m)), drawn)):
             return f"{m.name}: {m.says}"
     return ""
 
@@ -202,10 +215,12 @@ def check(exercise, subject, seed=None, cases=()):
     least = min(next(filter(None, wrong.values())), key=size)  # of the first broken rule
     if str(least.mine.crash).startswith(f"NotImplementedError: {exercise.id}:"):  # of the stub
         return TODO
-    broken = bool(wrong.pop(REFERENCE))
-    held = [
-        not found for rule, found in wrong.items() if found or not is_easy(exercise, rule, seed)
-    ]
+    broken = len(wrong.pop(REFERENCE))
+    held = []  # no points for what a trivial function keeps, unless more values are right
+    for rule, found in wrong.items():
+        is_hard = not found and fewest_wrong(exercise, rule, seed)
+        if found or is_hard or broken < fewest_wrong(exercise, REFERENCE, seed):
+            held.append(not found)
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
     if exercise.kind == "debug" and mistake.startswith(f"{exercise.mistakes[0].name}:"):
         mistake = "the planted fault: it is still there"  # its diagnosis is the answer

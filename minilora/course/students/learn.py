@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...config import InputError
 from ...formats.files import read_json, replace_text
-from . import exercises, judge
+from . import exercises, judge, train
 from .isolation import Local
 
 PROGRESS = Path("progress.json")  # {id of an exercise: "passed"}
@@ -67,6 +67,8 @@ def write_files(args, solved=False):
     files = {folder / e.file: e.student_file(solved) for e in chosen}
     if not solved:
         files[folder / PROGRESS] = "{}\n"
+        if any(e in train.lesson_exercises() for e in chosen):
+            files[folder / train.LESSON] = train.stubs_of_lesson()
     folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in files if not path.exists()]
     for path in missing:
@@ -111,12 +113,22 @@ def do_check(args):
 def check_call(name, call):
     """Check one call in this process, so that breakpoints stop; return whether it fails."""
     (e,) = exercises.select([name])
-    case = tuple(ast.literal_eval(call).items())
+    try:
+        case = tuple(ast.literal_eval(call).items())
+    except (SyntaxError, ValueError, AttributeError):
+        raise InputError(
+            f"--call {call} is no call: copy the line that begins with `again`"
+        ) from None
     sys.path.append("")  # the student's files can import each other
     function = runpy.run_path(e.file)[e.answer]
     verdict = judge.check(e, Local(function, e.file), cases=[case])
     print(f"{e.id}: {verdict.text}")
     return verdict != judge.PASSED
+
+
+def do_train(args):
+    """Train lesson 0 with the student's functions; return True if the losses differ."""
+    return train.run(args.file, own_files())
 
 
 def do_hint(args):

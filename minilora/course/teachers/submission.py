@@ -64,12 +64,14 @@ def recognized(name, known):
 
 def collect(path):
     """Return ({name: bytes} of the files of a submission, {name: why it cannot be read})."""
-    pairs, found, unread = [], {}, {}
+    pairs: list = []
+    found: dict = {}
+    unread: dict = {}
     try:
         for pair in entries(path):
             pairs.append(pair)
-    except Exception as error:  # the archive is damaged, or is none
-        unread[path.name] = error
+    except Exception:
+        unread[path.name] = "it is damaged, or not a zip or tar file"
     for name, open_file in sorted(pairs, key=lambda pair: pair[0].count("/"))[:MOST]:
         name = name.replace("\\", "/")
         if re.search(IGNORED, name):
@@ -102,9 +104,9 @@ def read(path):
     for (file, _), names in sorted(meant.items(), key=lambda pair: pair[0][1]):
         if not file or file in files or file in problems:
             for name in names:
-                expected = difflib.get_close_matches(PurePosixPath(name).name, known, 1)
+                near = difflib.get_close_matches(PurePosixPath(name).name, known, 1)
                 notes.append(
-                    f"{name} does not count" + f": expected {expected[0]}" * bool(expected)
+                    " ".join([f"{name} does not count", *(f"(expected {n})" for n in near)])
                 )
                 files.setdefault(PurePosixPath(name).name, found[name])
         elif len({found[name] for name in names}) > 1:
@@ -114,5 +116,7 @@ def read(path):
             files[file] = found[names[0]]
     for name, error in unread.items():
         notes.append(f"{name} cannot be read: {error}")
-        problems.setdefault(recognized(name, known)[0], notes[-1])
+        file, _ = recognized(name, known)
+        if file not in files:
+            problems.setdefault(file, notes[-1])
     return files, problems, notes

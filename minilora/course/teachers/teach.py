@@ -14,7 +14,7 @@ from unittest.mock import patch
 from ...config import InputError
 from ...formats.files import require_new
 from ..students import exercises, judge, learn
-from ..students.isolation import CONTEXT, ENVIRONMENT
+from ..students.isolation import CONTEXT, ENVIRONMENT, LATE
 from . import report, submission
 
 
@@ -77,7 +77,9 @@ def grade_submission(folder, seed, path, ids):
         if e.file in problems:
             verdicts = [judge.Verdict(0.0, problems[e.file])] * 2
         else:
-            verdicts = [judge.verdict(e, files, s) for s in (None, seed)]
+            verdicts = [judge.verdict(e, files)] * 2
+            if verdicts[0].text != LATE:
+                verdicts[1] = judge.verdict(e, files, seed)
         reasons = written_reasons(files.get(e.file, b""))
         grades[e.id] = report.Grade(e.id, verdicts[0], verdicts[1], reasons)
     return grades, notes
