@@ -229,7 +229,7 @@ assert other == sure_loss, "a token with mask 0 must not count"
 # heads·hd). `layers.attention`: where are they cut into heads?
 #
 # **Exercises.** one-file-rms-norm, one-file-apply-rope, one-file-mlp, one-file-attention,
-# one-file-loss.
+# one-file-loss, debug-too-good.
 #
 # **Further reading.** [Attention](https://arxiv.org/abs/1706.03762),
 # [RMSNorm](https://arxiv.org/abs/1910.07467), [RoFormer](https://arxiv.org/abs/2104.09864),

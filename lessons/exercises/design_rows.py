@@ -1,4 +1,4 @@
-"""design-parameters: choose settings under a budget of parameters and rows.
+"""design-rows: choose settings under a budget of rows and parameters.
 
 `micro` is to answer the built-in questions. You choose the settings of LoRA and of the run:
 
