@@ -160,6 +160,20 @@ def five_other_quotients():
     return np.array([1.71, 2.35, 1.98, 2.81, 2.06])
 
 
+@right("design-rows")
+def attention_alone():
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = {"r": 5, "lora_alpha": 10, "target_modules": targets}
+    return {**lora, "learning_rate": 0.01, "batch_size": 4, "iters": 240, "warmup_ratio": 0.0}
+
+
+@right("design-bytes")
+def batches_of_eight():
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["all-linear"]}
+    run = {"learning_rate": 0.02, "batch_size": 8, "iters": 120, "warmup_ratio": 0.06}
+    return {"scheme": "nf4-dq", **lora, **run}
+
+
 # --- QLoRA in one file ---
 
 
