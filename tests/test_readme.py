@@ -432,11 +432,16 @@ def test_each_difference_of_a_library_has_a_test():
 
 def test_the_minutes_of_the_plans():
     minutes = {exercise["id"]: exercise["minutes"] for exercise in EXERCISES}
-    for name, said in re.findall(r"([\w-]+) \((\d+) minutes\)", page("teachers.md")):
-        assert minutes[name] == int(said)
-    weeks = [row[3].split(", ") for row in table("teachers.md", "week |")[:9]]
-    assert sorted(name for week in weeks for name in week) == sorted(minutes)
-    longest = max(sum(minutes[name] for name in week) for week in weeks)
-    assert f"at most {longest} minutes" in page("teachers.md")
+    rows = table("teachers.md", "week |")[:9]
+    weeks = [row[3].partition(", and the capstone")[0].split(", ") for row in rows]
+    # one order: that of `learn next` and of the path
+    assert [name for week in weeks for name in week] == list(minutes)
+    difficulty = {exercise["id"]: exercise["difficulty"] for exercise in EXERCISES}
+    capstone = int(re.search(r"`minilora learn train` \((\d+) minutes\)", page("teachers.md"))[1])
+    for week, row in zip(weeks, rows):
+        levels = [difficulty[name] for name in week]
+        assert levels == sorted(levels)
+        assert int(row[4]) == sum(minutes[name] for name in week) + capstone * ("train" in row[3])
+    assert max(int(row[4]) for row in rows) <= 1.3 * min(int(row[4]) for row in rows)
     for _, _, day in table("teachers.md", "day |"):
         assert sum(minutes[name] for name in day.split(", ")) < 120

@@ -4,9 +4,9 @@ Write `merge_projection`; `lora_delta` is a helper that you may write too or lea
 
 `node` has the weight (out, in), an array or quantized, which `dense(w)` turns into a matrix, and
 perhaps a bias (out,). With an adapter it also has the entries that `LORA` lists: lora_A (r, in),
-lora_B (out, r), lora_scaling and lora_dropout. Return a new node {"weight": W₀ + lora_scaling · BA,
-dense}, with the bias if there is one, and without the entries of LORA. `without(node, *names)`
-returns a copy of a node without some entries.
+lora_B (out, r), lora_scaling and lora_dropout. Return a new node with the weight
+W₀ + lora_scaling · BA, a float32 array, with the bias if there is one, and without the entries of
+LORA. `without(node, *names)` returns a copy of a node without some entries.
 """
 
 import numpy as np

@@ -3,7 +3,7 @@
 x is (N, H, T, hd), at the positions t = 0, 1, …, T − 1. Element j (of the first half of the last
 axis) and element j + hd/2 are a pair (a, b). Rotate it by the angle t·θ^(−2j/hd), with θ = theta:
 (a·cos − b·sin, b·cos + a·sin). Return an array of the shape of x. Angles in float32 or float64 are
-both accepted.
+both accepted. autograd must be able to differentiate it by x, so do not assign into arrays.
 """
 
 import numpy as np

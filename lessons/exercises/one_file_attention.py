@@ -9,7 +9,8 @@ x is (N, T, D). hd is config["head_dim"], and there are H = D/hd heads.
    overflow for large scores, and multiply by v.
 4. Put the heads side by side again, (N, T, D), and apply f"{layer}.self_attn.o_proj" with `linear`.
 
-Return (N, T, D).
+Return (N, T, D). autograd must be able to differentiate it by x: use autograd.numpy, and do not
+assign into arrays.
 """
 
 import numpy as np

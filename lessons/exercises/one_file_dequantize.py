@@ -3,7 +3,7 @@
 q.codes has two codes per byte, the first one in the high four bits. The weight consists of blocks
 of 64 numbers, row by row. q.absmax_codes has one code per block, and q.nested_absmax one scale per
 256 blocks. The absmax of a block is DYNAMIC_MAP[absmax_code] · scale + q.offset. Each number is
-NF4[code] · absmax. Return an array of the shape q.shape.
+NF4[code] · absmax. Return a float32 array of the shape q.shape.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def property_the_same_codes(function, q):
 
 
 def property_absmax_of_a_byte(function, q):
-    """the largest magnitude of a block is scale · DYNAMIC_MAP[code] + offset, for one of 256 codes"""
+    """the largest magnitude of a block is scale · DYNAMIC_MAP[code] + offset, for some code"""
     largest = np.abs(np.asarray(function(q))).reshape(-1, 64).max(axis=1)
     scale = np.repeat(q.nested_absmax, 256)[: len(largest)]
     gaps = np.abs(scale[:, None] * DYNAMIC_MAP + q.offset - largest[:, None])

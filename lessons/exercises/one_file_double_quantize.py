@@ -42,7 +42,7 @@ def observe(result, absmax):
     first, nearest, rows = codes[: absmax.size], gap.argmin(axis=1), np.arange(absmax.size)
     near = gap[rows, first] - gap[rows, nearest] <= STEP
     first[near] = nearest[near]
-    return codes, nested, offset
+    return codes, nested, offset, np.asarray(nested).dtype.name
 
 
 def tolerance(absmax):

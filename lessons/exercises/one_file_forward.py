@@ -8,6 +8,8 @@
    the new x and w = params[f"{layer}.post_attention_layernorm"].
 4. Return the logits (N, T, V): `rms_norm` of x with params["model.norm"], times the transpose of
    params["model.embed_tokens"] (V, D).
+
+autograd must be able to differentiate it by `adapters`, so do not assign into arrays.
 """
 
 import numpy as np

@@ -38,8 +38,9 @@ def filled(a):
 
 
 def observe(result, base, rng):
-    """Return the range of random numbers, and zeros unchanged."""
-    return {name: (np.shape(w), filled(w)) if np.any(w) else w for name, w in result.items()}
+    """Return shapes and types, and the range of random numbers."""
+    return {name: (np.shape(w), np.asarray(w).dtype.name, filled(w) if np.any(w) else "zero")
+            for name, w in result.items()}  # fmt: skip
 
 
 def property_drawn_from_the_generator(function, base, rng):

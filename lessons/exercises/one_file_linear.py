@@ -2,7 +2,8 @@
 
 Compute h = W₀x + (α/r)·BAx, with α = ALPHA and r = RANK. W₀ is params[path], and
 `matmul(x, params[path])` multiplies x (…, in) by it. If `params` has f"{path}.lora_A" (r, in), it
-also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out).
+also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out). autograd must be able
+to differentiate it by x, so do not assign into arrays.
 """
 
 import numpy as np

@@ -7,7 +7,8 @@ tokens (N, T) and returns the logits (N, T, V) of the next tokens.
 
 Return the mean of −log softmax(logits)[token], with the natural logarithm, over the tokens of the
 answers with their ends (255): a number. The tokens of the prompts are inputs only. The result must
-be finite for logits of several thousand, too.
+be finite for logits of several thousand, too. autograd must be able to differentiate it by
+`adapters`: use autograd.numpy, and do not assign into arrays.
 """
 
 import numpy as np
@@ -34,7 +35,7 @@ def arguments(rng, count, prompt, answer, large):
 
 
 def tolerance(adapters, base, *_):
-    """float64: logits of at most some ten times the norm's weights, computed as in the reference."""
+    """float64: logits of at most some ten times the largest weight of the last norm."""
     return 2.0**-34 * float(base["model.norm"].max())
 
 

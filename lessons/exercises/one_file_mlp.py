@@ -2,7 +2,8 @@
 
 gate and up are `linear(x, f"{layer}.mlp.gate_proj", params)`, and the same with up_proj. Return
 `linear` of gate·σ(gate)·up with f"{layer}.mlp.down_proj", where σ(a) = 1/(1 + e⁻ᵃ). x and the
-result are (N, T, D). The result must be finite for a gate of ±1000, too.
+result are (N, T, D). autograd must be able to differentiate it by x: use autograd.numpy, and do not
+assign into arrays.
 """
 
 import math
@@ -13,20 +14,19 @@ from minilora.course import one_file
 from minilora.course.outcome import close
 from minilora.course.students.exercises import load
 
-CASES = {"batch": range(1, 3), "length": range(1, 4), "half": range(1, 4),
-         "large": [False, True]}  # fmt: skip
+CASES = {"batch": range(1, 3), "length": range(1, 4), "half": range(1, 4)}
 HIDDEN = {"length": range(4, 8), "half": range(4, 7)}
 
 
-def arguments(rng, batch, length, half, large):
+def arguments(rng, batch, length, half):
     adapters, base, _ = load()["one-file-forward"].checks.make_model(rng, 1, 2, half)
-    x = rng.uniform(-2, 2, (batch, length, 4 * half)) * (1000 if large else 1)
+    x = rng.uniform(-2, 2, (batch, length, 4 * half))
     return x, "model.layers.0", {**base, **adapters}
 
 
-def tolerance(x, *_):
-    """float64: gate and up are at most some 100·|x|, so the result is some 10⁶·|x|² at most."""
-    return 2.0**-32 * (1 + float(np.abs(x).max())) ** 2
+def tolerance(*_):
+    """float64: three products of at most 72 terms with results of at most 10⁴."""
+    return 2.0**-32
 
 
 def property_both_signs(function, x, layer, params):
@@ -35,7 +35,7 @@ def property_both_signs(function, x, layer, params):
     turned = {f"{layer}.mlp.gate_proj": -1, f"{layer}.mlp.gate_proj.lora_B": -1}
     negative = {name: turned.get(name, 1) * w for name, w in params.items()}
     both = np.asarray(function(x, layer, params)) - function(x, layer, negative)
-    close(both, one_file.linear(gate * up, f"{layer}.mlp.down_proj", params), 2 * tolerance(x))
+    close(both, one_file.linear(gate * up, f"{layer}.mlp.down_proj", params), 2 * tolerance())
 
 
 def mistake_gelu(x, layer, params):

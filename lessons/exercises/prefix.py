@@ -38,7 +38,9 @@ def config_of_adapter(w):
 
 
 def observe(result, base, config, rng):
-    seen = {path: (np.shape(w), config_of_adapter(w)) for path, w in flatten(result).items()}
+    seen = {}
+    for path, w in flatten(result).items():
+        seen[path] = np.shape(w), np.asarray(w).dtype.name, config_of_adapter(w)
     return seen | {"a tree": not any("." in name for name in result)}
 
 

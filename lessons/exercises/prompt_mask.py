@@ -77,10 +77,8 @@ def mistake_targets_across_examples(sequences):
         for row in sequences
     ]
     T = max(len(tokens) - 1 for tokens, *_ in rows)
-    batch = {name: np.zeros((len(rows), T)) for name in ("mask",)}
-    batch |= {
-        name: np.zeros((len(rows), T), int) for name in ("tokens", "targets", "segment_starts")
-    }
+    names = "tokens", "targets", "mask", "segment_starts"
+    batch = {name: np.zeros((len(rows), T), int) for name in names}
     for i, (tokens, mask, starts) in enumerate(rows):
         n = len(tokens) - 1
         batch["tokens"][i, :n] = tokens[:-1]

@@ -43,7 +43,7 @@ def some(config):
 
 
 def property_from_nothing_to_the_top(function, step, config):
-    """no rate is above learning_rate, a warm-up begins at zero, and the rate after it is not zero"""
+    """no rate is above learning_rate, a warm-up begins at zero, and after it the rate is not"""
     rates = [function(n, config) for n in some(config)]
     assert max(rates) <= config.learning_rate * (1 + 2**-50)
     first = math.ceil(config.warmup_ratio * config.iters)

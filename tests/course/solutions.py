@@ -8,6 +8,7 @@ planted. The planted ones are in lessons/exercises.toml, and `minilora teach che
 import math
 from itertools import pairwise
 
+import autograd.numpy as anp
 import numpy as np
 
 import minilora
@@ -15,9 +16,8 @@ from minilora import LoraConfig, TrainConfig, layers, optim
 from minilora.config import ALL_LINEAR
 from minilora.course import one_file
 from minilora.data.rows import encode, load_rows
-from minilora.double_quant import DYNAMIC_MAP, DoubleQuantized
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
-from minilora.layers import dense, dropout
+from minilora.layers import dense
 from minilora.lora import adapted_paths, target_paths
 from minilora.nf4 import unpack_4bit
 from minilora.tree import (
@@ -243,7 +243,7 @@ def rotate_by_complex_numbers(x, theta):
     *_, T, hd = x.shape
     angles = np.arange(T)[:, None] * theta ** (-2 * np.arange(hd // 2) / hd)
     z = (x[..., : hd // 2] + 1j * x[..., hd // 2 :]) * np.exp(1j * angles)
-    return np.concatenate([z.real, z.imag], -1)
+    return anp.concatenate([anp.real(z), anp.imag(z)], -1)
 
 
 @right("one-file-attention")
@@ -253,21 +253,22 @@ def attend_token_by_token(x, layer, params, config):
 
     def heads(name):
         y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", params)
-        return y.reshape(B, T, -1, hd).transpose(0, 2, 1, 3)
+        return anp.transpose(anp.reshape(y, (B, T, -1, hd)), (0, 2, 1, 3))
 
     q, k = (one_file.apply_rope(heads(name), config["rope_theta"]) for name in "qk")
-    mixed = np.zeros((B, T, D // hd, hd))
+    v, mixed = heads("v"), []
     for t in range(T):
-        scores = np.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, : t + 1]) / math.sqrt(hd)
-        p = np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
-        mixed[:, t] = np.einsum("bhs,bhsd->bhd", p, heads("v")[:, :, : t + 1])
-    return one_file.linear(mixed.reshape(B, T, D), f"{layer}.self_attn.o_proj", params)
+        scores = anp.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, : t + 1]) / math.sqrt(hd)
+        p = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
+        token = anp.einsum("bhs,bhsd->bhd", p, v[:, :, : t + 1]) / anp.sum(p, -1)[..., None]
+        mixed.append(anp.reshape(token, (B, D)))
+    return one_file.linear(anp.stack(mixed, axis=1), f"{layer}.self_attn.o_proj", params)
 
 
 @right("one-file-mlp")
 def mlp_by_tanh(x, layer, params):
     gate, up = (one_file.linear(x, f"{layer}.mlp.{name}_proj", params) for name in ("gate", "up"))
-    hidden = gate * 0.5 * (1 + np.tanh(gate / 2)) * up
+    hidden = gate * 0.5 * (1 + anp.tanh(gate / 2)) * up
     return one_file.linear(hidden, f"{layer}.mlp.down_proj", params)
 
 
@@ -290,7 +291,8 @@ def loss_row_by_row(adapters, base, rows, config):
         tokens = [*prompt.encode(), *answer.encode(), 255]
         z = one_file.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
         for t in range(len(prompt) - 1, len(z)):
-            losses.append(np.logaddexp.reduce(z[t]) - z[t][tokens[t + 1]])
+            top = anp.max(z[t])
+            losses.append(top + anp.log(anp.sum(anp.exp(z[t] - top))) - z[t][tokens[t + 1]])
     return sum(losses) / len(losses)
 
 
@@ -301,56 +303,6 @@ def continue_prompt(adapters, base, prompt, config):
         z = one_file.forward(adapters, base, np.array([tokens + new]), config)
         new.append(int(z[0, -1].argmax()))
     return bytes(token for token in new if token != 255).decode(errors="replace")
-
-
-# --- layers ---
-
-
-@right("rms-norm")
-def rms_norm_row_by_row(x, weight, eps):
-    rows = x.reshape(-1, x.shape[-1])
-    done = [row * weight / math.sqrt(row @ row / len(row) + eps) for row in rows]
-    return np.array(done).reshape(x.shape)
-
-
-@right("rotation")
-def rotate_half(x, cos, sin):
-    cos, sin = (np.concatenate([table, table], -1)[:, :, None] for table in (cos, sin))
-    half = x.shape[-1] // 2
-    return x * cos + np.concatenate([-x[..., half:], x[..., :half]], -1) * sin
-
-
-@right("attention")
-def attention_by_a_matrix(q, k, v, rope, segment_starts, cache=None):
-    B, T, width = q.shape
-    hd = rope[0].shape[-1] * 2
-    q, k, v = (x.reshape(B, T, -1, hd) for x in (q, k, v))
-    q, k = layers.apply_rope(q, *rope), layers.apply_rope(k, *rope)
-    if cache is not None:
-        k, v = cache.extend(k, v)
-    group = q.shape[2] // k.shape[2]
-    scores = np.einsum("bthd,bshd->bhts", q, np.repeat(k, group, axis=2)) / np.sqrt(hd)
-    place = np.arange(k.shape[1]) - (k.shape[1] - T)  # cached keys have negative places
-    now = np.arange(T)[:, None]
-    seen = (place < 0) | ((place >= segment_starts[:, :, None]) & (place <= now))
-    scores = np.where(seen[:, None], scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    p = p / p.sum(-1, keepdims=True)
-    return np.einsum("bhts,bshd->bthd", p, np.repeat(v, group, axis=2)).reshape(B, T, width)
-
-
-@right("swiglu")
-def swiglu_by_logaddexp(gate, up):
-    return up * gate * np.exp(-np.logaddexp(0, -gate))
-
-
-@right("cross-entropy")
-def cross_entropy_token_by_token(hidden, head, targets, mask):
-    losses = []
-    for b, t in np.argwhere(mask):
-        logits = dense(head) @ hidden[b, t]
-        losses.append(np.logaddexp.reduce(logits) - logits[targets[b, t]])
-    return sum(losses) / len(losses)
 
 
 # --- LoRA ---
@@ -371,30 +323,6 @@ def memory_in_parts(adapters, base, model_config, tokens):
     parts["trained weights"] = parts["their gradients"] = n * 4
     parts["Adam's two moments"] = n * ADAM_FLOATS * 4
     return parts
-
-
-@right("lowrank-product")
-def linear_by_einsum(x, node, rng=None):
-    y = np.einsum("...i,oi->...o", x, dense(node["weight"]))
-    if "lora_A" in node:
-        z = dropout(x, node["lora_dropout"], rng)
-        factors = node["lora_A"], node["lora_B"]
-        y = y + node["lora_scaling"] * np.einsum("...i,ri,or->...o", z, *factors)
-    return y + node.get("bias", 0)
-
-
-@right("lora-init")
-def start_adapter(base, lora_config, rng):
-    adapters = {}
-    for path in target_paths(base, lora_config):
-        r, scaling = lora_config.rank_and_scaling(path)
-        out, n = get(base, path)["weight"].shape
-        a = (2 * rng.random((r, n)) - 1) / math.sqrt(n)
-        set_leaf(adapters, f"{path}.lora_A", a.astype(np.float32))
-        set_leaf(adapters, f"{path}.lora_B", np.zeros((out, r), np.float32))
-        set_leaf(adapters, f"{path}.lora_scaling", scaling)
-        set_leaf(adapters, f"{path}.lora_dropout", lora_config.lora_dropout)
-    return adapters
 
 
 @right("lora-merge")
@@ -429,42 +357,11 @@ def adamw_of_flat_trees(params, grads, state, learning_rates, config):
 # --- four and eight bits ---
 
 
-@right("absmax-blocks")
-def normalize_block_by_block(w, block_size):
-    blocks = [w[i : i + block_size] for i in range(0, len(w), block_size)]
-    absmax = np.array([np.abs(block).max() for block in blocks])
-    return np.concatenate([block / (top or 1) for block, top in zip(blocks, absmax)]), absmax
-
-
-@right("nearest-code")
-def nearest_by_digitize(x, codebook):
-    return codebook.order[np.digitize(x, codebook.midpoints, right=True)]
-
-
 @right("int8-rows")
 def round_half_up(w):
     absmax = np.abs(w).max(1)
     scale = np.where(absmax > 0, absmax, 1)
     return np.floor(w.astype(float) * 127 / scale[:, None] + 0.5).astype(np.int8), absmax
-
-
-@right("packing-nibbles")
-def pack_pairs(codes):
-    high, low = codes.reshape(-1, 2).T
-    return high * 16 + low
-
-
-@right("double-quantization")
-def double_quantize_block_by_block(absmax, offset=None):
-    if offset is None:
-        offset = np.float32(np.mean(absmax.astype(float)))
-    codes, scales = [], []
-    for start in range(0, len(absmax), 256):
-        block = absmax[start : start + 256] - offset
-        scales.append(np.abs(block).max())
-        normalized = block / (scales[-1] or 1)
-        codes.append(np.abs(normalized[:, None] - DYNAMIC_MAP).argmin(1).astype(np.uint8))
-    return DoubleQuantized(np.concatenate(codes), np.array(scales), offset)
 
 
 @right("linear-4bit")
@@ -624,36 +521,32 @@ def check_what_training_changes(train):
 # --- mistakes that nobody planted, of different kinds ---
 
 
-@wrong("rms-norm")
-def rms_norm_in_place(x, weight, eps):
-    x /= np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
-    return x * weight
+@wrong("one-file-attention")
+def attention_that_assigns(x, layer, params, config):
+    result = np.empty_like(x)  # autograd cannot follow an assignment
+    result[:] = attend_token_by_token(x, layer, params, config)
+    return result
 
 
-@wrong("rms-norm")
-def rms_norm_fixed_epsilon(x, weight, eps):
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * weight
+@wrong("one-file-rms-norm")
+def rms_norm_in_half_precision(x, weight, config):
+    return rms_norm_by_sum(x.astype(np.float16), weight, config)
 
 
-@wrong("swiglu")
-def swiglu_overflows(gate, up):
-    e = np.exp(gate.astype(np.float32))
-    return gate * e / (1 + e) * up
+@wrong("one-file-init-lora")
+def start_factors_alike(base, rng):
+    return start_factors(base, np.random.default_rng(0))
 
 
-@wrong("linear-4bit")
-def product_in_half_precision(x, w):
-    return (x @ dense(w).astype(np.float16).T).astype(x.dtype)
+@wrong("one-file-generate")
+def decode_without_the_prompt_when_long(adapters, base, prompt, config):
+    return continue_prompt(adapters, base, prompt[-8:], config)
 
 
-@wrong("lora-init")
-def start_normal(base, lora_config, rng):
-    adapters = start_adapter(base, lora_config, rng)
-    for path in adapted_paths(adapters):
-        node = get(adapters, path)
-        a = rng.standard_normal(node["lora_A"].shape) / math.sqrt(node["lora_A"].shape[1])
-        node["lora_A"] = a.astype(np.float32)
-    return adapters
+@wrong("adamw")
+def adamw_in_double_precision(params, grads, state, learning_rates, config):
+    double = tree_map(np.float64, params)
+    return adamw_of_flat_trees(double, grads, state, learning_rates, config)
 
 
 @wrong("prefix")

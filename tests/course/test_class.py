@@ -16,9 +16,11 @@ from minilora.course.students import exercises
 from minilora.course.teachers import submission
 
 CHOSEN = ("nearest-code", "packing-nibbles", "warmup")
-FILES = {exercises.load()[id].file: exercises.load()[id].student_file(solved=True) for id in CHOSEN}
+SET = Path(__file__).with_name("exercises")
+OWN = exercises.load_file(SET / "exercises.toml")
+FILES = {OWN[id].file: OWN[id].student_file(solved=True) for id in CHOSEN}
 NEAREST, PACK, WARMUP = FILES
-FULL = sum(exercises.load()[id].points for id in CHOSEN)
+FULL = sum(OWN[id].points for id in CHOSEN)
 
 
 def folder(path, files):
@@ -112,7 +114,7 @@ CLASS = {
     "typo": (lambda p: folder(p, {"warmpu.py": OTHER}), 0,
              "warmpu.py does not count (expected warmup.py)"),
     "notebook": (lambda p: folder(p, {"warmup.ipynb": "{}"}), 0, "(expected warmup.py)"),
-    "empty": (lambda p: p.mkdir() or p, 0, "the file was not handed in"),
+    "empty": (lambda p: p.mkdir() or p, 0, "no file for it was handed in, or none counts"),
     "encoding": (lambda p: folder(p, FILES | {WARMUP: ENCODED}), FULL - 4, "cannot be loaded"),
     "binary": (lambda p: folder(p, FILES | {WARMUP: b"\0\xff" * 99}), FULL - 4, "cannot be loaded"),
     "exit": (lambda p: folder(p, one("import os; os._exit(3)")), FULL - 3, "ended its process"),
@@ -129,7 +131,7 @@ def test_thirty_submissions_with_every_damage(tmp_path, capsys, monkeypatch):
     assert len(CLASS) == 30
     paths = [str(make(Path(name).absolute())) for name, (make, _, _) in CLASS.items()]
     argv = ["teach", "grade", *paths, "--only", *CHOSEN, "--seed", "3", "--jobs", "2"]
-    assert main([*argv, "--out", "class"]) == 0
+    assert main([*argv, "--exercises", str(SET), "--out", "class"]) == 0
     earned: dict = {}
     with open("class/grades.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -157,7 +159,8 @@ def test_what_is_out_of_time_is_run_again_alone(tmp_path, capsys):
         body = LATE_ONCE.format(mark=str(tmp_path / f"{name}.mark"))
         folder(tmp_path / name, {PACK: one(body)[PACK]})
     argv = ["teach", "grade", str(tmp_path / "ann"), str(tmp_path / "ben"), "--jobs", "2"]
-    assert main([*argv, "--only", "packing-nibbles", "--seed", "3"]) == 0
+    argv += ["--only", "packing-nibbles", "--seed", "3", "--exercises", str(SET)]
+    assert main(argv) == 0
     assert "- ann: 3 of 3 points\n- ben: 3 of 3 points\n" in capsys.readouterr().out
 
 

@@ -22,9 +22,8 @@ from ...config import InputError
 
 PACKAGE = Path(__file__).parents[2]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
-FOLDER: str | None = (
-    None  # the value of --exercises: a folder with exercises.toml and the Python files
-)
+ONE_FILE = "minilora.course.one_file"  # the module of lesson 0
+FOLDER: str | None = None  # of --exercises: exercises.toml and the Python files
 DEFAULTS = {
     "CASES": {},
     "HIDDEN": {},
@@ -62,6 +61,14 @@ def functions(source, names, message=None):
     return "\n\n\n".join(found)
 
 
+def stubs(chosen):
+    """Return the text of a module without the bodies of the functions of its exercises."""
+    text = chosen[0].text
+    for e in chosen:
+        text = text.replace(functions(text, [e.name]), functions(text, [e.name], e.id))
+    return f"# Read this file. Write its functions in the files of the exercises.\n\n{text}"
+
+
 @dataclass
 class Mistake:
     """A usual mistake: an edit of the reference's source, or `mistake_NAME` of the Python file."""
@@ -77,6 +84,7 @@ class Mistake:
 class Exercise:
     """A function of the reference that a student writes, repairs or tests."""
 
+    folder: Path  # of the Python file
     id: str
     function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
     lesson: str  # the start of the name of its file: "06", "studies/bits/outliers_and_int8"
@@ -102,7 +110,7 @@ class Exercise:
         self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
         self.answer = self.sought[-1]
         self.rubric = self.file.replace(".py", "_rubric.md")
-        self.path = Path(FOLDER or LESSONS / "exercises", self.file)
+        self.path = self.folder / self.file
         self.source = self.path.read_text("utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
@@ -214,6 +222,7 @@ def load():
 def load_file(path):
     """Read a list of exercises; return {id: Exercise}."""
     where = "the file"
+    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
     exercises: dict = {}
     try:
         for entry in tomllib.loads(path.read_text("utf-8"))["exercise"]:
@@ -221,7 +230,7 @@ def load_file(path):
             if where in exercises:
                 raise InputError("the id occurs twice")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
-            exercises[where] = Exercise(**entry, mistakes=mistakes)
+            exercises[where] = Exercise(folder, **entry, mistakes=mistakes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

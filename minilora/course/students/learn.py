@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...config import InputError
 from ...formats.files import read_json, replace_text
-from . import exercises, judge, train
+from . import exercises, judge
 from .isolation import Local
 
 PROGRESS = Path("progress.json")  # {id of an exercise: "passed"}
@@ -67,8 +67,9 @@ def write_files(args, solved=False):
     files = {folder / e.file: e.student_file(solved) for e in chosen}
     if not solved:
         files[folder / PROGRESS] = "{}\n"
-        if any(e in train.lesson_exercises() for e in chosen):
-            files[folder / train.LESSON] = train.stubs_of_lesson()
+        lesson = [e for e in chosen if e.module == exercises.ONE_FILE]
+        if lesson:
+            files[folder / "qlora_in_one_file.py"] = exercises.stubs(lesson)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in files if not path.exists()]
     for path in missing:
@@ -128,7 +129,8 @@ def check_call(name, call):
 
 def do_train(args):
     """Train lesson 0 with the student's functions; return True if the losses differ."""
-    return train.run(args.file, own_files())
+    train = runpy.run_path(str(exercises.LESSONS / "exercises" / "train.py"))
+    return train["main"](args.file, own_files())
 
 
 def do_hint(args):

@@ -87,36 +87,30 @@ def collect(path):
 
 
 def read(path):
-    """Return ({name: bytes}, {name: problem}, notes) of a submission.
+    """Return ({name: bytes}, notes on what does not count) of a submission.
 
     The file of an exercise gets the name that was handed out. A file whose name has a prefix counts
-    if no file without one does. If two different files can be meant, none counts. Other Python
-    files keep their names, so that the files can import them.
+    if no file without one can be meant. If two different files can be meant, none counts. Other
+    Python files keep their names, so that the files can import them.
     """
     known = {e.file for e in exercises.load().values()}
     found, unread = collect(Path(path))
     files: dict = {}
-    problems: dict = {}
+    notes = [f"{name} cannot be read: {error}" for name, error in unread.items()]
     meant: dict = {}
-    notes = []
     for name in found:
         meant.setdefault(recognized(name, known), []).append(name)
-    for (file, _), names in sorted(meant.items(), key=lambda pair: pair[0][1]):
-        if not file or file in files or file in problems:
+    for (file, has_prefix), names in sorted(meant.items(), key=lambda pair: pair[0][1]):
+        if not file or (has_prefix and (file, False) in meant):
             for name in names:
-                near = difflib.get_close_matches(PurePosixPath(name).name, known, 1)
+                own = PurePosixPath(name).name
+                near = difflib.get_close_matches(own, known, 1)
                 notes.append(
                     " ".join([f"{name} does not count", *(f"(expected {n})" for n in near)])
                 )
-                files.setdefault(PurePosixPath(name).name, found[name])
+                files.setdefault(own, found[name])
         elif len({found[name] for name in names}) > 1:
-            problems[file] = f"{len(names)} different files can be {file}: {', '.join(names)}"
-            notes.append(problems[file])
+            notes.append(f"{len(names)} different files can be {file}: {', '.join(names)}")
         else:
             files[file] = found[names[0]]
-    for name, error in unread.items():
-        notes.append(f"{name} cannot be read: {error}")
-        file, _ = recognized(name, known)
-        if file not in files:
-            problems.setdefault(file, notes[-1])
-    return files, problems, notes
+    return files, notes

@@ -71,17 +71,13 @@ def do_grade(args):
 def grade_submission(folder, seed, path, ids):
     """Return {id: Grade} of a submission, and notes on its files."""
     exercises.FOLDER = folder
-    files, problems, notes = submission.read(path)
+    files, notes = submission.read(path)
     grades = {}
     for e in exercises.select(ids):
-        if e.file in problems:
-            verdicts = [judge.Verdict(0.0, problems[e.file])] * 2
-        else:
-            verdicts = [judge.verdict(e, files)] * 2
-            if verdicts[0].text != LATE:
-                verdicts[1] = judge.verdict(e, files, seed)
+        first = judge.verdict(e, files)
+        second = first if first.text == LATE else judge.verdict(e, files, seed)
         reasons = written_reasons(files.get(e.file, b""))
-        grades[e.id] = report.Grade(e.id, verdicts[0], verdicts[1], reasons)
+        grades[e.id] = report.Grade(e.id, first, second, reasons)
     return grades, notes
 
 
