@@ -4,10 +4,10 @@
 bytes; in float32, the base alone takes 382,000. You choose how its projections are stored, and the
 settings of LoRA and of the run, with at most 960 training rows: batch_size times iters.
 
-The held-out loss must be below 0.25 nats per token. Return a dict with exactly these keys:
-"scheme" ("none", "int8", "fp4", "nf4" or "nf4-dq"), "r", "lora_alpha", "target_modules" (a list of
-names such as "q_proj", or ["all-linear"]), "learning_rate", "batch_size" (at least 4), "iters" and
-"warmup_ratio". The check trains with them, which takes a few seconds, and says bytes and loss.
+The held-out loss must be below 0.25 nats per token. Return a dict with exactly these keys: "scheme"
+("none", "int8", "fp4", "nf4" or "nf4-dq"), "r", "lora_alpha", "target_modules" (a list of names
+such as "q_proj", or ["all-linear"]), "learning_rate", "batch_size" (at least 4), "iters" and
+"warmup_ratio". The check trains with them, which takes about ten seconds, and says bytes and loss.
 
 Write into REASON the bytes of the base, of the embedding in it, and of the adapter in your design,
 computed on paper. Where would you spend another 20,000 bytes, and why there?

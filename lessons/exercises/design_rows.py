@@ -8,7 +8,7 @@
 The held-out loss must be below 0.25 nats per token. Return a dict with exactly these keys: "r",
 "lora_alpha", "target_modules" (a list of names such as "q_proj", or ["all-linear"]),
 "learning_rate", "batch_size" (at least 4), "iters" and "warmup_ratio". The check trains with them,
-which takes a few seconds, and says the loss. `minilora train --model micro --quantize none
+which takes about ten seconds, and says the loss. `minilora train --model micro --quantize none
 --mask-prompt` has flags of the same names for your own runs.
 
 Write into REASON three runs that you compared, with their losses, and why you chose these targets

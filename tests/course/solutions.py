@@ -62,7 +62,7 @@ def train_from_a_random_b(W, x, y, r, alpha, seed):
     rng = np.random.default_rng(seed)
     factors = {"A": np.zeros((r, W.shape[1])), "B": rng.normal(0, 0.3, (W.shape[0], r))}
     state, losses = optim.adamw_init(factors), []
-    for _ in range(40):
+    for _ in range(25):
         A, B = factors["A"], factors["B"]
         error = x @ W.T + alpha / r * (x @ A.T @ B.T) - y
         losses.append((error**2).mean())
