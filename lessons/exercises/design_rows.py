@@ -9,7 +9,7 @@ The held-out loss must be below 0.25 nats per token. Return a dict with exactly 
 "lora_alpha", "target_modules" (a list of names such as "q_proj", or ["all-linear"]),
 "learning_rate", "batch_size" (at least 4), "iters" and "warmup_ratio". The check trains with them,
 which takes about ten seconds, and says the loss. `minilora train --model micro --quantize none
---mask-prompt` has flags of the same names for your own runs.
+--mask-prompt` has flags for all of them, to try runs of your own.
 
 Write into REASON three runs that you compared, with their losses, and why you chose these targets
 and this rank.
