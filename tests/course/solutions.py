@@ -119,6 +119,18 @@ def held_out_loss_token_by_token(rows, logits, batch_size):
     return float(np.mean(losses))
 
 
+@right("debug-held-out")
+def counted_once_and_multiplied(rows, n, epochs, seed):
+    order = np.random.default_rng(seed).permutation(len(rows))
+    counts = np.ones((8, 8))
+    for i in order[n:]:
+        for a, b in pairwise(rows[i]):
+            counts[a, b] += epochs
+    p = counts / counts.sum(axis=1)[:, None]
+    losses = [np.mean([-np.log(p[pair]) for pair in pairwise(rows[i])]) for i in order[:n]]
+    return np.mean(losses), counts
+
+
 @right("debug-blocks")
 def round_trip_block_by_block(w, block_size):
     codes, scales, back = [], [], []
