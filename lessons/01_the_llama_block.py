@@ -228,7 +228,8 @@ assert other == sure_loss, "a token with mask 0 must not count"
 # **Where to stop with a debugger.** `layers.self_attention`: `q`, `k` and `v` have the shape (B, T,
 # heads·hd). `layers.attention`: where are they cut into heads?
 #
-# **Exercises.** rms-norm, rotation, swiglu, attention, cross-entropy.
+# **Exercises.** one-file-rms-norm, one-file-apply-rope, one-file-mlp, one-file-attention,
+# one-file-loss, debug-too-good.
 #
 # **Further reading.** [Attention](https://arxiv.org/abs/1706.03762),
 # [RMSNorm](https://arxiv.org/abs/1910.07467), [RoFormer](https://arxiv.org/abs/2104.09864),

@@ -176,7 +176,7 @@ assert 0.55 < 1 - lora / full < 0.65, "with one row, most bytes are weights: LoR
 # **Where to stop with a debugger.** `memory.memory_estimate` (`minilora/evaluation/memory.py`):
 # look at `activation_floats` for full fine-tuning and for LoRA. Why are they equal?
 #
-# **Exercises.** memory-estimate.
+# **Exercises.** memory-estimate, predict-parameters.
 #
 # **Further reading.** LoRA, Sec. 4.2: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). Chen et
 # al. 2016 recompute activations: [arXiv:1604.06174](https://arxiv.org/abs/1604.06174).

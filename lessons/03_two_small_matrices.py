@@ -274,7 +274,8 @@ for rule, expected in (("constant", 1 / 4), ("alpha/r", 1.3)):
 # `layers.linear` with `MINILORA_PLAIN=1`, under `if "lora_A" in node`: which shapes does
 # `lora_matmul` get?
 #
-# **Exercises.** lowrank-product, lora-init, lora-merge, lora-count.
+# **Exercises.** one-file-linear, one-file-init-lora, lora-merge, lora-count, debug-no-learning,
+# predict-first-step.
 #
 # **Further reading.** LoRA, Sec. 4: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). Hayou et
 # al. 2024 compare the two starts: *The Impact of Initialization on LoRA Finetuning Dynamics*,

@@ -233,7 +233,7 @@ assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"
 # ∂L/∂A and ∂L/∂B of a projection. `training.gradient_at`: `grads` has the leaves of argument 0, and
 # no others.
 #
-# **Exercises.** lowrank-gradient, cross-entropy, test-frozen.
+# **Exercises.** lowrank-gradient, one-file-loss, test-frozen.
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). Loshchilov and
 # Hutter 2019, *Decoupled Weight Decay*: [arXiv:1711.05101](https://arxiv.org/abs/1711.05101).

@@ -264,7 +264,7 @@ assert cold[1].min() > 5 > warm[1].max(), "and without it the loss must rise abo
 # **Where to stop with a debugger.** `optim.adamw`, its inner function `step`: `m / denominator` at
 # the first step is ±1, up to a factor.
 #
-# **Exercises.** adamw.
+# **Exercises.** adamw, debug-resume.
 #
 # **Further reading.** Kingma and Ba 2015, *Adam*:
 # [arXiv:1412.6980](https://arxiv.org/abs/1412.6980). Loshchilov and Hutter 2019, *AdamW*:

@@ -222,7 +222,7 @@ assert abs(half_gap - 0.1519036) < 1e-7, "half of the widest gap of NF4"
 # **Where to stop with a debugger.** `nf4.normalize` (`absmax`), `nf4.nearest`
 # (`codebook.midpoints`).
 #
-# **Exercises.** absmax-blocks, nearest-code.
+# **Exercises.** one-file-quantize, one-file-nearest, debug-blocks, measure-blocks.
 #
 # **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Yoshida
 # 2023 rederives NF4: [arXiv:2306.06965](https://arxiv.org/abs/2306.06965).

@@ -222,7 +222,7 @@ for name, (of_nf4, more) in costs.items():
 # **Where to stop with a debugger.** `double_quant.double_quantize`: `offset`, `nested_absmax`, and
 # how many of `codes` differ from the nearest to `x`.
 #
-# **Exercises.** double-quantization, packing-nibbles.
+# **Exercises.** one-file-double-quantize, one-file-quantize, predict-bits.
 #
 # **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Dettmers
 # 2016, *8-Bit Approximations*: [arXiv:1511.04561](https://arxiv.org/abs/1511.04561).

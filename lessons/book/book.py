@@ -19,7 +19,7 @@ import nbformat
 from docutils import nodes
 from jupyter_cache import get_cache
 
-import minilora.course.exercises
+import minilora.course.students.exercises
 from lessons.book import explorer
 
 LESSONS = Path(__file__).parents[1]
@@ -186,7 +186,7 @@ def attach_pictures(cell):
 
 def exercises():
     """Return {id: exercise} in the order of the course."""
-    return minilora.course.exercises.load()
+    return minilora.course.students.exercises.load()
 
 
 def list_exercises(app, docname, source):

@@ -37,3 +37,10 @@ def property_sure_and_right(function, confidence, hit):
     sure = np.ones_like(confidence)
     close(function(sure, np.ones_like(hit)), 0.0, 2.0**-46)
     close(function(sure, np.zeros_like(hit)), 1.0, 2.0**-46)
+
+
+def mistake_bins_of_equal_count(confidence, hit):
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, 15)
+    gaps = [abs(hit[part].sum() - confidence[part].sum()) for part in parts]
+    return float(sum(gaps) / len(hit))

@@ -36,7 +36,8 @@ def property_the_sum_of_the_updates(function, parts, r):
 
 
 def property_ranks_add_up(function, parts, r):
-    """the rank is the sum of the ranks"""
-    A, B = function(parts, r)
+    """A and B have Σ r_i rows and columns, and BA has this rank or its largest possible one"""
+    A, B = (np.asarray(factor) for factor in function(parts, r))
     ranks = sum(len(a) for _, a, _ in parts)
-    assert len(A) == np.shape(B)[1] == ranks, f"A of {np.shape(A)}, B of {np.shape(B)}"
+    assert len(A) == B.shape[1] == ranks, f"A of {A.shape}, B of {B.shape}"
+    assert np.linalg.matrix_rank(B @ A) == min(ranks, len(B), A.shape[1])

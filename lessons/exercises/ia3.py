@@ -40,10 +40,13 @@ def arguments(rng, layers, biased):
 
 def property_counted(function, base, config, rng):
     """a layer has two vectors of the keys' width and one of the hidden units': 4 + 4 + 12"""
-    count = sum(np.size(w) for w in flatten(function(base, config, rng)).values())
-    assert count == 20 * len(base["model"]["layers"]), f"{count} parameters"
+    leaves = flatten(function(base, config, rng))
+    count = sum(np.count_nonzero(w) for w in leaves.values())
+    assert count == 20 * len(base["model"]["layers"]), f"{count} parameters that are not zero"
 
 
 def property_the_base_at_first(function, base, config, rng):
-    """every scale is one"""
-    assert all(np.all(np.asarray(w) == 1) for w in flatten(function(base, config, rng)).values())
+    """each layer has three vectors, and every scale is one"""
+    leaves = flatten(function(base, config, rng))
+    assert len(leaves) == 3 * len(base["model"]["layers"]), f"{len(leaves)} vectors"
+    assert all(np.all(np.asarray(w) == 1) for w in leaves.values())

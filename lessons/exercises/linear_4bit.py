@@ -5,8 +5,6 @@ Compute y = x Wᵀ. x is (..., in); w is (out, in), a dense float32 array or a q
 autograd.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from minilora import nf4
@@ -43,25 +41,48 @@ def property_row_by_row(function, x, w):
     close(np.asarray(function(x, w))[:, 0], np.array(expected, "f4"), tolerance(x, w))
 
 
-def values(w, scale):
-    """Return the decoded codes of a 4-bit weight times scale; a dense weight unchanged."""
+def values(w, levels=None, scale=None, order=None):
+    """Return a quantized weight, decoded with other levels, scales or order; or a dense weight.
+
+    levels: of the sixteen codes; scale: a function of the absmax values; order: of the codes.
+    """
     if not isinstance(w, nf4.Quantized):
         return w
     n = w.shape[0] * w.shape[1]
-    levels = nf4.CODEBOOKS[w.quant_type].values[nf4.unpack_4bit(w.codes)[:n]]
-    return (levels * scale(w, n)).reshape(w.shape)
+    codes = nf4.unpack_4bit(w.codes)
+    codes = (codes if order is None else order(w.codes))[:n]
+    levels = nf4.CODEBOOKS[w.quant_type].values if levels is None else levels
+    absmax = w.absmax if scale is None else scale(w.absmax)
+    return (levels[codes] * np.repeat(absmax, w.block_size)[:n]).reshape(w.shape).astype("f4")
 
 
 def mistake_absmax_left_out(x, w):
-    return x @ values(w, lambda w, n: np.float32(1)).T
+    return x @ values(w, scale=np.ones_like).T
 
 
 def mistake_first_absmax_for_all(x, w):
-    return x @ values(w, lambda w, n: w.absmax[0]).T
+    return x @ values(w, scale=lambda absmax: 0 * absmax + absmax[0]).T
+
+
+def mistake_divided_by_the_absmax(x, w):
+    return x @ values(w, scale=np.reciprocal).T
 
 
 def mistake_nibbles_swapped(x, w):
-    if not isinstance(w, nf4.Quantized):
-        return x @ w.T
-    swapped = replace(w, codes=w.codes << 4 | w.codes >> 4)
-    return x @ nf4.dequantize(swapped).T
+    return x @ values(w, order=lambda packed: nf4.unpack_4bit(packed << 4 | packed >> 4)).T
+
+
+def mistake_codes_of_nibbles_apart(x, w):
+    return x @ values(w, order=lambda packed: np.concatenate([packed >> 4, packed & 15])).T
+
+
+def mistake_codes_as_numbers(x, w):
+    return x @ values(w, levels=np.arange(16, dtype="f4")).T
+
+
+def mistake_nf4_for_every_code(x, w):
+    return x @ values(w, levels=nf4.CODEBOOKS["nf4"].values).T
+
+
+def mistake_dense_weight_quantized(x, w):
+    return x @ plain(w if isinstance(w, nf4.Quantized) else nf4.quantize(w)).T

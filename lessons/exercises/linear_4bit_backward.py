@@ -9,6 +9,7 @@ import numpy as np
 
 from minilora import nf4
 from minilora.course.outcome import close
+from minilora.course.students.exercises import load
 from minilora.layers import dense
 
 
@@ -50,7 +51,21 @@ def property_the_same_number_from_both_sides(function, g, w):
 
 
 def mistake_absmax_left_out(g, w):
-    if not isinstance(w, nf4.Quantized):
-        return g @ w
-    n = w.shape[0] * w.shape[1]
-    return g @ nf4.CODEBOOKS[w.quant_type].values[nf4.unpack_4bit(w.codes)[:n]].reshape(w.shape)
+    return g @ values(w, scale=np.ones_like)
+
+
+def mistake_first_absmax_for_all(g, w):
+    return g @ values(w, scale=lambda absmax: 0 * absmax + absmax[0])
+
+
+def mistake_nibbles_swapped(g, w):
+    return g @ values(w, order=lambda packed: nf4.unpack_4bit(packed << 4 | packed >> 4))
+
+
+def mistake_codes_as_numbers(g, w):
+    return g @ values(w, levels=np.arange(16, dtype="f4"))
+
+
+def values(w, **how):
+    """Return a quantized weight, decoded in another way; or a dense weight."""
+    return load()["linear-4bit"].checks.values(w, **how)

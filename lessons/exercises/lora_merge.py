@@ -4,9 +4,9 @@ Write `merge_projection`; `lora_delta` is a helper that you may write too or lea
 
 `node` has the weight (out, in), an array or quantized, which `dense(w)` turns into a matrix, and
 perhaps a bias (out,). With an adapter it also has the entries that `LORA` lists: lora_A (r, in),
-lora_B (out, r), lora_scaling and lora_dropout. Return a new node {"weight": W₀ + lora_scaling · BA,
-dense}, with the bias if there is one, and without the entries of LORA. `without(node, *names)`
-returns a copy of a node without some entries.
+lora_B (out, r), lora_scaling and lora_dropout. Return a new node with the weight
+W₀ + lora_scaling · BA, a float32 array, with the bias if there is one, and without the entries of
+LORA. `without(node, *names)` returns a copy of a node without some entries.
 """
 
 import numpy as np
@@ -46,7 +46,10 @@ def tolerance(node):
 def property_merging_is_an_equation(function, node):
     """the merged projection computes what the projection computes with its adapter"""
     x = np.eye(node["weight"].shape[1], dtype=np.float32)
-    close(layers.linear(x, function(node)), layers.linear(x, node), tolerance(node))
+    merged = function(node)
+    left = merged.keys() & set(layers.LORA)
+    assert not left, f"the merged node still has {', '.join(sorted(left))}"
+    close(layers.linear(x, merged), layers.linear(x, node), tolerance(node))
 
 
 def property_no_update_no_change(function, node):

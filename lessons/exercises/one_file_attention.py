@@ -9,13 +9,15 @@ x is (N, T, D). hd is config["head_dim"], and there are H = D/hd heads.
    overflow for large scores, and multiply by v.
 4. Put the heads side by side again, (N, T, D), and apply f"{layer}.self_attn.o_proj" with `linear`.
 
-Return (N, T, D).
+Return (N, T, D). autograd must be able to differentiate it by x: use autograd.numpy, and do not
+assign into arrays.
 """
 
 import numpy as np
 
-from minilora.course.exercises import load
+from minilora.course import one_file
 from minilora.course.outcome import close
+from minilora.course.students.exercises import load
 
 CASES = {
     "batch": range(1, 3),
@@ -40,8 +42,22 @@ def tolerance(x, *_):
 
 
 def property_causal(function, x, layer, params, config):
-    """a change of the last token does not change earlier outputs"""
+    """a change of the last token does not change earlier outputs, and token 0 sees only itself"""
     other = x.copy()
     other[:, -1] += 1
     a, b = (np.asarray(function(y, layer, params, config)) for y in (x, other))
     close(b[:, :-1], a[:, :-1], tolerance(x))
+    first = one_file.linear(x[:, :1], f"{layer}.self_attn.v_proj", params)
+    close(a[:, :1], one_file.linear(first, f"{layer}.self_attn.o_proj", params), tolerance(x))
+
+
+def mistake_mask_after_the_softmax(x, layer, params, config):
+    q, k, v = (one_file.linear(x, f"{layer}.self_attn.{n}_proj", params) for n in "qkv")
+    shape = (*x.shape[:2], -1, config["head_dim"])
+    q, k, v = (np.transpose(np.reshape(y, shape), (0, 2, 1, 3)) for y in (q, k, v))
+    q, k = (one_file.apply_rope(y, config["rope_theta"]) for y in (q, k))
+    scores = q @ np.swapaxes(k, -1, -2) / config["head_dim"] ** 0.5
+    p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    p = p / np.sum(p, axis=-1, keepdims=True) * np.tri(x.shape[1])
+    mixed = np.transpose(p @ v, (0, 2, 1, 3)).reshape(x.shape)
+    return one_file.linear(mixed, f"{layer}.self_attn.o_proj", params)

@@ -11,7 +11,7 @@ Return (absmax_codes (m,) of whole numbers, nested_absmax (⌈m/256⌉,) float32
 
 import numpy as np
 
-from minilora.course.one_file import DYNAMIC_MAP
+from minilora.course.one_file import DYNAMIC_MAP, nearest
 from minilora.course.outcome import close
 
 CASES = {"m": range(8, 601), "spread": [0.1, 0.5]}
@@ -34,11 +34,15 @@ def gaps(absmax, nested, offset):
 def observe(result, absmax):
     """Return the parts; codes within a step of 2/65,535 of the nearest count as the nearest."""
     codes, nested, offset = result
-    codes, gap = np.array(codes), gaps(absmax, nested, offset)
+    codes = np.array(codes)
+    blocks = -(-absmax.size // 256)
+    if codes.dtype.kind not in "iu" or codes.ndim != 1 or np.shape(nested) != (blocks,):
+        return result
+    gap = gaps(absmax, nested, offset)
     first, nearest, rows = codes[: absmax.size], gap.argmin(axis=1), np.arange(absmax.size)
     near = gap[rows, first] - gap[rows, nearest] <= STEP
     first[near] = nearest[near]
-    return codes, nested, offset
+    return codes, nested, offset, np.asarray(nested).dtype.name
 
 
 def tolerance(absmax):
@@ -51,3 +55,20 @@ def property_largest_magnitudes(function, absmax):
     rest = np.abs(absmax - np.mean(absmax))
     expected = [rest[at : at + 256].max() for at in range(0, rest.size, 256)]
     close(np.asarray(function(absmax)[1], "f4"), np.array(expected), 2.0**-20)
+
+
+def property_the_nearest_code(function, absmax):
+    """no value of the map is nearer than the decoded one by more than a step of 2/65,535"""
+    codes, nested, offset = function(absmax)
+    assert len(codes) == absmax.size, f"{len(codes)} codes for {absmax.size} numbers"
+    gap = gaps(absmax, nested, offset)
+    found = (gap[np.arange(absmax.size), codes] - gap.min(axis=1)).max()
+    assert found <= STEP, f"a value is nearer by {found:.2g}"
+
+
+def mistake_mean_of_each_block(absmax):
+    blocks = [absmax[at : at + 256] for at in range(0, len(absmax), 256)]
+    rest = np.concatenate([block - np.mean(block) for block in blocks])
+    nested = np.array([np.abs(rest[at : at + 256]).max() for at in range(0, len(rest), 256)])
+    x = rest / np.repeat(nested, 256)[: len(rest)]
+    return nearest(x, DYNAMIC_MAP), nested, np.mean(absmax)

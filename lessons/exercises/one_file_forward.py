@@ -8,11 +8,13 @@
    the new x and w = params[f"{layer}.post_attention_layernorm"].
 4. Return the logits (N, T, V): `rms_norm` of x with params["model.norm"], times the transpose of
    params["model.embed_tokens"] (V, D).
+
+autograd must be able to differentiate it by `adapters`, so do not assign into arrays.
 """
 
 import numpy as np
 
-from minilora.course.one_file import RANK
+from minilora.course.one_file import RANK, rms_norm
 from minilora.course.outcome import close
 
 CASES = {"batch": range(1, 3), "length": range(1, 5), "layers": range(1, 4), "half": range(1, 3)}
@@ -52,8 +54,19 @@ def tolerance(*_):
 
 
 def property_causal(function, adapters, base, tokens, config):
-    """the last token does not change the logits of earlier positions"""
+    """the last token changes the logits of the last position, and of no earlier one"""
     other = tokens.copy()
     other[:, -1] = (tokens[:, -1] + 1) % 11
     a, b = (np.asarray(function(adapters, base, t, config)) for t in (tokens, other))
+    assert a.shape == (*tokens.shape, 11), f"logits of the shape {a.shape}"
     close(b[:, :-1], a[:, :-1], 2.0**-24)
+    assert (b[:, -1] != a[:, -1]).any(), "the last logits have not changed"
+
+
+def property_without_sublayers(function, adapters, base, tokens, config):
+    """if o_proj and down_proj are zero, the logits are those of the normalized embeddings"""
+    ends = ("o_proj", "down_proj")
+    without = {name: 0 * w if name.endswith(ends) else w for name, w in base.items()}
+    x = base["model.embed_tokens"][tokens]
+    expected = rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
+    close(function({}, without, tokens, config), expected, 2.0**-40)

@@ -38,8 +38,9 @@ def filled(a):
 
 
 def observe(result, base, rng):
-    """Return the range of random numbers, and zeros unchanged."""
-    return {name: (np.shape(w), filled(w)) if np.any(w) else w for name, w in result.items()}
+    """Return shapes and types, and the range of random numbers."""
+    return {name: (np.shape(w), np.asarray(w).dtype.name, filled(w) if np.any(w) else "zero")
+            for name, w in result.items()}  # fmt: skip
 
 
 def property_drawn_from_the_generator(function, base, rng):
@@ -51,15 +52,16 @@ def property_drawn_from_the_generator(function, base, rng):
 
     first = drawn(1)
     assert np.array_equal(first, drawn(1)), "the same generator gives other numbers"
-    if first.any():
-        assert not np.array_equal(first, drawn(2)), "another generator gives the same numbers"
-        assert len(np.unique(first, axis=0)) == len(first), "some rows of A are equal"
+    assert not np.array_equal(first, drawn(2)), "another generator gives the same numbers"
+    assert len(np.unique(first, axis=0)) == len(first), "some rows of A are equal"
 
 
 def property_the_base_at_first(function, base, rng):
-    """BA is zero for every adapter"""
+    """every NF4Weight has an adapter, whose A is not zero and whose BA is zero"""
     adapters = function(base, rng)
-    for name, a in adapters.items():
-        if name.endswith("lora_A"):
-            assert a.shape[0] == RANK, f"{name} has {a.shape[0]} rows"
-            assert not (adapters[name.replace("lora_A", "lora_B")] @ a).any(), name
+    for name, w in base.items():
+        if isinstance(w, NF4Weight):
+            a, b = (np.asarray(adapters[f"{name}.lora_{factor}"]) for factor in "AB")
+            assert len(a) == RANK, f"{name}.lora_A has {len(a)} rows"
+            assert a.any(), f"{name}.lora_A is zero"
+            assert not (b @ a).any(), name

@@ -2,12 +2,13 @@
 
 Compute h = W₀x + (α/r)·BAx, with α = ALPHA and r = RANK. W₀ is params[path], and
 `matmul(x, params[path])` multiplies x (…, in) by it. If `params` has f"{path}.lora_A" (r, in), it
-also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out).
+also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out). autograd must be able
+to differentiate it by x, so do not assign into arrays.
 """
 
 import numpy as np
 
-from minilora.course.one_file import RANK, quantize
+from minilora.course.one_file import RANK, dense, quantize
 from minilora.course.outcome import close
 
 CASES = {"rows": range(1, 4), "out": [16, 32], "width": [32, 64], "kind": ["dense", "nf4"],
@@ -30,14 +31,20 @@ def tolerance(x, *_):
     return 2.0**-35
 
 
-def property_zero_input(function, x, path, params):
-    """the output is linear in x: twice x gives twice the output"""
-    once, twice = (np.asarray(function(k * x, path, params)) for k in (1, 2))
-    close(twice, 2 * once, 2.0**-33)
+def with_b(params, factor):
+    """Return params with the B's times `factor`."""
+    return {name: factor * w if "lora_B" in name else w for name, w in params.items()}
 
 
 def property_b_zero(function, x, path, params):
-    """with B = 0, the adapter changes nothing"""
-    zero = {name: 0 * w if "lora_B" in name else w for name, w in params.items()}
-    bare = {path: params[path]}
-    close(function(x, path, zero), np.asarray(function(x, path, bare)), 2.0**-40)
+    """with B = 0, h is W₀x"""
+    h = np.einsum("nti,oi->nto", x, dense(params[path]).astype("f8"))
+    close(function(x, path, with_b(params, 0)), h, 2.0**-35)
+
+
+def property_twice_b(function, x, path, params):
+    """twice B adds twice as much to W₀x"""
+    zero, once, twice = (np.asarray(function(x, path, with_b(params, k))) for k in (0, 1, 2))
+    close(twice - zero, 2 * (once - zero), 2.0**-33)
+    assert (once != zero).any() == (f"{path}.lora_A" in params), "B has no effect, or a wrong one"
+    assert zero.any(), "h is zero"

@@ -2,13 +2,17 @@
 
 gate and up are `linear(x, f"{layer}.mlp.gate_proj", params)`, and the same with up_proj. Return
 `linear` of gate·σ(gate)·up with f"{layer}.mlp.down_proj", where σ(a) = 1/(1 + e⁻ᵃ). x and the
-result are (N, T, D).
+result are (N, T, D). autograd must be able to differentiate it by x: use autograd.numpy, and do not
+assign into arrays.
 """
+
+import math
 
 import numpy as np
 
-from minilora.course.exercises import load
+from minilora.course import one_file
 from minilora.course.outcome import close
+from minilora.course.students.exercises import load
 
 CASES = {"batch": range(1, 3), "length": range(1, 4), "half": range(1, 4)}
 HIDDEN = {"length": range(4, 8), "half": range(4, 7)}
@@ -25,7 +29,16 @@ def tolerance(*_):
     return 2.0**-32
 
 
-def property_token_by_token(function, x, layer, params):
-    """each token is computed from itself alone"""
-    whole = np.asarray(function(x, layer, params))
-    close(whole[:, :1], np.asarray(function(x[:, :1], layer, params)), 2.0**-32)
+def property_both_signs(function, x, layer, params):
+    """y(gate) − y(−gate) is down_proj of gate·up, since σ(a) + σ(−a) = 1"""
+    gate, up = (one_file.linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
+    turned = {f"{layer}.mlp.gate_proj": -1, f"{layer}.mlp.gate_proj.lora_B": -1}
+    negative = {name: turned.get(name, 1) * w for name, w in params.items()}
+    both = np.asarray(function(x, layer, params)) - function(x, layer, negative)
+    close(both, one_file.linear(gate * up, f"{layer}.mlp.down_proj", params), 2 * tolerance())
+
+
+def mistake_gelu(x, layer, params):
+    gate, up = (one_file.linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
+    normal = 0.5 * (1 + np.vectorize(math.erf)(gate / 2**0.5))
+    return one_file.linear(gate * normal * up, f"{layer}.mlp.down_proj", params)

@@ -1,7 +1,8 @@
 """one-file-rms-norm: scale each vector to a root mean square of 1.
 
 Return y = x / √(mean(x²) + ε) · weight, with the mean over the last axis and ε =
-config["rms_norm_eps"]. x is (…, D), weight is (D,), and y has the shape of x.
+config["rms_norm_eps"]. x is (…, D), weight is (D,), and y has the shape of x. autograd must be able
+to differentiate it by x and weight: use autograd.numpy, and do not assign into arrays.
 """
 
 import numpy as np

@@ -65,3 +65,29 @@ def property_the_next_token(function, sequences):
             starts = batch["segment_starts"][row, at:end]
             assert (starts == at).all(), "segment_starts must be where the example begins"
             at = end
+
+
+def mistake_targets_across_examples(sequences):
+    rows = [
+        (
+            [t for e in row for t in e.tokens],
+            [m for e in row for m in e.mask],
+            [at for at, e in zip(beginnings(row), row) for _ in e.tokens],
+        )
+        for row in sequences
+    ]
+    T = max(len(tokens) - 1 for tokens, *_ in rows)
+    names = "tokens", "targets", "mask", "segment_starts"
+    batch = {name: np.zeros((len(rows), T), int) for name in names}
+    for i, (tokens, mask, starts) in enumerate(rows):
+        n = len(tokens) - 1
+        batch["tokens"][i, :n] = tokens[:-1]
+        batch["targets"][i, :n] = tokens[1:]
+        batch["mask"][i, :n] = mask[1:]
+        batch["segment_starts"][i, :n] = starts[:-1]
+    return batch
+
+
+def beginnings(row):
+    """Return the columns where the examples of a row begin if they are joined."""
+    return np.cumsum([0, *(len(e.tokens) for e in row[:-1])]).tolist()

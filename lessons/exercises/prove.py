@@ -8,8 +8,8 @@ import sys
 import time
 from itertools import chain
 
-from minilora.course import judge
-from minilora.course.student import Local
+from minilora.course.students import judge
+from minilora.course.students.isolation import Local
 
 
 def main(exercises):
@@ -39,13 +39,22 @@ def main(exercises):
 
 def faults_of(exercise):
     """Return the faults of the texts, the stub and the solution of an exercise."""
-    stub, solution = (exercise.student_file(solved).encode() for solved in (False, True))
-    faults = ["fewer than three planted mistakes"] if len(exercise.mistakes) < 3 else []
+    stub, solution = (
+        {exercise.file: exercise.student_file(solved).encode()} for solved in (False, True)
+    )
+    is_short = exercise.kind in ("predict", "measure", "design")
+    faults = []
+    if len(exercise.mistakes) < 3 and not is_short:
+        faults.append("fewer than three planted mistakes")
     if len(exercise.hints) != 3:
         faults.append("not three hints, from gentle to plain")
     if not exercise.lesson_file:
         faults.append(f"there is no lesson {exercise.lesson}")
-    if not exercise.is_test and not exercise.rules:
+    if exercise.written_points and not exercise.path.with_name(exercise.rubric).exists():
+        faults.append(f"there is no {exercise.rubric}")
+    if exercise.kind == "debug" and not exercise.mistakes[0].find:
+        faults.append("the first mistake is not an edit")
+    if exercise.kind in ("function", "debug") and not exercise.rules:
         return [*faults, "no property"]
     if not exercise.task:
         faults.append("the docstring of the Python file has no task")

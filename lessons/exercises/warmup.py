@@ -43,19 +43,25 @@ def some(config):
 
 
 def property_from_nothing_to_the_top(function, step, config):
-    """no rate is above learning_rate, and a warm-up begins at zero"""
+    """no rate is above learning_rate, a warm-up begins at zero, and after it the rate is not"""
     rates = [function(n, config) for n in some(config)]
     assert max(rates) <= config.learning_rate * (1 + 2**-50)
+    first = math.ceil(config.warmup_ratio * config.iters)
+    assert first >= config.iters or function(first, config) > 0, f"the rate of step {first} is zero"
     if config.warmup_ratio and config.iters > 1:
         assert rates[0] == 0, f"the first rate is {rates[0]}"
 
 
 def property_one_hill(function, step, config):
-    """the rate never falls during the warm-up and never rises after it"""
+    """the rate never falls during the warm-up, never rises after it, and falls if it should"""
     rates = [function(n, config) for n in some(config)]
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+    after = config.iters - math.ceil(config.warmup_ratio * config.iters)  # steps after the warm-up
+    falls = config.lr_schedule != "constant" and after > 1
+    first = function(config.iters - after, config) if after else rates[-1]
+    assert falls == (rates[-1] < first), f"from {first} to {rates[-1]}"
 
 
 def property_the_top_after_the_warm_up(function, step, config):

@@ -2,7 +2,7 @@
 
 from contextlib import redirect_stdout
 
-from .exercises import LESSONS
+from .students.exercises import LESSONS
 
 path = LESSONS / "00_qlora_in_one_file.py"
 __file__ = str(path)  # for `inspect.getsource`

@@ -38,30 +38,42 @@ class Outcome(NamedTuple):
     crash: Crash | None = None
 
 
-def leaves(value, path=""):
-    """Yield (path, array) of each leaf of a tree, a tuple or a dataclass."""
+def parts(value):
+    """Return {suffix of the path: part} of a tree, a tuple or a dataclass; None of a leaf."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = vars(value)
+        return {f".{name}": part for name, part in vars(value).items()}
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, f"{path}[{key!r}]")
+        return {f"[{key!r}]": part for key, part in value.items()}
+    return None
+
+
+def leaves(value, path=""):
+    """Yield (path, array) of each leaf of a tree, a tuple or a dataclass."""
+    inner = parts(value)
+    if inner is not None:
+        for suffix, part in inner.items():
+            yield from leaves(part, path + suffix)
     elif isinstance(value, np.ndarray | np.generic | int | float | str | None):
         yield path, np.asarray(value)
 
 
-def difference(expected, got, bound=0.0):
-    """Return a text on the first difference, or an empty string."""
+def difference(expected, got, bound=0.0, dtypes=False):
+    """Return a text on the first difference, or an empty string.
+
+    With `dtypes`, float32 and float64 differ; otherwise only integers and floats do.
+    """
     wanted = dict(leaves(expected))
     given = dict(leaves(got))
     if wanted.keys() != given.keys():
-        return f"the result: expected {describe(expected)}, got {describe(got)}"
+        return f"the result{TYPE} expected {describe(expected)}, got {describe(got)}"
     for path, a in wanted.items():
         b = given[path]
         kinds = {x.dtype.kind.replace("u", "i") for x in (a, b)}  # no matter the width and the sign
-        if a.shape != b.shape or len(kinds) > 1:
-            return f"{path or 'the result'}: expected {describe(a)}, got {describe(b)}"
+        others = dtypes and "U" not in kinds and a.dtype != b.dtype
+        if a.shape != b.shape or len(kinds) > 1 or others:
+            return f"{path or 'the result'}{TYPE} expected {describe(a)}, got {describe(b)}"
         with np.errstate(all="ignore"):
             equal = (a == b) | ((a != a) & (b != b))
             if kinds == {"f"}:
@@ -73,22 +85,34 @@ def difference(expected, got, bound=0.0):
     return ""
 
 
-def same(a, b, bound):
-    """Tell whether two outcomes are both a crash, or the same value and changes."""
-    return not difference(a, b, bound)  # a Crash is no leaf, None is one
+TYPE = ", its shape or type:"  # in a text of `difference`
 
 
 def describe(value):
     """Describe a value in a few words: shape and dtype, and the contents if it is small."""
-    if isinstance(value, np.ndarray):
-        numbers = f" {np.array2string(value, separator=', ')}".replace("\n", "")
-        return f"{value.shape} {value.dtype}" + numbers * (value.size <= 8)
+    if isinstance(value, np.ndarray | np.generic):
+        numbers = f" {np.array2string(value, precision=6, separator=', ')}".replace("\n", "")
+        return f"{value.shape} {value.dtype}" + numbers * (value.size <= 12)
     text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v)}' for key, v in value.items())}}}"
-    if isinstance(value, list | tuple):
+    elif dataclasses.is_dataclass(value):  # the fields that are not the default
+        inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)
+                 if difference(f.default, getattr(value, f.name))}  # fmt: skip
+        text += f"({', '.join(f'{name}={describe(v)}' for name, v in inner.items())})"
+    elif isinstance(value, list | tuple):
         text += f" ({', '.join(describe(v) for v in value)})"
     return text if len(text) <= 160 else text[:158] + " …"
+
+
+def lines(name, value):
+    """Return a line that describes a value; of a large tree or tuple, a line per part."""
+    inner = parts(value)
+    text = describe(value)
+    if inner is None or not text.endswith("…"):
+        return [f"{name:<9} {text}"]
+    found = [line for suffix, part in inner.items() for line in lines(f"{name}{suffix}", part)]
+    return found[:16] + ["…"] * (len(found) > 16)
 
 
 def close(got, expected, bound=0.0):

@@ -8,16 +8,16 @@ planted. The planted ones are in lessons/exercises.toml, and `minilora teach che
 import math
 from itertools import pairwise
 
+import autograd.numpy as anp
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, layers
+from minilora import LoraConfig, TrainConfig, layers, optim
 from minilora.config import ALL_LINEAR
 from minilora.course import one_file
 from minilora.data.rows import encode, load_rows
-from minilora.double_quant import DYNAMIC_MAP, DoubleQuantized
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
-from minilora.layers import dense, dropout
+from minilora.layers import dense
 from minilora.lora import adapted_paths, target_paths
 from minilora.nf4 import unpack_4bit
 from minilora.tree import (
@@ -40,6 +40,150 @@ def right(exercise):
 
 def wrong(exercise):
     return lambda function: WRONG.append((exercise, function)) or function
+
+
+# --- faults, predictions, measurements, designs ---
+
+
+@right("debug-too-good")
+def batch_in_full_width(rows, prompts):
+    longest = max(map(len, rows))
+    shape = len(rows), longest
+    batch = {name: np.zeros(shape, int) for name in ("tokens", "targets", "mask")}
+    for i, (row, prompt) in enumerate(zip(rows, prompts)):
+        for j, (read, target) in enumerate(pairwise(row)):
+            batch["tokens"][i, j], batch["targets"][i, j] = read, target
+            batch["mask"][i, j] = j + 1 >= prompt
+    return batch
+
+
+@right("debug-no-learning")
+def train_from_a_random_b(W, x, y, r, alpha, seed):
+    rng = np.random.default_rng(seed)
+    factors = {"A": np.zeros((r, W.shape[1])), "B": rng.normal(0, 0.3, (W.shape[0], r))}
+    state, losses = optim.adamw_init(factors), []
+    for _ in range(25):
+        A, B = factors["A"], factors["B"]
+        error = x @ W.T + alpha / r * (x @ A.T @ B.T) - y
+        losses.append((error**2).mean())
+        rows = rng.permutation(len(x))[:16]
+        G = 2 * error[rows].T @ x[rows] / error[rows].size
+        gradient = {"A": alpha / r * B.T @ G, "B": alpha / r * G @ A.T}
+        factors, state = optim.adamw(
+            factors, gradient, state, dict.fromkeys("AB", 0.03), TrainConfig()
+        )
+    return losses, A, B
+
+
+@right("debug-resume")
+def steps_counted_by_hand(weights, gradients, state, rate, decay):
+    m, v, t = state["m"], state["v"], state["step"]
+    for g in gradients:
+        t += 1
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        weights = weights - rate * (decay * weights + step)
+    return weights, {"m": m, "v": v, "step": t}
+
+
+@right("debug-export")
+def export_of_the_trained_base(checkpoint, base, adapters, alpha):
+    exported = {path: dense(w).copy() for path, w in base.items()}
+    for name, A in adapters.items():
+        path, _, factor = name.rpartition(".")
+        if factor == "lora_A":
+            exported[path] += alpha / len(A) * adapters[f"{path}.lora_B"] @ A
+    return exported
+
+
+@right("debug-accumulation")
+def train_with_its_own_counter(w, micro_batches, accumulate, learning_rate, warmup):
+    steps, rates, gradient = len(micro_batches) // accumulate, [], 0.0
+    rows = count = 0
+    for x, y in micro_batches[: steps * accumulate]:
+        gradient, rows, count = gradient + 2 * x.T @ (x @ w - y), rows + len(x), count + 1
+        if count == accumulate:
+            k, count = len(rates) + 1, 0
+            share = min(1, k / warmup, (steps + 1 - k) / (steps + 1 - warmup))
+            rates.append(learning_rate * max(share, 0))
+            w, gradient, rows = w - rates[-1] * gradient / rows, 0.0, 0
+    return w, rates
+
+
+@right("debug-batch-size")
+def held_out_loss_token_by_token(rows, logits, batch_size):
+    losses = []
+    for row in rows:
+        for token, target in pairwise(row):
+            losses.append(np.logaddexp.reduce(logits[token]) - logits[token, target])
+    return float(np.mean(losses))
+
+
+@right("debug-held-out")
+def counted_once_and_multiplied(rows, n, epochs, seed):
+    order = np.random.default_rng(seed).permutation(len(rows))
+    counts = np.ones((8, 8))
+    for i in order[n:]:
+        for a, b in pairwise(rows[i]):
+            counts[a, b] += epochs
+    p = counts / counts.sum(axis=1)[:, None]
+    losses = [np.mean([-np.log(p[pair]) for pair in pairwise(rows[i])]) for i in order[:n]]
+    return np.mean(losses), counts
+
+
+@right("debug-blocks")
+def round_trip_block_by_block(w, block_size):
+    codes, scales, back = [], [], []
+    for block in w.reshape(-1, block_size):
+        scale = abs(block).max()
+        codes.append(np.round(block * 7 / scale))
+        scales.append(scale)
+        back.append(codes[-1] * scale / 7)
+    return np.reshape(codes, w.shape).astype(int), np.array(scales), np.reshape(back, w.shape)
+
+
+@right("predict-bits")
+def bits_with_three_digits():
+    return 4.156
+
+
+@right("predict-parameters")
+def parameters_of_smollm2():
+    return 30 * 8 * (576 + 576 + 576 + 192)
+
+
+@right("predict-first-step")
+def first_step_measured():
+    return 0.52
+
+
+@right("measure-seeds")
+def five_other_seeds():
+    return [0.00912, 0.01234, 0.01018, 0.00871, 0.01401]
+
+
+@right("measure-blocks")
+def five_other_matrices():
+    return [8.61, 12.45, 9.97, 7.52, 14.03]
+
+
+@right("measure-merge")
+def five_other_quotients():
+    return np.array([1.71, 2.35, 1.98, 2.81, 2.06])
+
+
+@right("design-rows")
+def attention_alone():
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = {"r": 5, "lora_alpha": 10, "target_modules": targets}
+    return {**lora, "learning_rate": 0.01, "batch_size": 4, "iters": 240, "warmup_ratio": 0.0}
+
+
+@right("design-bytes")
+def batches_of_eight():
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["all-linear"]}
+    run = {"learning_rate": 0.02, "batch_size": 8, "iters": 120, "warmup_ratio": 0.06}
+    return {"scheme": "nf4-dq", **lora, **run}
 
 
 # --- QLoRA in one file ---
@@ -111,7 +255,7 @@ def rotate_by_complex_numbers(x, theta):
     *_, T, hd = x.shape
     angles = np.arange(T)[:, None] * theta ** (-2 * np.arange(hd // 2) / hd)
     z = (x[..., : hd // 2] + 1j * x[..., hd // 2 :]) * np.exp(1j * angles)
-    return np.concatenate([z.real, z.imag], -1)
+    return anp.concatenate([anp.real(z), anp.imag(z)], -1)
 
 
 @right("one-file-attention")
@@ -121,21 +265,22 @@ def attend_token_by_token(x, layer, params, config):
 
     def heads(name):
         y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", params)
-        return y.reshape(B, T, -1, hd).transpose(0, 2, 1, 3)
+        return anp.transpose(anp.reshape(y, (B, T, -1, hd)), (0, 2, 1, 3))
 
     q, k = (one_file.apply_rope(heads(name), config["rope_theta"]) for name in "qk")
-    mixed = np.zeros((B, T, D // hd, hd))
+    v, mixed = heads("v"), []
     for t in range(T):
-        scores = np.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, : t + 1]) / math.sqrt(hd)
-        p = np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
-        mixed[:, t] = np.einsum("bhs,bhsd->bhd", p, heads("v")[:, :, : t + 1])
-    return one_file.linear(mixed.reshape(B, T, D), f"{layer}.self_attn.o_proj", params)
+        scores = anp.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, : t + 1]) / math.sqrt(hd)
+        p = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
+        token = anp.einsum("bhs,bhsd->bhd", p, v[:, :, : t + 1]) / anp.sum(p, -1)[..., None]
+        mixed.append(anp.reshape(token, (B, D)))
+    return one_file.linear(anp.stack(mixed, axis=1), f"{layer}.self_attn.o_proj", params)
 
 
 @right("one-file-mlp")
 def mlp_by_tanh(x, layer, params):
     gate, up = (one_file.linear(x, f"{layer}.mlp.{name}_proj", params) for name in ("gate", "up"))
-    hidden = gate * 0.5 * (1 + np.tanh(gate / 2)) * up
+    hidden = gate * 0.5 * (1 + anp.tanh(gate / 2)) * up
     return one_file.linear(hidden, f"{layer}.mlp.down_proj", params)
 
 
@@ -158,7 +303,8 @@ def loss_row_by_row(adapters, base, rows, config):
         tokens = [*prompt.encode(), *answer.encode(), 255]
         z = one_file.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
         for t in range(len(prompt) - 1, len(z)):
-            losses.append(np.logaddexp.reduce(z[t]) - z[t][tokens[t + 1]])
+            top = anp.max(z[t])
+            losses.append(top + anp.log(anp.sum(anp.exp(z[t] - top))) - z[t][tokens[t + 1]])
     return sum(losses) / len(losses)
 
 
@@ -169,56 +315,6 @@ def continue_prompt(adapters, base, prompt, config):
         z = one_file.forward(adapters, base, np.array([tokens + new]), config)
         new.append(int(z[0, -1].argmax()))
     return bytes(token for token in new if token != 255).decode(errors="replace")
-
-
-# --- layers ---
-
-
-@right("rms-norm")
-def rms_norm_row_by_row(x, weight, eps):
-    rows = x.reshape(-1, x.shape[-1])
-    done = [row * weight / math.sqrt(row @ row / len(row) + eps) for row in rows]
-    return np.array(done).reshape(x.shape)
-
-
-@right("rotation")
-def rotate_half(x, cos, sin):
-    cos, sin = (np.concatenate([table, table], -1)[:, :, None] for table in (cos, sin))
-    half = x.shape[-1] // 2
-    return x * cos + np.concatenate([-x[..., half:], x[..., :half]], -1) * sin
-
-
-@right("attention")
-def attention_by_a_matrix(q, k, v, rope, segment_starts, cache=None):
-    B, T, width = q.shape
-    hd = rope[0].shape[-1] * 2
-    q, k, v = (x.reshape(B, T, -1, hd) for x in (q, k, v))
-    q, k = layers.apply_rope(q, *rope), layers.apply_rope(k, *rope)
-    if cache is not None:
-        k, v = cache.extend(k, v)
-    group = q.shape[2] // k.shape[2]
-    scores = np.einsum("bthd,bshd->bhts", q, np.repeat(k, group, axis=2)) / np.sqrt(hd)
-    place = np.arange(k.shape[1]) - (k.shape[1] - T)  # cached keys have negative places
-    now = np.arange(T)[:, None]
-    seen = (place < 0) | ((place >= segment_starts[:, :, None]) & (place <= now))
-    scores = np.where(seen[:, None], scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    p = p / p.sum(-1, keepdims=True)
-    return np.einsum("bhts,bshd->bthd", p, np.repeat(v, group, axis=2)).reshape(B, T, width)
-
-
-@right("swiglu")
-def swiglu_by_logaddexp(gate, up):
-    return up * gate * np.exp(-np.logaddexp(0, -gate))
-
-
-@right("cross-entropy")
-def cross_entropy_token_by_token(hidden, head, targets, mask):
-    losses = []
-    for b, t in np.argwhere(mask):
-        logits = dense(head) @ hidden[b, t]
-        losses.append(np.logaddexp.reduce(logits) - logits[targets[b, t]])
-    return sum(losses) / len(losses)
 
 
 # --- LoRA ---
@@ -239,30 +335,6 @@ def memory_in_parts(adapters, base, model_config, tokens):
     parts["trained weights"] = parts["their gradients"] = n * 4
     parts["Adam's two moments"] = n * ADAM_FLOATS * 4
     return parts
-
-
-@right("lowrank-product")
-def linear_by_einsum(x, node, rng=None):
-    y = np.einsum("...i,oi->...o", x, dense(node["weight"]))
-    if "lora_A" in node:
-        z = dropout(x, node["lora_dropout"], rng)
-        factors = node["lora_A"], node["lora_B"]
-        y = y + node["lora_scaling"] * np.einsum("...i,ri,or->...o", z, *factors)
-    return y + node.get("bias", 0)
-
-
-@right("lora-init")
-def start_adapter(base, lora_config, rng):
-    adapters = {}
-    for path in target_paths(base, lora_config):
-        r, scaling = lora_config.rank_and_scaling(path)
-        out, n = get(base, path)["weight"].shape
-        a = (2 * rng.random((r, n)) - 1) / math.sqrt(n)
-        set_leaf(adapters, f"{path}.lora_A", a.astype(np.float32))
-        set_leaf(adapters, f"{path}.lora_B", np.zeros((out, r), np.float32))
-        set_leaf(adapters, f"{path}.lora_scaling", scaling)
-        set_leaf(adapters, f"{path}.lora_dropout", lora_config.lora_dropout)
-    return adapters
 
 
 @right("lora-merge")
@@ -297,42 +369,11 @@ def adamw_of_flat_trees(params, grads, state, learning_rates, config):
 # --- four and eight bits ---
 
 
-@right("absmax-blocks")
-def normalize_block_by_block(w, block_size):
-    blocks = [w[i : i + block_size] for i in range(0, len(w), block_size)]
-    absmax = np.array([np.abs(block).max() for block in blocks])
-    return np.concatenate([block / (top or 1) for block, top in zip(blocks, absmax)]), absmax
-
-
-@right("nearest-code")
-def nearest_by_digitize(x, codebook):
-    return codebook.order[np.digitize(x, codebook.midpoints, right=True)]
-
-
 @right("int8-rows")
 def round_half_up(w):
     absmax = np.abs(w).max(1)
     scale = np.where(absmax > 0, absmax, 1)
     return np.floor(w.astype(float) * 127 / scale[:, None] + 0.5).astype(np.int8), absmax
-
-
-@right("packing-nibbles")
-def pack_pairs(codes):
-    high, low = codes.reshape(-1, 2).T
-    return high * 16 + low
-
-
-@right("double-quantization")
-def double_quantize_block_by_block(absmax, offset=None):
-    if offset is None:
-        offset = np.float32(np.mean(absmax.astype(float)))
-    codes, scales = [], []
-    for start in range(0, len(absmax), 256):
-        block = absmax[start : start + 256] - offset
-        scales.append(np.abs(block).max())
-        normalized = block / (scales[-1] or 1)
-        codes.append(np.abs(normalized[:, None] - DYNAMIC_MAP).argmin(1).astype(np.uint8))
-    return DoubleQuantized(np.concatenate(codes), np.array(scales), offset)
 
 
 @right("linear-4bit")
@@ -492,36 +533,32 @@ def check_what_training_changes(train):
 # --- mistakes that nobody planted, of different kinds ---
 
 
-@wrong("rms-norm")
-def rms_norm_in_place(x, weight, eps):
-    x /= np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
-    return x * weight
+@wrong("one-file-attention")
+def attention_that_assigns(x, layer, params, config):
+    result = np.empty_like(x)  # autograd cannot follow an assignment
+    result[:] = attend_token_by_token(x, layer, params, config)
+    return result
 
 
-@wrong("rms-norm")
-def rms_norm_fixed_epsilon(x, weight, eps):
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5) * weight
+@wrong("one-file-rms-norm")
+def rms_norm_in_half_precision(x, weight, config):
+    return rms_norm_by_sum(x.astype(np.float16), weight, config)
 
 
-@wrong("swiglu")
-def swiglu_overflows(gate, up):
-    e = np.exp(gate.astype(np.float32))
-    return gate * e / (1 + e) * up
+@wrong("one-file-init-lora")
+def start_factors_alike(base, rng):
+    return start_factors(base, np.random.default_rng(0))
 
 
-@wrong("linear-4bit")
-def product_in_half_precision(x, w):
-    return (x @ dense(w).astype(np.float16).T).astype(x.dtype)
+@wrong("one-file-generate")
+def decode_without_the_prompt_when_long(adapters, base, prompt, config):
+    return continue_prompt(adapters, base, prompt[-8:], config)
 
 
-@wrong("lora-init")
-def start_normal(base, lora_config, rng):
-    adapters = start_adapter(base, lora_config, rng)
-    for path in adapted_paths(adapters):
-        node = get(adapters, path)
-        a = rng.standard_normal(node["lora_A"].shape) / math.sqrt(node["lora_A"].shape[1])
-        node["lora_A"] = a.astype(np.float32)
-    return adapters
+@wrong("adamw")
+def adamw_in_double_precision(params, grads, state, learning_rates, config):
+    double = tree_map(np.float64, params)
+    return adamw_of_flat_trees(double, grads, state, learning_rates, config)
 
 
 @wrong("prefix")

@@ -16,21 +16,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_file import one_file
 from solutions import RIGHT, WRONG
 
 import minilora
 from minilora import nf4
 from minilora.cli import main
 from minilora.config import InputError
-from minilora.course import commands, exercises, judge, report, student, teach
-from minilora.course.student import Local
+from minilora.course import commands
+from minilora.course.students import exercises, isolation, judge
+from minilora.course.students.isolation import Local
+from minilora.course.teachers import report, submission, teach
 
 ALL = exercises.load()
 PROVE = runpy.run_path(str(exercises.LESSONS / "exercises" / "prove.py"))
-NEAREST, PACK, MERGE = ALL["nearest-code"], ALL["packing-nibbles"], ALL["test-merge"]
+SET = Path(__file__).with_name("exercises")  # these do not change when the course changes
+OWN = exercises.load_file(SET / "exercises.toml")
+NEAREST, PACK, MERGE = OWN["nearest-code"], OWN["packing-nibbles"], ALL["test-merge"]
 RIGHT_BODY = "    return codebook.order[np.searchsorted(codebook.midpoints, x)]\n"
 TIES = '    return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]\n'
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minilora.__file__).parents[1])}
+
+
+@pytest.fixture(autouse=True)
+def built_in(monkeypatch):
+    """Restore after each test what --exercises sets."""
+    monkeypatch.setattr(exercises, "FOLDER", None)
+
+
+def own(argv):
+    """Run a command with the exercises of SET."""
+    return main([*argv, "--exercises", str(SET)])
 
 
 def written(exercise, path, body):
@@ -43,8 +59,12 @@ def written(exercise, path, body):
 
 def checked(exercise, path, body):
     """Return the text of the open verdict on the stub with this body, in a process of its own."""
-    source = written(exercise, path / exercise.file, body).read_bytes()
-    return judge.verdict(exercise, source).text
+    return verdict_on(exercise, written(exercise, path / exercise.file, body).read_bytes()).text
+
+
+def verdict_on(exercise, source, seed=None):
+    """Return the verdict on the bytes of the exercise's file, in a process of its own."""
+    return judge.verdict(exercise, {exercise.file: source}, seed)
 
 
 def answer(exercise, function, **how):
@@ -64,7 +84,10 @@ def test_a_stub_is_the_reference_without_its_body(tmp_path):
         assert inspect.signature(stub) == inspect.signature(reference)
         assert inspect.getdoc(stub) == inspect.getdoc(reference)
         last_line = exercises.functions(e.student_file(), [e.answer]).splitlines()[-1]
-        assert f'"{e.id}: {e.answer} is not written yet"' in last_line
+        if e.kind == "debug":
+            assert e.mistakes[0].replace in e.student_file()
+        else:
+            assert f'"{e.id}: {e.answer} is not written yet"' in last_line
         for mistake in e.mistakes:
             assert mistake.says not in e.student_file()
 
@@ -123,17 +146,19 @@ RARE = {  # wrong on about one call in fifty: whether it is found depends on the
 
 def test_a_verdict_depends_on_file_exercise_and_seed_alone(tmp_path):
     for name, body in RARE.items():
-        written(ALL[name], tmp_path / ALL[name].file, body)
+        written(OWN[name], tmp_path / OWN[name].file, body)
     code = (
-        "import sys; from pathlib import Path; from minilora.course import exercises, judge\n"
-        "for e in [exercises.load()[name] for name in sys.argv[1:]]:\n"
-        "    print(repr(judge.verdict(e, Path(e.file).read_bytes(), seed=7)))"
+        "import sys; from pathlib import Path\n"
+        "from minilora.course.students import exercises, judge\n"
+        "exercises.FOLDER = sys.argv[1]\n"
+        "for e in [exercises.load()[name] for name in sys.argv[2:]]:\n"
+        "    print(repr(judge.verdict(e, {e.file: Path(e.file).read_bytes()}, seed=7)))"
     )
-    command = [sys.executable, "-c", code, *reversed(RARE)]
+    command = [sys.executable, "-c", code, str(SET), *reversed(RARE)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True,
                           env=ENVIRONMENT)  # fmt: skip
-    sources = {e: (tmp_path / e.file).read_bytes() for e in map(ALL.get, RARE)}
-    here = [repr(judge.verdict(e, source, seed=7)) for e, source in sources.items()]
+    sources = {e: (tmp_path / e.file).read_bytes() for e in map(OWN.get, RARE)}
+    here = [repr(verdict_on(e, source, seed=7)) for e, source in sources.items()]
     assert done.stdout.splitlines()[::-1] == here
 
 
@@ -153,9 +178,9 @@ def test_hidden_checks_say_no_call_and_no_value():
 
     says = NEAREST.mistakes[0].says
     hidden = answer(NEAREST, ties, seed=12345)
-    assert hidden.text == f"failed\n  likely    ties-upward: {says}"
+    assert hidden.text == f"failed: value\n  likely    ties-upward: {says}"
     crash = answer(NEAREST, lambda x, codebook: int(str(x)), seed=3)
-    assert crash.text == "failed"
+    assert crash.text == "failed: exception"
 
 
 def test_hidden_calls_have_other_sizes():
@@ -166,12 +191,37 @@ def test_hidden_calls_have_other_sizes():
     assert answer(PACK, small_only, seed=1).share < 1
 
 
-def test_each_rule_that_holds_earns_a_part():
-    def packed(codes):
+def test_each_property_that_holds_earns_a_part_unless_trivial_answers_keep_it():
+    def nearest(x, codebook):  # nothing is nearer, but ties have the other code
+        return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]
+
+    def packed(codes):  # four bits per code, like zeros, but not the codes
+        return nf4.pack_4bit(codes) ^ 1
+
+    def reversed_(codes):  # right for one pair
         return nf4.pack_4bit(codes)[::-1].copy()
 
-    verdict = answer(PACK, packed)  # four bits per code, but not the codes
-    assert verdict.share == 0.25
+    assert answer(NEAREST, nearest).share == 0.5
+    assert answer(PACK, packed).share == 0
+    assert answer(PACK, reversed_).share == 0.25
+
+
+TRIVIAL = [
+    lambda *a: None,
+    lambda *a: 0.0,
+    lambda *a: 1,
+    lambda *a: {},
+    lambda *a: a[0],
+    lambda *a: a[-1],
+    lambda *a: np.zeros(np.shape(a[0])),
+    lambda *a: np.zeros_like(a[0]) if isinstance(a[0], np.ndarray) else a[0],
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_trivial_answer_earns_at_most_a_tenth(name, monkeypatch):
+    monkeypatch.setattr(judge, "diagnose", lambda *_: "")  # it takes long, and earns nothing
+    assert max(answer(ALL[name], body).share for body in TRIVIAL) <= 0.1
 
 
 @pytest.mark.parametrize(("name", "function"), RIGHT, ids=[name for name, _ in RIGHT])
@@ -198,7 +248,7 @@ def test_a_mistake_that_nobody_planted_is_found(name, function):
 ODD = {
     "    return [0] * (codes.size // 2)\n": "got       list (",
     "    codes + 1\n": "hint      does every branch of the function end in `return`?",
-    "    return np.zeros(22 * 10**5)\n": "the result is huge",
+    "    return np.zeros(22 * 10**5)\n": "plain data: more than 16 MB",
     "    open('x', 'w').truncate(10**7)\n": "File too large",
     "    return 'bytes'\n": "got       'bytes'",
     "    return codes[::2] * 16 + codes[1::2] + 1.5\n": "float64",
@@ -221,17 +271,17 @@ def test_each_odd_result_has_its_own_sentence(body, tmp_path):
 
 
 def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path, monkeypatch):
-    monkeypatch.setitem(student.LIMITS, "CPU", 1)
+    monkeypatch.setitem(isolation.LIMITS, "CPU", 1)
     assert "endless loop" in checked(PACK, tmp_path, "    while True:\n        pass\n")
     # of the clock, about two seconds pass: as on a busy machine, they do not count
     slow = "    import time\n    time.sleep(0.02)\n    return codes[0::2] * 16 + codes[1::2]\n"
     assert checked(PACK, tmp_path, slow) == "passed"
-    assert judge.verdict(PACK, None).text == "the file was not handed in"
+    assert judge.verdict(PACK, {}).text == "no file for it was handed in, or none counts"
 
 
 HOSTILE = """    import os, signal, subprocess, sys
     from pathlib import Path
-    import minilora.course.judge as judge, minilora.nf4 as nf4
+    import minilora.course.students.judge as judge, minilora.nf4 as nf4
     seen = [value for value in os.environ.values() if value == "77"]
     if not Path("mine").exists():
         Path("mine").write_text("x")
@@ -271,7 +321,7 @@ def test_results_are_only_data(tmp_path):
 @pytest.fixture
 def space(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["learn", "init", "--only", NEAREST.id, PACK.id]) == 0
+    assert own(["learn", "init", "--only", NEAREST.id, PACK.id]) == 0
     return tmp_path
 
 
@@ -279,17 +329,17 @@ def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
     mine = written(NEAREST, space / NEAREST.file, TIES).read_text("utf-8")
     (space / PACK.file).unlink()
     argv = ["learn", "init", ".", "--only", NEAREST.id, PACK.id]
-    assert main(argv) == 0
+    assert own(argv) == 0
     assert "files written: 1, kept: 2" in capsys.readouterr().out
     assert (space / NEAREST.file).read_text("utf-8") == mine
     (space / NEAREST.file).rename(space / "mine.py")
-    assert main(argv) == 0
+    assert own(argv) == 0
     assert (space / NEAREST.file).read_text("utf-8") == NEAREST.student_file()
 
 
 def test_a_way_through_an_exercise(space, capsys):
     def run(*argv, status=0):
-        assert main(["learn", *argv]) == status
+        assert own(["learn", *argv]) == status
         return capsys.readouterr()
 
     capsys.readouterr()
@@ -310,11 +360,14 @@ def test_a_way_through_an_exercise(space, capsys):
     assert noted == {"nearest-code": "passed"}
 
 
+FIRST = ALL["one-file-nearest"]
+
+
 def test_a_file_is_checked_by_running_it(tmp_path):
-    path = written(PACK, tmp_path / PACK.file, "    print('here')\n    return codes\n")
+    path = written(FIRST, tmp_path / FIRST.file, "    print('here')\n    return x\n")
     done = subprocess.run([sys.executable, path], capture_output=True, text=True,
                           env=ENVIRONMENT, check=True)  # fmt: skip
-    assert "here" in done.stdout and "not for   pack_4bit(codes)" in done.stdout
+    assert "here" in done.stdout and "not for   nearest(x, values), where" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -333,7 +386,7 @@ def test_a_file_is_checked_by_running_it(tmp_path):
 )
 def test_bad_input_is_one_line(space, capsys, argv, says):
     capsys.readouterr()
-    assert main(argv) == 2
+    assert (own if len(argv) > 1 else main)(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
 
@@ -343,25 +396,26 @@ def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch
     for text, says in ((None, "no workspace"), ('["nearest-code"]', "progress.json")):
         if text:
             Path("progress.json").write_text(text, encoding="utf-8")
-        assert main(["learn", "list"]) == 2
+        assert own(["learn", "list"]) == 2
         assert says in capsys.readouterr().err
 
 
 # --- a teacher's side ---
 
 
-def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
+def test_only_files_of_the_submission_are_read(tmp_path):
     secret = tmp_path / "secret.py"
     secret.write_text("secret", encoding="utf-8")
     folder = tmp_path / "ann"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / NEAREST.file).write_text("deep", encoding="utf-8")
-    (folder / MERGE.file).symlink_to(secret)
+    (folder / "warmup.py").symlink_to(secret)
     (folder / PACK.file).write_text("x" * 2**21, encoding="utf-8")
-    wanted = {NEAREST.file, PACK.file, MERGE.file}
-    large = b"x" * teach.LARGEST  # no more than this is read
-    found = teach.submitted_files(folder, wanted)
+    large = b"x" * submission.LARGEST  # no more than this is read
+    exercises.FOLDER = str(SET)
+    found, notes = submission.read(folder)
     assert found == {NEAREST.file: b"deep", PACK.file: large}
+    assert notes == ["warmup.py cannot be read: it is not a file"]  # a link out of the folder
     with zipfile.ZipFile(tmp_path / "ben.zip", "w") as archive:
         archive.writestr(f"../../{NEAREST.file}", "escaped")
         archive.writestr(f"/etc/{PACK.file}", "absolute")
@@ -369,12 +423,16 @@ def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
         archive.writestr(f"__MACOSX/._{MERGE.file}", "no")
         archive.writestr("other.py", "no")
     before = sorted(tmp_path.rglob("*"))
-    found = teach.submitted_files(tmp_path / "ben.zip", wanted)
-    assert found == {NEAREST.file: b"escaped", PACK.file: b"near"}
+    found, notes = submission.read(tmp_path / "ben.zip")
+    assert found == {NEAREST.file: b"escaped", "other.py": b"no"}
+    assert notes == [
+        f"2 different files can be {PACK.file}: ben/{PACK.file}, /etc/{PACK.file}",
+        "other.py does not count",
+    ]
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "broken.zip").write_bytes(b"PK")
-    assert teach.submitted_files(tmp_path / "broken.zip", wanted) == {}
-    assert "broken.zip cannot be read" in capsys.readouterr().err
+    found, notes = submission.read(tmp_path / "broken.zip")
+    assert found == {} and "broken.zip cannot be read" in notes[0]
 
 
 def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
@@ -385,7 +443,7 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
     with zipfile.ZipFile("cleo.zip", "w") as archive:
         archive.write(f"ben/{NEAREST.file}")
     argv = ["teach", "grade", "=ann", "ben", "cleo.zip", "--only", "nearest-code", "--seed", "3"]
-    assert main([*argv, "--jobs", "2", "--out", "class"]) == 0
+    assert own([*argv, "--jobs", "2", "--out", "class"]) == 0
     table = capsys.readouterr().out
     assert "| nearest-code | passed 2, ties-upward 1 |" in table
     assert "- cleo: 4 of 4 points" in table
@@ -395,14 +453,15 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
     assert rows[0]["result"].startswith("ties-upward: ") and rows[1]["result"] == "passed"
     assert Path("class/class.md").read_text("utf-8") == table
     assert "ties-upward" in Path("class/feedback/=ann.txt").read_text("utf-8")
-    assert main(argv) == 0
+    assert own(argv) == 0
     assert capsys.readouterr().out == table  # the same with one job
 
 
 def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     open_check = judge.Verdict(0.0, "failed: \ud800")
-    grade = report.Grade("nearest-code", "05", 4, open_check, judge.TODO)
-    report.write_all(tmp_path, {"J\udcf6rg": [grade]})
+    exercises.FOLDER = str(SET)
+    grade = report.Grade("nearest-code", open_check, judge.TODO)
+    report.write(tmp_path, {"J\udcf6rg": ({grade.id: grade}, [])}, "J\udcf6rg")
     assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text("utf-8")
     assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text("utf-8")
 
@@ -416,12 +475,11 @@ def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, cap
     written(PACK, tmp_path / PACK.file, small)
     monkeypatch.setenv(commands.SEED, "41")
     argv = ["teach", "grade", str(tmp_path), "--only", NEAREST.id, PACK.id, "warmup"]
-    assert main(argv) == 0
+    assert own(argv) == 0
     captured = capsys.readouterr()
-    assert "41" not in captured.err and "hidden check: failed\n" in captured.out
-    # the hidden checks of packing see that a code costs four bits: a quarter of their half
-    assert "packing-nibbles: 1.88 of 3" in captured.out
-    assert "the file was not handed in" in captured.out
+    assert "41" not in captured.err and "hidden check: failed: value\n" in captured.out
+    assert "packing-nibbles: 1.5 of 3" in captured.out
+    assert "no file for it was handed in, or none counts" in captured.out
 
 
 def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
@@ -431,14 +489,14 @@ def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
     monkeypatch.setattr(teach, "do_grade", lambda args: seeds.append(args.seed))
     monkeypatch.setenv(commands.SEED, "77")
     for flags in ([], ["--seed", "3"]):
-        assert main(["teach", "grade", ".", *flags]) == 0
+        assert own(["teach", "grade", ".", *flags]) == 0
     assert seeds == [77, 3]
     monkeypatch.setenv(commands.SEED, "x")
-    assert main(["teach", "grade", "."]) == 2
+    assert own(["teach", "grade", "."]) == 2
     assert "--seed" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.delenv(commands.SEED, raising=False)
-    assert main(["teach", "grade", str(tmp_path), "--only", "warmup"]) == 0
+    assert own(["teach", "grade", str(tmp_path), "--only", "warmup"]) == 0
     assert re.fullmatch(r"the seed of the hidden checks is \d+; keep it private\n",
                         capsys.readouterr().err)  # fmt: skip
 
@@ -498,9 +556,10 @@ HINTS = 'hints = ["", "", ""]\n'
 @pytest.fixture
 def broken_set(tmp_path, monkeypatch):
     """A folder with the Python files of the exercises, in which `load` looks for a list."""
-    shutil.copytree(exercises.LESSONS / "exercises", tmp_path / "exercises")
+    for folder in (SET, exercises.LESSONS / "exercises"):
+        shutil.copytree(folder, tmp_path / "exercises", dirs_exist_ok=True)
     monkeypatch.setattr(exercises, "LESSONS", tmp_path)
-    monkeypatch.setattr(exercises, "load", exercises.load.__wrapped__)
+    monkeypatch.setattr(exercises, "load_file", exercises.load_file.__wrapped__)
     return tmp_path / "exercises.toml"
 
 
@@ -519,6 +578,92 @@ def test_a_broken_set_is_one_line(broken_set, text, says):
         exercises.load()
 
 
+KINDS = {
+    "fault": (
+        """kind = "debug"
+function = "total"
+mistake = [{name = "first-lost", says = "a", find = "in numbers", replace = "in numbers[1:]"},
+  {name = "last-lost", says = "b", find = "in numbers", replace = "in numbers[:-1]"},
+  {name = "doubled", says = "c", find = "+= n", replace = "+= 2 * n"}]
+""",
+        """import numpy as np\nCASES = {"n": range(2, 5)}\n
+def arguments(rng, n):
+    return (rng.uniform(1, 2, n),)\n
+def property_all_count(function, numbers):
+    '''the sum is at least the number of numbers'''
+    assert function(numbers) >= numbers.size\n
+def total(numbers):
+    '''Add numbers.'''
+    result = 0.0
+    for n in numbers:
+        result += n
+    return result
+""",
+    ),
+    "guess": (
+        """kind = "predict"
+function = "bits"
+written_points = 2
+mistake = [{name = "no-absmax", says = "d", find = "4.5", replace = "4"}]
+""",
+        """def bits():
+    '''Return the bits per weight.'''
+    return 4.5
+""",
+    ),
+}
+
+
+@pytest.fixture
+def kinds(broken_set):
+    """A set with a fault to find and a number to predict."""
+    entries = ""
+    for name, (entry, source) in KINDS.items():
+        text = ENTRY.partition("\n")[2].partition("\n")[2] + HINTS
+        entries += f'[[exercise]]\nid = "{name}"\n{text}{entry}'
+        path = broken_set.parent / "exercises" / f"{name}.py"
+        path.write_text(f'"""{name}: x.\n\nThe task.\n"""\n\n{source}', encoding="utf-8")
+    broken_set.write_text(entries.replace('"05"', '"06"'), encoding="utf-8")
+    (broken_set.parent / "exercises" / "guess_rubric.md").write_text("2 points: …")
+    shutil.copy(NEAREST.lesson_file, broken_set.parent)
+    return exercises.load()
+
+
+def test_a_fault_to_find(kinds):
+    e = kinds["fault"]
+    assert "numbers[1:]" in e.student_file() and "NotImplemented" not in e.student_file()
+    assert verdict_on(e, e.student_file().encode()) == judge.TODO
+    touched = e.student_file().replace("0.0", "0.0  # ?").encode()
+    found = verdict_on(e, touched)
+    assert "likely    the planted fault: it is still there" in found.text
+    assert verdict_on(e, touched.replace(b"[1:]", b"")) == judge.PASSED
+    assert (
+        "doubled: c" in verdict_on(e, touched.replace(b"[1:]", b"").replace(b"+=", b"+= 2 *")).text
+    )
+    assert PROVE["main"]([e]) == 0
+
+
+def test_an_answer_without_arguments_and_written_reasons(kinds, tmp_path, capsys):
+    e = kinds["guess"]
+    stub = e.student_file()
+    assert stub.count("REASON = ") == 1 and verdict_on(e, stub.encode()) == judge.TODO
+    assert PROVE["main"]([e]) == 0
+    written(e, tmp_path / e.file, "    return 4\n")
+    source = (tmp_path / e.file).read_bytes()
+    assert "not for   bits()\n" in verdict_on(e, source).text
+    assert "no-absmax: d" in verdict_on(e, source, 3).text
+    assert teach.written_reasons(source) == "Write your reasons here."
+    verdicts = judge.PASSED, judge.PASSED
+    grade = report.Grade(e.id, *verdicts, "Because.")
+    report.write(tmp_path, {"ann": ({e.id: grade}, [])}, "ann")
+    assert "for 0 to 2 points by hand:\n    Because." in (tmp_path / "feedback/ann.txt").read_text()
+    with open(tmp_path / "grades.csv", encoding="utf-8") as file:
+        row = list(csv.DictReader(file))[1]
+    assert (
+        row["exercise"] == "guess: reasons" and row["points"] == "" and "rubric.md" in row["result"]
+    )
+
+
 def test_faults_of_an_entry_are_told(broken_set, capsys):
     """A missing module was a traceback."""
     entry = ENTRY.replace("nf4", "nothing") + HINTS
@@ -531,6 +676,145 @@ def test_faults_of_an_entry_are_told(broken_set, capsys):
     assert main(["teach", "check"]) == 1
     error = capsys.readouterr().err
     assert "not three hints" in error and "there is no lesson 05" in error
+
+
+def test_dtypes_and_gradients_are_checked_where_an_entry_says_so():
+
+    def wide(x, codebook):
+        return codebook.order[np.searchsorted(codebook.midpoints, x)].astype(int)
+
+    text = judge.check(replace(NEAREST, dtypes=True), Local(wide)).text
+    assert text.startswith("failed: type\n") and ") uint8 [" in text and "its shape or type" in text
+    assert judge.check(replace(NEAREST, dtypes=False), Local(wide)) == judge.PASSED
+    norm = replace(OWN["rms-norm"], differentiable=["x", "weight"], dtypes=False)
+
+    def right(x, weight, eps):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+    assert judge.check(norm, Local(right)) == judge.PASSED
+    for stop in (lambda x: getattr(x, "_value", x), lambda x: np.array(x, float, copy=True)):
+        found = judge.check(
+            norm, Local(lambda x, weight, eps, stop=stop: right(stop(x), weight, eps))
+        )
+        assert f"is true   {judge.SLOPES}" in found.text and 0 < found.share < 1
+
+
+def test_a_property_names_the_call_that_breaks_it(monkeypatch):
+    def property_of_zeros(function, codes):
+        """zeros are packed as zeros"""
+        assert not function(codes * 0).any(), "something is not zero"
+
+    e = replace(PACK)
+    monkeypatch.setattr(e.checks, "property_of_zeros", property_of_zeros, raising=False)
+    text = judge.check(e, Local(lambda codes: nf4.pack_4bit(codes) + (codes.max() == 0))).text
+    assert "is true   zeros are packed as zeros" in text and "there     something is not" in text
+    assert "codes     (4,) uint8 [0, 0, 0, 0]\n" in text and "uint8 [1, 1]" in text
+
+
+def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_shown():
+    for name, first in (("linear-4bit", "x"), ("dora-norm", "w"), ("warmup", "step")):
+        names = ALL[name].parameters
+        assert names[0] == first and "args" not in names
+    text = answer(OWN["warmup"], lambda step, config: 7.0).text
+    assert "train_config TrainConfig(iters=" in text and "lr_schedule=" in text
+    text = answer(ALL["one-file-mlp"], lambda x, layer, params: x * 0).text
+    assert re.search(r"params\['model.norm'\] \(\d,\) float64 \[\d", text)
+
+
+def test_a_call_is_run_again_in_this_process(space, capsys):
+    written(NEAREST, space / NEAREST.file, "    print('here')\n" + TIES)
+    assert own(["learn", "check", "nearest-code"]) == 1
+    line = re.search(r"again     minilora (.*) --call \"(.*)\"    ", capsys.readouterr().out)
+    argv = [*line[1].split(), "--call", line[2]]
+    assert own(argv) == 1
+    out = capsys.readouterr().out
+    assert "here" in out and "ties-upward" in out and line[0] in out
+    written(NEAREST, space / NEAREST.file, RIGHT_BODY)
+    assert own(argv) == 0
+    assert own([*argv[:-1], "no call"]) == 2
+    assert "--call" in capsys.readouterr().err
+
+
+def test_a_stub_in_a_notebook_is_checked(tmp_path):
+    """A cell has no __file__."""
+    cell = written(FIRST, tmp_path / FIRST.file, "    return x.nothing\n").read_text("utf-8")
+    code = f"exec(compile({cell!r}, '<cell 1>', 'exec'), {{'__name__': '__main__'}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env=ENVIRONMENT, check=True)  # fmt: skip
+    assert done.stdout.startswith("failed: exception\n") and re.search(
+        r"\n    line \d\d: ", done.stdout
+    )
+
+
+def test_own_exercises_of_a_private_folder(kinds, tmp_path, capsys, monkeypatch):
+    exam = tmp_path / "exam"
+    exam.mkdir()
+    for name in (*(f"{name}.py" for name in KINDS), "guess_rubric.md"):
+        shutil.copy(tmp_path / "exercises" / name, exam)
+    shutil.move(tmp_path / "exercises.toml", exam)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    exam = ["--exercises", "exam"]
+    assert main(["learn", "init", "work", *exam]) == 0
+    assert sorted(p.name for p in Path("work").iterdir()) == [
+        "fault.py",
+        "guess.py",
+        "progress.json",
+    ]
+    assert main(["teach", "solutions", "solved", *exam]) == 0
+    assert Path("solved/guess.py").read_text("utf-8").count("return 4.5") == 1
+    argv = ["teach", "grade", "work", "solved", *exam, "--seed", "3", "--out", "out"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "- work: 0 of 2 points\n- solved: 2 of 2 points\n" in out
+    assert main(["teach", "check", *exam]) == 0
+
+
+def test_files_import_each_other(space):
+    (space / "own.py").write_text("from nearest_code import nearest\n", encoding="utf-8")
+    written(NEAREST, space / NEAREST.file, RIGHT_BODY)
+    body = "    from own import nearest\n    return codes[::2] * 16 + codes[1::2]\n"
+    written(PACK, space / PACK.file, body)
+    assert own(["learn", "check"]) == 0
+
+
+def test_teachers_import_students_and_never_the_other_way():
+    course = Path(commands.__file__).parent
+    for path in course.rglob("*.py"):
+        if path.name != "commands.py" and "teachers" not in path.parts:
+            assert "teachers" not in re.findall("import.*|from.*", path.read_text("utf-8"))
+
+
+LOSSES = exercises.LESSONS / "exercises" / "one_file_losses.txt"
+
+
+@pytest.mark.long
+def test_lesson_0_trains_with_the_student_s_functions(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lesson, _ = one_file()
+    assert np.abs(np.loadtxt(LOSSES) - lesson.losses).max() < 1e-5
+    chosen = [e for e in ALL.values() if e.id.startswith("one-file")]
+    assert len(chosen) == 13
+    assert main(["learn", "init"]) == 0
+    text = Path("qlora_in_one_file.py").read_text("utf-8")
+    assert text.count("raise NotImplementedError") == 13 and "searchsorted" not in text
+    command = [sys.executable, "-m", "minilora", "learn", "train"]
+
+    def trained(*argv):
+        return subprocess.run([*command, *argv], capture_output=True, text=True, env=ENVIRONMENT)
+
+    for e in chosen:
+        Path(e.file).write_text(e.student_file(solved=True), encoding="utf-8")
+    done = trained()
+    assert done.returncode == 0 and "all 200 losses equal the reference's" in done.stdout
+    Path("mine.py").write_text("\n".join(e.student_file(solved=True) for e in chosen), "utf-8")
+    mlp = ALL["one-file-mlp"]
+    half = mlp.student_file(solved=True).replace("* up,", "* up / 2,")
+    Path(mlp.file).write_text(half, encoding="utf-8")
+    done = trained()
+    assert done.returncode == 1 and "the loss of step 1 is the first that differs" in done.stdout
+    assert done.stdout.count("to blame: ") == 1 and "to blame: one-file-mlp: failed" in done.stdout
+    assert trained("mine.py").returncode == 0
 
 
 def test_a_stub_without_a_docstring_has_nothing_of_the_body():

@@ -7,6 +7,7 @@ python -m lessons.book.drawings masks      # only one of them
 import sys
 
 from lessons.book.drawings import (  # noqa: F401  each module adds its drawings to DRAWINGS
+    cheat_sheet,
     decisions,
     few_bits,
     low_rank,

@@ -171,7 +171,7 @@ assert bits_on_disk > bits + 0.2, "the file must have more bits per weight"
 # **Where to stop with a debugger.** `nf4.pack_4bit`, `nf4.normalize` (`rest`: a short last block),
 # `quantized_file._parts` (`parts`).
 #
-# **Exercises.** packing-nibbles, test-nibbles, memory-estimate.
+# **Exercises.** one-file-quantize, test-nibbles, memory-estimate.
 #
 # **Further reading.** The bitsandbytes documentation:
 # [huggingface.co/docs/bitsandbytes](https://huggingface.co/docs/bitsandbytes).

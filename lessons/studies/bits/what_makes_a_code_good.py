@@ -232,7 +232,7 @@ if not QUICK:
 # 3. `rng.random(n) < 1 / 512`: make one weight in 32 an outlier. Which block size helps?
 # 4. `rng.standard_t(3, n)`: use 10 degrees of freedom. Which row does it resemble?
 #
-# **Exercises.** absmax-blocks, nearest-code.
+# **Exercises.** one-file-quantize, one-file-nearest.
 #
 # **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Yoshida 2023,
 # *NF4 Isn't Information Theoretically Optimal (and that's Good)*:

@@ -131,6 +131,6 @@ for double, (largest_error, same_codes, same_absmax, drift) in again.items():
 #
 # **Where to stop with a debugger.** `double_quant.double_quantize` (`blocks`, `step`).
 #
-# **Exercises.** double-quantization.
+# **Exercises.** one-file-double-quantize.
 #
 # **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).

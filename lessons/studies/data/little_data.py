@@ -289,7 +289,7 @@ assert abs(stopped.scores["loss"] - min(losses)) < 1e-6, (
 # **Where to stop with a debugger.** `on_step` in `studies/data/little_sweep.py` (`found`: the
 # scores of the three splits). `callbacks.update_best`: what is kept, and when?
 #
-# **Exercises.** cross-entropy, prompt-mask.
+# **Exercises.** one-file-loss, prompt-mask.
 #
 # **Further reading.** Park et al. 2019, *SpecAugment*:
 # [arXiv:1904.08779](https://arxiv.org/abs/1904.08779). Guo et al. 2017 show how networks become too

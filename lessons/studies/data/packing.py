@@ -154,7 +154,7 @@ assert unmasked > masked + 1, "without the mask the loss must be higher"
 # **Where to stop with a debugger.** `batching.collate` (`batch["segment_starts"]`),
 # `layers.attention_mask` (print it as 0 and 1).
 #
-# **Exercises.** attention, rotation, prompt-mask.
+# **Exercises.** one-file-attention, one-file-apply-rope, prompt-mask.
 #
 # **Further reading.** RoFormer: [arXiv:2104.09864](https://arxiv.org/abs/2104.09864). Krell et al.
 # 2021, *Efficient Sequence Packing without Cross-contamination*:

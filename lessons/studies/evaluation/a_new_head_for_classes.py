@@ -164,7 +164,7 @@ if not QUICK:
 #
 # **Where to stop with a debugger.** `last_states` in `class_head.py`: `last`, and the shape of x.
 #
-# **Exercises.** calibration, cross-entropy.
+# **Exercises.** calibration, one-file-loss.
 #
 # **Further reading.** Howard and Ruder 2018, *Universal Language Model Fine-tuning for Text
 # Classification*: [arXiv:1801.06146](https://arxiv.org/abs/1801.06146). Alain and Bengio 2016, on

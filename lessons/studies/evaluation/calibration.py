@@ -314,7 +314,7 @@ if not QUICK:
 # **Where to stop with a debugger.** `metrics.calibration_error` (`gap`, before the absolute value);
 # `fitted` in `confidence_sweep.py`: how flat is `nll` where no answer is wrong?
 #
-# **Exercises.** calibration, cross-entropy.
+# **Exercises.** calibration, one-file-loss.
 #
 # **Further reading.** Guo et al. 2017, *On Calibration of Modern Neural Networks*:
 # [arXiv:1706.04599](https://arxiv.org/abs/1706.04599). Kadavath et al. 2022, *Language Models

@@ -100,7 +100,7 @@ if not QUICK:
 #
 # **Where to stop with a debugger.** `callbacks.update_best`: it gets each held-out loss.
 #
-# **Exercises.** cross-entropy.
+# **Exercises.** one-file-loss.
 #
 # **Further reading.** The study [Little data](../data/little_data.py), where the held-out loss of
 # another model does rise. Nakkiran et al. 2019, *Deep Double Descent*:

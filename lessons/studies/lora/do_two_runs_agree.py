@@ -232,7 +232,7 @@ if not QUICK:
 # 3. `minilora.load("micro")`: load "tiny" (and `model="tiny"` in `finetune`). Does the width
 #    change the amplification?
 #
-# **Exercises.** lora-init, lowrank-product, lowrank-gradient.
+# **Exercises.** one-file-init-lora, one-file-linear, lowrank-gradient.
 #
 # **Further reading.** LoRA, Sec. 7.2 and 7.3: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685).
 # Shuttleworth et al. 2024, *LoRA vs Full Fine-tuning: An Illusion of Equivalence*:

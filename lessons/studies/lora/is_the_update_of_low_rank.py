@@ -167,7 +167,7 @@ assert lora_two["loss"] < loss["strongest", 2] / 2, "LoRA at r = 2 must beat ΔW
 # 3. `cut_to_random` in `directions_sweep.py`: keep random directions of the output instead, `q @
 #    q.T @ ...`.
 #
-# **Exercises.** lowrank-product, lora-merge.
+# **Exercises.** one-file-linear, lora-merge.
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). Aghajanyan et al.
 # 2020, *Intrinsic Dimensionality Explains the Effectiveness of Language Model Fine-Tuning*:

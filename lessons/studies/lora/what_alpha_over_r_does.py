@@ -279,7 +279,7 @@ if not QUICK:  # a run of the sweep again
 # **Where to stop with a debugger.** `scaling` in `minilora/config.py`: the one place where α/r is
 # computed.
 #
-# **Exercises.** lora-init, warmup, clipping.
+# **Exercises.** one-file-init-lora, warmup, clipping.
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). rsLoRA:
 # [arXiv:2312.03732](https://arxiv.org/abs/2312.03732).

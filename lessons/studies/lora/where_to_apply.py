@@ -187,7 +187,7 @@ if not QUICK:  # runs of both sweeps again, each told apart from another case
 #    `python -m lessons.helpers.sweep targets`.
 # 3. `WHERE` in `rank_sweep.py`: add `("q v", 4e-3)` and run the sweep. Which r is the best?
 #
-# **Exercises.** lora-count, lora-init.
+# **Exercises.** lora-count, one-file-init-lora.
 #
 # **Further reading.** LoRA, Sec. 7: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). QLoRA,
 # Sec. 4: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).

@@ -294,7 +294,7 @@ for kind in kinds:
 # `prefix.self_attention` at `cache.extend` (the prefix enters every layer here);
 # `layers.attention_mask` (every token sees it).
 #
-# **Exercises.** cross-entropy, attention, prefix.
+# **Exercises.** one-file-loss, one-file-attention, prefix.
 #
 # **Further reading.** Lester et al. 2021 (prompts):
 # [arXiv:2104.08691](https://arxiv.org/abs/2104.08691). Liu et al. 2021 (P-tuning):

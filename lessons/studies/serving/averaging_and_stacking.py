@@ -180,7 +180,7 @@ for name, other in (  # seed 0 of the sweep again, each loss told apart from ano
 #
 # **Where to stop with a debugger.** `compose.linear` (the roots of the weights).
 #
-# **Exercises.** combine-exact, lowrank-product.
+# **Exercises.** combine-exact, one-file-linear.
 #
 # **Further reading.** Wortsman et al. 2022, *Model soups*, average weights with the same start:
 # [arXiv:2203.05482](https://arxiv.org/abs/2203.05482). Huang et al. 2023, *LoraHub*:

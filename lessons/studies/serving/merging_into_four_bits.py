@@ -208,7 +208,7 @@ if not QUICK:
 #
 # **Where to stop with a debugger.** `merged_ways` in `merging_sweep.py`, and `nf4.quantize`.
 #
-# **Exercises.** test-merge, linear-4bit, nearest-code.
+# **Exercises.** test-merge, linear-4bit, one-file-nearest, measure-merge.
 #
 # **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Xu et al. 2023,
 # *QA-LoRA*, train an adapter that merges into low bits exactly:

@@ -175,7 +175,7 @@ assert abs(reference - optimized) < 1e-4 * reference, "both implementations must
 #
 # **Where to stop with a debugger.** `layers.linear` at `dropout` (where is the `rng` None?).
 #
-# **Exercises.** lora-init, prompt-mask, test-merge, test-frozen, memory-estimate.
+# **Exercises.** one-file-init-lora, prompt-mask, test-merge, test-frozen, memory-estimate.
 #
 # **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). PEFT's guide:
 # [huggingface.co/docs/peft](https://huggingface.co/docs/peft).

@@ -220,6 +220,6 @@ if not QUICK:
 # 2. `("micro", 8, 64, 8e-3, 7)`: use r = 1, and then full fine-tuning at 4e-3.
 # 3. `ROWS_SEEN` in `regret_sweep.py`: use 6,400 rows, 100 steps of 64. Is LoRA still ahead?
 #
-# **Exercises.** lora-count, lowrank-product, accumulation.
+# **Exercises.** lora-count, one-file-linear, accumulation.
 #
 # **Further reading.** [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/).

@@ -232,7 +232,7 @@ if not QUICK:  # a run of the sweep again
 # 3. `int8` in `capacity_sweep.py`: round to 6 bits (31 in place of 127). What is kept?
 # 4. `facts(n, seed)` in `capacity_sweep.py`: give each answer twelve times the same letter.
 #
-# **Exercises.** lora-count, absmax-blocks.
+# **Exercises.** lora-count, one-file-quantize.
 #
 # **Further reading.** LoRA as a memory of facts:
 # [arXiv:2603.01097](https://arxiv.org/abs/2603.01097).

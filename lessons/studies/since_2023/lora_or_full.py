@@ -221,7 +221,7 @@ assert QUICK or belongs(live["notes"], notes["small", "full"], kept), "and so mu
 # trained leaf); `tree.overlay` (it is laid over the one of the base); `replaced.full` (the whole
 # tree is trained).
 #
-# **Exercises.** lowrank-product, lora-count, cross-entropy.
+# **Exercises.** one-file-linear, lora-count, one-file-loss.
 #
 # **Further reading.** Biderman et al. 2024, *LoRA Learns Less and Forgets Less*:
 # [arXiv:2405.09673](https://arxiv.org/abs/2405.09673). QLoRA:

@@ -220,6 +220,6 @@ if not QUICK:  # a run of the sweep again
 # 2. `best_rate("micro", size, n)`: print it for each seed. How far apart are the seeds?
 # 3. `RATES` in `regret_sweep.py`: add 3.2e-2 for `micro`. Which rank learns least at it?
 #
-# **Exercises.** lora-init, adamw, lowrank-gradient.
+# **Exercises.** one-file-init-lora, adamw, lowrank-gradient.
 #
 # **Further reading.** [LoRA Without Regret](https://thinkingmachines.ai/blog/lora/).

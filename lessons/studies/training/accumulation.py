@@ -139,7 +139,7 @@ if not QUICK:
 #
 # **Where to stop with a debugger.** `training.accumulate` (`weight`).
 #
-# **Exercises.** accumulation.
+# **Exercises.** accumulation, debug-accumulation.
 #
 # **Further reading.** Hugging Face 2024, *Fixing Gradient Accumulation*:
 # [huggingface.co/blog/gradient_accumulation](https://huggingface.co/blog/gradient_accumulation).

@@ -183,7 +183,7 @@ assert with_batch < 1e-4 * with_running, "no gradient reaches a bias before batc
 # **Where to stop with a debugger.** `convnet.forward`: `used`, with `running` given and with None.
 # `convnet.batch_norm`: `moments`, in training and in validation.
 #
-# **Exercises.** rms-norm, test-frozen.
+# **Exercises.** one-file-rms-norm, test-frozen.
 #
 # **Further reading.** Ioffe and Szegedy 2015: [arXiv:1502.03167](https://arxiv.org/abs/1502.03167).
 # Li et al. 2016: [arXiv:1603.04779](https://arxiv.org/abs/1603.04779). Ioffe 2017, *Batch

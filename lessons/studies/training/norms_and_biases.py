@@ -205,7 +205,7 @@ if not QUICK:
 # **Where to stop with a debugger.** `tree.overlay`: a trained weight of a norm takes the
 # place of the base's. `training.learning_rates`: the rate of a norm.
 #
-# **Exercises.** rms-norm, test-frozen, lora-count.
+# **Exercises.** one-file-rms-norm, test-frozen, lora-count.
 #
 # **Further reading.** Ben Zaken et al. 2022, *BitFit*:
 # [arXiv:2106.10199](https://arxiv.org/abs/2106.10199). Zhao et al. 2023, *Tuning LayerNorm in

@@ -280,7 +280,8 @@ assert QUICK or merged_loss["nf4-dq"] > 1.3 * separate, "NF4 must lose a part"
 # **Where to stop with a debugger.** `lora.target_paths` (which paths come back?). `nf4.normalize`
 # (`absmax` of the block with the outlier).
 #
-# **Exercises.** lora-count, prompt-mask, absmax-blocks, nearest-code, lora-merge, test-merge.
+# **Exercises.** lora-count, prompt-mask, one-file-quantize, one-file-nearest, lora-merge,
+# test-merge.
 #
 # **Further reading.** QLoRA, Sec. 4: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Dettmers
 # et al. 2022, *LLM.int8()*, on outliers: [arXiv:2208.07339](https://arxiv.org/abs/2208.07339).

@@ -3,12 +3,16 @@
 No command of `minilora learn` overwrites a student's file.
 """
 
+import ast
 import json
+import runpy
+import sys
 from pathlib import Path
 
-from ..config import InputError
-from ..formats.files import read_json, replace_text
+from ...config import InputError
+from ...formats.files import read_json, replace_text
 from . import exercises, judge
+from .isolation import Local
 
 PROGRESS = Path("progress.json")  # {id of an exercise: "passed"}
 
@@ -27,9 +31,14 @@ def present():
     return [e for e in exercises.load().values() if Path(e.file).exists()]
 
 
+def own_files():
+    """Return {name: bytes} of the Python files of the workspace, which can import each other."""
+    return {path.name: path.read_bytes() for path in Path().glob("*.py")}
+
+
 def is_begun(exercise):
     """Tell whether the student has changed the stub."""
-    return Path(exercise.file).read_text("utf-8", "replace") != exercise.student_file()
+    return not exercise.is_unchanged(Path(exercise.file).read_bytes())
 
 
 def check_file(exercise):
@@ -37,7 +46,7 @@ def check_file(exercise):
     path = Path(exercise.file)
     if not path.exists():
         raise InputError(f"{path} is missing: `minilora learn init` makes a new stub")
-    verdict = judge.verdict(exercise, path.read_bytes())
+    verdict = judge.verdict(exercise, own_files())
     print(f"{exercise.id}: {verdict.text}", flush=True)
     if verdict != judge.PASSED:
         return False
@@ -47,15 +56,25 @@ def check_file(exercise):
 
 def do_init(args):
     """Make a workspace, or write the stubs that it lacks."""
+    write_files(args)
+    print(f"next: cd {args.folder}, then minilora learn next")
+
+
+def write_files(args, solved=False):
+    """Write the stubs, or the solutions, that a folder lacks."""
     folder = Path(args.folder)
-    files = {folder / PROGRESS: "{}\n"}
-    files |= {folder / e.file: e.student_file() for e in exercises.select(args.only)}
+    chosen = exercises.select(args.only)
+    files = {folder / e.file: e.student_file(solved) for e in chosen}
+    if not solved:
+        files[folder / PROGRESS] = "{}\n"
+        lesson = [e for e in chosen if e.module == exercises.ONE_FILE]
+        if lesson:
+            files[folder / "qlora_in_one_file.py"] = exercises.stubs(lesson)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in files if not path.exists()]
     for path in missing:
         replace_text(path, files[path])
     print(f"{folder}: files written: {len(missing)}, kept: {len(files) - len(missing)}")
-    print(f"next: cd {folder}, then minilora learn next")
 
 
 def do_list(args):
@@ -83,11 +102,35 @@ def do_next(args):
 def do_check(args):
     """Check one exercise or all begun ones; return True, for status 1, if one is not passed."""
     read_progress()  # before a check that takes long
+    if args.call:
+        return check_call(args.id or "", args.call)
     chosen = exercises.select([args.id]) if args.id else [*filter(is_begun, present())]
     if not chosen:
         raise InputError("you have not begun an exercise yet: see minilora learn next")
     passed = [check_file(e) for e in chosen]
     return not all(passed)
+
+
+def check_call(name, call):
+    """Check one call in this process, so that breakpoints stop; return whether it fails."""
+    (e,) = exercises.select([name])
+    try:
+        case = tuple(ast.literal_eval(call).items())
+    except (SyntaxError, ValueError, AttributeError):
+        raise InputError(
+            f"--call {call} is no call: copy the line that begins with `again`"
+        ) from None
+    sys.path.append("")  # the student's files can import each other
+    function = runpy.run_path(e.file)[e.answer]
+    verdict = judge.check(e, Local(function, e.file), cases=[case])
+    print(f"{e.id}: {verdict.text}")
+    return verdict != judge.PASSED
+
+
+def do_train(args):
+    """Train lesson 0 with the student's functions; return True if the losses differ."""
+    train = runpy.run_path(str(exercises.LESSONS / "exercises" / "train.py"))
+    return train["main"](args.file, own_files())
 
 
 def do_hint(args):

@@ -18,12 +18,29 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import InputError
+from ...config import InputError
 
-PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
+PACKAGE = Path(__file__).parents[2]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
-DEFAULTS = {"HIDDEN": {}, "observe": lambda value, *_: value, "tolerance": lambda *_: 0.0}
-TEMPLATE = (PACKAGE / "course" / "exercise.txt").read_text("utf-8")  # of a student's file
+ONE_FILE = "minilora.course.one_file"  # the module of lesson 0
+FOLDER: str | None = None  # of --exercises: exercises.toml and the Python files
+DEFAULTS = {
+    "CASES": {},
+    "HIDDEN": {},
+    "arguments": lambda _: (),
+    "observe": lambda value, *_: value,
+    "tolerance": lambda *_: 0.0,
+}
+KINDS = {  # of an exercise: what the student does with the function
+    "function": "write {}",
+    "test": "write a test of {}",
+    "debug": "find the fault in {}",
+    "predict": "predict, and write {}",
+    "measure": "measure, and write {}",
+    "design": "design, and write {}",
+}
+REASON = 'REASON = """Write your reasons here."""\n\n\n'
+TEMPLATE = Path(__file__).with_name("exercise.txt").read_text("utf-8")  # of a student's file
 
 
 def functions(source, names, message=None):
@@ -44,6 +61,14 @@ def functions(source, names, message=None):
     return "\n\n\n".join(found)
 
 
+def stubs(chosen):
+    """Return the text of a module without the bodies of the functions of its exercises."""
+    text = chosen[0].text
+    for e in chosen:
+        text = text.replace(functions(text, [e.name]), functions(text, [e.name], e.id))
+    return f"# Read this file. Write its functions in the files of the exercises.\n\n{text}"
+
+
 @dataclass
 class Mistake:
     """A usual mistake: an edit of the reference's source, or `mistake_NAME` of the Python file."""
@@ -57,8 +82,9 @@ class Mistake:
 
 @dataclass(eq=False)
 class Exercise:
-    """A function of the reference that a student writes, or a test of it."""
+    """A function of the reference that a student writes, repairs or tests."""
 
+    folder: Path  # of the Python file
     id: str
     function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
     lesson: str  # the start of the name of its file: "06", "studies/bits/outliers_and_int8"
@@ -68,19 +94,23 @@ class Exercise:
     hints: Sequence
     imports: Sequence = ()  # lines of the student's file
     helpers: Sequence = ()  # functions of the same module that the student also writes
-    is_test: bool = False
+    kind: str = "function"
+    dtypes: bool = False  # float32 and float64 results differ
+    differentiable: Sequence = ()  # arguments by which autograd must differentiate the function
+    written_points: float = 0  # of the reasons that the student writes; marked by hand
     mistakes: Sequence = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
-        self.sought = [*self.helpers, self.name]  # the functions to write; the last one is checked
-        if self.is_test:
-            self.about = f"a test of {self.about}"
-            self.sought = ["check"]
+        about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
+        self.about = KINDS[self.kind].format(about)
+        self.is_test = self.kind == "test"
+        # the functions to write; the last one is checked
+        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
         self.answer = self.sought[-1]
-        self.path = LESSONS / "exercises" / self.file
+        self.rubric = self.file.replace(".py", "_rubric.md")
+        self.path = self.folder / self.file
         self.source = self.path.read_text("utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
@@ -109,11 +139,25 @@ class Exercise:
         """The source of the reference, which a mistake edits."""
         return "\n".join([*self.imports, functions(self.text, [*self.helpers, self.name])])
 
+    @cached_property
+    def parameters(self):
+        """The names of the reference's parameters, also if a decorator hides them."""
+        node = ast.parse(functions(self.text, [self.name])).body[0].args
+        return [a.arg for a in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
+
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
         text = self.source if self.is_test else self.text
-        written = functions(text, self.sought, None if solved else self.id)
-        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=written)
+        is_complete = solved or self.kind == "debug"
+        written = functions(text, self.sought, None if is_complete else self.id)
+        if self.kind == "debug" and not solved:
+            written = written.replace(self.mistakes[0].find, self.mistakes[0].replace)
+        reason = REASON * bool(self.written_points)
+        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=reason + written)
+
+    def is_unchanged(self, source):
+        """Tell whether a student's file, bytes, is the one that was handed out."""
+        return source.split() == self.student_file().encode().split()
 
     def copy(self, mistake=None):
         """Return a copy of the reference, or the function with a mistake.
@@ -135,6 +179,7 @@ class Exercise:
         choices = {"seed": range(2**32), **self.checks.CASES}
         if seed is not None:
             choices |= self.checks.HIDDEN
+        count = count if self.checks.CASES else 1
         rng = random.Random(f"{seed} {self.id} {rule}")
         return [tuple((key, rng.choice(c)) for key, c in choices.items()) for _ in range(count)]
 
@@ -168,11 +213,16 @@ def select(names):
     return [e for e in known.values() if e.id in ids]
 
 
-@lru_cache
 def load():
-    """Read exercises.toml; return {id: Exercise}."""
-    path = LESSONS / "exercises.toml"
+    """Read exercises.toml of FOLDER, or else of the lessons; return {id: Exercise}."""
+    return load_file(Path(FOLDER or LESSONS, "exercises.toml"))
+
+
+@lru_cache
+def load_file(path):
+    """Read a list of exercises; return {id: Exercise}."""
     where = "the file"
+    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
     exercises: dict = {}
     try:
         for entry in tomllib.loads(path.read_text("utf-8"))["exercise"]:
@@ -180,7 +230,7 @@ def load():
             if where in exercises:
                 raise InputError("the id occurs twice")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
-            exercises[where] = Exercise(**entry, mistakes=mistakes)
+            exercises[where] = Exercise(folder, **entry, mistakes=mistakes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

@@ -1,0 +1,1 @@
+"""What only teachers use: grading, reports, solutions, `minilora teach`."""

@@ -1,0 +1,116 @@
+"""Read what a student handed in: a folder, a zip or tar file, or one Python file.
+
+Nothing that a submission contains stops the reading: what cannot be read becomes a note.
+"""
+
+import difflib
+import re
+import tarfile
+import zipfile
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from ..students import exercises
+
+MOST = 200  # most files of a submission that are read, and most bytes of a file
+LARGEST = 2**20
+IGNORED = r"(^|/)(\.[^./]|__MACOSX/|__pycache__/|progress\.json$|qlora_in_one_file\.py$)"
+COPY = r"([ _-]+(\d+|copy)|[ _-]*\(\d+\))+$"  # what browsers and LMSs add to a name
+
+
+def student(path):
+    """Return the name of the student of a submission."""
+    path = Path(path).resolve()
+    return (
+        path.name if path.is_dir() else re.sub(r"(\.(zip|py|tar|tgz|gz|bz2|xz))+$", "", path.name)
+    )
+
+
+def entries(path):
+    """Yield (name, function that opens it) of each file; the function is None if it is no file."""
+    if path.is_dir():
+        for inner in sorted(path.rglob("*")):
+            if inner.is_file() and inner.resolve().is_relative_to(path.resolve()):
+                yield inner.relative_to(path).as_posix(), partial(inner.open, "rb")
+            elif inner.suffix == ".py":
+                yield inner.relative_to(path).as_posix(), None
+    elif not path.is_file():
+        yield path.name, None
+    elif zipfile.is_zipfile(path):
+        archive = zipfile.ZipFile(path)
+        for entry in archive.infolist():
+            if not entry.is_dir():
+                yield entry.filename, partial(archive.open, entry)
+    elif path.suffix == ".py":
+        yield path.name, partial(path.open, "rb")
+    else:
+        tar = tarfile.open(path)  # noqa: SIM115 — the caller reads from it
+        for member in tar:
+            if member.isfile():
+                yield member.name, partial(tar.extractfile, member)
+
+
+def recognized(name, known):
+    """Return the exercise's file that a submitted file can be, or "", and if it has a prefix."""
+    if not name.lower().endswith(".py"):
+        return "", True
+    whole = PurePosixPath(name).stem.lower()
+    for stem in (whole, re.sub(COPY, "", whole)):
+        file = re.sub("[ -]", "_", stem) + ".py"
+        if file in known:
+            return file, False
+    return max((other for other in known if file.endswith(f"_{other}")), key=len, default=""), True
+
+
+def collect(path):
+    """Return ({name: bytes} of the files of a submission, {name: why it cannot be read})."""
+    pairs: list = []
+    found: dict = {}
+    unread: dict = {}
+    try:
+        for pair in entries(path):
+            pairs.append(pair)
+    except Exception:
+        unread[path.name] = "it is damaged, or not a zip or tar file"
+    for name, open_file in sorted(pairs, key=lambda pair: pair[0].count("/"))[:MOST]:
+        name = name.replace("\\", "/")
+        if re.search(IGNORED, name):
+            continue
+        try:
+            if not open_file:
+                raise OSError("it is not a file")
+            with open_file() as stream:
+                found[name] = stream.read(LARGEST)
+        except Exception as error:  # damaged, encrypted, not allowed
+            unread[name] = error
+    return found, unread
+
+
+def read(path):
+    """Return ({name: bytes}, notes on what does not count) of a submission.
+
+    The file of an exercise gets the name that was handed out. A file whose name has a prefix counts
+    if no file without one can be meant. If two different files can be meant, none counts. Other
+    Python files keep their names, so that the files can import them.
+    """
+    known = {e.file for e in exercises.load().values()}
+    found, unread = collect(Path(path))
+    files: dict = {}
+    notes = [f"{name} cannot be read: {error}" for name, error in unread.items()]
+    meant: dict = {}
+    for name in found:
+        meant.setdefault(recognized(name, known), []).append(name)
+    for (file, has_prefix), names in sorted(meant.items(), key=lambda pair: pair[0][1]):
+        if not file or (has_prefix and (file, False) in meant):
+            for name in names:
+                own = PurePosixPath(name).name
+                near = difflib.get_close_matches(own, known, 1)
+                notes.append(
+                    " ".join([f"{name} does not count", *(f"(expected {n})" for n in near)])
+                )
+                files.setdefault(own, found[name])
+        elif len({found[name] for name in names}) > 1:
+            notes.append(f"{len(names)} different files can be {file}: {', '.join(names)}")
+        else:
+            files[file] = found[names[0]]
+    return files, notes
