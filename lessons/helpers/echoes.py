@@ -85,13 +85,16 @@ def expected_reward(adapters, base, some_rows, config):
     return total
 
 
-def entropy(adapters, base, some_rows, config, seed=0):
-    """Return the mean entropy of an answer in nats, from sampled answers."""
+def entropies(adapters, base, some_rows, config, seed=0):
+    """Return the entropy of the answers to each row in nats, estimated from one sampled answer.
+
+    The entropy of each token is exact, given the tokens before it.
+    """
     prompts = [row.prompt for row in some_rows]
     answers = rollouts.sample(adapters, base, prompts, config, seed, TOKENS)
     batch = batch_of(some_rows, answers)
     log_p = rollouts.log_probabilities(adapters, base, batch, config)
-    return -float(np.mean(rollouts.expected(log_p, log_p, batch)))
+    return -rollouts.expected(log_p, log_p, batch)
 
 
 def divergence(p, q, some_rows, config, seed=0):
