@@ -8,7 +8,8 @@
 # reinforcement learning with policy gradients, on mathematical problems. Its reason: an answer has
 # one reward, which is about one bit. A later attempt with two seeds found the same at 8 billion
 # parameters, and could not decide it at 0.6 billion ([open-rl, pull request
-# 208](https://github.com/gke-labs/open-rl/pull/208)).
+# 208](https://github.com/gke-labs/open-rl/pull/208)). In another one, at 0.6 billion, full
+# fine-tuning stayed ahead ([Kaitchup](https://kaitchup.substack.com/p/tiny-recursive-models-for-very-specific)).
 #
 # **Continues:** [lesson 9](../../09_the_settings.py).
 #
@@ -88,7 +89,7 @@ assert norms["all 1"] == 0 < norms["sampled"], "equal rewards must give no gradi
 # name the place, on sentences that no run has trained on.
 #
 # **Predict.** Which size has the highest reward after 40 steps? What happens to the entropy of an
-# answer meanwhile? And which size forgets most of the base's own text?
+# answer meanwhile? And which size forgets least of the base's own text?
 #
 # <details><summary>Answer</summary>
 # Rank 1 is within 0.05 of full fine-tuning. The entropy rises in some runs and then falls, because
@@ -145,6 +146,9 @@ with common.figure("reward", "optimizer step", "", titles, width=7.5, columns=2)
 # with an eighth of the parameters of rank 8, and it forgets less. For rank 8 this is not shown: one
 # of its five seeds ends at 0.58. Both seeds that chose its rate had ended above 0.89. Rewards make
 # noisy gradients, and two seeds are too few to see that a rate fails in one run of five.
+#
+# The rate matters for forgetting, too: with the smallest rate, 0.001, the two seeds of rank 8 that
+# chose the rate forgot at most 0.02 nats per byte, and ended at 0.81 and more.
 
 # %% [markdown]
 # ## Does the noise of four bits help to explore?
@@ -197,22 +201,24 @@ helps = {
 # %% [markdown]
 # So the first half of the claim holds here: both formats raise the entropy. For the second half,
 # neither a gain nor a loss is shown. Four of the five runs on NF4 end below the reward of 0.2, and
-# one on the dense base does, but the t-interval of five such differences is wide. E2M1 got a higher
-# rate than the others from the same search. So this table compares recipes.
+# one on the dense base does, but the t-interval of five such differences is wide. The search found
+# a higher rate for E2M1 (and tried one more above it). So this table compares recipes.
 
 # %%
 # Checks
 assert sum(end(of_base["nf4"]) < 0.2) == 4 and sum(end(of_base["dense"]) < 0.2) == 1, "as told"
 assert equal == {"1": HOLDS, "8": OPEN}, equal
 assert forgets == HOLDS, "full fine-tuning must forget more than rank 1"
+tuning = experiment.runs(sweep, "usual", "dense", "8", split="valid")
+gentle = [row for row in tuning if row["rate"] == 1e-3]
+assert forgotten(gentle).max() < 0.02 and end(gentle).min() > 0.81, "a small rate forgets less"
 assert end(of_size["8"]).min() < 0.65 < 0.85 < end(of_size["1"]).min(), "rank 8 fails in one seed"
 assert QUICK or min(low for _, low, _ in raised.values()) > 0, "noise must raise the entropy"
 assert set(helps.values()) == {OPEN}, helps
-live = {}
 for size in ("1", "full"):
     rate = of_size[size][0]["rate"]
-    live[size] = experiment.run(("usual", "dense", size, rate, "test", 0), short(40, 2))
-    reward = live[size][f"reward_{experiment.STEPS}"] if not QUICK else live[size]["reward_0"]
+    live = experiment.run(("usual", "dense", size, rate, "test", 0), short(40, 2))
+    reward = live["reward_0" if QUICK else "reward_40"]
     print(f"{size}, again: expected reward {reward:.3f}")
     assert QUICK or belongs(reward, end(of_size[size])), f"{size}: not {end(of_size[size])}"
 
@@ -233,8 +239,7 @@ for size in ("1", "full"):
 # 3. `reward` again: let it depend on the colour in the sentence (four say where, four say who).
 #    A trial did not learn this in 100 steps. Does it with 1,000?
 #
-# **Where to stop with a debugger.** `rollouts.reinforce`, `rollouts.sample`, and
-# `rollouts.policy_loss`.
+# **Where to stop with a debugger.** `rollouts.reinforce` and `rollouts.policy_loss`.
 #
 # **Exercises.** lora-count, cross-entropy, lora-init.
 #
