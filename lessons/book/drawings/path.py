@@ -29,7 +29,7 @@ def branches():
 
 
 @drawing(
-    4.5,
+    4.8,
     "The path of thirteen lessons as a line in two rows, each lesson with its number and title. "
     "Below a lesson hang the subjects of the studies that continue it.",
     width=7.6,
@@ -41,7 +41,7 @@ def path(ax):
     words = "below a lesson: subjects of\nthe studies that continue it"
     text(ax, 1.5, 3.5, words, 8.5, GREY, ha="left")
     for row, titles in enumerate(rows):
-        y = 37 - 20 * row
+        y = 40 - 20 * row
         ax.plot([1.5, 10.5 * len(titles) - 1], [y, y], color=BLUE, lw=2.5)
         for column, name in enumerate(titles):
             x, number = 6.5 + 10.5 * column, 7 * row + column
@@ -49,5 +49,6 @@ def path(ax):
             for i, subject in enumerate(below.get(number, [])):
                 top = y - 3.6 - 2.9 * i
                 ax.plot([x, x], [y, top], color=GREY, lw=1, zorder=0)
-                box(ax, x - 4.9, top - 2.4, 9.8, 2.4, subject.removeprefix("Claims "), size=8)
+                name = subject.removeprefix("Claims ").removesuffix(" and preference")
+                box(ax, x - 4.9, top - 2.4, 9.8, 2.4, name, size=8)
             text(ax, x, y, number, 9, "white", bbox=disc)

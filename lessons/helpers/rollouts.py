@@ -1,0 +1,121 @@
+"""Sampled answers, their probabilities, and the policy gradient of a reward.
+
+Letters: B rows, T tokens of a row, V vocabulary.
+"""
+
+import autograd.numpy as np
+
+import minilora
+from minilora import model
+from minilora.batching import Example, batch_at, collate
+from minilora.layers import LayerCache, value_and_grad
+from minilora.optim import adamw_init, clip, get_lr
+from minilora.training import update
+from minilora.tree import arrays
+
+STOP = ord(".")  # the last byte of an answer in the language of the embedded models
+
+
+def sample(adapters, base, prompts, model_config, seed, max_tokens=14):
+    """Sample an answer to each of B prompts of equal length, at temperature 1: B lists of ids.
+
+    An answer ends with STOP, or after max_tokens tokens. The random numbers of row i depend only on
+    the seed (an integer or several) and on i, so its answer does not depend on the other rows.
+    """
+    ops = minilora.operations(adapters, base)
+    params = model.parameters(adapters, base, ops)
+    caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    rngs = [np.random.default_rng([*np.atleast_1d(seed), i]) for i in range(len(prompts))]
+    draws = [rng.random(max_tokens) for rng in rngs]
+    tokens = np.array(prompts)
+    answers = []
+    for u in np.transpose(draws):
+        x = model.hidden_states(params, tokens, np.zeros_like(tokens), model_config, ops, caches)
+        p = np.exp(log_softmax(np.float64(model.logits(x[:, -1], params, ops))))
+        # the first token whose cumulative probability exceeds u, a uniform number of [0, 1)
+        below = np.cumsum(p, axis=-1) <= u[:, None]
+        tokens = np.minimum(below.sum(axis=-1, keepdims=True), p.shape[-1] - 1)
+        answers.append(tokens[:, 0])
+        if (np.array(answers) == STOP).any(axis=0).all():
+            break
+    return [until_stop(answer) for answer in np.transpose(answers).tolist()]
+
+
+def until_stop(answer):
+    """Return the tokens of an answer up to the first STOP."""
+    return answer[: answer.index(STOP) + 1] if STOP in answer else answer
+
+
+def log_softmax(z):
+    """Compute log softmax(z) over the last axis."""
+    z = z - np.max(z, axis=-1, keepdims=True)
+    return z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
+
+
+def as_example(prompt, answer):
+    """Return prompt + answer as an Example whose targets are the tokens of the answer."""
+    return Example(prompt + answer, [0] * len(prompt) + [1] * len(answer))
+
+
+def log_probabilities(adapters, base, batch, model_config, ops=None):
+    """Compute the log-probability of each possible next token of a batch: (B, T, V), in nats."""
+    ops = minilora.operations(adapters, base, ops)
+    params = model.parameters(adapters, base, ops)
+    x = model.hidden_states(params, batch["tokens"], batch["segment_starts"], model_config, ops)
+    return log_softmax(model.logits(x, params, ops))
+
+
+def of_targets(log_p, batch):
+    """Return the log-probability of each row's answer, the sum over its targets: (B,)."""
+    b, t = np.indices(batch["targets"].shape)
+    return np.sum(batch["mask"] * log_p[b, t, batch["targets"]], axis=-1)
+
+
+def expected(log_p, log_q, batch):
+    """Return Σ p·log q over the vocabulary, summed over the targets of a row: (B,)."""
+    return np.sum(batch["mask"] * np.sum(np.exp(log_p) * log_q, axis=-1), axis=-1)
+
+
+def policy_loss(adapters, base, batch, advantages, model_config):
+    """Compute the loss of the policy gradient; its gradient is REINFORCE's (Williams 1992)."""
+    # L = −mean(advantage·log p(answer))
+    log_p = log_probabilities(adapters, base, batch, model_config)
+    return -np.mean(advantages * of_targets(log_p, batch))
+
+
+def group_advantages(rewards, group):
+    """Subtract from each reward the mean of its group: `group` answers to the same prompt."""
+    rewards = np.reshape(rewards, (-1, group))
+    return np.ravel(rewards - rewards.mean(axis=1, keepdims=True))
+
+
+def reinforce(
+    adapters, base, rows, reward, model_config, train_config, group=8, max_tokens=14,
+    on_step=None,
+):  # fmt: skip
+    """Train adapters with a reward and a group baseline; return (adapters, mean reward per step).
+
+    rows: each has a `prompt`, token ids of the same length; a step takes batch_size/group of them.
+    reward: a function of (row, answer). on_step: called as on_step(step, adapters) after each step;
+    training ends if it returns true.
+    """
+    state = adamw_init(arrays(adapters))
+    means = []
+    for step in range(train_config.iters):
+        chosen = batch_at(rows, step, train_config.batch_size // group, train_config.seed)
+        chosen = [row for row in chosen for _ in range(group)]
+        prompts = [row.prompt for row in chosen]
+        seed = [train_config.seed, step]
+        answers = sample(adapters, base, prompts, model_config, seed, max_tokens)
+        rewards = np.array([reward(row, answer) for row, answer in zip(chosen, answers)], "f4")
+        batch = collate([[as_example(p, answer)] for p, answer in zip(prompts, answers)])
+        _, grads = value_and_grad(policy_loss)(
+            adapters, base, batch, group_advantages(rewards, group), model_config
+        )
+        grads, _ = clip(grads, train_config.max_grad_norm)
+        lr = get_lr(step, train_config)
+        adapters, state = update(adapters, grads, state, lr, train_config)
+        means.append(float(rewards.mean()))
+        if on_step and on_step(step + 1, adapters):
+            break
+    return adapters, means

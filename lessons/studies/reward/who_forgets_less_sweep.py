@@ -1,0 +1,88 @@
+"""The same reward, reached by reinforcement and by imitating three forms of answers.
+
+About four minutes of one core. A run is at most 120 steps of 32 answers on `micro`, with LoRA of
+r = 8 on all projections. It is scored every five steps, and ends when its expected reward is at
+least GOAL. The runs of the split "valid" choose the learning rates; those of the split "test" are
+the result.
+"""
+
+import numpy as np
+
+import minilora
+from lessons.helpers import echoes, rollouts
+from lessons.studies.reward.rank_for_reward_sweep import start_of
+from minilora import TrainConfig
+
+STEPS, EVERY = 120, 5
+GOAL = 0.8
+WAYS = {
+    "reward": "reinforcement", "own": "imitation, own form", "near": "imitation, near form",
+    "foreign": "imitation, foreign form",
+}  # fmt: skip
+RATES = {
+    "reward": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+    "own": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+    "near": (5e-4, 1e-3, 2e-3, 4e-3), "foreign": (5e-4, 1e-3, 2e-3, 4e-3),
+}  # fmt: skip
+SEEDS = (0, 1, 2, 3, 4)
+TUNING_SEEDS = (5, 6)
+JOBS = [(way, rate, "valid", seed) for way in WAYS for rate in RATES[way] for seed in TUNING_SEEDS]
+
+
+def more(rows):
+    """Return the jobs of the split "test": each way at its best rate."""
+    return [(way, best_rate(rows, way), "test", seed) for way in WAYS for seed in SEEDS]
+
+
+def best_rate(rows, way):
+    """Return the rate that forgot least on "valid", of those that always reached the goal."""
+    means = {}
+    for rate in RATES[way]:
+        case = {"way": way, "rate": rate, "split": "valid"}
+        found = [row for row in rows if all(row[key] == case[key] for key in case)]
+        reached = min(row["reward"] for row in found) >= GOAL
+        means[rate] = np.mean([row["forgotten"] for row in found]) if reached else np.inf
+    return min(means, key=means.get)
+
+
+def run(job, steps=STEPS):
+    """Return the row of a run: its first scores with a reward of at least GOAL, or its last ones.
+
+    forward: KL(base‖trained), reverse: KL(trained‖base), in nats per answer on new sentences.
+    forgotten: the loss on the base's own text minus that of the base, in nats per byte.
+    """
+    way, rate, split, seed = job
+    config, base, _ = minilora.load("micro")
+    held_out = echoes.rows(split, 64)
+    notes = {"valid": 2, "test": 1}[split]
+    before = echoes.own_loss({}, base, config, notes)
+    row = dict(zip(("way", "rate", "split", "seed"), job))
+
+    def stop(step, adapters):
+        reward = echoes.expected_reward(adapters, base, held_out, config)
+        if reward < GOAL and step < steps:
+            return False
+        model, frozen = (adapters, base), ({}, base)
+        row.update(
+            steps=step, reward=reward,
+            forward=echoes.divergence(frozen, model, held_out, config),
+            reverse=echoes.divergence(model, frozen, held_out, config),
+            forgotten=echoes.own_loss(adapters, base, config, notes) - before,
+        )  # fmt: skip
+        return True
+
+    settings = TrainConfig(iters=steps, batch_size=32, learning_rate=rate, seed=seed)
+    adapters, rows = start_of(base, "8", seed), echoes.rows("train", 2000, seed)
+    if way == "reward":
+        rollouts.reinforce(
+            adapters, base, rows, echoes.reward, config, settings,
+            on_step=lambda step, adapters: step % EVERY == 0 and stop(step, adapters),
+        )  # fmt: skip
+    else:
+        minilora.train(
+            adapters, base, echoes.examples(rows, echoes.FORMS[way]), config, settings, quiet=True,
+            on_step=lambda records, adapters, state: (
+                state["step"] % EVERY == 0 and stop(state["step"], adapters)
+            ),
+        )  # fmt: skip
+    return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()}

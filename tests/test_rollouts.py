@@ -1,0 +1,58 @@
+"""Rollouts: a row's answer is its own, and the policy gradient is that of the log-likelihood."""
+
+import numpy as np
+
+import minilora
+from lessons.helpers import echoes, rollouts
+from minilora import LoraConfig
+from minilora.layers import value_and_grad
+from minilora.tree import flatten
+
+CONFIG, BASE, TOKENIZER = minilora.load("micro")
+ROWS = echoes.rows("valid", 12)
+PROMPTS = [row.prompt for row in ROWS]
+ANSWERS = rollouts.sample({}, BASE, PROMPTS, CONFIG, 3)
+
+
+def test_the_answer_of_a_row_does_not_depend_on_the_other_rows():
+    assert rollouts.sample({}, BASE, PROMPTS[:5], CONFIG, 3) == ANSWERS[:5]
+    others = [*PROMPTS[6:], *PROMPTS[:6]]
+    others[2] = PROMPTS[2]
+    assert rollouts.sample({}, BASE, others, CONFIG, 3)[2] == ANSWERS[2]
+
+
+def test_answers_end_with_their_stop_and_have_the_frequencies_of_the_model():
+    assert all(rollouts.STOP not in answer[:-1] and len(answer) <= 14 for answer in ANSWERS)
+    answers = rollouts.sample({}, BASE, [PROMPTS[0]] * 400, CONFIG, 0, max_tokens=1)
+    batch = echoes.batch_of([ROWS[0]] * 2, [[ord(" "), ord("I")], [ord(" "), ord("W")]])
+    second = rollouts.sample({}, BASE, [[*PROMPTS[0], ord(" ")]] * 400, CONFIG, 0, max_tokens=1)
+    p = np.exp(rollouts.of_targets(rollouts.log_probabilities({}, BASE, batch, CONFIG), batch))
+    assert np.mean([answer == [ord(" ")] for answer in answers]) > 0.98
+    for letter, probability in zip("IW", p):
+        share = np.mean([answer == [ord(letter)] for answer in second])
+        assert abs(share - probability) < 4 * np.sqrt(0.25 / 400)
+
+
+def test_the_policy_gradient_with_advantages_of_one_is_that_of_the_loss():
+    lora = LoraConfig(r=2, target_modules="all-linear")
+    adapters, _ = minilora.get_peft_model(BASE, lora, 0)
+    batch = echoes.batch_of(ROWS, ANSWERS)
+    ones = np.ones(len(ROWS), np.float32)
+    value, grads = value_and_grad(rollouts.policy_loss)(adapters, BASE, batch, ones, CONFIG)
+    mean, expected = value_and_grad(minilora.loss)(adapters, BASE, batch, CONFIG)
+    tokens_per_row = batch["mask"].sum() / len(ROWS)
+    np.testing.assert_allclose(value, mean * tokens_per_row, rtol=1e-4)
+    for path, grad in flatten(grads).items():
+        own = tokens_per_row * flatten(expected)[path]
+        np.testing.assert_allclose(grad, own, rtol=1e-3, atol=1e-4 * np.abs(own).max())
+
+
+def test_advantages_of_a_group_sum_to_zero():
+    found = rollouts.group_advantages([1, 0, 0, 0, 1, 1, 1, 1], 4)
+    assert found.tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0]
+
+
+def test_own_text_leaves_out_the_bytes_that_choose_an_echo():
+    text = echoes.own_text(3)[1]
+    shown = "".join(chr(c) if m else "_" for c, m in zip(text.tokens[:-1], text.mask))
+    assert shown == "Tom keeps a blue vase in the hall.____t? The vase, a blue one."
