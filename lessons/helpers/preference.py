@@ -10,9 +10,8 @@ from functools import partial
 
 import autograd.numpy as np
 
-import minilora
-from minilora import layers, model
-from minilora.batching import Example, batch_at, collate
+from lessons.helpers.rollouts import as_example, log_probabilities, of_targets
+from minilora.batching import batch_at, collate
 from minilora.layers import value_and_grad
 from minilora.optim import adamw_init, clip, get_lr
 from minilora.training import update
@@ -21,28 +20,14 @@ from minilora.tree import arrays
 
 def batch_of(pairs):
     """Return the batch (2N, T) of N pairs: first all chosen answers, then all rejected ones."""
-    chosen = [(prompt, answer) for prompt, answer, _ in pairs]
-    rejected = [(prompt, answer) for prompt, _, answer in pairs]
-    rows = []
-    for prompt, answer in chosen + rejected:
-        mask = [0] * len(prompt) + [1] * len(answer)
-        rows.append([Example(prompt + answer, mask)])
-    return collate(rows)
+    chosen = [as_example(prompt, answer) for prompt, answer, _ in pairs]
+    rejected = [as_example(prompt, answer) for prompt, _, answer in pairs]
+    return collate([[example] for example in chosen + rejected])
 
 
 def answer_log_probs(adapters, base, batch, config):
     """Compute log p(answer | prompt) of each row, the sum over the tokens of its answer: (2N,)."""
-    ops = minilora.operations(adapters, base)
-    params = model.parameters(adapters, base, ops)
-    x = model.hidden_states(params, batch["tokens"], batch["segment_starts"], config, ops)
-    # the logits that predict tokens of prompts are not needed
-    first = np.flatnonzero(batch["mask"].any(axis=0))[0]
-    mask, targets = (batch[name][:, first:] for name in ("mask", "targets"))
-    logits = layers.matmul(x[:, first:], model.lm_head(params))
-    logits = logits - np.max(logits, axis=-1, keepdims=True)
-    b, t = np.indices(targets.shape)
-    log_p = logits[b, t, targets] - np.log(np.sum(np.exp(logits), axis=-1))
-    return np.sum(mask * log_p, axis=-1)
+    return of_targets(log_probabilities(adapters, base, batch, config), batch)
 
 
 def margins(log_probs, reference, beta):
