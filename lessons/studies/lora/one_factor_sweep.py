@@ -65,12 +65,20 @@ def run(job):
     }  # fmt: skip
 
 
+def fresh(rows, method, rate, column="loss"):
+    """Return a column of the runs at a rate, of the seeds of FRESH."""
+    return of_seeds(rows, FRESH, column, method, rate)
+
+
+def valid_losses(rows, method, rates):
+    """Return the losses on the split valid, (rates, 2), of the seeds of TRIED."""
+    return np.array([of_seeds(rows, TRIED, "valid_loss", method, rate) for rate in rates])
+
+
 def best_rate(rows, factor, r):
     """Return the rate with the lowest mean loss on the split valid, over the seeds of TRIED."""
-    name = name_of(factor, r)
-    return min(
-        RATES[factor], key=lambda rate: of_seeds(rows, TRIED, "valid_loss", name, rate).mean()
-    )
+    losses = valid_losses(rows, name_of(factor, r), RATES[factor])
+    return RATES[factor][losses.mean(axis=1).argmin()]
 
 
 CASES = [(factor, r) for factor in RATES for r in RANKS]
