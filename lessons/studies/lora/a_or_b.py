@@ -181,8 +181,9 @@ assert abs(times - 16) < 0.5, "the curvature must be 16 times as large"
 # Gradient descent on a loss with the largest curvature λ diverges at a rate of more than 2/λ. [Lee
 # et al. 2026](https://arxiv.org/abs/2602.04998) compute λ at the start of LoRA variants: the best
 # rate is lower where λ is higher. In their [code's
-# README](https://github.com/yuang-lee/lr-matters-lora), PiSSA has about 10 times the λ of LoRA and
-# a tenth of its rate; OLoRA and LoRA-GA have up to 100 times, and about an eighteenth.
+# README](https://github.com/yuang-lee/lr-matters-lora), for Qwen3-0.6B, PiSSA has about 10 times
+# the λ of LoRA and a tenth of its rate; OLoRA and LoRA-GA have up to 100 times the λ of LoRA, and
+# about an eighteenth of its rate.
 #
 # `largest_curvature` computes λ by power iteration: it multiplies a random vector by the Hessian
 # again and again, and keeps all vectors (Lanczos's method). A product Hv is the difference of two
@@ -191,6 +192,11 @@ assert abs(times - 16) < 0.5, "the curvature must be 16 times as large"
 # **Predict.** AdamW's steps do not depend on the size of the gradient. If only the scale of a
 # method differs, as with 4A, λ is 16 times as large and the best rate a quarter. So the best rate
 # would be proportional to λ^(−½). Will it be, over all methods?
+#
+# <details><summary>Answer</summary>
+# Nearly: a line through all 16 methods has a power between −0.4 and −0.5. (−1 is tempting, because
+# gradient descent has the limit 2/λ. But the runs use AdamW.)
+# </details>
 
 # %%
 sharpness = read_sweep("curvature")
@@ -201,7 +207,7 @@ for method in curvature.METHODS:
     rate[method] = best_rates(rates, valid_losses(method, rates))
 order = sorted(lam, key=lambda method: lam[method].mean())
 cells = [[m, f"{lam[m].mean():.3g}", f"{rate[m][0]:g}", f"{rate[m][1]:.3f}"] for m in order]
-table(["method", "largest curvature", "best rate", "of a parabola"], cells)
+table(["method", "largest curvature (mean of 3)", "best rate", "of a parabola"], cells)
 x = np.log([lam[method].mean() for method in order])
 y = np.log([rate[method][1] for method in order])
 slope, offset = np.polyfit(x, y, 1)
@@ -239,9 +245,9 @@ with figure("curvature_and_rate", xlabel, "best learning rate", title) as axes:
 #   fitted power is near the −½ that follows from the scale alone.
 # - **A alone against B alone:** λ is more than 20 times as large for A alone, and the best rate of
 #   B alone is about the square root of this ratio higher. So most of the trap is one of scale.
-# - **λ does not decide alone.** Prompts and LoRA have about the same λ, and best rates that differ
-#   by a factor of 5. Prefix and VeRA have the lowest λ, and not the highest rates. So use λ for a
-#   first guess, and tune.
+# - **λ does not decide alone.** Prompts have a higher λ than LoRA, and five times its best rate.
+#   Prefix and VeRA have the lowest λ, and not the highest rates. So use λ for a first guess, and
+#   tune.
 #
 # The paper computes λ per projection, on models of 0.6 billion parameters and more, for LoRA
 # variants only. Its claim agrees with what was found here.
@@ -249,11 +255,11 @@ with figure("curvature_and_rate", xlabel, "best learning rate", title) as axes:
 # %%
 # Checks
 assert correlation < -0.6 and chance < 0.01, "a higher curvature, a lower best rate"
-assert -0.65 < slope < -0.3, "the power must be near −½"
+assert -0.5 < slope < -0.4, "the power must be near −½"
 assert (lam[A] > 20 * lam[B]).all(), "A alone must have the higher curvature with each seed"
 assert 0.6 < times / roots.mean() < 1.6, "its square root is about the ratio of the rates"
-assert 0.5 < lam["prompt"].mean() / lam["lora"].mean() < 2, "prompts and LoRA: about the same λ"
-assert rate["prompt"][0] / rate["lora"][0] == 5, "and other rates"
+assert lam["prompt"].mean() > lam["lora"].mean(), "prompts have a higher λ than LoRA"
+assert rate["prompt"][0] / rate["lora"][0] == 5, "and five times its best rate"
 assert set(order[:2]) == {"prefix", "vera"}, "the lowest λ"
 assert max(rate[m][0] for m in order[:2]) < rate["ia3"][0], "and not the highest rates"
 if not QUICK:  # a run of each sweep again
