@@ -7,8 +7,6 @@ held-out splits: the first chooses the learning rate, the second is asserted. Th
 to serve is tuned with seed 0, and `more` runs the other seeds at the best rates.
 """
 
-import numpy as np
-
 import minilora
 from lessons.helpers import through_merge, toolcalls
 from lessons.helpers.common import finetune, of, scores_of
@@ -98,14 +96,13 @@ def four_bits(adapters, base):
 
 
 def run(job):
-    """Return the row of a run: the losses on both splits of each way to serve the adapter."""
+    """Return the row of a run: the scores of each way to serve the adapter."""
     return scored(trained(*job), *job)
 
 
 def scored(done, model, training, rate, seed):
-    """Return the row of a run that is done."""
+    """Return the row of a run that is done; with seed 0, it has the losses for tuning, too."""
     row = {"model": model, "training": training, "rate": rate, "seed": seed}
-    row["seconds"] = float(np.median([record["seconds"] for record in done.history]))
     served = {"merged": ({}, four_bits(done.adapters, done.base))}
     if training == "nf4":
         served["apart"] = done.adapters, done.base
