@@ -60,15 +60,15 @@ class Run(NamedTuple):
 
 def finetune(
     config=None, model="micro", scheme="none", rows=None, held_out=None, seed=0, start=None,
-    on_step=None, **settings
+    on_step=None, ops=None, **settings
 ):  # fmt: skip
     """Fine-tune an embedded base on the questions, and score it on held-out ones.
 
     config: LoraConfig or MethodConfig (default: LoRA, all projections, r = 8, alpha = 16). start:
     (adapters, base) to train instead of new adapters of `config`. rows, held_out: lists of data
-    rows (default: the questions' splits train and valid). on_step: see `minilora.train`. settings:
-    fields of TrainConfig, over 200 steps of 16 rows at 4e-3; with `steps_per_eval`, the history has
-    held-out scores as well.
+    rows (default: the questions' splits train and valid). on_step, ops: see `minilora.train`.
+    settings: fields of TrainConfig, over 200 steps of 16 rows at 4e-3; with `steps_per_eval`, the
+    history has held-out scores as well.
     """
     config = config or LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     model_config, base, tokenizer = minilora.load(model, scheme)
@@ -81,17 +81,20 @@ def finetune(
     watched = valid if "steps_per_eval" in settings else ()
     adapters, history = minilora.train(
         adapters, base, examples, model_config, train_config, watched, on_step=on_step,
-        quiet=not watched,
+        ops=ops, quiet=not watched,
     )  # fmt: skip
-    scores = minilora.evaluate(adapters, base, valid, model_config, quiet=True)
+    scores = minilora.evaluate(adapters, base, valid, model_config, ops, quiet=True)
     return Run(adapters, base, history, scores)
 
 
-def scores_of(adapters, base, rows, model="micro"):
-    """Return the scores of an embedded model on data rows, of their answers only."""
+def scores_of(adapters, base, rows, model="micro", ops=None):
+    """Return the scores of an embedded model on data rows, of their answers only.
+
+    ops: see `minilora.evaluate`.
+    """
     config, _, tokenizer = minilora.load(model)
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    return minilora.evaluate(adapters, base, examples, config, quiet=True)
+    return minilora.evaluate(adapters, base, examples, config, ops, quiet=True)
 
 
 def notes_loss(adapters, base, n=256):

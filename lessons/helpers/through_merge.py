@@ -1,0 +1,66 @@
+"""Train LoRA through the merge: the forward pass computes with quantize(W + s·BA).
+
+    ops = through_merge.operations("nf4-dq")
+    adapters, history = minilora.train(adapters, base, examples, config, train_config, ops=ops)
+
+The base is dense, or quantized (then W is its dequantized weight). The model that is trained is the
+model that `minilora.quantize(minilora.merge(adapters, base), scheme)` returns.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+
+from autograd.extend import defvjp, notrace_primitive, primitive
+
+from minilora import kernels
+from minilora.layers import matmul, merge_projection
+from minilora.quant.schemes import quantize_leaf
+
+
+def operations(scheme):
+    """Return the operations of `kernels.ops`, but adapted projections compute with `scheme`."""
+    names = vars(kernels.ops)
+    return SimpleNamespace(**{**names, "linear": partial(linear, scheme)})
+
+
+def linear(scheme, x, node, rng=None):
+    """Apply a projection; with an adapter, its weight is quantize(W + s·BA). Without dropout."""
+    if "lora_A" not in node:
+        return kernels.ops.linear(x, node, rng)
+    a, b, scaling = node["lora_A"], node["lora_B"], node["lora_scaling"]
+    y = straight_through(x, a, b, scaling, merged(scheme, node["weight"], a, b, scaling))
+    return y + node["bias"] if "bias" in node else y
+
+
+@notrace_primitive
+def merged(scheme, w, a, b, scaling):
+    """Return quantize(W + s·BA), with the bits of `minilora.merge` and `minilora.quantize`."""
+    node = {"weight": w, "lora_A": a, "lora_B": b, "lora_scaling": scaling}
+    w = merge_projection(node)["weight"]
+    return quantize_leaf("weight", w, scheme, quantize_4bit=kernels.quantize_4bit)
+
+
+@primitive
+def straight_through(x, a, b, scaling, q):
+    """Compute x Qᵀ, where Q = quantize(W + s·BA) and the gradient takes quantize as the identity.
+
+    x (..., in), a (r, in), b (out, r), q (out, in).
+    """
+    return kernels.ops.linear(x, {"weight": q})
+
+
+def rows(x):
+    """Return x (..., n) as a matrix (rows, n)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+# With W' = W + s·BA and the straight-through ∂L/∂W' = ∂L/∂Q = gᵀx, which is never computed:
+#   ∂L/∂x = gQ    ∂L/∂A = s·Bᵀ(gᵀx) = s·(gB)ᵀx    ∂L/∂B = s·(gᵀx)Aᵀ = s·gᵀ(xAᵀ)
+# These are LoRA's gradients of A and B; only x and g come from the quantized model.
+defvjp(
+    straight_through,
+    lambda y, x, a, b, scaling, q: lambda g: matmul(g, kernels.dense(q).T),
+    lambda y, x, a, b, scaling, q: lambda g: rows(scaling * matmul(g, b.T)).T @ rows(x),
+    lambda y, x, a, b, scaling, q: lambda g: rows(g).T @ rows(scaling * matmul(x, a)),
+    argnums=(0, 1, 2),
+)
