@@ -230,6 +230,6 @@ if live:
 # **Where to stop with a debugger.** `layers.dense`: called in `layers.matmul`, and once more
 # for its gradient.
 #
-# **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, debug-export.
+# **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, debug-export, design-bytes.
 #
 # **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).

@@ -245,6 +245,6 @@ for alpha, other in ((8, 64), (64, 8)):
 #
 # **Where to stop with a debugger.** `config.rank_and_scaling`: the place where α/r is computed.
 #
-# **Exercises.** adamw, one-file-init-lora.
+# **Exercises.** adamw, one-file-init-lora, design-rows.
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685).

@@ -234,7 +234,8 @@ if not QUICK:  # runs of the sweep again, each told apart from the other labels
 #
 # **Where to stop with a debugger.** `examples_of` in `label_check_sweep.py` makes the faults.
 #
-# **Exercises.** one-file-loss, prompt-mask, calibration, debug-batch-size, measure-seeds.
+# **Exercises.** one-file-loss, prompt-mask, calibration, debug-batch-size, measure-seeds,
+# debug-held-out.
 #
 # **Further reading.** Zhang et al. 2017 train on shuffled labels: *Understanding deep learning
 # requires rethinking generalization*, [arXiv:1611.03530](https://arxiv.org/abs/1611.03530).

@@ -62,7 +62,7 @@ def train_from_a_random_b(W, x, y, r, alpha, seed):
     rng = np.random.default_rng(seed)
     factors = {"A": np.zeros((r, W.shape[1])), "B": rng.normal(0, 0.3, (W.shape[0], r))}
     state, losses = optim.adamw_init(factors), []
-    for _ in range(40):
+    for _ in range(25):
         A, B = factors["A"], factors["B"]
         error = x @ W.T + alpha / r * (x @ A.T @ B.T) - y
         losses.append((error**2).mean())
@@ -119,6 +119,18 @@ def held_out_loss_token_by_token(rows, logits, batch_size):
     return float(np.mean(losses))
 
 
+@right("debug-held-out")
+def counted_once_and_multiplied(rows, n, epochs, seed):
+    order = np.random.default_rng(seed).permutation(len(rows))
+    counts = np.ones((8, 8))
+    for i in order[n:]:
+        for a, b in pairwise(rows[i]):
+            counts[a, b] += epochs
+    p = counts / counts.sum(axis=1)[:, None]
+    losses = [np.mean([-np.log(p[pair]) for pair in pairwise(rows[i])]) for i in order[:n]]
+    return np.mean(losses), counts
+
+
 @right("debug-blocks")
 def round_trip_block_by_block(w, block_size):
     codes, scales, back = [], [], []
@@ -158,6 +170,20 @@ def five_other_matrices():
 @right("measure-merge")
 def five_other_quotients():
     return np.array([1.71, 2.35, 1.98, 2.81, 2.06])
+
+
+@right("design-rows")
+def attention_alone():
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = {"r": 5, "lora_alpha": 10, "target_modules": targets}
+    return {**lora, "learning_rate": 0.01, "batch_size": 4, "iters": 240, "warmup_ratio": 0.0}
+
+
+@right("design-bytes")
+def batches_of_eight():
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["all-linear"]}
+    run = {"learning_rate": 0.02, "batch_size": 8, "iters": 120, "warmup_ratio": 0.06}
+    return {"scheme": "nf4-dq", **lora, **run}
 
 
 # --- QLoRA in one file ---

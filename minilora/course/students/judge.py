@@ -5,6 +5,7 @@ another. A hidden check has a private seed; an open one has the seed None.
 """
 
 import random
+from dataclasses import is_dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
@@ -159,12 +160,16 @@ def fewest_wrong(exercise, rule, seed):
 
 
 def filled(value, number):
-    """Return a copy of a tree in which all numbers are `number`."""
+    """Return a copy of a tree, a tuple or a dataclass in which all numbers are `number`."""
     if isinstance(value, dict):
         return {key: filled(part, number) for key, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**filled(vars(value), number))
     if isinstance(value, list | tuple):
-        return [filled(part, number) for part in value]
-    return np.full_like(value, number) if isinstance(value, np.ndarray | float | int) else value
+        inner = [filled(part, number) for part in value]
+        return value._make(inner) if hasattr(value, "_make") else inner
+    is_number = isinstance(value, np.ndarray | np.generic | float | int)
+    return np.full_like(value, number) if is_number else value
 
 
 def diagnose(exercise, subject, case):
