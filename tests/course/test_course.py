@@ -38,12 +38,6 @@ TIES = '    return codebook.order[np.searchsorted(codebook.midpoints, x, side="r
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minilora.__file__).parents[1])}
 
 
-@pytest.fixture(autouse=True)
-def built_in(monkeypatch):
-    """Restore after each test what --exercises sets."""
-    monkeypatch.setattr(exercises, "FOLDER", None)
-
-
 def own(argv):
     """Run a command with the exercises of SET."""
     return main([*argv, "--exercises", str(SET)])
