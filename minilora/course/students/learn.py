@@ -103,7 +103,7 @@ def do_check(args):
     """Check one exercise or all begun ones; return True, for status 1, if one is not passed."""
     read_progress()  # before a check that takes long
     if args.call:
-        return check_call(args.id, args.call)
+        return check_call(args.id or "", args.call)
     chosen = exercises.select([args.id]) if args.id else [*filter(is_begun, present())]
     if not chosen:
         raise InputError("you have not begun an exercise yet: see minilora learn next")

@@ -14,7 +14,7 @@ from ..students import exercises
 
 MOST = 200  # most files of a submission that are read, and most bytes of a file
 LARGEST = 2**20
-IGNORED = r"(^|/)(\.[^./]|__MACOSX/|__pycache__/|progress\.json$)"  # names
+IGNORED = r"(^|/)(\.[^./]|__MACOSX/|__pycache__/|progress\.json$|qlora_in_one_file\.py$)"
 COPY = r"([ _-]+(\d+|copy)|[ _-]*\(\d+\))+$"  # what browsers and LMSs add to a name
 
 
