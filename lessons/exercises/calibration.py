@@ -10,12 +10,15 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"n": range(2, 41), "sure": [False, True]}
+CASES = {"n": range(2, 41), "sure": [False, True], "ends": [False, True]}
 HIDDEN = {"n": range(41, 201)}
+ENDS = np.arange(1, 15) / 15
 
 
-def arguments(rng, n, sure):
+def arguments(rng, n, sure, ends):
     confidence = rng.uniform(0.01, 1, n)
+    if ends:  # of bins that are the same number in any formula for them
+        confidence[1::4] = rng.choice(ENDS, confidence[1::4].size)
     if sure:
         confidence[::2] = 1.0
     return confidence, rng.random(n) < 0.5

@@ -10,14 +10,15 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"adapters": range(1, 4), "out": range(2, 5), "width": range(2, 5)}
+CASES = {"adapters": range(1, 4), "out": range(2, 5), "width": range(2, 5), "alike": [False, True]}
 HIDDEN = {"adapters": range(4, 6), "out": range(5, 10), "width": range(5, 10)}
 
 
-def arguments(rng, adapters, out, width):
+def arguments(rng, adapters, out, width, alike):
+    ranks = [2] * adapters if alike else range(1, adapters + 1)
     parts = [
         (float(rng.uniform(-3, -1.5) if i % 2 else rng.uniform(1.5, 3)),
-         rng.uniform(-1, 1, (i + 1, width)), rng.uniform(-1, 1, (out, i + 1)))
+         rng.uniform(-1, 1, (ranks[i], width)), rng.uniform(-1, 1, (out, ranks[i])))
         for i in range(adapters)
     ]  # fmt: skip
     return parts, 1

@@ -64,11 +64,11 @@ def slope(function, x, direction, step=2.0**-17):
 
 def property_slopes(function, g, x, a, b, scaling):
     """along any direction, Σ g∘(s·BAx) has the slope Σ gradient∘direction"""
-    found = [np.asarray(part) for part in function(g, x, a, b, scaling)]
+    dx, da, db = (np.asarray(part) for part in function(g, x, a, b, scaling))
     losses = (lambda x: g * product(x, a, b, scaling), lambda a: g * product(x, a, b, scaling),
               lambda b: g * product(x, a, b, scaling))  # fmt: skip
     rng = np.random.default_rng(0)
-    for loss, where, gradient in zip(losses, (x, a, b), found):
+    for loss, where, gradient in zip(losses, (x, a, b), (dx, da, db)):
         assert gradient.shape == where.shape, f"shape {gradient.shape} instead of {where.shape}"
         direction = rng.uniform(-1, 1, where.shape)
         # a sum of at most 24·9·5·8 terms of at most 3

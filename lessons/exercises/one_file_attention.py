@@ -51,13 +51,39 @@ def property_causal(function, x, layer, params, config):
     close(a[:, :1], one_file.linear(first, f"{layer}.self_attn.o_proj", params), tolerance(x))
 
 
-def mistake_mask_after_the_softmax(x, layer, params, config):
+def attend(x, layer, params, config, weigh, swap=(0, 2, 1, 3)):
+    """Compute attention with weigh(scores) for the softmax, and another exchange of the axes."""
+    N, T, D = x.shape
     q, k, v = (one_file.linear(x, f"{layer}.self_attn.{n}_proj", params) for n in "qkv")
-    shape = (*x.shape[:2], -1, config["head_dim"])
-    q, k, v = (np.transpose(np.reshape(y, shape), (0, 2, 1, 3)) for y in (q, k, v))
+    hd = config["head_dim"]
+    shape = (N, T, D // hd, hd) if swap[1] == 2 else (N, D // hd, T, hd)
+    q, k, v = (np.transpose(np.reshape(y, shape), swap) for y in (q, k, v))
     q, k = (one_file.apply_rope(y, config["rope_theta"]) for y in (q, k))
-    scores = q @ np.swapaxes(k, -1, -2) / config["head_dim"] ** 0.5
-    p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-    p = p / np.sum(p, axis=-1, keepdims=True) * np.tri(x.shape[1])
-    mixed = np.transpose(p @ v, (0, 2, 1, 3)).reshape(x.shape)
+    p = weigh(q @ np.swapaxes(k, -1, -2) / hd**0.5)
+    mixed = np.transpose(p @ v, swap).reshape(x.shape)
     return one_file.linear(mixed, f"{layer}.self_attn.o_proj", params)
+
+
+def softmax(scores):
+    p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    return p / np.sum(p, axis=-1, keepdims=True)
+
+
+def mistake_mask_after_the_softmax(x, layer, params, config):
+    mask = np.tri(x.shape[1])
+    return attend(x, layer, params, config, lambda scores: softmax(scores) * mask)
+
+
+def mistake_heads_cut_wrong(x, layer, params, config):
+    def weigh(scores):
+        return softmax(np.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf))
+
+    return attend(x, layer, params, config, weigh, (0, 1, 2, 3))
+
+
+def mistake_largest_not_subtracted(x, layer, params, config):
+    def weigh(scores):
+        p = np.exp(scores) * np.tri(x.shape[1])
+        return p / np.sum(p, axis=-1, keepdims=True)
+
+    return attend(x, layer, params, config, weigh)

@@ -35,6 +35,9 @@ def property_half_a_gap(function, w):
 
 
 def property_bytes(function, w):
-    """two numbers share a byte, and 64 share a code of their absmax"""
+    """two numbers share a byte, 64 share a code of their absmax, and one of these 64 is ±1"""
     q = function(w)
     assert (np.size(q.codes), np.size(q.absmax_codes)) == (w.size // 2, w.size // 64)
+    codes = np.stack([q.codes >> 4, q.codes & 15], axis=1).reshape(-1, 64)
+    ends = ((codes == 0) | (codes == 15)).any(axis=1)
+    assert ends.all() and len(np.unique(codes)) == 16, "no code of ±1 in a block, or few codes"

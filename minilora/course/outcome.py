@@ -91,8 +91,8 @@ TYPE = ", its shape or type:"  # in a text of `difference`
 def describe(value):
     """Describe a value in a few words: shape and dtype, and the contents if it is small."""
     if isinstance(value, np.ndarray | np.generic):
-        numbers = f" {np.array2string(value, precision=6, separator=', ')}".replace("\n", "")
-        return f"{value.shape} {value.dtype}" + numbers * (value.size <= 12)
+        text = np.array2string(np.asarray(value), precision=6, separator=", ").replace("\n", "")
+        return f"{value.shape} {value.dtype}" + f" {text}" * (value.size <= 12)
     text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v)}' for key, v in value.items())}}}"
