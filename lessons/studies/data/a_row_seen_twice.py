@@ -233,7 +233,7 @@ assert (ends < 0.5 * whole).all(), "with a rule, most of the fall must be within
 #
 # **Where to stop with a debugger.** `batching.batch_at`: which rows does a step get?
 #
-# **Exercises.** cross-entropy, prompt-mask.
+# **Exercises.** one-file-loss, prompt-mask.
 #
 # **Further reading.** Howard and Whitaker 2023, *Can LLMs learn from a single example?*:
 # [fast.ai](https://www.fast.ai/posts/2023-09-04-learning-jumps/). The study [How many

@@ -147,7 +147,7 @@ if not QUICK:  # two runs of the sweep again
 #
 # **Where to stop with a debugger.** `continuing_sweep.start`, and `several.stack`.
 #
-# **Exercises.** lora-init, combine-exact.
+# **Exercises.** one-file-init-lora, combine-exact.
 #
 # **Further reading.** Robins 1995, *Catastrophic Forgetting, Rehearsal and Pseudorehearsal*
 # (Connection Science 7, 123–146). The study [Intruder

@@ -142,7 +142,7 @@ if not QUICK:  # a run of the sweep again, told apart from half of its views
 #
 # **Where to stop with a debugger.** `rows_sweep.run`, and `callbacks.update_best`.
 #
-# **Exercises.** cross-entropy, prompt-mask.
+# **Exercises.** one-file-loss, prompt-mask.
 #
 # **Further reading.** Muennighoff et al. 2023, *Scaling Data-Constrained Language Models*:
 # [arXiv:2305.16264](https://arxiv.org/abs/2305.16264).

@@ -287,7 +287,7 @@ if not QUICK:  # a run of each sweep again
 # **Where to stop with a debugger.** `largest_curvature` in `curvature.py`, and `start` in
 # `one_factor_sweep.py`.
 #
-# **Exercises.** lora-init, lowrank-gradient.
+# **Exercises.** one-file-init-lora, lowrank-gradient.
 #
 # **Further reading.** Hayou et al. 2024 compare a start with A = 0 and one with B = 0:
 # [arXiv:2406.08447](https://arxiv.org/abs/2406.08447). Cohen et al. 2021 on gradient descent and

@@ -241,7 +241,7 @@ for size in ("1", "full"):
 #
 # **Where to stop with a debugger.** `rollouts.reinforce` and `rollouts.policy_loss`.
 #
-# **Exercises.** lora-count, cross-entropy, lora-init.
+# **Exercises.** lora-count, one-file-loss, one-file-init-lora.
 #
 # **Further reading.** Schulman et al. 2025, *LoRA Without Regret*:
 # [thinkingmachines.ai/blog/lora](https://thinkingmachines.ai/blog/lora/). Huang et al. 2025,

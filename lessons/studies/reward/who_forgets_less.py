@@ -241,7 +241,7 @@ for row in (live, again):
 # **Where to stop with a debugger.** `divergence` and `own_text` in `echoes.py`; `stop` in
 # `who_forgets_less_sweep.py`.
 #
-# **Exercises.** cross-entropy, prompt-mask.
+# **Exercises.** one-file-loss, prompt-mask.
 #
 # **Further reading.** Shenfeld et al. 2025, *RL's Razor*:
 # [arXiv:2509.04259](https://arxiv.org/abs/2509.04259). Shenfeld et al. 2026, *Self-Distillation

@@ -242,7 +242,7 @@ assert 4.1 < 8 * stored / weights < 4.2, "NF4 with double quantization takes abo
 # **Where to stop with a debugger.** `straight_through` in `lessons/helpers/through_merge.py`: the
 # type of `q` in the forward pass.
 #
-# **Exercises.** test-merge, linear-4bit-backward, nearest-code.
+# **Exercises.** test-merge, linear-4bit-backward, one-file-nearest.
 #
 # **Further reading.** The straight-through estimator: Bengio et al. 2013,
 # [arXiv:1308.3432](https://arxiv.org/abs/1308.3432). QLoRA:
