@@ -318,6 +318,23 @@ FINDINGS = [  # per finding since 2023, how its verdict begins, and what its les
     ("not shown either way", "must not be shown to be better or worse"),
     ("not shown either way", "must not be shown to be close or far"),
     ("holds here", "must be better than {method}"),
+    ("holds here", '{"1": HOLDS, "8": OPEN}'),
+    ("holds here", "noise must raise the entropy"),
+    ("not shown either way", "set(helps.values()) == {OPEN}"),
+    ("holds here", "forgets more than the reward"),
+    ("holds here", "forgetting must follow the divergence"),
+    ("holds", "the reference may not change"),
+    ("holds here", "chosen answers must end less likely, in every seed"),
+    ("does not hold here", 'verdicts["alone"] == common.FAILS'),
+    ("holds", "the merged weights must be those of the forward pass, exactly"),
+    ("not shown either way", "above through W"),
+    ("holds here", "the better factor must depend on the rate"),
+    ("does not hold here", "close == FAILS"),
+    ("holds here", "a higher curvature, a lower best rate"),
+    ("holds here", "must have the higher loss"),
+    ("holds here", "the loss must fall at the ends of epochs"),
+    ("holds here", "as good as new rows"),
+    ("does not hold here", "the first task must be lost"),
 ]
 
 
