@@ -4,7 +4,7 @@
 length, `example.tokens` and `example.mask`. A model that reads token i predicts token i + 1, so an
 example of n tokens has n − 1 positions: the inputs are all tokens but the last, and the targets are
 all but the first. A position counts if the mask of its target is 1. The examples of a row follow
-one another; T is the length of the longest row.
+one another; T is the number of positions of the longest row.
 
 Return a dict of arrays (rows, T): whole numbers "tokens", "targets" and "segment_starts", and
 "mask" of zeros and ones (any type). "segment_starts" has at each position the column where its

@@ -5,6 +5,9 @@ LoraConfig(…), 0)` gives (adapters, base). Examples are `data.encode_rows(data
 "questions", "valid")[:8], tokenizer, settings)[0]`, with settings = TrainConfig(…).
 `flatten(tree)` is {dotted path: leaf}. In `adapters` each projection also has two floats, which are
 not trained: `lora_scaling` and `lora_dropout`. `arrays(adapters)` is the tree without them.
+
+`train` returns new trees. The arrays of `base` and of the `adapters` that it was given must be the
+same as before, and every array of the returned adapters must be another one.
 """
 
 import numpy as np
