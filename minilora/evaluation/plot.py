@@ -68,8 +68,7 @@ def curve(path, history, title, kept=None):
             axes.plot(*held_out, marker="o", markersize=4, label="held out", **LINES[1])
             share = axes.twinx()
             share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
-            exact = points(history, "eval_exact_match")
-            share.plot(*exact, marker="s", markersize=4, **LINES[2])
+            share.plot(*points(history, "eval_exact_match"), marker="s", markersize=4, **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
         if kept:
             axes.axvline(kept, label=f"kept: step {kept}", color=INK, linewidth=1, linestyle=":")
