@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import InputError
+from ..config import NON_NEGATIVE_INT, InputError
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import LowPrecision
 from .files import check_start, errors_in, parse_object
@@ -179,7 +179,7 @@ def _entry(path, name, raw, data, size):
     """Return the Entry of a tensor in the header."""
     match raw:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]}:
-            if all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+            if all(map(NON_NEGATIVE_INT.holds, (*shape, start, stop))):
                 found, end = entry_in_file(path, name, dtype, tuple(shape), data + start, size)
                 if end == data + stop:
                     return found
