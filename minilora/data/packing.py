@@ -12,7 +12,7 @@ def pack_examples(examples, length) -> list[Row]:
     The last token of an example is only a target. A longer example has a row of its own.
     """
     rows: list[Row] = []
-    unfilled: list = []  # (free tokens, row); of equals, the last filled is first
+    unfilled: list[tuple[int, Row]] = []  # (free tokens, row); of equals, the last filled is first
     free_tokens = itemgetter(0)
     for example in sorted(examples, key=lambda e: -len(e.tokens)):
         need = len(example.tokens) - 1

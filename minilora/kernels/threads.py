@@ -29,7 +29,7 @@ def max_threads(available, omp_num_threads):
 
 
 # NUMBA_NUM_THREADS is this variable, or the number of available cores
-THREADS = max_threads(vars(config)["NUMBA_NUM_THREADS"], os.environ.get("OMP_NUM_THREADS", ""))
+THREADS: int = max_threads(vars(config)["NUMBA_NUM_THREADS"], os.environ.get("OMP_NUM_THREADS", ""))
 SERIAL_BELOW = 2**20  # elements: starting a thread takes as long as computing so many
 
 _free = threading.Lock()  # locked while a call uses all cores

@@ -5,10 +5,11 @@ Each method has a file of its own, which ends with its `Method`. `registry.METHO
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from .. import lora
 from ..config import LoraConfig, Rule, check_settings
-from ..tree import arrays, flatten, get, unflatten
+from ..tree import Tree, arrays, flatten, get, unflatten
 
 SIZE = Rule("be a whole number from 1 to 4,096", lambda n: type(n) is int and 1 <= n <= 4096)
 
@@ -55,18 +56,18 @@ class Method:
     """
 
     name: str
-    init: Callable
-    entries: dict = field(default_factory=dict)
-    wraps: tuple = ()
+    init: Callable[..., Tree]
+    entries: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    wraps: tuple[Callable[..., Any], ...] = ()
     size: str = ""  # the one of SIZES that it has
     peft_size: str = ""  # its name in PEFT's file, if it has another there
-    # {entry: f(leaf) -> the floats per token that the optimized operations keep for this leaf}
-    extra_floats: dict = field(default_factory=dict)
+    # of entries: the floats per token that the optimized operations keep for this leaf
+    extra_floats: dict[str, Callable[..., int]] = field(default_factory=dict)
     # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),
     # and fields that may have any value, which are not written.
-    peft_fields: dict | None = None
-    free_fields: tuple = ()
+    peft_fields: dict[str, Any] | None = None
+    free_fields: tuple[str, ...] = ()
     # pack(adapters) returns the tensors of the file, {path: array} without PEFT's prefix of paths;
     # unpack(tensors, base, config) is its inverse
-    pack: Callable = lambda adapters: flatten(arrays(adapters))
-    unpack: Callable = lambda tensors, base, config: unflatten(tensors)
+    pack: Callable[..., Tree] = lambda adapters: flatten(arrays(adapters))
+    unpack: Callable[..., Tree] = lambda tensors, base, config: unflatten(tensors)

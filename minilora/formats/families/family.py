@@ -5,6 +5,12 @@ Each family has a file of its own, which ends with its `Family`. `FAMILIES` list
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
+
+from ...config import ModelConfig
+from ..safetensors_file import Entry
+
+Convert = Callable[[ModelConfig, dict[str, Entry]], dict[str, Entry]]
 
 
 @dataclass(frozen=True)
@@ -23,14 +29,14 @@ class Family:
     biases: tuple[tuple[str, ...], ...] = ()  # the projections of a group have biases or none has
     always_biased: bool = False
     sliding: bool = True  # its layers may have a sliding window
-    fields: dict = field(default_factory=dict)  # of ModelConfig, the same in each model
-    defaults: dict = field(default_factory=dict)  # of config.json, if not Llama's
-    read: Callable = lambda raw: {}
-    write: Callable = lambda config: {}
-    split: Callable = lambda config, tensors: tensors
-    join: Callable = lambda config, tensors: tensors
+    fields: dict[str, Any] = field(default_factory=dict)  # of ModelConfig, the same in each model
+    defaults: dict[str, Any] = field(default_factory=dict)  # of config.json, if not Llama's
+    read: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
+    write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    split: Convert = lambda config, tensors: tensors
+    join: Convert = lambda config, tensors: tensors
 
-    def biased(self, some):
+    def biased(self, some: set[str]) -> set[str]:
         """Return the projections that have a bias in a model in which `some` have one."""
         groups = [g for g in self.biases if self.always_biased or not some.isdisjoint(g)]
         return {name for group in groups for name in group}
