@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not fail
         return report_error("the output cannot be written: its reader closed the pipe")
     except OSError as error:
-        name = error.filename or "a file"
-        return report_error(f"{name} cannot be used: {error.strerror or error}")
+        return report_error(
+            f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
+        )
     except (MemoryError, RecursionError) as error:
         return report_error(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:

@@ -89,13 +89,9 @@ def parse(argv):
         if args.resume:
             start = as_flags(settings_to_resume(args.adapter_path))
         args = parser().parse_args(["train", *start, *words])
-    args.given = flags_in(words)
+    # `--no-quiet` is the flag `--quiet`
+    args.given = {word.partition("=")[0].replace("--no-", "--") for word in words}
     return args
-
-
-def flags_in(words):
-    """Return the flags among the words of a command line, `--no-quiet` as `--quiet`."""
-    return {word.partition("=")[0].replace("--no-", "--") for word in words}
 
 
 def settings_to_resume(folder):
@@ -204,12 +200,11 @@ def parser():
 
 def train_flags(sub):
     """Add the flags of `minilora train`, with the defaults of LoraConfig and TrainConfig."""
-    recipes = [f"{name}: {recipe}." for name, recipe in RECIPES.items()]
-    sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
+    recipes = "".join(f" {name}: {recipe}." for name, recipe in RECIPES.items())
+    sub.epilog = "Some built-in data sets have other defaults." + recipes
     add = sub.add
     new_base_flags(sub)
-    text = "built-in data, a .jsonl, .json or .csv file, a folder"
-    add("--data", text, default="questions")
+    add("--data", "built-in data, a .jsonl, .json or .csv file, a folder", default="questions")
     columns_flag(sub)
     add("--method", "see lessons/guide/methods.md", choices=tuple(METHODS), default="lora")
     for name, f in SIZES.items():
@@ -229,10 +224,10 @@ def train_flags(sub):
     text = "parameters of the base to train together with A and B"
     add("--also-train", text, nargs="*", choices=tuple(GROUPS), default=[])
     for f in fields(TrainConfig):
-        kind = type(f.default)
-        options = {"type": kind, "choices": f.metadata.get("choices")}
-        how = {"action": SWITCH} if kind is bool else options
-        add(flag(f.name), TEXTS[f.name], default=f.default, **how)
+        options = {"type": f.type, "choices": f.metadata.get("choices")}
+        if f.type is bool:
+            options = {"action": SWITCH}
+        add(flag(f.name), TEXTS[f.name], default=f.default, **options)
     add("--epochs", "passes over the rows, instead of --iters", type=float)
     add("--save-every", "steps between checkpoints", type=positive, default=50)
     text = "the date that a chat template shows; default: today"
@@ -300,10 +295,8 @@ def number(text):
 
 def new_base_flags(sub):
     """Add the flags that choose a base and how it is stored."""
-    text = "micro, tiny, smollm2, a Hugging Face folder or .gguf file"
-    sub.add("--model", text, default="tiny")
-    text = "storage of the frozen projections"
-    sub.add("--quantize", text, choices=SCHEMES, default="nf4-dq")
+    sub.add("--model", "micro, tiny, smollm2, a Hugging Face folder or .gguf file", default="tiny")
+    sub.add("--quantize", "storage of the frozen projections", choices=SCHEMES, default="nf4-dq")
     sub.add("--block-size", BLOCK_SIZE, type=positive, default=64)
 
 
@@ -315,8 +308,7 @@ def base_flags(sub, several=None):
     sub.add("--model", "as in train; default: the base of the adapter, or tiny")
     text = "storage of the projections; default: as in training, or none"
     sub.add("--quantize", text, choices=SCHEMES)
-    text = f"{BLOCK_SIZE}; default: as in training, or 64"
-    sub.add("--block-size", text, type=positive)
+    sub.add("--block-size", f"{BLOCK_SIZE}; default: as in training, or 64", type=positive)
     text = "an adapter folder of minilora or PEFT"
     if several:
         text += ", for all prompts or one per prompt; `none` is no adapter"

@@ -21,12 +21,7 @@ from ..quant.schemes import error_report
 from ..tree import named_leaves
 from .arguments import SETTINGS
 from .examples import compare_with_run, load_examples
-from .loading import (
-    LoadedModel,
-    load_with_adapter,
-    read_run,
-    refuse_block_size,
-)
+from .loading import LoadedModel, load_with_adapter, read_run, refuse_block_size
 from .run import fine_tune, print_size
 
 train = fine_tune
@@ -89,8 +84,7 @@ def chat(args):
     """Answer the lines of standard input; with a chat template, they are one conversation."""
     loaded = load_model(args, args.adapter_path)
     if not uses_template(args, loaded.tokenizer):
-        text = "this model has no chat template: each line is a prompt of its own"
-        print(text, file=sys.stderr)
+        print("this model has no chat template: each line is a prompt of its own", file=sys.stderr)
     options = sampling(args)
     messages = []
     for line in typed_lines():

@@ -103,8 +103,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
         unused["block_size"] = f"with --quantize {args.quantize}"
     trained = arrays(loaded.adapters)
     for name, why in RATES.items():
-        configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
-        rates = [learning_rates(1.0, config, trained) for config in configs]
+        rates = [
+            learning_rates(1.0, replace(train_config, **{name: value}), trained)
+            for value in (1.0, 2.0)
+        ]
         if rates[0] == rates[1]:
             unused[name] = why
     if train_config.optimizer == "muon" and not split_matrices(trained)[1]:

@@ -30,7 +30,7 @@ from ..data.rows import split_row
 from ..evaluation import memory
 from ..evaluation.callbacks import evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
-from ..evaluation.plot import curve
+from ..evaluation.plot import curve, points
 from ..formats.checkpoint import save_adapter, save_state
 from ..formats.files import append, replace_text
 from ..generation import generate
@@ -79,13 +79,15 @@ def train_and_save(args):
     ops = operations(loaded.adapters, loaded.base, layers if args.plain else None)
 
     def held_out_scores(step, adapters):
-        model = adapters, loaded.base, scored, loaded.model_config
-        return evaluation_row(step, evaluate(*model, ops, args.quiet))
+        scores = evaluate(adapters, loaded.base, scored, loaded.model_config, ops, args.quiet)
+        return evaluation_row(step, scores)
 
     def show(when, adapters, scores):
         part = f", on {len(scored)} of {len(valid)} held-out rows" if scored != valid else ""
-        loss = f"held-out loss {scores['eval_loss']:.4f} nats per token"
-        print(f"{when}: {loss}, exact match {100 * scores['eval_exact_match']:.1f} %{part}")
+        print(
+            f"{when}: held-out loss {scores['eval_loss']:.4f} nats per token, "
+            f"exact match {100 * scores['eval_exact_match']:.1f} %{part}"
+        )
         if not args.quiet:
             print_sample(adapters, loaded, valid_split.rows[0], ops)
 
@@ -99,12 +101,12 @@ def train_and_save(args):
         state = None
         if args.resume:
             adapters, state, history = run_folder.resume(folder, metadata, adapters)
-            writer.record(history)
+            writer.history += history
             writer.latest = adapters, state
             writer.save()  # all files, with the settings of now
         elif scored:
             scores = held_out_scores(0, adapters)
-            writer.record([scores])  # the first point of the curve
+            writer.history.append(scores)  # the first point of the curve
             show("before", adapters, scores)
         model = adapters, loaded.base, examples, loaded.model_config
         try:
@@ -117,7 +119,7 @@ def train_and_save(args):
         finally:
             writer.end()
         state = writer.latest[1]
-        losses = [row["loss"] for row in writer.history if "loss" in row]
+        _, losses = points(writer.history, "loss")
         print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
         scores = None
         if scored:
@@ -173,22 +175,15 @@ class RunWriter:
     loaded: Any
     metadata: dict
     history: list = field(default_factory=list)  # the records of all steps and evaluations
-    digest: Any = field(default_factory=hashlib.sha256)  # of their lines
-    new: str = ""  # the lines of the records since the last checkpoint
-    size: int = 0  # bytes of metrics.jsonl before these lines
+    saved: int = 0  # the number of records in metrics.jsonl
+    size: int = 0  # its bytes
+    digest: Any = field(default_factory=hashlib.sha256)  # of these
     latest: Any = None  # (adapters, state) of the last step
-
-    def record(self, records):
-        """Add records of steps and evaluations."""
-        text = as_lines(records)
-        self.history += records
-        self.new += text
-        self.digest.update(text.encode())
 
     def on_step(self, records, adapters, state):
         """Record a step; `train` calls this after each step."""
         records[0]["peak_rss_mb"] = memory.peak_rss_mb()
-        self.record(records)
+        self.history += records
         self.latest = adapters, state
         if state["step"] % self.args.save_every == 0:
             self.save()
@@ -198,12 +193,14 @@ class RunWriter:
         folder = self.folder
         args = self.args
         adapters, state = self.latest
+        new = "".join(json.dumps(row) + "\n" for row in self.history[self.saved :])  # in ASCII
+        self.digest.update(new.encode())
         facts = {"metrics_size": self.size, "metrics_sha256": self.digest.hexdigest()}
-        save_state(folder / CHECKPOINT, adapters, state, self.metadata | facts, self.new)
+        save_state(folder / CHECKPOINT, adapters, state, self.metadata | facts, new)
         if self.size:
-            append(folder / run_folder.METRICS, self.size, self.new)
+            append(folder / run_folder.METRICS, self.size, new)
         else:
-            replace_text(folder / run_folder.METRICS, self.new)
+            replace_text(folder / run_folder.METRICS, new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         loaded = self.loaded
         best = state.get("best", adapters)
@@ -215,20 +212,16 @@ class RunWriter:
         curve(folder / run_folder.CURVE, self.history, title, kept)
         # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, as_toml(self.metadata["settings"]))
-        self.size += len(self.new)
-        self.new = ""
+        self.size += len(new)
+        self.saved = len(self.history)
 
     def end(self):
         """Save with the records of the whole run, if it has made a step."""
         if self.latest is not None:
+            self.saved = 0
             self.size = 0
-            self.new = as_lines(self.history)
+            self.digest = hashlib.sha256()
             self.save()
-
-
-def as_lines(records):
-    """Return records as JSON Lines, in ASCII."""
-    return "".join(json.dumps(row) + "\n" for row in records)
 
 
 def print_sample(adapters, loaded, row, ops):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..batching import Example
 from ..config import InputError, TrainConfig
+from ..tree import without
 from . import tasks
 from .row_files import SUFFIXES, parse_json, read_values
 
@@ -125,7 +126,7 @@ def hides_tools(messages, tools, tokenizer):
             return tokenizer.render(messages, tools=tools)
 
     shown = text(messages, tools)
-    no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+    no_calls = [without(message, "tool_calls") for message in messages]
     others = [(messages, None), (no_calls, tools)]
     return any(shown in (None, text(*o)) for o in others if o != (messages, tools))
 
@@ -189,8 +190,8 @@ def encode(row, tokenizer, mask_prompt=False):
     """
     turns = split_turns(row, tokenizer)
     eos = tokenizer.eos_token_id
-    tokens: list[int] = []
-    in_answer: list[int] = []
+    tokens: list = []
+    in_answer: list = []
     for n, (before, answer) in enumerate(turns, 1):
         head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
         tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)

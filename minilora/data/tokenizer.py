@@ -121,5 +121,6 @@ def library(name):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        way = "pip install 'minilora[hf]'"
-        raise InputError(f"real models need the package {name}: {way}") from error
+        raise InputError(
+            f"real models need the package {name}: pip install 'minilora[hf]'"
+        ) from error

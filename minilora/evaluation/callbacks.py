@@ -10,7 +10,6 @@ from functools import partial
 
 from ..config import InputError
 from ..optim import OPTIMIZERS
-from ..training import Callback
 from ..tree import Tree, arrays
 from .metrics import evaluate, progress_bar
 
@@ -18,7 +17,7 @@ from .metrics import evaluate, progress_bar
 @contextmanager
 def of_run(
     adapters, base, valid, model_config, train_config, state, on_step, ops, quiet
-) -> Iterator[list[Callback]]:
+) -> Iterator[list]:
     """Yield the callbacks of a run: evaluation, progress and `on_step`; see `minilora.train`.
 
     The evaluation scores the held-out rows `valid` every `steps_per_eval` steps. It adds a dict to
@@ -41,7 +40,7 @@ def of_run(
         return should_stop(state, train_config.early_stopping_patience)
 
     # first the evaluation, because the others see its scores
-    each_step: list[Callback] = [evaluate_held_out, remember] if valid else [remember]
+    each_step: list = [evaluate_held_out, remember] if valid else [remember]
     with progress_bar(train_config.iters, quiet, initial=state["step"]) as progress:
         if not quiet:
             each_step.append(partial(show, progress))

@@ -68,9 +68,9 @@ def curve(path, history, title, kept=None):
             axes.plot(*held_out, marker="o", markersize=4, label="held out", **LINES[1])
             share = axes.twinx()
             share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
-            exact = points(history, "eval_exact_match")
-            share.plot(*exact, marker="s", markersize=4, **LINES[2])
-            axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
+            squares = {"marker": "s", "markersize": 4} | LINES[2]
+            share.plot(*points(history, "eval_exact_match"), **squares)
+            axes.plot([], [], label="exact match (right)", **squares)
         if kept:
             axes.axvline(kept, label=f"kept: step {kept}", color=INK, linewidth=1, linestyle=":")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)

@@ -17,17 +17,9 @@ from ..config import INITIALIZERS, InputError, LoraConfig
 from ..methods import initializers
 from ..methods.method import MethodConfig
 from ..optim import OPTIMIZERS
-from ..tree import Tree, arrays, get, named_leaves, overlay, unflatten
+from ..tree import Tree, arrays, get, named_leaves, overlay, unflatten, without
 from . import method_format, peft_format, safetensors_file
-from .files import (
-    atomic_write,
-    errors_in,
-    parse_object,
-    pickle_refusal,
-    read_json,
-    sync,
-    write_json,
-)
+from .files import atomic_write, errors_in, parse_object, read_json, sync, write_json
 from .pretrained import NAMES
 from .safetensors_file import FORMAT_NAME, check_floats, check_names_and_shapes, entry
 
@@ -53,8 +45,7 @@ def save_adapter(
         tensors = method_format.tensors(adapters, adapter_config)
         fields = method_format.as_json(adapter_config, base_name)
     else:
-        tensors, modules = peft_format.tensors(adapters, base, adapter_config)
-        with_bias = any(name.endswith("lora_B.bias") for name in tensors)
+        tensors, with_bias, modules = peft_format.tensors(adapters, base, adapter_config)
         fields = peft_format.as_json(adapter_config, base_name, with_bias, modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +86,10 @@ def load_adapter(
     weights = config.with_name(WEIGHTS)
     pickled = config.with_name("adapter_model.bin")
     if pickled.exists() and not weights.exists():
-        raise InputError(pickle_refusal(pickled))
+        raise InputError(
+            f"{config.parent} has only {pickled.name}, a pickle, which can run any program: "
+            "save the weights as safetensors"
+        )
     entries = safetensors_file.read_header(weights)
     raw = read_json(config)
     if raw.get("peft_type") != "LORA":
@@ -106,12 +100,12 @@ def load_adapter(
     with errors_in(config):
         adapter_config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(adapter_config, with_bias, modules, base)
-    names = {path: peft_format.key(path) for path in shapes}
-    read = _read(weights, entries, {names[path]: shape for path, shape in shapes.items()})
-    adapters = unflatten({path: read[name] for path, name in names.items()})
+    stored = {peft_format.key(path): shape for path, shape in shapes.items()}
+    read = _read(weights, entries, stored)
+    adapters = unflatten({path: read[peft_format.key(path)] for path in shapes})
     if adapter_config.init_lora_weights in INITIALIZERS:
         _, base = initializers.init(base, adapter_config, 0, scheme, block_size)
-    if peft_format.EMBEDDING in names and "lm_head" not in adapters | base:
+    if peft_format.EMBEDDING in shapes and "lm_head" not in adapters | base:
         # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
         base = base | {"lm_head": {"weight": get(base, peft_format.EMBEDDING)}}
     for path in lora.adapted_paths(adapters):
@@ -148,11 +142,11 @@ def save_state(path, adapters, state, metadata, history=""):
     and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number is
     not finite.
     """
-    trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
-    numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
-    entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
+    trees = {name: value for name, value in state.items() if isinstance(value, dict)}
+    leaves = named_leaves(arrays({"adapters": adapters} | trees))
+    entries = {name: entry("F32", w) for name, w in leaves}
     entries[HISTORY] = entry("U8", np.frombuffer(history.encode(), np.uint8))
-    texts = {RUN: json.dumps({"state": numbers, "facts": metadata})}
+    texts = {RUN: json.dumps({"state": without(state, *trees), "facts": metadata})}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
 

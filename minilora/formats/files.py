@@ -31,9 +31,10 @@ def write_errors(path):
     try:
         yield
     except OSError as error:
-        what = f"{path} cannot be written: {error.strerror or error}"
-        way = "check the permission and the free space on its disk, or choose another folder"
-        raise InputError(f"{what}: {way}") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}: "
+            "check the permission and the free space on its disk, or choose another folder"
+        ) from error
 
 
 def check_start(path):
@@ -73,14 +74,7 @@ def read_json(path, default=None):
 
 def write_json(path, value):
     """Write an object as indented JSON in UTF-8."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def pickle_refusal(path):
-    """Return the message for a folder whose weights are in a pickle."""
-    why = "a pickle, which can run any program: save the weights as safetensors"
-    return f"{path.parent} has only {path.name}, {why}"
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def require_new(path):
@@ -143,11 +137,12 @@ def locked(folder):
 
     number = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of a file system without locks
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"another process is writing {folder}: wait for it") from error
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is writing {folder}: wait for it") from error
+        except OSError:
+            pass  # a file system without locks
         yield
     finally:
         os.close(number)

@@ -62,8 +62,7 @@ def _byte_level(metadata, tokens):
     backend.decoder = tk.decoders.ByteLevel()
     # these tokens are matched in a text before BPE; control tokens are not printed
     for token, use in zip(tokens, metadata.get("tokenizer.ggml.token_type", ())):
-        if use == CONTROL:
-            backend.add_special_tokens([tk.AddedToken(token, normalized=False, special=True)])
-        elif use == USER_DEFINED:
-            backend.add_tokens([tk.AddedToken(token, normalized=False)])
+        if use in (CONTROL, USER_DEFINED):
+            added = tk.AddedToken(token, normalized=False, special=use == CONTROL)
+            backend.add_tokens([added])
     return backend

@@ -18,10 +18,11 @@ import numpy as np
 from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, SWITCH, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
+from ..methods.method import SIZE
 from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
-from .fields import POSITIVE, UP_TO_4096, ids, number, rope, size
+from .fields import POSITIVE, ids, number, rope, size
 from .files import errors_in, new_folder, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry, check_names_and_shapes
 
@@ -67,7 +68,7 @@ def model_config(raw):
     act = raw.get("hidden_act") or raw.get("hidden_activation") or implemented
     if act != implemented:
         raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
-    number(raw, "num_hidden_layers", UP_TO_4096)
+    number(raw, "num_hidden_layers", SIZE)
     for name in (*BIASES, "use_sliding_window"):
         number(raw, name, SWITCH, False)
     heads = size(raw, "num_attention_heads")
@@ -107,7 +108,7 @@ def projection_shapes(config):
 def shapes(config, biased=()):
     """Return {path: shape} of every tensor; biased: the projections that have a bias."""
     D = config.hidden_size
-    layer: dict = {f"{name}.weight": (D,) for name in config.norms if name}
+    layer = {f"{name}.weight": (D,) for name in config.norms if name}
     if config.qk_norm:
         layer |= {f"self_attn.{name}.weight": (config.head_dim,) for name in QK_NORMS}
     for name, shape in projection_shapes(config).items():
@@ -135,8 +136,10 @@ def family_with(config, some):
         window = family.sliding or config.sliding_window is None
         if window and family.fields == own.fields and some <= family.biased(some):
             return family
-    every = f"biases of {', '.join(sorted(some))}, as this {config.model_type} model has"
-    raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")
+    raise InputError(
+        f"no model_type of config.json has biases of {', '.join(sorted(some))}, "
+        f"as this {config.model_type} model has: train without --also-train bias"
+    )
 
 
 def weight_files(folder):
@@ -154,8 +157,8 @@ def weight_files(folder):
 
 def files(folder):
     """Return the files that `load` reads in a folder: config, tokenizer and weights."""
-    others = [folder / name for name in (*CONFIGS, *hf_tokenizer.FILES)]
-    return sorted(filter(Path.is_file, [*others, *weight_files(folder)]))
+    paths = [folder / name for name in (*CONFIGS, *hf_tokenizer.FILES)] + weight_files(folder)
+    return sorted(filter(Path.is_file, paths))
 
 
 def read_tensors(folder):
@@ -182,19 +185,18 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fie
     some = with_bias(leaves)
     family = family_with(config, some)
     biased = family.biased(some)
-    kind = family.model_type
     tied = "lm_head.weight" not in leaves
-    config = replace(config, model_type=kind, tie_word_embeddings=tied)
+    config = replace(config, model_type=family.model_type, tie_word_embeddings=tied)
     expected = shapes(config, biased)
     # in Hugging Face's format all projections of a group have biases or none has: add zeros
     zeros = {p: np.zeros(n, np.float32) for p, n in expected.items() if p.endswith(".bias")}
     leaves = zeros | leaves
-    check_names_and_shapes(leaves, expected, f"the base, as a {kind}")
+    check_names_and_shapes(leaves, expected, f"the base, as a {family.model_type}")
     tensors: dict = {}
     for path, leaf in leaves.items():
         own = quantized(path, leaf, dtype)
         tensors |= own or {path: Entry(FORMAT_NAME[dtype], leaf.shape, partial(dense, leaf))}
-    tensors = FAMILIES[kind].join(config, tensors)
+    tensors = family.join(config, tensors)
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)
         write_json(temporary / "config.json", as_json(config, dtype, biased) | fields)

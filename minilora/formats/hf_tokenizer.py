@@ -12,8 +12,10 @@ def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        way = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        raise InputError(f"{folder} has no tokenizer.json: {way}")
+        raise InputError(
+            f"{folder} has no tokenizer.json: write one with transformers: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
     check_start(path)
     text = read_text(path)
     with one_error(f"{path} is not a tokenizer"):

@@ -41,9 +41,9 @@ def read_config(raw):
     kind = raw.get("peft_type") or raw.get("minilora_method")
     method = KINDS.get(str(kind))
     if method is None:
-        known = ", ".join(KINDS)
         raise InputError(
-            f"peft_type or minilora_method {kind!r} is not implemented; LORA, {known} are"
+            f"peft_type or minilora_method {kind!r} is not implemented; "
+            f"LORA, {', '.join(KINDS)} are"
         )
     size = method.peft_size or method.size
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))

@@ -29,7 +29,7 @@ def key(path):
 
 
 def tensors(adapters, base, config):
-    """Return ({tensor name: array}, modules_to_save) of a LoRA adapter.
+    """Return ({tensor name: array}, lora_bias, modules_to_save) of a LoRA adapter.
 
     Trained norms, embedding and head are modules_to_save. A trained bias b becomes the bias b_B of
     lora_B (PEFT's lora_bias, for all projections or none): b = b₀ + (α/r)·b_B, where b₀ is the bias
@@ -39,18 +39,22 @@ def tensors(adapters, base, config):
     trained = flatten(arrays(adapters))
     scalings = {path: get(adapters, path)["lora_scaling"] for path in lora.adapted_paths(adapters)}
     for path, scaling in scalings.items():
-        expected = config.rank_and_scaling(path)[1]
+        _, expected = config.rank_and_scaling(path)
         if scaling != expected:
-            what = f"the scaling {scaling}, but its LoraConfig says {expected}"
-            raise InputError(f"the adapter on {path} has {what}")
+            raise InputError(
+                f"the adapter on {path} has the scaling {scaling}, "
+                f"but its LoraConfig says {expected}"
+            )
     places = replaceable(base)
     modules = [path.removesuffix(".weight") for path in trained if path in places]
     ends = sorted({module.rpartition(".")[2] for module in modules})
     if len(named(ends, places)) == len(modules):
         modules = ends  # PEFT compares ends
     if EMBEDDING in trained and "lm_head" not in adapters | base:
-        what = "PEFT's format cannot hold a trained embedding that is also the head"
-        raise InputError(f"{what}: put lm_head.weight into one of the two trees")
+        raise InputError(
+            "PEFT's format cannot hold a trained embedding that is also the head: "
+            "put lm_head.weight into one of the two trees"
+        )
     with_bias = any(path.endswith(".bias") for path in trained)
     if with_bias and config.use_dora:
         raise InputError("PEFT's format cannot hold trained biases of DoRA")
@@ -58,9 +62,9 @@ def tensors(adapters, base, config):
         # b_B = (b − b₀) / (α/r)
         change = np.float64(trained.get(path, own)) - own
         trained[path] = np.float32(change / scalings[path.removesuffix(".bias")])
-    expected_shapes = shapes(config, with_bias, modules, base)
-    check_names_and_shapes(trained, expected_shapes, "the adapter, by its LoraConfig")
-    return {key(path): w for path, w in trained.items()}, modules
+    expected = shapes(config, with_bias, modules, base)
+    check_names_and_shapes(trained, expected, "the adapter, by its LoraConfig")
+    return {key(path): w for path, w in trained.items()}, with_bias, modules
 
 
 def shapes(config, with_bias, modules, base):
@@ -141,8 +145,9 @@ def read_config(raw, base):
     modules = fields.pop("modules_to_save")
     for name in modules:
         if not named([name], replaceable(base)):
-            others = "norms, embed_tokens and lm_head are"
-            raise InputError(f"modules_to_save {name!r} is not implemented; {others}")
+            raise InputError(
+                f"modules_to_save {name!r} is not implemented; norms, embed_tokens and lm_head are"
+            )
     fields["exclude_modules"] = without_useless(fields["exclude_modules"], lora.modules(base))
     if fields["layers_to_transform"] == []:
         fields["layers_to_transform"] = None  # for PEFT, an empty list means all layers

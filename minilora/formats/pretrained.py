@@ -77,10 +77,11 @@ def check_vocabulary(place, config, tokenizer):
     """Raise InputError if a token of the tokenizer or of the config has no row in the embedding."""
     # the largest id may be that of a token that the tokenizer adds to every text
     last = max([tokenizer.vocab_size - 1, *tokenizer.encode(""), *config.eos_token_id])
-    rows = config.vocab_size
-    if last >= rows:
-        what = f"the tokenizer or eos_token_id has the token {last}"
-        raise InputError(f"{place}: {what}, but the embedding has {rows} rows")
+    if last >= config.vocab_size:
+        raise InputError(
+            f"{place}: the tokenizer or eos_token_id has the token {last}, "
+            f"but the embedding has {config.vocab_size} rows"
+        )
 
 
 def files(name):
@@ -98,8 +99,10 @@ def _place(name):
         return fetch.cached(name)
     path = Path(name)
     if not name or not (path.is_dir() or name.endswith(".gguf")):
-        known = f"{', '.join(NAMES)}, a Hugging Face folder or a .gguf file"
-        raise InputError(f"there is no model {name!r}: give {known}")
+        raise InputError(
+            f"there is no model {name!r}: "
+            f"give {', '.join(NAMES)}, a Hugging Face folder or a .gguf file"
+        )
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise InputError(f"{name} is the folder of an adapter: give it to --adapter-path")
     return path

@@ -16,11 +16,10 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..config import InputError
+from ..config import NON_NEGATIVE_INT, InputError
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import LowPrecision
 from .files import check_start, errors_in, parse_object
@@ -32,7 +31,7 @@ BLOCKS = {
     "Q4_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", BLOCK // 2)]),
     "Q8_0": np.dtype([("d", "<f2"), ("q", "i1", BLOCK)]),
 }
-DTYPES: dict[str, np.dtype] = FLOATS | BLOCKS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
+DTYPES: dict = FLOATS | BLOCKS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -41,10 +40,10 @@ class Entry:
     """A tensor of a file. `read` returns its numbers; it raises InputError if they are missing."""
 
     dtype: str  # the type in the file, or the code of a quantized weight
-    shape: tuple[int, ...]
-    read: Callable[[], Any]  # float32, unchanged 8-bit numbers, or a quantized weight
+    shape: tuple
+    read: Callable  # float32, unchanged 8-bit numbers, or a quantized weight
     where: str = ""  # the file and the tensor, for messages
-    read_low_precision: Callable[[], Any] | None = None  # a matrix kept in F16, BF16 or Q8_0
+    read_low_precision: Callable | None = None  # a matrix kept in F16, BF16 or Q8_0
 
 
 def entry(dtype, w):
@@ -59,8 +58,10 @@ def entry_in_file(path, name, dtype, shape, start, size):
     """
     where = f"{path}: tensor {name}"
     if dtype not in DTYPES:
-        way = "use a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
-        raise InputError(f"{where} has the unsupported type {dtype}: {way}")
+        raise InputError(
+            f"{where} has the unsupported type {dtype}: "
+            "use a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+        )
     stored_shape = shape
     if dtype in BLOCKS:
         width = shape[-1] if shape else 1
@@ -119,8 +120,9 @@ def encode(w, dtype, where="tensor"):
     with np.errstate(over="ignore"):
         raw = to_bfloat16(w) if dtype == "BF16" else np.ascontiguousarray(w, FLOATS[dtype])
     if not is_finite(decode(raw, dtype)):
-        what = "a number that is not finite, or too large for this type"
-        raise InputError(f"{where} has {what}: {dtype}")
+        raise InputError(
+            f"{where} has a number that is not finite, or too large for this type: {dtype}"
+        )
     return raw
 
 
@@ -146,8 +148,9 @@ def check_names_and_shapes(found, expected, place):
         if name not in found:
             raise InputError(f"{place}: tensor {name} is missing")
         if found[name].shape != expected[name]:
-            what = f"tensor {name} has the shape {found[name].shape}, not {expected[name]}"
-            raise InputError(f"{place}: {what}")
+            raise InputError(
+                f"{place}: tensor {name} has the shape {found[name].shape}, not {expected[name]}"
+            )
 
 
 def read_header(path):
@@ -176,7 +179,7 @@ def _entry(path, name, raw, data, size):
     """Return the Entry of a tensor in the header."""
     match raw:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]}:
-            if all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+            if all(map(NON_NEGATIVE_INT.holds, (*shape, start, stop))):
                 found, end = entry_in_file(path, name, dtype, tuple(shape), data + start, size)
                 if end == data + stop:
                     return found
@@ -188,19 +191,16 @@ def write(path, entries, metadata=None):
     header = {"__metadata__": metadata or {"format": "pt"}}  # transformers needs "format"
     end = 0
     # widest types first, so that every tensor starts at a multiple of its item size
-    names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
-    for name in names:
-        dtype = entries[name].dtype
-        shape = entries[name].shape
+    ordered = sorted(entries.items(), key=lambda item: (-DTYPES[item[1].dtype].itemsize, item[0]))
+    for name, found in ordered:
         start = end
-        end += math.prod(shape) * DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        end += math.prod(found.shape) * DTYPES[found.dtype].itemsize
+        header[name] = {"dtype": found.dtype, "shape": found.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            w = entries[name].read()
-            dtype = entries[name].dtype
-            raw = encode(w, dtype, name) if dtype in FLOATS else w
-            file.write(np.ascontiguousarray(raw, DTYPES[dtype]).data)
+        for name, found in ordered:
+            w = found.read()
+            raw = encode(w, found.dtype, name) if found.dtype in FLOATS else w
+            file.write(np.ascontiguousarray(raw, DTYPES[found.dtype]).data)

@@ -28,7 +28,7 @@ def attention(q, k, v, rope, segment_starts, cache=None, window=None):
     return _attention(q, k, v, rope, first_keys(segment_starts, window), {})
 
 
-def first_keys(segment_starts, window=None):
+def first_keys(segment_starts, window):
     """Return the first key (B, T) that each token sees: a window only raises `segment_starts`.
 
     Raises IndexError if a segment starts before its row or after one of its tokens.

@@ -25,10 +25,11 @@ def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
     w = np.ascontiguousarray(w, np.float32)
     if quant_type != "nf4" or w.size % block_size:
         return nf4.quantize(w, block_size, double_quant, quant_type)
-    codes = np.empty((w.size // block_size, block_size // 2), np.uint8)
-    absmax = np.empty(len(codes), np.float32)
-    a = w.reshape(-1, block_size), CODEBOOKS["nf4"].midpoints, codes, absmax
-    parallel_rows(_encode, (len(codes), 2 * block_size), *a)  # 15 comparisons per element
+    blocks = w.reshape(-1, block_size)
+    codes = np.empty((len(blocks), block_size // 2), np.uint8)
+    absmax = np.empty(len(blocks), np.float32)
+    work = len(blocks), 2 * block_size  # 15 comparisons per element
+    parallel_rows(_encode, work, blocks, CODEBOOKS["nf4"].midpoints, codes, absmax)
     nf4.require_finite(absmax)
     stored_absmax = double_quantize(absmax) if double_quant else absmax
     return Quantized(codes.reshape(-1), stored_absmax, w.shape, block_size, quant_type)

@@ -12,7 +12,7 @@ from ..config import InputError, LoraConfig, ModelConfig
 from ..generation import check_generation, sample
 from ..layers import LayerCache
 from ..lora import adapted_paths
-from ..tree import Tree, get, set_leaf
+from ..tree import Tree, get, unflatten
 from .registry import operations
 from .several import factors, per_row
 
@@ -71,18 +71,17 @@ def combine(adapters, weights, combination_type="cat", r=None):
         )
     if len(weights) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
-    combined: dict = {}
+    combined = {}
     errors = {}
     for path, found in factors(adapters).items():
         parts = [(weights[i] * s, A, B) for i, s, A, B in found]
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in COMBINATION_TYPES[combination_type](parts, rank))
-        node = {"lora_A": A, "lora_B": B, "lora_scaling": 1.0, "lora_dropout": 0.0}
-        set_leaf(combined, path, node)
+        combined[path] = {"lora_A": A, "lora_B": B, "lora_scaling": 1.0, "lora_dropout": 0.0}
         exact = sum(ws * (np.float64(b) @ a) for ws, a, b in parts)
         off = np.linalg.norm(np.float64(B) @ A - exact)
         errors[path] = float(off / (np.linalg.norm(exact) or 1.0))
-    return combined, errors
+    return unflatten(combined), errors
 
 
 def cat(parts, r):

@@ -68,8 +68,7 @@ def error_report(base, quantized):
     for path, q in named_leaves(quantized):
         if isinstance(q, (int8.Int8, nf4.Quantized)):
             w = originals[path]
-            error = q.dequantize() - w
-            rmse = _rms(error)
+            rmse = _rms(q.dequantize() - w)
             size = _rms(w)
             bits = 8 * q.nbytes / w.size
             rows.append(ErrorRow(path, rmse, rmse / size if size else 0.0, bits))
