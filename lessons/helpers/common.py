@@ -240,7 +240,8 @@ def further_seeds(seeds, share):
     """
     x = np.log(seeds)
     half = reach(x, share)
-    return math.exp(x.mean() - half), math.exp(x.mean() + half)
+    with np.errstate(over="ignore"):  # two seeds that are far apart exclude no number
+        return np.exp(x.mean() - half), np.exp(x.mean() + half)
 
 
 def belongs(again, seeds, other=()):
