@@ -189,7 +189,7 @@ def test_further_seeds_are_where_their_share_says():
     inside = [low <= again <= high for (low, high), again in zip(intervals, draws[:, 3])]
     # five standard errors of a share of 2,000 draws
     assert abs(np.mean(inside) - 0.95) < 5 * (0.95 * 0.05 / 2000) ** 0.5
-    assert common.further_seeds([1e-9, 1.0], 0.95) == (0, np.inf), "too far apart to tell"
+    assert common.further_seeds([1e-300, 1.0], 0.95) == (0, np.inf), "too far apart to tell"
 
 
 @pytest.mark.parametrize(
