@@ -1,8 +1,8 @@
 """linear-4bit: multiply by a weight that is stored in four bits.
 
 Compute y = x Wᵀ. x is (..., in); w is (out, in), a dense float32 array or a quantized weight, which
-`dense(w)` turns into a matrix. Return (..., out). Keep the decorator, which hides the function from
-autograd.
+`dense(w)` turns into a matrix. `_matmul(x, m)` is x m, for x with any number of axes. Return (...,
+out). Keep the decorator, which hides the function from autograd.
 """
 
 import numpy as np
