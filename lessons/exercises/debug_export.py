@@ -1,9 +1,9 @@
 """debug-export: a merged model that answers differently.
 
-A QLoRA adapter was trained, and `export` merges it, for a program that reads only dense weights. The
-exported model must compute what the model computed in training. With the adapter separate, the loss
-on held-out questions is 0.008. The exported model has 0.018, without an error. The learned factors
-and the scaling are right. Find the fault and repair it, in one line.
+A QLoRA adapter was trained, and `export` merges it, for a program that reads only dense weights.
+The exported model must compute what the model computed in training. With the adapter separate, the
+loss on held-out questions is 0.008. The exported model has 0.018, without an error. The learned
+factors and the scaling are right. Find the fault and repair it, in one line.
 """
 
 import numpy as np
