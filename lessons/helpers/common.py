@@ -227,6 +227,11 @@ def claim(sentence, differences, above=0.0, below=math.inf, times=False, digits=
     return found
 
 
+def rank_correlation(x, y):
+    """Return Spearman's correlation, that of the ranks, of values without ties."""
+    return float(np.corrcoef(*(np.argsort(np.argsort(z)) for z in (x, y)))[0, 1])
+
+
 def reach(seeds, share):
     """Return how far from the mean of some seeds this share of further seeds is: t·s·√(1 + 1/n)."""
     n = len(seeds)

@@ -22,13 +22,13 @@ CHOICE = 4  # the first bytes of an echo, which choose its form: " Who", " Wha" 
 
 
 class Row(NamedTuple):
-    """A sentence as token ids, and the place that it names."""
+    """A sentence as token ids, and what it says."""
 
     prompt: list
-    fact: dict
+    fact: dict  # its name, colour, thing and place
 
     def answer(self, form):
-        """Return the token ids of an answer of this form."""
+        """Return the token ids of an answer of this form, a text with the fields of `fact`."""
         return list(form.format(**self.fact).encode())
 
 
@@ -38,7 +38,8 @@ def rows(split, n, seed=0):
     for row in tasks.questions(split, n, seed):
         sentence = row["prompt"].removesuffix(tasks.QUESTION)
         name, what, place = row["completion"].strip(" .").split(", ")
-        fact = {"name": name, "thing": what.split()[1], "place": place}
+        colour, thing = what.split()
+        fact = {"name": name, "colour": colour, "thing": thing, "place": place}
         found.append(Row(list(sentence.encode()), fact))
     return found
 

@@ -11,16 +11,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
-    QUICK,
-    figure,
-    finetune,
-    interval,
-    scores_of,
-    short,
-    spread,
-    table,
-)
+from lessons.helpers import common
+from lessons.helpers.common import QUICK, finetune, interval, scores_of, short, spread, table
 from lessons.studies.since_2023.capacity_sweep import facts
 from minilora import LoraConfig, MethodConfig
 from minilora.batching import batch_at
@@ -38,24 +30,24 @@ LORA = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # one begins ([alpaca-lora](https://github.com/tloen/alpaca-lora/issues/502),
 # [LlamaFactory](https://github.com/hiyouga/LlamaFactory/issues/7485),
 # [FastChat](https://github.com/lm-sys/FastChat/issues/2025)). They suspect an error. Howard and
-# Whitaker 2023 suspect that the model memorizes a row after one view.
+# Whitaker (2023) suspect that a large model memorizes a row after one view.
 #
 # Here, the rows are 64 facts: a key of three letters, and an answer of twelve random letters. There
-# is no rule, so a row teaches nothing about another one. The base knows the format: it is `micro`,
-# trained on other facts. An epoch has four steps of 16 rows.
+# is no rule, so a row teaches nothing about another one. The base knows the format: it is `micro`
+# (0.1 million parameters), trained on other facts. An epoch has four steps of 16 rows.
 #
 # The same number of steps is run a second time, with rows that are **drawn** at random from the
-# same 64. Then there are no epochs: one row comes twice while another one has not come yet.
+# same 64. Then there are no epochs: some rows come twice before others come once.
 #
 # **Predict.** Which part of the fall of the loss happens between the last step of an epoch and the
-# first step of the next? And of the drawn rows, at the same steps?
+# first step of the next? And with drawn rows, at the same steps?
 #
 # <details><summary>Answer</summary>
-# In epochs: more than all of it. Within an epoch the loss even *rises*. Of the drawn rows, the loss
-# does not fall more at these steps than at others. "A quarter" is tempting for both, because a
-# quarter of all pairs of steps are such ends. But a training loss is computed *before* the step, so
-# all losses of the first epoch are of rows never seen. When the next epoch begins, all rows have
-# been seen once more.
+# In epochs: more than all of it, because the loss *rises* within an epoch. With drawn rows, hardly
+# any, in the mean. "A quarter" is tempting for both, because a quarter of all pairs of steps are
+# such ends. It would be right if the loss fell equally at each step. But a training loss is
+# computed *before* the step, so all losses of the first epoch are of rows never seen. When the next
+# epoch begins, all rows have been seen once more.
 # </details>
 
 # %%
@@ -118,8 +110,9 @@ def show(names):
 
 
 show(runs)
+print(f"held-out loss before these runs: {first.scores['loss']:.2f}")
 title = "The training loss of 64 facts, mean of the seeds"
-with figure("staircase", "optimizer step", "training loss (nats per token)", title) as axes:
+with common.figure("staircase", "optimizer step", "training loss (nats per token)", title) as axes:
     for name, style in zip(("facts, in epochs", "facts, drawn"), plot.LINES):
         mean = np.mean([losses for losses, _ in runs[name]], axis=0)
         axes.plot(mean.ravel(), label=name, **style)
@@ -132,8 +125,8 @@ with figure("staircase", "optimizer step", "training loss (nats per token)", tit
 # everywhere](../../../figures/staircase.png)
 #
 # The grey lines are the ends of epochs. The held-out loss begins at 2.6 and rises in all runs:
-# there is nothing to learn but the rows themselves. So the height of a stair is what the model
-# *memorized* from one more view.
+# there is nothing to learn but the rows themselves. So the loss falls at a stair because the model
+# has *memorized* rows in one more view.
 #
 # Why does the loss rise within an epoch? The next cell scores all 64 rows after each step.
 
@@ -163,19 +156,21 @@ cells = [[step + 1, *map(spread, parts[:, step].T)] for step in range(3)]
 table(["steps of the epoch", "rows of these steps", "rows to come"], cells)
 
 # %% [markdown]
-# A step lowers the loss of its own rows, and raises that of the rows still to come: memorizing some
-# rows makes all others worse, as it does with held-out rows. The rows of earlier steps of the epoch
-# stay as they are.
+# After its step, a row has a lower loss than the rows still to come. From step to step, the loss of
+# the rows to come rises: memorizing some rows makes others worse, as it does with held-out rows.
+# The mean loss of the rows of these steps stays about the same.
 #
-# One user writes that stairs come from a learning rate that is too high, and vanish at a tenth of
-# it. Here, at 3e-3 the stairs are lower. But still the whole fall is at the ends of epochs.
+# A user of FastChat writes that stairs come from a learning rate that is too high, and vanish at a
+# tenth of it. Here, at 3e-3 the stairs are lower. But still, in the mean, the whole fall is at the
+# ends of epochs. A rate of a tenth was not tested.
 
 # %%
 # Checks
 fall = {name: np.transpose([falls(losses) for losses, _ in runs[name]]) for name in runs}
-for name in ("facts, in epochs", "facts, in epochs, 3e-3"):
+for name, part in {"facts, in epochs": 1, "facts, in epochs, 3e-3": 0.5}.items():
     whole, ends = fall[name]
-    assert (ends > 0.8 * whole).all(), f"{name}: the loss must fall at the ends of epochs"
+    assert (ends > part * whole).all(), f"{name}: the loss must fall at the ends of epochs"
+    assert ends.mean() > whole.mean(), f"{name}: in the mean, the whole fall"
 whole, ends = fall["facts, drawn"]
 assert (whole > 0.2).all(), "the loss of drawn rows must fall, too"
 more = fall["facts, in epochs"][1] - ends
@@ -194,12 +189,13 @@ for name, found in runs.items():
 #
 # The same run with 64 questions on `micro` itself (no facts). A question can be answered by a rule.
 #
-# **Predict.** How much of the fall is at the ends of epochs now? There are 19 ends, and 79 pairs of
-# steps.
+# **Predict.** How much of the fall is at the ends of epochs now? (There are 19 ends, and 79 pairs
+# of successive steps.)
 #
 # <details><summary>Answer</summary>
 # Less than half, in every seed. What the model learns from a row also helps with rows not seen yet,
-# so the loss falls within an epoch, too. "All of it" is tempting, because the rows repeat as often.
+# so the loss falls within an epoch, too. "All of it" is tempting, because the rows repeat as often
+# as before.
 # </details>
 
 # %%
@@ -213,17 +209,17 @@ whole, ends = np.transpose([falls(losses) for losses, _ in runs["questions"]])
 assert (ends < 0.5 * whole).all(), "with a rule, most of the fall must be within epochs"
 
 # %% [markdown]
-# **So stairs are not an error.** They say that the model memorizes rows. Look at the held-out loss:
-# if it does not fall with the training loss, more epochs only make the model surer of these rows.
+# **So stairs are not an error.** They show that the model memorizes rows. Look at the held-out
+# loss: if it does not fall with the training loss, more epochs only teach the model these rows.
 
 # %% [markdown]
 # ## What was shown
 #
 # On `micro` (0.1 million parameters, five seeds): with rows that have no rule, the whole fall of
-# the training loss is at the ends of epochs, also at a lower rate, and the held-out loss rises.
-# Rows drawn at random have no stairs. With a rule, the loss falls within epochs. Whether *one* view
-# is enough to memorize a row, as Howard and Whitaker suspect of large models, was not tested: here
-# a stair is low, and many views are needed.
+# the training loss is at the ends of epochs, also (in the mean) at a lower rate, and the held-out
+# loss rises. Rows drawn at random have no such stairs. With a rule, most of the fall is within
+# epochs. Whether *one* view is enough to memorize a row, as Howard and Whitaker suspect of large
+# models, was not tested: here a stair is low, and many views are needed.
 #
 # **What to try.**
 #

@@ -11,39 +11,30 @@
 # %%
 import numpy as np
 
-from lessons.helpers.common import (
-    HOLDS,
-    QUICK,
-    agrees,
-    claim,
-    interval,
-    of,
-    read_sweep,
-    spread,
-    table,
-)
+from lessons.helpers import common
+from lessons.helpers.common import HOLDS, QUICK, claim, interval, of, spread, table
 from lessons.studies.data import rows_sweep
 
 # %% [markdown]
 # ## How many rows does the task need?
 #
-# The sweep trains `micro` on N questions, a batch of 16 rows at a time, until it has *seen* 800,
-# 1,600 or 3,200 rows, counting a row each time. Each case is a run with a schedule of its own, and
-# has its best of five rates, chosen on validation rows with two seeds. Five other seeds are shown,
-# on test rows.
+# The sweep trains `micro` (0.1 million parameters) on N questions, in batches of 16 rows, for 800,
+# 1,600 or 3,200 *views*: a row counts once each time it is seen. Each case is a complete run with
+# its own schedule, at the best of five rates, chosen on validation rows with two seeds. The tables
+# show five other seeds, on test rows.
 #
-# **Predict.** A run sees 3,200 rows. How many of them may be repetitions, before fewer than nine
-# answers of ten are exactly right?
+# **Predict.** With 3,200 views, how many different rows are needed to answer nine of ten questions
+# exactly: 3,200, 1,600, 400 or 100?
 #
 # <details><summary>Answer</summary>
-# Nearly all: with 100 rows seen 32 times, 94 % of the answers are right; with 200 rows seen 16
-# times, more than 99 %. "Half" is tempting, because a repeated row seems to be worth
-# little. But here it is the number of *steps* that is short: after 800 views, no case has learned
-# the task, however many different rows it has seen.
+# 100 are enough: seen 32 times, they lead to 94 % of right answers. With 200 rows seen 16 times, it
+# is more than 99 %. "1,600" is tempting, because a repeated row seems to be worth little. But here
+# the number of *steps* is the limit: after 800 views, no case has learned the task, however many
+# different rows it has seen.
 # </details>
 
 # %%
-sweep = read_sweep("rows")
+sweep = common.read_sweep("rows")
 
 
 def column(name, rows, views):
@@ -72,13 +63,14 @@ for views in rows_sweep.VIEWS:
 # compute, up to four epochs of the same data cost almost nothing against new data, and many more
 # epochs add nothing.
 #
-# **Predict.** Does a second epoch lower the test loss more if the rows are few? And what is better:
-# 800 rows seen four times, or 3,200 rows seen once?
+# **Predict.** Do twice as many epochs lower the test loss, with many rows and with few? And which
+# is better: 800 rows seen four times, or 3,200 rows seen once?
 #
 # <details><summary>Answer</summary>
-# Twice the views lower the loss to less than a fifth in the mean, with few rows as with many. At
-# 3,200 views, 200 to 1,600 rows seen several times are as good as 3,200 rows, within a factor of
-# 1.5. 100 rows are worse. "New rows are better" is tempting, and true only for the fewest rows.
+# They lower the loss to less than a fifth in the mean, with few rows as with many. At 3,200 views,
+# 200 to 1,600 rows seen several times are as good as 3,200 rows, within a factor of 1.5. 100 rows
+# have a higher loss. "New rows are better" is tempting, because each shows something new. Here,
+# this is so only against 100 rows.
 # </details>
 
 # %%
@@ -103,13 +95,12 @@ for rows in (1600, 800, 400, 200, 100):
     within[rows] = claim(sentence, differences, -np.log(1.5), np.log(1.5), times=True)
 
 # %% [markdown]
-# So a second epoch helps as long as the held-out loss still falls: its views are worth as much as
-# new rows, until the rows become too few. Here this is so up to sixteen epochs. Muennighoff et al.
-# found four for pretraining, where each row holds far more that is new. To test their claim itself
-# needs a model and a text that large.
+# So here, seeing a row again is worth as much as a new row, within 1.5 times and up to sixteen
+# epochs. Muennighoff et al. found four epochs for pretraining, where each row contains far more
+# that is new. To test their claim itself, one needs a model and a text as large as theirs.
 #
-# For your own task, train half of your rows for twice the epochs. If the held-out loss is the same,
-# new rows will not help much, and more steps may. If it is higher, collect more rows.
+# For your own task, train on half of your rows for twice the epochs. If the held-out loss is the
+# same, more rows will not help much, but more steps may. If it is higher, collect more rows.
 
 # %%
 # Checks
@@ -125,14 +116,14 @@ assert exact[100, 3200] > 0.9 and min(exact[n, 3200] for n in SIZES[1:]) > 0.99
 if not QUICK:  # a run of the sweep again, told apart from half of its views
     again = rows_sweep.run((200, 3200, rows_sweep.best_rate(sweep, (200, 3200)), 0))["test"]
     own, other = column("test", 200, 3200), column("test", 200, 1600)
-    assert agrees(again, own, other), f"{again}, not {own}"
+    assert common.agrees(again, own, other), f"{again}, not {own}"
 
 # %% [markdown]
 # ## What was shown
 #
-# On `micro` (0.1 million parameters, five seeds), the task of the questions needs 200 rows and
-# 3,200 views. Up to sixteen epochs are as good as new rows, within 1.5 times; 32 epochs of 100 rows
-# are not.
+# On `micro` (0.1 million parameters, five seeds), 200 rows and 3,200 views are enough for the task
+# of the questions. Up to sixteen epochs are as good as new rows, within 1.5 times. After 32 epochs
+# of 100 rows, the loss is higher.
 #
 # **What to try.**
 #

@@ -2,7 +2,7 @@
 # # Reading a rank-1 adapter
 #
 # **The question.** At r = 1, an adapter computes one number per projection and token, A·x. What
-# does this number say, and what of it does the model need?
+# does this number say, and which part of it does the model need?
 #
 # **Continues:** [lesson 3](../../03_two_small_matrices.py).
 #
@@ -28,9 +28,9 @@ RATE, _ = common.best_rates(rank1.RATES, valid)
 # the number z = A·x says how far the output moves along it, for this token. With 21 projections,
 # all that the adapter adds to `micro` (0.1 million parameters) is 21 numbers per token.
 #
-# Ward et al. (2025) train such an adapter on Qwen2.5-32B for reasoning. It recovers 73 to 90 % of
-# the gain of full fine-tuning, and its numbers are as interpretable as the neurons of the MLP, they
-# say. Soligo et al. (2025) read 9 rank-1 adapters in the same way.
+# Ward et al. (2025) train such an adapter on Qwen2.5-32B for reasoning. They report that it
+# recovers 73 to 90 % of the reasoning performance of full fine-tuning, and that its numbers are as
+# interpretable as the neurons of the MLP. Soligo et al. (2025) read 9 rank-1 adapters.
 #
 # The task here: " Who, what, where?" asks for a name, a colour, a thing and a place that the prompt
 # has named. Below, `+` and `-` mark the bytes where z is more than one standard deviation from its
@@ -64,8 +64,8 @@ for path in sorted(rise, key=rise.get)[:-4:-1]:
 # name those of the MLP, above all in later layers.
 #
 # <details><summary>Answer</summary>
-# Here, queries and keys. ("The MLP" is tempting: it has more of the parameters.) They decide where
-# attention looks, and this task is to find words and copy them.
+# Here, queries and keys. A possible reason: they decide where attention looks, and this task is to
+# find words and copy them. ("The MLP" is tempting: it has more of the parameters.)
 # </details>
 
 # %%
@@ -93,8 +93,9 @@ verdicts = {
 # %% [markdown]
 # Which query or key matters most differs from seed to seed. And one at a time is not all together:
 # the 21 rises add up to less than half of what the adapter has learned (mean of the seeds). Without
-# all twelve projections of attention, the loss is about as high as without all nine of the MLP. So
-# the MLP's projections can replace each other, and switching off one hides what they do together.
+# all twelve projections of attention, the mean loss is about as high as without all nine of the
+# MLP. So if one projection of the MLP is off, others seem to do its work: switching off one hides
+# what they do together.
 
 # %%
 # Checks
@@ -114,12 +115,13 @@ assert (each.sum(axis=(1, 2)) < 0.6 * learned).all(), "the rises do not add up t
 # - a constant, its mean over all tokens: the update is a bias;
 # - its mean at this place over all rows: z says where we are, and nothing of which words these are.
 #
-# **Predict.** How much of what the adapter learned is left with a constant, and with the place?
+# **Predict.** How much of what the adapter learned is left with a constant, and with the mean at
+# the place?
 #
 # <details><summary>Answer</summary>
-# About nine tenths of the gain in loss with the place, and a fifth with a constant. ("Little" is
-# tempting for the place, as the answer is made of the row's own words. But the base can copy words:
-# it needs to be told when.)
+# With the mean at the place, about nine tenths of the gain in loss, and with a constant, a fifth.
+# ("Little" is tempting for the place, as the answer is made of the row's own words. But the base
+# can copy words already. It lacks the information when to copy which one.)
 # </details>
 
 # %%
@@ -149,8 +151,8 @@ assert abs(plain - loss) < 1e-5, "without a replacement, the model is as it was"
 # that was never trained, with a random A?
 #
 # <details><summary>Answer</summary>
-# Almost as much. ("Nothing" is tempting.) The input x depends on the place already, so a random
-# direction sees it, too.
+# Almost as much. ("Nothing" is tempting, because a random A has learned nothing. But the input x
+# depends on the place already, so a random direction of it does, too.)
 # </details>
 
 # %%
@@ -166,15 +168,16 @@ assert verdict == common.HOLDS, "training must add a little"
 assert (trained - untrained).max() < 0.15 and untrained.min() > 0.6, "but most was there before"
 
 # %% [markdown]
-# A pattern that one can read shows what x contains. What the model needs is shown by replacing z.
+# So a readable pattern in z shows what x contains. Replacing z shows what the model needs.
 #
 # ## What was shown
 #
-# On `micro`, one template and five seeds, z mostly says where in the row a token is: its mean per
-# place keeps nine tenths of the gain. Queries and keys matter most if one projection is switched
-# off at a time. That the MLP matters more does not hold so here, and is not shown either way if all
-# are switched off together. Ward et al. train a model of 32 billion parameters for reasoning. To
-# test their claim, one needs such a model and both ways of switching off.
+# On `micro` (0.1 million parameters), one template and five seeds, z mostly says where in the row a
+# token is: its mean per place keeps nine tenths of the gain. Queries and keys matter most if one
+# projection is switched off at a time. That the MLP matters more does not hold here in this way of
+# switching off. If all projections of a group are off together, it is not shown either way. Ward et
+# al. train a model of 32 billion parameters for reasoning. To test their claim, one needs such a
+# model and both ways of switching off.
 #
 # **What to try.**
 #

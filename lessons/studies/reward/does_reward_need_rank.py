@@ -1,15 +1,16 @@
 # %% [markdown]
 # # Does a reward need rank?
 #
-# **The question.** Reinforcement learning tells a model how good its own answers are, and no right
-# answers. Is an adapter of rank 1 enough for that, and does the noise of a 4-bit base help?
+# **The question.** In reinforcement learning, a model sees no right answers: it learns how good its
+# own answers are. Is an adapter of rank 1 enough for that, and does the noise of a 4-bit base help?
 #
 # *LoRA Without Regret* (Schulman et al. 2025) reports that rank 1 matches full fine-tuning in
 # reinforcement learning with policy gradients, on mathematical problems. Its reason: an answer has
 # one reward, which is about one bit. A later attempt with two seeds found the same at 8 billion
 # parameters, and could not decide it at 0.6 billion ([open-rl, pull request
-# 208](https://github.com/gke-labs/open-rl/pull/208)). In another one, at 0.6 billion, full
-# fine-tuning stayed ahead ([Kaitchup](https://kaitchup.substack.com/p/tiny-recursive-models-for-very-specific)).
+# 208](https://github.com/gke-labs/open-rl/pull/208)). In the curves of Hugging Face's attempt, full
+# fine-tuning moves ahead and stays there
+# ([Kaitchup](https://kaitchup.substack.com/p/tiny-recursive-models-for-very-specific)).
 #
 # **Continues:** [lesson 9](../../09_the_settings.py).
 #
@@ -31,24 +32,25 @@ config, base, tokenizer = minilora.load("micro")
 # %% [markdown]
 # ## A group of answers, and their rewards
 #
-# The base has read sentences such as "Ada keeps a pink kite in the barn." An echo follows each of
-# them: who, what or where, equally often. Here, an answer gets the reward 1 if it names the place,
-# otherwise 0. The *policy* is the model as a distribution of answers y to a prompt x. The gradient
-# of the mean reward is a mean over answers that the model itself has sampled (REINFORCE, Williams
-# 1992):
+# The base was trained on sentences such as "Ada keeps a pink kite in the barn." An echo follows
+# each of them: who, what or where, equally often. Here, an answer gets the reward 1 if it names the
+# place, otherwise 0. The *policy* is the model as a distribution of answers y to a prompt x. The
+# gradient of the mean reward is a mean over answers that the model itself has sampled (REINFORCE,
+# Williams 1992):
 #
 # $$\nabla \, \mathbb{E}[r(y)] = \mathbb{E}\big[(r(y) - b) \, \nabla \log p(y \mid x)\big]$$
 #
 # In words: make answers that are better than b more probable, and the others less probable. Any b
-# that does not depend on y is correct. Here, b is the mean reward of a group of eight answers to
-# the same prompt, as in GRPO (Shao et al. 2024), but without dividing by the standard deviation.
-# r − b is called the *advantage*.
+# that does not depend on y gives the same expected gradient. Here, b is the mean reward of eight
+# answers to the same prompt, as in GRPO (Shao et al. 2024), but without dividing by the standard
+# deviation. (This b includes y's own reward, which multiplies the expected gradient by 7/8.) r − b
+# is called the *advantage*.
 #
 # **Predict.** What is the gradient if all eight answers get the reward 1?
 #
 # <details><summary>Answer</summary>
-# Zero: each advantage is zero. "More of the same" is tempting, because all were right. But then
-# there is nothing better to learn from this group, and the same holds if all were wrong.
+# Zero: each advantage is zero. "More of the same" is tempting, because all answers were right. But
+# none of them is better than the others, and the same holds if all were wrong.
 # </details>
 
 # %%
@@ -83,19 +85,19 @@ assert norms["all 1"] == 0 < norms["sampled"], "equal rewards must give no gradi
 # `rank_for_reward_sweep.py` trains `micro` (0.1 million parameters) for 40 steps of 32 answers.
 # Their rewards have at most 40 · 32 = 1,280 bits. Rank 1 on all projections has 2,736 parameters,
 # and the study [How much fits into an adapter](../since_2023/how_much_fits_into_an_adapter.py)
-# found adapters of rank 1 that learned 0.6 bits per parameter by heart, and more in longer runs.
-# So capacity is not the limit here. Each size has its own learning rate: the best of four on other
-# sentences, with two further seeds. The *expected reward* is the probability of the answers that
-# name the place, on sentences that no run has trained on.
+# found that adapters of rank 1 memorize 0.6 bits per parameter, and more in longer runs. So
+# capacity is not the limit here. Each size has its own learning rate: the best of four on other
+# sentences, with two further seeds. The *expected reward* is the probability of three answers that
+# name the place (`FORMS` in `echoes.py`), on sentences on which no run was trained.
 #
 # **Predict.** Which size has the highest reward after 40 steps? What happens to the entropy of an
 # answer meanwhile? And which size forgets least of the base's own text?
 #
 # <details><summary>Answer</summary>
-# Rank 1 is within 0.05 of full fine-tuning. The entropy rises in some runs and then falls, because
-# two of the three echoes become rare. Rank 1 forgets least. "The larger one learns more" is
-# tempting, and it is true for a task of imitation: in [LoRA or full
-# fine-tuning](../since_2023/lora_or_full.py), rank 1 answers less than three quarters of the
+# Full fine-tuning has the highest mean reward, but rank 1 is within 0.05 of it. The entropy falls,
+# because two of the three echoes become rare. (In some runs, it rises first.) Rank 1 forgets least.
+# "The larger one learns much more" is tempting, and it is true for a task of imitation: in [LoRA or
+# full fine-tuning](../since_2023/lora_or_full.py), rank 1 answers less than three quarters of the
 # questions, and full fine-tuning more than 97 %.
 # </details>
 
@@ -143,12 +145,12 @@ with common.figure("reward", "optimizer step", "", titles, width=7.5, columns=2)
 # weights](../../../figures/reward.png)
 #
 # On this model of 0.1 million parameters and one rule, rank 1 is within 0.05 of full fine-tuning,
-# with an eighth of the parameters of rank 8, and it forgets less. For rank 8 this is not shown: one
-# of its five seeds ends at 0.58. Both seeds that chose its rate had ended above 0.89. Rewards make
-# noisy gradients, and two seeds are too few to see that a rate fails in one run of five.
+# and it forgets less. That rank 8 is within 0.05, too, is not shown: one of its five seeds ends at
+# 0.58. The two seeds that chose its rate had ended above 0.89. Rewards make noisy gradients, and
+# two seeds are too few to see that a rate fails in one run of five.
 #
-# The rate matters for forgetting, too: with the smallest rate, 0.001, the two seeds of rank 8 that
-# chose the rate forgot at most 0.02 nats per byte, and ended at 0.81 and more.
+# The rate matters for forgetting, too: rank 8 at the smallest rate, 0.001, forgot at most 0.02 nats
+# per byte in its two runs, and still ended above 0.81.
 
 # %% [markdown]
 # ## Does the noise of four bits help to explore?
@@ -158,15 +160,16 @@ with common.figure("reward", "optimizer step", "", titles, width=7.5, columns=2)
 # (GSM8K, Qwen2.5 7B: 88.5 against 88.1; with NF4 85.0). The reason given is that the noise makes
 # the model try more.
 #
-# Noise can only help where a model tries too little. So `base_of` in the sweep makes a base that
-# names the place in one of sixteen answers, and says who otherwise. It is used dense, in NF4, and
-# in E2M1 with blocks of 16, which is NVFP4 except for its scales (float32 here).
+# Noise can only help where a model tries too little. So `base_of` in the sweep makes a "rare" base:
+# it names the place in one of sixteen answers, and says who otherwise. It is used dense, in NF4,
+# and in E2M1 with blocks of 16, which is NVFP4 except for its scales (float32 here).
 #
-# **Predict.** Does four-bit noise raise the entropy of these two bases? Which of the three learns
-# the rare answer best?
+# **Predict.** Does four-bit noise raise the entropy of the usual base, and of the rare one? On
+# which of the three versions of the rare base does an adapter learn the rare answer best?
 #
 # <details><summary>Answer</summary>
-# Yes: in both formats and on both bases. Which learns best is not shown: the seeds differ too much.
+# It does, in both formats and on both bases. Which version is best is not shown: the seeds differ
+# too much.
 # "The one with the most entropy" is tempting, but entropy also counts misspelled words, and those
 # get no reward.
 # </details>
@@ -200,21 +203,27 @@ helps = {
 
 # %% [markdown]
 # So the first half of the claim holds here: both formats raise the entropy. For the second half,
-# neither a gain nor a loss is shown. Four of the five runs on NF4 end below the reward of 0.2, and
-# one on the dense base does, but the t-interval of five such differences is wide. The search found
-# a higher rate for E2M1 (and tried one more above it). So this table compares recipes.
+# neither a gain nor a loss is shown. Four of the five runs on NF4 end below a reward of 0.2, and
+# one on the dense base does, but the interval of the five differences is wide. Each version has its
+# own best rate, so the table compares pairs of a base and a rate.
 
 # %%
 # Checks
-assert sum(end(of_base["nf4"]) < 0.2) == 4 and sum(end(of_base["dense"]) < 0.2) == 1, "as told"
 assert equal == {"1": HOLDS, "8": OPEN}, equal
 assert forgets == HOLDS, "full fine-tuning must forget more than rank 1"
+assert (forgotten(of_size["8"]) > forgotten(of_size["1"])).all(), "and rank 8, in every seed"
+curves = np.array([experiment.curve(row, "entropy") for size in of_size for row in of_size[size]])
+assert (curves[:, -1] < curves[:, 0]).all(), "the entropy must fall in every run"
+assert 0 < np.sum(curves.max(axis=1) > curves[:, 0] + 0.1) < len(curves), "in some, it rises first"
 tuning = experiment.runs(sweep, "usual", "dense", "8", split="valid")
 gentle = [row for row in tuning if row["rate"] == 1e-3]
 assert forgotten(gentle).max() < 0.02 and end(gentle).min() > 0.81, "a small rate forgets less"
 assert end(of_size["8"]).min() < 0.65 < 0.85 < end(of_size["1"]).min(), "rank 8 fails in one seed"
+chose = [row for row in tuning if row["rate"] == of_size["8"][0]["rate"]]
+assert end(chose).min() > 0.89, "the seeds that chose its rate did not fail"
 assert QUICK or min(low for _, low, _ in raised.values()) > 0, "noise must raise the entropy"
 assert set(helps.values()) == {OPEN}, helps
+assert [sum(end(of_base[scheme]) < 0.2) for scheme in ("nf4", "dense")] == [4, 1], "runs that fail"
 for size in ("1", "full"):
     rate = of_size[size][0]["rate"]
     live = experiment.run(("usual", "dense", size, rate, "test", 0), short(40, 2))
@@ -227,9 +236,9 @@ for size in ("1", "full"):
 #
 # On this model of 0.1 million parameters, with a reward for one of three answers that the base
 # gives already, rank 1 was within 0.05 of full fine-tuning, and forgot less. This agrees with the
-# claim, but one rule needs few bits; whether rank 1 is enough for harder ones is open. To test the
-# claim itself, one needs problems on which a model of some billion parameters learns for hundreds
-# of steps, and more than two seeds. Four-bit noise raised the entropy; that it helps was not shown.
+# claim, but one rule needs few bits. To test the claim itself, one needs problems on which a model
+# of some billion parameters learns for hundreds of steps, and more than two seeds. Four-bit noise
+# raised the entropy. That it helps was not shown.
 #
 # **What to try.**
 #

@@ -7,9 +7,9 @@ projections at r = 8. The rewards of the three answers are known, and so is the 
 import numpy as np
 
 import minilora
-from lessons.helpers import preference
-from minilora import LoraConfig, TrainConfig, data
-from minilora.data.tasks import ECHOES, QUESTION
+from lessons.helpers import echoes, preference
+from minilora import LoraConfig, TrainConfig
+from minilora.data.tasks import ECHOES
 
 LABELS = ("noisy", "certain")
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
@@ -32,24 +32,17 @@ def win_probability(labels):
     return np.array([1 / (1 + np.exp(REWARDS[b] - REWARDS[a])) for a, b in PAIRS])
 
 
-def prompts_and_answers(split):
-    """Return [(prompt, [its three answers]), …] as token ids, for the questions' split."""
-    tokenizer = minilora.load("micro").tokenizer
-    found = []
-    for row in data.load_rows("questions", split):
-        statement = row["prompt"].removesuffix(QUESTION)
-        name, _, _, colour, thing, _, _, place = statement.rstrip(".").split()
-        fact = {"name": name, "colour": colour, "thing": thing, "place": place}
-        answers = [" " + echo.format(**fact) for echo in ECHOES]
-        found.append((tokenizer.encode(statement), list(map(tokenizer.encode, answers))))
-    return found
+def prompts_and_answers(split, n):
+    """Return n times (prompt, [its three answers]) as token ids, for the questions' split."""
+    forms = [f" {echo}" for echo in ECHOES]
+    return [(row.prompt, list(map(row.answer, forms))) for row in echoes.rows(split, n)]
 
 
 def labelled_pairs(labels, seed):
-    """Return a pair (prompt, chosen, rejected) for each training row."""
+    """Return a pair (prompt, chosen, rejected) for each of 4,000 training rows."""
     rng = np.random.default_rng([seed, 1])
     wins, pairs = win_probability(labels), []
-    for prompt, answers in prompts_and_answers("train"):
+    for prompt, answers in prompts_and_answers("train", 4000):
         i = rng.integers(len(PAIRS))
         better, worse = PAIRS[i]
         chosen, rejected = (better, worse) if rng.random() < wins[i] else (worse, better)
@@ -59,7 +52,7 @@ def labelled_pairs(labels, seed):
 
 def all_log_probs(adapters, base, config, split, n):
     """Return log p of the three answers to n prompts of a split: (n, 3)."""
-    rows = prompts_and_answers(split)[:n]
+    rows = prompts_and_answers(split, n)
     columns = []
     for i in range(len(NAMES)):
         batch = preference.batch_of([(prompt, answers[i], answers[i]) for prompt, answers in rows])

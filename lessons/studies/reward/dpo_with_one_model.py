@@ -60,9 +60,8 @@ from minilora.tree import get
 # the same?
 #
 # <details><summary>Answer</summary>
-# Yes. LoRA trains only A and B, and the base is frozen, so the base without adapters is the same
-# before and after training, bit for bit. ("No, the reference would drift" is tempting. It is true
-# for full fine-tuning.)
+# Yes. LoRA trains only A and B, so the base without adapters is the same before and after training,
+# bit for bit. ("No, it would drift" is tempting, because that is true for full fine-tuning.)
 # </details>
 
 # %%
@@ -100,9 +99,9 @@ memory = {  # trained parameters have a gradient and two moments of Adam
 table(["tiny, without activations", "MB"], [[k, f"{v / 1e6:.1f}"] for k, v in memory.items()])
 
 # %% [markdown]
-# One model saves the bytes of a model, and no time: the reference needs its forward pass, or the
-# stored results of an earlier one. There is one trap. If training continues an adapter (one that
-# imitates answers, say), the reference is the base *with* that adapter, as it was at the start:
+# One model saves the memory of a second model, but no time: the reference still needs its forward
+# pass, or the stored results of an earlier one. There is one trap. If DPO continues an adapter that
+# was trained by imitation, the reference is the base *with* this adapter, as it was at the start:
 
 # %%
 old, firsts = trained["noisy"], {}
@@ -129,9 +128,9 @@ assert QUICK or abs(firsts["the base alone"] - np.log(2)) > 0.01
 # ways, each about as often: " Who? Ada.", " What? The kite, a pink one." or " In the barn." We give
 # them the rewards 0.5, 0 and 1. A label is drawn as in the model of Bradley and Terry: the better
 # answer is the chosen one with probability σ(r(w) − r(l)), so labels are *noisy*. With β = 0.5, Eq.
-# 4 says where DPO ends. And the least possible loss is the entropy of the labels.
+# 4 says where DPO ends, and the smallest possible loss is the entropy of the labels.
 #
-# **Predict.** Which share has " In the barn." at the optimum: 1/3, 67 % or 100 %?
+# **Predict.** What is the share of " In the barn." at the optimum: 1/3, 67 % or 100 %?
 #
 # <details><summary>Answer</summary>
 # 67 %: e² : e¹ : e⁰ is about 7.4 : 2.7 : 1. (100 % is tempting, as it has the highest reward. But
@@ -159,8 +158,8 @@ table(["answer", "before", "optimum", "share, five seeds", "reward", "reward, re
 print(f"rate {RATE}: loss {spread(noisy('loss'), 3)} on test rows, entropy {entropy:.3f}")
 
 # %% [markdown]
-# The trained shares are near the optimum. And β·log(π/π_ref) is the reward, up to a constant per
-# prompt (here, that of the second answer): the paper's title says "secretly a reward model".
+# The trained shares are near the optimum. And β·log(π/π_ref) is about the reward, up to a constant
+# per prompt (here, that of the second answer): the paper's title says "secretly a reward model".
 
 # %%
 # Checks
@@ -175,14 +174,14 @@ for name, share, old in zip(dpo.NAMES, best, before):
 # ## When the labels are certain
 #
 # Now the better answer is *always* the chosen one, as in a data set where each pair is labelled
-# once by the same rule. Azar et al. (2023) say that β then keeps the model less near the reference.
-# Pal et al. (2024) and Razin et al. (2024) report that chosen answers often become *less* likely.
+# once by the same rule. Azar et al. (2023) say that β then hardly keeps the model near the
+# reference. Pal et al. and Razin et al. (2024) report that chosen answers can become *less* likely.
 #
 # **Predict.** After training, DPO's loss is below 0.01. How likely is a chosen answer?
 #
 # <details><summary>Answer</summary>
-# Less likely than before training. ("Near 1" is tempting. But the loss sees only a difference of
-# two log-ratios: both may fall, if that of the rejected answer falls faster.)
+# Less likely than before training. ("Near 1" is tempting, as the loss is nearly zero. But it sees
+# only a difference of two log-ratios: both may fall, if that of the rejected answer falls faster.)
 # </details>
 
 # %%
@@ -198,16 +197,17 @@ for rate in dpo.RATES:
     found = [of(sweep, name, labels="certain", rate=rate) for name in ("loss", "chosen", "mass")]
     cells.append([f"{rate}", *(spread(x, digits) for x, digits in zip(found, (4, 1, 3)))])
 table(["certain labels, rate", "loss", "log p of chosen", "p of the three answers"], cells)
-prompt, _ = dpo.prompts_and_answers("test")[0]
+prompt, _ = dpo.prompts_and_answers("test", 1)[0]
 for labels, tree in trained.items():
     answer = minilora.generate(tree, base, prompt, config, max_tokens=24)
     print(f"{labels}: {tokenizer.decode(prompt + list(answer))!r}")
 
 # %% [markdown]
-# With noisy labels, the margin has an optimum. With certain labels, a larger margin is always
-# better. The chosen answers first become more likely, then less: at rates from 0.0005 on, most of
-# the probability goes to texts that are in no pair. The loss does not show this, and it falls with
-# each larger rate, so it cannot choose a rate either. Watch log p of the chosen answers.
+# With noisy labels, the margin has an optimum. With certain labels, a larger margin always has a
+# lower loss. At the rate 0.0005, the chosen answers first become more likely, then less. At this
+# rate and all larger ones, most of the probability goes to texts that are in no pair. The loss does
+# not show this. It falls with each larger rate, so it cannot choose a rate either. Watch log p of
+# the chosen answers.
 
 # %%
 # Checks
@@ -229,10 +229,10 @@ for labels, other in (dpo.LABELS, dpo.LABELS[::-1]):  # the runs of seed 0, agai
 # %% [markdown]
 # ## What was shown
 #
-# The frozen base is the reference: no second model, bit for bit the same. On `micro`, with rewards
-# that we know, DPO ends at the optimum of its derivation if labels are noisy. With certain labels,
-# chosen answers end less likely in all 25 runs. Whether that holds for a model that people use, on
-# answers of many sentences, needs such a model and its preference data.
+# The frozen base is the reference, and it stays the same bit for bit. On `micro` (0.1 million
+# parameters), with rewards that we know, DPO ends near the optimum of its derivation if labels are
+# noisy. With certain labels, chosen answers end less likely in all 25 runs. To test this on answers
+# of many sentences, one needs a model that people use, and its preference data.
 #
 # **What to try.**
 #

@@ -5,11 +5,11 @@
 # answers. Which way forgets less at the same reward, and is the way itself the reason?
 #
 # *RL's Razor* (Shenfeld et al. 2025) reports that reinforcement learning forgets less than
-# imitation at the same accuracy. The reason is not the method: forgetting follows
+# imitation at the same accuracy. The paper's reason is not the method itself: forgetting follows
 # KL(base‖trained), the divergence of the trained model from its base on the new task, with R² =
 # 0.96 in a toy experiment and 0.71 with a language model. A model that samples its own answers
-# stays near its base. *Self-Distillation Enables Continual Learning* (Shenfeld et al. 2026) gets
-# the same from demonstrations, by answers in the model's own words.
+# stays near its base. *Self-Distillation Enables Continual Learning* (Shenfeld et al. 2026) also
+# forgets less, with demonstrations that are turned into answers in the model's own words.
 #
 # **Continues:** [lesson 10](../../10_is_it_good.py).
 #
@@ -22,19 +22,8 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers import echoes, rollouts
-from lessons.helpers.common import (
-    HOLDS,
-    QUICK,
-    belongs,
-    claim,
-    figure,
-    of,
-    read_sweep,
-    short,
-    spread,
-    table,
-)
+from lessons.helpers import common, echoes, rollouts
+from lessons.helpers.common import HOLDS, QUICK, belongs, claim, of, short, spread, table
 from lessons.studies.reward import who_forgets_less_sweep as experiment
 from minilora.evaluation import plot
 
@@ -42,14 +31,14 @@ config, base, tokenizer = minilora.load("micro")
 rows = echoes.rows("test", 64)
 
 # %% [markdown]
-# ## Three ways to say the same
+# ## Three forms of one answer
 #
 # An answer gets the reward 1 if it names the place. The base names it in its own form, "In the
 # barn." Imitation can teach this form, or another one: the near form differs in one word, and the
-# foreign form is unlike all that the base writes. All of them get the full reward.
+# foreign form is unlike all that the base writes. Each form gets the full reward.
 #
 # **Predict.** The base names the place in one third of its answers. It is trained until it always
-# does. What is the smallest possible KL(trained‖base) of an answer?
+# names it. What is the smallest possible KL(trained‖base) of an answer?
 #
 # <details><summary>Answer</summary>
 # log 3 = 1.10 nats: keep the answers of the base that name the place, and multiply their
@@ -62,8 +51,8 @@ rows = echoes.rows("test", 64)
 # $$\mathrm{KL}(\text{trained} \,\|\, \text{base}) \ge
 # \rho \log \frac{\rho}{\rho_0} + (1 - \rho) \log \frac{1 - \rho}{1 - \rho_0}$$
 #
-# In words: at least the divergence of two coins, one with each reward. The two sides are equal if
-# the trained model changes only how often it names the place.
+# In words: the divergence is at least that of two coins, which fall on heads with probabilities ρ
+# and ρ₀. The two sides are equal if the trained model changes only how often it names the place.
 
 # %%
 
@@ -100,23 +89,24 @@ assert least(0.5, 0.5) == 0 and abs(least(1.0, 1 / 3) - math.log(3)) < 1e-9, "th
 # `who_forgets_less_sweep.py` trains `micro` (0.1 million parameters; LoRA, r = 8) in four ways:
 # from the reward, and by imitation of each form. A run is scored every five steps, and ends at an
 # expected reward of 0.8 (the probability of the three forms) on sentences that it has not trained
-# on. Each way has its own learning rate: the one with which two further seeds forgot least on other
-# sentences and notes, of those that reached the reward within 120 steps. (That is the smallest of
-# these rates; half of it was tried, too, and did not reach the reward.)
+# on. Each way has its own learning rate. Of the rates with which two further seeds reached the
+# reward within 120 steps, it is the one that forgot least on other sentences and notes. (This is
+# the smallest of these rates. Half of it was tried, too, and did not reach the reward.)
 #
-# "Forgotten" is the rise of the loss on the base's own notes, in nats per byte, without the bytes
-# that choose the form of an echo. Those *must* become worse: the task asks for more places.
+# "Forgotten" is the rise of the loss on the base's own notes, in nats per byte. It leaves out the
+# bytes that choose the form of an echo: those *must* become worse, as the task asks for places.
 #
 # **Predict.** Order the four ways by what they forget. Where is imitation of the own form: with
 # the reward, or with the other imitations?
 #
 # <details><summary>Answer</summary>
-# With the reward, within 0.01 nats per byte. The foreign form forgets most. "All imitation forgets
-# more" is tempting, because that of the paper does. But its examples were not written by the base.
+# The foreign form forgets most, then the near form. Imitation of the own form is with the reward,
+# within 0.01 nats per byte. "All imitation forgets more" is tempting, because the paper's imitation
+# does. But its examples were not written by the base.
 # </details>
 
 # %%
-sweep = read_sweep("who_forgets_less")
+sweep = common.read_sweep("who_forgets_less")
 WAYS = experiment.WAYS
 
 
@@ -142,15 +132,15 @@ near_zero = claim("imitation of the own form: within 0.01 of the reward", differ
 # %% [markdown]
 # ## Forgetting over the divergence
 #
-# A smaller rate needs more steps and forgets less, so one rate per way could mislead. The figure
-# has all runs of the sweep that reached the reward: four ways, all rates, all seeds.
+# A way with a smaller rate needs more steps and mostly forgets less. So one rate per way could
+# mislead. The figure has all runs of the sweep that reached the reward, at all rates.
 #
 # **Predict.** Do the four ways lie on one curve?
 #
 # <details><summary>Answer</summary>
 # Nearly: over KL(base‖trained), the runs of all ways form one rising band. "Four clouds" is
-# tempting, because the ways have different losses and targets. But reinforcement with the largest
-# rate forgets as much as imitation of the near form with the smallest that reached the reward.
+# tempting, because the ways have different losses and targets. But reinforcement at the rate 0.004
+# forgets about as much as imitation of the near form at 0.001.
 # </details>
 
 # %%
@@ -162,14 +152,9 @@ def values(name, way=None):
     return np.array([row[name] for row in reached if way in (None, row["way"])])
 
 
-def rank_correlation(x, y):
-    """Return Spearman's correlation, that of the ranks."""
-    return np.corrcoef(*(np.argsort(np.argsort(z)) for z in (x, y)))[0, 1]
-
-
 correlation = {}
 for name, text in {"forward": "KL(base‖trained)", "reverse": "KL(trained‖base)"}.items():
-    correlation[name] = rank_correlation(values(name), values("forgotten"))
+    correlation[name] = common.rank_correlation(values(name), values("forgotten"))
     print(f"{text} and forgetting, {len(reached)} runs: rank correlation {correlation[name]:.3f}")
 cells = []
 for rate in (1e-3, 2e-3, 4e-3):
@@ -182,7 +167,7 @@ table(["rate: forgotten", *WAYS.values()], cells)
 
 xlabel, ylabel = "KL(base‖trained), nats per answer", "forgotten, nats per byte"
 title = "All runs that reached an expected reward of 0.8"
-with figure("forgetting_over_kl", xlabel, ylabel, title) as axes:
+with common.figure("forgetting_over_kl", xlabel, ylabel, title) as axes:
     for (way, text), style, marker in zip(WAYS.items(), plot.LINES, "osD^"):
         x, y = values("forward", way), values("forgotten", way)
         axes.plot(x, y, marker, color=style["color"], markersize=4, label=text)
@@ -192,26 +177,32 @@ with figure("forgetting_over_kl", xlabel, ylabel, title) as axes:
 # %% [markdown]
 # ![Forgetting over the divergence from the base](../../../figures/forgetting_over_kl.png)
 #
-# At each of these rates, the near form forgets more than the reward and the own form, and the
-# foreign form most. A rate that is too large also makes reinforcement forget: it goes far from the
-# base. Forgetting follows the divergence, as the paper says, and KL(base‖trained) orders the runs
-# a little better than KL(trained‖base). The latter depends on the form almost alone: a near answer
-# costs 31 nats under the base, whatever else the model has changed.
+# At each of these rates, imitation of the near form forgets more than reinforcement and imitation
+# of the own form, and the foreign form most. At a rate that is too large, reinforcement forgets,
+# too: the model moves far from the base. Forgetting follows the divergence, as the paper says. In
+# these runs, KL(base‖trained) orders it a little better than KL(trained‖base). The latter depends
+# almost only on the form: a near answer has a probability of e⁻³¹ under the base, whatever else the
+# model has changed.
 #
 # This does not prove a cause: the runs also differ in their steps and rates.
 
 # %%
 # Checks
 assert {*verdicts.values(), near_zero} == {HOLDS}, verdicts
+assert lost["reward"].max() < lost["near"].min() < lost["near"].max() < lost["foreign"].min()
 for way in WAYS:
     floor = [least(row["reward"], before) for row in reached if row["way"] == way]
+    # 0.9: the divergence is estimated from 64 sampled answers
     assert (values("reverse", way) > 0.9 * np.array(floor)).all(), "no run may be below the bound"
 assert correlation["forward"] > 0.9, "forgetting must follow the divergence"
+ratio = np.mean(at_rate["reward"]) / np.mean(of(reached, "forgotten", way="near", rate=1e-3))
+assert 0.5 < ratio < 2, "reinforcement at 0.004 forgets about as much as the near form at 0.001"
 live = experiment.run(("own", column("rate", "own")[0], "test", 0), steps=short(120, 5))
 again = experiment.run(("reward", column("rate", "reward")[0], "test", 0), steps=short(120, 5))
 for row in (live, again):
     print(f"{WAYS[row['way']]}, again: {row['steps']} steps, forgotten {row['forgotten']:.3f}")
     own = lost[row["way"]]
+    assert QUICK or row["reward"] >= experiment.GOAL, f"{row['way']}: the reward is not reached"
     assert QUICK or belongs(row["forgotten"], own, lost["near"]), f"{row['way']}: not {own}"
 
 # %% [markdown]
@@ -219,16 +210,17 @@ for row in (live, again):
 #
 # On this model of 0.1 million parameters and one task, reinforcement forgot less than imitation of
 # a near or a foreign form at the same reward, with each seed. Imitation of the base's own form
-# forgot as little as reinforcement. So it is not the reward that protects what the model knows. It
-# is an answer that the base itself could have given. This agrees with both papers.
+# forgot as little as reinforcement, within 0.01 nats per byte. So the reward itself is not what
+# protects the model's knowledge here: imitation of answers that the base itself could have given
+# does it, too. This agrees with both papers.
 #
-# What it does not show: the task is already in the base's repertoire, the answers are short, and
-# "own text" is one synthetic language. The claim of the paper is about skills that a language model
-# of 3 billion parameters loses on other benchmarks. To test it, one needs such a model, several
-# tasks, and imitation of human answers.
+# The limits: the base can do the task already, the answers are short, and its own text is one
+# synthetic language. The paper's claim is about skills that a language model of 3 billion
+# parameters loses on other benchmarks. To test it, one needs such a model, several tasks, and
+# imitation of human answers.
 #
-# In practice: if you have to imitate, let the model write the answers, and keep those that are
-# right.
+# A thing to try in practice: if you train by imitation, let the model write the answers, and keep
+# those that are right.
 #
 # **What to try.**
 #
@@ -246,5 +238,5 @@ for row in (live, again):
 # **Further reading.** Shenfeld et al. 2025, *RL's Razor*:
 # [arXiv:2509.04259](https://arxiv.org/abs/2509.04259). Shenfeld et al. 2026, *Self-Distillation
 # Enables Continual Learning*: [arXiv:2601.19897](https://arxiv.org/abs/2601.19897). Chen et al.
-# 2026, *Retaining by Doing*, who also find that a model's own answers are the reason:
-# [PMLR 306](https://raw.githubusercontent.com/mlresearch/v306/main/assets/chen26do/chen26do.pdf).
+# 2025, *Retaining by Doing*, who also find that a model's own answers are the reason:
+# [arXiv:2510.18874](https://arxiv.org/abs/2510.18874).
