@@ -290,9 +290,9 @@ def logits_of(adapters, base, tokens, config):
     for i in range(config["num_hidden_layers"]):
         name = f"model.layers.{i}"
         h = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
-        x = x + one_file.attention(h, name, base | adapters, config)
+        x = x + one_file.attention(h, name, {**base, **adapters}, config)
         h = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
-        x = x + one_file.mlp(h, name, base | adapters)
+        x = x + one_file.mlp(h, name, {**base, **adapters})
     return one_file.rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
 
 
