@@ -67,7 +67,10 @@ def write_files(args, solved=False):
     folder = Path(args.folder)
     chosen = exercises.select(args.only)
     files = {folder / e.file: e.student_file(solved) for e in chosen}
-    if not solved:
+    if solved:
+        rubrics = [e.folder / e.rubric for e in chosen if e.written_points]
+        files |= {folder / path.name: path.read_text("utf-8") for path in rubrics if path.exists()}
+    else:
         files[folder / PROGRESS] = "{}\n"
         lesson = [e for e in chosen if e.module == exercises.ONE_FILE]
         if lesson:

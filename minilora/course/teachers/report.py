@@ -100,8 +100,7 @@ def write(folder, results, name):
                 e = g.exercise
                 rows.writerow([student, g.id, e.lesson, f"{g.points:.4g}", e.points, g.result])
                 if e.written_points:
-                    mark = ("", f"mark it with {e.rubric}") if g.reasons else (0, "no reason")
-                    points, said = mark
-                    rows.writerow(
-                        [student, f"{g.id}: reasons", e.lesson, points, e.written_points, said]
-                    )
+                    said = f"mark it with {e.rubric}: {g.reasons}" if g.reasons else "no reason"
+                    points = "" if g.reasons else 0
+                    cells = [f"{g.id}: reasons", e.lesson, points, e.written_points, said]
+                    rows.writerow([student, *cells])
