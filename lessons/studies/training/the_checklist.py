@@ -23,7 +23,8 @@ from minilora import LoraConfig, TrainConfig, data
 # ## Questions about a run
 #
 # `checklist.questions` looks at the settings of a run and at the number of its rows. It forbids
-# nothing. Each sentence says what is unusual and which lesson or study explains it.
+# nothing. Each sentence says what is unusual and which lesson or study explains it. Here it
+# looks at the recipe of this course, and at a "minimal QLoRA".
 #
 # **Predict.** How many questions does the checklist raise about a "minimal QLoRA"?
 #
