@@ -59,8 +59,8 @@ batch = data.collate([[example] for example in examples[:16]])
 # The formulas are compared with autograd and with finite differences (a step of 1e-5), in float64,
 # for the loss Σ C∘tanh(h), where C is a constant random matrix.
 #
-# **Predict.** Which of the two is nearer to the formulas? Both have about 16 digits to compute
-# with.
+# **Predict.** Which is nearer to the formulas of LoRA's gradients, autograd or finite differences?
+# Both have about 16 digits to compute with.
 #
 # <details><summary>Answer</summary>
 # Autograd, to within 1e-12: it applies the same chain rule, and only rounds elsewhere. A finite
@@ -132,7 +132,8 @@ assert np.allclose(of_sum({"x": x})[1]["x"], g @ W + s * (g @ B) @ A), "∂L/∂
 # B are merged into W (lesson 0, part 7), and the gradient G of each merged W is multiplied by A and
 # by B.
 #
-# **Predict.** Does it hold in all 21 projections at once, or only in the last one?
+# **Predict.** LoRA's ∂L/∂B is s·G Aᵀ, where G is the gradient of the merged weight. Does this hold
+# in all 21 projections of a model at once, or only in the last one?
 #
 # <details><summary>Answer</summary>
 # In all at once. Merging does not change what the model computes, so every g and x is the same.

@@ -179,7 +179,8 @@ assert 15 < 1 / wide < 25, "about 20 at width 4096"
 # ways (LoRA with r = 8 and α = 16), at the rates 0.0003, 0.001, 0.003, 0.01, 0.03 and 0.1, with
 # five seeds.
 #
-# **Predict.** At which of these rates is full fine-tuning best? At which is LoRA?
+# **Predict.** Of the rates 0.0003, 0.001, 0.003, 0.01, 0.03 and 0.1, which is the best of full
+# fine-tuning of `micro`? Which is LoRA's?
 #
 # <details><summary>Answer</summary>
 # At 0.003 and 0.01. (0.03 is tempting for LoRA: ten times.) By the first step, LoRA's best rate

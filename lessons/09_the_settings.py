@@ -124,7 +124,8 @@ assert min(RANKS, key=lambda r: by_rank[4e-3, r].mean()) == 64, "and be the best
 #
 # $$(\alpha,\; \eta,\; A_0) \quad\text{and}\quad (c^2\alpha,\; \eta/c,\; A_0/c)$$
 #
-# **Predict.** For c = 2, are the losses of 60 such steps in float32 equal, or only close?
+# **Predict.** One run has α, η and A₀, another one c²·α, η/c and A₀/c. For c = 2, are the losses of
+# 60 steps in float32 equal, or only close?
 #
 # <details><summary>Answer</summary>
 # Equal, bit for bit: multiplying by a power of two rounds nothing. ("Close" is tempting, because

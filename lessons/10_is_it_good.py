@@ -126,7 +126,8 @@ assert abs(0.99**PER_ANSWER - 0.79) < 0.005, "0.99 to the power of 23"
 # - The **head** (12,288): a copy of the embedding that computes the logits, trained alone.
 # - **Rank 1** (2,736): LoRA with r = 1 on all seven projections.
 #
-# **Predict.** With right labels, which of the two can learn to answer the questions?
+# **Predict.** With right labels, which can learn to answer the questions: the head alone (12,288
+# numbers), or LoRA with r = 1 on all projections (2,736)?
 #
 # <details><summary>Answer</summary>
 # Only rank 1. ("The head" is tempting, because it has more parameters. But it cannot change what
@@ -182,8 +183,9 @@ for fault in ("none", "shuffled labels"):
 # `max_seq_length` of 70, where a row has 75 tokens), and an inverted prompt mask: the loss counts
 # the question and not the answer. The held-out rows are always complete and right.
 #
-# **Predict.** With each of the three faults, less than 1 % of the answers of rank 1 are right. For
-# which fault do the two losses look like overfitting?
+# **Predict.** The training rows have shuffled labels, answers cut before their end, or an inverted
+# prompt mask. With each of these faults, less than 1 % of the answers of rank 1 are right. For
+# which fault do the training loss and the held-out loss look like overfitting?
 #
 # <details><summary>Answer</summary>
 # For the cut answers: the training loss is below half of H/23, and the held-out loss is more than

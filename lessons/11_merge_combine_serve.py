@@ -72,8 +72,9 @@ if not QUICK:
 # Each *row* of a batch can have its own adapter, or none. Below, six rows use three adapters (the
 # third is `{}`, none) in one call.
 #
-# **Predict.** How many products with a weight W of the base does this need: one, three or six? By
-# how much do the logits differ from those of six separate calls?
+# **Predict.** Six rows of one batch use three adapters. How many products with a weight W of the
+# base does this need: one, three or six? By how much do the logits differ from those of six
+# separate calls?
 #
 # <details><summary>Answer</summary>
 # One: W serves all rows, and only A and B are gathered per row, so A has the shape (rows, r, in).

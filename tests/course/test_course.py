@@ -272,7 +272,7 @@ def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path, monk
     # of the clock, about two seconds pass: as on a busy machine, they do not count
     slow = "    import time\n    time.sleep(0.02)\n    return codes[0::2] * 16 + codes[1::2]\n"
     assert checked(PACK, tmp_path, slow) == "passed"
-    assert judge.verdict(PACK, {}).text == "no file for it was handed in, or none counts"
+    assert judge.verdict(PACK, {}).text == "no file that counts was handed in"
 
 
 HOSTILE = """    import os, signal, subprocess, sys
@@ -475,7 +475,7 @@ def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, cap
     captured = capsys.readouterr()
     assert "41" not in captured.err and "hidden check: failed: value\n" in captured.out
     assert "packing-nibbles: 1.5 of 3" in captured.out
-    assert "no file for it was handed in, or none counts" in captured.out
+    assert "no file that counts was handed in" in captured.out
 
 
 def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
@@ -648,7 +648,8 @@ def test_an_answer_without_arguments_and_written_reasons(kinds, tmp_path, capsys
     source = (tmp_path / e.file).read_bytes()
     assert "not for   bits()\n" in verdict_on(e, source).text
     assert "no-absmax: d" in verdict_on(e, source, 3).text
-    assert teach.written_reasons(source) == "Write your reasons here."
+    assert teach.written_reasons(source) == ""  # unchanged
+    assert teach.written_reasons(b'REASON = "a" + str(2)') == "'a' + str(2)"
     verdicts = judge.PASSED, judge.PASSED
     grade = report.Grade(e.id, *verdicts, "Because.")
     report.write(tmp_path, {"ann": ({e.id: grade}, [])}, "ann")
@@ -724,7 +725,8 @@ def test_a_call_is_run_again_in_this_process(space, capsys):
     argv = [*line[1].split(), "--call", line[2]]
     assert own(argv) == 1
     out = capsys.readouterr().out
-    assert "here" in out and "ties-upward" in out and line[0] in out
+    assert line[0] in out and "likely" not in out  # a breakpoint stops at few calls
+    assert 0 < out.count("here") < 10
     written(NEAREST, space / NEAREST.file, RIGHT_BODY)
     assert own(argv) == 0
     assert own([*argv[:-1], "no call"]) == 2

@@ -38,8 +38,8 @@ from minilora.tree import get
 # ![LLM.int8 splits a product: columns of x with a number of 6 or more in floating point, the rest
 # in 8-bit integers.](../../../figures/drawings/llm_int8.svg)
 #
-# **Predict.** The block below has one column of outliers. What is the error of the product with and
-# without the second sum?
+# **Predict.** A block of inputs has one column of outliers, which LLM.int8 handles in a second sum.
+# What is the error of the product with and without the second sum?
 #
 # <details><summary>Answer</summary>
 # With the outlier in the first sum, the absmax of its row is 60, and the other numbers get only a

@@ -103,7 +103,8 @@ for dtype, least, most in (("float32", 0, 1e-3), ("float16", 0.02, 0.3), ("bfloa
 # `adapter_dtypes_sweep.py` trains 200 steps in each type, at three rates: with eight seeds at the
 # lowest and the highest rate, and with three seeds between.
 #
-# **Predict.** At the lowest rate, most of A does not move in bfloat16. Does the adapter learn?
+# **Predict.** At the lowest of three rates, most of A does not move in bfloat16. Does the adapter
+# learn?
 #
 # <details><summary>Answer</summary>
 # Yes, but more slowly. ("It cannot learn" is tempting. But B begins at zero, and close to zero the

@@ -189,8 +189,8 @@ for name, found in runs.items():
 #
 # The same run with 64 questions on `micro` itself (no facts). A question can be answered by a rule.
 #
-# **Predict.** How much of the fall is at the ends of epochs now? (There are 19 ends, and 79 pairs
-# of successive steps.)
+# **Predict.** A run repeats 64 questions that a rule can answer. How much of the fall of the
+# training loss is at the ends of epochs? There are 19 ends, and 79 pairs of steps.
 #
 # <details><summary>Answer</summary>
 # Less than half, in every seed. What the model learns from a row also helps with rows not seen yet,

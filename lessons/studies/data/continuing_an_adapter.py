@@ -34,7 +34,9 @@ from lessons.studies.data import continuing_sweep as continuing
 # | merged | W + ΔW, dense | a new A and B = 0 |
 # | stacked | W, and the first A and B | a new A and B = 0 |
 #
-# **Predict.** All three begin with the same outputs. Which have the same first gradient?
+# **Predict.** A second run continues the first A and B, or begins new factors on the merged weight,
+# or on the base with the first adapter. All three begin with the same outputs. Which have the same
+# first gradient?
 #
 # <details><summary>Answer</summary>
 # Merged and stacked, to float32 rounding: in both, the new factors are added to the same W + ΔW. So
@@ -70,7 +72,9 @@ assert abs(first["same"][1] / first["stacked"][1] - 1) > 0.02, "B = 0 has anothe
 # chosen with two seeds on validation rows: of the second task, and with replay of both tasks. The
 # table shows five other seeds, on test rows.
 #
-# **Predict.** Which of the ways keeps the first task? And does replay make the second one worse?
+# **Predict.** An adapter of a first task is continued, or merged and followed by a new one, each
+# without and with replay. Which of these ways keeps the first task? And what does replay cost the
+# second one?
 #
 # <details><summary>Answer</summary>
 # Without replay, none: no answer of the first task is right any more, in any seed. With replay,

@@ -245,13 +245,13 @@ if not QUICK:  # runs of the sweep again, each told apart from another remedy
 # `train` then returns the best adapter, not the last. Here, four questions are trained at a high
 # learning rate.
 #
-# **Predict.** The run may have 400 steps, and it is evaluated every 5 steps. With a patience of 3:
-# does it reach step 200?
+# **Predict.** Four questions are trained at a high learning rate. The run may have 400 steps, and
+# it is evaluated every 5 steps. With a patience of 3: does it reach step 200?
 #
 # <details><summary>Answer</summary>
 # No. With four questions the held-out loss soon rises, and the run ends three evaluations after the
-# lowest one. (200 is a tempting guess, because the runs above have 200 steps. They have more rows
-# and a lower rate.)
+# lowest one. (200 is a tempting guess, because other runs of this study have 200 steps. They have
+# more rows and a lower rate.)
 # </details>
 
 # %%

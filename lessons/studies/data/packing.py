@@ -74,8 +74,9 @@ assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many 
 # `collate` therefore stores in `segment_starts` where each token's example begins. It is used
 # twice: attention sees nothing before it, and positions are counted from it.
 #
-# **Predict.** Which of the two is needed, so that a packed example gets the logits that it gets
-# alone?
+# **Predict.** In a row of several examples, attention can be cut at the start of each example, and
+# positions can be counted from it. Which of the two is needed, so that a packed example gets the
+# logits that it gets alone?
 #
 # <details><summary>Answer</summary>
 # Only the mask. (Both is tempting, because the starts are used twice.) Rotary attention sees the

@@ -248,8 +248,9 @@ if not QUICK:
 # (Chow 1970.) This rule promises a mean cost of mean(min(1 − p, c)). If a person answers all
 # questions, the cost is c. A rule that costs more than c is worse than no model.
 #
-# **Predict.** Can this rule be worse than no model? Which of the two runs asks a person although
-# its answer is right, and at which c?
+# **Predict.** A wrong answer costs 1 and a person costs c. So a model with the confidence p asks a
+# person where 1 − p > c. Can this rule be worse than no model? Which run asks a person although its
+# answer is right, that on 16 rows or that on 4,000, and at which c?
 #
 # <details><summary>Answer</summary>
 # Yes, if the model is too sure: with 16 rows and c = 0.5, in every seed. "No" is tempting, because

@@ -26,8 +26,8 @@ FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the qu
 # head is trained on 4,000 rows, and an adapter of rank 8 on 32 rows and on 4,000 rows. If both
 # losses are high, the model underfits. If only the held-out loss is high, the model overfits.
 #
-# **Predict.** Sketch both losses of each run. Where does the held-out loss of the second run rise
-# again?
+# **Predict.** Sketch both losses of a head on 4,000 rows, and of rank 8 on 32 rows and on 4,000.
+# Where does the held-out loss of the run on 32 rows rise again?
 #
 # <details><summary>Answer</summary>
 # Nowhere by much: at the end it is less than a tenth above its lowest value. It is also more than

@@ -81,7 +81,8 @@ if not QUICK:  # the first seed of the sweep again
 # Eckart and Young 1936), and, for comparison, to k random directions of its input. Then each cut
 # model answers the held-out questions.
 #
-# **Predict.** Which k is enough to answer the questions? Is it the rank that LoRA needs?
+# **Predict.** ΔW of full fine-tuning is cut to its strongest k directions. Which k is enough to
+# answer the questions? Is it the rank that LoRA needs?
 #
 # <details><summary>Answer</summary>
 # The strongest 16 directions answer nearly everything, 16 random ones nothing. Two directions of ΔW

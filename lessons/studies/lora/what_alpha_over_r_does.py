@@ -116,9 +116,9 @@ assert relative < 1e-3, "at the first step, α and η are one knob"
 # **Predict.** Under which rule is the best learning rate of r = 2 also the best of r = 32?
 #
 # <details><summary>Answer</summary>
-# Under α/r, within a factor of two, with each of five seeds. α/√r is tempting after the first
-# section. But under α/√r the best rate of r = 32 is two to four times smaller, under a constant s
-# four to eight times.
+# Under α/r, within a factor of two, with each of five seeds. α/√r is tempting, because it keeps the
+# size of the first step. But under α/√r the best rate of r = 32 is two to four times smaller, under
+# a constant s four to eight times.
 # </details>
 
 # %%
@@ -206,9 +206,9 @@ if not QUICK:  # four runs of the sweep again, each told apart from the other ra
 # **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?
 #
 # <details><summary>Answer</summary>
-# Nearer to four times: about five, from alpha 4 to 64. (16 is tempting after the first section, but
-# that is exact for one step only.) A possible reason: at low rates A hardly moves, and at high
-# rates its start is forgotten.
+# Nearer to four times: about five, from alpha 4 to 64. (16 is tempting, because α scales the first
+# step. But that is exact for one step only.) A possible reason: at low rates A hardly moves, and at
+# high rates its start is forgotten.
 # </details>
 
 # %%

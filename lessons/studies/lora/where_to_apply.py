@@ -96,7 +96,8 @@ for name, best in targets_sweep.BEST.items():
 # sign to climb: the training loss is as high as the held-out loss, as for q and v here. Each rung
 # has r = 8, the rate 0.01 and five seeds.
 #
-# **Predict.** Which rung brings most? Does it matter which layer's MLP is added?
+# **Predict.** Begin with q and v, add o, then the MLP of some layers, then everything. Which rung
+# brings most? Does it matter which layer's MLP is added?
 #
 # <details><summary>Answer</summary>
 # Adding o more than halves the mean loss (lesson 9), and all seven matrices more than halve it

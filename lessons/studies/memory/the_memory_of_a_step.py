@@ -36,7 +36,7 @@ rng = np.random.default_rng(0)
 # pass, or keep the codes and dequantize them again.
 #
 # **Predict.** A 4-bit weight of 1024 × 1024 is multiplied with an input. How many bytes are kept
-# for the backward pass, apart from the input, in each way?
+# for the backward pass, apart from the input, if the dense weight is kept? And if its codes are?
 #
 # <details><summary>Answer</summary>
 # The dense copy has 4 MB. With the codes, less than 128 kB is kept. (Half a megabyte, the size of

@@ -86,7 +86,7 @@ assert chosen["ia3"] == chosen["head"] == max(chosen.values()), "IA³ and the he
 # intervals may be wrong for about five of them. So the level is 1 − 0.05/91 (Bonferroni): then even
 # one wrong verdict is unlikely. The last column has the later methods for which it is not shown.
 #
-# **Predict.** Which methods learn the task? Does the number of parameters decide?
+# **Predict.** Which of 14 methods learn the questions? Does the number of parameters decide?
 #
 # <details><summary>Answer</summary>
 # Full fine-tuning, LoRA, its variants and VeRA answer more than half of the questions in the mean,

@@ -34,7 +34,8 @@ siblings, sweep = read_sweep("siblings"), read_sweep("virtual_tokens")
 # and place it is about. Each of them is a fair draw from a list (`tasks.py`): 24 names, 8 colours,
 # 24 things and 8 places. An answer has 22 letters and an end, which makes 23 tokens.
 #
-# **Predict.** What is the loss of this model, in nats per token?
+# **Predict.** A model knows the form of an answer, but not the name, colour, thing and place (24,
+# 8, 24 and 8 choices). An answer has 23 tokens. What is its loss, in nats per token?
 #
 # <details><summary>Answer</summary>
 # H = (ln 24 + ln 8 + ln 24 + ln 8) / 23 = 10.5 / 23 = 0.457. (10.5 is tempting, but it is per
@@ -120,12 +121,13 @@ if not QUICK:
 # sentence with probability 1/3, and the text ends there with probability 1/3: 2·ln 3 / 11 nats per
 # token. Now train a prompt so that it always says this (`rows` in `virtual_tokens_sweep.py`).
 #
-# **Predict.** 16 virtual tokens, 200 steps. Will the name be right, although a prompt only guessed
-# the words above?
+# **Predict.** A prompt of 16 virtual tokens is trained for 200 steps, so that the base always gives
+# the short answer that it gives in one of nine cases. Will the name be right, although a prompt
+# only guessed the words of a new form of answer?
 #
 # <details><summary>Answer</summary>
-# Yes, in more than four of five rows. (No is tempting: 768 numbers could not teach the words above.
-# But here they only select what the base says in one of nine cases.)
+# Yes, in more than four of five rows. (No is tempting: 768 numbers could not teach the words of a
+# new form. But here they only select what the base says in one of nine cases.)
 # </details>
 
 # %%

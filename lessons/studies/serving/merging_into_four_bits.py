@@ -133,12 +133,13 @@ for size, share in kept_of_w.items():  # its noise: the quantization error over 
 # The sweep trains QLoRA of `micro` (0.1 million parameters) at two learning rates, five seeds each,
 # and scores all merged models.
 #
-# **Predict.** Order the merged models from best to worst.
+# **Predict.** An adapter of a 4-bit base is merged into the base Ŵ or into the original W, and
+# stored dense or in four bits. Order the merged models from best to worst.
 #
 # <details><summary>Answer</summary>
 # Ŵ + ΔW has the lowest held-out loss, that of the separate adapter. After the run at 0.001, the
 # original W is second, although its error on random weights is larger than that of four bits. So
-# the order of the errors above is the tempting answer.
+# the order of these errors is the tempting answer.
 # </details>
 
 # %%

@@ -40,11 +40,11 @@ rng = np.random.default_rng(0)
 # as fast as one prompt?
 #
 # <details><summary>Answer</summary>
-# The table below says it for your machine. Each code has to be decoded, so a seventh of the bytes
-# need not be a seventh of the time. The adapter has less than 4 % of the multiplications, but many
-# small products, which may cost more of the time. A batch reads or decodes each weight once for all
-# rows, but it does not save a multiplication. "Yes" is tempting each time, if one counts only one
-# of these costs.
+# It depends on the machine. Each code has to be decoded, so a seventh of the bytes need not be a
+# seventh of the time. The adapter has less than 4 % of the multiplications, but many small
+# products, which may cost more of the time. A batch reads or decodes each weight once for all rows,
+# but it does not save a multiplication. "Yes" is tempting each time, if one counts only one of
+# these costs.
 # </details>
 
 # %%

@@ -49,8 +49,8 @@ from minilora.tree import arrays, get, num_parameters, overlay
 # `model` is an object that changes; here a model is two trees of arrays, and the functions return
 # new trees.
 #
-# **Predict.** In the cell below, which line freezes the base? Which line switches the model to
-# training mode?
+# **Predict.** A run in minilora calls `load`, `get_peft_model`, `train` and `merge`. Which of these
+# lines freezes the base? Which one switches the model to training mode?
 #
 # <details><summary>Answer</summary>
 # None. Gradients are taken for the first argument only, so the second one is frozen. Dropout is on

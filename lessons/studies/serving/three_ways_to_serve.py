@@ -47,7 +47,9 @@ from minilora import data
 # minilora.quantize(merged, "nf4-dq")
 # ```
 #
-# **Predict.** Order the three ways. Is a crossing as good as way 3?
+# **Predict.** An adapter is trained on the dense base and then quantized with it (way 1), trained
+# on the 4-bit base and merged into it in four bits (way 2), or kept apart on the 4-bit base (way
+# 3). Order the three ways. Is an adapter of one base on the other base as good as way 3?
 #
 # <details><summary>Answer</summary>
 # Way 3 has the lowest mean loss on `micro`, lower than both crossings, too. Ways 1 and 2 are not
@@ -96,8 +98,8 @@ for way, other in ((one_way, third_way), (two_way, third_way), (third_way, one_w
 # 1 million, and SmolLM2 135 million. (SmolLM2 learned 16 tool calls by heart and is scored on them.
 # Its file is in 4 bits already, in another format.)
 #
-# **Predict.** Which of the three loses most, and in which way? Do three models decide about the
-# saying?
+# **Predict.** Which of `micro`, `tiny` and SmolLM2 loses most by four bits, and in which way of
+# serving? Do three models decide about the saying that small models suffer most?
 #
 # <details><summary>Answer</summary>
 # SmolLM2 in way 2: no answer is right. Of the two small models, the loss of `micro` rises by the

@@ -182,7 +182,8 @@ assert kept["full"].min() > 0.9, "with room, all must be learned"
 #
 # The trained adapters are rounded: to bfloat16, int8 (one absmax per matrix) and NF4 (block 64).
 #
-# **Predict.** Which of them keeps what was learned?
+# **Predict.** A trained adapter is full of facts and is rounded to bfloat16, int8 or NF4. Which of
+# them keeps what was learned?
 #
 # <details><summary>Answer</summary>
 # bfloat16 and int8. In NF4, rank 1 loses more than half. (NF4 is tempting, because it is good

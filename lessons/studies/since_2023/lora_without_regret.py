@@ -56,11 +56,12 @@ from minilora.tree import named_leaves
 #
 # For the same gain, LoRA needs √3·n/α times the rate. The rank is not in this factor.
 #
-# **Predict.** What is the factor for `micro` (width 48) and `tiny` (width 128) with α = 32?
+# **Predict.** By the first step, LoRA needs √3·n/α times the rate of full fine-tuning. What is the
+# factor for `micro` (width 48) and `tiny` (width 128) with α = 32?
 #
 # <details><summary>Answer</summary>
-# By the formula 2.6 and 6.9; measured below, about 3 and about 8. (The same factor for both is
-# tempting, as in the claim. But n, the width, is in the formula.)
+# By the formula 2.6 and 6.9; measured, about 3 and about 8. (The same factor for both is tempting,
+# as in the claim. But n, the width, is in the formula.)
 # </details>
 
 

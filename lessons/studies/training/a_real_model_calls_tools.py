@@ -66,10 +66,11 @@ for split in ("test", "valid"):
 # %% [markdown]
 # ## Before training
 #
-# **Predict.** What does a chat model answer to such a request, without a word about tools?
+# **Predict.** What does a chat model answer to a request that needs a tool, without a word about
+# tools?
 #
 # <details><summary>Answer</summary>
-# See the output below. Of 48 answers, none is right. (A call is tempting, because chat models are
+# Not the right call: of 48 answers, none is right. (A call is tempting, because chat models are
 # known for it. But this one is small, and nothing tells it the tools or the format.)
 # </details>
 

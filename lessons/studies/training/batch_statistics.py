@@ -98,7 +98,9 @@ assert in_two_batches > 1, "a picture's logits must depend on its batch"
 # batch's. Validation may use the base's ("old"), or those of the training pictures under the
 # adapted weights ("new").
 #
-# **Predict.** Which of these combinations fails? Does the training loss show it?
+# **Predict.** A step of LoRA may normalize with the base's statistics or with its batch's.
+# Validation may use the base's, or those of the training pictures under the adapted weights. Which
+# of these combinations fails? Does the training loss show it?
 #
 # <details><summary>Answer</summary>
 # Trained with the batch's, validated with the base's. The training loss does not show it: with 32

@@ -40,8 +40,9 @@ sweep = read_sweep("dropout")
 # The held-out rows are always right. With 64 rows, the runs without dropout and with dropout 0.1
 # have eight seeds (`dropout_sweep.py`); the others have three.
 #
-# **Predict.** In which of the four cases does dropout 0.1 help? Are wrong answers alone a reason to
-# use it?
+# **Predict.** A run has 4,000 rows (each seen once) or 64, with right answers, or with 30 % of them
+# wrong. In which of the four cases does dropout 0.1 help? Are wrong answers alone a reason to use
+# it?
 #
 # <details><summary>Answer</summary>
 # With 64 rows and wrong answers. In the other three cases, no effect is shown. (Wrong answers alone

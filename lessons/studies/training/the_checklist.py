@@ -23,14 +23,14 @@ from minilora import LoraConfig, TrainConfig, data
 # ## Questions about a run
 #
 # `checklist.questions` looks at the settings of a run and at the number of its rows. It forbids
-# nothing. Each sentence says what is unusual and which lesson or study explains it.
+# nothing. Each sentence says what is unusual and which lesson or study explains it. Here it
+# looks at the recipe of this course, and at a "minimal QLoRA".
 #
-# **Predict.** The second pair of settings below is a "minimal QLoRA". How many questions does it
-# raise?
+# **Predict.** How many questions does the checklist raise about a "minimal QLoRA"?
 #
 # <details><summary>Answer</summary>
-# Ten. (Few are tempting, because each of these settings is in some recipe.) The first pair, the
-# recipe of the study [The lines of PEFT](../serving/the_lines_of_peft.py), raises none.
+# Ten. (Few are tempting, because each of these settings is in some recipe.) The recipe of the study
+# [The lines of PEFT](../serving/the_lines_of_peft.py) raises none.
 # </details>
 
 # %%
@@ -59,11 +59,11 @@ for line in asked:
 # - `--no-mask-prompt`: the loss counts the prompts, too.
 # - `--learning-rate 5e-5`: 80 times smaller than the recipe's.
 #
-# **Predict.** What is lost with the last token? Which costs more exact answers, the small rate or
-# counting the prompts?
+# **Predict.** What is lost if the last token of each row is cut? Which costs more exact answers, a
+# rate that is 80 times smaller or counting the prompts in the loss?
 #
 # <details><summary>Answer</summary>
-# The last token is the end of the answer: the model gives the answer below and does not stop. The
+# The last token is the end of the answer: the model gives an answer and does not stop. The
 # small rate costs more: after 200 steps, fewer than a tenth of the answers are right. (Nothing is
 # tempting, because one of 75 tokens seems to be little.)
 # </details>

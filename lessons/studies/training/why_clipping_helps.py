@@ -64,7 +64,8 @@ assert (case("no clipping") > 2.5 * case(USUAL)).all(), "no clipping must be wor
 # Adam divides each parameter by the root of its own v̂. The root of the sum measures all of these
 # divisors together.
 #
-# **Predict.** At the end of a run, by which factor is this root larger without clipping?
+# **Predict.** Adam divides by the root of v̂. At the end of a run, by which factor is the root of
+# the sum of all v̂ larger without clipping?
 #
 # <details><summary>Answer</summary>
 # It is more than twice as large (one seed). (One is tempting, because the last gradients are small
@@ -125,7 +126,8 @@ assert forgetful[-1] < 0.6 * unclipped[-1], "with β₂ = 0.95, the divisor must
 # - A lower limit is better still, because more of the first gradients are cut to the size of the
 #   later ones.
 #
-# **Predict.** Do both hold?
+# **Predict.** If Adam's memory of the first gradients is the reason for clipping, a v that forgets
+# sooner needs it less, and a lower limit is better still. Do both hold?
 #
 # <details><summary>Answer</summary>
 # Both hold. Without clipping, the loss is at most 1.6 times that of the usual run if β₂ = 0.95, and

@@ -39,7 +39,8 @@ KINDS = {  # of an exercise: what the student does with the function
     "measure": "measure, and write {}",
     "design": "design, and write {}",
 }
-REASON = 'REASON = """Write your reasons here."""\n\n\n'
+TODO = "Write your reasons here."
+REASON = f'REASON = """{TODO}"""\n\n\n'
 TEMPLATE = Path(__file__).with_name("exercise.txt").read_text("utf-8")  # of a student's file
 
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from bdb import BdbQuit
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from functools import partial
@@ -81,6 +82,8 @@ class Local(NamedTuple):
                 try:
                     value = function(*arguments)
                 except Exception as error:
+                    if isinstance(error, BdbQuit) and not multiprocessing.parent_process():
+                        raise  # a person has left the debugger
                     yield Outcome(crash=Crash.of(error, self.file))
                     continue
             pairs = enumerate(zip(before, arguments))

@@ -7,6 +7,8 @@ import ast
 import json
 import runpy
 import sys
+from bdb import BdbQuit
+from contextlib import suppress
 from pathlib import Path
 
 from ...config import InputError
@@ -65,7 +67,10 @@ def write_files(args, solved=False):
     folder = Path(args.folder)
     chosen = exercises.select(args.only)
     files = {folder / e.file: e.student_file(solved) for e in chosen}
-    if not solved:
+    if solved:
+        rubrics = [e.folder / e.rubric for e in chosen if e.written_points]
+        files |= {folder / path.name: path.read_text("utf-8") for path in rubrics if path.exists()}
+    else:
         files[folder / PROGRESS] = "{}\n"
         lesson = [e for e in chosen if e.module == exercises.ONE_FILE]
         if lesson:
@@ -91,9 +96,14 @@ def do_list(args):
 def do_next(args):
     """Print the first exercise that is not passed, and the lesson to read for it."""
     progress = read_progress()
-    for e in present():
+    found = present()
+    if not found:
+        raise InputError("no exercise has a file here: for exercises of your own, give --exercises")
+    for e in found:
         if e.id not in progress:
-            print(f"{e.id}: {e.about}, about {e.minutes} minutes\nread {e.lesson_file}")
+            stubs = Path("qlora_in_one_file.py")  # the lesson without the answers
+            lesson = stubs if e.module == exercises.ONE_FILE and stubs.exists() else e.lesson_file
+            print(f"{e.id}: {e.about}, about {e.minutes} minutes\nread {lesson}")
             print(f"edit {e.file}, then minilora learn check {e.id}")
             return
     print("all exercises are passed")
@@ -122,9 +132,11 @@ def check_call(name, call):
         ) from None
     sys.path.append("")  # the student's files can import each other
     function = runpy.run_path(e.file)[e.answer]
-    verdict = judge.check(e, Local(function, e.file), cases=[case])
-    print(f"{e.id}: {verdict.text}")
-    return verdict != judge.PASSED
+    with suppress(BdbQuit):  # `q` in the debugger
+        verdict = judge.check(e, Local(function, e.file), cases=[case])
+        print(f"{e.id}: {verdict.text}")
+        return verdict != judge.PASSED
+    return True
 
 
 def do_train(args):

@@ -62,7 +62,8 @@ def feedback(grades, notes):
         text += f"{g.id}: {g.points:.3g} of {g.exercise.points:g}\n"
         text += f"  open check: {g.open.text}\n  hidden check: {g.hidden.text}\n"
         if most := g.exercise.written_points:
-            text += f"  reasons, for 0 to {most:g} points by hand:\n{indent(g.reasons, '    ')}\n"
+            reasons = indent(g.reasons or "none", "    ")
+            text += f"  reasons, for 0 to {most:g} points by hand:\n{reasons}\n"
     return f"{text}total {total_points(grades)}"
 
 
@@ -99,7 +100,7 @@ def write(folder, results, name):
                 e = g.exercise
                 rows.writerow([student, g.id, e.lesson, f"{g.points:.4g}", e.points, g.result])
                 if e.written_points:
-                    said = f"mark it with {e.rubric}"
-                    rows.writerow(
-                        [student, f"{g.id}: reasons", e.lesson, "", e.written_points, said]
-                    )
+                    said = f"mark it with {e.rubric}: {g.reasons}" if g.reasons else "no reason"
+                    points = "" if g.reasons else 0
+                    cells = [f"{g.id}: reasons", e.lesson, points, e.written_points, said]
+                    rows.writerow([student, *cells])

@@ -81,7 +81,9 @@ def collect(path):
                 raise OSError("it is not a file")
             with open_file() as stream:
                 found[name] = stream.read(LARGEST)
-        except Exception as error:  # damaged, encrypted, not allowed
+        except RuntimeError:
+            unread[name] = "it is encrypted"
+        except Exception as error:  # damaged, not allowed
             unread[name] = error
     return found, unread
 
@@ -104,10 +106,10 @@ def read(path):
         if not file or (has_prefix and (file, False) in meant):
             for name in names:
                 own = PurePosixPath(name).name
-                near = difflib.get_close_matches(own, known, 1)
-                notes.append(
-                    " ".join([f"{name} does not count", *(f"(expected {n})" for n in near)])
-                )
+                stem = own.partition(".")[0].lower()
+                near = difflib.get_close_matches(stem, [n.removesuffix(".py") for n in known], 1)
+                expected = "".join(f" (expected {n}.py)" for n in near)
+                notes.append(f"{name} does not count{expected}")
                 files.setdefault(own, found[name])
         elif len({found[name] for name in names}) > 1:
             notes.append(f"{len(names)} different files can be {file}: {', '.join(names)}")
