@@ -204,9 +204,9 @@ if not QUICK:  # a run of the sweep again
 # What does weight decay pull PiSSA towards?
 #
 # <details><summary>Answer</summary>
-# Towards W without its two largest singular values. Its loss is higher than that of a model which
-# gives all bytes the same probability. "Towards the base" is tempting, because PiSSA starts as the
-# base, and its adapter looks like LoRA's.
+# Towards a model in which each W has lost its two largest singular values. Its loss is higher than
+# that of a model which gives all bytes the same probability. "Towards the base" is tempting,
+# because PiSSA starts as the base, and its adapter looks like LoRA's.
 # </details>
 
 # %%
@@ -245,7 +245,7 @@ assert np.ptp(decay["LoRA"]) < 1e-5, "LoRA decays to the base"
 assert decay["PiSSA"][-1] > uniform, "PiSSA to less than the base"
 assert abs(decay["PiSSA"][0] - decay["LoRA"][0]) < 1e-3, "although it starts as the base"
 assert abs(decay["full"][-1] - uniform) < 1e-4, "full fine-tuning to zero"
-assert decay["full"][1] > 3 * decay["full"][0], "and a tenth is enough to lose much"
+assert decay["full"][1] > 4.5 * decay["full"][0], "and a tenth is enough to lose much"
 
 # %% [markdown]
 # ## What was shown
