@@ -143,7 +143,8 @@ for c, found in verdicts.items():
 # **Predict.** If both are tuned, does the spectral rule have a lower loss than AdamW?
 #
 # <details><summary>Answer</summary>
-# Here, yes: in the mean, less than half of it. "No difference" is tempting: the study [Methods at
+# In the runs of the sweep, yes: in the mean, less than half of it. But the same seeds on another
+# processor's kernels do not show it. "No difference" is tempting: the study [Methods at
 # their best rate](../methods/methods_at_their_best_rate.py) showed none between LoRA and its
 # variants.
 # </details>
@@ -163,6 +164,9 @@ for name in list(CASES)[:2]:
     ratios[name] = np.log(losses_of(FRESH, *CASES[name]) / losses_of(FRESH, *spectral))
     what = f"loss of {name}, over that of the spectral rule, > 1 times"
     helps[name] = claim(what, ratios[name], times=True)
+adamw, other = (np.array(losses) for losses in sweep.OTHER_KERNELS.values())
+what = "the same with other kernels: AdamW, β₁ = 0.9, over the spectral rule, > 1 times"
+helps_there = claim(what, np.log(adamw / other), times=True)
 lowest = {
     momentum: min(
         losses_of(TRIED, "spectral", momentum, r, 1.0, "valid_loss").mean() for r in rates
@@ -173,15 +177,21 @@ lowest_text = ", ".join(f"{loss:.3f} at {momentum:g}" for momentum, loss in lowe
 print(f"spectral, lowest loss on valid, by momentum: {lowest_text}")
 
 # %% [markdown]
-# **It helps here**, on a model of 0.1 million parameters at r = 2: the interval of each ratio is
-# above 1.6. Four things limit this. The momentum matters (last line). Two seeds chose AdamW's
-# setting, and on the eight other seeds it is not better than the usual one. That the independence
-# of the factors is the cause is not shown: Muon, which depends on them, was not tuned. And the
-# paper of LoRA-Muon compares its rule with training all weights, over ranks and widths. To test
-# this, one would have to repeat its runs.
+# **That it helps is not shown either way**, on this model of 0.1 million parameters at r = 2. In
+# the runs of the sweep, the interval of each ratio is above 1.6. But with kernels that add in
+# another order, the same eight seeds have a ratio of 1.4, and its interval includes 1. So rounding
+# moves the loss of a spectral run by more than the eight seeds of the sweep suggest: that of seed 2
+# from 0.012 to 0.068.
+#
+# Other limits: the momentum matters (last line). Two seeds chose AdamW's setting, and on the eight
+# other seeds it is not better than the usual one. And if the spectral rule does help, the cause may
+# be another one: Muon, which depends on the factors, was not tuned. The paper of LoRA-Muon compares
+# its rule with training all weights, over ranks and widths. To test this, one would have to repeat
+# its runs.
 
 # %%
 # Checks
+assert helps_there == OPEN, "with other kernels, a difference is not shown"
 for name, ratio in ratios.items():
     assert helps[name] == HOLDS, f"{name} must have the higher loss"
     assert ratio.mean() > math.log(2) and common.interval(ratio).low > math.log(1.6), f"{name}"
@@ -190,8 +200,7 @@ for optimizer, (momentum, rate) in tuned.items():
     assert min(rates) < rate < max(rates) and 0.3 < momentum < 0.9, f"{optimizer}: inside"
 if not QUICK:  # a run of the sweep again
     again = sweep.run(("spectral", tuned["spectral"][0], 1.0, tuned["spectral"][1], FRESH[0]))
-    cases = losses_of(FRESH, *spectral), losses_of(FRESH, *CASES["AdamW, tuned"])
-    assert common.agrees(again["loss"], *cases), "the run must agree with the sweep"
+    assert again["loss"] < 0.2, "the run must learn the task; rounding moves its loss fivefold"
 
 # %% [markdown]
 # ## What weight decay pulls towards
@@ -252,8 +261,9 @@ assert decay["full"][1] > 4.5 * decay["full"][0], "and a tenth is enough to lose
 #
 # The next step of SGD, AdamW and Muon depends on how a product is split into factors. The spectral
 # step does not. On a model of 0.1 million parameters, the tuned spectral rule has, in the mean,
-# less than half of AdamW's loss. Weight decay pulls LoRA to its base, full fine-tuning to zero, and
-# PiSSA to a base without its largest singular values.
+# less than half of AdamW's loss in one set of runs, and with other rounding a difference is not
+# shown. Weight decay pulls LoRA to its base, full fine-tuning to zero, and PiSSA to a base without
+# its largest singular values.
 #
 # **What to try.**
 #
