@@ -28,6 +28,8 @@ def main(file, others):
     right = np.loadtxt(exercises.LESSONS / "exercises" / LOSSES)
     try:
         wrong = np.flatnonzero(~(np.abs(train(files) - right) <= BOUND)).tolist()
+    except InputError:
+        raise
     except Exception as error:
         print(f"the training stopped: {type(error).__name__}: {error}")
         wrong = [0]
@@ -59,6 +61,9 @@ def train(files):
     modules = [importlib.import_module(path.stem) for path in files.values()]
     own = {e.name: getattr(module, e.name) for e, module in zip(files, modules)}
     lesson = vars(importlib.import_module(exercises.ONE_FILE))
+    for path, name in zip(files.values(), own):
+        if own[name] is lesson[name]:
+            raise InputError(f"{path}: {name} is minilora's: put all imports above your functions")
     training = lesson["text"].partition("# ## 6. Training")[2].partition("# ## 7. Merging")[0]
     base = next(line for line in lesson["text"].splitlines() if line.startswith("base = "))
     with patch.dict(lesson, own):

@@ -805,7 +805,13 @@ def test_lesson_0_trains_with_the_student_s_functions(tmp_path, monkeypatch, cap
         Path(e.file).write_text(e.student_file(solved=True), encoding="utf-8")
     done = trained()
     assert done.returncode == 0 and "all 200 losses equal the reference's" in done.stdout
-    Path("mine.py").write_text("\n".join(e.student_file(solved=True) for e in chosen), "utf-8")
+    pasted = "\n".join(e.student_file(solved=True) for e in chosen)
+    Path("pasted.py").write_text(pasted, "utf-8")  # imports replace functions above them
+    done = trained("pasted.py")
+    assert done.returncode == 2 and "nearest is minilora's" in done.stderr
+    lines = [line for e in chosen for line in e.imports]
+    lines += [exercises.functions(e.text, [e.name]) for e in chosen]
+    Path("mine.py").write_text("\n".join(lines), "utf-8")
     mlp = ALL["one-file-mlp"]
     half = mlp.student_file(solved=True).replace("* up,", "* up / 2,")
     Path(mlp.file).write_text(half, encoding="utf-8")
@@ -813,6 +819,11 @@ def test_lesson_0_trains_with_the_student_s_functions(tmp_path, monkeypatch, cap
     assert done.returncode == 1 and "the loss of step 1 is the first that differs" in done.stdout
     assert done.stdout.count("to blame: ") == 1 and "to blame: one-file-mlp: failed" in done.stdout
     assert trained("mine.py").returncode == 0
+    whole = Path("mine.py").read_text("utf-8")
+    assert whole.count("ALPHA / RANK") == 1
+    Path("wrong.py").write_text(whole.replace("ALPHA / RANK", "ALPHA"), "utf-8")
+    done = trained("wrong.py")  # not those that call it
+    assert done.stdout.count("to blame: ") == 1 and "to blame: one-file-linear:" in done.stdout
 
 
 def test_a_stub_without_a_docstring_has_nothing_of_the_body():
