@@ -1,6 +1,7 @@
 """one-file-forward: compute the logits of a Llama.
 
-1. `params` is one dict with the entries of `base` and of `adapters`.
+1. `params` is {**base, **adapters}, one dict with the entries of both. (The dicts of autograd do
+   not know the operator |.)
 2. x is params["model.embed_tokens"][tokens], (N, T, D), with tokens (N, T).
 3. For i from 0 to config["num_hidden_layers"] − 1, layer = f"model.layers.{i}":
    x ← x + attention(h, layer, params, config), with h = rms_norm(x, w, config) and

@@ -286,13 +286,14 @@ def mlp_by_tanh(x, layer, params):
 
 @right("one-file-forward")
 def logits_of(adapters, base, tokens, config):
+    params = {**base, **adapters}
     x = np.take(base["model.embed_tokens"], tokens, axis=0)
     for i in range(config["num_hidden_layers"]):
         name = f"model.layers.{i}"
         h = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
-        x = x + one_file.attention(h, name, base | adapters, config)
+        x = x + one_file.attention(h, name, params, config)
         h = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
-        x = x + one_file.mlp(h, name, base | adapters)
+        x = x + one_file.mlp(h, name, params)
     return one_file.rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
 
 
@@ -533,10 +534,11 @@ def check_what_training_changes(train):
 # --- mistakes that nobody planted, of different kinds ---
 
 
-@wrong("one-file-attention")
-def attention_that_assigns(x, layer, params, config):
-    result = np.empty_like(x)  # autograd cannot follow an assignment
-    result[:] = attend_token_by_token(x, layer, params, config)
+@wrong("one-file-mlp")
+def mlp_that_assigns(x, layer, params):
+    """Right values, but autograd cannot follow an assignment into an array."""
+    result = np.zeros(x.shape)
+    result[:] = mlp_by_tanh(x, layer, params)
     return result
 
 
@@ -551,8 +553,8 @@ def start_factors_alike(base, rng):
 
 
 @wrong("one-file-generate")
-def decode_without_the_prompt_when_long(adapters, base, prompt, config):
-    return continue_prompt(adapters, base, prompt[-8:], config)
+def continue_the_last_three_letters(adapters, base, prompt, config):
+    return continue_prompt(adapters, base, prompt[-3:], config)
 
 
 @wrong("adamw")
