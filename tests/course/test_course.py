@@ -185,19 +185,15 @@ def test_hidden_calls_have_other_sizes():
     assert answer(PACK, small_only, seed=1).share < 1
 
 
-def test_each_property_that_holds_earns_a_part_unless_trivial_answers_keep_it():
+def test_half_of_the_share_is_for_the_properties_that_hold():
     def nearest(x, codebook):  # nothing is nearer, but ties have the other code
         return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]
 
-    def packed(codes):  # four bits per code, like zeros, but not the codes
+    def packed(codes):  # four bits per code, but not the codes
         return nf4.pack_4bit(codes) ^ 1
 
-    def reversed_(codes):  # right for one pair
-        return nf4.pack_4bit(codes)[::-1].copy()
-
     assert answer(NEAREST, nearest).share == 0.5
-    assert answer(PACK, packed).share == 0
-    assert answer(PACK, reversed_).share == 0.25
+    assert answer(PACK, packed).share == 0.25
 
 
 TRIVIAL = [
@@ -284,7 +280,7 @@ HOSTILE = """    import os, signal, subprocess, sys
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         if os.fork() == 0:  # holds the pipe open
             signal.pause()
-    judge.problem = lambda *_: None
+    judge.check = lambda *_: None
     nf4.unpack_4bit = lambda packed: packed
     raise ValueError(f"in {os.getcwd()}, seen: {seen}")
 """
@@ -474,7 +470,7 @@ def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, cap
     assert own(argv) == 0
     captured = capsys.readouterr()
     assert "41" not in captured.err and "hidden check: failed: value\n" in captured.out
-    assert "packing-nibbles: 1.5 of 3" in captured.out
+    assert "packing-nibbles: 1.88 of 3" in captured.out
     assert "no file for it was handed in, or none counts" in captured.out
 
 

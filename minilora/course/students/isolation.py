@@ -49,10 +49,6 @@ CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 CONTEXT.set_forkserver_preload([__name__, "minilora"])
 
 
-class Slopes(tuple):
-    """Arguments of a call that asks for the gradient: the indices, and the function's arguments."""
-
-
 def gradient(function, indices, *arguments):
     """Return the gradient of a weighted sum of the function's result by some of its arguments."""
 
@@ -70,13 +66,11 @@ class Local(NamedTuple):
     function: Any
     file: str = ""
 
-    def ask(self, *many):
-        """Yield the Outcome of a call with each of these tuples of arguments."""
+    def ask(self, many, by=()):
+        """Yield the Outcome of each call: of the function, or of its gradient by arguments `by`."""
+        function = partial(gradient, self.function, by) if by else self.function
         for arguments in many:
             before = copy.deepcopy(arguments)
-            function = self.function
-            if isinstance(arguments, Slopes):
-                function = partial(gradient, function)
             with warnings.catch_warnings(action="ignore"):
                 try:
                     value = function(*arguments)
@@ -115,12 +109,13 @@ class Student(NamedTuple):
         with suppress(OSError, ValueError):
             socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
 
-    def ask(self, *many):
-        """Send tuples of arguments and wait; return the Outcome of each call."""
+    def ask(self, many, by=()):
+        """Send tuples of arguments and wait; return the Outcome of each call, as Local does."""
+        many = [*many]
         timer = threading.Timer(WAIT, self.end)
         timer.start()
         try:
-            self.connection.send(many)
+            self.connection.send((many, by))
             return [decode_answer(self.connection.recv_bytes(ANSWER)) for _ in many]
         except (EOFError, OSError):
             self.process.join(1)
@@ -144,7 +139,7 @@ def running(e, files):
             student.process.start()
         theirs.close()
         try:
-            (loading,) = student.ask(())
+            (loading,) = student.ask([()])
             if loading.crash:
                 raise Stopped(f"the file cannot be loaded: {loading.crash}")
             yield student
