@@ -54,7 +54,7 @@ def faults_of(exercise):
         faults.append(f"there is no {exercise.rubric}")
     if exercise.kind == "debug" and not exercise.mistakes[0].find:
         faults.append("the first mistake is not an edit")
-    if exercise.kind in ("function", "debug") and not exercise.rules:
+    if exercise.kind in ("write", "debug") and not exercise.rules:
         return [*faults, "no property"]
     if not exercise.task:
         faults.append("the docstring of the Python file has no task")

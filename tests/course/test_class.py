@@ -114,7 +114,7 @@ CLASS = {
     "typo": (lambda p: folder(p, {"warmpu.py": OTHER}), 0,
              "warmpu.py does not count (expected warmup.py)"),
     "notebook": (lambda p: folder(p, {"warmup.ipynb": "{}"}), 0, "(expected warmup.py)"),
-    "empty": (lambda p: p.mkdir() or p, 0, "no file for it was handed in, or none counts"),
+    "empty": (lambda p: p.mkdir() or p, 0, "there is no file for it"),
     "encoding": (lambda p: folder(p, FILES | {WARMUP: ENCODED}), FULL - 4, "cannot be loaded"),
     "binary": (lambda p: folder(p, FILES | {WARMUP: b"\0\xff" * 99}), FULL - 4, "cannot be loaded"),
     "exit": (lambda p: folder(p, one("import os; os._exit(3)")), FULL - 3, "ended its process"),

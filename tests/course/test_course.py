@@ -268,7 +268,7 @@ def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path, monk
     # of the clock, about two seconds pass: as on a busy machine, they do not count
     slow = "    import time\n    time.sleep(0.02)\n    return codes[0::2] * 16 + codes[1::2]\n"
     assert checked(PACK, tmp_path, slow) == "passed"
-    assert judge.verdict(PACK, {}).text == "no file for it was handed in, or none counts"
+    assert judge.verdict(PACK, {}) == judge.MISSING
 
 
 HOSTILE = """    import os, signal, subprocess, sys
@@ -322,7 +322,7 @@ def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
     (space / PACK.file).unlink()
     argv = ["learn", "init", ".", "--only", NEAREST.id, PACK.id]
     assert own(argv) == 0
-    assert "files written: 1, kept: 2" in capsys.readouterr().out
+    assert "files written: 1, kept: 1" in capsys.readouterr().out
     assert (space / NEAREST.file).read_text("utf-8") == mine
     (space / NEAREST.file).rename(space / "mine.py")
     assert own(argv) == 0
@@ -369,7 +369,7 @@ def test_a_file_is_checked_by_running_it(tmp_path):
         (["learn", "hint", "nearest-code", "4"], "invalid choice"),
         (["learn", "fly"], "invalid choice"),
         (["learn"], "required"),
-        (["teach", "grade", "elsewhere"], "elsewhere does not exist"),
+        (["teach", "grade", "elsewhere"], "elsewhere cannot be used: No such file"),
         (["teach", "grade", ".", "--jobs", "0"], "--jobs"),
         (["teach", "grade", ".", "."], "two submissions"),
         (["teach", "grade", ".", "--only", "x"], "no exercise 'x'"),
@@ -385,9 +385,8 @@ def test_bad_input_is_one_line(space, capsys, argv, says):
 
 def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for text, says in ((None, "no workspace"), ('["nearest-code"]', "progress.json")):
-        if text:
-            Path("progress.json").write_text(text, encoding="utf-8")
+    for text, says in (("{}", "no exercise"), ('["nearest-code"]', "progress.json")):
+        Path("progress.json").write_text(text, encoding="utf-8")
         assert own(["learn", "list"]) == 2
         assert says in capsys.readouterr().err
 
@@ -418,8 +417,8 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     found, notes = submission.read(tmp_path / "ben.zip")
     assert found == {NEAREST.file: b"escaped", "other.py": b"no"}
     assert notes == [
-        f"2 different files can be {PACK.file}: ben/{PACK.file}, /etc/{PACK.file}",
         "other.py does not count",
+        f"2 different files can be {PACK.file}: ben/{PACK.file}, /etc/{PACK.file}",
     ]
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "broken.zip").write_bytes(b"PK")
@@ -471,7 +470,7 @@ def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, cap
     captured = capsys.readouterr()
     assert "41" not in captured.err and "hidden check: failed: value\n" in captured.out
     assert "packing-nibbles: 1.88 of 3" in captured.out
-    assert "no file for it was handed in, or none counts" in captured.out
+    assert f"hidden check: {judge.MISSING.text}\n" in captured.out
 
 
 def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
@@ -748,11 +747,7 @@ def test_own_exercises_of_a_private_folder(kinds, tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     exam = ["--exercises", "exam"]
     assert main(["learn", "init", "work", *exam]) == 0
-    assert sorted(p.name for p in Path("work").iterdir()) == [
-        "fault.py",
-        "guess.py",
-        "progress.json",
-    ]
+    assert sorted(p.name for p in Path("work").iterdir()) == ["fault.py", "guess.py"]
     assert main(["teach", "solutions", "solved", *exam]) == 0
     assert Path("solved/guess.py").read_text("utf-8").count("return 4.5") == 1
     argv = ["teach", "grade", "work", "solved", *exam, "--seed", "3", "--out", "out"]

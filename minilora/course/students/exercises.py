@@ -31,14 +31,6 @@ DEFAULTS = {
     "observe": lambda value, *_: value,
     "tolerance": lambda *_: 0.0,
 }
-KINDS = {  # of an exercise: what the student does with the function
-    "function": "write {}",
-    "test": "write a test of {}",
-    "debug": "find the fault in {}",
-    "predict": "predict, and write {}",
-    "measure": "measure, and write {}",
-    "design": "design, and write {}",
-}
 REASON = 'REASON = """Write your reasons here."""\n\n\n'
 TEMPLATE = Path(__file__).with_name("exercise.txt").read_text("utf-8")  # of a student's file
 
@@ -94,7 +86,7 @@ class Exercise:
     hints: Sequence
     imports: Sequence = ()  # lines of the student's file
     helpers: Sequence = ()  # functions of the same module that the student also writes
-    kind: str = "function"
+    kind: str = "write"  # what the student does: write, test, debug, predict, measure or design
     dtypes: bool = False  # float32 and float64 results differ
     differentiable: Sequence = ()  # arguments by which autograd must differentiate the function
     written_points: float = 0  # of the reasons that the student writes; marked by hand
@@ -103,8 +95,7 @@ class Exercise:
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
-        self.about = KINDS[self.kind].format(about)
+        self.about = f"{self.kind} `{self.name}`" + f" of {self.module}" * bool(self.module)
         self.is_test = self.kind == "test"
         # the functions to write; the last one is checked
         self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
@@ -142,8 +133,7 @@ class Exercise:
     @cached_property
     def parameters(self):
         """The names of the reference's parameters, also if a decorator hides them."""
-        node = ast.parse(functions(self.text, [self.name])).body[0].args
-        return [a.arg for a in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
+        return [a.arg for a in ast.parse(functions(self.text, [self.name])).body[0].args.args]
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""

@@ -28,10 +28,10 @@ from unittest.mock import patch
 import autograd.numpy as np
 from autograd import grad
 
-from ..outcome import Crash, Outcome, Stopped, difference, leaves
+from ..outcome import Outcome, Stopped, difference, failure, leaves
 
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
-OUTPUT = "the result is huge or not plain data"  # how a Crash of such a result begins
+OUTPUT = "the result is huge or not plain data"  # how the crash of such a result begins
 ANSWER = 2**24  # most bytes of an answer
 LATE = "out of time: it is too slow, or an endless loop"
 WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
@@ -75,7 +75,7 @@ class Local(NamedTuple):
                 try:
                     value = function(*arguments)
                 except Exception as error:
-                    yield Outcome(crash=Crash.of(error, self.file))
+                    yield failure(error, self.file)
                     continue
             pairs = enumerate(zip(before, arguments))
             yield Outcome(value, tuple(n for n, pair in pairs if difference(*pair)))
@@ -152,21 +152,20 @@ def decode_answer(answer):
     try:
         value, touched, crash = Reader(io.BytesIO(answer)).load()
         list(leaves(value))  # RecursionError if a value contains itself
-        outcome = Outcome(value, tuple(map(int, touched)), crash and Crash(str(crash)))
+        return Outcome(value, tuple(map(int, touched)), str(crash))
     except Exception as error:
-        return Outcome(crash=Crash(f"{OUTPUT}: {error}"))
-    return outcome
+        return Outcome(crash=f"{OUTPUT}: {error}")
 
 
-def packed(value, touched, crash):
-    """Return the bytes of an Outcome, or of a Crash if the result cannot be sent."""
+def packed(outcome):
+    """Return the bytes of an Outcome, or of a crash if the result cannot be sent."""
     try:
-        answer = pickle.dumps((value, touched, crash and str(crash)))
+        answer = pickle.dumps(outcome)
         if len(answer) > ANSWER:
             raise OverflowError(f"more than {ANSWER >> 20} MB")
         return answer
     except Exception as error:
-        return packed(None, (), Crash(f"{OUTPUT}: {error}"))
+        return packed(Outcome(crash=f"{OUTPUT}: {error}"))
 
 
 def serve(connection, folder, limits, file, name, module, blocked):
@@ -187,7 +186,7 @@ def serve(connection, folder, limits, file, name, module, blocked):
         while True:
             # pickles of the judge are trusted
             for answer in Local(function, file).ask(*connection.recv()):
-                connection.send_bytes(packed(*answer))
+                connection.send_bytes(packed(answer))
             function = names.get(name)
 
 

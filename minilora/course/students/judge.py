@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..outcome import TYPE, UNWRITTEN, Crash, Outcome, Stopped, describe, difference, leaves, lines
+from ..outcome import TYPE, UNWRITTEN, Outcome, Stopped, describe, difference, leaves, lines
 from .isolation import OUTPUT, Local, running
 
 REFERENCE = "it gives what the reference gives"  # the last rules of every exercise
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
 PASSED = Verdict(1.0, "passed")
 TODO = Verdict(0.0, UNWRITTEN)
-MISSING = Verdict(0.0, "no file for it was handed in, or none counts")
+MISSING = Verdict(0.0, "there is no file for it: `minilora learn init` makes a new stub")
 
 
 def outcomes(exercise, subject, cases, rule=REFERENCE):
@@ -55,7 +55,7 @@ def outcomes(exercise, subject, cases, rule=REFERENCE):
                 one = one._replace(value=value)
         except Exception as error:  # `observe` cannot read this kind of result
             text = f"{describe(one.value)} is not the kind of result that is asked for: {error}"
-            one = Outcome(crash=Crash(text))
+            one = Outcome(crash=text)
         yield one
 
 
@@ -88,7 +88,7 @@ def problem(exercise, subject, case, mine, rule):
         (answer,) = subject.ask([arguments])
         last[:] = arguments, answer
         if answer.crash:
-            raise answer.crash
+            raise RuntimeError(answer.crash)
         return answer.value
 
     try:
@@ -115,8 +115,9 @@ def diagnose(exercise, subject, case):
     mine = [*outcomes(exercise, subject, drawn)]
     right, bounds = zip(*(expected(exercise, case) for case in drawn))
 
-    def is_like_mine(answers):  # a Crash is no leaf, None is one
-        return not any(difference(*three, exercise.dtypes) for three in zip(answers, mine, bounds))
+    def is_like_mine(answers):  # the texts of two crashes may differ
+        pairs = zip(answers, mine, bounds)
+        return not any(difference(a[:2], b[:2], bound, exercise.dtypes) for a, b, bound in pairs)
 
     if is_like_mine(right):
         return ""  # the subject differs from the reference on other calls alone
@@ -175,14 +176,14 @@ def check_test(exercise, subject, seed):
     for mistake in tested:
         (result,) = subject.ask([(exercise.copy(mistake),)])
         if result.crash and not mistake:
-            text = "your test raises on the reference, which is right"
+            text = "failed: your test raises on the reference, which is right"
             return Verdict(0.0, text + f"\n  it raised {result.crash}" * is_open)
         if mistake and not result.crash:
             missed.append(mistake)
     if not missed:
         return PASSED
     caught = f"{len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes"
-    text = f"the reference passes your test, which catches {caught}"
+    text = f"failed: the reference passes your test, which catches {caught}"
     text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if is_open)
     return Verdict(1 - len(missed) / len(mistakes), text)
 
@@ -190,7 +191,7 @@ def check_test(exercise, subject, seed):
 def kind(wrong):
     """Return the kind of a Problem in a word: exception, output, argument, type or value."""
     if wrong.mine.crash:
-        return "output" if str(wrong.mine.crash).startswith(OUTPUT) else "exception"
+        return "output" if wrong.mine.crash.startswith(OUTPUT) else "exception"
     if wrong.mine.touched != wrong.right.touched:
         return "argument"
     return "type" if TYPE in wrong.found + wrong.detail else "value"

@@ -6,13 +6,15 @@
 import csv
 from collections import Counter
 from textwrap import indent
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..students import exercises
 from ..students.isolation import LATE
 from ..students.judge import PASSED, Verdict
 
 ENDED = "the process that graded it ended"
+# of the files; a character of a name or a message that is no text is written as an escape
+TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 class Grade(NamedTuple):
@@ -40,13 +42,9 @@ class Grade(NamedTuple):
 
     @property
     def result(self):
-        """`passed`, "name: diagnosis", `other mistakes`, or why there is no answer."""
-        if self.open == self.hidden == PASSED:
-            return "passed"
+        """`passed`, "name: diagnosis", or the first line of a check that is not passed."""
         first = self.hidden if self.open == PASSED else self.open
-        said = first.text.partition("\n")[0]
-        is_wrong = first.share or said.startswith("failed")
-        return self.open.mistake or self.hidden.mistake or ("other mistakes" if is_wrong else said)
+        return self.open.mistake or self.hidden.mistake or first.text.partition("\n")[0]
 
 
 def total_points(grades):
@@ -81,16 +79,11 @@ def class_table(results):
 
 
 def write(folder, results, name):
-    """Write the table of the class, the CSV, and the feedback of one submission.
-
-    A character of a name or a message that is no text is written as an escape.
-    """
+    """Write the table of the class, the CSV, and the feedback of one submission."""
     (folder / "feedback").mkdir(parents=True, exist_ok=True)
-    text = feedback(*results[name])
-    (folder / "feedback" / f"{name}.txt").write_text(text, "utf-8", "backslashreplace")
-    (folder / "class.md").write_text(class_table(results), "utf-8", "backslashreplace")
-    table = folder / "grades.csv"
-    with open(table, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+    (folder / "feedback" / f"{name}.txt").write_text(feedback(*results[name]), **TEXT)
+    (folder / "class.md").write_text(class_table(results), **TEXT)
+    with open(folder / "grades.csv", "w", newline="", **TEXT) as file:
         rows = csv.writer(file)
         rows.writerow(["student", "exercise", "lesson", "points", "max_points", "result"])
         for name, (grades, _) in results.items():
@@ -98,8 +91,6 @@ def write(folder, results, name):
             for g in grades.values():
                 e = g.exercise
                 rows.writerow([student, g.id, e.lesson, f"{g.points:.4g}", e.points, g.result])
-                if e.written_points:
+                if most := e.written_points:
                     said = f"mark it with {e.rubric}"
-                    rows.writerow(
-                        [student, f"{g.id}: reasons", e.lesson, "", e.written_points, said]
-                    )
+                    rows.writerow([student, f"{g.id}: reasons", e.lesson, "", most, said])
