@@ -172,11 +172,11 @@ def serve(connection, folder, limits, file, name, module, blocked):
     """Answer requests until the connection closes. The student's process runs this function."""
     confine(folder, limits)
 
+    for own in blocked:
+        block_function(importlib.import_module(module), own)
     names: dict = {}
 
     def load():
-        for own in blocked:
-            block_function(importlib.import_module(module), own)
         names.update(runpy.run_path(file))
         if name not in names:
             raise NameError(f"it has no function {name}")
