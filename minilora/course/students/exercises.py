@@ -42,11 +42,11 @@ def functions(source, names, message=None):
     nodes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
     for name in names:
         node = nodes[name]
-        first = node.body[0]
         begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
         end = node.end_lineno
         body = []
         if message:
+            first = node.body[0]
             end = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
             body = [f'    raise NotImplementedError("{message}: {name} is not written yet")']
         found.append("\n".join(lines[begin:end] + body))

@@ -154,12 +154,12 @@ def check(exercise, subject, seed=None, cases=()):
         return sum(leaf.size for _, leaf in leaves(one.arguments))
 
     least = min(next(filter(None, wrong.values())), key=size)  # of the first broken rule
+    text = explain(exercise, least)
+    if seed is not None:  # a hidden check says no call and no value
+        text = text.partition("\n")[0]
     mistake = diagnose(exercise, subject, least.case)
     if exercise.kind == "debug" and mistake.startswith(f"{exercise.mistakes[0].name}:"):
         mistake = "the planted fault: it is still there"  # its diagnosis is the answer
-    text = f"failed: {kind(least)}"
-    if seed is None:  # a hidden check says no call and no value
-        text += explain(exercise, least)
     is_right = not wrong.pop(REFERENCE)
     held = sum(not found for found in wrong.values())
     share = (held / max(1, len(wrong)) + is_right) / 2
@@ -188,29 +188,22 @@ def check_test(exercise, subject, seed):
     return Verdict(1 - len(missed) / len(mistakes), text)
 
 
-def kind(wrong):
-    """Return the kind of a Problem in a word: exception, output, argument, type or value."""
-    if wrong.mine.crash:
-        return "output" if wrong.mine.crash.startswith(OUTPUT) else "exception"
-    if wrong.mine.touched != wrong.right.touched:
-        return "argument"
-    return "type" if TYPE in wrong.found + wrong.detail else "value"
-
-
 def explain(exercise, wrong):
-    """Explain a Problem: the rule, the call, its arguments, the expected and the actual result."""
+    """Explain a Problem: its kind, the rule, the call, the expected and the actual result."""
     case, rule, arguments, right, mine, found, detail = wrong
-    names = [name for name, _ in zip(exercise.parameters, arguments)]
+    names = exercise.parameters[: len(arguments)]
+    kind = "type" if TYPE in found + detail else "value"
     text = [
-        "",
         f"is true   {rule}",
         f"not for   {exercise.name}({', '.join(names)})" + ", where" * bool(names),
     ]
     for name, value in zip(names, arguments):
         text += [f"  {line}" for line in lines(name, value)]
     if mine.crash:
+        kind = "output" if mine.crash.startswith(OUTPUT) else "exception"
         text.append(f"raised    {mine.crash}")
     elif mine.touched != right.touched:
+        kind = "argument"
         text.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
     else:
         text += lines("expected", right.value) * bool(found)
@@ -222,4 +215,4 @@ def explain(exercise, wrong):
     if exercise.checks.CASES:
         again = f'minilora learn check {exercise.id} --call "{dict(case)}"'
         text.append(f"again     {again}    (in this process: breakpoints stop)")
-    return "\n  ".join(text)
+    return "\n  ".join([f"failed: {kind}", *text])

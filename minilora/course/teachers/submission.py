@@ -62,14 +62,14 @@ def recognized(name, known):
 
 
 def collect(path):
-    """Return ({name: bytes} of the files of a submission, {name: why it cannot be read})."""
+    """Return {name: bytes} of the files of a submission, and notes on what cannot be read."""
     pairs: list = []
     found: dict = {}
-    unread: dict = {}
+    notes: list = []
     try:
         pairs.extend(entries(path))  # it keeps those before an error
     except Exception:
-        unread[path.name] = "it is damaged, or not a zip or tar file"
+        notes.append(f"{path.name} cannot be read: it is damaged, or not a zip or tar file")
     for name, open_file in sorted(pairs, key=lambda pair: pair[0].count("/"))[:MOST]:
         name = name.replace("\\", "/")
         if re.search(IGNORED, name):
@@ -80,8 +80,8 @@ def collect(path):
             with open_file() as stream:
                 found[name] = stream.read(LARGEST)
         except Exception as error:  # damaged, encrypted, not allowed
-            unread[name] = error
-    return found, unread
+            notes.append(f"{name} cannot be read: {error}")
+    return found, notes
 
 
 def read(path):
@@ -92,9 +92,8 @@ def read(path):
     Python files keep their names, so that the files can import them.
     """
     known = {e.file for e in exercises.load().values()}
-    found, unread = collect(Path(path))
+    found, notes = collect(Path(path))
     files: dict = {}
-    notes = [f"{name} cannot be read: {error}" for name, error in unread.items()]
     meant: dict = {}
     for name in found:
         meant.setdefault(recognized(name, known), []).append(name)
