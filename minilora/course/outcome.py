@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-UNWRITTEN = "not written yet"  # what ends the check of a stub
-
 
 class Stopped(BaseException):
     """The end of a check. Not an `Exception`, so that no property catches it."""

@@ -20,7 +20,6 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -49,15 +48,14 @@ CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 CONTEXT.set_forkserver_preload([__name__, "minilora"])
 
 
-def gradient(function, indices, *arguments):
-    """Return the gradient of a weighted sum of the function's result by some of its arguments."""
+def gradient(function, by):
+    """Return the gradient of a weighted sum of the function's result by these arguments."""
 
-    def total(chosen):
-        given = dict(enumerate(arguments)) | dict(zip(indices, chosen))
-        result = np.ravel(function(*given.values()))
+    def total(*arguments):
+        result = np.ravel(function(*arguments))
         return np.sum(result * np.cos(np.arange(len(result))))
 
-    return grad(total)(tuple(arguments[n] for n in indices))
+    return grad(total, by)
 
 
 class Local(NamedTuple):
@@ -68,7 +66,7 @@ class Local(NamedTuple):
 
     def ask(self, many, by=()):
         """Yield the Outcome of each call: of the function, or of its gradient by arguments `by`."""
-        function = partial(gradient, self.function, by) if by else self.function
+        function = gradient(self.function, by) if by else self.function
         for arguments in many:
             before = copy.deepcopy(arguments)
             with warnings.catch_warnings(action="ignore"):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..outcome import TYPE, UNWRITTEN, Outcome, Stopped, describe, difference, leaves, lines
+from ..outcome import TYPE, Outcome, Stopped, describe, difference, leaves, lines
 from .isolation import OUTPUT, Local, running
 
 REFERENCE = "it gives what the reference gives"  # the last rules of every exercise
@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
 
 
 PASSED = Verdict(1.0, "passed")
-TODO = Verdict(0.0, UNWRITTEN)
+TODO = Verdict(0.0, "not written yet")
 MISSING = Verdict(0.0, "there is no file for it: `minilora learn init` makes a new stub")
 
 
