@@ -8,9 +8,8 @@ from collections import Counter
 from textwrap import indent
 from typing import Any, NamedTuple
 
-from ..students import exercises
 from ..students.isolation import LATE
-from ..students.judge import PASSED, Verdict
+from ..students.judge import PASSED
 
 ENDED = "the process that graded it ended"
 # of the files; a character of a name or a message that is no text is written as an escape
@@ -18,50 +17,44 @@ TEXT: Any = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 
 class Grade(NamedTuple):
-    """One graded exercise. The open and the hidden checks each give half of the points."""
+    """One graded exercise."""
 
-    id: str
-    open: Verdict
-    hidden: Verdict
-    reasons: str = ""  # what the student wrote, to be marked by hand
+    points: float
+    most: float
+    result: str  # `passed`, "name: diagnosis", or the first line of a check that is not passed
+    text: str  # for the student
+    rows: list  # of grades.csv, without the student
+    is_late: bool  # a check must be repeated, because it took too long or broke off
 
-    @property
-    def exercise(self):
-        """The Exercise."""
-        return exercises.load()[self.id]
 
-    @property
-    def points(self):
-        """The points earned."""
-        return self.exercise.points * (self.open.share + self.hidden.share) / 2
+def grade(e, first, second, reasons=""):
+    """Return the Grade of an exercise; the open and the hidden check each give half of the points.
 
-    @property
-    def is_late(self):
-        """Tell whether a check must be repeated, because it took too long or broke off."""
-        return any(v.text.startswith((LATE, ENDED)) for v in (self.open, self.hidden))
-
-    @property
-    def result(self):
-        """`passed`, "name: diagnosis", or the first line of a check that is not passed."""
-        first = self.hidden if self.open == PASSED else self.open
-        return self.open.mistake or self.hidden.mistake or first.text.partition("\n")[0]
+    reasons: what the student wrote, to be marked by hand.
+    """
+    points = e.points * (first.share + second.share) / 2
+    broken = second if first == PASSED else first
+    result = first.mistake or second.mistake or broken.text.partition("\n")[0]
+    text = f"{e.id}: {points:.3g} of {e.points:g}\n"
+    text += f"  open check: {first.text}\n  hidden check: {second.text}\n"
+    rows = [[e.id, e.lesson, f"{points:.4g}", e.points, result]]
+    if most := e.written_points:
+        text += f"  reasons, for 0 to {most:g} points by hand:\n{indent(reasons, '    ')}\n"
+        rows.append([f"{e.id}: reasons", e.lesson, "", most, f"mark it with {e.rubric}"])
+    is_late = any(verdict.text.startswith((LATE, ENDED)) for verdict in (first, second))
+    return Grade(points, e.points, result, text, rows, is_late)
 
 
 def total_points(grades):
     """Return the line "points of maximum points"."""
-    most = sum(g.exercise.points for g in grades.values())
+    most = sum(g.most for g in grades.values())
     return f"{sum(g.points for g in grades.values()):.4g} of {most:g} points\n"
 
 
 def feedback(grades, notes):
     """Return the text for the student."""
-    text = "".join(f"{note}\n" for note in notes)
-    for g in grades.values():
-        text += f"{g.id}: {g.points:.3g} of {g.exercise.points:g}\n"
-        text += f"  open check: {g.open.text}\n  hidden check: {g.hidden.text}\n"
-        if most := g.exercise.written_points:
-            text += f"  reasons, for 0 to {most:g} points by hand:\n{indent(g.reasons, '    ')}\n"
-    return f"{text}total {total_points(grades)}"
+    texts = [*(f"{note}\n" for note in notes), *(g.text for g in grades.values())]
+    return f"{''.join(texts)}total {total_points(grades)}"
 
 
 def class_table(results):
@@ -70,8 +63,8 @@ def class_table(results):
     kinds: dict = {}
     for name, (grades, notes) in results.items():
         text += f"- {name}: {total_points(grades)}" + "".join(f"  - {note}\n" for note in notes)
-        for g in grades.values():
-            kinds.setdefault(g.id, Counter()).update([g.result.partition(":")[0]])
+        for id, g in grades.items():
+            kinds.setdefault(id, Counter()).update([g.result.partition(":")[0]])
     text += "\n| exercise | students |\n| --- | --- |\n"
     for id, counts in kinds.items():
         text += f"| {id} | {', '.join(f'{kind} {n}' for kind, n in counts.most_common())} |\n"
@@ -88,9 +81,4 @@ def write(folder, results, name):
         rows.writerow(["student", "exercise", "lesson", "points", "max_points", "result"])
         for name, (grades, _) in results.items():
             student = "'" * name.startswith(tuple("=+-@\t\r")) + name  # no formula
-            for g in grades.values():
-                e = g.exercise
-                rows.writerow([student, g.id, e.lesson, f"{g.points:.4g}", e.points, g.result])
-                if most := e.written_points:
-                    said = f"mark it with {e.rubric}"
-                    rows.writerow([student, f"{g.id}: reasons", e.lesson, "", most, said])
+            rows.writerows([student, *row] for g in grades.values() for row in g.rows)

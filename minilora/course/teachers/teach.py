@@ -44,7 +44,8 @@ def do_grade(args):
                 name = futures[future]
                 if error := future.exception():
                     ended = judge.Verdict(0.0, f"{report.ENDED}: {error}")
-                    new, notes = {id: report.Grade(id, ended, ended) for id in wanted[name]}, []
+                    failed = exercises.select(wanted[name])
+                    new, notes = {e.id: report.grade(e, ended, ended) for e in failed}, []
                 else:
                     new, notes = future.result()
                 results[name] = results[name][0] | new, notes
@@ -71,7 +72,7 @@ def grade_submission(folder, seed, path, ids):
         first = judge.verdict(e, files)
         second = first if first.text == LATE else judge.verdict(e, files, seed)
         reasons = written_reasons(files.get(e.file, b""))
-        grades[e.id] = report.Grade(e.id, first, second, reasons)
+        grades[e.id] = report.grade(e, first, second, reasons)
     return grades, notes
 
 
