@@ -42,26 +42,22 @@ def faults_of(exercise):
     stub, solution = (
         {exercise.file: exercise.student_file(solved).encode()} for solved in (False, True)
     )
-    is_short = exercise.kind in ("predict", "measure", "design")
-    faults = []
-    if len(exercise.mistakes) < 3 and not is_short:
-        faults.append("fewer than three planted mistakes")
-    if len(exercise.hints) != 3:
-        faults.append("not three hints, from gentle to plain")
-    if not exercise.lesson_file:
-        faults.append(f"there is no lesson {exercise.lesson}")
-    if exercise.written_points and not exercise.path.with_name(exercise.rubric).exists():
-        faults.append(f"there is no {exercise.rubric}")
-    if exercise.kind == "debug" and not exercise.mistakes[0].find:
-        faults.append("the first mistake is not an edit")
-    if exercise.kind in ("function", "debug") and not exercise.rules:
-        return [*faults, "no property"]
-    if not exercise.task:
-        faults.append("the docstring of the Python file has no task")
-    if judge.verdict(exercise, stub) != judge.TODO:
-        faults.append("the stub does not count as not written")
-    verdicts = [judge.verdict(exercise, solution, seed) for seed in (None, 1)]
-    return faults + [f"the reference: {v.text}" for v in verdicts if v != judge.PASSED]
+    mistakes, rubric = exercise.mistakes, exercise.path.with_name(exercise.rubric)
+    has_arguments = exercise.kind not in ("predict", "measure", "design")
+    checks = [
+        (len(mistakes) >= 3 or not has_arguments, "fewer than three planted mistakes"),
+        (len(exercise.hints) == 3, "not three hints, from gentle to plain"),
+        (exercise.lesson_file, f"there is no lesson {exercise.lesson}"),
+        (rubric.exists() or not exercise.written_points, f"there is no {exercise.rubric}"),
+        (exercise.kind != "debug" or mistakes[0].find, "the first mistake is not an edit"),
+        (exercise.rules or exercise.kind not in ("write", "debug"), "no property"),
+        (exercise.task, "the docstring of the Python file has no task"),
+        (judge.verdict(exercise, stub) == judge.TODO, "the stub does not count as not written"),
+    ]
+    for seed in (None, 1):
+        verdict = judge.verdict(exercise, solution, seed)
+        checks.append((verdict == judge.PASSED, f"the reference: {verdict.text}"))
+    return [fault for is_right, fault in checks if not is_right]
 
 
 def fault_of(exercise, mistake):

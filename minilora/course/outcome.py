@@ -10,21 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-UNWRITTEN = "not written yet"  # what ends the check of a stub
-
-
-class Crash(Exception):
-    """An exception in a student's function: "type: message", and the student's line."""
-
-    @classmethod
-    def of(cls, error, file):
-        """Make a Crash from `error`, with the last line of `file` in its traceback."""
-        where = ""
-        for frame in traceback.extract_tb(error.__traceback__):
-            if frame.filename == file:
-                where = f"\n    line {frame.lineno}: {frame.line}"
-        return cls(f"{type(error).__name__}: {error}{where}"[:2000])
-
 
 class Stopped(BaseException):
     """The end of a check. Not an `Exception`, so that no property catches it."""
@@ -35,7 +20,16 @@ class Outcome(NamedTuple):
 
     value: Any = None
     touched: tuple = ()  # indices of the arguments that the call changed
-    crash: Crash | None = None
+    crash: str = ""  # "type: message" of an exception, and the student's line
+
+
+def failure(error, file):
+    """Return the Outcome of an exception, with the last line of `file` in its traceback."""
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == file:
+            where = f"\n    line {frame.lineno}: {frame.line}"
+    return Outcome(crash=f"{type(error).__name__}: {error}{where}"[:2000])
 
 
 def parts(value):

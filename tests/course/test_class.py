@@ -1,7 +1,6 @@
 """A class of thirty submissions with every kind of damage, and equal files under load."""
 
 import csv
-import io
 import os
 import subprocess
 import sys
@@ -61,10 +60,7 @@ def cut(path):
 def tar(path):
     """Write a tar.gz file of the solved files."""
     with tarfile.open(path, "w:gz") as archive:
-        for name, text in FILES.items():
-            info = tarfile.TarInfo(f"work/{name}")
-            info.size = len(text.encode())
-            archive.addfile(info, io.BytesIO(text.encode()))
+        archive.add(folder(path.parent / "work", FILES), "work")
     return path
 
 
@@ -73,10 +69,6 @@ def with_pipe(path):
     (path / WARMUP).unlink()
     os.mkfifo(path / WARMUP)
     return path
-
-
-def stem(name):
-    return Path(name).stem
 
 
 def one(body):
@@ -104,8 +96,8 @@ CLASS = {
     "loose.py": (lambda p: p.write_text("x = 1\n") and p, 0, "loose.py does not count"),
     "upper": (lambda p: folder(p, renamed(str.title)), FULL, ""),
     "dashes": (lambda p: folder(p, renamed(lambda n: n.replace("_", "-"))), FULL, ""),
-    "second": (lambda p: folder(p, renamed(lambda n: f"{stem(n)}-1.py")), FULL, ""),
-    "browser": (lambda p: folder(p, renamed(lambda n: f"{stem(n)} (1).py")), FULL, ""),
+    "second": (lambda p: folder(p, renamed(lambda n: n.replace(".py", "-1.py"))), FULL, ""),
+    "browser": (lambda p: folder(p, renamed(lambda n: n.replace(".py", " (1).py"))), FULL, ""),
     "canvas": (lambda p: folder(p, renamed(lambda n: f"doejane_12_345_{n}")), FULL, ""),
     "both": (lambda p: folder(p, FILES | {"warmup (1).py": OTHER}), FULL - 4,
              "2 different files can be warmup.py: "),
@@ -114,7 +106,7 @@ CLASS = {
     "typo": (lambda p: folder(p, {"warmpu.py": OTHER}), 0,
              "warmpu.py does not count (expected warmup.py)"),
     "notebook": (lambda p: folder(p, {"warmup.ipynb": "{}"}), 0, "(expected warmup.py)"),
-    "empty": (lambda p: p.mkdir() or p, 0, "no file that counts was handed in"),
+    "empty": (lambda p: p.mkdir() or p, 0, "there is no file for it"),
     "encoding": (lambda p: folder(p, FILES | {WARMUP: ENCODED}), FULL - 4, "cannot be loaded"),
     "binary": (lambda p: folder(p, FILES | {WARMUP: b"\0\xff" * 99}), FULL - 4, "cannot be loaded"),
     "exit": (lambda p: folder(p, one("import os; os._exit(3)")), FULL - 3, "ended its process"),

@@ -31,14 +31,6 @@ DEFAULTS = {
     "observe": lambda value, *_: value,
     "tolerance": lambda *_: 0.0,
 }
-KINDS = {  # of an exercise: what the student does with the function
-    "function": "write {}",
-    "test": "write a test of {}",
-    "debug": "find the fault in {}",
-    "predict": "predict, and write {}",
-    "measure": "measure, and write {}",
-    "design": "design, and write {}",
-}
 TODO = "Write your reasons here."
 REASON = f'REASON = """{TODO}"""\n\n\n'
 TEMPLATE = Path(__file__).with_name("exercise.txt").read_text("utf-8")  # of a student's file
@@ -51,12 +43,12 @@ def functions(source, names, message=None):
     nodes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
     for name in names:
         node = nodes[name]
-        first = node.body[0]
         begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
         end = node.end_lineno
         body = []
         if message:
-            end = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
+            first = node.body[0]
+            end = first.end_lineno if ast.get_docstring(node) else first.lineno - 1
             body = [f'    raise NotImplementedError("{message}: {name} is not written yet")']
         found.append("\n".join(lines[begin:end] + body))
     return "\n\n\n".join(found)
@@ -95,7 +87,7 @@ class Exercise:
     hints: Sequence
     imports: Sequence = ()  # lines of the student's file
     helpers: Sequence = ()  # functions of the same module that the student also writes
-    kind: str = "function"
+    kind: str = "write"  # what the student does: write, test, debug, predict, measure or design
     dtypes: bool = False  # float32 and float64 results differ
     differentiable: Sequence = ()  # arguments by which autograd must differentiate the function
     written_points: float = 0  # of the reasons that the student writes; marked by hand
@@ -104,8 +96,7 @@ class Exercise:
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
-        self.about = KINDS[self.kind].format(about)
+        self.about = f"{self.kind} `{self.name}`" + f" of {self.module}" * bool(self.module)
         self.is_test = self.kind == "test"
         # the functions to write; the last one is checked
         self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
@@ -143,8 +134,7 @@ class Exercise:
     @cached_property
     def parameters(self):
         """The names of the reference's parameters, also if a decorator hides them."""
-        node = ast.parse(functions(self.text, [self.name])).body[0].args
-        return [a.arg for a in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
+        return [a.arg for a in ast.parse(functions(self.text, [self.name])).body[0].args.args]
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""

@@ -21,7 +21,6 @@ import warnings
 from bdb import BdbQuit
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -29,10 +28,10 @@ from unittest.mock import patch
 import autograd.numpy as np
 from autograd import grad
 
-from ..outcome import Crash, Outcome, Stopped, difference, leaves
+from ..outcome import Outcome, Stopped, difference, failure, leaves
 
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
-OUTPUT = "the result is huge or not plain data"  # how a Crash of such a result begins
+OUTPUT = "the result is huge or not plain data"  # how the crash of such a result begins
 ANSWER = 2**24  # most bytes of an answer
 LATE = "out of time: it is too slow, or an endless loop"
 WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
@@ -50,19 +49,14 @@ CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 CONTEXT.set_forkserver_preload([__name__, "minilora"])
 
 
-class Slopes(tuple):
-    """Arguments of a call that asks for the gradient: the indices, and the function's arguments."""
+def gradient(function, by):
+    """Return the gradient of a weighted sum of the function's result by these arguments."""
 
-
-def gradient(function, indices, *arguments):
-    """Return the gradient of a weighted sum of the function's result by some of its arguments."""
-
-    def total(chosen):
-        given = dict(enumerate(arguments)) | dict(zip(indices, chosen))
-        result = np.ravel(function(*given.values()))
+    def total(*arguments):
+        result = np.ravel(function(*arguments))
         return np.sum(result * np.cos(np.arange(len(result))))
 
-    return grad(total)(tuple(arguments[n] for n in indices))
+    return grad(total, by)
 
 
 class Local(NamedTuple):
@@ -71,20 +65,18 @@ class Local(NamedTuple):
     function: Any
     file: str = ""
 
-    def ask(self, *many):
-        """Yield the Outcome of a call with each of these tuples of arguments."""
+    def ask(self, many, by=()):
+        """Yield the Outcome of each call: of the function, or of its gradient by arguments `by`."""
+        function = gradient(self.function, by) if by else self.function
         for arguments in many:
             before = copy.deepcopy(arguments)
-            function = self.function
-            if isinstance(arguments, Slopes):
-                function = partial(gradient, function)
             with warnings.catch_warnings(action="ignore"):
                 try:
                     value = function(*arguments)
                 except Exception as error:
                     if isinstance(error, BdbQuit) and not multiprocessing.parent_process():
                         raise  # a person has left the debugger
-                    yield Outcome(crash=Crash.of(error, self.file))
+                    yield failure(error, self.file)
                     continue
             pairs = enumerate(zip(before, arguments))
             yield Outcome(value, tuple(n for n, pair in pairs if difference(*pair)))
@@ -118,12 +110,13 @@ class Student(NamedTuple):
         with suppress(OSError, ValueError):
             socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
 
-    def ask(self, *many):
-        """Send tuples of arguments and wait; return the Outcome of each call."""
+    def ask(self, many, by=()):
+        """Send tuples of arguments and wait; return the Outcome of each call, as Local does."""
+        many = [*many]
         timer = threading.Timer(WAIT, self.end)
         timer.start()
         try:
-            self.connection.send(many)
+            self.connection.send((many, by))
             return [decode_answer(self.connection.recv_bytes(ANSWER)) for _ in many]
         except (EOFError, OSError):
             self.process.join(1)
@@ -147,7 +140,7 @@ def running(e, files):
             student.process.start()
         theirs.close()
         try:
-            (loading,) = student.ask(())
+            (loading,) = student.ask([()])
             if loading.crash:
                 raise Stopped(f"the file cannot be loaded: {loading.crash}")
             yield student
@@ -160,32 +153,31 @@ def decode_answer(answer):
     try:
         value, touched, crash = Reader(io.BytesIO(answer)).load()
         list(leaves(value))  # RecursionError if a value contains itself
-        outcome = Outcome(value, tuple(map(int, touched)), crash and Crash(str(crash)))
+        return Outcome(value, tuple(map(int, touched)), str(crash))
     except Exception as error:
-        return Outcome(crash=Crash(f"{OUTPUT}: {error}"))
-    return outcome
+        return Outcome(crash=f"{OUTPUT}: {error}")
 
 
-def packed(value, touched, crash):
-    """Return the bytes of an Outcome, or of a Crash if the result cannot be sent."""
+def packed(outcome):
+    """Return the bytes of an Outcome, or of a crash if the result cannot be sent."""
     try:
-        answer = pickle.dumps((value, touched, crash and str(crash)))
+        answer = pickle.dumps(outcome)
         if len(answer) > ANSWER:
             raise OverflowError(f"more than {ANSWER >> 20} MB")
         return answer
     except Exception as error:
-        return packed(None, (), Crash(f"{OUTPUT}: {error}"))
+        return packed(Outcome(crash=f"{OUTPUT}: {error}"))
 
 
 def serve(connection, folder, limits, file, name, module, blocked):
     """Answer requests until the connection closes. The student's process runs this function."""
     confine(folder, limits)
 
+    for own in blocked:
+        block_function(importlib.import_module(module), own)
     names: dict = {}
 
     def load():
-        for own in blocked:
-            block_function(importlib.import_module(module), own)
         names.update(runpy.run_path(file))
         if name not in names:
             raise NameError(f"it has no function {name}")
@@ -195,7 +187,7 @@ def serve(connection, folder, limits, file, name, module, blocked):
         while True:
             # pickles of the judge are trusted
             for answer in Local(function, file).ask(*connection.recv()):
-                connection.send_bytes(packed(*answer))
+                connection.send_bytes(packed(answer))
             function = names.get(name)
 
 

@@ -8,7 +8,6 @@ import json
 import runpy
 import sys
 from bdb import BdbQuit
-from contextlib import suppress
 from pathlib import Path
 
 from ...config import InputError
@@ -19,18 +18,12 @@ from .isolation import Local
 PROGRESS = Path("progress.json")  # {id of an exercise: "passed"}
 
 
-def read_progress():
-    """Return {id: "passed"} of the workspace."""
-    if not PROGRESS.exists():
-        raise InputError(
-            f"this folder is no workspace (no {PROGRESS}): make one with `minilora learn init DIR`"
-        )
-    return read_json(PROGRESS)
-
-
 def present():
     """Return the exercises whose file is in the workspace."""
-    return [e for e in exercises.load().values() if Path(e.file).exists()]
+    found = [e for e in exercises.load().values() if Path(e.file).exists()]
+    if not found:
+        raise InputError("this folder has no exercise: make some with `minilora learn init DIR`")
+    return found
 
 
 def own_files():
@@ -43,17 +36,14 @@ def is_begun(exercise):
     return not exercise.is_unchanged(Path(exercise.file).read_bytes())
 
 
-def check_file(exercise):
-    """Check the student's file, print the result, and return whether the file passes."""
-    path = Path(exercise.file)
-    if not path.exists():
-        raise InputError(f"{path} is missing: `minilora learn init` makes a new stub")
-    verdict = judge.verdict(exercise, own_files())
+def check_file(exercise, call):
+    """Check the student's file, or one call; print the result, and return whether it passes."""
+    verdict = check_call(exercise, call) if call else judge.verdict(exercise, own_files())
     print(f"{exercise.id}: {verdict.text}", flush=True)
-    if verdict != judge.PASSED:
-        return False
-    replace_text(PROGRESS, json.dumps(read_progress() | {exercise.id: "passed"}, indent=1) + "\n")
-    return True
+    if verdict == judge.PASSED and not call:
+        progress = read_json(PROGRESS, {}) | {exercise.id: "passed"}
+        replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
+    return verdict == judge.PASSED
 
 
 def do_init(args):
@@ -67,14 +57,12 @@ def write_files(args, solved=False):
     folder = Path(args.folder)
     chosen = exercises.select(args.only)
     files = {folder / e.file: e.student_file(solved) for e in chosen}
+    lesson = [e for e in chosen if e.module == exercises.ONE_FILE]
     if solved:
         rubrics = [e.folder / e.rubric for e in chosen if e.written_points]
         files |= {folder / path.name: path.read_text("utf-8") for path in rubrics if path.exists()}
-    else:
-        files[folder / PROGRESS] = "{}\n"
-        lesson = [e for e in chosen if e.module == exercises.ONE_FILE]
-        if lesson:
-            files[folder / "qlora_in_one_file.py"] = exercises.stubs(lesson)
+    elif lesson:
+        files[folder / "qlora_in_one_file.py"] = exercises.stubs(lesson)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in files if not path.exists()]
     for path in missing:
@@ -84,7 +72,7 @@ def write_files(args, solved=False):
 
 def do_list(args):
     """Print the exercises with their state, lesson, difficulty, minutes and points."""
-    progress = read_progress()
+    progress = read_json(PROGRESS, {})
     shown = present()
     for e in shown:
         state = "passed" if e.id in progress else "begun" if is_begun(e) else "todo"
@@ -95,11 +83,8 @@ def do_list(args):
 
 def do_next(args):
     """Print the first exercise that is not passed, and the lesson to read for it."""
-    progress = read_progress()
-    found = present()
-    if not found:
-        raise InputError("no exercise has a file here: for exercises of your own, give --exercises")
-    for e in found:
+    progress = read_json(PROGRESS, {})
+    for e in present():
         if e.id not in progress:
             stubs = Path("qlora_in_one_file.py")  # the lesson without the answers
             lesson = stubs if e.module == exercises.ONE_FILE and stubs.exists() else e.lesson_file
@@ -111,32 +96,27 @@ def do_next(args):
 
 def do_check(args):
     """Check one exercise or all begun ones; return True, for status 1, if one is not passed."""
-    read_progress()  # before a check that takes long
-    if args.call:
-        return check_call(args.id or "", args.call)
     chosen = exercises.select([args.id]) if args.id else [*filter(is_begun, present())]
     if not chosen:
         raise InputError("you have not begun an exercise yet: see minilora learn next")
-    passed = [check_file(e) for e in chosen]
+    passed = [check_file(e, args.call) for e in chosen]
     return not all(passed)
 
 
-def check_call(name, call):
-    """Check one call in this process, so that breakpoints stop; return whether it fails."""
-    (e,) = exercises.select([name])
+def check_call(exercise, call):
+    """Return the Verdict on one call in this process, so that breakpoints stop."""
     try:
         case = tuple(ast.literal_eval(call).items())
-    except (SyntaxError, ValueError, AttributeError):
-        raise InputError(
-            f"--call {call} is no call: copy the line that begins with `again`"
-        ) from None
+        exercise.arguments(case)
+    except Exception:
+        text = f"--call {call} is no call of {exercise.id}: copy the line that begins with `again`"
+        raise InputError(text) from None
     sys.path.append("")  # the student's files can import each other
-    function = runpy.run_path(e.file)[e.answer]
-    with suppress(BdbQuit):  # `q` in the debugger
-        verdict = judge.check(e, Local(function, e.file), cases=[case])
-        print(f"{e.id}: {verdict.text}")
-        return verdict != judge.PASSED
-    return True
+    function = runpy.run_path(exercise.file)[exercise.answer]
+    try:
+        return judge.check(exercise, Local(function, exercise.file), cases=[case])
+    except BdbQuit:
+        return judge.Verdict(0.0, "the debugger was left")
 
 
 def do_train(args):

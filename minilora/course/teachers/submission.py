@@ -3,10 +3,10 @@
 Nothing that a submission contains stops the reading: what cannot be read becomes a note.
 """
 
-import difflib
 import re
 import tarfile
 import zipfile
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -19,11 +19,10 @@ COPY = r"([ _-]+(\d+|copy)|[ _-]*\(\d+\))+$"  # what browsers and LMSs add to a 
 
 
 def student(path):
-    """Return the name of the student of a submission."""
-    path = Path(path).resolve()
-    return (
-        path.name if path.is_dir() else re.sub(r"(\.(zip|py|tar|tgz|gz|bz2|xz))+$", "", path.name)
-    )
+    """Return the name of the student of a submission; raise OSError if there is none."""
+    path = Path(path).resolve(strict=True)
+    ending = "$" if path.is_dir() else r"(\.(zip|py|tar|tgz|gz|bz2|xz))+$"
+    return re.sub(ending, "", path.name)
 
 
 def entries(path):
@@ -52,10 +51,10 @@ def entries(path):
 
 def recognized(name, known):
     """Return the exercise's file that a submitted file can be, or "", and if it has a prefix."""
-    if not name.lower().endswith(".py"):
+    path = PurePosixPath(name.lower())
+    if path.suffix != ".py":
         return "", True
-    whole = PurePosixPath(name).stem.lower()
-    for stem in (whole, re.sub(COPY, "", whole)):
+    for stem in (path.stem, re.sub(COPY, "", path.stem)):
         file = re.sub("[ -]", "_", stem) + ".py"
         if file in known:
             return file, False
@@ -63,15 +62,14 @@ def recognized(name, known):
 
 
 def collect(path):
-    """Return ({name: bytes} of the files of a submission, {name: why it cannot be read})."""
+    """Return {name: bytes} of the files of a submission, and notes on what cannot be read."""
     pairs: list = []
     found: dict = {}
-    unread: dict = {}
+    notes: list = []
     try:
-        for pair in entries(path):
-            pairs.append(pair)
+        pairs.extend(entries(path))  # it keeps those before an error
     except Exception:
-        unread[path.name] = "it is damaged, or not a zip or tar file"
+        notes.append(f"{path.name} cannot be read: it is damaged, or not a zip or tar file")
     for name, open_file in sorted(pairs, key=lambda pair: pair[0].count("/"))[:MOST]:
         name = name.replace("\\", "/")
         if re.search(IGNORED, name):
@@ -82,10 +80,10 @@ def collect(path):
             with open_file() as stream:
                 found[name] = stream.read(LARGEST)
         except RuntimeError:
-            unread[name] = "it is encrypted"
+            notes.append(f"{name} cannot be read: it is encrypted")
         except Exception as error:  # damaged, not allowed
-            unread[name] = error
-    return found, unread
+            notes.append(f"{name} cannot be read: {error}")
+    return found, notes
 
 
 def read(path):
@@ -96,19 +94,18 @@ def read(path):
     Python files keep their names, so that the files can import them.
     """
     known = {e.file for e in exercises.load().values()}
-    found, unread = collect(Path(path))
+    stems = [file.removesuffix(".py") for file in known]
+    found, notes = collect(Path(path))
     files: dict = {}
-    notes = [f"{name} cannot be read: {error}" for name, error in unread.items()]
     meant: dict = {}
     for name in found:
         meant.setdefault(recognized(name, known), []).append(name)
-    for (file, has_prefix), names in sorted(meant.items(), key=lambda pair: pair[0][1]):
+    for (file, has_prefix), names in meant.items():
         if not file or (has_prefix and (file, False) in meant):
             for name in names:
                 own = PurePosixPath(name).name
-                stem = own.partition(".")[0].lower()
-                near = difflib.get_close_matches(stem, [n.removesuffix(".py") for n in known], 1)
-                expected = "".join(f" (expected {n}.py)" for n in near)
+                near = get_close_matches(own.partition(".")[0].lower(), stems, 1)
+                expected = "".join(f" (expected {stem}.py)" for stem in near)
                 notes.append(f"{name} does not count{expected}")
                 files.setdefault(own, found[name])
         elif len({found[name] for name in names}) > 1:

@@ -23,13 +23,9 @@ def do_grade(args):
     paths: dict = {}
     for path in args.submissions:
         name = submission.student(path)
-        if not Path(path).exists():
-            raise InputError(f"{path} does not exist: give a folder, a zip file or a Python file")
         if name in paths:
             raise InputError(f"two submissions are named {name}: rename one")
         paths[name] = path
-    if args.jobs <= 0:
-        raise InputError("--jobs must be a whole number from 1")
     if args.out:
         require_new(args.out)
     chosen = [e.id for e in exercises.select(args.only)]
@@ -38,7 +34,7 @@ def do_grade(args):
         seed = secrets.randbits(32)
         print(f"the seed of the hidden checks is {seed}; keep it private", file=sys.stderr)
     work = partial(grade_submission, exercises.FOLDER, seed)
-    results: dict = {}
+    results: dict = dict.fromkeys(paths, ({}, []))
 
     def grade(wanted, jobs):
         """Grade the exercises of `wanted`, {name: ids}, and write what is known so far."""
@@ -48,14 +44,13 @@ def do_grade(args):
                 name = futures[future]
                 if error := future.exception():
                     ended = judge.Verdict(0.0, f"{report.ENDED}: {error}")
-                    new, notes = {id: report.Grade(id, ended, ended) for id in wanted[name]}, []
+                    failed = exercises.select(wanted[name])
+                    new, notes = {e.id: report.grade(e, ended, ended) for e in failed}, []
                 else:
                     new, notes = future.result()
-                old, _ = results.get(name, ({}, []))
-                results[name] = old | new, notes
+                results[name] = results[name][0] | new, notes
                 if args.out:
-                    known = {name: results[name] for name in paths if name in results}
-                    report.write(Path(args.out), known, name)
+                    report.write(Path(args.out), results, name)
 
     with patch.dict(os.environ, ENVIRONMENT, clear=True):  # of the judges, too: without the seed
         grade(dict.fromkeys(paths, chosen), args.jobs)
@@ -65,7 +60,7 @@ def do_grade(args):
     if len(paths) == 1:
         print(report.feedback(*results[name]), end="")
     else:
-        print(report.class_table({name: results[name] for name in paths}), end="")
+        print(report.class_table(results), end="")
 
 
 def grade_submission(folder, seed, path, ids):
@@ -77,7 +72,7 @@ def grade_submission(folder, seed, path, ids):
         first = judge.verdict(e, files)
         second = first if first.text == LATE else judge.verdict(e, files, seed)
         reasons = written_reasons(files.get(e.file, b""))
-        grades[e.id] = report.Grade(e.id, first, second, reasons)
+        grades[e.id] = report.grade(e, first, second, reasons)
     return grades, notes
 
 
@@ -87,8 +82,8 @@ def written_reasons(source):
         for node in ast.parse(source).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REASON":
                 is_text = isinstance(node.value, ast.Constant)
-                text = node.value.value if is_text else ast.unparse(node.value)
-                return "" if text == exercises.TODO else str(text).strip()
+                text = str(ast.literal_eval(node.value)) if is_text else ast.unparse(node.value)
+                return "" if text == exercises.TODO else text.strip()
     return ""
 
 

@@ -9,13 +9,7 @@ step n ≥ w, with rest = iters − w (at least 1), train_config.lr_schedule cho
 - "cosine": learning_rate·½·(1 + cos(π·(n − w)/rest)).
 """
 
-import math
-from dataclasses import replace
-
-import numpy as np
-
 from minilora.config import TrainConfig
-from minilora.course.outcome import close
 
 CASES = {
     "iters": [1, 2, 3, 10, 40, 60, 90],
@@ -37,31 +31,7 @@ def tolerance(step, config):
     return 2.0**-49
 
 
-def some(config):
-    """Return at most twelve steps, from the first to the last."""
-    return sorted({round(n) for n in np.linspace(0, config.iters - 1, 12)})
-
-
-def property_from_nothing_to_the_top(function, step, config):
-    """no rate is above learning_rate, and a warm-up begins at zero"""
-    rates = [function(n, config) for n in some(config)]
-    assert max(rates) <= config.learning_rate * (1 + 2**-50)
+def property_a_warm_up_begins_at_zero(function, step, config):
+    """a warm-up begins at zero"""
     if config.warmup_ratio and config.iters > 1:
-        assert rates[0] == 0, f"the first rate is {rates[0]}"
-
-
-def property_one_hill(function, step, config):
-    """the rate never falls during the warm-up and never rises after it"""
-    rates = [function(n, config) for n in some(config)]
-    top = rates.index(max(rates))
-    assert rates[: top + 1] == sorted(rates[: top + 1])
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-
-
-def property_the_top_after_the_warm_up(function, step, config):
-    """the first step after the warm-up has the full rate, in short runs, too"""
-    for iters in (1, 2, 3, config.iters):
-        first = math.ceil(config.warmup_ratio * iters)
-        if first < iters:
-            rate = function(first, replace(config, iters=iters))
-            close(rate, config.learning_rate, tolerance(step, config))
+        assert function(0, config) == 0
