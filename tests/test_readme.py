@@ -331,7 +331,7 @@ FINDINGS = [  # per finding since 2023, how its verdict begins, and what its les
     ("holds here", "the better factor must depend on the rate"),
     ("does not hold here", "close == FAILS"),
     ("holds here", "a higher curvature, a lower best rate"),
-    ("holds here", "must have the higher loss"),
+    ("not shown either way", "with other kernels, a difference is not shown"),
     ("holds here", "the loss must fall at the ends of epochs"),
     ("holds here", "as good as new rows"),
     ("does not hold here", "the first task must be lost"),
