@@ -144,7 +144,8 @@ class Exercise:
         if self.kind == "debug" and not solved:
             written = written.replace(self.mistakes[0].find, self.mistakes[0].replace)
         reason = REASON * bool(self.written_points)
-        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=reason + written)
+        imports = "\n".join([*self.imports, "\n\n"]) * bool(self.imports)
+        return TEMPLATE.format(e=self, imports=imports, functions=reason + written)
 
     def is_unchanged(self, source):
         """Tell whether a student's file, bytes, is the one that was handed out."""
