@@ -3,8 +3,6 @@
 import importlib
 import os
 
-from ..cli.arguments import positive
-
 SEED = "MINILORA_GRADING_SEED"  # environment variable: the seed of the hidden checks
 
 
@@ -49,7 +47,7 @@ def add_commands(top):
     grade = add(commands, "grade", "grade folders or zip files that students handed in")
     grade.add("submissions", "folders or zip files", nargs="+", metavar="SUBMISSION")
     grade.add("--out", "a new folder for tables and feedback", metavar="DIR")
-    grade.add("--jobs", "submissions graded at the same time", type=positive, default=1)
+    grade.add("--jobs", "submissions graded at the same time", type=int, default=1)
     text = f"seed of the hidden checks; keep it private; default: ${SEED} or a random one"
     grade.add("--seed", text, type=int, default=os.environ.get(SEED))
     text = "prove that stubs fail, references pass and mistakes are recognized"

@@ -169,7 +169,7 @@ def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
     assert train(base, data, out) == 0
     assert run("generate --prompt é --max-tokens 9", *at(out)) == 0
     assert run("inspect --data", data, *at(out)) == run("learn init") == 0
-    assert run("learn hint nearest-code") == 0
+    assert run("learn hint one-file-nearest") == 0
     assert raw.getvalue().isascii() and rb"\xe9" in raw.getvalue()
 
 

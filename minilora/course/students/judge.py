@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..outcome import TYPE, Outcome, Stopped, describe, difference, leaves, lines
+from . import exercises
 from .isolation import OUTPUT, Local, running
 
 REFERENCE = "it gives what the reference gives"  # the last rules of every exercise
@@ -214,6 +215,7 @@ def explain(exercise, wrong):
         if mine.value is None:
             text.append("hint      does every branch of the function end in `return`?")
     if exercise.checks.CASES:
-        again = f'minilora learn check {exercise.id} --call "{dict(case)}"'
+        own = f" --exercises {exercises.FOLDER}" if exercises.FOLDER else ""
+        again = f'minilora learn check {exercise.id}{own} --call "{dict(case)}"'
         text.append(f"again     {again}    (in this process: breakpoints stop)")
     return "\n  ".join([f"failed: {kind}", *text])

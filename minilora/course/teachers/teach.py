@@ -26,6 +26,8 @@ def do_grade(args):
         if name in paths:
             raise InputError(f"two submissions are named {name}: rename one")
         paths[name] = path
+    if args.jobs <= 0:
+        raise InputError("--jobs must be a whole number from 1")
     if args.out:
         require_new(args.out)
     chosen = [e.id for e in exercises.select(args.only)]
