@@ -74,6 +74,7 @@ for views in rows_sweep.VIEWS:
 # </details>
 
 # %%
+verdicts = []
 
 
 def ratio(case, other):
@@ -82,7 +83,6 @@ def ratio(case, other):
 
 
 print("test loss after twice the views / before")
-verdicts = []
 for rows, views in ((100, 1600), (800, 1600), (200, 3200), (800, 3200), (1600, 3200)):
     sentence = f"{rows:,} rows: epoch {views / rows:g} / epoch {views / 2 / rows:g}"
     again = ratio((rows, views), (rows, views // 2))

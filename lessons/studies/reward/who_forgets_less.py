@@ -55,6 +55,7 @@ rows = echoes.rows("test", 64)
 # and ρ₀. The two sides are equal if the trained model changes only how often it names the place.
 
 # %%
+before = echoes.expected_reward({}, base, rows, config)
 
 
 def least(reward, before):
@@ -63,7 +64,6 @@ def least(reward, before):
     return sum(p * math.log(p / q) for p, q in parts if p)
 
 
-before = echoes.expected_reward({}, base, rows, config)
 print(f"the base: expected reward {before:.3f}")
 print(f"least KL: {least(1.0, before):.2f} nats at reward 1, ", end="")
 print(f"{least(experiment.GOAL, before):.2f} at {experiment.GOAL}")
