@@ -95,7 +95,7 @@ def reinforce(
 ):  # fmt: skip
     """Train adapters with a reward and a group baseline; return (adapters, mean reward per step).
 
-    rows: each has a `prompt`, token ids of the same length; a step takes batch_size/group of them.
+    rows: each has a `prompt`, token ids of the same length; each step uses batch_size/group rows.
     reward: a function of (row, answer). on_step: called as on_step(step, adapters) after each step;
     training ends if it returns true.
     """

@@ -137,7 +137,8 @@ def seen_and_to_come(seed):
 
     The first number is of the rows that the epoch has had, the second of those that are to come.
     """
-    rows, found = own_facts(seed), []
+    rows = own_facts(seed)
+    found = []
 
     def on_step(_, adapters, state):
         step = state["step"]

@@ -64,7 +64,8 @@ ALL_RATES = (2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
 RATES = {"lora": experiment.RATES["lora"]}
 RATES |= dict.fromkeys((A, A4), one_factor.RATES["A"])
 RATES |= dict.fromkeys((B, B4), one_factor.RATES["B"])
-tried, cells = {}, []
+tried = {}
+cells = []
 for method, rates in RATES.items():
     tried[method] = valid_losses(method, rates)
     means = dict(zip(rates, tried[method].mean(axis=1)))
@@ -96,7 +97,8 @@ assert (a_wins > 0).all(), "at the low rate, A alone is better with each seed"
 # </details>
 
 # %%
-chosen, cells = {}, []
+chosen = {}
+cells = []
 for method, rates in RATES.items():
     chosen[method], _ = best_rates(rates, tried[method])
     loss, exact, trained = (
@@ -185,7 +187,8 @@ assert abs(times - 16) < 0.5, "the curvature must be 16 times as large"
 
 # %%
 sharpness = common.read_sweep("curvature")
-lam, rate = {}, {}
+lam = {}
+rate = {}
 for method in curvature.METHODS:
     lam[method] = np.array(of(sharpness, "curvature", method=method))
     rates = RATES.get(method) or experiment.RATES[method]

@@ -32,7 +32,8 @@ def start(factor, r, seed, scale=1):
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=ALL_LINEAR)
     adapters, base = minilora.get_peft_model(minilora.load("micro").base, config, seed)
     rng, bound = np.random.default_rng(seed), r**-0.5
-    trained, frozen = {}, {}
+    trained = {}
+    frozen = {}
     for path, leaf in flatten(adapters).items():
         if path.endswith(f"lora_{factor}"):
             trained[path] = np.zeros_like(leaf)

@@ -41,7 +41,8 @@ def prompts_and_answers(split, n):
 def labelled_pairs(labels, seed):
     """Return a pair (prompt, chosen, rejected) for each of 4,000 training rows."""
     rng = np.random.default_rng([seed, 1])
-    wins, pairs = win_probability(labels), []
+    wins = win_probability(labels)
+    pairs = []
     for prompt, answers in prompts_and_answers("train", 4000):
         i = rng.integers(len(PAIRS))
         better, worse = PAIRS[i]

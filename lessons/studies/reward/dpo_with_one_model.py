@@ -104,7 +104,8 @@ table(["tiny, without activations", "MB"], [[k, f"{v / 1e6:.1f}"] for k, v in me
 # was trained by imitation, the reference is the base *with* this adapter, as it was at the start:
 
 # %%
-old, firsts = trained["noisy"], {}
+old = trained["noisy"]
+firsts = {}
 for name, reference_adapters in (("the base alone", {}), ("with the adapter", old)):
     log_probs = preference.answer_log_probs(reference_adapters, base, batch, config)
     firsts[name] = preference.dpo_loss(old, base, batch, log_probs, config, dpo.BETA)
@@ -150,7 +151,8 @@ def noisy(column):
     return of(sweep, column, labels="noisy", rate=RATE)
 
 
-cells, rewards = [], dict(zip(dpo.NAMES, dpo.REWARDS))
+cells = []
+rewards = dict(zip(dpo.NAMES, dpo.REWARDS))
 for i, name in enumerate(dpo.NAMES):
     shares, found = spread(noisy(f"share_{name}")), spread(noisy(f"reward_{name}"))
     cells.append([ECHOES[i], f"{before[i]:.2f}", f"{best[i]:.2f}", shares, rewards[name], found])

@@ -67,7 +67,8 @@ def least(reward, before):
 print(f"the base: expected reward {before:.3f}")
 print(f"least KL: {least(1.0, before):.2f} nats at reward 1, ", end="")
 print(f"{least(experiment.GOAL, before):.2f} at {experiment.GOAL}")
-nats, cells = {}, []
+nats = {}
+cells = []
 for form, text in echoes.FORMS.items():
     batch = echoes.batch_of(rows, [row.answer(text) for row in rows])
     log_p = rollouts.log_probabilities({}, base, batch, config)

@@ -186,7 +186,9 @@ assert QUICK or agrees(again, own, column("micro", "nf4", "merged")), f"{again}:
 
 # %%
 start = experiment.four_bits({}, minilora.load("micro").base)
-cells, changed, early_loss = [], {}, {}
+cells = []
+changed = {}
+early_loss = {}
 for training in ("through", "through_nf4"):
     early = experiment.trained("micro", training, RATE, 0, steps=3)
     after = experiment.four_bits(early.adapters, early.base)

@@ -62,7 +62,9 @@ config, base, tokenizer = minilora.load("micro")
 trained = sweep.train("adamw", 0.9, 1.0, 2e-2, 0, iters=20).adapters  # so that B is not zero
 STARTS = {"A/4, 4B": sweep.scaled(trained, 0.25), "4A, B/4": sweep.scaled(trained, 4)}
 STARTS["MA, BM⁻¹"] = sweep.mixed(trained, np.array([[2.0, 1.0], [-1.0, 1.0]]))
-losses, apart, cells = [], {}, []
+losses = []
+apart = {}
+cells = []
 for name in sweep.STEPS:
     loss, change = sweep.next_change(trained, name)
     losses.append(loss)
@@ -159,7 +161,8 @@ for name, case in CASES.items():
     cells.append([name, *map(str, case[1:]), deviation(losses_of(FRESH, *case), 4)])
     cells[-1].append(deviation(exact, 1))
 table(["", "momentum", "rate", "test loss, eight seeds", "exact (%)"], cells)
-ratios, helps = {}, {}
+ratios = {}
+helps = {}
 for name in list(CASES)[:2]:
     ratios[name] = np.log(losses_of(FRESH, *CASES[name]) / losses_of(FRESH, *spectral))
     what = f"loss of {name}, over that of the spectral rule, > 1 times"
