@@ -10,11 +10,10 @@ from functools import partial
 
 import autograd.numpy as np
 
-from lessons.helpers.rollouts import as_example, log_probabilities, of_targets
+from lessons.helpers.rollouts import as_example, descend, log_probabilities, of_targets
 from minilora.batching import batch_at, collate
 from minilora.layers import value_and_grad
-from minilora.optim import adamw_init, clip, get_lr
-from minilora.training import update
+from minilora.optim import adamw_init
 from minilora.tree import arrays
 
 
@@ -60,6 +59,5 @@ def fit(adapters, base, pairs, config, settings, beta, reference_adapters=None, 
         reference = answer_log_probs(reference_adapters or {}, base, batch, config)
         loss = partial(dpo_loss, reference=reference, config=config, beta=beta)
         _, grads = value_and_grad(loss)(adapters, base, batch)
-        grads, _ = clip(grads, settings.max_grad_norm)
-        adapters, state = update(adapters, grads, state, get_lr(step, settings), settings)
+        adapters, state = descend(adapters, grads, state, settings)
     return adapters

@@ -89,6 +89,13 @@ def group_advantages(rewards, group):
     return np.ravel(rewards - rewards.mean(axis=1, keepdims=True))
 
 
+def descend(adapters, grads, state, train_config):
+    """Clip the gradients and take a step of AdamW; return (adapters, state)."""
+    grads, _ = clip(grads, train_config.max_grad_norm)
+    lr = get_lr(state["step"], train_config)
+    return update(adapters, grads, state, lr, train_config)
+
+
 def reinforce(
     adapters, base, rows, reward, model_config, train_config, group=8, max_tokens=14,
     on_step=None,
@@ -112,9 +119,7 @@ def reinforce(
         _, grads = value_and_grad(policy_loss)(
             adapters, base, batch, group_advantages(rewards, group), model_config
         )
-        grads, _ = clip(grads, train_config.max_grad_norm)
-        lr = get_lr(step, train_config)
-        adapters, state = update(adapters, grads, state, lr, train_config)
+        adapters, state = descend(adapters, grads, state, train_config)
         means.append(float(rewards.mean()))
         if on_step and on_step(step + 1, adapters):
             break

@@ -12,6 +12,7 @@ import numpy as np
 import minilora
 from lessons.helpers import toolcalls
 from lessons.helpers.common import finetune, scores_of
+from lessons.helpers.rollouts import log_softmax
 from lessons.studies.serving.merging_sweep import median_size
 from minilora import TrainConfig, data
 from minilora.data.tasks import notes
@@ -59,18 +60,12 @@ def drift(bases, examples, config):
     total, tokens = 0.0, 0
     for example in examples:
         ids = np.array([example.tokens[:-1]])
-        log_p, log_q = (log_softmax(minilora.forward({}, base, ids, config)) for base in bases)
+        logits = [np.float64(minilora.forward({}, base, ids, config)) for base in bases]
+        log_p, log_q = map(log_softmax, logits)
         # KL(p, q) = Σ p · (log p − log q)
         total += float(np.sum(np.exp(log_p) * (log_p - log_q)))
         tokens += ids.size
     return total / tokens
-
-
-def log_softmax(logits):
-    """Return the logarithms of the probabilities, in float64."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def weight_error(bases):
