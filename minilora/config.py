@@ -16,6 +16,10 @@ QK_NORMS = ("q_norm", "k_norm")  # of each head, in Qwen3 and Gemma 3
 # The norms of a layer: before and after attention, before and after the MLP. None: no norm.
 # Hugging Face calls Llama's norm before the MLP post_attention_layernorm.
 LLAMA_NORMS = ("input_layernorm", None, "post_attention_layernorm", None)
+GEMMA_NORMS = (
+    "input_layernorm", "post_attention_layernorm",
+    "pre_feedforward_layernorm", "post_feedforward_layernorm",
+)  # fmt: skip
 ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the output head
 
 

@@ -27,6 +27,8 @@ NESTED_BLOCK_SIZE = 256  # absmax values per nested absmax
 class Stored:
     """A dataclass of arrays that stands for numbers in more bits."""
 
+    shape: Any  # of these numbers
+
     @property
     def nbytes(self) -> int:
         """Number of stored bytes."""

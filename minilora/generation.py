@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from . import model
 from .batching import token_array
 from .config import NON_NEGATIVE, POSITIVE_INT, ModelConfig, Rule, check_setting
-from .layers import LayerCache, Ops
+from .layers import LayerCache
+from .model import Model, hidden_states, logits, with_adapters
 from .tree import Array, Tree
 
 SHARE = Rule("lie in (0, 1]", lambda value: 0 < value <= 1)
 
 
 def generate(
-    adapters: Tree, base: Tree, prompt: list[int], model_config: ModelConfig, ops: Ops,
+    adapters: Tree, model: Model, prompt: list[int],
     max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
 ) -> Iterator[int]:  # fmt: skip
     """Yield the ids of up to `max_tokens` tokens that continue `prompt`, a list of token ids.
@@ -30,28 +30,26 @@ def generate(
     probabilities sum to at least top_p (Holtzman et al. 2020). rng: a NumPy generator or a seed.
     The first `next` raises InputError for a prompt without ids, and for a value out of range.
     """
-    check_generation([prompt], max_tokens, temp, top_p, model_config)
-    params = model.parameters(adapters, base, ops)
-    caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    check_generation([prompt], max_tokens, temp, top_p, model.config)
+    model = with_adapters(adapters, model)
+    caches = [LayerCache() for _ in range(model.config.num_hidden_layers)]
     tokens = np.array([prompt])
     rng = np.random.default_rng(rng)
     for _ in range(max_tokens):
-        starts = np.zeros_like(tokens)
-        x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
-        token = sample(model.logits(x[0, -1], params, ops), temp, top_p, rng)
-        if token in model_config.eos_token_id:
+        x = hidden_states(model, tokens, np.zeros_like(tokens), caches)
+        token = sample(logits(x[0, -1], model), temp, top_p, rng)
+        if token in model.config.eos_token_id:
             return
         yield token
         tokens = np.array([[token]])
 
 
-def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:
-    """Return the id of the next token, chosen or sampled from the logits (V,)."""
+def sample(z: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:
+    """Return the id of the next token, chosen or sampled from the logits z (V,)."""
     if temp == 0:
-        return int(np.argmax(logits))
+        return int(np.argmax(z))
     # p = softmax(z/τ)
-    z = (logits - logits.max()).astype(np.float64) / temp
-    p = np.exp(z)
+    p = np.exp((z - z.max()).astype(np.float64) / temp)
     p /= p.sum()
     order = np.argsort(-p, kind="stable")
     # the smallest set whose probability reaches top_p   (Holtzman et al. 2020, Eq. 2)

@@ -4,7 +4,8 @@ This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It add
 attention, packed rows (several examples in a row), a cache, a sliding window, biases, dropout, and
 any weight with a method `dequantize`. The branches on `embedding_scale`, `norm_offset`, `qk_norm`,
 `query_pre_attn_scalar`, `hidden_act` and four norms are for Qwen and Gemma (`config.ModelConfig`):
-a Llama takes none.
+a Llama takes none. `HOOKS`, `PROMPTS` and `PREFIX` are for other methods than LoRA: without
+`minilora.methods`, they are empty.
 
 Autograd derives the backward pass, for the parameters that it traces. Some functions define their
 own gradient, because autograd's gradient would need much more memory or time. In a debugger,
@@ -19,6 +20,7 @@ G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import autograd
@@ -26,16 +28,18 @@ import autograd.numpy as np
 from autograd.extend import defvjp, primitive
 from autograd.tracer import isbox
 
-from .config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, ModelConfig
+from .config import ALL_LINEAR, ModelConfig
 from .tree import Array, Tree, arrays, flatten, overlay, unflatten, without
 
 Function = Callable[..., Any]
 Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/2) each
-# This module, the optimized `kernels.fused`, or an object with the same functions, which the
-# function `minilora.operations` makes for other methods. A function that another Ops replaces is
-# called through it, for example `ctx.ops.rms_norm`.
+# A module with `linear`, `attention`, `rms_norm`, `swiglu`, `cross_entropy`, `dense`, `THREADS` and
+# `parallel_map`: this one, or the optimized `kernels.fused`.
 Ops = Any
-LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter adds to a projection
+LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what LoRA adds to a projection
+# The reference computes the rows of a batch in one piece, as it is read.
+THREADS = 1
+parallel_map = map
 
 # --------------------------------------------------------------------------------- linear with LoRA
 
@@ -93,8 +97,8 @@ def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
     return matmul(scaling * matmul(x, a), b)
 
 
-def merge_projection(node: Tree) -> Tree:
-    """Return the node of a projection with its adapter in the weight: a dense (out, in) float32."""
+def merge_lora(node: Tree) -> Tree:
+    """Return the node of a projection with its LoRA in the weight: a dense (out, in) float32."""
     weight = dense(node["weight"])
     if "lora_A" in node:
         # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
@@ -146,18 +150,12 @@ def dropout(x: Array, p: float, rng: Any) -> Array:
 # ---------------------------------------------------------------------------- embedding and norm
 
 
-def embed(tokens: Array, node: Tree, ctx: "Context") -> tuple[Array, Array, Array]:
-    """Look up token ids (B, T): states (B, T, D), positions (B, T), `segment_starts` (B, T).
-
-    node: the node `model`. A position counts from the start of the token's segment (its example),
-    after the tokens in the cache. `segment_starts` is returned because another Ops may replace this
-    function: prompt tuning puts trained vectors before the tokens, so all three become longer.
-    """
+def embed(tokens: Array, node: Tree, model_config: ModelConfig) -> Array:
+    """Look up token ids (B, T) in the embedding of the node `model`: states (B, T, D)."""
     x = node["embed_tokens"]["weight"][tokens]
-    if ctx.config.embedding_scale != 1:
-        x = x * x.dtype.type(ctx.config.embedding_scale)
-    past = ctx.cache.length if ctx.cache else 0  # the cache of the first layer
-    return x, past + np.arange(tokens.shape[1]) - ctx.segment_starts, ctx.segment_starts
+    if model_config.embedding_scale != 1:
+        x = x * x.dtype.type(model_config.embedding_scale)
+    return x
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -303,7 +301,7 @@ class Context(NamedTuple):
 
     config: ModelConfig  # of the layer: see `ModelConfig.of_layers`
     ops: Ops
-    rope: Rope | None  # of the positions of the tokens; None before the first layer
+    rope: Rope  # of the positions of the tokens
     segment_starts: Array  # (B, T)
     cache: LayerCache | None = None  # of the layer
     rng: RowRng | None = None  # for dropout
@@ -313,7 +311,7 @@ def decoder_layer(x: Array, node: Tree, ctx: Context) -> Array:
     """Apply one layer to x (B, T, D): add attention, then the MLP."""
     before_attention, after_attention, before_mlp, after_mlp = ctx.config.norms
     h = norm(x, node, before_attention, ctx)
-    h = ctx.ops.self_attention(h, node["self_attn"], ctx)
+    h = self_attention(h, node["self_attn"], ctx)
     x = x + norm(h, node, after_attention, ctx)
     h = norm(x, node, before_mlp, ctx)
     h = mlp(h, node["mlp"], ctx)
@@ -328,9 +326,26 @@ def self_attention(x: Array, node: Tree, ctx: Context) -> Array:
         q, k = norm_heads(q, node, "q_norm", ctx), norm_heads(k, node, "k_norm", ctx)
     if config.query_pre_attn_scalar is not None:  # `attention` divides by √head_dim
         q = q * (config.head_dim / config.query_pre_attn_scalar) ** 0.5
+    cache = with_prefix(node, ctx, len(x)) if has_prefix(node) else ctx.cache
     window = config.sliding_window
-    mixed = ctx.ops.attention(q, k, v, ctx.rope, ctx.segment_starts, ctx.cache, window)
+    mixed = ctx.ops.attention(q, k, v, ctx.rope, ctx.segment_starts, cache, window)
     return project(mixed, node, "o_proj", ctx)
+
+
+def has_prefix(node: Tree) -> bool:
+    """Return whether the node `self_attn` has a trained prefix."""
+    return PREFIX[0] in node
+
+
+def with_prefix(node: Tree, ctx: Context, rows: int) -> LayerCache:
+    """Return the cache of `ctx`, or a new one; a trained prefix comes before the first token."""
+    cache = ctx.cache or LayerCache()
+    if not cache.length:
+        # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2); P_k is not rotated
+        shape = (1, -1, ctx.config.num_key_value_heads, ctx.config.head_dim)
+        k, v = (np.repeat(np.reshape(node[name], shape), rows, axis=0) for name in PREFIX)
+        cache.extend(k, v)
+    return cache
 
 
 def norm_heads(x: Array, node: Tree, name: str, ctx: Context) -> Array:
@@ -347,9 +362,49 @@ def mlp(x: Array, node: Tree, ctx: Context) -> Array:
 
 
 def project(x: Array, node: Tree, name: str, ctx: Context) -> Array:
-    """Apply the projection of this name in a sublayer's node."""
+    """Apply the projection of this name in a sublayer's node, with its adapters."""
     rng = ctx.rng.child(ALL_LINEAR.index(name)) if ctx.rng else None
-    return ctx.ops.linear(x, node[name], rng)
+    linear = ctx.ops.linear
+    for hook in hooks_of(node[name]):
+        linear = partial(hook.apply, linear)
+    return linear(x, node[name], rng)
+
+
+# ------------------------------------------------------------------------------- other methods
+
+
+class Hook(NamedTuple):
+    """How a method other than LoRA acts at a projection: the functions that read its entries."""
+
+    entries: tuple[str, ...]  # of a projection; the first one tells that the method is used there
+    apply: Function  # apply(inner, x, node, rng) -> y, around inner(x, node, rng)
+    merge: Function | None = None  # merge(inner, node) -> node, around inner(node)
+
+
+# `minilora.methods.registry` fills these tables.
+HOOKS: list[Hook] = []  # in the order in which they are applied and merged
+PROMPTS: dict[str, Function] = {}  # {entry of the node `model`: f(node) -> virtual tokens (n, D)}
+PREFIX = ("prefix_k", "prefix_v")  # entries of `self_attn`: (n, K·hd), trained keys and values
+
+
+def hooks_of(node: Tree) -> list[Hook]:
+    """Return the hooks of the methods that are used at a projection."""
+    return [hook for hook in HOOKS if hook.entries[0] in node]
+
+
+def virtual_tokens(node: Tree) -> Array | None:
+    """Return the trained virtual tokens (n, D) of the node `model`, or None."""
+    for entry, tokens_of in PROMPTS.items():
+        if entry in node:
+            return tokens_of(node)
+    return None
+
+
+def added_entries(name: str) -> tuple[str, ...]:
+    """Return the entries that an adapter may add to a node of this name."""
+    if name in ALL_LINEAR:
+        return ("bias", *LORA, *(entry for hook in HOOKS for entry in hook.entries))
+    return {"model": tuple(PROMPTS), "self_attn": PREFIX}.get(name, ())
 
 
 # ----------------------------------------------------------------------------------------- the loss
@@ -416,20 +471,3 @@ def _checkpoint(f: Function, leaves: Any) -> Array:
 # None: f has no gradient. make_vjp(f)(leaves) computes f again, recorded this time, and returns
 # (a function from ∂L/∂y to ∂L/∂leaves, y).
 defvjp(_checkpoint, None, lambda y, f, leaves: lambda g: autograd.make_vjp(f)(leaves)[0](g))
-
-
-# ---------------------------------------------------------------------------------- what is read
-
-# `model.check_entries` raises InputError for an entry of a tree that is not listed here. The kind
-# of a node is its name, "" for the root, and "layer" for each of layers.0, layers.1, …; the names
-# of these layers depend on the model.
-NORMS = (
-    "input_layernorm", "post_attention_layernorm",
-    "pre_feedforward_layernorm", "post_feedforward_layernorm",
-)  # fmt: skip
-ENTRIES: dict[str, tuple[str, ...]] = {  # {kind of a node: the entries that are read in it}
-    "": ("model", "lm_head"), "model": ("embed_tokens", "layers", "norm"),
-    "layer": (*NORMS, "self_attn", "mlp"), "self_attn": (*ATTENTION, *QK_NORMS), "mlp": MLP,
-    **dict.fromkeys(ALL_LINEAR, ("weight", "bias", *LORA)),
-    **dict.fromkeys((*NORMS, *QK_NORMS, "norm", "embed_tokens", "lm_head"), ("weight",)),
-}  # fmt: skip

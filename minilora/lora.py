@@ -8,13 +8,14 @@ An adapter is a small tree. At the path of an adapted projection it has `lora_A`
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module
-from .layers import Ops, dense
-from .model import parameters
+from .layers import dense, hooks_of, merge_lora
+from .model import Model, Source, with_adapters
 from .tree import Tree, flatten, get, is_node, layer_of, named_leaves, set_leaf, unflatten
 
 
@@ -51,15 +52,17 @@ def adapted_paths(adapters: Tree) -> list[str]:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # no warnings: the last check raises, with the path
-def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree:
-    """Return a dense base that computes without adapters what `base` computes with `adapters`.
+def merge(adapters: Tree, model: Model, dtype: Any = np.float32) -> Model:
+    """Return a dense model that computes without adapters what `model` computes with `adapters`.
 
-    Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) can lose a
-    part of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
-    not part of a weight or a bias, and for a weight that is not finite.
+    In PEFT, this is `merge_and_unload`. Quantized weights are dequantized; quantizing the result
+    again (`minilora.quantize`) can lose a part of the update. dtype: of the result. Its source is
+    unknown, because no file has its weights. Raises InputError, with the path, for an entry that is
+    not part of a weight or a bias (of prompts, prefixes, bottlenecks), and for a weight that is not
+    finite.
     """
-    leaves = flatten(merge_projections(parameters(adapters, base, ops), ops))
-    nodes = set(modules(base))
+    leaves = flatten(merge_projections(with_adapters(adapters, model).base))
+    nodes = set(modules(model.base))
     for path, leaf in leaves.items():
         node, _, name = path.rpartition(".")
         if name not in ("weight", "bias") or node not in nodes:
@@ -68,16 +71,25 @@ def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree
         leaves[path] = dense(leaf).astype(dtype)
         if not np.isfinite(leaves[path]).all():
             raise InputError(f"merging would make {path} not finite: merge an earlier checkpoint")
-    return unflatten(leaves)
+    return model._replace(base=unflatten(leaves), source=Source())
 
 
-def merge_projections(node: Any, ops: Ops, name: str = "") -> Any:
-    """Return a tree in which each projection is merged with its adapter."""
+def merge_projections(node: Any, name: str = "") -> Any:
+    """Return a tree in which each projection is merged with its adapters."""
     if name in ALL_LINEAR:
-        return ops.merge_projection(node)
+        return merge_projection(node)
     if not is_node(node):
         return node
-    return {key: merge_projections(child, ops, key) for key, child in node.items()}
+    return {key: merge_projections(child, key) for key, child in node.items()}
+
+
+def merge_projection(node: Tree) -> Tree:
+    """Return the node of a projection with its adapters in the weight, dense."""
+    merge = merge_lora
+    for hook in hooks_of(node):
+        if hook.merge:  # without it, its entries stay, and `merge` raises an error
+            merge = partial(hook.merge, merge)
+    return merge(node)
 
 
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:

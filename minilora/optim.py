@@ -1,8 +1,8 @@
-"""AdamW, clipping by global norm, learning-rate schedules and rounding: pure functions of trees.
+"""AdamW, clipping by global norm and learning-rate schedules: pure functions of trees.
 
-This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: weight decay, other schedules, a
-learning rate per parameter, and adapters in 16 bits. The trees contain only trained parameters, so
-frozen ones do not change or decay.
+This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: weight decay, other schedules and a
+learning rate per parameter. The trees contain only trained parameters, so frozen ones do not change
+or decay.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import InputError, TrainConfig
+from .config import TrainConfig
 from .tree import Array, Tree, named_leaves, tree_map, unflatten
 
 
@@ -77,32 +77,3 @@ def get_lr(step: int, train_config: TrainConfig) -> float:
     shares = {"constant": 1.0, "linear": (train_config.iters - step) / rest}
     shares["cosine"] = 0.5 * (1 + math.cos(math.pi * done))
     return train_config.learning_rate * max(0.0, shares[train_config.lr_schedule])
-
-
-def round_to(params: Tree, dtype: str) -> Tree:
-    """Round to the numbers of float16 or bfloat16, which the file of the adapter will hold exactly.
-
-    The arrays stay float32. Raises InputError if a number is not finite in this type.
-    """
-    if dtype == "float32":
-        return params
-    rounded = {}
-    for path, w in named_leaves(params):
-        with np.errstate(over="ignore"):
-            half = from_bfloat16(to_bfloat16(w)) if dtype == "bfloat16" else w.astype(np.float16)
-        if not bool(np.isfinite(half).all()):
-            raise InputError(f"{path} has a number that {dtype} cannot hold: use float32 adapters")
-        rounded[path] = half.astype(np.float32)
-    return unflatten(rounded)
-
-
-def to_bfloat16(w: Array) -> Array:
-    """Round finite float32 numbers to bfloat16, ties to even; return the bits as uint16."""
-    bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
-    # add 0x8000 if the last bit that is kept is 1, else 0x7FFF, then cut: ties go to the even one
-    return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
-
-
-def from_bfloat16(bits: Array) -> Array:
-    """Return the float32 numbers whose upper 16 bits are `bits` (uint16)."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)

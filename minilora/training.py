@@ -1,96 +1,113 @@
 """Fine-tuning: the training loop.
 
-This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: accumulation, callbacks, and runs
-that can be resumed.
+    for state, record in steps(model, examples, train_config, start(adapters, train_config)):
+        print(record["loss"])
+
+This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: accumulation, and runs that can be
+resumed. `evaluation.loop` adds evaluations of held-out rows.
 
 Random choices depend only on the seed, the step and, for dropout, the position of the row in the
-batch. So the state of a run is the trained tree and the state of the optimizer (its averages and
-the step count), and a resumed run gives the same result as an uninterrupted one.
+batch. So a `State` is all that a run carries from one step to the next, and a resumed run gives the
+same result as an uninterrupted one.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import model
 from .batching import Example, Row, batch_at, collate
-from .config import InputError, ModelConfig, TrainConfig
-from .layers import Function, Ops, RowRng, value_and_grad
-from .optim import OPTIMIZERS, clip, get_lr, round_to
-from .tree import Tree, arrays, layer_of, named_leaves, overlay, tree_map
+from .config import InputError, TrainConfig
+from .layers import RowRng, value_and_grad
+from .model import Model
+from .model import loss as model_loss
+from .optim import OPTIMIZERS, clip, get_lr
+from .rounding import round_to
+from .tree import Tree, arrays, layer_of, named_leaves, num_parameters, overlay, tree_map
 
-Callback = Callable[[list[Tree], Tree, Tree], Any]
+MAX_PARALLEL_PARAMETERS = 2**24  # a larger gradient is not held in memory once per core
 
 
-class TrainResult(NamedTuple):
-    """The trained adapters, and the history: one dict per step and per evaluation."""
+class Best(NamedTuple):
+    """The best evaluation of held-out rows so far; see `evaluation.loop`."""
+
+    loss: float = math.inf
+    step: int = 0
+    adapters: Tree | None = None  # None: not kept
+    worse: int = 0  # evaluations since then, which were not better
+
+
+class State(NamedTuple):
+    """All that a run carries from one step to the next."""
 
     adapters: Tree
-    history: list[Tree]
+    moments: Tree  # the state of the optimizer: its averages, and `step`, the number of steps taken
+    best: Best = Best()
+
+    @property
+    def step(self) -> int:
+        """Number of steps taken."""
+        return int(self.moments["step"])
+
+    @property
+    def kept(self) -> Tree:
+        """Adapters that the run returns: the best ones if they are kept, else the last ones."""
+        return self.adapters if self.best.adapters is None else self.best.adapters
+
+    @property
+    def kept_step(self) -> int:
+        """Step of the adapters in `kept`."""
+        return self.step if self.best.adapters is None else self.best.step
 
 
-def train(
-    adapters: Tree, base: Tree, examples: Sequence[Example | Row], model_config: ModelConfig,
-    train_config: TrainConfig, ops: Ops, state: Tree | None = None,
-    callbacks: Sequence[Callback] = (), parallel_map: Function = map, num_shards: int = 1,
-) -> TrainResult:  # fmt: skip
-    """Fit `adapters` to the examples; return TrainResult(adapters, history).
+def start(adapters: Tree, train_config: TrainConfig) -> State:
+    """Return the state before the first step; the adapters are rounded to `adapter_dtype`."""
+    trained = round_to(arrays(adapters), train_config.adapter_dtype)
+    init, _ = OPTIMIZERS[train_config.optimizer]
+    return State(overlay(adapters, trained), init(trained))
 
-    A row of a batch is an example, or a list of examples that `data.pack_examples` packed.
-    The history has a dict per step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all,
-    not only the targets) and `seconds`.
-    state: the state of the run to continue. num_shards: the number of parts of a micro-batch
-    (`batch_size` rows) that `parallel_map` may compute at the same time.
-    callbacks: each is called after every step as callback(records, adapters, state), where
-    `records` is the list of the dicts that the step adds to the history. A callback may add to
-    `records` and to `state`; training ends if it returns true. If the state has `best`, these
-    adapters are returned.
-    Raises InputError if there is nothing to train on, or if the loss or the gradient is not finite;
-    the last call of the callbacks had the last good state.
+
+def steps(
+    model: Model, examples: Sequence[Example | Row], train_config: TrainConfig, state: State
+) -> Iterator[tuple[State, Tree]]:
+    """Yield (state, record) after each step, up to `train_config.iters`.
+
+    A row of a batch is an example, or a list of examples that `data.pack_examples` packed. state:
+    from `start`, or the state of the run to continue. record: a dict with `step`, `loss` in nats
+    per target token, `learning_rate`, `grad_norm`, `tokens` (all, not only the targets) and
+    `seconds`. Raises InputError if there is nothing to train on, or if the loss or the gradient is
+    not finite.
     """
     if not examples:
         raise InputError("there are no examples to train on")
     rows = [example if isinstance(example, list) else [example] for example in examples]
-    trained = round_to(arrays(adapters), train_config.adapter_dtype)
-    adapters = overlay(adapters, trained)
-    init, _ = OPTIMIZERS[train_config.optimizer]
-    state = state or init(trained)
-    history: list[Tree] = []
-    stop = False
-    while not stop and state["step"] < train_config.iters:
+    while state.step < train_config.iters:
         began = time.perf_counter()
-        step = state["step"]
-        loss, grads, batch = gradient_at(
-            adapters, base, rows, step, model_config, train_config, ops, parallel_map, num_shards
-        )
+        step = state.step
+        loss, grads, batch = gradient_at(state.adapters, model, rows, step, train_config)
         grads, norm = clip(grads, train_config.max_grad_norm)
         if not math.isfinite(loss + norm):
             seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
             advice = "lower `learning_rate`, or use float32 adapters; the last checkpoint is kept"
             raise InputError(f"{seen}: {advice}")
         lr = get_lr(step, train_config)
-        adapters, state = update(adapters, grads, state, lr, train_config)
+        state = update(state, grads, lr, train_config)
         tokens = sum(len(example.tokens) - 1 for row in batch for example in row)
-        metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
-        records = [metrics | {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}]
-        for callback in callbacks:
-            stop = bool(callback(records, adapters, state)) or stop
-        history += records
-    return TrainResult(state.get("best", adapters), history)
+        record = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
+        seconds = round(time.perf_counter() - began, 4)
+        yield state, record | {"tokens": tokens, "seconds": seconds}
 
 
 def gradient_at(
-    adapters: Tree, base: Tree, rows: list[Row], step: int, model_config: ModelConfig,
-    train_config: TrainConfig, ops: Ops, parallel_map: Function = map, num_shards: int = 1,
-) -> tuple[float, Tree, list[Row]]:  # fmt: skip
+    adapters: Tree, model: Model, rows: list[Row], step: int, train_config: TrainConfig
+) -> tuple[float, Tree, list[Row]]:
     """Compute (mean loss, its gradient, the rows) of a step.
 
     The rows are cut into micro-batches of `batch_size` rows, one after another, and each of them
-    into shards, which are computed at the same time.
+    into shards, which `model.ops.parallel_map` computes at the same time.
     """
     size = train_config.batch_size
     n = size * train_config.grad_accumulation_steps
@@ -102,20 +119,22 @@ def gradient_at(
     def shard_gradient(positions: Sequence[int]) -> tuple[int, float, Tree]:
         shard = [batch[i] for i in positions]
         rng = RowRng([[train_config.seed, step, i] for i in positions])
-        with np.errstate(over="ignore", invalid="ignore"):  # `train` raises if it is not finite
-            loss, grads = value_and_grad(model.loss)(
-                adapters, base, collate(shard), model_config, ops, rng,
-                train_config.gradient_checkpointing,
-            )  # fmt: skip
+        checkpointing = train_config.gradient_checkpointing
+        with np.errstate(over="ignore", invalid="ignore"):  # `steps` raises if it is not finite
+            loss, grads = value_and_grad(model_loss)(
+                adapters, model, collate(shard), rng, checkpointing
+            )
         return sum(map(num_targets, shard)), float(loss), grads
 
+    small = num_parameters(adapters) <= MAX_PARALLEL_PARAMETERS
+    num_shards = model.ops.THREADS if small else 1
     loss = 0.0
     grads: Tree = {}
-    for start in range(0, n, size):
-        shards = split_batch(range(start, start + size), num_shards)
+    for first in range(0, n, size):
+        shards = split_batch(range(first, first + size), num_shards)
         # without a target, the mean loss would be 0/0
         shards = [shard for shard in shards if any(num_targets(batch[i]) for i in shard)]
-        parts = list(parallel_map(shard_gradient, shards))
+        parts = list(model.ops.parallel_map(shard_gradient, shards))
         loss, grads = accumulate(parts, total, loss, grads)
     return loss, grads, batch
 
@@ -148,16 +167,14 @@ def accumulate(
     return loss, grads
 
 
-def update(
-    adapters: Tree, grads: Tree, state: Tree, lr: float, train_config: TrainConfig
-) -> tuple[Tree, Tree]:
-    """Take a step of the optimizer; return (adapters, state), rounded to `adapter_dtype`."""
-    trained = arrays(adapters)
+def update(state: State, grads: Tree, lr: float, train_config: TrainConfig) -> State:
+    """Take a step of the optimizer; the new adapters are rounded to `adapter_dtype`."""
+    trained = arrays(state.adapters)
     lrs = learning_rates(lr, train_config, trained)
     _, optimizer_step = OPTIMIZERS[train_config.optimizer]
-    trained, moments = optimizer_step(trained, grads, state, lrs, train_config)
-    adapters = overlay(adapters, round_to(trained, train_config.adapter_dtype))
-    return adapters, {**state, **moments}  # callbacks may have added `best` and others
+    trained, moments = optimizer_step(trained, grads, state.moments, lrs, train_config)
+    adapters = overlay(state.adapters, round_to(trained, train_config.adapter_dtype))
+    return state._replace(adapters=adapters, moments=moments)
 
 
 def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict[str, float]:

@@ -7,12 +7,15 @@ import os
 import re
 import signal
 import sys
+import warnings
+from contextlib import contextmanager
 from typing import Any
 
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, Parser, flag, parse
+from .loading import warn
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     received = interrupt_once() if argv is None else []
     try:
-        status = dispatch(sys.argv[1:] if argv is None else argv)
+        with one_line_warnings():
+            status = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status or 0
     except InputError as error:
@@ -58,6 +62,15 @@ def dispatch(argv):
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
     return getattr(commands, args.command)(args)
+
+
+@contextmanager
+def one_line_warnings():
+    """Print each UserWarning in the block as one line on standard error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_: warn(message)
+        yield
 
 
 def report_error(error):

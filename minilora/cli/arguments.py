@@ -11,13 +11,13 @@ import sys
 import tomllib
 from dataclasses import fields
 from datetime import date
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..data.tasks import RECIPES
-from ..formats.checkpoint import read_metadata
+from ..formats.checkpoint import CHECKPOINT, read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
 from ..methods.registry import METHODS
@@ -140,11 +140,10 @@ def as_flags(settings):
     return flags
 
 
-CHECKPOINT = "checkpoint.safetensors"
-SETTINGS = "train_config.toml"
 SWITCH = argparse.BooleanOptionalAction
 
 
+@cache
 def parser():
     """Return the argument parser of all commands."""
     top = Parser(prog="minilora", description="LoRA and QLoRA from scratch, in NumPy.")

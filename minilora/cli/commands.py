@@ -8,20 +8,18 @@ from functools import cache
 
 import numpy as np
 
-from .. import generate as generate_tokens
-from .. import merge as merge_adapter
-from .. import quantize as quantize_base
+from .. import generation, lora
 from ..config import InputError
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
-from ..quant.schemes import error_report
+from ..model import Source
+from ..quant import schemes
 from ..tree import named_leaves
-from .arguments import SETTINGS
 from .examples import compare_with_run, load_examples
-from .loading import LoadedModel, load_with_adapter, read_run, refuse_block_size
+from .loading import LoadedModel, load_with_adapter, read_run, refuse_block_size, source_of
 from .run import fine_tune, print_size
 
 train = fine_tune
@@ -30,22 +28,19 @@ train = fine_tune
 def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
     run = read_run(path) if path else ({}, {})
-    settings = run[0]
-    name = args.model or settings.get("model", None if path else "tiny")
-    if not name:
-        raise InputError(
-            f"{path} has no {SETTINGS} that names the base of an adapter: "
-            "give --model and --quantize"
-        )
-    scheme = args.quantize or settings.get("quantize", "none")
-    refuse_block_size(args, scheme)
-    block_size = args.block_size or settings.get("block_size", 64)
+    source = Source("tiny")
     if path:
-        loaded = load_with_adapter(path, run, name, scheme, block_size, load)
+        source = source_of(path, optional=args.model) or Source()
+    name = args.model or source.name
+    scheme = args.quantize or source.scheme
+    refuse_block_size(args, scheme)
+    block_size = args.block_size or source.block_size or 64
+    if path:
+        loaded = load_with_adapter(path, name, scheme, block_size, load)
     else:
         loaded = LoadedModel(*load(name, scheme, block_size, True))
-    tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
-    return loaded._replace(run=run, name=name, scheme=scheme, tokenizer=tokenizer)
+    tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
+    return loaded._replace(run=run, tokenizer=tokenizer)
 
 
 def generate(args):
@@ -71,10 +66,10 @@ def generate(args):
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], sampling(args))
         return
-    if any(loaded.base is not first.base for loaded in chosen):
+    if any(loaded.model.base is not first.model.base for loaded in chosen):
         raise InputError("the adapters have different bases: give --model and --quantize")
     adapters = [loaded.adapters for loaded in chosen]
-    found = generate_batch(adapters, first.base, prompts, first.model_config, **sampling(args))
+    found = generate_batch(adapters, first.model, prompts, **sampling(args))
     for path, text, ids in zip(paths, texts, found):
         print(f"--- {text!r}" + (f", adapter {path}" if path else ""))
         print(first.tokenizer.decode(ids))
@@ -134,10 +129,9 @@ def uses_template(args, tokenizer):
 def print_answer(loaded, prompt, options):
     """Print the continuation of a prompt token by token; return its text."""
     tokenizer = loaded.tokenizer
-    model = loaded.adapters, loaded.base, prompt, loaded.model_config
     ids = []
     printed = ""
-    for token in generate_tokens(*model, **options):
+    for token in generation.generate(loaded.adapters, loaded.model, prompt, **options):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
@@ -153,17 +147,18 @@ def evaluate(args):
     loaded = load_model(args, args.adapter_path)
     data, described = load_examples(args, loaded, args.split)
     trained_on = compare_with_run(data, loaded)
-    score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
+    score = metrics.evaluate(loaded.adapters, loaded.model, data.examples)
+    source = loaded.model.source
     if args.json:
         facts = {
             "rows": len(data.examples), "data": described, "left_out": data.left_out,
             "max_seq_length": data.length, "cut": data.cut, **trained_on,
-            "model": loaded.name, "quantize": loaded.scheme,
+            "model": source.name, "quantize": source.scheme,
         }  # fmt: skip
         print(json.dumps(score | facts))
         return
     print(data.summary(f", {described}"))
-    print(f"base: {loaded.name}, stored as {loaded.scheme}")
+    print(f"base: {source.name}, stored as {source.scheme}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 
@@ -173,27 +168,27 @@ def merge(args):
     loaded = load_model(args, args.adapter_path)
     if not loaded.adapters:
         raise InputError("there is no adapter to merge: give --adapter-path")
-    dense = merge_adapter(loaded.adapters, loaded.base)
-    save_pretrained(args.out, loaded.model_config, dense, loaded.tokenizer, args.dtype)
+    dense = lora.merge(loaded.adapters, loaded.model)
+    save_pretrained(args.out, dense, loaded.tokenizer, args.dtype)
     print(f"merged model written to {args.out}")
 
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
     refuse_block_size(args, args.quantize)
-    config, base, tokenizer = load(args.model)
-    quantized = quantize_base(base, args.quantize, args.block_size)
-    save_quantized(args.out, config, quantized, tokenizer)
+    model, tokenizer = load(args.model)
+    quantized = schemes.quantize(model, args.quantize, args.block_size)
+    save_quantized(args.out, quantized, tokenizer)
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
-    for path, rmse, relative, bits in error_report(base, quantized):
+    for path, rmse, relative, bits in schemes.error_report(model.base, quantized.base):
         print(f"{path:<52}{rmse:>10.6f}{relative:>10.4f}{bits:>8.3f}")
-    print(f"{memory.bits_per_weight(quantized):.3f} bits per weight, written to {args.out}")
+    print(f"{memory.bits_per_weight(quantized.base):.3f} bits per weight, written to {args.out}")
 
 
 def inspect(args):
     """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
     loaded = load_model(args, args.adapter_path)
-    for path, leaf in [*named_leaves(loaded.base), *named_leaves(loaded.adapters)]:
+    for path, leaf in [*named_leaves(loaded.model.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")

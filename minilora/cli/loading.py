@@ -5,31 +5,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import INITIALIZERS, InputError, LoraConfig, ModelConfig
-from ..formats.checkpoint import load_adapter, needs_dense_base, read_metadata
+from ..config import INITIALIZERS, InputError, LoraConfig
+from ..formats.checkpoint import (
+    CHECKPOINT,
+    SETTINGS,
+    load_adapter,
+    needs_dense_base,
+    read_metadata,
+    read_source,
+)
 from ..formats.files import read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
+from ..model import Model
 from ..training import learning_rates
 from ..tree import arrays
-from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, toml_settings
-from .stored_paths import digest
+from .arguments import as_toml, flag, toml_settings
 
 
 class LoadedModel(NamedTuple):
-    """A base and its adapter, with their configurations."""
+    """A model and its adapter."""
 
-    model_config: ModelConfig
-    base: dict
+    model: Model
     tokenizer: object
     adapters: dict = {}  # noqa: RUF012
     adapter_config: LoraConfig | MethodConfig | None = None  # None: no adapter
     run: tuple = ({}, {})  # of the adapter; see `read_run`
-    name: str = ""  # of the base, and how its projections are stored
-    scheme: str = "none"
 
 
 def warn(text):
@@ -62,12 +66,9 @@ def read_run(folder):
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
-        run = read_run(args.init_adapter)
-        if "--model" not in args.given:  # the base of the adapter, if it is known
-            args.model = run[0].get("model", args.model)
-        loaded = load_with_adapter(
-            args.init_adapter, run, args.model, args.quantize, args.block_size
-        )
+        if not args.resume:  # the settings of the run have them already
+            use_source(args)
+        loaded = load_with_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
         args.method = method_name(loaded.adapter_config)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
@@ -75,7 +76,32 @@ def load_for_training(args):
         raise InputError(f"--also-train needs --method lora or dora, not --method {args.method}")
     if "bias" in args.also_train and args.method == "dora":
         raise InputError("PEFT's files of DoRA cannot hold --also-train bias: choose norm or head")
-    return loaded._replace(adapters=also_train(loaded.adapters, loaded.base, args.also_train))
+    adapters = also_train(loaded.adapters, loaded.model.base, args.also_train)
+    return loaded._replace(adapters=adapters)
+
+
+def use_source(args):
+    """Set the base and its storage to those of --init-adapter, except where a flag is given."""
+    source = source_of(args.init_adapter, "--model" in args.given)
+    if source is None:
+        return
+    if "--model" not in args.given:
+        args.model = source.name
+    if "--quantize" not in args.given:
+        args.quantize = source.scheme
+    if "--block-size" not in args.given:
+        args.block_size = source.block_size or args.block_size
+
+
+def source_of(folder, optional):
+    """Return the Source of the adapter in `folder`; if it has none, None, or raise InputError."""
+    source = read_source(folder)
+    if source is None and not optional:
+        raise InputError(
+            f"{folder} does not say on which base its adapter was trained: "
+            "give --model and --quantize"
+        )
+    return source
 
 
 WITHOUT_BLOCKS = ("none", "int8")
@@ -147,28 +173,19 @@ def new_adapter(args, adapter_config):
     dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
     scheme = "none" if dense else args.quantize
     low_precision = not dense and args.method != "full"
-    config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision)
-    adapters, base = get_peft_model(base, adapter_config, args.seed, args.quantize, args.block_size)
-    return LoadedModel(config, base, tokenizer, adapters, adapter_config)
+    model, tokenizer = load(args.model, scheme, args.block_size, low_precision)
+    adapters, model = get_peft_model(
+        model, adapter_config, args.seed, args.quantize, args.block_size
+    )
+    return LoadedModel(model, tokenizer, adapters, adapter_config)
 
 
-def load_with_adapter(folder, run, name, scheme, block_size, load=load):
+def load_with_adapter(folder, name, scheme, block_size, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
 
-    Warn if it is not the base that the adapter was trained on. An adapter also corrects the errors
-    of the storage. run: see `read_run`.
+    Warns if it is not the base that the adapter was trained on; see `load_adapter`.
     """
-    settings, digests = run
-    risk = "an adapter can lose all that it learned on another base (lesson 11)"
-    before = settings.get("quantize", scheme), settings.get("block_size", block_size)
-    if before != (scheme, block_size):
-        warn(
-            f"{folder} was trained on a base stored as {before[0]}, block size {before[1]}, "
-            f"not {scheme}, block size {block_size}: {risk}"
-        )
-    if "model" in digests and digest("model", name) != digests["model"]:
-        warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
     dense = needs_dense_base(folder)
-    config, base, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
-    adapters, base, adapter_config = load_adapter(folder, base, scheme, block_size)
-    return LoadedModel(config, base, tokenizer, adapters, adapter_config)
+    model, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
+    adapters, model, adapter_config = load_adapter(folder, model, scheme, block_size)
+    return LoadedModel(model, tokenizer, adapters, adapter_config)

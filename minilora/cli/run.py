@@ -21,42 +21,63 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .. import layers, train
+from .. import layers
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
 from ..data.packing import pack_examples
 from ..data.rows import split_row
-from ..evaluation import memory
-from ..evaluation.callbacks import evaluation_row, kept_step
+from ..evaluation import loop, memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve, points
-from ..formats.checkpoint import save_adapter, save_state
+from ..formats.checkpoint import CHECKPOINT, SETTINGS, save_state, write_adapter
 from ..formats.files import append, replace_text
 from ..generation import generate
-from ..methods.registry import operations
+from ..training import start
 from . import run_folder
-from .arguments import CHECKPOINT, SETTINGS, as_toml
-from .examples import read_split, warn_of_common_rows
-from .loading import load_for_training, unused_settings
+from .arguments import as_toml
+from .examples import SplitData, read_split, warn_of_common_rows
+from .loading import LoadedModel, load_for_training, unused_settings
 
 
 def fine_tune(args):
     """Run `minilora train`; with --quiet, print only warnings, errors and the last line."""
+    folder = Path(args.adapter_path)
     with redirect_stdout(io.StringIO()) if args.quiet else nullcontext():
-        train_and_save(args)
+        job = prepare(args, folder)
+        if not args.dry_run:
+            os.environ["MPLBACKEND"] = "agg"  # the only backend that `curve` needs
+            # an interrupt during the import of matplotlib would break every later import of it
+            import matplotlib.figure  # noqa: F401
+
+            with run_folder.lock(folder):
+                state, history = run(job)
+                report(job, state, history)
     if not args.dry_run:
-        folder = args.adapter_path
         print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
 
 
-def train_and_save(args):
-    """Train, and write the folder of the run. All is checked before a file is written."""
-    folder = Path(args.adapter_path)
+class Job(NamedTuple):
+    """A run of `minilora train` before its first step."""
+
+    args: Any
+    folder: Path
+    train_config: TrainConfig
+    loaded: LoadedModel
+    examples: list
+    valid: SplitData  # all held-out rows
+    scored: list  # the held-out examples that are evaluated
+    metadata: dict  # see `run_folder.metadata`
+
+
+def prepare(args, folder):
+    """Load all that a run needs, check it, and print its size; write nothing."""
     train_config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.check_folder(folder, args)
     loaded = load_for_training(args)
     loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
+    if args.plain:
+        loaded = loaded._replace(model=loaded.model._replace(ops=layers))
     train_split = read_split(args.data, "train", loaded, args.columns, train_config)
     valid_split = read_split(args.data, "valid", loaded, args.columns, train_config)
     examples = train_split.examples
@@ -70,65 +91,75 @@ def train_and_save(args):
     print(valid_split.summary(" held out"))
     warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
-    metadata = run_folder.metadata(args, unused)
+    metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
-    if args.dry_run:
-        return
     scored = valid[: train_config.val_batches * train_config.batch_size]
-    ops = operations(loaded.adapters, loaded.base, layers if args.plain else None)
+    return Job(args, folder, train_config, loaded, examples, valid_split, scored, metadata)
 
-    def held_out_scores(step, adapters):
-        scores = evaluate(adapters, loaded.base, scored, loaded.model_config, ops, args.quiet)
-        return evaluation_row(step, scores)
 
-    def show(when, adapters, scores):
-        part = f", on {len(scored)} of {len(valid)} held-out rows" if scored != valid else ""
-        print(
-            f"{when}: held-out loss {scores['eval_loss']:.4f} nats per token, "
-            f"exact match {100 * scores['eval_exact_match']:.1f} %{part}"
-        )
-        if not args.quiet:
-            print_sample(adapters, loaded, valid_split.rows[0], ops)
+def run(job):
+    """Train, and write a checkpoint every few steps; return (the last state, the history)."""
+    args = job.args
+    model = job.loaded.model
+    writer = RunWriter(job)
+    state = start(job.loaded.adapters, job.train_config)
+    if args.resume:
+        state, writer.history = run_folder.resume(job.folder, job.metadata, state.adapters)
+        writer.save(state)  # all files, with the settings of now
+    elif job.scored:
+        scores = held_out_scores(job, 0, job.loaded.adapters)
+        writer.history.append(scores)  # the first point of the curve
+        show(job, "before", job.loaded.adapters, scores)
+    steps = loop.run(model, job.examples, job.train_config, state, job.scored, args.quiet)
+    try:
+        for state, records in steps:
+            # first, so that no Ctrl-C comes between the state and its records
+            writer.history += records
+            if state.step % args.save_every == 0:
+                writer.save(state)
+    except KeyboardInterrupt:
+        way = f"continue with `minilora train --resume --adapter-path {job.folder}`"
+        if state.step == 0:
+            way = "start the same command again"
+        raise KeyboardInterrupt(f"interrupted: {way}") from None
+    finally:
+        if state.step > 0:
+            writer.end(state)
+    return state, writer.history
 
-    os.environ["MPLBACKEND"] = "agg"  # the only backend that `curve` needs
-    # an interrupt during the import of matplotlib would break every later import of it
-    import matplotlib.figure  # noqa: F401
 
-    with run_folder.lock(folder):
-        writer = RunWriter(folder, args, loaded, metadata)
-        adapters = loaded.adapters
-        state = None
-        if args.resume:
-            adapters, state, history = run_folder.resume(folder, metadata, adapters)
-            writer.history += history
-            writer.latest = adapters, state
-            writer.save()  # all files, with the settings of now
-        elif scored:
-            scores = held_out_scores(0, adapters)
-            writer.history.append(scores)  # the first point of the curve
-            show("before", adapters, scores)
-        model = adapters, loaded.base, examples, loaded.model_config
-        try:
-            kept = train(*model, train_config, scored, state, writer.on_step, ops, args.quiet)[0]
-        except KeyboardInterrupt:
-            way = f"continue with `minilora train --resume --adapter-path {folder}`"
-            if writer.latest is None:
-                way = "start the same command again"
-            raise KeyboardInterrupt(f"interrupted: {way}") from None
-        finally:
-            writer.end()
-        state = writer.latest[1]
-        _, losses = points(writer.history, "loss")
-        print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
-        scores = None
-        if scored:
-            step = kept_step(state)
-            evaluations = {row["step"]: row for row in writer.history if "eval_loss" in row}
-            scores = evaluations.get(step) or held_out_scores(step, kept)
-            show("after", kept, scores)
-        card = run_folder.model_card(args, loaded.adapter_config, state, scores, len(scored))
-        replace_text(folder / run_folder.CARD, card)
+def report(job, state, history):
+    """Print the losses of a run, and write its model card."""
+    _, losses = points(history, "loss")
+    print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
+    scores = None
+    if job.scored:
+        evaluations = {row["step"]: row for row in history if "eval_loss" in row}
+        step = state.kept_step
+        scores = evaluations.get(step) or held_out_scores(job, step, state.kept)
+        show(job, "after", state.kept, scores)
+    card = run_folder.model_card(job.args, job.loaded, state, scores, len(job.scored))
+    replace_text(job.folder / run_folder.CARD, card)
+
+
+def held_out_scores(job, step, adapters):
+    """Return the record of an evaluation on the held-out examples."""
+    scores = evaluate(adapters, job.loaded.model, job.scored, job.args.quiet)
+    return loop.evaluation_row(step, scores)
+
+
+def show(job, when, adapters, scores):
+    """Print the scores of an evaluation, and the answer to the first held-out row."""
+    part = ""
+    if len(job.scored) < len(job.valid.examples):
+        part = f", on {len(job.scored)} of {len(job.valid.examples)} held-out rows"
+    print(
+        f"{when}: held-out loss {scores['eval_loss']:.4f} nats per token, "
+        f"exact match {100 * scores['eval_exact_match']:.1f} %{part}"
+    )
+    if not job.args.quiet:
+        print_sample(adapters, job.loaded, job.valid.rows[0])
 
 
 def steps_of_epochs(epochs, examples, train_config):
@@ -157,8 +188,8 @@ def check_memory(loaded, examples, train_config):
 
 def print_size(loaded, tokens):
     """Print the trained parameters and the memory of a step; return its bytes."""
-    memory.print_trainable_parameters(loaded.adapters, loaded.base)
-    parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
+    memory.print_trainable_parameters(loaded.adapters, loaded.model)
+    parts = memory.memory_estimate(loaded.adapters, loaded.model, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
     return sum(parts.values())
 
@@ -170,67 +201,50 @@ class RunWriter:
     A run that ends before its first step changes nothing in the folder.
     """
 
-    folder: Path
-    args: Any
-    loaded: Any
-    metadata: dict
+    job: Job
     history: list = field(default_factory=list)  # the records of all steps and evaluations
     saved: int = 0  # the number of records in metrics.jsonl
     size: int = 0  # its bytes
     digest: Any = field(default_factory=hashlib.sha256)  # of these
-    latest: Any = None  # (adapters, state) of the last step
 
-    def on_step(self, records, adapters, state):
-        """Record a step; `train` calls this after each step."""
-        records[0]["peak_rss_mb"] = memory.peak_rss_mb()
-        self.history += records
-        self.latest = adapters, state
-        if state["step"] % self.args.save_every == 0:
-            self.save()
-
-    def save(self):
+    def save(self, state):
         """Write a checkpoint, and the files that are derived from it."""
-        folder = self.folder
-        args = self.args
-        adapters, state = self.latest
+        folder = self.job.folder
+        args = self.job.args
+        loaded = self.job.loaded
+        metadata = self.job.metadata
         new = "".join(json.dumps(row) + "\n" for row in self.history[self.saved :])  # in ASCII
         self.digest.update(new.encode())
         facts = {"metrics_size": self.size, "metrics_sha256": self.digest.hexdigest()}
-        save_state(folder / CHECKPOINT, adapters, state, self.metadata | facts, new)
+        save_state(folder / CHECKPOINT, state, metadata | facts, new)
         if self.size:
             append(folder / run_folder.METRICS, self.size, new)
         else:
             replace_text(folder / run_folder.METRICS, new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
-        loaded = self.loaded
-        best = state.get("best", adapters)
-        save_adapter(
-            folder, best, loaded.base, loaded.adapter_config, args.model, args.adapter_dtype
-        )
+        write_adapter(folder, state.kept, loaded.model, loaded.adapter_config, args.adapter_dtype)
         title = f"{Path(args.model).name} on {Path(args.data).name}"
-        kept = kept_step(state) if "best" in state else None
+        kept = None if state.best.adapters is None else state.best.step
         curve(folder / run_folder.CURVE, self.history, title, kept)
         # the last file: see `loading.read_run`
-        replace_text(folder / SETTINGS, as_toml(self.metadata["settings"]))
+        replace_text(folder / SETTINGS, as_toml(metadata["settings"]))
         self.size += len(new)
         self.saved = len(self.history)
 
-    def end(self):
-        """Save with the records of the whole run, if it has made a step."""
-        if self.latest is not None:
-            self.saved = 0
-            self.size = 0
-            self.digest = hashlib.sha256()
-            self.save()
+    def end(self, state):
+        """Save with the records of the whole run."""
+        self.saved = 0
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self.save(state)
 
 
-def print_sample(adapters, loaded, row, ops):
+def print_sample(adapters, loaded, row):
     """Print the prompt of a row, the model's answer and the right answer; nothing for a text."""
     tokenizer = loaded.tokenizer
     prompt, answer = split_row(row, tokenizer)
     if prompt:
-        ids = tokenizer.encode(prompt)
-        said = generate(adapters, loaded.base, ids, loaded.model_config, ops, max_tokens=48)
+        said = generate(adapters, loaded.model, tokenizer.encode(prompt), max_tokens=48)
         right = tokenizer.decode(tokenizer.encode(answer))
         asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         print(f"  asked: {asked.strip()!r}")

@@ -10,12 +10,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig
-from ..evaluation.callbacks import kept_step, should_stop
-from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
+from ..evaluation.loop import should_stop
+from ..formats.checkpoint import (
+    CHECKPOINT,
+    CONFIG,
+    SETTINGS,
+    WEIGHTS,
+    load_state,
+    read_metadata,
+)
 from ..formats.fetch import MODELS
 from ..formats.files import locked, write_errors
 from ..methods.registry import METHODS
-from .arguments import CHECKPOINT, SETTINGS, flag
+from .arguments import flag
 from .stored_paths import INPUTS, absolute, digest
 
 METRICS = "metrics.jsonl"
@@ -67,10 +74,10 @@ def lock(folder):
                 folder.rmdir()  # only if nothing was written
 
 
-def metadata(args, unused=()):
+def metadata(args, source, unused=()):
     """Return the settings and file digests that must be the same when the run is resumed.
 
-    unused: the settings that have no effect on the run, which are left out.
+    source: of the model. unused: the settings that have no effect on the run, which are left out.
     """
     left_out = {*NOT_SETTINGS, *unused}
     settings = {
@@ -78,7 +85,9 @@ def metadata(args, unused=()):
         for name, value in vars(args).items()
         if name not in left_out and value is not None
     }
-    digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
+    others = ("data", "init_adapter")
+    digests = {name: digest(name, settings[name]) for name in others if name in settings}
+    digests["model"] = source.digest
     return {"settings": settings, "digests": digests}
 
 
@@ -105,22 +114,22 @@ def check_same_run(folder, metadata):
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state, history) of the run that `metadata` describes, at its checkpoint.
+    """Return (state, history) of the run that `metadata` describes, at its checkpoint.
 
     `start` has the adapters before the first step. With another --iters, the later steps are those
     of a run of that length.
     """
     checkpoint = folder / CHECKPOINT
     settings = metadata["settings"]
-    adapters, state, then, new = load_state(checkpoint, start, settings["optimizer"])
-    step = state["step"]
+    state, then, new = load_state(checkpoint, start, settings["optimizer"])
+    step = state.step
     last = settings["iters"]
     if step > last:
         raise InputError(
             f"--iters {last}: {checkpoint} is at step {step} already: "
             "give a larger number, or start again with --overwrite"
         )
-    if should_stop(state, settings["early_stopping_patience"]):
+    if should_stop(state.best, settings["early_stopping_patience"]):
         print(f"early stopping has ended the run in {folder}: no step is left")
     print(f"resumed at step {step} of {last}")
     if last != then["settings"]["iters"]:
@@ -133,18 +142,19 @@ def resume(folder, metadata, start):
             f"{path} has not the records of the steps before {checkpoint}: "
             "restore it, or start again with --overwrite"
         )
-    return adapters, state, [json.loads(line) for line in lines.splitlines()]
+    return state, [json.loads(line) for line in lines.splitlines()]
 
 
-def model_card(args, config, state, scores, scored):
+def model_card(args, loaded, state, scores, scored):
     """Return the text of the folder's README.md: base, data, scores, how to load the adapter.
 
     state: of the last step. scores: the dict of an evaluation of `scored` held-out rows, or None.
     """
     # names instead of paths: those of the writer's disk say nothing to another reader
     base, data = (Path(absolute(name, getattr(args, name))).name for name in ("model", "data"))
-    made = state["step"]
-    kept = kept_step(state)
+    stored = loaded.model.source.scheme
+    made = state.step
+    kept = state.kept_step
     steps = f"{made} steps"
     if made < args.iters:
         steps = f"{made} of {args.iters} steps, because early stopping ended the run"
@@ -154,12 +164,12 @@ def model_card(args, config, state, scores, scored):
     if scores:
         numbers = [f"{k.removeprefix('eval_')} {v:.6g}" for k, v in scores.items() if k != "step"]
         held_out = f"{scored}: {', '.join(numbers)}"
-    return f"""{front_matter(args, config)}
+    return f"""{front_matter(args, loaded.adapter_config)}
 # An adapter for {base}
 
 Trained by minilora with `{args.method}`. The settings are in `train_config.toml`.
 
-- Base: {base}, stored as {args.quantize}. On another base, or on this base with another storage,
+- Base: {base}, stored as {stored}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
 - Data: {data}, {steps}.
 - Held-out rows: {held_out}

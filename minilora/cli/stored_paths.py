@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..data.rows import file_of
 from ..data.tasks import BUILTIN
-from ..formats import pretrained
+from ..formats import files, pretrained
 from ..formats.checkpoint import CONFIG
 
 INPUTS = ("data", "model", "init_adapter")  # settings that name files to read
@@ -26,24 +26,13 @@ def absolute(setting, value):
 def digest(setting, name):
     """Return one SHA-256 of the contents of the files that training reads for a setting.
 
-    For built-in data, it is the SHA-256 of the name.
+    setting: data or init_adapter. For built-in data, it is the SHA-256 of the name.
     """
-    if setting == "data" and name in BUILTIN:
-        return hashlib.sha256(name.encode()).hexdigest()
-    whole = hashlib.sha256()
-    for path in files_read(setting, name):
-        with open(path, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
-
-
-def files_read(setting, name):
-    """Return the files that training reads for a setting of INPUTS."""
     path = Path(name)
-    if setting == "model":
-        return pretrained.files(name)
     if setting == "init_adapter":  # the checkpoint has the weights
-        return [path / CONFIG]
+        return files.digest([path / CONFIG])
+    if name in BUILTIN:
+        return hashlib.sha256(name.encode()).hexdigest()
     if path.is_dir():
-        return [file_of(path, split) for split in ("train", "valid")]
-    return [path]
+        return files.digest([file_of(path, split) for split in ("train", "valid")])
+    return files.digest([path])

@@ -4,14 +4,15 @@ import math
 import os
 import sys
 
-from ..methods.registry import ORDER
+from ..methods.registry import METHODS
+from ..model import Model
 from ..quant.schemes import is_projection
 from ..tree import Tree, arrays, layer_of, named_leaves, num_parameters, overlay
 
 ADAM_FLOATS = 2  # m and v, float32, per trained parameter
 
 
-def memory_estimate(adapters, base, model_config, tokens):
+def memory_estimate(adapters, model, tokens):
     """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
     Weights, adapters, gradients and Adam's moments are exact (Muon has only one number per element
@@ -20,14 +21,14 @@ def memory_estimate(adapters, base, model_config, tokens):
     """
     trained = 4 * num_parameters(adapters)
     return {
-        "frozen weights": nbytes(base),
+        "frozen weights": nbytes(model.base),
         "trained weights": trained, "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,
-        "activations": 4 * tokens * activation_floats(adapters, base, model_config),
+        "activations": 4 * tokens * activation_floats(adapters, model.config),
     }  # fmt: skip
 
 
-def activation_floats(adapters, base, model_config):
+def activation_floats(adapters, model_config):
     """Count the floats per token that the optimized operations keep for the backward pass.
 
     A layer keeps the outputs of both norms and one number per norm, rotated q and k, v, one number
@@ -48,7 +49,7 @@ def activation_floats(adapters, base, model_config):
         layer += 5 * F
     L = lowest = model_config.num_hidden_layers
     kept = D + 1
-    extra = {name: floats for m in ORDER for name, floats in m.extra_floats.items()}
+    extra = {name: floats for m in METHODS.values() for name, floats in m.extra_floats.items()}
     for path, w in named_leaves(arrays(adapters)):
         # the backward pass ends at the lowest of these layers; at none if only the head is trained
         if path.startswith(("model.embed", "model.prompt")):
@@ -69,10 +70,10 @@ def format_estimate(parts):
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
-def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
+def print_trainable_parameters(adapters: Tree, model: Model) -> None:
     """Print the number and the share of trained parameters, in the format of PEFT."""
     trained = num_parameters(adapters)
-    total = num_parameters(overlay(base, adapters))
+    total = num_parameters(overlay(model.base, adapters))
     print(
         f"trainable params: {trained:,} || all params: {total:,} || "
         f"trainable%: {100 * trained / total:.4f}"

@@ -6,15 +6,13 @@ of the answer is the most probable one, so exact match needs no generation.
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .. import model
 from ..batching import Example, collate, token_array
-from ..config import InputError, ModelConfig
-from ..methods.registry import operations
+from ..config import InputError
+from ..model import Model, hidden_states, logits, with_adapters
 from ..tree import Tree
 
 TOKENS = 4096  # per batch
@@ -23,10 +21,9 @@ BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
 def evaluate(
-    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
-    ops: Any = None, quiet: bool = False,
-) -> Tree:  # fmt: skip
-    """Return the scores of a model over `examples`, a list of `Example`; ops: as for `train`.
+    adapters: Tree, model: Model, examples: Sequence[Example], quiet: bool = False
+) -> Tree:
+    """Return the scores of a model over `examples`, a list of `Example`.
 
     Keys: `loss` (nats per target token), `perplexity`, `tokens` (the number of target tokens),
     `exact_match`, `ece` (calibration error) and `brier`. Exact match is the share of examples whose
@@ -34,18 +31,17 @@ def evaluate(
     is no match. All other scores are means over the target tokens. quiet: show no progress. Raises
     InputError if there are no targets.
     """
-    check_examples("examples", examples, model_config.vocab_size)
+    check_examples("examples", examples, model.config.vocab_size)
     scored = [example for example in examples if any(example.mask[1:])]
     if not scored:
         raise InputError(
             "no token of the examples is a target: a mask needs a 1 after its first entry"
         )
-    ops = operations(adapters, base, ops)
-    params = model.parameters(adapters, base, ops)
+    model = with_adapters(adapters, model)
     parts = []
     with progress_bar(len(scored), quiet, desc="evaluating", delay=1, leave=False) as progress:
         for batch in batches(scored):
-            parts.append(token_scores(params, batch, model_config, ops))
+            parts.append(token_scores(model, batch))
             progress.update(len(batch))
     scores = _joined(parts)
     loss = float(scores["nll"].mean(dtype=np.float64))
@@ -68,19 +64,19 @@ def batches(examples):
     yield batch
 
 
-def token_scores(params, examples, model_config, ops):
+def token_scores(model, examples):
     """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per example.
 
-    params: see `model.parameters`. The examples, a list of `Example`, are computed as one batch.
+    model: see `model.with_adapters`. The examples, a list of `Example`, are computed as one batch.
     """
     batch = collate([[example] for example in examples])
-    x = model.hidden_states(params, batch["tokens"], batch["segment_starts"], model_config, ops)
+    x = hidden_states(model, batch["tokens"], batch["segment_starts"])
     at = np.nonzero(batch["mask"])
     h = x[at]
     targets = batch["targets"][at]
-    size = 1 + LOGIT_FLOATS // model_config.vocab_size
+    size = 1 + LOGIT_FLOATS // model.config.vocab_size
     pieces = [slice(i, i + size) for i in range(0, len(targets), size)]
-    scores = _joined([_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces])
+    scores = _joined([_scores(logits(h[i], model), targets[i]) for i in pieces])
     answers = [[e._replace(mask=e.mask if e.answer is None else e.answer)] for e in examples]
     compared = collate(answers)["mask"] * batch["mask"] > 0
     wrong = np.zeros_like(compared)
@@ -92,15 +88,15 @@ def _joined(parts):
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _scores(logits, targets):
-    logits = logits - logits.max(axis=-1, keepdims=True)
+def _scores(z, targets):
+    z = z - z.max(axis=-1, keepdims=True)
     rows = np.arange(len(targets))
-    p = np.exp(logits)
+    p = np.exp(z)
     total = p.sum(axis=-1)
     p /= total[:, None]
     return {
-        "nll": np.log(total) - logits[rows, targets],
-        "hit": logits.argmax(axis=-1) == targets,
+        "nll": np.log(total) - z[rows, targets],
+        "hit": z.argmax(axis=-1) == targets,
         "confidence": p.max(axis=-1),
         # Σ_k (p_k − y_k)²   (Brier 1950), with y one-hot
         "brier": np.einsum("nv,nv->n", p, p) - 2 * p[rows, targets] + 1,

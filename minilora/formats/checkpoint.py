@@ -7,6 +7,7 @@ can leave no weights. Nothing is pickled, and no pickle is opened.
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,38 +17,51 @@ from .. import lora
 from ..config import INITIALIZERS, InputError, LoraConfig
 from ..methods import initializers
 from ..methods.method import MethodConfig
+from ..model import Model, Source
 from ..optim import OPTIMIZERS
-from ..tree import Tree, arrays, get, named_leaves, overlay, unflatten, without
+from ..training import Best, State
+from ..tree import Tree, arrays, get, named_leaves, overlay, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import atomic_write, errors_in, parse_object, read_json, sync, write_json
-from .pretrained import NAMES
 from .safetensors_file import FORMAT_NAME, check_floats, check_names_and_shapes, entry
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+SETTINGS = "train_config.toml"
+SOURCE = "minilora_source"  # name of the metadata in WEIGHTS; PEFT ignores it
 
 
 def save_adapter(
-    folder: str | os.PathLike[str], adapters: Tree, base: Tree,
-    adapter_config: LoraConfig | MethodConfig, base_name: str, dtype: str = "float32",
+    folder: str | os.PathLike[str], adapters: Tree, model: Model,
+    adapter_config: LoraConfig | MethodConfig, dtype: str = "float32",
 ) -> None:  # fmt: skip
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
-    `adapter_config` is a LoraConfig, or the MethodConfig of another method. `base_name` is a name
-    or a path; the path of an existing file or folder is written as an absolute path. `dtype` is
-    float32, bfloat16 or float16; trained biases stay float32. Raises InputError if a leaf has no
+    model: that of the adapter; its source is written, too. `adapter_config` is a LoraConfig, or the
+    MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases stay
+    float32. Raises InputError if the folder contains a run of `minilora train`, if a leaf has no
     place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
     the tree.
     """
-    if os.path.exists(base_name) and base_name not in NAMES:
-        base_name = os.path.abspath(base_name)
+    folder = Path(folder)
+    if any((folder / name).exists() for name in (CHECKPOINT, SETTINGS)):
+        raise InputError(f"{folder} already contains a run: choose another folder")
+    write_adapter(folder, adapters, model, adapter_config, dtype)
+
+
+def write_adapter(folder, adapters, model, adapter_config, dtype):
+    """Write the two files of `save_adapter`; a run writes them into its own folder."""
+    name = model.source.name or None
     if isinstance(adapter_config, MethodConfig):
         tensors = method_format.tensors(adapters, adapter_config)
-        fields = method_format.as_json(adapter_config, base_name)
+        fields = method_format.as_json(adapter_config, name)
     else:
-        tensors, with_bias, modules = peft_format.tensors(adapters, base, adapter_config)
-        fields = peft_format.as_json(adapter_config, base_name, with_bias, modules)
-    folder = Path(folder)
+        tensors, with_bias, modules = peft_format.tensors(adapters, model.base, adapter_config)
+        fields = peft_format.as_json(adapter_config, name, with_bias, modules)
+    texts = {"format": "pt"}  # transformers needs it
+    if name:
+        texts[SOURCE] = json.dumps(model.source._asdict())
     folder.mkdir(parents=True, exist_ok=True)
     entries = {
         name: entry("F32" if name.endswith("lora_B.bias") else FORMAT_NAME[dtype], w)
@@ -56,7 +70,7 @@ def save_adapter(
     config = folder / CONFIG
     with atomic_write(config, folder / WEIGHTS) as (config_file, weights_file):
         write_json(config_file, fields)
-        safetensors_file.write(weights_file, entries)
+        safetensors_file.write(weights_file, entries, texts)
         if not (config.exists() and config.read_bytes() == config_file.read_bytes()):
             # a kill between the two renames must not leave the old weights with the new config
             sync(config_file)
@@ -67,20 +81,22 @@ def save_adapter(
 class LoadedAdapter(NamedTuple):
     """An adapter as `load_adapter` returns it."""
 
-    adapters: dict
-    base: dict
+    adapters: Tree
+    model: Model
     adapter_config: LoraConfig | MethodConfig
 
 
 def load_adapter(
-    folder: str | os.PathLike[str], base: Tree, scheme: str = "none", block_size: int = 64
-) -> LoadedAdapter:
-    """Read an adapter from a folder that PEFT or `save_adapter` wrote; return LoadedAdapter.
+    folder: str | os.PathLike[str], model: Model, scheme: str | None = None,
+    block_size: int | None = None,
+) -> LoadedAdapter:  # fmt: skip
+    """Read an adapter that PEFT or `save_adapter` wrote: LoadedAdapter(adapters, model, config).
 
-    The returned base is `base`, unless the adapter `needs_dense_base`: then `base` must be dense,
-    and the returned base has its projections in `scheme`. Raises InputError naming the file and the
-    tensor or field that is missing, unexpected, of the wrong shape, not finite or not implemented.
-    A folder with only a pickle is refused unopened.
+    The returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
+    returned model has its projections in `scheme` and `block_size`; the default is the storage that
+    the adapter was trained on. Warns if the model is not the one that it was trained on. Raises
+    InputError naming the file and the tensor or field that is missing, unexpected, of the wrong
+    shape, not finite or not implemented. A folder with only a pickle is refused unopened.
     """
     config = Path(folder) / CONFIG
     weights = config.with_name(WEIGHTS)
@@ -95,8 +111,10 @@ def load_adapter(
     if raw.get("peft_type") != "LORA":
         with errors_in(config):
             other = method_format.read_config(raw)
-        read = _read(weights, entries, method_format.shapes(other, base))
-        return LoadedAdapter(method_format.tree(other, read, base), base, other)
+        read = _read(weights, entries, method_format.shapes(other, model.base))
+        warn_of_other_model(folder, model)
+        return LoadedAdapter(method_format.tree(other, read, model.base), model, other)
+    base = model.base
     with errors_in(config):
         adapter_config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(adapter_config, with_bias, modules, base)
@@ -104,7 +122,11 @@ def load_adapter(
     read = _read(weights, entries, stored)
     adapters = unflatten({path: read[peft_format.key(path)] for path in shapes})
     if adapter_config.init_lora_weights in INITIALIZERS:
-        _, base = initializers.init(base, adapter_config, 0, scheme, block_size)
+        then = read_source(folder) or Source()
+        scheme = scheme or then.scheme
+        block_size = block_size or then.block_size or 64
+        _, model = initializers.init(model, adapter_config, 0, scheme, block_size)
+        base = model.base
     if peft_format.EMBEDDING in shapes and "lm_head" not in adapters | base:
         # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
         base = base | {"lm_head": {"weight": get(base, peft_format.EMBEDDING)}}
@@ -118,7 +140,50 @@ def load_adapter(
             with np.errstate(over="ignore"):
                 bias = np.float32(own + scaling * np.float64(node["bias"]))
             node["bias"] = check_floats(f"{weights}: {path}.bias", bias)
-    return LoadedAdapter(adapters, base, adapter_config)
+    warn_of_other_model(folder, model)
+    return LoadedAdapter(adapters, model._replace(base=base), adapter_config)
+
+
+def read_source(folder: str | os.PathLike[str]) -> Source | None:
+    """Read the Source of the model that an adapter was trained on; None if its file has none."""
+    weights = Path(folder) / WEIGHTS
+    texts = safetensors_file.read_json_header(weights)[0].get("__metadata__")
+    if not isinstance(texts, dict) or SOURCE not in texts:
+        return None
+    match parse_object(str(texts[SOURCE]), f"{weights}: its {SOURCE}"):
+        case {
+            "name": str(), "scheme": str(), "block_size": int() | None, "digest": str(), **other
+        } as fields if not other:  # fmt: skip
+            return Source(**fields)
+    raise InputError(f"{weights}: its {SOURCE} is malformed: save the adapter again")
+
+
+def warn_of_other_model(folder, model):
+    """Warn if `model` is not the one that the adapter in `folder` was trained on.
+
+    An adapter also corrects the errors of the storage. Without both sources, nothing is known.
+    """
+    then = read_source(folder)
+    now = model.source
+    if then is None or not now.name:
+        return
+    risk = "an adapter can lose all that it learned on another base (lesson 11)"
+    if (then.scheme, then.block_size) != (now.scheme, now.block_size):
+        warnings.warn(
+            f"{folder} was trained on a base stored as {described(then)}, not {described(now)}: "
+            f"{risk}", stacklevel=3,
+        )  # fmt: skip
+    if then.digest != now.digest:
+        warnings.warn(
+            f"the files of {now.name} are not those of the base that {folder} was trained on: "
+            f"{risk}", stacklevel=3,
+        )  # fmt: skip
+
+
+def described(source):
+    """Return the storage of a Source as text."""
+    blocks = f", block size {source.block_size}" if source.block_size else ""
+    return source.scheme + blocks
 
 
 def needs_dense_base(folder):
@@ -134,21 +199,31 @@ def _read(path, entries, shapes):
     return {name: check_floats(found.where, found.read()) for name, found in entries.items()}
 
 
-def save_state(path, adapters, state, metadata, history=""):
+def save_state(path, state, metadata, history=""):
     """Write everything that a run is into one safetensors file.
 
-    `state` is what `train` passes to on_step. `metadata` has the settings, the digests of the files
-    that training reads, and the size and digest of metrics.jsonl. `history` has records of steps
-    and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number is
-    not finite.
+    `state` is a `training.State`. `metadata` has the settings, the digests of the files that
+    training reads, and the size and digest of metrics.jsonl. `history` has records of steps and
+    evaluations as JSON Lines. Raises InputError if the file cannot be written or a number is not
+    finite.
     """
-    trees = {name: value for name, value in state.items() if isinstance(value, dict)}
-    leaves = named_leaves(arrays({"adapters": adapters} | trees))
-    entries = {name: entry("F32", w) for name, w in leaves}
+    trees = {"adapters": state.adapters} | averages(state.moments)
+    best = state.best
+    if best.adapters is not None:
+        trees["best"] = best.adapters
+    entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
     entries[HISTORY] = entry("U8", np.frombuffer(history.encode(), np.uint8))
-    texts = {RUN: json.dumps({"state": without(state, *trees), "facts": metadata})}
+    numbers = {
+        "step": state.step, "best_loss": best.loss, "best_step": best.step, "worse": best.worse,
+    }  # fmt: skip
+    texts = {RUN: json.dumps({"state": numbers, "facts": metadata})}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
+
+
+def averages(moments):
+    """Return the trees in the state of an optimizer, without its number of steps."""
+    return {name: tree for name, tree in moments.items() if isinstance(tree, dict)}
 
 
 RUN = "minilora_run_5"  # name of the metadata in the file; the number is that of its format
@@ -175,7 +250,7 @@ def read_metadata(path):
 
 
 def load_state(path, like, optimizer="adamw"):
-    """Read (adapters, state, metadata, history) from a file that `save_state` wrote, bit for bit.
+    """Read (State, metadata, history) from a file that `save_state` wrote, bit for bit.
 
     history: the bytes of its text. optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if
     the file is not a checkpoint, lacks a tree of the state of this optimizer, or has other shapes
@@ -188,13 +263,16 @@ def load_state(path, like, optimizer="adamw"):
         raise InputError(f"{path} has no tensor {HISTORY}: train again with --overwrite")
     start, _ = OPTIMIZERS[optimizer]
     ours = arrays(like)
-    moments = {name: tree for name, tree in start(ours).items() if isinstance(tree, dict)}
+    moments = averages(start(ours))
     trees = {"adapters": ours, **moments}
     if numbers["best_step"]:
         trees["best"] = ours
     shapes = {name: leaf.shape for name, leaf in named_leaves(trees)}
-    empty: Tree = {name: {} for name in moments}  # muon has no m and v if it trains only matrices
-    state = numbers | empty | unflatten(_read(path, entries, shapes))
-    for tree in {"adapters", "best"} & state.keys():  # the file has no settings such as the scaling
-        state[tree] = overlay(like, state[tree])
-    return state.pop("adapters"), state, metadata, history.read().tobytes()
+    read = unflatten(_read(path, entries, shapes))
+    # the file has no settings such as the scaling
+    adapters = overlay(like, read["adapters"])
+    kept = overlay(like, read["best"]) if "best" in read else None
+    best = Best(numbers["best_loss"], numbers["best_step"], kept, numbers["worse"])
+    # muon has no m and v if it trains only matrices
+    moments = {name: read.get(name, {}) for name in moments} | {"step": numbers["step"]}
+    return State(adapters, moments, best), metadata, history.read().tobytes()

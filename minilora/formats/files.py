@@ -1,5 +1,6 @@
 """Shared file helpers: errors that name the file, and files and folders written as a whole."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -75,6 +76,15 @@ def read_json(path, default=None):
 def write_json(path, value):
     """Write an object as indented JSON in UTF-8."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def digest(paths):
+    """Return one SHA-256 of the contents of files, as hexadecimal digits."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with errors_in(path), open(path, "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def require_new(path):

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, SWITCH, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
-from ..kernels import dense
+from ..kernels import ops
 from ..methods.method import SIZE
 from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
@@ -173,7 +173,7 @@ def read_tensors(folder):
     return tensors
 
 
-def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fields):
+def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
     """Write a new folder with config.json (and `fields` in it), the tensors and the tokenizer.
 
     generation_config.json is written as it was read. `quantized(path, leaf, dtype)` returns {name:
@@ -181,12 +181,12 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fie
     dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
-    leaves = flatten(arrays(base))
+    leaves = flatten(arrays(model.base))
     some = with_bias(leaves)
-    family = family_with(config, some)
+    family = family_with(model.config, some)
     biased = family.biased(some)
     tied = "lm_head.weight" not in leaves
-    config = replace(config, model_type=family.model_type, tie_word_embeddings=tied)
+    config = replace(model.config, model_type=family.model_type, tie_word_embeddings=tied)
     expected = shapes(config, biased)
     # in Hugging Face's format all projections of a group have biases or none has: add zeros
     zeros = {p: np.zeros(n, np.float32) for p, n in expected.items() if p.endswith(".bias")}
@@ -195,7 +195,7 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fie
     tensors: dict = {}
     for path, leaf in leaves.items():
         own = quantized(path, leaf, dtype)
-        tensors |= own or {path: Entry(FORMAT_NAME[dtype], leaf.shape, partial(dense, leaf))}
+        tensors |= own or {path: Entry(FORMAT_NAME[dtype], leaf.shape, partial(ops.dense, leaf))}
     tensors = family.join(config, tensors)
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)

@@ -7,9 +7,11 @@ In PEFT's files, a prompt is one tensor `prompt_embeddings` (n, D). P-tuning sto
 its network there, without the network. A prefix is (n, L·2·K·hd): keys and values of each layer.
 """
 
+import numpy as np
+
 from ..config import InputError
 from ..methods.method import MethodConfig
-from ..methods.registry import METHODS, get_peft_model
+from ..methods.registry import METHODS
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
 
@@ -53,7 +55,7 @@ def read_config(raw):
 
 def shapes(config, base):
     """Return {tensor name: shape} of the file of such an adapter on this base."""
-    adapters = get_peft_model(base, config).adapters
+    adapters = METHODS[config.method].init(base, config, np.random.default_rng(0))
     return {name: w.shape for name, w in tensors(adapters, config).items()}
 
 

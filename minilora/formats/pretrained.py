@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import InputError, ModelConfig
+from ..config import InputError
 from ..data.tokenizer import ByteTokenizer
-from ..kernels import dense, quantize_4bit
+from ..kernels import ops
+from ..model import Model, Source
 from ..quant.low_precision import LowPrecision
-from ..quant.schemes import is_projection, quantize_leaf
-from ..tree import Tree, set_leaf
+from ..quant.schemes import is_projection, quantize_leaf, storage, storage_of
+from ..tree import set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .families import FAMILIES
+from .files import digest
 from .hf_folder import read_config, shapes, with_bias
 from .safetensors_file import check_floats, check_names_and_shapes
 
@@ -31,10 +33,9 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class Pretrained(NamedTuple):
-    """A loaded model: its configuration, its weights (a tree) and its tokenizer."""
+    """A loaded model and its tokenizer."""
 
-    model_config: ModelConfig
-    base: dict
+    model: Model
     tokenizer: Any
 
 
@@ -42,7 +43,7 @@ def load(
     name: str | os.PathLike[str], scheme: str = "none", block_size: int = 64,
     low_precision: bool | None = None,
 ) -> Pretrained:  # fmt: skip
-    """Load a model; return Pretrained(model_config, base, tokenizer).
+    """Load a model; return Pretrained(model, tokenizer).
 
     `name` is "micro" or "tiny" (built in), "smollm2" (after `minilora fetch smollm2`), a Hugging
     Face folder, or a .gguf file. Weights are float32 (out, in). The projections are quantized by
@@ -70,7 +71,10 @@ def load(
         keep = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep else entry.read()
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
-    return Pretrained(config, base, tokenizer)
+    name = os.fspath(name)
+    known = name if name in NAMES else os.path.abspath(name)
+    source = Source(known, *storage(base), digest(files(name)))
+    return Pretrained(Model(config, base, ops, source), tokenizer)
 
 
 def check_vocabulary(place, config, tokenizer):
@@ -136,10 +140,10 @@ def _leaf(path, where, w, scheme, block_size):
     if isinstance(w, np.ndarray):
         check_floats(where, w)
         quantized = is_projection(path)
-        return quantize_leaf(path, w, scheme, block_size, quantize_4bit) if quantized else w
+        return quantize_leaf(path, w, scheme, block_size) if quantized else w
     if not is_projection(path):  # a quantized output head
-        return dense(w)
-    stored = quantized_file.scheme(w)
+        return ops.dense(w)
+    stored = storage_of(w)
     if scheme != "none" and stored not in ((scheme, block_size), (scheme, None)):
         kind = f"{stored[0]}, blocks of {stored[1]}" if stored[1] else stored[0]
         raise InputError(f"{where} is stored in {kind}: give --quantize none to keep that")
@@ -147,13 +151,12 @@ def _leaf(path, where, w, scheme, block_size):
 
 
 def save_pretrained(
-    folder: str | os.PathLike[str], model_config: ModelConfig, base: Tree, tokenizer: Any = None,
-    dtype: str = "float32",
-) -> None:  # fmt: skip
-    """Write `base` as a dense Hugging Face folder, which minilora and transformers load.
+    folder: str | os.PathLike[str], model: Model, tokenizer: Any = None, dtype: str = "float32"
+) -> None:
+    """Write a model as a dense Hugging Face folder, which minilora and transformers load.
 
     Quantized leaves are dequantized one by one. `dtype` is float32, float16 or bfloat16. Raises
     InputError and writes nothing if the folder exists and is not empty, or if a leaf is not part of
     such a model, has the wrong shape, or has a number that `dtype` cannot hold.
     """
-    hf_folder.write(folder, model_config, base, tokenizer, dtype)
+    hf_folder.write(folder, model, tokenizer, dtype)

@@ -16,6 +16,7 @@ from .. import nf4
 from ..config import POSITIVE_INT, InputError, Rule, check_setting
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized
 from ..quant.int8 import Int8
+from ..quant.schemes import is_projection, storage_of
 from ..tree import named_leaves
 from . import hf_folder
 from .fields import number, size
@@ -25,16 +26,6 @@ from .safetensors_file import Entry, check_floats, entry
 STATE = ".quant_state.bitsandbytes__"
 TYPES = ("int8", *nf4.CODEBOOKS)  # dtypes of the entries of quantized weights
 FINITE = Rule("be a finite number", lambda value: abs(value) < 1e38)
-
-
-def scheme(leaf):
-    """Return (scheme, block size or None) of a weight, the arguments of `load`."""
-    if isinstance(leaf, Int8):
-        return "int8", None
-    if isinstance(leaf, nf4.Quantized):
-        double = "-dq" * isinstance(leaf.stored_absmax, DoubleQuantized)
-        return leaf.quant_type + double, leaf.block_size
-    return "none", None
 
 
 def join(tensors):
@@ -117,13 +108,14 @@ def _four_bit(codes, state, parts):
     return Entry(quant_type, shape, read, codes.where)
 
 
-def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
-    """Write a quantized base as a folder, which minilora and transformers (bitsandbytes) load.
+def save_quantized(folder, model, tokenizer=None, dtype="float32"):
+    """Write a quantized model as a folder, which minilora and transformers (bitsandbytes) load.
 
     The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Raises InputError as
     `save_pretrained` does, and if not all projections use the same scheme.
     """
-    schemes = {scheme(w)[0] for path, w in named_leaves(base) if path.endswith("_proj.weight")}
+    projections = [w for path, w in named_leaves(model.base) if is_projection(path)]
+    schemes = {storage_of(w)[0] for w in projections}
     if len(schemes) != 1 or "none" in schemes:
         raise InputError(
             f"all projections must be quantized with one scheme, not {sorted(schemes)}"
@@ -135,7 +127,7 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
             "load_in_4bit": True, "bnb_4bit_quant_type": name.removesuffix("-dq"),
             "bnb_4bit_use_double_quant": name.endswith("-dq"), "bnb_4bit_compute_dtype": dtype,
         }  # fmt: skip
-    hf_folder.write(folder, config, base, tokenizer, dtype, _parts, quantization_config=settings)
+    hf_folder.write(folder, model, tokenizer, dtype, _parts, quantization_config=settings)
 
 
 def _parts(path, leaf, dtype):

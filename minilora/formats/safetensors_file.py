@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import NON_NEGATIVE_INT, InputError
-from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import LowPrecision
+from ..rounding import from_bfloat16, to_bfloat16
 from .files import check_start, errors_in, parse_object
 
 FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}

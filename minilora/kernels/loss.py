@@ -19,25 +19,26 @@ from .weights import tiles
 
 def cross_entropy(hidden, head, targets, mask):
     """Compute `layers.cross_entropy`. Keeps the gradients, which the same pass computes."""
-    saved = [isbox(hidden), isbox(head)]  # each becomes a gradient
-    return _cross_entropy(hidden, head, targets, mask, saved)
+    traced = {n for n, x in enumerate((hidden, head)) if isbox(x)}  # whose gradient is computed
+    return _cross_entropy(hidden, head, targets, mask, traced, {})
 
 
 @primitive
-def _cross_entropy(hidden, head, targets, mask, saved):
+def _cross_entropy(hidden, head, targets, mask, traced, grads):
     at = np.nonzero(mask)
     h = hidden[at]
     t = targets[at]
     c = mask[at].astype(h.dtype) / np.sum(mask)
-    mean = np.zeros_like(h) if saved[0] else None
+    mean = np.zeros_like(h) if 0 in traced else None
     log_z = _log_z(h, head, mean)
     e_target = head[t]
     nll = log_z - np.sum(h * e_target, axis=-1)
     if mean is not None:
-        saved[0] = np.zeros_like(hidden)
-        saved[0][at] = c[:, None] * (mean - e_target)
-    if saved[1]:
-        de = saved[1] = np.empty_like(head)
+        grads[0] = np.zeros_like(hidden)
+        grads[0][at] = c[:, None] * (mean - e_target)
+    if 1 in traced:
+        de = np.empty_like(head)
+        grads[1] = de
         for rows, tile in tiles(head):
             p = np.exp(h @ tile.T - log_z[:, None])
             de[rows] = (c[:, None] * p).T @ h
@@ -45,8 +46,8 @@ def _cross_entropy(hidden, head, targets, mask, saved):
     return np.dot(nll.astype(np.float64), c.astype(np.float64))
 
 
-def _cross_entropy_backward(g, argnums, saved):
-    return {n: saved[n] * float(g) for n in argnums}
+def _cross_entropy_backward(g, argnums, grads):
+    return {n: grads[n] * float(g) for n in argnums}
 
 
 define_gradients(_cross_entropy, lambda loss, *args: args[-1:], _cross_entropy_backward)

@@ -1,4 +1,4 @@
-"""Compiled decoders for 8-bit and 16-bit matrices, with the bits of `int8.py`, `low_precision.py`.
+"""Compiled decoders for the 8-bit and 16-bit matrices of `minilora.quant`, with the same bits.
 
 A decoder writes the elements from `start` on of a flat tensor to out (n,) float32. It checks no
 bounds: `parts` does, and its caller guarantees that start + n is at most the tensor's size.
@@ -7,8 +7,6 @@ bounds: `parts` does, and its caller guarantees that start + n is at most the te
 import numpy as np
 
 from ..config import InputError
-from ..quant.int8 import Int8
-from ..quant.low_precision import BLOCK
 from .loops import fast_jit, jit
 
 # 16 bits, shifted to the bits of float32, are the number divided by this power of two
@@ -18,16 +16,12 @@ MOVE = {"F16": (13, np.float32(2**112)), "BF16": (16, np.float32(1))}
 def parts(w):
     """Return the arrays and numbers of w that its decoder reads, after checking their sizes."""
     codes = w.codes.reshape(-1)
-    if isinstance(w, Int8):
-        parts = codes, w.absmax, np.float32(1 / 127), w.shape[1]
-    elif w.kind == "Q8_0":
-        parts = codes, w.scales.reshape(-1), np.float32(1), BLOCK
-    else:
+    if codes.dtype == np.uint16:
         return codes, *MOVE[w.kind]
-    _, scales, _, block_size = parts
-    if scales.size * block_size != codes.size:
+    scales = w.scales.reshape(-1)
+    if scales.size * w.block_size != codes.size:
         raise InputError(f"the scales of an 8-bit matrix of shape {w.shape} do not fit its codes")
-    return parts
+    return codes, scales, w.unit, w.block_size
 
 
 @jit

@@ -5,15 +5,14 @@ whole dense matrix is never in memory. Any other weight that is not dense is deq
 """
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from autograd.extend import defvjp, primitive
 from numba.extending import overload
 
 from .. import layers
-from ..nf4 import Quantized
-from ..quant.int8 import Int8
-from ..quant.low_precision import LowPrecision
+from ..double_quant import Stored
 from . import low_precision, nf4
 from .lookup import decode_4bit
 from .loops import fast_jit, jit, rows
@@ -21,44 +20,61 @@ from .threads import parallel_rows
 
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
 SPAN = 4096  # elements that are decoded at a time, which fit in the first-level cache; likewise
-# the function of each storage that returns the arrays of a weight that its decoder reads
-STORAGE = {Quantized: nf4.parts, Int8: low_precision.parts, LowPrecision: low_precision.parts}
-DECODERS = {  # by the type of the codes
-    "uint8": decode_4bit, "int8": low_precision.decode_8bit, "uint16": low_precision.decode_16bit,
-}  # fmt: skip
+
+
+class Storage(NamedTuple):
+    """How a stored weight is decoded."""
+
+    parts: Any  # parts(w) returns the arrays and numbers of w that its decoder reads
+    decode: Any  # decode(start, parts, out), a kernel
+
+
+STORAGE = {  # by the type of the codes
+    "uint8": Storage(nf4.parts, decode_4bit),
+    "int8": Storage(low_precision.parts, low_precision.decode_8bit),
+    "uint16": Storage(low_precision.parts, low_precision.decode_16bit),
+}
 
 
 def decode(start, parts, out):
     """Write the elements from `start` on of a flat tensor to out (n,) float32, in a kernel."""
-    DECODERS[str(parts[0].dtype)](start, parts, out)
+    STORAGE[str(parts[0].dtype)].decode(start, parts, out)
 
 
 @overload(decode)
 def _decoder(start, parts, out):
-    return DECODERS[str(parts[0].dtype)].py_func
+    return STORAGE[str(parts[0].dtype)].decode.py_func
+
+
+def parts_of(w):
+    """Return the arrays and numbers of a stored weight that its decoder reads."""
+    return STORAGE[str(w.codes.dtype)].parts(w)
 
 
 def dense(w):
     """Return a weight (out, in) as a float32 array."""
-    return read(w, slice(0, w.shape[0]))
+    if not isinstance(w, Stored):
+        return layers.dense(w)
+    return read(w.shape, parts_of(w), slice(0, w.shape[0]))
 
 
 def tiles(w):
     """Yield (slice of rows, float32 matrix) of w, tile by tile."""
-    w = w if type(w) in STORAGE else layers.dense(w)
+    parts = None
+    if isinstance(w, Stored):
+        parts = parts_of(w)
+    else:
+        w = layers.dense(w)
     for first in range(0, w.shape[0], TILE):
         span = slice(first, min(first + TILE, w.shape[0]))
-        yield span, read(w, span)
+        yield span, read(w.shape, parts, span) if parts else w[span]
 
 
-def read(w, span):
-    """Return the rows `span` of a weight (out, in) as a float32 matrix."""
-    if type(w) not in STORAGE:
-        return layers.dense(w)[span]
-    out = np.empty((span.stop - span.start, *w.shape[1:]), np.float32)
+def read(shape, parts, span):
+    """Return the rows `span` of a stored weight of this shape (out, in) as a float32 matrix."""
+    out = np.empty((span.stop - span.start, *shape[1:]), np.float32)
     flat = out.reshape(-1)
-    parts = STORAGE[type(w)](w)
-    start = span.start * math.prod(w.shape[1:])
+    start = span.start * math.prod(shape[1:])
     parallel_rows(_read, (-(-flat.size // SPAN), SPAN), start, parts, flat)
     return out
 
@@ -69,7 +85,7 @@ def matvec(w, x):
     if x.shape != w.shape[1:]:
         raise ValueError(f"x has the shape {x.shape}, but the weight has {w.shape}")
     y = np.empty(w.shape[0], np.float32)
-    parts = STORAGE[type(w)](w)
+    parts = parts_of(w)
     loop = low_precision.matvec_8bit if parts[0].dtype == np.int8 else _matvec
     parallel_rows(loop, w.shape, parts, x, y)
     return y
@@ -78,7 +94,7 @@ def matvec(w, x):
 def tiled_matmul(x, w):
     """Compute `layers.matmul` tile by tile; a single row of x directly from the codes."""
     flat = rows(x)
-    if type(w) not in STORAGE:
+    if not isinstance(w, Stored):
         y = flat @ layers.dense(w).T
     elif len(flat) == 1 and x.dtype == np.float32:
         y = matvec(w, flat[0])
@@ -92,7 +108,7 @@ def tiled_matmul(x, w):
 def tiled_matmul_backward(g, w):
     """Compute ∂L/∂x = (∂L/∂y) W of `tiled_matmul`, from g = ∂L/∂y (..., out)."""
     flat = rows(g)
-    if type(w) not in STORAGE:
+    if not isinstance(w, Stored):
         dx = flat @ layers.dense(w)
     else:
         dx = sum(flat[:, span] @ tile for span, tile in tiles(w))

@@ -2,12 +2,12 @@
 
 import autograd.numpy as np
 
-from ..layers import gelu, matmul
+from ..layers import Hook, gelu, matmul
 from ..tree import unflatten
 from .method import Method, projections, uniform
 
 TARGETS = ("o_proj", "down_proj")
-NAMES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck_up_bias")
+ENTRIES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck_up_bias")
 
 
 def init(base, config, rng):
@@ -24,20 +24,16 @@ def init(base, config, rng):
     })  # fmt: skip
 
 
-def linear(linear, x, node, rng=None):
+def apply(inner, x, node, rng):
     """Apply the bottleneck to the output of the projection: (..., D) -> (..., D)."""
-    h = linear(x, node, rng)
-    if "bottleneck_down" not in node:
-        return h
+    h = inner(x, node, rng)
     # h + W_up·gelu(W_down·h + b) + b   (Houlsby et al. 2019, Sec. 2.1)
     z = gelu(matmul(h, node["bottleneck_down"]) + node["bottleneck_down_bias"])
     return h + matmul(z, node["bottleneck_up"]) + node["bottleneck_up_bias"]
 
 
 METHOD = Method(
-    "bottleneck", init,
-    entries=dict.fromkeys(TARGETS, NAMES),
-    wraps=(linear,), size="bottleneck_size",
+    "bottleneck", init, hooks=(Hook(ENTRIES, apply),), size="bottleneck_size",
     # h, and the powers in gelu
     extra_floats={"bottleneck_down": lambda leaf: leaf.shape[1] + 8 * len(leaf)},
 )  # fmt: skip

@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from .. import model
-from ..config import InputError, LoraConfig, ModelConfig
+from ..config import InputError, LoraConfig
 from ..generation import check_generation, sample
 from ..layers import LayerCache
 from ..lora import adapted_paths
+from ..model import Model, hidden_states, logits, with_adapters
 from ..tree import Tree, get, unflatten
-from .registry import operations
 from .several import factors, per_row
 
 
 def generate_batch(
-    adapters: list[Tree], base: Tree, prompts: list[list[int]], model_config: ModelConfig,
+    adapters: list[Tree], model: Model, prompts: list[list[int]],
     max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
 ) -> list[list[int]]:  # fmt: skip
     """Return the token ids that continue each of B prompts, computed as one batch.
@@ -30,27 +29,26 @@ def generate_batch(
     """
     if len(adapters) != len(prompts):
         raise InputError(f"{len(prompts)} prompts need as many adapters, got {len(adapters)}")
-    check_generation(prompts, max_tokens, temp, top_p, model_config)
+    check_generation(prompts, max_tokens, temp, top_p, model.config)
     shared = adapters[0]
     if any(tree is not shared for tree in adapters):
         shared = per_row(adapters, range(len(adapters)))
-    ops = operations(shared, base)
-    params = model.parameters(shared, base, ops)
+    model = with_adapters(shared, model)
     rngs = np.random.default_rng(rng).spawn(len(prompts))
-    caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    caches = [LayerCache() for _ in range(model.config.num_hidden_layers)]
     rows = [list(prompt) for prompt in prompts]
     ends = [len(row) + max_tokens for row in rows]  # of each row with its answer
     first = 0
     last = min(map(len, prompts))
     while last < max(ends):
         tokens = np.array([row[first:last] for row in rows])
-        x = model.hidden_states(params, tokens, np.zeros_like(tokens), model_config, ops, caches)
-        logits = model.logits(x[:, -1], params, ops)
+        x = hidden_states(model, tokens, np.zeros_like(tokens), caches)
+        z = logits(x[:, -1], model)
         for i, row in enumerate(rows):
             if len(row) == last:  # the row is read to its end
-                token = sample(logits[i], temp, top_p, rngs[i])
+                token = sample(z[i], temp, top_p, rngs[i])
                 row.append(token)
-                if token in model_config.eos_token_id:
+                if token in model.config.eos_token_id:
                     ends[i] = min(ends[i], last)
         first = last
         last += 1

@@ -5,8 +5,10 @@ from dataclasses import replace
 import autograd.numpy as np
 from autograd.extend import notrace_primitive
 
-from .. import kernels, lora
-from ..config import ALL_LINEAR, InputError
+from .. import lora
+from ..config import InputError
+from ..kernels import ops
+from ..layers import Hook
 from ..tree import get, without
 from .method import Method
 
@@ -31,21 +33,17 @@ def add_magnitudes(adapters, base):
     return adapters
 
 
-def linear(linear, x, node, rng=None):
+def apply(inner, x, node, rng):
     """Scale the outputs of LoRA."""
-    if M not in node:
-        return linear(x, node, rng)
     # h = m∘(W₀x + (α/r)·BAx)/‖W₀ + (α/r)·BA‖ + b, with constant norms   (DoRA, Eqs. 5 and 11)
-    h = linear(x, without(node, "bias"), rng) * (node[M] / row_norms(node))
+    h = inner(x, without(node, "bias"), rng) * (node[M] / row_norms(node))
     return h + node["bias"] if "bias" in node else h
 
 
-def merge_projection(merge, node):
+def merge(inner, node):
     """Scale the rows of the merged weight."""
-    if M not in node:
-        return merge(node)
     # W' = m∘(W₀ + (α/r)·BA)/‖W₀ + (α/r)·BA‖   (DoRA, Eq. 5)
-    merged = merge(without(node, M))
+    merged = inner(without(node, M))
     return merged | {"weight": (node[M] / row_norms(node))[:, None] * merged["weight"]}
 
 
@@ -56,14 +54,12 @@ def row_norms(node):
 
 @notrace_primitive
 def _row_norms(w, scaling, a, b):
-    w = kernels.dense(w)
+    w = ops.dense(w)
     norms = np.linalg.norm(w + w.dtype.type(scaling) * (b @ a), axis=1)
     return np.where(norms == 0, norms.dtype.type(1), norms)
 
 
 METHOD = Method(
-    "dora", init,
-    entries=dict.fromkeys(ALL_LINEAR, (M,)),
-    wraps=(linear, merge_projection),
+    "dora", init, hooks=(Hook((M,), apply, merge),),
     extra_floats={M: len},  # the output before scaling
 )  # fmt: skip

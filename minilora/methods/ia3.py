@@ -2,6 +2,7 @@
 
 import autograd.numpy as np
 
+from ..layers import Hook
 from ..tree import set_leaf, without
 from .method import Method, projections
 
@@ -18,20 +19,16 @@ def init(base, config, rng):
     return adapters
 
 
-def linear(linear, x, node, rng=None):
+def apply(inner, x, node, rng):
     """Scale the input of down_proj, and the outputs of k_proj and v_proj with their biases."""
-    if L not in node:
-        return linear(x, node, rng)
     if len(node[L]) == 1:
-        return linear(x * node[L][0], node, rng)  # W_down(l_ff ∘ h)   (IA³, Sec. 3.3)
-    return linear(x, node, rng) * node[L][:, 0]  # l_k ∘ K and l_v ∘ V
+        return inner(x * node[L][0], node, rng)  # W_down(l_ff ∘ h)   (IA³, Sec. 3.3)
+    return inner(x, node, rng) * node[L][:, 0]  # l_k ∘ K and l_v ∘ V
 
 
-def merge_projection(merge, node):
+def merge(inner, node):
     """Scale the rows or the columns of the weight, and the bias of scaled outputs."""
-    if L not in node:
-        return merge(node)
-    merged = merge(without(node, L))
+    merged = inner(without(node, L))
     merged["weight"] = node[L] * merged["weight"]
     if "bias" in merged and len(node[L]) > 1:
         merged["bias"] = node[L][:, 0] * merged["bias"]
@@ -39,9 +36,7 @@ def merge_projection(merge, node):
 
 
 METHOD = Method(
-    "ia3", init,
-    entries=dict.fromkeys(TARGETS, (L,)),
-    wraps=(linear, merge_projection),
+    "ia3", init, hooks=(Hook((L,), apply, merge),),
     # the output before scaling; the input is kept in any case
     extra_floats={L: lambda leaf: leaf.size if len(leaf) > 1 else 0},
     peft_fields={

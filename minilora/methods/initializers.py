@@ -13,15 +13,15 @@ import numpy as np
 
 from .. import lora
 from ..config import InputError
-from ..kernels import dense, quantize_4bit
+from ..kernels import ops
 from ..layers import lora_delta
 from ..quant import schemes
 from ..tree import flatten, get, unflatten
 from . import dora
 
 
-def init(base, config, rng, scheme, block_size):
-    """Create an adapter on a dense base as `lora.init` does, with the projections in `scheme`.
+def init(model, config, rng, scheme, block_size):
+    """Create an adapter on a dense model as `lora.init` does; return (adapters, model in `scheme`).
 
     config.init_lora_weights: `pissa` or `loftq`. At first, PiSSA's (W − s·BA) + s·BA is W up to
     rounding and the quantization of W − s·BA; LoftQ's Q + s·BA is nearer to W than a quantized W.
@@ -29,9 +29,9 @@ def init(base, config, rng, scheme, block_size):
     with_loftq = config.init_lora_weights == "loftq"
     if with_loftq and scheme == "none":
         raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
-    how = {"scheme": scheme, "block_size": block_size, "quantize_4bit": quantize_4bit}
-    adapters = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
-    leaves = flatten(base)
+    plain = replace(config, init_lora_weights=True, use_dora=False)
+    adapters = lora.init(model.base, plain, rng)
+    leaves = flatten(model.base)
     for node in lora.adapted_paths(adapters):
         path = f"{node}.weight"
         w = leaves[path]
@@ -39,14 +39,15 @@ def init(base, config, rng, scheme, block_size):
             raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
         factors = get(adapters, node)
         if with_loftq:
-            leaves[path] = loftq(w, factors, partial(schemes.quantize_leaf, path, **how))
+            store = partial(schemes.quantize_leaf, path, scheme=scheme, block_size=block_size)
+            leaves[path] = loftq(w, factors, store)
         else:
             # PiSSA: the rest is frozen (Meng et al. 2024, Eqs. 2 to 4)
             leaves[path] = without_principal(w, w, factors)
-    base = schemes.quantize(unflatten(leaves), **how)
+    model = schemes.quantize(model._replace(base=unflatten(leaves)), scheme, block_size)
     if config.use_dora:
-        dora.add_magnitudes(adapters, base)
-    return adapters, base
+        dora.add_magnitudes(adapters, model.base)
+    return adapters, model
 
 
 def loftq(w, node, store):
@@ -57,7 +58,7 @@ def loftq(w, node, store):
     rest = w
     for _ in range(5):  # the largest number in the paper
         last = rest
-        rest = without_principal(w, w - dense(store(last)), node)
+        rest = without_principal(w, w - ops.dense(store(last)), node)
     return last
 
 

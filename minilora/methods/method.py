@@ -1,4 +1,4 @@
-"""What a method is: the entries that it adds, how they start, and the functions that read them.
+"""What a method is: the entries that it adds, their initialization, the functions that read them.
 
 Each method has a file of its own, which ends with its `Method`. `registry.METHODS` lists all.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import lora
 from ..config import LoraConfig, Rule, check_settings
+from ..layers import Hook
 from ..tree import Tree, arrays, flatten, get, unflatten
 
 SIZE = Rule("be a whole number from 1 to 4,096", lambda n: type(n) is int and 1 <= n <= 4096)
@@ -50,15 +51,14 @@ SIZES = {f.name: f for f in fields(MethodConfig)[1:]}
 class Method:
     """A method of fine-tuning.
 
-    init(base, config, rng) returns a new adapter. `entries` maps the name of a node to the names of
-    the entries that the method adds to it. `wraps` has functions f(operation, *its arguments), each
-    of which is called in the place of the operation of its name.
+    init(base, config, rng) returns a new adapter. `hooks` and `prompts` are what the method adds to
+    the tables `layers.HOOKS` and `layers.PROMPTS`.
     """
 
     name: str
     init: Callable[..., Tree]
-    entries: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    wraps: tuple[Callable[..., Any], ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    prompts: dict[str, Callable[..., Any]] = field(default_factory=dict)
     size: str = ""  # the one of SIZES that it has
     peft_size: str = ""  # its name in PEFT's file, if it has another there
     # of entries: the floats per token that the optimized operations keep for this leaf

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import autograd.numpy as np
 
-from ..layers import linear
+from ..layers import linear, virtual_tokens
 from .method import Method, uniform
 
 PROMPT = "prompt_embeddings"
@@ -32,22 +32,8 @@ def init_p_tuning(base, config, rng):
     return {"model": {ENCODER: {"embedding": {"weight": embedding}, "mlp_head": layers}}}
 
 
-def embed(embed, tokens, node, ctx):
-    """Look up token ids, after the virtual tokens if the cache is empty."""
-    found = embed(tokens, node, ctx)
-    if ctx.cache and ctx.cache.length:
-        return found
-    # [P; E(x)]   (Lester et al. 2021, Sec. 2)
-    rows = np.repeat(virtual_tokens(node)[None], len(tokens), axis=0)
-    x = np.concatenate([rows, found[0]], axis=1)
-    starts = np.zeros(x.shape[:2], int)  # rows are not packed
-    return x, np.arange(x.shape[1]) - starts, starts
-
-
-def virtual_tokens(node):
-    """Return the virtual tokens (n, D) of the node `model`."""
-    if ENCODER not in node:
-        return node[PROMPT]
+def encode(node):
+    """Compute the virtual tokens (n, D) of P-tuning from the node `model`."""
     # PEFT's MLP of three layers (Liu et al. 2021)
     x = node[ENCODER]["embedding"]["weight"]
     for n in LAYERS:
@@ -67,7 +53,7 @@ def unpack(tensors, base, config):
 
 SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base
 METHOD = Method(
-    "prompt", init, entries={"model": (PROMPT,)}, wraps=(embed,),
+    "prompt", init, prompts={PROMPT: lambda node: node[PROMPT]},
     size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields={"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1},
     free_fields=(
@@ -76,7 +62,7 @@ METHOD = Method(
     ),
 )  # fmt: skip
 P_TUNING = replace(
-    METHOD, name="p-tuning", init=init_p_tuning, entries={"model": (ENCODER,)},
+    METHOD, name="p-tuning", init=init_p_tuning, prompts={ENCODER: encode},
     peft_fields={"peft_type": "P_TUNING", "num_transformer_submodules": 1},
     free_fields=(
         *SHAPE, "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",

@@ -4,22 +4,23 @@
 |---|---|---|
 | lora | `lora_A`, `lora_B`, `lora_scaling`, `lora_dropout` | `layers.linear` |
 | bitfit, norm, head, full | `bias`, `weight`, instead of the base's | `layers.linear`, `norm` |
-| each other method | see its file | the functions that it wraps around the operations |
+| prefix | `prefix_k`, `prefix_v` | `layers.with_prefix` |
+| prompt, p-tuning | see their file | `layers.virtual_tokens`, through `layers.PROMPTS` |
+| each other method | see its file | `layers.project`, through `layers.HOOKS` |
 
 A new adapter does not change the outputs, except those of prompt, p-tuning and prefix, because
 tokens see the virtual tokens.
 """
 
-from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import kernels, lora
-from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
+from .. import layers, lora
+from ..config import INITIALIZERS, LoraConfig
+from ..model import Model
 from ..optim import OPTIMIZERS
-from ..tree import Tree, flatten
+from ..tree import Tree
 from . import (
     bottleneck,
     dora,
@@ -52,32 +53,35 @@ METHODS = {
     )
 }
 OPTIMIZERS["muon"] = (muon.muon_init, muon.muon)
-ORDER = (several.METHOD, *METHODS.values())  # of application and of merging
+layers.HOOKS.extend(several.HOOKS)
+for method in METHODS.values():
+    layers.HOOKS.extend(method.hooks)
+    layers.PROMPTS.update(method.prompts)
 
 
 class AdaptedModel(NamedTuple):
-    """A model with an adapter: the adapter, and its base."""
+    """An adapter, and the model that it adapts."""
 
     adapters: Tree
-    base: Tree
+    model: Model
 
 
 def get_peft_model(
-    base: Tree, adapter_config: LoraConfig | MethodConfig, rng: Any = 0, scheme: str = "none",
+    model: Model, adapter_config: LoraConfig | MethodConfig, rng: Any = 0, scheme: str = "none",
     block_size: int = 64,
 ) -> AdaptedModel:  # fmt: skip
-    """Create an adapter of any method: AdaptedModel(adapters, base).
+    """Create an adapter of any method: AdaptedModel(adapters, model).
 
-    base: dense or quantized. It is not modified; the returned base is the same, except for PiSSA
+    model: dense or quantized. It is not modified; the returned model is the same, except for PiSSA
     and LoftQ, which need a dense base and store it in `scheme` (see `minilora.quantize`).
     adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed.
     Raises InputError if a target matches nothing, or if the base must be dense.
     """
     rng = np.random.default_rng(rng)
     if getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS:
-        return AdaptedModel(*initializers.init(base, adapter_config, rng, scheme, block_size))
+        return AdaptedModel(*initializers.init(model, adapter_config, rng, scheme, block_size))
     method = METHODS[method_name(adapter_config)]
-    return AdaptedModel(method.init(base, adapter_config, rng), base)
+    return AdaptedModel(method.init(model.base, adapter_config, rng), model)
 
 
 def method_name(adapter_config):
@@ -85,37 +89,3 @@ def method_name(adapter_config):
     if isinstance(adapter_config, MethodConfig):
         return adapter_config.method
     return "dora" if adapter_config.use_dora else "lora"
-
-
-def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
-    """Return operations that read the entries of both trees.
-
-    ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
-    Each method that occurs in the trees is wrapped around them, in this order.
-    """
-    ops = getattr(ops, "inner", ops) or kernels.ops  # a wrapper is unwrapped first
-    names = {name for path in flatten(base) | flatten(adapters) for name in path.split(".")}
-    used = [m for m in ORDER if any(names.intersection(added) for added in m.entries.values())]
-    if not used:
-        return ops
-    wrapped = {name: getattr(ops, name) for name in OPERATIONS}
-    entries = dict(ops.ENTRIES)
-    for method in used:
-        for node, added in method.entries.items():
-            entries[node] += added
-        for f in method.wraps:
-            wrapped[f.__name__] = partial(f, wrapped[f.__name__])
-    return SimpleNamespace(**wrapped, ENTRIES=entries, inner=ops)
-
-
-OPERATIONS = (
-    "embed", "linear", "merge_projection", "attention", "swiglu", "self_attention", "rms_norm",
-    "cross_entropy",
-)  # fmt: skip
-
-
-def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
-    """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
-    trained = adapters.get("model", {})
-    if train_config.packing and (prompt.PROMPT in trained or prompt.ENCODER in trained):
-        raise InputError("leave out `packing`: only the first example would see the trained prompt")

@@ -6,31 +6,32 @@ To switch adapters, use another tree; to disable the adapter, use {}.
 import autograd.numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, InputError
-from ..layers import LORA, dense, lora_delta, lora_matmul
-from ..tree import get, named_leaves, overlay, set_leaf, without
-from .method import Method
+from ..config import InputError
+from ..layers import LORA, Hook, dense, lora_delta, lora_matmul
+from ..model import Model, Source
+from ..tree import Tree, get, named_leaves, overlay, set_leaf, without
 
 STACKED = "lora_stack"  # {"0": the frozen adapter below, …}
 ROWS = ("rows_A", "rows_B", "rows_scaling")  # (B, r, in), (B, out, r), (B, 1, 1)
 
 
-def stack(adapters, base):
-    """Return the base of another adapter: `base` with this LoRA adapter frozen in it.
+def stack(adapters: Tree, model: Model) -> Model:
+    """Return the model of another adapter: `model` with this LoRA adapter frozen in its base.
 
     Factors and scalings are put under `lora_stack`; trained norms, biases and weights replace those
-    of the base. The other adapter is saved without the stack, and must be loaded onto the same one.
+    of the base. The other adapter is saved without the stack, and must be loaded onto the same one:
+    the source of the returned model is unknown.
     """
     below: dict = {}
     for path, leaf in named_leaves(adapters):
         node, _, name = path.rpartition(".")
         if name in LORA:
-            number = len(get(base, node).get(STACKED, ()))
+            number = len(get(model.base, node).get(STACKED, ()))
             path = f"{node}.{STACKED}.{number}.{name}"
         elif name not in ("weight", "bias"):
             raise InputError(f"{path} cannot be stacked: merge that adapter instead")
         set_leaf(below, path, leaf)
-    return overlay(base, below)
+    return model._replace(base=overlay(model.base, below), source=Source())
 
 
 def per_row(adapters, rows):
@@ -68,27 +69,28 @@ def factors(adapters):
     return found
 
 
-def linear(linear, x, node, rng=None):
-    """Add the updates of each row's own adapter and of the frozen adapters below."""
-    h = linear(x, without(node, "bias"), rng)
-    if "rows_A" in node:
-        z = node["rows_scaling"] * (x @ node["rows_A"].swapaxes(1, 2))
-        h = h + z @ node["rows_B"].swapaxes(1, 2)
-    for below in node.get(STACKED, {}).values():
+def apply_rows(inner, x, node, rng):
+    """Add the update of each row's own adapter."""
+    h = inner(x, without(node, "bias"), rng)
+    z = node["rows_scaling"] * (x @ node["rows_A"].swapaxes(1, 2))
+    h = h + z @ node["rows_B"].swapaxes(1, 2)
+    return h + node["bias"] if "bias" in node else h
+
+
+def apply_stack(inner, x, node, rng):
+    """Add the updates of the frozen adapters below."""
+    h = inner(x, without(node, "bias"), rng)
+    for below in node[STACKED].values():
         h = h + lora_matmul(x, below["lora_A"], below["lora_B"], below["lora_scaling"])
     return h + node["bias"] if "bias" in node else h
 
 
-def merge_projection(merge, node):
+def merge_stack(inner, node):
     """Merge the adapters below first."""
     weight = node["weight"]
-    for below in node.get(STACKED, {}).values():
+    for below in node[STACKED].values():
         weight = dense(weight) + lora_delta(below)
-    return merge(without(node, STACKED) | {"weight": weight})
+    return inner(without(node, STACKED) | {"weight": weight})
 
 
-METHOD = Method(
-    "several", stack,
-    entries=dict.fromkeys(ALL_LINEAR, (STACKED, *ROWS)),
-    wraps=(linear, merge_projection),
-)  # fmt: skip
+HOOKS = (Hook(ROWS, apply_rows), Hook((STACKED,), apply_stack, merge_stack))

@@ -2,6 +2,7 @@
 
 import autograd.numpy as np
 
+from ..layers import Hook
 from ..tree import arrays, flatten, named_leaves, unflatten, without
 from .method import Method, projections, uniform
 
@@ -23,22 +24,17 @@ def init(base, config, rng):
     })  # fmt: skip
 
 
-def linear(linear, x, node, rng=None):
+def apply(inner, x, node, rng):
     """Add the update of VeRA to the output of a projection."""
-    h = linear(x, node, rng)
-    if SHARED not in node:
-        return h
     # h = W₀x + Λ_b B Λ_d Ax   (VeRA, Eq. 2)
     a, b = node[SHARED]
-    return h + node[B] * ((node[D] * (x @ a.T)) @ b[: len(node[B])].T)
+    return inner(x, node, rng) + node[B] * ((node[D] * (x @ a.T)) @ b[: len(node[B])].T)
 
 
-def merge_projection(merge, node):
+def merge(inner, node):
     """Add Λ_b B Λ_d A to the weight."""
-    if SHARED not in node:
-        return merge(node)
     a, b = node[SHARED]
-    merged = merge(without(node, B, D, SHARED))
+    merged = inner(without(node, B, D, SHARED))
     b = node[B][:, None] * b[: len(node[B])]
     merged["weight"] = merged["weight"] + b @ (node[D][:, None] * a)
     return merged
@@ -58,9 +54,7 @@ def unpack(tensors, base, config):
 
 
 METHOD = Method(
-    "vera", init,
-    entries=dict.fromkeys(TARGETS, (B, D, SHARED)),
-    wraps=(linear, merge_projection),
+    "vera", init, hooks=(Hook((SHARED, B, D), apply, merge),),
     size="vera_r", peft_size="r", pack=pack, unpack=unpack,
     extra_floats={B: len, D: len},  # what the vector multiplies
     peft_fields={

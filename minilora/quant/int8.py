@@ -26,14 +26,26 @@ class Int8(Stored):
     codes: np.ndarray  # (out, in) int8
     absmax: np.ndarray  # (out,) float32
 
+    unit = np.float32(1 / 127)  # w ≈ code·scale·unit, with a scale per block
+
     @property
     def shape(self):
         """Shape (out, in)."""
         return self.codes.shape
 
+    @property
+    def scales(self):
+        """Absmax (out,): a block is a row."""
+        return self.absmax
+
+    @property
+    def block_size(self):
+        """Number of weights per scale."""
+        return self.shape[1]
+
     def dequantize(self):
         """Return the dense matrix (out, in) float32."""
-        return self.codes * self.absmax[:, None] * np.float32(1 / 127)
+        return self.codes * self.absmax[:, None] * self.unit
 
 
 def quantize(w):

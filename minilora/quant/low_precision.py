@@ -26,6 +26,9 @@ class LowPrecision(Stored):
     codes: np.ndarray  # (rows, width): int8 for Q8_0, otherwise the bits as uint16
     scales: Any = None  # (rows, width/32) float32 for Q8_0
 
+    unit = np.float32(1)  # of Q8_0: w = code·scale·unit, with a scale per block
+    block_size = BLOCK
+
     @property
     def shape(self):
         """Shape (rows, width)."""

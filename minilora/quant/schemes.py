@@ -1,4 +1,4 @@
-"""Quantization of a model's weights, and the error of each weight.
+"""Quantization of a model, and the error of each weight.
 
 Only the seven projections of each layer are quantized. They are most of a model's weights, and the
 embedding, the norms and the head would lose most by quantization (QLoRA, Sec. 2, also keeps them in
@@ -11,23 +11,47 @@ import numpy as np
 
 from .. import nf4
 from ..config import ALL_LINEAR, InputError, names_module
+from ..double_quant import DoubleQuantized
+from ..kernels import quantize_4bit
+from ..model import Model
 from ..tree import Tree, flatten, named_leaves, unflatten
 from . import int8
 
 SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # nf4-dq: with double quantization
 
 
-def quantize(
-    base: Tree, scheme: str, block_size: int = 64, quantize_4bit: Any = nf4.quantize
-) -> Tree:
-    """Return a new tree: the projections' weights in `scheme`, the other arrays shared with `base`.
+def quantize(model: Model, scheme: str, block_size: int = 64) -> Model:
+    """Return a model with the weights of the projections quantized; it shares the other weights.
 
-    quantize_4bit: the reference `nf4.quantize` or the compiled `kernels.nf4.quantize`.
+    scheme: "nf4", "nf4-dq" (with double quantization), "fp4", "int8" or "none". block_size: the
+    weights per absmax in the 4-bit schemes. Raises InputError for an unknown scheme, and for a
+    weight that is quantized already or not finite. `error_report` measures the error.
     """
-    leaves = flatten(base)
+    leaves = flatten(model.base)
     for path in filter(is_projection, leaves):
-        leaves[path] = quantize_leaf(path, leaves[path], scheme, block_size, quantize_4bit)
-    return unflatten(leaves)
+        leaves[path] = quantize_leaf(path, leaves[path], scheme, block_size)
+    base = unflatten(leaves)
+    stored, block = storage(base)
+    return model._replace(base=base, source=model.source._replace(scheme=stored, block_size=block))
+
+
+def storage(base: Tree) -> tuple[str, int | None]:
+    """Return (scheme, block size) of the projections of a base: ("none", None) if they differ.
+
+    The block size is None for weights without blocks.
+    """
+    found = {storage_of(w) for path, w in named_leaves(base) if is_projection(path)}
+    return found.pop() if len(found) == 1 else ("none", None)
+
+
+def storage_of(w: Any) -> tuple[str, int | None]:
+    """Return (scheme, block size or None) of a weight, the arguments of `quantize`."""
+    if isinstance(w, int8.Int8):
+        return "int8", None
+    if isinstance(w, nf4.Quantized):
+        is_double = isinstance(w.stored_absmax, DoubleQuantized)
+        return f"{w.quant_type}-dq" if is_double else w.quant_type, w.block_size
+    return "none", None
 
 
 def is_projection(path):
@@ -35,7 +59,7 @@ def is_projection(path):
     return any(names_module(f"{name}.weight", path) for name in ALL_LINEAR)
 
 
-def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
+def quantize_leaf(path, w, scheme, block_size=64):
     """Return the weight w (out, in) at `path` in `scheme`: an array, an Int8 or a Quantized."""
     if scheme not in SCHEMES:
         raise InputError(f"unknown scheme {scheme!r}: choose from {', '.join(SCHEMES)}")

@@ -4,8 +4,7 @@ The norms multiply by 1 + w, each head of q and k has a norm, embeddings are mul
 the sliding layers rotate with another base.
 """
 
-from ...config import ATTENTION, InputError
-from ...layers import NORMS
+from ...config import ATTENTION, GEMMA_NORMS, InputError
 from ..fields import FULL, SLIDING, layer_types, rope, size
 from .family import Family
 
@@ -49,7 +48,8 @@ FAMILY = Family(
     "gemma3_text", "Gemma3ForCausalLM",
     biases=(ATTENTION,), read=read, write=write,
     fields={
-        "hidden_act": "gelu_pytorch_tanh", "norms": NORMS, "norm_offset": 1.0, "qk_norm": True,
+        "hidden_act": "gelu_pytorch_tanh", "qk_norm": True,
+        "norms": GEMMA_NORMS, "norm_offset": 1.0,
     },
     defaults={"tie_word_embeddings": True, "head_dim": 256},
 )  # fmt: skip

@@ -1,0 +1,123 @@
+"""The training loop with evaluations of held-out rows.
+
+    for state, records in run(model, examples, train_config, start(adapters, train_config), valid):
+        history += records
+
+`run` adds evaluations, early stopping, the best adapters and a progress bar to `training.steps`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from ..batching import Example
+from ..config import InputError, TrainConfig
+from ..data.packing import pack_examples
+from ..layers import virtual_tokens
+from ..model import Model
+from ..training import Best, State, steps
+from ..tree import Tree
+from .memory import peak_rss_mb
+from .metrics import check_examples, evaluate, progress_bar
+
+
+def run(
+    model: Model, examples: Sequence[Example], train_config: TrainConfig, state: State,
+    valid: Sequence[Example] = (), quiet: bool = False,
+) -> Iterator[tuple[State, list[Tree]]]:  # fmt: skip
+    """Yield (state, records) after each step of a run, up to `train_config.iters`.
+
+    examples, valid: lists of `Example`, from `encode_rows`. state: from `training.start`, or the
+    state of the run to continue. quiet: print nothing, and show no progress.
+    records: the record of the step (see `training.steps`, and `peak_rss_mb`, the peak memory of the
+    process), and every `steps_per_eval` steps and at the end a dict with `step`, `eval_loss`,
+    `eval_exact_match` and the other scores of `evaluate` on `valid`. With early stopping or
+    `keep_best`, `state.best` has the adapters with the lowest `eval_loss`.
+    The first `next` raises InputError for rows that are not encoded, and for settings that need
+    held-out rows if there are none.
+    """
+    check_packing(state.adapters, train_config)
+    check_held_out(valid, train_config)
+    check_examples("examples", examples, model.config.vocab_size)
+    check_examples("valid", valid, model.config.vocab_size)
+    patience = train_config.early_stopping_patience
+    if should_stop(state.best, patience):
+        return  # the run had ended
+    rows: Sequence = examples
+    if train_config.packing:
+        rows = pack_examples(examples, train_config.max_seq_length)
+    best = state.best
+    with progress_bar(train_config.iters, quiet, initial=state.step) as progress:
+        for state, record in steps(model, rows, train_config, state):
+            records = [record | {"peak_rss_mb": peak_rss_mb()}]
+            last = state.step == train_config.iters
+            if valid and (last or state.step % train_config.steps_per_eval == 0):
+                scores = evaluate(state.adapters, model, valid, quiet)
+                records.append(evaluation_row(state.step, scores))
+                best = better(best, state, scores["loss"], train_config)
+            state = state._replace(best=best)
+            if not quiet:
+                show(progress, *records)
+            yield state, records
+            if should_stop(best, patience):
+                break
+    if not quiet:
+        print_end(state, train_config)
+
+
+def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
+    """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
+    if train_config.packing and virtual_tokens(adapters.get("model", {})) is not None:
+        raise InputError("leave out `packing`: only the first example would see the trained prompt")
+
+
+def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
+    """Raise InputError if there are no held-out rows, and `train_config` needs their loss."""
+    for name in ("early_stopping_patience", "keep_best"):
+        if getattr(train_config, name) and not valid:
+            raise InputError(f"`{name}` needs held-out rows, but there are none: give more rows")
+
+
+def evaluation_row(step: int, scores: Tree) -> Tree:
+    """Return the dict of an evaluation in the history."""
+    return {"step": step} | {f"eval_{name}": value for name, value in scores.items()}
+
+
+def better(best: Best, state: State, loss: float, train_config: TrainConfig) -> Best:
+    """Return the best evaluation after that of `state`; its adapters, if they are to be kept."""
+    if not (train_config.early_stopping_patience or train_config.keep_best):
+        return best
+    if loss < best.loss:
+        return Best(loss, state.step, state.adapters)
+    return best._replace(worse=best.worse + 1)
+
+
+def should_stop(best: Best, patience: int) -> bool:
+    """Return whether the last `patience` evaluations did not improve the loss; 0: never."""
+    return 0 < patience <= best.worse
+
+
+def show(progress, step, *evaluations):
+    """Show the record of a step, and those of evaluations after it."""
+    for scores in evaluations:
+        progress.write(
+            f"step {step['step']}: train loss {step['loss']:.4f}, held-out loss "
+            f"{scores['eval_loss']:.4f}, exact match {100 * scores['eval_exact_match']:.1f} %"
+        )
+    speed = step["tokens"] / max(step["seconds"], 1e-4)
+    progress.set_postfix_str(f"loss {step['loss']:.3f}, {speed:.0f} tokens/s with prompts")
+    progress.update()
+
+
+def print_end(state: State, train_config: TrainConfig) -> None:
+    """Print whether early stopping ended the run, and which step is kept if it is the best."""
+    best = state.best
+    patience = train_config.early_stopping_patience
+    if should_stop(best, patience) and state.step < train_config.iters:
+        print(
+            f"early stopping at step {state.step} of {train_config.iters}: "
+            f"the last {patience} evaluations did not lower the held-out loss"
+        )
+    if best.adapters is not None:
+        print(
+            f"kept: step {best.step}, the trained step with the lowest held-out loss, "
+            f"{best.loss:.4f}"
+        )
