@@ -17,7 +17,7 @@ import numpy as np
 from numba.extending import overload
 
 ONE = np.float32(1)
-TINY = np.float32(1e-30)  # replaces a zero that the backward pass divides by
+MIN_DIVISOR = np.float32(1e-30)  # replaces a zero that the backward pass divides by
 # sums are reordered and products fused, but NaN and infinity are kept
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
