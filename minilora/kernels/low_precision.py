@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config import InputError
 from ..quant.int8 import Int8
-from ..quant.low_precision import BLOCK
+from ..quant.low_precision import GGUF_BLOCK_SIZE
 from .loops import fast_jit, jit
 
 # 16 bits, shifted to the bits of float32, are the number divided by this power of two
@@ -21,7 +21,7 @@ def parts(w):
     if isinstance(w, Int8):
         parts = codes, w.absmax, np.float32(1 / 127), w.shape[1]
     elif w.kind == "Q8_0":
-        parts = codes, w.scales.reshape(-1), np.float32(1), BLOCK
+        parts = codes, w.scales.reshape(-1), np.float32(1), GGUF_BLOCK_SIZE
     else:
         return codes, *MOVE[w.kind]
     _, scales, _, block_size = parts

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..double_quant import Stored
 
-BLOCK = 32  # elements per scale of Q8_0
+GGUF_BLOCK_SIZE = 32  # elements per scale of Q8_0, Q4_0 and Q4_1
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class LowPrecision(Stored):
         """Return the rows `index` of the dense matrix in float32: (*index.shape, width)."""
         codes = self.codes[index]
         if self.kind == "Q8_0":
-            return codes * np.repeat(self.scales[index], BLOCK, axis=-1)
+            return codes * np.repeat(self.scales[index], GGUF_BLOCK_SIZE, axis=-1)
         if self.kind == "F16":
             return codes.view(np.float16).astype(np.float32)
         return (codes.astype(np.uint32) << 16).view(np.float32)
