@@ -12,7 +12,7 @@ from .files import errors_in
 from .gguf_file import read_header, unsupported
 from .hf_folder import model_config
 
-NAMES = {
+HF_NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -56,9 +56,9 @@ def read(path):
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
     found = re.fullmatch(r"(blk\.\d+\.|)(\w+)\.(weight|bias)", name)
-    if not (found and found[2] in NAMES):
+    if not (found and found[2] in HF_NAMES):
         raise unsupported(where)
-    return f"{found[1].replace('blk', 'model.layers')}{NAMES[found[2]]}.{found[3]}"
+    return f"{found[1].replace('blk', 'model.layers')}{HF_NAMES[found[2]]}.{found[3]}"
 
 
 def _in_order(entry, heads):
