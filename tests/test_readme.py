@@ -138,7 +138,7 @@ def test_the_limits_of_a_student():
     text = page("lessons/exercises/README.md").replace("\n ", "")
     most, of_file = (isolation.LIMITS[name] // 2**20 for name in ("AS", "FSIZE"))
     assert f"gets {most // 1024} GB of memory, {of_file} MB per file" in text
-    assert f"up to {isolation.ANSWER >> 20} MB" in text
+    assert f"up to {isolation.MAX_ANSWER_BYTES >> 20} MB" in text
     assert f"{isolation.LIMITS['CPU']} seconds of processor time" in text
 
 

@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
 
 PASSED = Verdict(1.0, "passed")
-TODO = Verdict(0.0, "not written yet")
+NOT_WRITTEN = Verdict(0.0, "not written yet")
 MISSING = Verdict(0.0, "there is no file for it: `minilora learn init` makes a new stub")
 
 
@@ -134,7 +134,7 @@ def verdict(exercise, files, seed=None):
     if source is None:
         return MISSING
     if exercise.is_unchanged(source):
-        return TODO
+        return NOT_WRITTEN
     try:
         with running(exercise, files) as subject:
             return check(exercise, subject, seed)
