@@ -199,7 +199,8 @@ def encode(row, tokenizer, mask_prompt=False):
         rest = tail[end:]
         tail = tail[:end]
         if n == len(turns):
-            tail = tail + [eos] * (tail[-1:] != [eos])
+            if tail[-1:] != [eos]:
+                tail = [*tail, eos]
             rest = []
         elif not (rest or turns[n][0]):  # neither an end token nor the next turn ends the answer
             raise InputError(REWRITTEN)
