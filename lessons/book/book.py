@@ -120,7 +120,7 @@ def add_to_lesson(app, docname, source):
     )
     title, rest = source[0].split("\n", 2)[1:]
     quick = QUICK or docname in app.config.book_quick
-    note = "# *This page shows a quick run. The text describes the full run.*\n#\n" * quick
+    note = "# *This page shows a quick run. The text describes the full run.*\n#\n" if quick else ""
     cells = f"# %% [markdown]\n{title}\n\n"
     cells += f'# %% [markdown] tags=["{BOOK_ONLY}"]\n{note}# {links}\n\n'
     if docname in app.config.book_quick:
