@@ -37,10 +37,16 @@ def rows(x):
 def row_max(x):
     """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
     # NaN is ignored: a check takes four times as long, and the next loop over the row shows it
-    a = b = c = d = x[0]
+    a = x[0]
+    b = x[0]
+    c = x[0]
+    d = x[0]
     four = x.size // 4 * 4
     for i in range(0, four, 4):
-        a, b, c, d = max(a, x[i]), max(b, x[i + 1]), max(c, x[i + 2]), max(d, x[i + 3])
+        a = max(a, x[i])
+        b = max(b, x[i + 1])
+        c = max(c, x[i + 2])
+        d = max(d, x[i + 3])
     for i in range(four, x.size):
         a = max(a, x[i])
     return max(a, b, c, d)
@@ -51,11 +57,18 @@ def exp(x):
     return np.exp(x)
 
 
-# ln 2 is the sum of two parts
-LOWEST, HIGHEST, HALF, LOG2_E, LN2_HIGH, LN2_LOW, C2, C3, C4, C5, C6, C7 = map(np.float32, (
-    -87, 88, 0.5, 1.4426950408889634, 0.693359375, -2.12194440e-4, 0.50000001201, 0.16666665459,
-    4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4,
-))  # fmt: skip
+LOWEST = np.float32(-87)
+HIGHEST = np.float32(88)
+HALF = np.float32(0.5)
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)  # ln 2 is the sum of two parts
+LN2_LOW = np.float32(-2.12194440e-4)
+C2 = np.float32(0.50000001201)
+C3 = np.float32(0.16666665459)
+C4 = np.float32(4.1665795894e-2)
+C5 = np.float32(8.3334519073e-3)
+C6 = np.float32(1.3981999507e-3)
+C7 = np.float32(1.9875691500e-4)
 
 
 def _exp32(x):

@@ -21,8 +21,9 @@ def rms_norm(x, weight, eps):
 @primitive
 def _rms_norm(x, weight, eps, saved):
     y = np.empty(x.shape, x.dtype)
-    r = saved["r"] = np.empty(x.size // x.shape[-1], x.dtype)
-    w = saved["w"] = np.where(weight == 0, MIN_DIVISOR, weight)
+    r = np.empty(x.size // x.shape[-1], x.dtype)
+    w = np.where(weight == 0, MIN_DIVISOR, weight)
+    saved.update(r=r, w=w)
     parallel_rows(_norm, x.shape, rows(x), w, eps, rows(y), r)
     return y
 
