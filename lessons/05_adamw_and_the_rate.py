@@ -57,7 +57,8 @@ def model_and_batch(name):
 # %%
 def adamw_by_hand(theta, gradients, eta, b1=0.9, b2=0.999, eps=1e-8, decay=0.1):
     """Return θ after one step per gradient."""
-    m = v = np.zeros_like(theta)
+    m = np.zeros_like(theta)
+    v = np.zeros_like(theta)
     for t, g in enumerate(gradients, 1):
         m = b1 * m + (1 - b1) * g  # a decaying mean of the gradient
         v = b2 * v + (1 - b2) * g**2  # and of its square
@@ -148,7 +149,8 @@ def first_step_quotients(name, eta=1e-3):
 
 quotients, rows = {}, []
 for name in ("micro", "tiny"):
-    measured, predicted, gain = quotients[name] = first_step_quotients(name)
+    quotients[name] = first_step_quotients(name)
+    measured, predicted, gain = quotients[name]
     cells = f"{measured:.3f}", f"{predicted:.3f}", f"{1 / measured:.1f}", f"{1 / gain:.1f}"
     rows.append([name, *cells])
 wide = 2 * math.sqrt(8 / (3 * 4096))

@@ -44,7 +44,7 @@ PER_ANSWER = 23  # target tokens: 22 letters and the end
 # </details>
 
 # %%
-draws = tasks.NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES
+draws = tasks.FIRST_NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES
 floor = sum(math.log(len(some)) for some in draws) / PER_ANSWER
 config, base, words = minilora.load("micro")
 settings = TrainConfig(mask_prompt=True)

@@ -179,8 +179,9 @@ def stored(w, kind):
 
 d, errors = update_of(0.01), {}
 for kind in ("float32", "float16", "bfloat16", "nf4", "nf4-dq"):
-    start = w = stored(W, kind)
+    start = stored(W, kind)
     lost = norm(stored(start + d, kind) - (np.float64(start) + d)) / norm(d)
+    w = start
     switches = []
     for _ in range(10):
         w = stored(stored(w + d, kind) - d, kind)

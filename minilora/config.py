@@ -38,15 +38,15 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-SWITCH = Rule("be true or false", lambda value: type(value) is bool)
+BOOLEAN = Rule("be true or false", lambda value: type(value) is bool)
 POSITIVE_INT = Rule("be a whole number from 1", lambda value: type(value) is int and value >= 1)
 NON_NEGATIVE_INT = Rule("be a whole number from 0", lambda value: type(value) is int and value >= 0)
 POSITIVE = Rule("be a positive number", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = Rule("be a finite number from 0", lambda value: 0 <= value < math.inf)
 FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
 # (the characters of a regex are strings, too)
-NAMES = Rule("be a list of names, or one regex", lambda value: all(type(n) is str for n in value))
-OF_TYPE: dict[Any, Rule] = {bool: SWITCH, int: POSITIVE_INT, float: POSITIVE}
+MODULES = Rule("be a list of names, or one regex", lambda value: all(type(n) is str for n in value))
+OF_TYPE: dict[Any, Rule] = {bool: BOOLEAN, int: POSITIVE_INT, float: POSITIVE}
 
 
 def setting(default: Any, rule: Rule) -> Any:
@@ -145,12 +145,12 @@ class LoraConfig:
     r: int = 8
     lora_alpha: float = 16
     lora_dropout: float = setting(0.0, FRACTION)
-    target_modules: str | Sequence[str] = setting(("q_proj", "v_proj"), NAMES)  # or all-linear
+    target_modules: str | Sequence[str] = setting(("q_proj", "v_proj"), MODULES)  # or all-linear
     use_rslora: bool = False
     layers_to_transform: int | Sequence[int] | None = None  # a layer, or several; None: all
     rank_pattern: dict[str, int] = field(default_factory=dict)  # {regex of a module: rank}
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # the first match counts
-    exclude_modules: str | Sequence[str] | None = setting(None, NAMES)  # not adapted
+    exclude_modules: str | Sequence[str] | None = setting(None, MODULES)  # not adapted
     use_dora: bool = False
     init_lora_weights: bool | str = choice(True, *INITIALIZERS)
     bias: str = choice("none")  # methods.replaced.also_train trains biases

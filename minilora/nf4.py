@@ -35,7 +35,7 @@ NF4 = np.array([
 _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
 FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])  # 0 − 0 is +0, not −0
 
-TINY = np.float32(1e-38)  # replaces a smaller absmax, so that nothing is divided by zero
+MIN_BLOCK_ABSMAX = np.float32(1e-38)  # a smaller absmax is replaced: it is a divisor
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +104,11 @@ def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     rest = w[whole:]
     absmax = np.abs(blocks).max(axis=1)
     # x = w · (1/absmax)
-    x = (blocks * (1 / np.maximum(absmax, TINY))[:, None]).ravel()
+    x = (blocks * (1 / np.maximum(absmax, MIN_BLOCK_ABSMAX))[:, None]).ravel()
     if rest.size:
         # as bitsandbytes: a short last block is divided by its absmax, which can change the last
-        # bit, and its absmax is at least TINY
-        last = np.maximum(np.abs(rest).max(), TINY)
+        # bit, and its absmax is at least MIN_BLOCK_ABSMAX
+        last = np.maximum(np.abs(rest).max(), MIN_BLOCK_ABSMAX)
         x, absmax = np.append(x, rest / last), np.append(absmax, last)
     return x, absmax
 

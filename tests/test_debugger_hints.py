@@ -32,7 +32,8 @@ def missing(hint, lesson):
         named = [path for path in FILES if place and path.as_posix().endswith(f"/{place}")]
         for path, text in SOURCES.items():
             owners = [path.stem, *re.findall(r"^class (\w+)", text, re.MULTILINE)]
-            owners += [path.parent.name] * path.is_relative_to(ROOT / "minilora")
+            if path.is_relative_to(ROOT / "minilora"):
+                owners.append(path.parent.name)
             if path in named or set(owners) & set(module.split(".")):
                 scope += text
         known = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", scope)

@@ -267,7 +267,8 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
     assert bits(attn["q_proj"]["bias"]) == bits(own) and attn["q_proj"]["bias"] is not own
     assert not attn["v_proj"]["bias"].any()
     # what an adapter has trained already is not reset
-    gain = once["model"]["norm"]["weight"] = once["model"]["norm"]["weight"] + 1
+    gain = once["model"]["norm"]["weight"] + 1
+    once["model"]["norm"]["weight"] = gain
     again = also_train(once, base, ("norm", "head"))
     assert np.array_equal(again["model"]["norm"]["weight"], gain) and "lm_head" in again
 

@@ -219,7 +219,8 @@ def test_mean_adds_in_groups_of_groups(n, expected):
 @pytest.mark.parametrize(("rows", "group"), [(2**19, 16), (2**19 + 1, 32)])
 def test_the_groups_grow_with_the_number_of_rows(rows, group):
     """16 rows at a time, and 32 if there are more than 2¹⁹, as in torch."""
-    expected = x = spread_out(rows)[:, None]
+    x = spread_out(rows)[:, None]
+    expected = x
     while len(expected) > group:
         padded = np.pad(expected, ((0, -len(expected) % group), (0, 0)))
         groups = padded.reshape(-1, group, 1)

@@ -41,7 +41,7 @@ def random_tree(seed, dtype=np.float64):
 
 def adam_by_hand(theta, gradients, rate, b1, b2, eps, decay):
     """Loshchilov and Hutter 2019, Algorithm 2, for one leaf; lines as there."""
-    m = v = 0.0
+    m, v = 0.0, 0.0
     for t, g in enumerate(gradients, 1):
         m = b1 * m + (1 - b1) * g  # 7
         v = b2 * v + (1 - b2) * g**2  # 8
@@ -59,7 +59,8 @@ betas = st.sampled_from([0.0, 0.5, 0.9, 0.999])
 def test_adamw_is_the_papers(seed, b1, b2, eps, decay):
     config = TrainConfig(adam_beta1=b1, adam_beta2=b2, adam_eps=eps, weight_decay=decay)
     rates = {path: 0.002 * (n + 1) for n, path in enumerate(SHAPES)}
-    start = params = random_tree(seed)
+    start = random_tree(seed)
+    params = start
     gradients = [random_tree([seed, t]) for t in range(7)]
     state = adamw_init(params)
     for g in gradients:
@@ -101,7 +102,8 @@ def test_orthogonalizing_brings_the_singular_values_near_one(seed, out, into, si
 def test_muon_on_the_matrices_of_the_layers_and_adamw_on_the_rest(seed, decay):
     config = TrainConfig(optimizer="muon", weight_decay=decay)
     rates = {path: 0.01 * (n + 1) for n, path in enumerate(SHAPES)}
-    start = params = random_tree(seed)
+    start = random_tree(seed)
+    params = start
     gradients = [random_tree([seed, t]) for t in range(3)]
     state, expected, moments = muon_init(params), start, adamw_init(start)
     for g in gradients:

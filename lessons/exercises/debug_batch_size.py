@@ -48,7 +48,8 @@ def held_out_loss(rows, logits, batch_size):
     The model is a table: logits[t] are the logits of the token after t.
     """
     END = 0  # it also fills a batch on the right
-    total = count = 0.0
+    total = 0.0
+    count = 0.0
     for begin in range(0, len(rows), batch_size):
         batch = rows[begin : begin + batch_size]
         longest = max(map(len, batch))

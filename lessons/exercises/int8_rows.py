@@ -2,8 +2,9 @@
 
 w is (out, in) float32. Return (codes, absmax): absmax (out,) is the largest magnitude of each
 row, and codes (out, in) int8 are w · 127/absmax of its row, rounded to the nearest whole number.
-In a row of zeros the codes are 0 (TINY, a smallest absmax, avoids dividing by zero). If w ·
-127/absmax is halfway between two whole numbers, up to float32 rounding, either is accepted.
+In a row of zeros the codes are 0 (MIN_ROW_ABSMAX replaces a smaller absmax, to avoid dividing by
+zero). If w · 127/absmax is halfway between two whole numbers, up to float32 rounding, either is
+accepted.
 """
 
 import numpy as np
@@ -41,7 +42,7 @@ def observe(result, w):
 
 
 def tolerance(*_):
-    """TINY for the absmax of a row of zeros; all other absmax values are exact."""
+    """MIN_ROW_ABSMAX for the absmax of a row of zeros; all other absmax values are exact."""
     return 2e-36
 
 

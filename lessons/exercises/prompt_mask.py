@@ -28,7 +28,9 @@ def arguments(rng, rows, packed, longest):
         return Example(tokens, [0] * prompt + [1] * (n - prompt))
 
     first = Example([7, 8, 9], [0, 1, 1])  # at least two positions
-    return ([[first] * (row == 0) + [example() for _ in range(packed)] for row in range(rows)],)
+    batch = [[example() for _ in range(packed)] for _ in range(rows)]
+    batch[0].insert(0, first)
+    return (batch,)
 
 
 def observe(result, sequences):

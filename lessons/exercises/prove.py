@@ -52,7 +52,7 @@ def faults_of(exercise):
         (exercise.kind != "debug" or mistakes[0].find, "the first mistake is not an edit"),
         (exercise.rules or exercise.kind not in ("write", "debug"), "no property"),
         (exercise.task, "the docstring of the Python file has no task"),
-        (judge.verdict(exercise, stub) == judge.TODO, "the stub does not count as not written"),
+        (judge.verdict(exercise, stub) == judge.NOT_WRITTEN, "the stub counts as written"),
     ]
     for seed in (None, 1):
         verdict = judge.verdict(exercise, solution, seed)

@@ -17,7 +17,7 @@ import numpy as np
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
-from minilora.data.tasks import NAMES, notes
+from minilora.data.tasks import FIRST_NAMES, notes
 from minilora.evaluation import plot
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
@@ -108,7 +108,7 @@ def held_out_notes(tokenizer, settings, n=256):
     examples, _ = data.encode_rows(rows, tokenizer, settings)
     targets = sum(len(e.tokens) - 1 for e in examples)
     # The first byte is no target. It is the initial that tells the first name: log 24 nats.
-    return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets
+    return examples, float(nats.sum() - n * math.log(len(FIRST_NAMES))) / targets
 
 
 def table(header, rows):

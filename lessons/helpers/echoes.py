@@ -21,7 +21,7 @@ TOKENS = 14  # of an answer at most: enough for all FORMS
 CHOICE = 4  # the first bytes of an echo, which choose its form: " Who", " Wha" or " In "
 
 
-class Row(NamedTuple):
+class Sentence(NamedTuple):
     """A sentence as token ids, and what it says."""
 
     prompt: list
@@ -40,7 +40,7 @@ def rows(split, n, seed=0):
         name, what, place = row["completion"].strip(" .").split(", ")
         colour, thing = what.split()
         fact = {"name": name, "colour": colour, "thing": thing, "place": place}
-        found.append(Row(list(sentence.encode()), fact))
+        found.append(Sentence(list(sentence.encode()), fact))
     return found
 
 

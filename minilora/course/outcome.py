@@ -85,14 +85,19 @@ TYPE = ", its shape or type:"  # in a text of `difference`
 def describe(value):
     """Describe a value in a few words: shape and dtype, and the contents if it is small."""
     if isinstance(value, np.ndarray | np.generic):
+        if value.size > 12:
+            return f"{value.shape} {value.dtype}"
         text = np.array2string(np.asarray(value), precision=6, separator=", ").replace("\n", "")
-        return f"{value.shape} {value.dtype}" + f" {text}" * (value.size <= 12)
+        return f"{value.shape} {value.dtype} {text}"
     text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v)}' for key, v in value.items())}}}"
     elif dataclasses.is_dataclass(value):  # the fields that are not the default
-        inner = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)
-                 if difference(f.default, getattr(value, f.name))}  # fmt: skip
+        inner = {
+            f.name: getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if difference(f.default, getattr(value, f.name))
+        }
         text += f"({', '.join(f'{name}={describe(v)}' for name, v in inner.items())})"
     elif isinstance(value, list | tuple):
         text += f" ({', '.join(describe(v) for v in value)})"
@@ -106,7 +111,7 @@ def lines(name, value):
     if inner is None or not text.endswith("…"):
         return [f"{name:<9} {text}"]
     found = [line for suffix, part in inner.items() for line in lines(f"{name}{suffix}", part)]
-    return found[:16] + ["…"] * (len(found) > 16)
+    return found if len(found) <= 16 else [*found[:16], "…"]
 
 
 def close(got, expected, bound=0.0):

@@ -17,7 +17,7 @@ from ..tree import without
 from . import tasks
 from .row_files import SUFFIXES, parse_json, read_values
 
-Row = dict[str, Any]
+DataRow = dict[str, Any]
 FORMS = [{"text"}, {"prompt", "completion"}, {"messages"}]
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
@@ -199,7 +199,8 @@ def encode(row, tokenizer, mask_prompt=False):
         rest = tail[end:]
         tail = tail[:end]
         if n == len(turns):
-            tail = tail + [eos] * (tail[-1:] != [eos])
+            if tail[-1:] != [eos]:
+                tail = [*tail, eos]
             rest = []
         elif not (rest or turns[n][0]):  # neither an end token nor the next turn ends the answer
             raise InputError(REWRITTEN)
@@ -209,7 +210,7 @@ def encode(row, tokenizer, mask_prompt=False):
 
 
 def encode_rows(
-    rows: list[Row], tokenizer: Any, train_config: TrainConfig
+    rows: list[DataRow], tokenizer: Any, train_config: TrainConfig
 ) -> tuple[list[Example], int]:
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
@@ -246,7 +247,7 @@ def encode_usable(rows, tokenizer, train_config):
     return examples, num_cut, left_out
 
 
-def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> list[Row]:
+def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> list[DataRow]:
     """Return the rows of a split of a built-in data set, a file or a folder.
 
     split: train, valid or test. columns: {key: column}, the name in the file of each key of a row,

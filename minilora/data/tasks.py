@@ -24,7 +24,7 @@ SPLITS = tuple(COUNTS)
 
 # Names have three letters and different initials, all other words have four letters. A byte-level
 # model can then find a word by its distance: even the small one learns that in a few hundred steps.
-NAMES = (
+FIRST_NAMES = (
     "Ada Ben Cal Dot Eve Fay Gus Hal Ivo Jan Kai Lea "
     "Mia Ned Oda Pia Rex Sue Tom Uma Val Wes Xia Zoe"
 ).split()
@@ -34,7 +34,7 @@ THINGS = (
 ).split()
 COLOURS = "blue gold grey jade lime pink plum teal".split()
 PLACES = "barn cave dock hall loft park shed yard".split()
-WORDS = {"name": NAMES, "colour": COLOURS, "thing": THINGS, "place": PLACES}
+WORDS = {"name": FIRST_NAMES, "colour": COLOURS, "thing": THINGS, "place": PLACES}
 FACTS = (1, 2, 3)  # facts in a note
 STATEMENT = "{name} keeps a {colour} {thing} in the {place}."
 ECHOES = ("Who? {name}.", "What? The {thing}, a {colour} one.", "In the {place}.")
@@ -71,7 +71,7 @@ def questions(split, n, seed=0):
     while len(rows) < n:
         fact = _fact(rng)
         # one in eight pairs of name and thing is held out, so that no answer can be memorized
-        held_out = (NAMES.index(fact["name"]) + THINGS.index(fact["thing"])) % 8 == 0
+        held_out = (FIRST_NAMES.index(fact["name"]) + THINGS.index(fact["thing"])) % 8 == 0
         if held_out == (split != "train"):
             prompt = STATEMENT.format(**fact) + QUESTION
             rows.append({"prompt": prompt, "completion": ANSWER.format(**fact)})

@@ -2,16 +2,13 @@
 
 from ..config import NON_NEGATIVE_INT, POSITIVE_INT, InputError, Rule, check_setting
 
-# in the range of float32
-POSITIVE = Rule(
+POSITIVE_FLOAT32 = Rule(
     "be a positive number", lambda value: type(value) is not bool and 1e-38 < value < 1e38
 )
 ROPE = {  # kind of scaling: its numbers
     "linear": ("factor",),
-    "llama3": (
-        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-    ),
-}  # fmt: skip
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 
@@ -41,7 +38,7 @@ def rope(raw):
     """Return (rope_theta, rope_scaling of ModelConfig) from the fields of transformers 4 or 5."""
     found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     every = raw | found
-    theta = number(every, "rope_theta", POSITIVE, 10000.0)
+    theta = number(every, "rope_theta", POSITIVE_FLOAT32, 10000.0)
     part = every.get("partial_rotary_factor")
     if part not in (None, 1):
         raise InputError(f"partial_rotary_factor {part!r} is not implemented; only 1 is")
@@ -50,7 +47,8 @@ def rope(raw):
         return theta, None
     if kind not in ROPE:
         raise InputError(f"rope type {kind!r} is not implemented; default, linear and llama3 are")
-    scaling = {"rope_type": kind} | {name: number(found, name, POSITIVE) for name in ROPE[kind]}
+    numbers = {name: number(found, name, POSITIVE_FLOAT32) for name in ROPE[kind]}
+    scaling = {"rope_type": kind} | numbers
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         if low >= high:

@@ -12,7 +12,7 @@ from . import fields
 from .files import check_start, errors_in
 from .safetensors_file import entry_in_file
 
-TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
+TENSOR_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
 STRING = 8
 ARRAY = 9
 SCALARS = {
@@ -87,7 +87,7 @@ def read_header(path):
         size = len(data)
     entries = {}
     for name, shape, kind, offset in table:
-        dtype = TYPES.get(kind, f"number {kind}")
+        dtype = TENSOR_TYPES.get(kind, f"number {kind}")
         entries[name], _ = entry_in_file(path, name, dtype, shape, start + offset, size)
     return metadata, entries
 

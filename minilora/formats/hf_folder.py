@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, SWITCH, InputError, ModelConfig
+from ..config import ALL_LINEAR, ATTENTION, BOOLEAN, MLP, QK_NORMS, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import ops
 from ..methods.method import SIZE
 from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
-from .fields import POSITIVE, ids, number, rope, size
+from .fields import POSITIVE_FLOAT32, ids, number, rope, size
 from .files import errors_in, new_folder, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry, check_names_and_shapes
 
@@ -70,14 +70,14 @@ def model_config(raw):
         raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
     number(raw, "num_hidden_layers", SIZE)
     for name in (*BIASES, "use_sliding_window"):
-        number(raw, name, SWITCH, False)
+        number(raw, name, BOOLEAN, False)
     heads = size(raw, "num_attention_heads")
     defaults = {"num_key_value_heads": heads, "head_dim": size(raw, "hidden_size") // heads}
     fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
     fields["rope_theta"], fields["rope_scaling"] = rope(raw)
     fields |= {
-        "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE, 1e-6),
-        "tie_word_embeddings": number(raw, "tie_word_embeddings", SWITCH, False),
+        "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE_FLOAT32, 1e-6),
+        "tie_word_embeddings": number(raw, "tie_word_embeddings", BOOLEAN, False),
         "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
         "eos_token_id": ids(raw, "eos_token_id"),
         "bos_token_id": raw.get("bos_token_id"), "model_type": kind,

@@ -20,16 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import NON_NEGATIVE_INT, InputError
-from ..quant.low_precision import LowPrecision
+from ..quant.low_precision import GGUF_BLOCK_SIZE, LowPrecision
 from ..rounding import from_bfloat16, to_bfloat16
 from .files import check_start, errors_in, parse_object
 
 FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
-BLOCK = 32  # weights that share a scale
 BLOCKS = {
-    "Q4_0": np.dtype([("d", "<f2"), ("q", "u1", BLOCK // 2)]),
-    "Q4_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", BLOCK // 2)]),
-    "Q8_0": np.dtype([("d", "<f2"), ("q", "i1", BLOCK)]),
+    "Q4_0": np.dtype([("d", "<f2"), ("q", "u1", GGUF_BLOCK_SIZE // 2)]),
+    "Q4_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", GGUF_BLOCK_SIZE // 2)]),
+    "Q8_0": np.dtype([("d", "<f2"), ("q", "i1", GGUF_BLOCK_SIZE)]),
 }
 DTYPES: dict = FLOATS | BLOCKS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -65,9 +64,9 @@ def entry_in_file(path, name, dtype, shape, start, size):
     stored_shape = shape
     if dtype in BLOCKS:
         width = shape[-1] if shape else 1
-        if width % BLOCK != 0:
-            raise InputError(f"{where} has rows of {width}, not whole blocks of {BLOCK}")
-        stored_shape = (*shape[:-1], width // BLOCK)
+        if width % GGUF_BLOCK_SIZE != 0:
+            raise InputError(f"{where} has rows of {width}, not whole blocks of {GGUF_BLOCK_SIZE}")
+        stored_shape = (*shape[:-1], width // GGUF_BLOCK_SIZE)
     count = math.prod(stored_shape)
     end = start + count * DTYPES[dtype].itemsize
     if end > size:

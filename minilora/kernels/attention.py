@@ -46,12 +46,15 @@ def _attention(q, k, v, rope, starts, saved):
     hd = 2 * half
     K = k.shape[-1] // hd
     scale = hd**-0.5
-    q, k = rotate(q, scale * cos, scale * sin), rotate(k, cos, sin)
-    q, k, v = saved["qkv"] = [group_heads(x, K, hd) for x in (q, k, v)]
+    q = rotate(q, scale * cos, scale * sin)
+    k = rotate(k, cos, sin)
+    q, k, v = (group_heads(x, K, hd) for x in (q, k, v))
+    saved["qkv"] = q, k, v
     y = np.empty_like(q)
     chunks = probabilities(q, k, starts)
     if T <= QUERIES:
-        chunks = saved["chunks"] = list(chunks)
+        chunks = list(chunks)
+        saved["chunks"] = chunks
     for queries, keys, p in chunks:
         y[:, :, queries] = p @ v[:, :, keys]
     return ungroup_heads(y, T)

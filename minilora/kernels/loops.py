@@ -17,7 +17,7 @@ import numpy as np
 from numba.extending import overload
 
 ONE = np.float32(1)
-TINY = np.float32(1e-30)  # replaces a zero that the backward pass divides by
+MIN_DIVISOR = np.float32(1e-30)  # replaces a zero that the backward pass divides by
 # sums are reordered and products fused, but NaN and infinity are kept
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -37,10 +37,16 @@ def rows(x):
 def row_max(x):
     """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
     # NaN is ignored: a check takes four times as long, and the next loop over the row shows it
-    a = b = c = d = x[0]
+    a = x[0]
+    b = a
+    c = a
+    d = a
     four = x.size // 4 * 4
     for i in range(0, four, 4):
-        a, b, c, d = max(a, x[i]), max(b, x[i + 1]), max(c, x[i + 2]), max(d, x[i + 3])
+        a = max(a, x[i])
+        b = max(b, x[i + 1])
+        c = max(c, x[i + 2])
+        d = max(d, x[i + 3])
     for i in range(four, x.size):
         a = max(a, x[i])
     return max(a, b, c, d)
@@ -51,11 +57,17 @@ def exp(x):
     return np.exp(x)
 
 
-# ln 2 is the sum of two parts
-LOWEST, HIGHEST, HALF, LOG2_E, LN2_HIGH, LN2_LOW, C2, C3, C4, C5, C6, C7 = map(np.float32, (
-    -87, 88, 0.5, 1.4426950408889634, 0.693359375, -2.12194440e-4, 0.50000001201, 0.16666665459,
-    4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4,
-))  # fmt: skip
+LOWEST = np.float32(-87)
+HIGHEST = np.float32(88)
+HALF = np.float32(0.5)  # also the coefficient of r²: 0.50000001201 in float32
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)  # ln 2 is the sum of two parts
+LN2_LOW = np.float32(-2.12194440e-4)
+C3 = np.float32(0.16666665459)
+C4 = np.float32(4.1665795894e-2)
+C5 = np.float32(8.3334519073e-3)
+C6 = np.float32(1.3981999507e-3)
+C7 = np.float32(1.9875691500e-4)
 
 
 def _exp32(x):
@@ -65,7 +77,7 @@ def _exp32(x):
     x = min(max(x, LOWEST), HIGHEST)
     n = np.floor(x * LOG2_E + HALF)
     r = x - n * LN2_HIGH - n * LN2_LOW
-    p = ((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2
+    p = ((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + HALF
     two_n = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return (p * r * r + r + ONE) * two_n
 

@@ -7,7 +7,7 @@ import numpy as np
 from .. import nf4
 from ..config import InputError
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
-from ..nf4 import CODEBOOKS, TINY, Quantized, unpack_4bit
+from ..nf4 import CODEBOOKS, MIN_BLOCK_ABSMAX, Quantized, unpack_4bit
 from .loops import jit
 from .threads import parallel_rows
 
@@ -72,7 +72,7 @@ def _encode(lo, hi, w, midpoints, codes, absmax):
         for i in range(ranks.size):
             largest = max(largest, bits[b, i] & np.uint32(0x7FFFFFFF))
         absmax_bits[b] = largest
-        scale = np.float32(1) / max(absmax[b], TINY)
+        scale = np.float32(1) / max(absmax[b], MIN_BLOCK_ABSMAX)
         for i in range(ranks.size):
             # counting the midpoints below x is faster than a binary search: it has no branches
             x = w[b, i] * scale

@@ -4,7 +4,7 @@ import numpy as np
 from autograd.extend import primitive
 
 from .gradients import define_gradients
-from .loops import TINY, fast_jit, rows
+from .loops import MIN_DIVISOR, fast_jit, rows
 from .threads import parallel_rows
 
 # With r = 1/√(mean(x²) + ε), x̂ = r·x, y = x̂∘w and g = ∂L/∂y:
@@ -21,8 +21,9 @@ def rms_norm(x, weight, eps):
 @primitive
 def _rms_norm(x, weight, eps, saved):
     y = np.empty(x.shape, x.dtype)
-    r = saved["r"] = np.empty(x.size // x.shape[-1], x.dtype)
-    w = saved["w"] = np.where(weight == 0, TINY, weight)
+    r = np.empty(x.size // x.shape[-1], x.dtype)
+    w = np.where(weight == 0, MIN_DIVISOR, weight)
+    saved.update(r=r, w=w)
     parallel_rows(_norm, x.shape, rows(x), w, eps, rows(y), r)
     return y
 

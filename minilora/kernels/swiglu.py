@@ -4,7 +4,7 @@ import numpy as np
 from autograd.extend import primitive
 
 from .gradients import define_gradients
-from .loops import ONE, TINY, exp, fast_jit, rows
+from .loops import MIN_DIVISOR, ONE, exp, fast_jit, rows
 from .threads import parallel_rows
 
 # With σ = 1/(1 + e^−a), y = a·σ∘b and g = ∂L/∂y:
@@ -34,7 +34,7 @@ define_gradients(swiglu, lambda y, gate, up: (y, gate), _swiglu_backward)
 def _swiglu(lo, hi, gate, up, y):
     for i in range(lo, hi):
         for j in range(gate.shape[1]):
-            a = TINY if abs(gate[i, j]) < TINY else gate[i, j]  # NaN stays NaN
+            a = MIN_DIVISOR if abs(gate[i, j]) < MIN_DIVISOR else gate[i, j]  # NaN stays NaN
             y[i, j] = a / (ONE + exp(-a)) * up[i, j]
 
 
@@ -42,7 +42,7 @@ def _swiglu(lo, hi, gate, up, y):
 def _swiglu_back(lo, hi, gate, y, g, da, db):
     for i in range(lo, hi):
         for j in range(gate.shape[1]):
-            a = TINY if abs(gate[i, j]) < TINY else gate[i, j]  # NaN stays NaN
+            a = MIN_DIVISOR if abs(gate[i, j]) < MIN_DIVISOR else gate[i, j]  # NaN stays NaN
             s = ONE / (ONE + exp(-a))
             da[i, j] = g[i, j] * (y[i, j] / a) * (ONE + a * (ONE - s))
             db[i, j] = g[i, j] * a * s

@@ -16,7 +16,7 @@ import numpy as np
 from ..double_quant import Stored
 from ..nf4 import require_finite
 
-TINY = np.float32(1e-36)  # replaces a smaller absmax before dividing: 127/1e-36 is finite
+MIN_ROW_ABSMAX = np.float32(1e-36)  # replaces a smaller absmax; 127/1e-36 is finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,5 +58,5 @@ def quantize(w):
 def _row_codes(w):
     absmax = np.abs(w).max(axis=1)
     # q = round(w · 127/absmax)   (LLM.int8, Sec. 2); as bitsandbytes, with 1/absmax first
-    scale = 1 / np.maximum(absmax, TINY) * np.float32(127)
+    scale = 1 / np.maximum(absmax, MIN_ROW_ABSMAX) * np.float32(127)
     return np.rint(w * scale[:, None]).astype(np.int8), absmax

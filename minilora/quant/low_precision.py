@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..double_quant import Stored
+from ..rounding import from_bfloat16
 
-BLOCK = 32  # elements per scale of Q8_0
+GGUF_BLOCK_SIZE = 32  # elements per scale of Q8_0, Q4_0 and Q4_1
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class LowPrecision(Stored):
     scales: Any = None  # (rows, width/32) float32 for Q8_0
 
     unit = np.float32(1)  # of Q8_0: w = code·scale·unit, with a scale per block
-    block_size = BLOCK
+    block_size = GGUF_BLOCK_SIZE
 
     @property
     def shape(self):
@@ -45,10 +46,10 @@ class LowPrecision(Stored):
         """Return the rows `index` of the dense matrix in float32: (*index.shape, width)."""
         codes = self.codes[index]
         if self.kind == "Q8_0":
-            return codes * np.repeat(self.scales[index], BLOCK, axis=-1)
+            return codes * np.repeat(self.scales[index], GGUF_BLOCK_SIZE, axis=-1)
         if self.kind == "F16":
             return codes.view(np.float16).astype(np.float32)
-        return (codes.astype(np.uint32) << 16).view(np.float32)
+        return from_bfloat16(codes)
 
     def dequantize(self):
         """Return the dense matrix (rows, width) float32."""

@@ -99,7 +99,7 @@ def export_of_the_trained_base(checkpoint, base, adapters, alpha):
 @right("debug-accumulation")
 def train_with_its_own_counter(w, micro_batches, accumulate, learning_rate, warmup):
     steps, rates, gradient = len(micro_batches) // accumulate, [], 0.0
-    rows = count = 0
+    rows, count = 0, 0
     for x, y in micro_batches[: steps * accumulate]:
         gradient, rows, count = gradient + 2 * x.T @ (x @ w - y), rows + len(x), count + 1
         if count == accumulate:
@@ -333,7 +333,8 @@ def memory_in_parts(adapters, base, model_config, tokens):
     n = num_parameters(adapters)
     parts = {"activations": tokens * activation_floats(adapters, base, model_config) * 4}
     parts["frozen weights"] = nbytes(base)
-    parts["trained weights"] = parts["their gradients"] = n * 4
+    parts["trained weights"] = n * 4
+    parts["their gradients"] = n * 4
     parts["Adam's two moments"] = n * ADAM_FLOATS * 4
     return parts
 

@@ -193,7 +193,7 @@ TRIVIAL = [
 def test_a_trivial_answer_earns_at_most_a_tenth(name, monkeypatch):
     monkeypatch.setattr(judge, "diagnose", lambda *_: "")  # it takes long, and earns nothing
     e = ALL[name]
-    planted = [e.copy(e.mistakes[0])] * (e.kind == "debug")
+    planted = [e.copy(e.mistakes[0])] if e.kind == "debug" else []
     assert max(answer(e, body).share for body in (*TRIVIAL, *planted)) <= 0.1
 
 
@@ -422,7 +422,7 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
 
 def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     open_check = judge.Verdict(0.0, "failed: \ud800")
-    grade = report.grade(NEAREST, open_check, judge.TODO)
+    grade = report.grade(NEAREST, open_check, judge.NOT_WRITTEN)
     report.write(tmp_path, {"J\udcf6rg": ({NEAREST.id: grade}, [])}, "J\udcf6rg")
     assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text("utf-8")
     assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text("utf-8")

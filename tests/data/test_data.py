@@ -34,7 +34,8 @@ class Chat:
     thinks: bool = False
 
     def encode(self, text, add_special_tokens=True):
-        return list(b"^" * add_special_tokens + text.encode())
+        start = "^" if add_special_tokens else ""
+        return list((start + text).encode())
 
     def render(self, messages, add_generation_prompt=False, tools=None):
         turns = f"[{json.dumps(tools)}]\n" if tools and "tools" in self.shows else ""
@@ -46,7 +47,7 @@ class Chat:
             thought = "(hm)" if self.thinks and is_last_answer else ""
             content = json.dumps(calls) if calls else m["content"]
             turns += f"<{m['role'][0]}:{thought}{content}{self.end}>\n"
-        return turns + "<a:" * add_generation_prompt
+        return turns + "<a:" if add_generation_prompt else turns
 
 
 def chat_row(*contents):
@@ -243,7 +244,8 @@ def test_the_targets_are_the_answers_and_nothing_else(turns, last):
     text, marks = "^", [0]
     for n, (role, content) in enumerate(turns):
         pieces = [(f"<{role[0]}:", 0), (content + "|", role == "assistant")]
-        pieces += [(">\n", 0)] * (n < len(turns) - 1)
+        if n < len(turns) - 1:
+            pieces.append((">\n", 0))
         for piece, mark in pieces:
             text += piece
             marks += [int(mark)] * len(piece.encode())

@@ -181,7 +181,8 @@ def test_a_quantized_head_is_dequantized(tmp_path):
     """bitsandbytes can be told to quantize the output head as well; here it is always dense."""
     w = leaves(replace(CONFIG, tie_word_embeddings=False))
     base = quantize(unflatten(w), "nf4")
-    base["lm_head"]["weight"] = head = nf4.quantize(w["lm_head.weight"])
+    head = nf4.quantize(w["lm_head.weight"])
+    base["lm_head"]["weight"] = head
     save_quantized(tmp_path / "q", CONFIG, base)
     back = load(tmp_path / "q")[1]
     np.testing.assert_array_equal(back["lm_head"]["weight"], head.dequantize())

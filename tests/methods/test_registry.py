@@ -148,7 +148,8 @@ def test_the_matrices_of_vera_are_shared_and_not_trained():
     config = TrainConfig(iters=2, batch_size=2, learning_rate=0.1, warmup_ratio=0)
     examples = random_examples(TINY, 4)
     after = minilora.train(start, base, examples, TINY, config, quiet=True).adapters
-    a, b = shared = get(start, f"model.layers.0.self_attn.q_proj.{vera.SHARED}")
+    shared = get(start, f"model.layers.0.self_attn.q_proj.{vera.SHARED}")
+    a, b = shared
     before = bits(a), bits(b)
     for path, leaf in named_leaves(after):
         if path.endswith(vera.SHARED):

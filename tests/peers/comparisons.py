@@ -18,7 +18,7 @@ HEAD = ("here", "against", "cases", "largest difference", "bound", "noise floor"
 
 
 @dataclass
-class Row:
+class Comparison:
     """Bound 0: equal bit for bit, and the differences count numbers that are not."""
 
     bound: float
@@ -47,7 +47,7 @@ def number(x):
 
 
 def table(rows):
-    """Lines of Markdown for rows {(what, against): Row}."""
+    """Lines of Markdown for rows {(what, against): Comparison}."""
     lines = [HEAD, ("---",) * len(HEAD)]
     lines += [(what, against, *row.cells()) for (what, against), row in rows.items()]
     return [f"| {' | '.join(cells)} |" for cells in lines]

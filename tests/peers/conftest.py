@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is import
 
 import numpy as np
 import pytest
-from comparisons import Row, bits, forward, in_float64, loss_of, relative, table, unequal
+from comparisons import Comparison, bits, forward, in_float64, loss_of, relative, table, unequal
 
 import minilora
 from minilora.config import InputError
@@ -54,7 +54,7 @@ def record(request):
     """record(what, against, differences, bound, floor): more cases of a row of the table."""
 
     def record(what, against, differences, bound, floor=None):
-        row = request.config.stash[ROWS].setdefault((what, against), Row(bound))
+        row = request.config.stash[ROWS].setdefault((what, against), Comparison(bound))
         row.add(np.ravel(differences), bound, floor)
 
     return record
@@ -62,7 +62,7 @@ def record(request):
 
 @pytest.fixture(scope="session")
 def recorded(request):
-    """{(what, against): Row} of what has been recorded so far."""
+    """{(what, against): Comparison} of what has been recorded so far."""
     return request.config.stash[ROWS]
 
 

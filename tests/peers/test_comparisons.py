@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from comparisons import Row, bits, rows_of_page, table, unequal
+from comparisons import Comparison, bits, rows_of_page, table, unequal
 
 ZERO, NAN = np.zeros(1, np.float32), np.full(1, np.nan, np.float32)
 
 
 def test_a_row_keeps_the_largest_difference_and_floor():
-    row = Row(1e-5)
+    row = Comparison(1e-5)
     row.add(np.array([1e-6, 3.14e-6]), 1e-5, [2e-6, 1e-6])
     row.add(np.array([2e-6]), 1e-5, 5e-7)
     assert table({("this", "that"): row})[-1] == "| this | that | 3 | 3.1e-6 | 1e-5 | 2e-6 |"
@@ -17,7 +17,10 @@ def test_a_row_keeps_the_largest_difference_and_floor():
 
 
 def test_a_printed_table_is_read_back():
-    rows = {("this", "that"): Row(1e-5, 1203, 3e-6, 1e-6), ("these", "those"): Row(0.0, 2)}
+    rows = {
+        ("this", "that"): Comparison(1e-5, 1203, 3e-6, 1e-6),
+        ("these", "those"): Comparison(0.0, 2),
+    }
     text = "\n".join(["# A page", "", *table(rows), "", "| more | text |"])
     assert rows_of_page(text) == {
         ("this", "that"): ("1,203", "3e-6", "1e-5"),
@@ -26,7 +29,7 @@ def test_a_printed_table_is_read_back():
 
 
 def test_a_difference_that_is_no_number_stays():
-    row = Row(1e-5)
+    row = Comparison(1e-5)
     for difference in (1e-6, np.nan, 1e-6):
         row.add(np.array([difference]), 1e-5, None)
     assert row.cells()[1] == "nan"

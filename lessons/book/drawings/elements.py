@@ -15,9 +15,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from minilora.config import ModelConfig
 
 ROOT = Path(__file__).parents[3]
-INK, GREY, BLUE, ORANGE, GREEN, PURPLE = (
-    "#222222", "#6b6b6b", "#0072b2", "#d55e00", "#00785a", "#a0497a"
-)  # fmt: skip
+INK = "#222222"
+GREY = "#6b6b6b"
+BLUE = "#0072b2"
+ORANGE = "#d55e00"
+GREEN = "#00785a"
+PURPLE = "#a0497a"
 KINDS = {  # fill, edge, line style
     "frozen": ("#d6e9f5", BLUE, "-"),
     "trained": ("#fbdcc4", ORANGE, "-"),

@@ -82,4 +82,4 @@ def questions(kind, r, dropout, augmented, seed, iters):
 
 OTHERS = [(kind, *variant) for kind in KINDS for variant in VARIANTS.values()]
 ASKED = [("questions", *VARIANTS[name]) for name in FOR_QUESTIONS]  # three seeds
-JOBS = [(*case, seed) for seed in SEEDS for case in OTHERS + ASKED * (seed < 3)]
+JOBS = [(*case, seed) for seed in SEEDS for case in (OTHERS + ASKED if seed < 3 else OTHERS)]

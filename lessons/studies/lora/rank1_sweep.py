@@ -47,7 +47,8 @@ def loss_and_scalars(adapters, base, batch, replaced=None):
         if path is None:  # the head
             return layers.linear(x, node, rng)
         z = x @ node["lora_A"][0]  # (B, T)
-        z = scalars[path] = np.broadcast_to((replaced or {}).get(path, z), z.shape)
+        z = np.broadcast_to((replaced or {}).get(path, z), z.shape)
+        scalars[path] = z
         # h = W₀x + (α/r)·B·z, with z = A·x   (LoRA, Eq. 3, at r = 1)
         update = node["lora_scaling"] * z[..., None] * node["lora_B"][:, 0]
         return layers.matmul(x, node["weight"]) + update.astype(x.dtype)

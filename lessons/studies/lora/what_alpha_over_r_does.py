@@ -123,7 +123,8 @@ assert relative < 1e-3, "at the first step, α and η are one knob"
 
 # %%
 sweep, RATES = read_sweep("scaling"), scaling_sweep.RATES
-losses, quotients, between, lowest, cells = {}, {}, {}, {}, []
+losses, quotients, between, lowest = {}, {}, {}, {}
+cells = []
 for rule in scaling_sweep.RULES:
     best, near = {}, {}
     for r in scaling_sweep.RANKS:

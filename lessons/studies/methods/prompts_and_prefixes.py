@@ -43,7 +43,7 @@ siblings, sweep = read_sweep("siblings"), read_sweep("virtual_tokens")
 # </details>
 
 # %%
-lists = (tasks.NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES)
+lists = (tasks.FIRST_NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES)
 answer = " Ada, pink kite, barn."
 tokens_per_answer = len(answer) + 1  # the end is a token
 H = sum(np.log(len(words)) for words in lists) / tokens_per_answer

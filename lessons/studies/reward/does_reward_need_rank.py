@@ -184,7 +184,8 @@ raised = {}
 for kind, scheme in entropies:
     change = entropies[kind, scheme] - entropies[kind, "dense"]
     if scheme != "dense":
-        raised[kind, scheme] = mean, low, high = common.interval(change)
+        raised[kind, scheme] = common.interval(change)
+        mean, low, high = raised[kind, scheme]
         print(f"{kind} base, {scheme}: {mean:+.2f} ({low:.2f} to {high:.2f}) nats", end=", ")
         print(f"{len(many)} sentences")
 

@@ -133,7 +133,8 @@ for model, label in MODELS.items():
             losses, exact = (column(model, training, way, prefix) for prefix in ("", "exact_"))
             rate = experiment.best_rate(sweep, model, training, way)
             cells.append([text, f"{rate:g}", spread(losses, 4), f"{exact.mean():.0%}"])
-            ratio = ratios[model, training, way] = losses / through
+            ratio = losses / through
+            ratios[model, training, way] = ratio
             verdicts[model, training, way] = common.verdict(np.log(ratio))
             cells[-1].append("" if training == "through" else f"{(ratio > 1).sum()} of 5")
     table([f"{label}, five seeds", "rate", "loss", "exact match", "above through W"], cells)

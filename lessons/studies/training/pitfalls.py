@@ -191,8 +191,9 @@ def with_outliers(size=10):
     leaves, rng = flatten(base), np.random.default_rng(0)
     for path, w in leaves.items():
         if is_projection(path):
-            leaves[path] = w = w.copy()
+            w = w.copy()
             w[rng.integers(w.shape[0]), rng.integers(w.shape[1])] = size * w.std()
+            leaves[path] = w
     return unflatten(leaves)
 
 

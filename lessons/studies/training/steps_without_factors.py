@@ -154,7 +154,8 @@ for c, found in verdicts.items():
 # %%
 tuned = {optimizer: sweep.best(results, optimizer) for optimizer in sweep.GRIDS}
 CASES = {"AdamW, tuned": ("adamw", *tuned["adamw"]), "AdamW, β₁ = 0.9": ("adamw", 0.9, 2e-2)}
-CASES["spectral, tuned"] = spectral = ("spectral", *tuned["spectral"])
+spectral = ("spectral", *tuned["spectral"])
+CASES["spectral, tuned"] = spectral
 cells = []
 for name, case in CASES.items():
     exact = 100 * losses_of(FRESH, *case, column="exact_match")

@@ -96,7 +96,7 @@ class Exercise:
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        self.about = f"{self.kind} `{self.name}`" + f" of {self.module}" * bool(self.module)
+        self.about = f"{self.kind} `{self.name}`" + (f" of {self.module}" if self.module else "")
         self.is_test = self.kind == "test"
         # the functions to write; the last one is checked
         self.sought = ["check"] if self.is_test else [*self.helpers, self.name]
@@ -143,8 +143,8 @@ class Exercise:
         written = functions(text, self.sought, None if is_complete else self.id)
         if self.kind == "debug" and not solved:
             written = written.replace(self.mistakes[0].find, self.mistakes[0].replace)
-        reason = REASON * bool(self.written_points)
-        imports = "\n".join([*self.imports, "\n\n"]) * bool(self.imports)
+        reason = REASON if self.written_points else ""
+        imports = "\n".join([*self.imports, "\n\n"]) if self.imports else ""
         return TEMPLATE.format(e=self, imports=imports, functions=reason + written)
 
     def is_unchanged(self, source):
@@ -214,7 +214,9 @@ def load():
 def load_file(path):
     """Read a list of exercises; return {id: Exercise}."""
     where = "the file"
-    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
+    folder = path.with_suffix("")
+    if not folder.is_dir():
+        folder = path.parent
     exercises: dict = {}
     try:
         for entry in tomllib.loads(path.read_text("utf-8"))["exercise"]:

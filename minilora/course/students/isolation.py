@@ -32,7 +32,7 @@ from ..outcome import Outcome, Stopped, difference, failure, leaves
 
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
 OUTPUT = "the result is huge or not plain data"  # how the crash of such a result begins
-ANSWER = 2**24  # most bytes of an answer
+MAX_ANSWER_BYTES = 2**24
 LATE = "out of time: it is too slow, or an endless loop"
 WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
 # most bytes of memory, seconds of processor time, and bytes of a file
@@ -117,7 +117,7 @@ class Student(NamedTuple):
         timer.start()
         try:
             self.connection.send((many, by))
-            return [decode_answer(self.connection.recv_bytes(ANSWER)) for _ in many]
+            return [decode_answer(self.connection.recv_bytes(MAX_ANSWER_BYTES)) for _ in many]
         except (EOFError, OSError):
             self.process.join(1)
             is_late = self.process.exitcode in (-9, -24)  # SIGKILL, SIGXCPU
@@ -162,8 +162,8 @@ def packed(outcome):
     """Return the bytes of an Outcome, or of a crash if the result cannot be sent."""
     try:
         answer = pickle.dumps(outcome)
-        if len(answer) > ANSWER:
-            raise OverflowError(f"more than {ANSWER >> 20} MB")
+        if len(answer) > MAX_ANSWER_BYTES:
+            raise OverflowError(f"more than {MAX_ANSWER_BYTES >> 20} MB")
         return answer
     except Exception as error:
         return packed(Outcome(crash=f"{OUTPUT}: {error}"))

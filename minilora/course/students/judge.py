@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
 
 PASSED = Verdict(1.0, "passed")
-TODO = Verdict(0.0, "not written yet")
+NOT_WRITTEN = Verdict(0.0, "not written yet")
 MISSING = Verdict(0.0, "there is no file for it: `minilora learn init` makes a new stub")
 
 
@@ -134,7 +134,7 @@ def verdict(exercise, files, seed=None):
     if source is None:
         return MISSING
     if exercise.is_unchanged(source):
-        return TODO
+        return NOT_WRITTEN
     try:
         with running(exercise, files) as subject:
             return check(exercise, subject, seed)
@@ -146,7 +146,9 @@ def check(exercise, subject, seed=None, cases=()):
     """Return the Verdict: half of the share is for the properties, half for the right values."""
     if exercise.is_test:
         return check_test(exercise, subject, seed)
-    rules = [*exercise.rules, REFERENCE, *[SLOPES] * bool(exercise.differentiable)]
+    rules = [*exercise.rules, REFERENCE]
+    if exercise.differentiable:
+        rules.append(SLOPES)
     wrong = {rule: [*wrong_calls(exercise, subject, rule, seed, cases)] for rule in rules}
     if not any(wrong.values()):
         return PASSED
@@ -165,7 +167,9 @@ def check(exercise, subject, seed=None, cases=()):
     is_right = not wrong.pop(REFERENCE)
     held = sum(not found for found in wrong.values())
     share = (held / max(1, len(wrong)) + is_right) / 2
-    return Verdict(share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
+    if mistake:
+        text += f"\n  likely    {mistake}"
+    return Verdict(share, text, mistake)
 
 
 def check_test(exercise, subject, seed):
@@ -179,7 +183,9 @@ def check_test(exercise, subject, seed):
         (result,) = subject.ask([(exercise.copy(mistake),)])
         if result.crash and not mistake:
             text = "failed: your test raises on the reference, which is right"
-            return Verdict(0.0, text + f"\n  it raised {result.crash}" * is_open)
+            if is_open:
+                text += f"\n  it raised {result.crash}"
+            return Verdict(0.0, text)
         if mistake and not result.crash:
             missed.append(mistake)
     if not missed:
@@ -197,7 +203,7 @@ def explain(exercise, wrong):
     kind = "type" if TYPE in found + detail else "value"
     text = [
         f"is true   {rule}",
-        f"not for   {exercise.name}({', '.join(names)})" + ", where" * bool(names),
+        f"not for   {exercise.name}({', '.join(names)})" + (", where" if names else ""),
     ]
     for name, value in zip(names, arguments):
         text += [f"  {line}" for line in lines(name, value)]
@@ -208,10 +214,13 @@ def explain(exercise, wrong):
         kind = "argument"
         text.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
     else:
-        text += lines("expected", right.value) * bool(found)
+        if found:
+            text += lines("expected", right.value)
         text += lines("got", mine.value)
-        text += [f"first at  {found}"] * bool(found)
-        text += [f"there     {detail}"] * bool(detail and detail != found)
+        if found:
+            text.append(f"first at  {found}")
+        if detail and detail != found:
+            text.append(f"there     {detail}")
         if mine.value is None:
             text.append("hint      does every branch of the function end in `return`?")
     if exercise.checks.CASES:

@@ -82,5 +82,5 @@ def write(folder, results, name):
         rows = csv.writer(file)
         rows.writerow(["student", "exercise", "lesson", "points", "max_points", "result"])
         for name, (grades, _) in results.items():
-            student = "'" * name.startswith(tuple("=+-@\t\r")) + name  # no formula
+            student = f"'{name}" if name.startswith(tuple("=+-@\t\r")) else name  # no formula
             rows.writerows([student, *row] for g in grades.values() for row in g.rows)
