@@ -157,7 +157,8 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 
 # %%
 print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.full(4, 2.0)))
-config, base, tokenizer = load("micro")
+model, tokenizer = load("micro")
+config, base = model.config, model.base  # its settings and its weights
 layer, eps = base["model"]["layers"]["0"], config.rms_norm_eps
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite.")])  # (B, T)
 starts = np.zeros_like(tokens)  # one example per row

@@ -11,23 +11,25 @@
 #
 # ## The names of the package
 #
-# In lesson 0, `adapters` and `base` were dicts; in the package, they are trees. The lessons use:
+# In lesson 0, `adapters` and `base` were dicts; in the package, they are trees. A model has
+# settings, `model.config`, and frozen weights, `model.base`. The lessons use:
 #
 # | name | what it is or returns |
 # |---|---|
 # | `LoraConfig`, `TrainConfig` | the settings of LoRA, and those of a run |
 # | `MethodConfig("full")` | the settings of another method, here full fine-tuning |
-# | `quantize(base, "nf4-dq")` | the base with its projections in NF4 with double quantization |
-# | `get_peft_model(base, config, rng)` | (adapters, base), where A is drawn with `rng` |
+# | `load("tiny")` | (model, tokenizer) |
+# | `quantize(model, "nf4-dq")` | the model with its projections in NF4 with double quantization |
+# | `get_peft_model(model, config, rng)` | (adapters, model), where A is drawn with `rng` |
 # | `load_rows`, `encode_rows`, `collate` | rows of text; examples (tokens and a mask); a batch |
-# | `loss(adapters, base, batch, config)` | the loss of lesson 1, part 5 |
+# | `loss(adapters, model, batch)` | the loss of lesson 1, part 5 |
 # | `value_and_grad(loss)` | a function that returns the loss, and its gradient for `adapters` |
-# | `train(adapters, base, examples, …)` | (trained adapters, one dict per step) |
-# | `evaluate(adapters, base, examples, …)` | the loss and other scores |
+# | `train(adapters, model, examples, …)` | (trained adapters, one dict per step) |
+# | `evaluate(adapters, model, examples)` | the loss and other scores |
 # | `arrays(tree)` | the tree without its settings, such as α/r |
 # | `get(tree, path)`, `named_leaves(tree)` | what is at a path; all (path, array) |
 # | `overlay(lower, upper)` | `lower`, with the arrays of `upper` in the place of its own |
-# | `memory_estimate(adapters, base, …)` | the bytes of a step, computed from the shapes |
+# | `memory_estimate(adapters, model, …)` | the bytes of a step, computed from the shapes |
 # | `short(60, 20)` | 60, or 20 in a quick run (`MINILORA_QUICK=1`); a helper of the lessons |
 #
 # PEFT (parameter-efficient fine-tuning) stands for all methods that train few parameters. LoRA is
@@ -74,18 +76,18 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # </details>
 
 # %%
-config, base, tokenizer = minilora.load("tiny")
+model, tokenizer = minilora.load("tiny")
 settings = TrainConfig(max_seq_length=65)
 examples, _ = data.encode_rows(data.load_rows("notes", "train"), tokenizer, settings)
 examples = [example for example in examples if len(example.tokens) == 65][:16]  # 64 inputs
 batch = collate([[example] for example in examples])  # rows of one example each
 
 
-def activations_and_gradient(adapters, base):
+def activations_and_gradient(adapters, model):
     """Return the bytes kept between the forward and the backward pass, and the gradient."""
 
     def of_arrays(traced):
-        return minilora.loss(overlay(adapters, traced), base, batch, config)
+        return minilora.loss(overlay(adapters, traced), model, batch)
 
     def forward_pass():  # autograd returns the backward pass, a function, and the loss
         return make_vjp(of_arrays)(arrays(adapters))
@@ -99,15 +101,16 @@ def activations_and_gradient(adapters, base):
 
 
 models = {
-    "full": minilora.get_peft_model(base, MethodConfig("full")),
-    "LoRA": minilora.get_peft_model(base, ALL, rng),
-    "QLoRA": minilora.get_peft_model(minilora.quantize(base, "nf4-dq"), ALL, rng),
+    "full": minilora.get_peft_model(model, MethodConfig("full")),
+    "LoRA": minilora.get_peft_model(model, ALL, rng),
+    "QLoRA": minilora.get_peft_model(minilora.quantize(model, "nf4-dq"), ALL, rng),
 }
 parts, total, rows = {}, {}, []
-for name, (adapters, its_base) in models.items():
-    activations, gradient = activations_and_gradient(adapters, its_base)
+for name, (adapters, its_model) in models.items():
+    activations, gradient = activations_and_gradient(adapters, its_model)
+    frozen = 0 if name == "full" else nbytes(its_model.base)  # full: every array has a trained copy
     parts[name] = {
-        "frozen": 0 if name == "full" else nbytes(its_base),  # full: every array has a trained copy
+        "frozen": frozen,
         "trained": nbytes(adapters),
         "gradients": nbytes(gradient),
         "moments": nbytes(adamw_init(arrays(adapters))),
@@ -118,7 +121,8 @@ for name, (adapters, its_base) in models.items():
 table(["bytes", *parts["full"], "together"], rows)
 print(f"LoRA's step is {total['full'] / total['LoRA']:.2f} times smaller,", end=" ")
 print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
-estimates = [memory.memory_estimate(*models[name], config, 64) for name in ("full", "LoRA")]
+pairs = models["full"], models["LoRA"]
+estimates = [memory.memory_estimate(adapters, its_model, 64) for adapters, its_model in pairs]
 estimates[0]["frozen weights"] = 0  # full: as above
 one_row = [sum(estimate.values()) for estimate in estimates]
 print("estimated for one row of 64 tokens: full {:,}, LoRA {:,}".format(*one_row))
@@ -139,14 +143,14 @@ print("estimated for one row of 64 tokens: full {:,}, LoRA {:,}".format(*one_row
 # Checks
 assert batch["tokens"].shape == (16, 64), "the batch must have 16 rows of 64 tokens"
 for_trained = {}
-for name, (adapters, its_base) in models.items():
+for name, (adapters, its_model) in models.items():
     row, n = parts[name], num_parameters(adapters)
-    predicted = memory.memory_estimate(adapters, its_base, config, batch["tokens"].size)
+    predicted = memory.memory_estimate(adapters, its_model, batch["tokens"].size)
     assert row["gradients"] == predicted["their gradients"] == 4 * n, f"{name}: gradients"
     assert row["moments"] == predicted["Adam's two moments"] == 8 * n, f"{name}: moments"
     assert abs(row["activations"] / predicted["activations"] - 1) < 0.25, f"{name}: activations"
     for_trained[name] = row["trained"] + row["gradients"] + row["moments"]
-assert for_trained["full"] == 16 * num_parameters(base), "16 bytes per trained parameter"
+assert for_trained["full"] == 16 * num_parameters(model.base), "16 bytes per trained parameter"
 assert 10 < for_trained["full"] / for_trained["LoRA"] < 12, "LoRA must save eleven times of them"
 assert 6 < parts["LoRA"]["frozen"] / parts["QLoRA"]["frozen"] < 7, "4 bits: less than a sixth"
 for name in ("LoRA", "QLoRA"):

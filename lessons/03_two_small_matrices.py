@@ -19,7 +19,7 @@ from minilora.layers import value_and_grad
 from minilora.tree import arrays, get, named_leaves, overlay, unflatten
 
 rng = np.random.default_rng(0)
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)  # the loss counts only the tokens of the answers
 train_set, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
 valid, _ = data.encode_rows(data.load_rows("questions", "valid"), tokenizer, masked)
@@ -100,9 +100,9 @@ def start_factors(adapters, scale_a, scale_b, rng):
     return overlay(adapters, unflatten(leaves))
 
 
-def gradients(adapters, base):
+def gradients(adapters, model):
     """Return ∂L/∂A of all matrices as one vector, and ∂L/∂B, on one batch."""
-    _, tree = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    _, tree = value_and_grad(minilora.loss)(adapters, model, batch)
     both = []
     for factor in ("lora_A", "lora_B"):
         found = [g.ravel() for path, g in named_leaves(tree) if path.endswith(factor)]
@@ -110,15 +110,15 @@ def gradients(adapters, base):
     return both
 
 
-def held_out_loss(adapters, base):
+def held_out_loss(adapters, model):
     """Return the mean loss per token on held-out questions."""
-    return minilora.evaluate(adapters, base, valid, config)["loss"]
+    return minilora.evaluate(adapters, model, valid)["loss"]
 
 
 n = short(60, 20)
 settings = TrainConfig(iters=n, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-fresh, base = minilora.get_peft_model(base, lora_config, rng)
+fresh, model = minilora.get_peft_model(model, lora_config, rng)
 STARTS = {
     "A random, B zero": (1, 0),
     "A zero, B random": (0, 1),
@@ -129,15 +129,15 @@ results, cells = [], []
 for name, (a, b) in STARTS.items():
     for seed in short((0, 1), (0,)):
         start = start_factors(fresh, a, b, np.random.default_rng(seed))
-        norm_a, norm_b = (np.linalg.norm(g) for g in gradients(start, base))
-        before = held_out_loss(start, base)
-        trained, _ = minilora.train(start, base, train_set, config, settings)
-        after = held_out_loss(trained, base)
+        norm_a, norm_b = (np.linalg.norm(g) for g in gradients(start, model))
+        before = held_out_loss(start, model)
+        trained, _ = minilora.train(start, model, train_set, settings)
+        after = held_out_loss(trained, model)
         moved = [p for p, w in named_leaves(arrays(trained)) if np.any(w != get(start, p))]
         results.append((name, norm_a, norm_b, before, after, moved))
         cells.append([name, seed, *(f"{x:.3f}" for x in (norm_a, norm_b, before, after))])
 
-bare = held_out_loss({}, base)
+bare = held_out_loss({}, model)
 print(f"loss of the base without adapters: {bare:.3f}")
 table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"after {n} steps"], cells)
 
@@ -192,8 +192,8 @@ def first_gain(r, alpha):
     sums = []
     for seed in range(short(3, 2)):
         scaled = LoraConfig(r=r, lora_alpha=alpha, target_modules=("all-linear",))
-        start, _ = minilora.get_peft_model(base, scaled, seed)
-        _, of_b = gradients(start, base)
+        start, _ = minilora.get_peft_model(model, scaled, seed)
+        _, of_b = gradients(start, model)
         sums.append(np.abs(of_b).sum())
     return np.mean(sums)
 
@@ -254,7 +254,7 @@ for rule, expected in (("constant", 1 / 4), ("alpha/r", 1.3)):
 #         return self.base(x) + self.scaling * (x @ self.A.T) @ self.B.T
 # ```
 #
-# minilora has no such object: W is in the tree `base`, and A and B are in the tree `adapters`.
+# minilora has no such object: W is in the tree `model.base`, A and B are in the tree `adapters`.
 
 # %% [markdown]
 # ## What was shown

@@ -14,7 +14,7 @@ import numpy as np
 
 import minilora
 from lessons.helpers.common import held_out_notes
-from minilora import LoraConfig, TrainConfig, data, layers, model
+from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths
 from minilora.optim import adamw, adamw_init, global_norm
@@ -22,7 +22,7 @@ from minilora.tree import arrays, flatten, get, num_parameters, overlay, tree_ma
 
 rng = np.random.default_rng(0)
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 rows, masked = data.load_rows("questions", "train"), TrainConfig(mask_prompt=True)
 examples, _ = data.encode_rows(rows, tokenizer, masked)
 batch = data.collate([[example] for example in examples[:16]])
@@ -142,16 +142,16 @@ assert np.allclose(of_sum({"x": x})[1]["x"], g @ W + s * (g @ B) @ A), "∂L/∂
 # </details>
 
 # %%
-base_64 = tree_map(lambda w: w.astype("f8"), base)  # float64, so that rounding cannot hide an error
-adapters, _ = minilora.get_peft_model(base_64, lora_config, rng)
+# float64, so that rounding cannot hide an error; the functions of `layers` keep it
+model_64 = model._replace(base=tree_map(lambda w: w.astype("f8"), model.base), ops=layers)
+adapters, _ = minilora.get_peft_model(model_64, lora_config, rng)
 noisy = tree_map(lambda w: w + 0.05 * rng.standard_normal(w.shape), arrays(adapters))
 adapters = overlay(adapters, noisy)  # B is not zero
-# model.loss is minilora.loss with a choice of functions: those of layers compute in float64
-_, of_factors = value_and_grad(model.loss)(adapters, base_64, batch, config, layers)
-merged = minilora.merge(adapters, base_64, dtype="f8")
+_, of_factors = value_and_grad(minilora.loss)(adapters, model_64, batch)
+merged = minilora.merge(adapters, model_64, dtype="f8")
 paths = adapted_paths(adapters)
-whole = unflatten({f"{path}.weight": get(merged, path)["weight"] for path in paths})
-_, of_weights = value_and_grad(model.loss)(whole, merged, batch, config, layers)
+whole = unflatten({f"{path}.weight": get(merged.base, path)["weight"] for path in paths})
+_, of_weights = value_and_grad(minilora.loss)(whole, merged, batch)
 
 worst = 0.0
 for path in paths:
@@ -170,8 +170,8 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 # %% [markdown]
 # ## Frozen means: not in the argument
 #
-# `value_and_grad(loss)(adapters, base, …)` differentiates argument 0. `base` is argument 1, so it
-# has no gradient, and the optimizer never gets it.
+# `value_and_grad(loss)(adapters, model, …)` differentiates argument 0. The base is in argument 1,
+# so it has no gradient, and the optimizer never gets it.
 #
 # Another recipe: give the optimizer *all* parameters, and set the gradients of the frozen ones to
 # zero. The optimizer here is AdamW, which is Adam with *weight decay*, of strength λ (lesson 5).
@@ -191,8 +191,9 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 # </details>
 
 # %%
-adapters, base = minilora.get_peft_model(base, lora_config, rng)
-_, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
+adapters, model = minilora.get_peft_model(model, lora_config, rng)
+_, gradient = value_and_grad(minilora.loss)(adapters, model, batch)
+base = model.base
 print(f"{num_parameters(gradient):,} gradients for {num_parameters(base):,} base parameters")
 
 decaying = TrainConfig(weight_decay=0.1)
@@ -205,8 +206,8 @@ print(f"every frozen weight is {shrunk:.4f} of what it was: (1 − ηλ)⁵⁰�
 
 # the text of `micro`: short notes such as "Tom keeps a blue vase in the hall."
 notes, _ = held_out_notes(tokenizer, TrainConfig(max_seq_length=256))
-before = minilora.evaluate({}, base, notes[:64], config)["loss"]
-after = minilora.evaluate({}, moved, notes[:64], config)["loss"]
+before = minilora.evaluate({}, model, notes[:64])["loss"]
+after = minilora.evaluate({}, model._replace(base=moved), notes[:64])["loss"]
 print(f"the loss on the base's own text rose from {before:.4f} to {after:.4f}, without a gradient")
 
 # %%

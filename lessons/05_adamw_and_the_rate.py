@@ -20,18 +20,18 @@ from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import lora_delta, value_and_grad
 from minilora.lora import adapted_paths
 from minilora.optim import adamw, adamw_init
-from minilora.training import update
-from minilora.tree import arrays, get, named_leaves, unflatten
+from minilora.training import start, update
+from minilora.tree import get, named_leaves, unflatten
 
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
 
 def model_and_batch(name):
-    """Return (config, base, batch): an embedded base, and 16 questions for it."""
-    config, base, tokenizer = minilora.load(name)
+    """Return an embedded model, and a batch of 16 questions for it."""
+    model, tokenizer = minilora.load(name)
     rows = data.load_rows("questions", "train")
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    return config, base, data.collate([[example] for example in examples[:16]])
+    return model, data.collate([[example] for example in examples[:16]])
 
 
 # %% [markdown]
@@ -68,19 +68,21 @@ def adamw_by_hand(theta, gradients, eta, b1=0.9, b2=0.999, eps=1e-8, decay=0.1):
 
 
 # the same steps by the package: `update` applies `adamw` to all arrays of a tree
-config, base, batch = model_and_batch("micro")
-adapters, base = minilora.get_peft_model(base, lora_config, 0)
+model, batch = model_and_batch("micro")
+adapters, model = minilora.get_peft_model(model, lora_config, 0)
 path = "model.layers.0.self_attn.q_proj"
-params, state, seen = adapters, adamw_init(arrays(adapters)), []
+settings = TrainConfig(weight_decay=0.1)
+state = start(adapters, settings)  # the adapters, and the moments m and v of each array
+seen = []
 for _ in range(8):
-    _, grads = value_and_grad(minilora.loss)(params, base, batch, config)
+    _, grads = value_and_grad(minilora.loss)(state.adapters, model, batch)
     seen.append(get(grads, path)["lora_A"])
-    params, state = update(params, grads, state, 4e-3, TrainConfig(weight_decay=0.1))
+    state = update(state, grads, 4e-3, settings)
 by_hand = adamw_by_hand(get(adapters, path)["lora_A"], seen, 4e-3)
-off = np.abs(get(params, path)["lora_A"] - by_hand).max()
+off = np.abs(get(state.adapters, path)["lora_A"] - by_hand).max()
 print(f"after eight steps, optim.adamw and the lines above differ by {off:.1e}")
 
-_, grads = value_and_grad(minilora.loss)(adapters, base, batch, config)
+_, grads = value_and_grad(minilora.loss)(adapters, model, batch)
 g_B, zero_B = get(grads, path)["lora_B"], {"b": get(adapters, path)["lora_B"]}
 first_step = {}
 for factor in (1, 1000):
@@ -127,14 +129,15 @@ for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
 # %%
 def first_step_quotients(name, eta=1e-3):
     """Return LoRA / full in the first step: ‖ΔW‖ measured, ‖ΔW‖ predicted, and Σ|gradient|."""
-    config, base, batch = model_and_batch(name)
-    adapters, _ = minilora.get_peft_model(base, lora_config, 1)
-    _, of_factors = value_and_grad(minilora.loss)(adapters, base, batch, config)
-    new, _ = update(adapters, of_factors, adamw_init(arrays(adapters)), eta, TrainConfig())
+    model, batch = model_and_batch(name)
+    settings = TrainConfig()
+    adapters, _ = minilora.get_peft_model(model, lora_config, 1)
+    _, of_factors = value_and_grad(minilora.loss)(adapters, model, batch)
+    new = update(start(adapters, settings), of_factors, eta, settings).adapters
     paths = adapted_paths(adapters)
-    whole = unflatten({f"{p}.weight": get(base, p)["weight"] for p in paths})
-    _, of_weights = value_and_grad(minilora.loss)(whole, base, batch, config)
-    moved, _ = update(whole, of_weights, adamw_init(whole), eta, TrainConfig())
+    whole = unflatten({f"{p}.weight": get(model.base, p)["weight"] for p in paths})
+    _, of_weights = value_and_grad(minilora.loss)(whole, model, batch)
+    moved = update(start(whole, settings), of_weights, eta, settings).adapters
     gains = [sum(np.abs(g).sum() for _, g in named_leaves(t)) for t in (of_factors, of_weights)]
     measured, predicted = [], []
     for p in paths:

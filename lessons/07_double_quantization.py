@@ -66,7 +66,7 @@ table(["scales", "bytes", "bits per weight", "formula"], rows)
 saved = (32 - 8 - 32 / 256) / 64
 print(f"saved: {saved:.3f} bits per weight, {saved * 65e9 / 8e9:.2f} GB of 65 billion weights")
 
-tiny = minilora.load("tiny", "nf4-dq").base
+tiny = minilora.load("tiny", "nf4-dq").model.base
 parts = dict.fromkeys(("codes", "codes of absmax", "nested absmax", "offsets"), 0)
 parts |= {"embedding": 0, "norms": 0}
 for path, leaf in flatten(tiny).items():
@@ -190,12 +190,11 @@ for kind, weights in KINDS.items():
 
 costs = {}
 for name in short(("micro", "tiny"), ("micro",)):
-    config, base, tokenizer = minilora.load(name)
+    model, tokenizer = minilora.load(name)
     notes = held_out_notes(tokenizer, TrainConfig())[0][: short(256, 64)]
     loss = {}
     for scheme in ("none", "nf4", "nf4-dq"):
-        quantized = minilora.quantize(base, scheme)
-        loss[scheme] = minilora.evaluate({}, quantized, notes, config)["loss"]
+        loss[scheme] = minilora.evaluate({}, minilora.quantize(model, scheme), notes)["loss"]
     costs[name] = loss["nf4"] - loss["none"], loss["nf4-dq"] - loss["nf4"]
     print(f"{name}: NF4 costs {costs[name][0]:.1e} nats per token,", end=" ")
     print(f"double quantization {costs[name][1]:.0e} more")

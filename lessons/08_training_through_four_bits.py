@@ -108,21 +108,21 @@ assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a
 # %% [markdown]
 # ## The frozen bytes
 #
-# Scales and norms are numbers that could be trained. But they are in `base`, which gets no gradient
-# (lesson 4). So 20 training steps must leave each byte of the base as it was, and change each array
-# of the adapter.
+# Scales and norms are numbers that could be trained. But they are in the base, which gets no
+# gradient (lesson 4). So 20 training steps must leave each byte of the base as it was, and change
+# each array of the adapter.
 
 # %%
-config, base, tokenizer = minilora.load("micro", "nf4-dq")
+model, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, base = minilora.get_peft_model(base, lora_config, 0)
+adapters, model = minilora.get_peft_model(model, lora_config, 0)
 settings = TrainConfig(iters=20, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
 valid, _ = data.encode_rows(data.load_rows("questions", "valid"), tokenizer, settings)
 
-before = pickle.dumps(base)  # every byte of codes, scales, embedding and norms
-trained, _ = minilora.train(adapters, base, examples, config, settings)
-after = pickle.dumps(base)
+before = pickle.dumps(model.base)  # every byte of codes, scales, embedding and norms
+trained, _ = minilora.train(adapters, model, examples, settings)
+after = pickle.dumps(model.base)
 old, new = flatten(arrays(adapters)), flatten(trained)
 changed = sum(np.any(old[path] != new[path]) for path in old)
 print(f"frozen: {len(before):,} bytes, unchanged: {after == before}")
@@ -155,13 +155,12 @@ assert changed == len(old), "every array of the adapter must change"
 # </details>
 
 # %%
-dense = minilora.load("micro")[1]
+dense, _ = minilora.load("micro")
 notes = held_out_notes(tokenizer, TrainConfig())[0][:64]
 sweep = read_sweep("bases")
 bare, losses, exact, rows = {}, {}, {}, []
 for scheme in SCHEMES:
-    quantized = minilora.quantize(dense, scheme)
-    bare[scheme] = minilora.evaluate({}, quantized, notes, config)["loss"]
+    bare[scheme] = minilora.evaluate({}, minilora.quantize(dense, scheme), notes)["loss"]
     losses[scheme] = np.array(of(sweep, "loss", scheme=scheme))
     exact[scheme] = np.array(of(sweep, "exact_match", scheme=scheme))
     cost = bare[scheme] - bare["none"]
@@ -206,7 +205,7 @@ for scheme in quantized:
     assert any_cost[scheme] == OPEN, f"{scheme}: a cost must not be shown"
 assert fp4_or_nf4 == OPEN and right == HOLDS and at_most == HOLDS
 assert 0.2 < SMALL / losses["none"].mean() < 0.3, "0.003 nats: about a quarter of the loss"
-untrained = [np.log(minilora.evaluate({}, dense, valid, config)["loss"])]
+untrained = [np.log(minilora.evaluate({}, dense, valid)["loss"])]
 for scheme, value in live.items():
     # on another processor, a run that is done again counts like one more seed
     assert belongs(np.log(value), np.log(losses[scheme]), untrained), f"{scheme}: not the sweep's"

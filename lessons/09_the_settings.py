@@ -29,7 +29,7 @@ from lessons.helpers.common import (
 from minilora import LoraConfig, TrainConfig, data
 from minilora.tree import arrays, flatten, overlay, tree_map
 
-model_config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 rows = data.load_rows("questions", "train")
 ALL = ("all-linear",)
 
@@ -137,13 +137,13 @@ assert min(RANKS, key=lambda r: by_rank[4e-3, r].mean()) == 64, "and be the best
 def run(alpha, rate, c=1.0):
     """Train at r = 8 with A₀ divided by c and ε multiplied by c: (losses, trained tree)."""
     config = LoraConfig(r=8, lora_alpha=alpha, target_modules=ALL)
-    adapters, _ = minilora.get_peft_model(base, config, 0)
+    adapters, _ = minilora.get_peft_model(model, config, 0)
     adapters = overlay(adapters, tree_map(lambda w: w / np.float32(c), arrays(adapters)))
     # with such a max_grad_norm, no gradient is clipped
     fixed = {"iters": short(60, 20), "batch_size": 8, "mask_prompt": True, "max_grad_norm": 1e9}
     settings = TrainConfig(learning_rate=rate, adam_eps=c * 1e-8, **fixed)
     examples, _ = data.encode_rows(rows, tokenizer, settings)
-    adapters, history = minilora.train(adapters, base, examples, model_config, settings)
+    adapters, history = minilora.train(adapters, model, examples, settings)
     return np.array([step["loss"] for step in history]), flatten(arrays(adapters))
 
 

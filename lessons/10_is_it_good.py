@@ -46,10 +46,10 @@ PER_ANSWER = 23  # target tokens: 22 letters and the end
 # %%
 draws = tasks.FIRST_NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES
 floor = sum(math.log(len(some)) for some in draws) / PER_ANSWER
-config, base, words = minilora.load("micro")
+model, words = minilora.load("micro")
 settings = TrainConfig(mask_prompt=True)
 valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, settings)
-bare = minilora.evaluate({}, base, valid, config)
+bare = minilora.evaluate({}, model, valid)
 print(f"the base without adapters: {bare['loss']:.2f} nats per token")
 print(f"the form of an answer, without the question: {floor:.4f} nats per token")
 
@@ -145,7 +145,7 @@ for row in sweep:
     }
 parameters = {}
 for trained, method in (("head", MethodConfig("head")), ("rank 1", RANK_1)):
-    parameters[trained] = num_parameters(minilora.get_peft_model(base, method, 0)[0])
+    parameters[trained] = num_parameters(minilora.get_peft_model(model, method, 0).adapters)
     print(f"{trained}: {parameters[trained]:,} parameters")
 
 

@@ -19,17 +19,17 @@ from minilora import nf4
 from minilora.evaluation.memory import nbytes
 from minilora.methods import several
 from minilora.methods.compose import combine
-from minilora.optim import round_to
+from minilora.rounding import round_to
 from minilora.tree import named_leaves
 
 rng = np.random.default_rng(0)
-config, base, words = minilora.load("micro")
+model, words = minilora.load("micro")
 norm = np.linalg.norm
 
 
 def loss(adapters, examples):
     """Return the held-out loss of the base with an adapter ({} for none), nats per token."""
-    return minilora.evaluate(adapters, base, examples, config)["loss"]
+    return minilora.evaluate(adapters, model, examples)["loss"]
 
 
 # %% [markdown]
@@ -47,21 +47,21 @@ def loss(adapters, examples):
 
 # %%
 iters = short(100, 10)
-before = {path: w.tobytes() for path, w in named_leaves(base)}
-first = fit(base, forwards, 0, iters=iters)  # who, what, where?
-second = fit(base, backwards, 100, iters=iters)  # where, what, who?
+before = {path: w.tobytes() for path, w in named_leaves(model.base)}
+first = fit(model, forwards, 0, iters=iters)  # who, what, where?
+second = fit(model, backwards, 100, iters=iters)  # where, what, who?
 tasks = {"who, what, where?": held_out(forwards), "where, what, who?": held_out(backwards)}
 scores = {name: loss(adapters, tasks[name]) for name, adapters in zip(tasks, (first, second))}
 print("held-out losses:")
 for name, score in scores.items():
     print(f"  {name} {score:.3f}, without the adapter {loss({}, tasks[name]):.3f}")
-print(f"base {nbytes(base):,} bytes, each adapter {nbytes(first):,}")
+print(f"base {nbytes(model.base):,} bytes, each adapter {nbytes(first):,}")
 
 # %%
 # Checks
-for path, w in named_leaves(base):
+for path, w in named_leaves(model.base):
     assert before[path] == w.tobytes(), f"{path}: the base must be unchanged"
-assert 0.1 < nbytes(first) / nbytes(base) < 0.12, "an adapter: about a ninth of the base"
+assert 0.1 < nbytes(first) / nbytes(model.base) < 0.12, "an adapter: about a ninth of the base"
 if not QUICK:
     for name in tasks:
         assert scores[name] < loss({}, tasks[name]) / 4, f"{name}: it must be learned"
@@ -86,17 +86,17 @@ if not QUICK:
 adapters = [first, second, {}]
 batch = np.array([example.tokens[:40] for example in tasks["who, what, where?"][:6]])
 adapter_of_row = [0, 1, 2, 1, 0, 2]
-mixed = minilora.forward(several.per_row(adapters, adapter_of_row), base, batch, config)
+mixed = minilora.forward(several.per_row(adapters, adapter_of_row), model, batch)
 alone = []
 for row, i in enumerate(adapter_of_row):
-    alone.append(minilora.forward(adapters[i], base, batch[row : row + 1], config)[0])
+    alone.append(minilora.forward(adapters[i], model, batch[row : row + 1])[0])
 difference = np.abs(mixed - np.array(alone)).max() / np.abs(mixed).max()
 print(f"six rows, three adapters, one call: they differ by {difference:.1e} of the largest logit")
 
 # %%
 # Checks
 assert difference < 21 * 128 * 2**-24, "21 projections of at most 128 terms, each rounded once"
-wrong = minilora.forward(several.per_row(adapters, adapter_of_row[::-1]), base, batch, config)
+wrong = minilora.forward(several.per_row(adapters, adapter_of_row[::-1]), model, batch)
 assert np.abs(wrong - np.array(alone)).max() / np.abs(mixed).max() > 0.01, "adapters must matter"
 
 # %% [markdown]

@@ -26,7 +26,7 @@ from lessons.helpers.common import LESSONS, QUICK, short, table
 from minilora import LoraConfig, TrainConfig
 from minilora.evaluation.memory import nbytes
 
-config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
+model, tokenizer = minilora.load("smollm2", "nf4-dq")
 settings = TrainConfig(iters=short(40, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True)
 
 # %% [markdown]
@@ -78,17 +78,17 @@ def answer(adapters, prompt):
     """Return the greedy answer to a prompt."""
     turn = [{"role": "user", "content": prompt}]
     ids = tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True))
-    found = minilora.generate(adapters, base, ids, config, max_tokens=short(24, 4))
+    found = minilora.generate(adapters, model, ids, max_tokens=short(24, 4))
     return tokenizer.decode(list(found))
 
 
 # task_type is for PEFT, which reads it from the file of the adapter
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
-before = minilora.evaluate(adapters, base, examples["valid"], config)["loss"]
+adapters, _ = minilora.get_peft_model(model, lora_config, rng=0)
+before = minilora.evaluate(adapters, model, examples["valid"])["loss"]
 print("before:", repr(answer(adapters, rows["valid"][0]["prompt"])))
-adapters, _ = minilora.train(adapters, base, examples["train"], config, settings)
-after = minilora.evaluate(adapters, base, examples["valid"], config)["loss"]
+adapters, _ = minilora.train(adapters, model, examples["train"], settings)
+after = minilora.evaluate(adapters, model, examples["valid"])["loss"]
 print(f"held-out loss: {before:.2f} before, {after:.2f} after")
 answers = [answer(adapters, row["prompt"]) for row in rows["valid"]]
 for row, said in zip(rows["valid"], answers):
@@ -116,8 +116,8 @@ if not QUICK:
 
 # %%
 ids = np.array([examples["valid"][0].tokens])
-ours = minilora.forward(adapters, base, ids, config)
-bare = minilora.forward({}, base, ids, config)
+ours = minilora.forward(adapters, model, ids)
+bare = minilora.forward({}, model, ids)
 
 
 def distance(logits):
@@ -125,9 +125,9 @@ def distance(logits):
     return np.abs(logits - ours).max() / np.abs(ours).max()
 
 
-dense = minilora.merge(adapters, base)
-merged = distance(minilora.forward({}, dense, ids, config))
-separate_bytes, merged_bytes = nbytes(base) + nbytes(adapters), nbytes(dense)
+dense = minilora.merge(adapters, model)
+merged = distance(minilora.forward({}, dense, ids))
+separate_bytes, merged_bytes = nbytes(model.base) + nbytes(adapters), nbytes(dense.base)
 print(f"merged and separate logits differ by {merged:.1e} of the largest")
 print(f"with and without the adapter by {distance(bare):.2f}")
 table(["", "bytes"], [["base and adapter", separate_bytes], ["merged", merged_bytes]])
@@ -139,7 +139,7 @@ table(["", "bytes"], [["base and adapter", separate_bytes], ["merged", merged_by
 assert 0 < merged < 2e-4, "the merged model must compute the same, up to rounding"
 assert distance(bare) > (0 if QUICK else 0.1), "the adapter must change the logits"
 assert 5 < merged_bytes / separate_bytes < 6, "the merged model must be 5 to 6 times as large"
-assert 9.7e6 < nbytes(adapters) < 9.8e6 and 86e6 < nbytes(base) < 88e6, "10 MB and 87 MB"
+assert 9.7e6 < nbytes(adapters) < 9.8e6 and 86e6 < nbytes(model.base) < 88e6, "10 MB and 87 MB"
 
 # %% [markdown]
 # ## transformers and PEFT open what was written
@@ -165,20 +165,20 @@ def opened(folder):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    minilora.save_pretrained(f"{folder}/merged", config, dense, tokenizer)
-    minilora.save_pretrained(f"{folder}/base", config, base, tokenizer)
-    minilora.save_adapter(f"{folder}/adapter", adapters, base, lora_config, "smollm2")
+    minilora.save_pretrained(f"{folder}/merged", dense, tokenizer)
+    minilora.save_pretrained(f"{folder}/base", model, tokenizer)
+    minilora.save_adapter(f"{folder}/adapter", adapters, model, lora_config)
     for path in sorted(Path(folder).glob("[am]*/*")):
         print(f"{path.parent.name}/{path.name}: {path.stat().st_size:,} bytes")
     tokens = torch.from_numpy(ids)
     with torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype=torch.float32)
-        of_merged = model(tokens).logits.numpy()
-        model = AutoModelForCausalLM.from_pretrained(f"{folder}/base", dtype=torch.float32)
-        model = PeftModel.from_pretrained(model, f"{folder}/adapter").eval()
-        with_adapter = model(tokens).logits.numpy()
-        with model.disable_adapter():
-            return of_merged, with_adapter, model(tokens).logits.numpy()
+        theirs = AutoModelForCausalLM.from_pretrained(f"{folder}/merged", dtype=torch.float32)
+        of_merged = theirs(tokens).logits.numpy()
+        theirs = AutoModelForCausalLM.from_pretrained(f"{folder}/base", dtype=torch.float32)
+        theirs = PeftModel.from_pretrained(theirs, f"{folder}/adapter").eval()
+        with_adapter = theirs(tokens).logits.numpy()
+        with theirs.disable_adapter():
+            return of_merged, with_adapter, theirs(tokens).logits.numpy()
 
 
 installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
@@ -217,7 +217,7 @@ if installed:
 # 2. `iters=short(40, 2)`: train for 160 steps. Does the held-out loss rise again?
 # 3. `lora_config` in `save_adapter`: pass one with `lora_alpha=32`. What does PEFT compute?
 #
-# **Where to stop with a debugger.** `checkpoint.save_adapter` (the names in `tensors`).
+# **Where to stop with a debugger.** `checkpoint.write_adapter` (the names in `tensors`).
 #
 # **Exercises.** lora-merge, test-merge, prompt-mask.
 #

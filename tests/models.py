@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from minilora import layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, QK_NORMS, LoraConfig, ModelConfig
-from minilora.methods.registry import OPERATIONS
-from minilora.quant.schemes import quantize
+from minilora.model import Model
+from minilora.quant import schemes
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten
 
 # The exponential inside a loop is a polynomial only when it is compiled.
@@ -90,18 +90,23 @@ def random_base(config, seed=0, dtype=np.float32, biases=()):
     return unflatten(leaves)
 
 
-def quantized(base, scheme="nf4"):
-    """The base with its projections in few bits, in blocks that divide none of its shapes."""
-    return quantize(base, scheme, block_size=16)
+def random_model(config, seed=0, dtype=np.float32, biases=(), ops=layers):
+    """A model with a `random_base`, computed by the reference if nothing else is said."""
+    return Model(config, random_base(config, seed, dtype, biases), ops)
 
 
-def adapted(base, seed=0, **lora_fields):
-    """(adapters, base) with both factors random, so that the update is as large as the weight."""
+def quantized(model, scheme="nf4"):
+    """The model with its projections in few bits, in blocks that divide none of its shapes."""
+    return schemes.quantize(model, scheme, block_size=16)
+
+
+def adapted(model, seed=0, **lora_fields):
+    """(adapters, model) with both factors random, so that the update is as large as the weight."""
     rng = np.random.default_rng([9, seed])
-    adapters = lora.init(base, LoraConfig(**lora_fields), rng)
-    dtype = base["model"]["norm"]["weight"].dtype
+    adapters = lora.init(model.base, LoraConfig(**lora_fields), rng)
+    dtype = model.base["model"]["norm"]["weight"].dtype
     filled = tree_map(lambda w: rng.uniform(-0.5, 0.5, w.shape).astype(dtype), arrays(adapters))
-    return overlay(adapters, filled), base
+    return overlay(adapters, filled), model
 
 
 def moved(adapters, f, *others):
@@ -183,7 +188,10 @@ def spying(ops, seen):
         return call
 
     spies = {name: spy(name) for name in OPERATIONS}
-    return SimpleNamespace(**spies, ENTRIES=ops.ENTRIES)
+    return SimpleNamespace(**spies, dense=ops.dense, THREADS=1, parallel_map=map)
+
+
+OPERATIONS = ("linear", "attention", "rms_norm", "swiglu", "cross_entropy")
 
 
 def bits(x):

@@ -10,11 +10,12 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import minilora
-from minilora import layers, training
+from minilora import layers
 from minilora.batching import Example
+from minilora.training import start, steps
 
 PACKAGE = Path(minilora.__file__).parent
-ORDER = ("core", "quant", "kernels", "methods", "data", "formats", "evaluation", "course", "cli")
+ORDER = ("core", "kernels", "quant", "methods", "data", "formats", "evaluation", "course", "cli")
 
 
 def module_of(path):
@@ -54,11 +55,24 @@ def place(module):
 
 
 def test_a_subpackage_imports_only_those_before_it():
-    assert EDGES["quant.schemes"] == {"nf4", "config", "tree", "quant.int8"}
+    core = {"config", "double_quant", "model", "nf4", "tree"}
+    assert EDGES["quant.schemes"] == {*core, "kernels", "quant.int8"}
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert folders == set(ORDER[1:])
     assert not {(a, b) for a, found in EDGES.items() for b in found if place(b) > place(a)}
     TopologicalSorter(EDGES).prepare()  # raises CycleError
+    users = {module.partition(".")[0] for module in EDGES if "tqdm" in imports(module)[1]}
+    assert users == {"evaluation"}
+
+
+def test_no_function_has_more_than_seven_parameters():
+    """Only those that draw have more settings."""
+    for module in EDGES.keys() - {"evaluation.plot"}:
+        for node in ast.walk(ast.parse(FILES[module].read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.Lambda):
+                a = node.args
+                parameters = [*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg]
+                assert sum(map(bool, parameters)) <= 7, (module, node.lineno)
 
 
 def test_the_core_is_closed():
@@ -91,12 +105,12 @@ from importlib import import_module
 for name in {CORE}:
     import_module("minilora." + name)
 import numpy as np
-config, base, tokenizer = minilora.load("micro", "nf4-dq")
-adapters, base = minilora.get_peft_model(base, minilora.LoraConfig())
+model, tokenizer = minilora.load("micro", "nf4-dq")
+adapters, model = minilora.get_peft_model(model, minilora.LoraConfig())
 from minilora.batching import Example
 examples = [Example(list(b"Ada keeps a red ball."), [1] * 21)]
 settings = minilora.TrainConfig(iters=3, batch_size=1, learning_rate=1e-2, warmup_ratio=0)
-adapters, history = minilora.train(adapters, base, examples, config, settings)
+adapters, history = minilora.train(adapters, model, examples, settings)
 assert history[2]["loss"] < history[0]["loss"]
 from minilora.cli import main
 assert main(["inspect", "--model", "micro"]) == 0
@@ -134,12 +148,12 @@ def test_few_calls_lead_from_the_loop_to_the_matmul(monkeypatch):
         return product(x, m)
 
     monkeypatch.setattr(layers, "_matmul", watched)
-    config, base, _ = minilora.load("micro")
-    adapters, base = minilora.get_peft_model(base, minilora.LoraConfig())
-    examples = [Example([65, 66], [1, 1])]
-    training.train(adapters, base, examples, config, minilora.TrainConfig(iters=1), layers)
+    model = minilora.load("micro").model._replace(ops=layers)
+    adapters, model = minilora.get_peft_model(model, minilora.LoraConfig())
+    examples, config = [Example([65, 66], [1, 1])], minilora.TrainConfig(iters=1)
+    next(steps(model, examples, config, start(adapters, config)))
     inner = ("shard_gradient", "evaluate", "of_leaves")
     calls = [name for name in stacks[0] if name[0] != "<" and name not in inner] + ["_matmul"]
     page = (PACKAGE.parent / "lessons" / "guide" / "design.md").read_text("utf-8")
-    stated = re.search(r"there are nine calls .*?:\s+(`train` .*?`_matmul`)", page, re.DOTALL)[1]
+    stated = re.search(r"there are nine calls .*?:\s+(`steps` .*?`_matmul`)", page, re.DOTALL)[1]
     assert re.findall(r"`(\w+)`", stated) == calls and len(calls) == 1 + 9

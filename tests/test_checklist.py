@@ -13,6 +13,7 @@ from minilora import optim
 from minilora.cli.arguments import parse
 from minilora.config import LoraConfig, ModelConfig, TrainConfig
 from minilora.methods.method import MethodConfig
+from minilora.rounding import round_to
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 TRAIN = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
@@ -102,8 +103,8 @@ def test_a_step_below_the_named_one_is_rounded_away(dtype, rate):
         said = asked(adapter_dtype=dtype, learning_rate=size)
         assert any("rounds away" in line for line in said) == fires
         a = {"lora_A": np.array([0.0625 + 2.0**-8, 0.08], "f4")}
-        grid = optim.round_to(a, dtype)
-        moved = optim.round_to({"lora_A": grid["lora_A"] + np.float32(size)}, dtype)
+        grid = round_to(a, dtype)
+        moved = round_to({"lora_A": grid["lora_A"] + np.float32(size)}, dtype)
         assert np.array_equal(moved["lora_A"], grid["lora_A"]) == fires
 
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, configs, quantized, random_base, seeds
+from models import TINY, adapted, configs, quantized, random_model, seeds
 
 import minilora
-from minilora import generate, generation, layers, model
+from minilora import generate, generation, kernels, layers
 from minilora.config import InputError
 from minilora.generation import sample
 from minilora.kernels import fused
 from minilora.layers import LayerCache
+from minilora.model import Model, hidden_states, with_adapters
 
 U64 = 2.0**-53  # unit roundoff
 
@@ -23,14 +24,14 @@ U64 = 2.0**-53  # unit roundoff
     configs(), seeds, st.sets(st.integers(1, 4)), st.sampled_from((layers, fused)), st.booleans()
 )
 def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, splits, ops, four_bit):
-    base = random_base(config, seed, np.float64)
-    params = model.parameters(*adapted(quantized(base) if four_bit else base, seed), ops)
+    model = random_model(config, seed, np.float64, ops=ops)
+    model = with_adapters(*adapted(quantized(model) if four_bit else model, seed))
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
     starts = np.zeros_like(tokens)
     caches = [LayerCache() for _ in range(config.num_hidden_layers)]
-    whole = model.hidden_states(params, tokens, starts, config, ops)
+    whole = hidden_states(model, tokens, starts)
     parts = [
-        model.hidden_states(params, part, starts[:, : part.shape[1]], config, ops, caches)
+        hidden_states(model, part, starts[:, : part.shape[1]], caches)
         for part in np.split(tokens, sorted(splits), axis=1)
     ]
     # the same sums in another order: a thousand roundings, each amplified by RMSNorms near zero
@@ -40,9 +41,9 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, splits, 
 
 @given(seeds)
 def test_greedy_generation_is_the_argmax_of_the_whole_sequence(seed):
-    base, tokens = random_base(TINY, seed, np.float64), [1, 2, 3]
-    for token in generate({}, base, tokens[:3], TINY, max_tokens=6):
-        logits = minilora.forward({}, base, np.array([tokens]), TINY)[0, -1]
+    model, tokens = random_model(TINY, seed, np.float64, ops=kernels.ops), [1, 2, 3]
+    for token in generate({}, model, tokens[:3], max_tokens=6):
+        logits = minilora.forward({}, model, [tokens])[0, -1]
         assert token == np.argmax(logits)
         tokens.append(token)
     assert len(tokens) == 9
@@ -113,9 +114,9 @@ def test_without_a_temperature_nothing_is_drawn(logits):
 
 
 def test_a_seed_is_the_generator_of_it():
-    base, options = random_base(TINY, 2), {"max_tokens": 10, "temp": 2.0}
+    model, options = random_model(TINY, 2), {"max_tokens": 10, "temp": 2.0}
     drawn = [
-        list(generate({}, base, [1], TINY, rng=rng, **options))
+        list(generate({}, model, [1], rng=rng, **options))
         for rng in (5, np.random.default_rng(5), 6)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -130,40 +131,40 @@ def test_a_seed_is_the_generator_of_it():
     ],
 )
 def test_the_ranges_of_the_options(option, good, bad):
-    base = random_base(TINY)
+    model = random_model(TINY)
     for value in good:
         options = {"max_tokens": 1, "temp": 0.5, option: value}
-        assert len(list(generate({}, base, [1], TINY, rng=0, **options))) == options["max_tokens"]
+        assert len(list(generate({}, model, [1], rng=0, **options))) == options["max_tokens"]
     for value in bad:
         with pytest.raises(InputError, match=f"`{option}` must .* got {value}"):
-            next(generate({}, base, [1], TINY, rng=0, **{option: value}))
+            next(generate({}, model, [1], rng=0, **{option: value}))
     with pytest.raises(InputError, match="prompt is empty"):
-        next(generate({}, base, [], TINY))
+        next(generate({}, model, []))
 
 
 # --------------------------------------------------------------------------------- the loop
 
-EMPTY = {"model": {"layers": {}}}  # a base that is not read
+EMPTY = Model(TINY, {"model": {"layers": {}}})  # its base is not read
 
 
 def scripted(monkeypatch, logits):
     """A model with the same logits at every position, and the list of its inputs."""
     calls = []
 
-    def hidden_states(params, tokens, starts, config, ops, cache):
-        calls.append((tokens.tolist(), starts.tolist(), cache))
+    def hidden_states(model, tokens, starts, caches):
+        calls.append((tokens.tolist(), starts.tolist(), caches))
         return np.zeros((*tokens.shape, 1))
 
-    monkeypatch.setattr(generation.model, "hidden_states", hidden_states)
+    monkeypatch.setattr(generation, "hidden_states", hidden_states)
     monkeypatch.setattr(
-        generation.model, "logits", lambda x, *rest: np.tile(np.float32(logits), (*x.shape[:-1], 1))
+        generation, "logits", lambda x, model: np.tile(np.float32(logits), (*x.shape[:-1], 1))
     )
     return calls
 
 
 def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
     calls = scripted(monkeypatch, [0, 1, 3, 2])
-    assert list(generation.generate({}, EMPTY, [3, 1, 1], TINY, layers, max_tokens=4)) == [2] * 4
+    assert list(generate({}, EMPTY, [3, 1, 1], max_tokens=4)) == [2] * 4
     assert [tokens for tokens, _, _ in calls] == [[[3, 1, 1]], [[2]], [[2]], [[2]]]
     assert [starts for _, starts, _ in calls] == [[[0, 0, 0]], [[0]], [[0]], [[0]]]
     caches = [cache for _, _, cache in calls]
@@ -174,15 +175,15 @@ def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
 def test_the_usual_options(monkeypatch):
     """256 times the most probable token; with a temperature, samples of all tokens."""
     scripted(monkeypatch, [0, 3, 0, 0])
-    assert list(generation.generate({}, EMPTY, [1], TINY, layers)) == [1] * 256
+    assert list(generate({}, EMPTY, [1])) == [1] * 256
     # a token of probability 1/(e³ + 3) = 0.043 in each of 256 draws: none has the chance 1e-5
-    drawn = set(generation.generate({}, EMPTY, [1], TINY, layers, temp=1.0, rng=0))
+    drawn = set(generate({}, EMPTY, [1], temp=1.0, rng=0))
     assert drawn == {0, 1, 2, 3}
 
 
 def test_any_of_the_end_tokens_stops(monkeypatch):
     scripted(monkeypatch, [0, 3])
     for end, length in (((), 3), ((0,), 3), ((1,), 0), ((0, 1), 0), ((1, 0), 0)):
-        config = replace(TINY, eos_token_id=end)
-        found = list(generation.generate({}, EMPTY, [1], config, layers, max_tokens=3))
+        model = EMPTY._replace(config=replace(TINY, eos_token_id=end))
+        found = list(generate({}, model, [1], max_tokens=3))
         assert len(found) == length

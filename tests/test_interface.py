@@ -4,10 +4,10 @@ import inspect
 
 import numpy as np
 import pytest
-from models import TINY, random_base, random_examples
+from models import TINY, random_examples, random_model
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, model
+from minilora import LoraConfig, MethodConfig, TrainConfig
 from minilora.batching import Example
 from minilora.config import InputError
 from minilora.tree import arrays, flatten, num_parameters
@@ -26,23 +26,23 @@ def test_dir_is_the_interface():
 
 
 def test_the_share_of_what_is_trained_is_told_as_peft_does(capsys):
-    base = random_base(TINY)
-    adapters, frozen = minilora.get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
-    minilora.print_trainable_parameters(adapters, frozen)
-    n, total = num_parameters(adapters), num_parameters(base)
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    adapters, model = minilora.get_peft_model(random_model(TINY), config)
+    minilora.print_trainable_parameters(adapters, model)
+    n, total = num_parameters(adapters), num_parameters(model.base)
     line = f"trainable params: {n:,} || all params: {total + n:,} || trainable%: "
     assert capsys.readouterr().out == f"{line}{100 * n / (total + n):.4f}\n"
     # a weight in place of the base's is not counted twice
-    minilora.print_trainable_parameters(*minilora.get_peft_model(base, MethodConfig("full")))
+    minilora.print_trainable_parameters(*minilora.get_peft_model(model, MethodConfig("full")))
     assert capsys.readouterr().out == (
         f"trainable params: {total:,} || all params: {total:,} || trainable%: 100.0000\n"
     )
 
 
-def test_an_adapter_that_changes_the_base_comes_with_the_base():
-    base, path = random_base(TINY), "model.layers.0.self_attn.q_proj.weight"
-    made = minilora.get_peft_model(base, LoraConfig(init_lora_weights="pissa"))
-    assert not np.array_equal(flatten(made.base)[path], flatten(base)[path])
+def test_an_adapter_that_changes_the_base_comes_with_its_model():
+    model, path = random_model(TINY), "model.layers.0.self_attn.q_proj.weight"
+    made = minilora.get_peft_model(model, LoraConfig(init_lora_weights="pissa"))
+    assert not np.array_equal(flatten(made.model.base)[path], flatten(model.base)[path])
     assert arrays(made.adapters).keys() == {"model"}
 
 
@@ -50,8 +50,8 @@ ROWS = [{"prompt": "a", "completion": "b"}]
 
 
 def train_on(examples, valid=()):
-    trees = minilora.get_peft_model(random_base(TINY), LoraConfig())
-    return minilora.train(*trees, examples, TINY, TrainConfig(iters=1), valid)
+    adapters, model = minilora.get_peft_model(random_model(TINY), LoraConfig())
+    return minilora.train(adapters, model, examples, TrainConfig(iters=1), valid)
 
 
 def loss_of(**changes):
@@ -59,14 +59,14 @@ def loss_of(**changes):
     ids = [[1, 2, 3], [4, 5, 6]]
     batch = {"tokens": ids, "targets": ids, "mask": np.ones((2, 3), np.float32)}
     batch |= {"segment_starts": np.zeros((2, 3), int)} | changes
-    return minilora.loss({}, random_base(TINY), batch, TINY)
+    return minilora.loss({}, random_model(TINY), batch)
 
 
 @pytest.mark.parametrize(
     "call",
     [
         lambda: train_on(ROWS), lambda: train_on(random_examples(TINY, 2), ROWS),
-        lambda: minilora.evaluate({}, random_base(TINY), ROWS, TINY),
+        lambda: minilora.evaluate({}, random_model(TINY), ROWS),
     ],
 )  # fmt: skip
 def test_rows_that_are_not_encoded_are_refused(call):
@@ -79,18 +79,18 @@ def example(ids):
 
 
 DOORS = {  # what a message calls the ids, and a call with them
-    "forward": ("tokens", lambda ids: minilora.forward({}, random_base(TINY), [ids], TINY)),
+    "forward": ("tokens", lambda ids: minilora.forward({}, random_model(TINY), [ids])),
     "loss, tokens": ("tokens", lambda ids: loss_of(tokens=[[1, 2, 3], ids])),
     "loss, targets": ("targets", lambda ids: loss_of(targets=[ids, [1, 2, 3]])),
-    "generate": ("a prompt", lambda ids: next(minilora.generate({}, random_base(TINY), ids, TINY))),
+    "generate": ("a prompt", lambda ids: next(minilora.generate({}, random_model(TINY), ids))),
     "generate_batch": (
         "a prompt",
-        lambda ids: minilora.generate_batch([{}, {}], random_base(TINY), [[1], ids], TINY),
+        lambda ids: minilora.generate_batch([{}, {}], random_model(TINY), [[1], ids]),
     ),
     "evaluate": (
         r"examples\[1\]",
         lambda ids: minilora.evaluate(
-            {}, random_base(TINY), [*random_examples(TINY, 1), example(ids)], TINY
+            {}, random_model(TINY), [*random_examples(TINY, 1), example(ids)]
         ),
     ),
     "train": (r"examples\[0\]", lambda ids: train_on([example(ids)])),
@@ -100,7 +100,7 @@ DOORS = {  # what a message calls the ids, and a call with them
 
 @pytest.mark.parametrize("door", DOORS)
 def test_token_ids_are_checked_before_anything_is_computed(door, monkeypatch):
-    monkeypatch.setattr(model, "hidden_states", None)
+    monkeypatch.setattr(minilora.layers, "embed", None)
     name, call = DOORS[door]
     # −1 would be the last row of the embedding; the vocabulary of TINY has the ids 0 to 10
     for wrong in (-1, 11, 2**40):
@@ -112,9 +112,9 @@ def test_token_ids_are_checked_before_anything_is_computed(door, monkeypatch):
 
 
 def test_token_ids_may_be_lists():
-    base, ids = random_base(TINY), [[1, 2, 3], [4, 5, 10]]
-    logits = minilora.forward({}, base, ids, TINY)
-    assert np.array_equal(logits, minilora.forward({}, base, np.array(ids), TINY))
+    model, ids = random_model(TINY), [[1, 2, 3], [4, 5, 10]]
+    logits = minilora.forward({}, model, ids)
+    assert np.array_equal(logits, minilora.forward({}, model, np.array(ids)))
     as_arrays = {"tokens": np.array(ids), "targets": np.array(ids)}
     assert loss_of(tokens=ids, targets=ids) == loss_of(**as_arrays)
 
@@ -122,4 +122,4 @@ def test_token_ids_may_be_lists():
 def test_each_token_of_an_example_has_an_entry_in_its_mask():
     """A mask of two entries for three tokens would be broadcast to all of them."""
     with pytest.raises(InputError, match=r"the mask of examples\[0\] has another length"):
-        minilora.evaluate({}, random_base(TINY), [Example([1, 2, 3, 4], [0, 1])], TINY)
+        minilora.evaluate({}, random_model(TINY), [Example([1, 2, 3, 4], [0, 1])])

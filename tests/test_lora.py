@@ -16,17 +16,19 @@ from models import (
     quantized,
     random_base,
     random_batch,
+    random_model,
     read_only,
     seeds,
     target_sets,
 )
 
 import minilora
-from minilora import layers, lora, model
+from minilora import kernels, layers, lora
 from minilora.config import ALL_LINEAR, ATTENTION, MLP, InputError, LoraConfig, ModelConfig
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
+from minilora.model import Source, forward, loss
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, set_leaf
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -45,13 +47,14 @@ def fresh(base, seed=0, **lora_fields):
 
 @given(configs(), target_sets, st.integers(1, 9), st.booleans())
 def test_parameter_counts(config, names, r, four_bit):
-    base = quantized(random_base(config)) if four_bit else random_base(config)
+    model = random_model(config)
+    base = quantized(model).base if four_bit else model.base
     adapters = fresh(base, target_modules=names, r=r)
     L, D, shapes = config.num_hidden_layers, config.hidden_size, projection_shapes(config)
     # a projection of (out, in) gets r·(out + in)
     count = L * sum(r * sum(shapes[name]) for name in names)
     assert num_parameters(adapters) == count
-    assert num_parameters(base) == num_parameters(random_base(config))
+    assert num_parameters(base) == num_parameters(model.base)
     count += (2 * L + 1) * D + config.qk_norm * L * 2 * config.head_dim  # the norms
     count += L * sum(shapes[name][0] for name in names)  # the biases of the adapted projections
     count += config.vocab_size * D  # the head
@@ -83,13 +86,13 @@ def test_llama_7b(names, r, expected):
 @settings(max_examples=10)
 @given(configs(), seeds, target_sets)
 def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):
-    base = quantized(random_base(config, seed), scheme)
-    adapters = fresh(base, seed, target_modules=names)
+    model = quantized(random_model(config, seed, ops=ops), scheme)
+    adapters = fresh(model.base, seed, target_modules=names)
     tokens = random_batch(config, seed)["tokens"]
-    before = model.forward({}, base, tokens, config, ops)
-    assert bits(before) == bits(model.forward(adapters, base, tokens, config, ops))
-    more = also_train(adapters, base, ("norm", "bias", "head"))
-    assert bits(before) == bits(model.forward(more, base, tokens, config, ops))
+    before = forward({}, model, tokens)
+    assert bits(before) == bits(forward(adapters, model, tokens))
+    more = also_train(adapters, model.base, ("norm", "bias", "head"))
+    assert bits(before) == bits(forward(more, model, tokens))
 
 
 def test_a_is_uniform_and_b_is_zero():
@@ -115,9 +118,9 @@ def test_every_projection_has_its_own_a_and_the_generator_decides_it():
 
 def test_at_the_start_only_b_has_a_gradient():
     # ∂L/∂A is a multiple of B, which is zero: the first step changes only B.
-    base = random_base(TINY)
-    adapters = fresh(base, target_modules=ALL_LINEAR)
-    _, grads = value_and_grad(model.loss)(adapters, base, random_batch(TINY), TINY, layers)
+    model = random_model(TINY)
+    adapters = fresh(model.base, target_modules=ALL_LINEAR)
+    _, grads = value_and_grad(loss)(adapters, model, random_batch(TINY))
     for path, g in named_leaves(grads):
         assert (np.abs(g).max() > 0) == path.endswith("lora_B"), path
 
@@ -223,17 +226,16 @@ def test_the_modules_of_a_model():
 def test_merging_is_an_equation_between_two_calls(scheme, config, seed, names, r):
     # in float64, where a model's ill-conditioned places do not matter; α/r is a power of two,
     # because ΔW takes the scaling in float32
-    base = quantized(random_base(config, seed, np.float64), scheme)
-    adapters, frozen = adapted(base, seed, target_modules=names, r=r, lora_alpha=1)
-    more = also_train(adapters, frozen, ("norm", "bias", "head"))
+    model = quantized(random_model(config, seed, np.float64, ops=kernels.ops), scheme)
+    adapters, model = adapted(model, seed, target_modules=names, r=r, lora_alpha=1)
+    more = also_train(adapters, model.base, ("norm", "bias", "head"))
     rng, tokens = np.random.default_rng(seed), random_batch(config, seed)["tokens"]
     for path, w in named_leaves(arrays(more)):
         set_leaf(more, path, w + rng.standard_normal(w.shape) / 4)
-    before = minilora.forward({}, frozen, tokens, config)
+    before = forward({}, model, tokens)
     for trained in (adapters, more):
-        apart = minilora.forward(trained, frozen, tokens, config)
-        merged = minilora.merge(trained, frozen, np.float64)
-        together = minilora.forward({}, merged, tokens, config)
+        apart = forward(trained, model, tokens)
+        together = forward({}, minilora.merge(trained, model, np.float64), tokens)
         assert np.abs(before - apart).max() > 0
         # a thousand roundings, each amplified by no more than an RMSNorm near zero, 1/√ε, squared
         bound = 1e8 * U64 * max(1, np.abs(apart).max())
@@ -243,21 +245,22 @@ def test_merging_is_an_equation_between_two_calls(scheme, config, seed, names, r
 @EVERY_BASE
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_merging_makes_a_dense_tree_with_memory_of_its_own(scheme, dtype):
-    base = quantized(random_base(TINY), scheme)
-    adapters, frozen = adapted(base)
-    adapters = also_train(adapters, frozen, ("norm", "bias", "head"))
-    before = fingerprint(frozen), fingerprint(adapters)
-    merged = minilora.merge(adapters, frozen, dtype)
+    model = quantized(random_model(TINY, ops=kernels.ops), scheme)._replace(source=Source("micro"))
+    adapters, base = adapted(model)[0], model.base
+    adapters = also_train(adapters, base, ("norm", "bias", "head"))
+    before = fingerprint(base), fingerprint(adapters)
+    merged = minilora.merge(adapters, model, dtype)
+    assert merged[:1] + merged[2:] == (TINY, kernels.ops, Source())  # no file has its weights
     biases = [f"{path}.bias" for path in lora.adapted_paths(adapters)]
-    assert flatten(merged).keys() == {*flatten(base), "lm_head.weight", *biases}
-    for path, w in named_leaves(merged):
+    assert flatten(merged.base).keys() == {*flatten(base), "lm_head.weight", *biases}
+    for path, w in named_leaves(merged.base):
         assert type(w) is np.ndarray and w.dtype == dtype, path
         if path in flatten(base):
             own = layers.dense(get(base, path)).astype(dtype)
             changed = path.endswith(("q_proj.weight", "v_proj.weight"))
             assert (bits(w) != bits(own)) == changed, path
         w += 1
-    assert before == (fingerprint(frozen), fingerprint(adapters))
+    assert before == (fingerprint(base), fingerprint(adapters))
 
 
 def test_what_is_trained_with_the_factors_starts_from_what_is_there():
@@ -281,23 +284,22 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
     ],
 )  # fmt: skip
 def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad, dtype):
-    adapters, frozen = adapted(random_base(TINY))
-    adapters = also_train(adapters, frozen, ("bias",))
+    adapters, model = adapted(random_model(TINY))
+    adapters = also_train(adapters, model.base, ("bias",))
     get(adapters, Q[1])[leaf].flat[:2] = bad
     path = f"{Q[1]}.{leaf.replace('lora_B', 'weight')}"
     with pytest.raises(InputError, match=f"make {path} not finite"):
-        minilora.merge(adapters, frozen, dtype)
+        minilora.merge(adapters, model, dtype)
 
 
-@pytest.mark.parametrize("ops", [layers, fused])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_a_merge_rounds_once_after_the_sum(ops, dtype):
+def test_a_merge_rounds_once_after_the_sum(dtype):
     """If W₀ were rounded before the sum, to 1, the result would be 1, too."""
-    adapters, frozen = adapted(random_base(TINY, dtype=np.float64), r=1, lora_alpha=1)
+    adapters, model = adapted(random_model(TINY, dtype=np.float64), r=1, lora_alpha=1)
     unit = float(np.finfo(dtype).eps)
-    weight, trained = get(frozen, Q[0])["weight"], get(adapters, Q[0])
+    weight, trained = get(model.base, Q[0])["weight"], get(adapters, Q[0])
     weight[:] = 1 + 3 / 8 * unit
     trained["lora_A"][:] = 1
     trained["lora_B"][:] = 2 / 8 * unit  # the sum is nearer to 1 + unit
-    merged = get(lora.merge(adapters, frozen, ops, dtype), Q[0])["weight"]
+    merged = get(minilora.merge(adapters, model, dtype).base, Q[0])["weight"]
     assert merged.dtype == dtype and (merged == 1 + unit).all()

@@ -1,7 +1,6 @@
 """The whole model: by hand, by finite differences, on both paths, packed, recomputed."""
 
 import math
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,18 +17,19 @@ from models import (
     random_base,
     random_batch,
     random_examples,
+    random_model,
     seeds,
     spying,
     target_sets,
 )
 
-import minilora
-from minilora import layers, model
+from minilora import kernels, layers
 from minilora.batching import collate
 from minilora.config import ALL_LINEAR, InputError
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
+from minilora.model import Model, forward, hidden_states, loss, with_adapters
 from minilora.tree import arrays, flatten, get, overlay, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -97,17 +97,18 @@ def logits_by_hand(base, tokens, config):
 @few
 @given(configs(), seeds)
 def test_logits_and_loss_by_hand(ops, config, seed):
-    base, batch = random_base(config, seed, np.float64), random_batch(config, seed, packed=False)
-    logits = model.forward({}, base, batch["tokens"], config, ops)
+    model = random_model(config, seed, np.float64, ops=ops)
+    batch = random_batch(config, seed, packed=False)
+    logits = forward({}, model, batch["tokens"])
     for row, got in zip(batch["tokens"], logits):
-        exact = logits_by_hand(base, row, config)
+        exact = logits_by_hand(model.base, row, config)
         # the model's angles are float32, up to 5 here: the only float32 numbers in it
         scale = max(1.0, np.abs(exact).max())
         assert np.abs(got - exact).max() < 20 * U32 * 5 * WORST / 10 * scale
     # the loss is the mean over the kept targets
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nll = [-log_p[b, t, batch["targets"][b, t]] for b, t in zip(*np.nonzero(batch["mask"]))]
-    close(model.loss({}, base, batch, config, ops), np.mean(nll))
+    close(loss({}, model, batch), np.mean(nll))
 
 
 def test_layers_of_one_rotary_base_can_differ_in_its_scaling():
@@ -118,8 +119,8 @@ def test_layers_of_one_rotary_base_can_differ_in_its_scaling():
     )  # fmt: skip
     # another base, of which at most the last bit of a frequency is another
     nearly = replace(config, rope_local_base_freq=TINY.rope_theta * (1 + 1e-12))
-    base, tokens = random_base(config), np.arange(6)[None]
-    ours, expected = (model.forward({}, base, tokens, c, layers) for c in (config, nearly))
+    model, tokens = random_model(config), np.arange(6)[None]
+    ours, expected = (forward({}, model._replace(config=c), tokens) for c in (config, nearly))
     np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -149,38 +150,35 @@ def slope_agrees(loss, tree, seed):
 @given(configs(max_layers=2), seeds, st.sampled_from([0.0, 0.3]))
 def test_finite_differences(ops, checkpointing, config, seed, p):
     config = replace(config, rms_norm_eps=0.1)
-    base, batch = random_base(config, seed, np.float64), random_batch(config, seed)
-    adapters, base = adapted(base, seed, target_modules=ALL_LINEAR, r=2, lora_dropout=p)
-    adapters = as_dtype(also_train(adapters, base, ("norm", "bias", "head")), np.float64)
+    model, batch = random_model(config, seed, np.float64, ops=ops), random_batch(config, seed)
+    adapters, model = adapted(model, seed, target_modules=ALL_LINEAR, r=2, lora_dropout=p)
+    adapters = as_dtype(also_train(adapters, model.base, ("norm", "bias", "head")), np.float64)
 
-    def loss(adapters):
+    def loss_of(adapters):
         rng = layers.RowRng([[5, 0], [5, 1]])  # the same masks at each call
-        return model.loss(adapters, base, batch, config, ops, rng, checkpointing)
+        return loss(adapters, model, batch, rng, checkpointing)
 
-    slope_agrees(loss, adapters, seed)
+    slope_agrees(loss_of, adapters, seed)
     # full fine-tuning: everything is argument 0; a tied embedding is used twice and sums up
-    slope_agrees(lambda tree: model.loss(tree, base, batch, config, ops), base, seed)
+    slope_agrees(lambda tree: loss(tree, model, batch), model.base, seed)
     # of logits, which take the head in an operation of their own
     head = {"lm_head": adapters["lm_head"]}
     tokens, weights = batch["tokens"], np.random.default_rng(seed).random(config.vocab_size)
-    slope_agrees(
-        lambda head: (model.forward(head, base, tokens, config, ops) @ weights).sum(), head, seed
-    )
+    slope_agrees(lambda head: (forward(head, model, tokens) @ weights).sum(), head, seed)
 
 
 @few
 @given(configs(), seeds, target_sets, st.booleans(), st.sampled_from([0.0, 0.5]))
 def test_both_paths_agree_in_float64(config, seed, names, checkpointing, p):
-    adapters, base = adapted(
-        random_base(config, seed, np.float64), seed, target_modules=names, lora_dropout=p
-    )
+    model = random_model(config, seed, np.float64)
+    adapters, model = adapted(model, seed, target_modules=names, lora_dropout=p)
 
     def gradient(ops):
         rng, batch = layers.RowRng([[3, 0], [3, 1]]), random_batch(config, seed)
-        loss, grads = value_and_grad(model.loss)(
-            adapters, base, batch, config, ops, rng, checkpointing
+        value, grads = value_and_grad(loss)(
+            adapters, model._replace(ops=ops), batch, rng, checkpointing
         )
-        return {"loss": loss} | flatten(grads)
+        return {"loss": value} | flatten(grads)
 
     plain, fast = gradient(layers), gradient(fused)
     assert plain.keys() == fast.keys() == {"loss", *flatten(arrays(adapters))}
@@ -195,12 +193,12 @@ def test_both_paths_agree_in_float64(config, seed, names, checkpointing, p):
 @few
 @given(configs(), seeds, st.integers(0, 6))
 def test_a_later_token_never_changes_an_earlier_logit(ops, config, seed, t):
-    adapters, frozen = adapted(random_base(config, seed), seed)
+    adapters, model = adapted(random_model(config, seed, ops=ops), seed)
     rng = np.random.default_rng(seed)
     tokens = rng.integers(config.vocab_size, size=(2, 7))
     changed = tokens.copy()
     changed[:, t:] = rng.integers(config.vocab_size, size=(2, 7 - t))
-    a, b = (model.forward(adapters, frozen, x, config, ops) for x in (tokens, changed))
+    a, b = (forward(adapters, model, x) for x in (tokens, changed))
     assert bits(a[:, :t]) == bits(b[:, :t])
 
 
@@ -208,36 +206,34 @@ def test_a_later_token_never_changes_an_earlier_logit(ops, config, seed, t):
 @few
 @given(configs(), seeds, st.integers(2, 5))
 def test_packed_and_padded_examples_equal_the_same_alone(ops, config, seed, n):
-    base = random_base(config, seed, np.float64)
-    adapters, frozen = adapted(base, seed)
+    adapters, model = adapted(random_model(config, seed, np.float64, ops=ops), seed)
     examples = random_examples(config, n, seed)
     batch = collate([examples, examples[:1]])  # the second row is padded
-    params = model.parameters(adapters, frozen, ops)
-    together = model.hidden_states(params, batch["tokens"], batch["segment_starts"], config, ops)
+    both = with_adapters(adapters, model)
+    together = hidden_states(both, batch["tokens"], batch["segment_starts"])
     losses, counts = [], []
     for i, row in enumerate((examples, examples[:1])):
         at = 0
         for example in row:
             alone = collate([[example]])
-            x = model.hidden_states(params, alone["tokens"], alone["segment_starts"], config, ops)
+            x = hidden_states(both, alone["tokens"], alone["segment_starts"])
             close(together[i : i + 1, at : at + x.shape[1]], x)
             at += x.shape[1]
-            losses.append(model.loss(adapters, frozen, alone, config, ops))
+            losses.append(loss(adapters, model, alone))
             counts.append(alone["mask"].sum())
     expected = np.dot(counts, losses) / sum(counts)
-    close(model.loss(adapters, frozen, batch, config, ops), expected)
+    close(loss(adapters, model, batch), expected)
 
 
 # ------------------------------------------------------------------- dropout, checkpointing
 
 
 def run(ops, seed=None, checkpointing=False, p=0.4):
-    adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR, lora_dropout=p)
+    model = random_model(TINY, ops=ops)
+    adapters, model = adapted(model, target_modules=ALL_LINEAR, lora_dropout=p)
     rng = None if seed is None else layers.RowRng([[seed, 0], [seed, 1]])
-    loss, grads = value_and_grad(model.loss)(
-        adapters, frozen, random_batch(TINY), TINY, ops, rng, checkpointing
-    )
-    return [bits(loss), *map(bits, flatten(grads).values())]
+    value, grads = value_and_grad(loss)(adapters, model, random_batch(TINY), rng, checkpointing)
+    return [bits(value), *map(bits, flatten(grads).values())]
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -257,8 +253,7 @@ def test_dropout_is_a_function_of_its_generator(ops):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_model_computes_in_its_own_dtype(dtype):
-    base, tokens = random_base(TINY, dtype=dtype), np.arange(4)[None]
-    assert model.forward({}, base, tokens, TINY, layers).dtype == dtype
+    assert forward({}, random_model(TINY, dtype=dtype), np.arange(4)[None]).dtype == dtype
 
 
 # ----------------------------------------------------------------------------------- freeze
@@ -268,29 +263,30 @@ def test_a_model_computes_in_its_own_dtype(dtype):
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_nothing_below_the_first_adapted_layer_is_differentiated(ops, first):
     config, seen = replace(TINY, num_hidden_layers=3), []
-    adapters, frozen = adapted(random_base(config), layers_to_transform=tuple(range(first, 3)))
-    trees = adapters, frozen, random_batch(config)
-    value_and_grad(model.loss)(*trees, config, spying(ops, seen))
+    model = random_model(config, ops=spying(ops, seen))
+    adapters, model = adapted(model, layers_to_transform=tuple(range(first, 3)))
+    batch = random_batch(config)
+    value_and_grad(loss)(adapters, model, batch)
 
     def followed(name):
         return [isbox(args[0]) for n, args in seen if n == name]
 
     # the input of the first adapted layer is not followed, and the base never is
-    assert followed("self_attention") == [False] * (first + 1) + [True] * (2 - first)
+    assert followed("linear")[:: len(ALL_LINEAR)] == [False] * (first + 1) + [True] * (2 - first)
     assert followed("swiglu") == [False] * first + [True] * (3 - first)
     for name, args in seen:
-        if name == "self_attention":
+        if name == "linear":
             traced = {path for path, w in flatten(args[1]).items() if isbox(w)}
-            assert {path.rpartition(".")[2] for path in traced} <= {"lora_A", "lora_B"}
+            assert traced <= {"lora_A", "lora_B"}
     # with checkpoints, what is followed is computed once more: autograd's own `checkpoint`
     # recomputes a layer once per traced argument
-    value_and_grad(model.loss)(*trees, config, spying(ops, seen), None, True)
-    assert len(followed("self_attention")) == len(followed("swiglu")) == 3 + 3 + (3 - first)
+    value_and_grad(loss)(adapters, model, batch, checkpointing=True)
+    assert len(followed("attention")) == len(followed("swiglu")) == 3 + 3 + (3 - first)
 
 
 @pytest.mark.filterwarnings("ignore:Output seems independent")
 def test_a_frozen_model_has_an_empty_gradient():
-    _, grads = value_and_grad(minilora.loss)({}, random_base(TINY), random_batch(TINY), TINY)
+    _, grads = value_and_grad(loss)({}, random_model(TINY, ops=kernels.ops), random_batch(TINY))
     assert grads == {}
 
 
@@ -301,12 +297,12 @@ def test_a_frozen_model_has_an_empty_gradient():
 def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
     base, other = random_base(TINY, 0), random_base(TINY, 1)
     tokens = np.arange(6).reshape(2, 3)
-    before = model.forward({}, base, tokens, TINY, ops)
+    model = Model(TINY, base, ops)
+    before = forward({}, model, tokens)
     for path, leaf in flatten(other).items():
-        adapters = unflatten({path: leaf})
-        got = model.forward(adapters, base, tokens, TINY, ops)
-        mixed = unflatten(flatten(base) | {path: leaf})
-        assert bits(got) == bits(model.forward({}, mixed, tokens, TINY, ops)) != bits(before)
+        got = forward(unflatten({path: leaf}), model, tokens)
+        mixed = model._replace(base=unflatten(flatten(base) | {path: leaf}))
+        assert bits(got) == bits(forward({}, mixed, tokens)) != bits(before)
 
 
 L0 = "model.layers.0"
@@ -319,43 +315,38 @@ UNREAD = [  # a place of every kind of node
 ]  # fmt: skip
 
 
-@PATHS
 @pytest.mark.parametrize("path", UNREAD)
-def test_a_leaf_that_nothing_reads_is_refused_wherever_it_stands(ops, path):
-    trees = adapted(random_base(TINY), target_modules=ALL_LINEAR)
-    for i in range(2):  # in the adapter or in the base
-        pair = list(trees)
-        pair[i] = overlay(trees[i], unflatten({path: np.ones(3, np.float32)}))
-        with pytest.raises(InputError, match=r"do not read (.*): remove it") as error:
-            model.forward(*pair, np.arange(4)[None], TINY, ops)
-        named = re.search("do not read (.*):", str(error.value))[1]
-        assert f"{path}.".startswith(f"{named}.")
+def test_a_leaf_of_an_adapter_that_nothing_reads_is_refused_wherever_it_stands(path):
+    adapters, model = adapted(random_model(TINY), target_modules=ALL_LINEAR)
+    adapters = overlay(adapters, unflatten({path: np.ones(3, np.float32)}))
+    with pytest.raises(InputError, match=r"^the model has no .* adapter could replace") as error:
+        forward(adapters, model, np.arange(4)[None])
+    assert f"{path}.".startswith(f"{str(error.value).split()[4]}.")
 
 
-@PATHS
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
         ("v_proj.lora_scaling", r"^model.layers.1.self_attn.v_proj has no lora_scaling"),
-        ("v_proj", r"^the base has no model\.layers\.1.*v_proj.* that"),
+        ("v_proj", r"^the model has no model\.layers\.1.*v_proj that"),
     ],
 )
-def test_an_adapter_needs_its_scaling_and_a_weight(ops, entry, message):
-    trees = adapted(random_base(TINY))
+def test_an_adapter_needs_its_scaling_and_a_weight(entry, message):
+    adapters, model = adapted(random_model(TINY))
     *nodes, name = f"model.layers.1.self_attn.{entry}".split(".")
-    del get(trees[name == "v_proj"], ".".join(nodes))[name]
+    del get(model.base if name == "v_proj" else adapters, ".".join(nodes))[name]
     with pytest.raises(InputError, match=message):
-        model.forward(*trees, np.arange(4)[None], TINY, ops)
+        forward(adapters, model, np.arange(4)[None])
 
 
 @PATHS
 def test_scores_are_divided_by_the_root_of_query_pre_attn_scalar(ops):
     """As if q were scaled; with a factor of 1/2, no bit differs."""
-    base = random_base(TINY)
+    model = random_model(TINY, ops=ops)
     config = replace(TINY, query_pre_attn_scalar=4 * TINY.head_dim)
-    path = "model.layers.{}.self_attn.q_proj.weight"
-    halves = {path.format(i): get(base, path.format(i)) / 2 for i in range(TINY.num_hidden_layers)}
+    paths = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(TINY.num_hidden_layers)]
+    halves = {path: get(model.base, path) / 2 for path in paths}
     tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
-    expected = model.forward(unflatten(halves), base, tokens, TINY, ops)
-    assert np.array_equal(model.forward({}, base, tokens, config, ops), expected)
-    assert not np.array_equal(model.forward({}, base, tokens, TINY, ops), expected)
+    expected = forward(unflatten(halves), model, tokens)
+    assert np.array_equal(forward({}, model._replace(config=config), tokens), expected)
+    assert not np.array_equal(forward({}, model, tokens), expected)

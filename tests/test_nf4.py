@@ -282,9 +282,9 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
     m = m if back else m.T
     sizes, read = [], weights_.read
 
-    def read_rows(q, rows):
+    def read_rows(shape, parts, rows):
         sizes.append(rows.stop - rows.start)
-        return read(q, rows)
+        return read(shape, parts, rows)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights_, "TILE", tile)

@@ -12,15 +12,8 @@ from models import read_only, seeds
 
 from minilora.config import InputError, TrainConfig
 from minilora.methods.muon import muon, muon_init, orthogonalize
-from minilora.optim import (
-    adamw,
-    adamw_init,
-    clip,
-    get_lr,
-    global_norm,
-    round_to,
-    to_bfloat16,
-)
+from minilora.optim import adamw, adamw_init, clip, get_lr, global_norm
+from minilora.rounding import round_to, to_bfloat16
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
 U64 = 2.0**-53

@@ -10,7 +10,7 @@ from minilora import LoraConfig
 from minilora.layers import value_and_grad
 from minilora.tree import flatten
 
-CONFIG, BASE, _ = minilora.load("micro")
+MODEL, _ = minilora.load("micro")
 RNG = np.random.default_rng(0)
 PAIRS = [
     tuple(RNG.integers(255, size=n).tolist() for n in lengths)
@@ -22,23 +22,23 @@ LORA = LoraConfig(r=2, target_modules=("all-linear",))
 
 def mean_log_prob(adapters, rows):
     """The mean over these rows, N chosen and N rejected ones."""
-    log_probs = preference.answer_log_probs(adapters, BASE, BATCH, CONFIG)
+    log_probs = preference.answer_log_probs(adapters, MODEL, BATCH)
     return preference.np.mean(log_probs[rows])
 
 
 def test_log_p_is_the_loss_of_each_answer():
-    found = preference.answer_log_probs({}, BASE, BATCH, CONFIG)
+    found = preference.answer_log_probs({}, MODEL, BATCH)
     for i, log_p in enumerate(found):
         row = {name: x[i : i + 1] for name, x in BATCH.items()}
-        nats = minilora.loss({}, BASE, row, CONFIG) * row["mask"].sum()
+        nats = minilora.loss({}, MODEL, row) * row["mask"].sum()
         np.testing.assert_allclose(log_p, -nats, rtol=1e-5)
 
 
 def test_before_any_step_the_loss_is_log_2_and_its_gradient_half_the_difference():
-    adapters, base = minilora.get_peft_model(BASE, LORA, 0)
-    reference = preference.answer_log_probs({}, base, BATCH, CONFIG)
+    adapters, model = minilora.get_peft_model(MODEL, LORA, 0)
+    reference = preference.answer_log_probs({}, model, BATCH)
     loss_and_gradient = value_and_grad(preference.dpo_loss)
-    loss, gradient = loss_and_gradient(adapters, base, BATCH, reference, CONFIG, 0.3)
+    loss, gradient = loss_and_gradient(adapters, model, BATCH, reference, 0.3)
     assert math.isclose(loss, math.log(2), rel_tol=1e-6)
     _, chosen = value_and_grad(mean_log_prob)(adapters, slice(0, 3))
     _, rejected = value_and_grad(mean_log_prob)(adapters, slice(3, 6))

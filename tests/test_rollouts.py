@@ -8,25 +8,25 @@ from minilora import LoraConfig
 from minilora.layers import value_and_grad
 from minilora.tree import flatten
 
-CONFIG, BASE, TOKENIZER = minilora.load("micro")
+MODEL, _ = minilora.load("micro")
 ROWS = echoes.rows("valid", 12)
 PROMPTS = [row.prompt for row in ROWS]
-ANSWERS = rollouts.sample({}, BASE, PROMPTS, CONFIG, 3)
+ANSWERS = rollouts.sample({}, MODEL, PROMPTS, 3)
 
 
 def test_the_answer_of_a_row_does_not_depend_on_the_other_rows():
-    assert rollouts.sample({}, BASE, PROMPTS[:5], CONFIG, 3) == ANSWERS[:5]
+    assert rollouts.sample({}, MODEL, PROMPTS[:5], 3) == ANSWERS[:5]
     others = [*PROMPTS[6:], *PROMPTS[:6]]
     others[2] = PROMPTS[2]
-    assert rollouts.sample({}, BASE, others, CONFIG, 3)[2] == ANSWERS[2]
+    assert rollouts.sample({}, MODEL, others, 3)[2] == ANSWERS[2]
 
 
 def test_answers_end_with_their_stop_and_have_the_frequencies_of_the_model():
     assert all(rollouts.STOP not in answer[:-1] and len(answer) <= 14 for answer in ANSWERS)
-    answers = rollouts.sample({}, BASE, [PROMPTS[0]] * 400, CONFIG, 0, max_tokens=1)
+    answers = rollouts.sample({}, MODEL, [PROMPTS[0]] * 400, 0, max_tokens=1)
     batch = echoes.batch_of([ROWS[0]] * 2, [[ord(" "), ord("I")], [ord(" "), ord("W")]])
-    second = rollouts.sample({}, BASE, [[*PROMPTS[0], ord(" ")]] * 400, CONFIG, 0, max_tokens=1)
-    p = np.exp(rollouts.of_targets(rollouts.log_probabilities({}, BASE, batch, CONFIG), batch))
+    second = rollouts.sample({}, MODEL, [[*PROMPTS[0], ord(" ")]] * 400, 0, max_tokens=1)
+    p = np.exp(rollouts.of_targets(rollouts.log_probabilities({}, MODEL, batch), batch))
     assert np.mean([answer == [ord(" ")] for answer in answers]) > 0.98
     for letter, probability in zip("IW", p):
         share = np.mean([answer == [ord(letter)] for answer in second])
@@ -35,11 +35,11 @@ def test_answers_end_with_their_stop_and_have_the_frequencies_of_the_model():
 
 def test_the_policy_gradient_with_advantages_of_one_is_that_of_the_loss():
     lora = LoraConfig(r=2, target_modules="all-linear")
-    adapters, _ = minilora.get_peft_model(BASE, lora, 0)
+    adapters, _ = minilora.get_peft_model(MODEL, lora, 0)
     batch = echoes.batch_of(ROWS, ANSWERS)
     ones = np.ones(len(ROWS), np.float32)
-    value, grads = value_and_grad(rollouts.policy_loss)(adapters, BASE, batch, ones, CONFIG)
-    mean, expected = value_and_grad(minilora.loss)(adapters, BASE, batch, CONFIG)
+    value, grads = value_and_grad(rollouts.policy_loss)(adapters, MODEL, batch, ones)
+    mean, expected = value_and_grad(minilora.loss)(adapters, MODEL, batch)
     tokens_per_row = batch["mask"].sum() / len(ROWS)
     np.testing.assert_allclose(value, mean * tokens_per_row, rtol=1e-4)
     for path, grad in flatten(grads).items():

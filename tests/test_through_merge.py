@@ -41,27 +41,22 @@ def test_the_gradients_are_those_of_an_explicit_straight_through_estimator():
 
 
 def test_the_merged_model_has_the_bits_of_the_trained_one():
-    config, base, tokenizer = minilora.load("micro")
+    model, tokenizer = minilora.load("micro")
     lora = LoraConfig(target_modules=("all-linear",))
-    adapters, base = minilora.get_peft_model(base, lora, rng=0)
+    adapters, model = minilora.get_peft_model(model, lora, rng=0)
     settings = TrainConfig(iters=3, learning_rate=1e-2, warmup_ratio=0.0)
     examples, _ = minilora.encode_rows(
         minilora.load_rows("questions", "valid"), tokenizer, settings
     )
-    ops = through_merge.operations("nf4-dq")
-    adapters, _ = minilora.train(
-        adapters, base, examples[:8], config, settings, ops=ops, quiet=True
-    )
-    merged = minilora.quantize(minilora.merge(adapters, base), "nf4-dq")
-    scores = [
-        minilora.evaluate(*model, examples[:8], config, how, quiet=True)
-        for model, how in (((adapters, base), ops), (({}, merged), None))
-    ]
-    assert scores[0] == scores[1]
-    start = flatten(minilora.quantize(base, "nf4-dq"))
+    through = model._replace(ops=through_merge.operations("nf4-dq"))
+    adapters, _ = minilora.train(adapters, through, examples[:8], settings, quiet=True)
+    merged = minilora.quantize(minilora.merge(adapters, model), "nf4-dq")
+    trained_scores = minilora.evaluate(adapters, through, examples[:8], quiet=True)
+    assert minilora.evaluate({}, merged, examples[:8], quiet=True) == trained_scores
+    start = flatten(minilora.quantize(model, "nf4-dq").base)
     changed = [
         p
-        for p, q in flatten(merged).items()
+        for p, q in flatten(merged.base).items()
         if p.endswith("_proj.weight") and (q.codes != start[p].codes).any()
     ]
     assert changed, "training must change codes"

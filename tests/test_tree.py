@@ -5,7 +5,7 @@ import pytest
 from autograd import grad
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, quantized, random_base
+from models import TINY, quantized, random_model
 
 from minilora import tree
 from minilora.config import InputError
@@ -46,9 +46,9 @@ def test_set_leaf_makes_nodes_and_get_names_what_is_missing():
 @pytest.mark.parametrize("scheme", ["int8", "fp4", "nf4", "nf4-dq"])
 def test_count_is_of_logical_parameters_however_they_are_stored(scheme):
     # Counts of 4-bit models are reported halved when packed bytes are counted (qlora#260).
-    base = random_base(TINY)
+    model = random_model(TINY)
+    base, few_bits = model.base, quantized(model, scheme).base
     expected = sum(w.size for _, w in tree.named_leaves(base))
-    few_bits = quantized(base, scheme)
     assert tree.num_parameters(base) == tree.num_parameters(few_bits) == expected
     assert memory.nbytes(base) == 4 * expected
     assert memory.nbytes(few_bits) < memory.nbytes(base) * 2 / 3

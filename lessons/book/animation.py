@@ -5,8 +5,6 @@
 Half a minute. QLoRA on `micro`, r = 8, 400 steps of 16 questions.
 """
 
-import io
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +27,9 @@ RIGHT = LINES[0]["color"]
 
 def run():
     """Train, and return the question, the right answer, and (loss, answer, singular values)s."""
-    config, base, tokenizer = minilora.load("micro", "nf4-dq")
+    model, tokenizer = minilora.load("micro", "nf4-dq")
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, lora_config, 0)
+    adapters, model = minilora.get_peft_model(model, lora_config, 0)
     settings = TrainConfig(iters=400, batch_size=16, learning_rate=4e-3, mask_prompt=True)
     examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
     row = data.load_rows("questions", "valid")[0]
@@ -40,19 +38,16 @@ def run():
 
     def watch(adapters, step, loss):
         if step in STEPS:
-            ids = minilora.generate(adapters, base, prompt, config, max_tokens=24)
+            ids = minilora.generate(adapters, model, prompt, max_tokens=24)
             values = np.linalg.svd(lora_delta(get(adapters, WATCHED)), compute_uv=False)
             frames.append((step, loss, tokenizer.decode(list(ids)), values))
 
     losses = []
-
-    def on_step(rows, adapters, state):
-        losses.append(rows[0]["loss"])
-        watch(adapters, rows[0]["step"], losses[-1])
-
-    watch(adapters, 0, None)
-    with redirect_stderr(io.StringIO()):
-        minilora.train(adapters, base, examples, config, settings, on_step=on_step)
+    state = minilora.start(adapters, settings)
+    watch(state.adapters, 0, None)
+    for state, records in minilora.run(model, examples, settings, state, quiet=True):
+        losses.append(records[0]["loss"])
+        watch(state.adapters, state.step, losses[-1])
     return row["prompt"], row["completion"], losses, frames
 
 

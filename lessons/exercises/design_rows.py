@@ -30,21 +30,21 @@ RIGHT = "within the budget, and the loss is low enough"
 
 
 def start(text, scheme):
-    """Read settings in JSON; return (config, base, tokenizer, adapters, TrainConfig)."""
+    """Read settings in JSON; return (adapters, model, tokenizer, TrainConfig)."""
     settings = json.loads(text)
     if settings.keys() != {*OF_LORA, *OF_RUN} or settings["batch_size"] < 4:
         raise ValueError("other keys than those of the task, or a batch_size below 4")
-    config, base, tokenizer = minilora.load("micro", scheme)
+    model, tokenizer = minilora.load("micro", scheme)
     lora = LoraConfig(**{name: settings[name] for name in OF_LORA})
-    adapters, base = minilora.get_peft_model(base, lora, 0)
+    adapters, model = minilora.get_peft_model(model, lora, 0)
     run = TrainConfig(**{name: settings[name] for name in OF_RUN}, mask_prompt=True)
-    return config, base, tokenizer, adapters, run
+    return adapters, model, tokenizer, run
 
 
 def costs(settings, scheme="none"):
     """Return the trained parameters, the bytes of base and adapter, and the training rows."""
-    _, base, _, adapters, run = start(json.dumps(settings, default=int), scheme)
-    size = nbytes(base) + nbytes(adapters)
+    adapters, model, _, run = start(json.dumps(settings, default=int), scheme)
+    size = nbytes(model.base) + nbytes(adapters)
     return num_parameters(adapters), size, run.batch_size * run.iters
 
 
@@ -56,13 +56,13 @@ def held_out_loss(settings, scheme="none"):
 @cache
 def trained(text, scheme):
     """Train with the settings in a text of JSON; return the held-out loss."""
-    config, base, tokenizer, adapters, run = start(text, scheme)
+    adapters, model, tokenizer, run = start(text, scheme)
     rows, held_out = (
         data.encode_rows(data.load_rows("questions", split), tokenizer, run)[0]
         for split in ("train", "valid")
     )
-    adapters, _ = minilora.train(adapters, base, rows, config, run, quiet=True)
-    return minilora.evaluate(adapters, base, held_out, config, quiet=True)["loss"]
+    adapters, _ = minilora.train(adapters, model, rows, run, quiet=True)
+    return minilora.evaluate(adapters, model, held_out, quiet=True)["loss"]
 
 
 def observe(answer):

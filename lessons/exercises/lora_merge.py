@@ -1,6 +1,6 @@
 """lora-merge: merge the adapter of a projection into its weight.
 
-Write `merge_projection`; `lora_delta` is a helper that you may write too or leave out.
+Write `merge_lora`; `lora_delta` is a helper that you may write too or leave out.
 
 `node` has the weight (out, in), an array or quantized, which `dense(w)` turns into a matrix, and
 perhaps a bias (out,). With an adapter it also has the entries that `LORA` lists: lora_A (r, in),

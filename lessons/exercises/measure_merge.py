@@ -9,7 +9,7 @@ seconds:
     from minilora import LoraConfig, TrainConfig, data
 
     def quotient(seed):
-        config, base, tokenizer = minilora.load("micro", "nf4-dq")
+        model, tokenizer = minilora.load("micro", "nf4-dq")
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
         settings = TrainConfig(
             iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True, seed=seed
@@ -18,13 +18,11 @@ seconds:
             data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
             for split in ("train", "valid")
         )
-        adapters, base = minilora.get_peft_model(base, lora, seed)
-        adapters, _ = minilora.train(adapters, base, rows, config, settings, quiet=True)
-        merged = minilora.quantize(minilora.merge(adapters, base), "nf4-dq")
-        separate, in_4_bits = (
-            minilora.evaluate(*model, held_out, config, quiet=True)["loss"]
-            for model in ((adapters, base), ({}, merged))
-        )
+        adapters, model = minilora.get_peft_model(model, lora, seed)
+        adapters, _ = minilora.train(adapters, model, rows, settings, quiet=True)
+        merged = minilora.quantize(minilora.merge(adapters, model), "nf4-dq")
+        separate = minilora.evaluate(adapters, model, held_out, quiet=True)["loss"]
+        in_4_bits = minilora.evaluate({}, merged, held_out, quiet=True)["loss"]
         return in_4_bits / separate
 
 The function of the exercise only returns your numbers. The check compares them with the five seeds

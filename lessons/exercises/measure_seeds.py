@@ -7,7 +7,7 @@ per token. Do not round them. A run takes six to ten seconds:
     from minilora import LoraConfig, TrainConfig, data
 
     def held_out_loss(seed):
-        config, base, tokenizer = minilora.load("micro")
+        model, tokenizer = minilora.load("micro")
         lora = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
         settings = TrainConfig(
             iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True, seed=seed
@@ -16,9 +16,9 @@ per token. Do not round them. A run takes six to ten seconds:
             data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
             for split in ("train", "valid")
         )
-        adapters, base = minilora.get_peft_model(base, lora, seed)
-        adapters, _ = minilora.train(adapters, base, rows, config, settings, quiet=True)
-        return minilora.evaluate(adapters, base, held_out, config, quiet=True)["loss"]
+        adapters, model = minilora.get_peft_model(model, lora, seed)
+        adapters, _ = minilora.train(adapters, model, rows, settings, quiet=True)
+        return minilora.evaluate(adapters, model, held_out, quiet=True)["loss"]
 
 The function of the exercise only returns your numbers. The check compares them with twelve other
 seeds, the rows of `none` in the sweep bases_sweep.csv: their mean must be where the mean of five

@@ -2,17 +2,18 @@
 
 Return a dict of bytes with exactly these keys:
 
-- "frozen weights": the bytes of the base as it is stored, `nbytes(base)`;
+- "frozen weights": the bytes of the base as it is stored, `nbytes(model.base)`;
 - "trained weights": four bytes per parameter of the adapters (`num_parameters`);
 - "their gradients": the same number;
 - "Adam's two moments": ADAM_FLOATS float32 numbers per trained parameter;
-- "activations": tokens times `activation_floats(adapters, base, model_config)` float32 numbers.
+- "activations": tokens times `activation_floats(adapters, model.config)` float32 numbers.
 """
 
 import numpy as np
 
 from minilora import nf4
 from minilora.config import ModelConfig
+from minilora.model import Model
 
 CASES = {
     "layers": range(1, 4),
@@ -37,20 +38,21 @@ def arguments(rng, layers, r, tokens, quantized):
         nodes = {str(i): {"self_attn": {"q_proj": leaf()}} for i in range(layers)}
         return {"model": {"layers": nodes}}
 
-    return tree(factors), tree(lambda: {"weight": weight()}), config, tokens
+    base = tree(lambda: {"weight": weight()})
+    return tree(factors), Model(config, base, ops=None), tokens  # a module cannot be pickled
 
 
-def property_only_the_activations_grow(function, adapters, base, config, tokens):
+def property_only_the_activations_grow(function, adapters, model, tokens):
     """twice as many tokens double the activations and change nothing else"""
-    once, twice = (function(adapters, base, config, n) for n in (tokens, 2 * tokens))
+    once, twice = (function(adapters, model, n) for n in (tokens, 2 * tokens))
     changed = {part for part in once if once[part] != twice[part]}
     assert changed == {"activations"}, f"these parts changed: {sorted(changed)}"
     assert twice["activations"] == 2 * once["activations"]
 
 
-def property_twelve_bytes(function, adapters, base, config, tokens):
+def property_twelve_bytes(function, adapters, model, tokens):
     """a trained parameter needs 4 bytes, its gradient 4, and the moments of Adam 8"""
-    parts = function(adapters, base, config, tokens)
+    parts = function(adapters, model, tokens)
     trained = sum(
         w.size for layer in adapters["model"]["layers"].values()
         for w in layer["self_attn"]["q_proj"].values()

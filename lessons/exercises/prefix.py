@@ -1,7 +1,7 @@
 """prefix: initialize keys and values that do not come from tokens.
 
 Return a new tree, `adapters`, with two leaves for each layer i, "model.layers.i.self_attn.prefix_k"
-and "model.layers.i.self_attn.prefix_v", which are the two NAMES. `set_leaf` makes the nodes in
+and "model.layers.i.self_attn.prefix_v". PREFIX has the two names. `set_leaf` makes the nodes in
 between. Each leaf is (n, k) float32 from the standard normal distribution of `rng`; n is
 config.num_virtual_tokens, and k is the number of rows of the k_proj weight of the layer.
 `projections(base, ("k_proj",))` is {path: shape (out, in)} of the k_proj's.

@@ -1,13 +1,16 @@
 """test-frozen: test that training changes the adapters and nothing else.
 
-`minilora.load("micro")` gives (config, base, tokenizer); `minilora.get_peft_model(base,
-LoraConfig(…), 0)` gives (adapters, base). Examples are `data.encode_rows(data.load_rows(
-"questions", "valid")[:8], tokenizer, settings)[0]`, with settings = TrainConfig(…).
+`minilora.load("micro")` gives (model, tokenizer); `minilora.get_peft_model(model, LoraConfig(…),
+0)` gives (adapters, model). The weights of `model` are the tree `model.base`. Examples are
+`data.encode_rows(data.load_rows("questions", "valid")[:8], tokenizer, settings)[0]`, with
+settings = TrainConfig(…).
 `flatten(tree)` is {dotted path: leaf}. In `adapters` each projection also has two floats, which are
 not trained: `lora_scaling` and `lora_dropout`. `arrays(adapters)` is the tree without them.
 
-`train` returns new trees. The arrays of `base` and of the `adapters` that it was given must be the
-same as before, and every array of the returned adapters must be another one.
+`for state, record in steps(model, examples, settings, state)` trains, and each new state has a new
+tree, `state.adapters`. The first state is `minilora.start(adapters, settings)`. At the end, the
+arrays of `model.base` and of `adapters` must be the same as before, and every array of
+`state.adapters` must be another one.
 """
 
 import numpy as np
@@ -17,20 +20,23 @@ from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.tree import arrays, flatten, tree_map
 
 
-def check(train):
-    """Raise an error if `train(adapters, base, examples, config, settings, ops)` is wrong.
+def check(steps):
+    """Raise an error if `steps(model, examples, settings, state)` is wrong.
 
-    `train` is `minilora.training.train` or a copy of it with a mistake; it returns (adapters,
-    history). Pass `minilora.layers` as `ops`. Use the model `micro`, a few rows of "questions" and
-    few steps. With a warm-up, the learning rate of the first step is zero; use `warmup_ratio=0`.
+    `steps` is `minilora.training.steps` or a copy of it with a mistake. Use the model `micro` with
+    the operations `minilora.layers`, a few rows of "questions" and few steps. With a warm-up, the
+    learning rate of the first step is zero; use `warmup_ratio=0`.
     """
-    config, base, words = minilora.load("micro")
-    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), 0)
+    model, words = minilora.load("micro")
+    model = model._replace(ops=layers)
+    adapters, model = minilora.get_peft_model(model, LoraConfig(r=2), 0)
     settings = TrainConfig(iters=3, batch_size=2, learning_rate=1e-2, warmup_ratio=0)
     examples, _ = data.encode_rows(data.load_rows("questions", "valid")[:8], words, settings)
-    before = tree_map(np.array, adapters), tree_map(np.array, base)
-    new, _ = train(adapters, base, examples, config, settings, layers)
-    for tree, old in zip((adapters, base), before):
+    before = tree_map(np.array, adapters), tree_map(np.array, model.base)
+    state = minilora.start(adapters, settings)
+    for state, _ in steps(model, examples, settings, state):
+        new = state.adapters
+    for tree, old in zip((adapters, model.base), before):
         old = flatten(old)
         assert all(np.array_equal(w, old[path]) for path, w in flatten(tree).items())
     assert flatten(new).keys() == flatten(adapters).keys()

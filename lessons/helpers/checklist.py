@@ -36,9 +36,9 @@ def questions(lora_config, train_config, scheme, model_config, rows, also_train=
     return found
 
 
-def _shape(lora, model):
+def _shape(lora, model_config):
     (r, scaling), names = lora.rank_and_scaling(""), lora.target_modules
-    for name, (n, m) in projection_shapes(model).items():
+    for name, (n, m) in projection_shapes(model_config).items():
         if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
             yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 3)"
             break
@@ -51,7 +51,7 @@ def _shape(lora, model):
         yield "only q_proj and v_proj learn: is the task so near the base's? (study where_to_apply)"
 
 
-def _rate(lora, settings, model, rows, also_train):
+def _rate(lora, settings, model_config, rows, also_train):
     rate, scale = settings.learning_rate, settings.also_train_lr_scale
     if rate <= 5e-5:
         yield (
@@ -64,7 +64,7 @@ def _rate(lora, settings, model, rows, also_train):
             "1e-3: is it meant? (study learning_rates_measured)"
         )
     # A ~ U(−1/√in, 1/√in): what is under half the spacing of its largest numbers rounds away
-    octave = 2.0 ** math.floor(math.log2(model.hidden_size**-0.5))
+    octave = 2.0 ** math.floor(math.log2(model_config.hidden_size**-0.5))
     least = octave * HALF_UNIT[settings.adapter_dtype]
     if rate < least:
         yield (
@@ -82,13 +82,14 @@ def _rate(lora, settings, model, rows, also_train):
         yield f"{which}: what for? (study dropout_and_wrong_choices)"
 
 
-def _base(scheme, model, block_size):
+def _base(scheme, model_config, block_size):
     if scheme == "fp4":
         yield "fp4 takes the bits of nf4 and has a third more error: is nf4 meant? (lesson 6)"
     if scheme == "nf4":
         # 32/B bits a weight become 8/B + 32/(256·B)   (QLoRA, Sec. 3)
         bits = (32 - 8 - 32 / 256) / block_size
-        weights = model.num_hidden_layers * sum(map(math.prod, projection_shapes(model).values()))
+        per_layer = sum(map(math.prod, projection_shapes(model_config).values()))
+        weights = model_config.num_hidden_layers * per_layer
         saved = f"{bits:.3f} bits a weight, {bits * weights / 8e6:.2g} MB here"
         yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 7)"
 

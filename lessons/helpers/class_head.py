@@ -9,12 +9,12 @@ Letters: N texts, T tokens, D model width, C classes.
 
 import numpy as np
 
-import minilora
-from minilora import layers, model
+from minilora import layers
 from minilora.layers import value_and_grad
-from minilora.optim import adamw_init, clip, get_lr
-from minilora.training import update
-from minilora.tree import arrays, without
+from minilora.model import hidden_states, with_adapters
+from minilora.optim import clip, get_lr
+from minilora.training import start, update
+from minilora.tree import without
 
 
 def pad(texts):
@@ -26,39 +26,40 @@ def pad(texts):
     return tokens, last
 
 
-def last_states(trained, base, texts, config):
+def last_states(trained, model, texts):
     """Compute the last hidden state of the last token of each text: (N, D)."""
-    adapters = without(trained, "score")
     tokens, last = pad(texts)
-    ops = minilora.operations(adapters, base)
-    params = model.parameters(adapters, base, ops)
-    x = model.hidden_states(params, tokens, np.zeros_like(tokens), config, ops)
+    model = with_adapters(without(trained, "score"), model)
+    x = hidden_states(model, tokens, np.zeros_like(tokens))
     return x[np.arange(len(texts)), last]
 
 
-def class_logits(trained, base, texts, config):
+def class_logits(trained, model, texts):
     """Compute the logits (N, C) with the adapters and the head W (C, D) of `trained`."""
     # logits = h Wᵀ, with the state h of the last token
-    return layers.matmul(last_states(trained, base, texts, config), trained["score"]["weight"])
+    return layers.matmul(last_states(trained, model, texts), trained["score"]["weight"])
 
 
-def class_loss(trained, base, texts, classes, config):
+def class_loss(trained, model, texts, classes):
     """Compute the mean cross-entropy of the classes (N,), in nats per text."""
-    h, every = last_states(trained, base, texts, config), np.ones((1, len(texts)), np.float32)
+    h = last_states(trained, model, texts)
+    every = np.ones((1, len(texts)), np.float32)
     return layers.cross_entropy(h[None], trained["score"]["weight"], classes[None], every)
 
 
-def fit(trained, base, texts, classes, config, settings):
+def fit(trained, model, texts, classes, settings):
     """Train the head, and the adapters if there are any; return (trained, losses)."""
-    rng, state, losses = np.random.default_rng(settings.seed), adamw_init(arrays(trained)), []
+    rng = np.random.default_rng(settings.seed)
+    state = start(trained, settings)
+    losses = []
     for step in range(settings.iters):
         some = rng.integers(len(texts), size=settings.batch_size)
         batch = [texts[i] for i in some], classes[some]
-        loss, grads = value_and_grad(class_loss)(trained, base, *batch, config)
+        loss, grads = value_and_grad(class_loss)(state.adapters, model, *batch)
         grads, _ = clip(grads, settings.max_grad_norm)
-        trained, state = update(trained, grads, state, get_lr(step, settings), settings)
+        state = update(state, grads, get_lr(step, settings), settings)
         losses.append(float(loss))
-    return trained, losses
+    return state.adapters, losses
 
 
 def probabilities(logits):

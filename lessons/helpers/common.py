@@ -18,6 +18,7 @@ import numpy as np
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.data.tasks import FIRST_NAMES, notes
+from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import plot
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
@@ -50,56 +51,59 @@ def curve_of_seeds(axes, x, results, label, line):
 
 
 class Run(NamedTuple):
-    """The result of a fine-tuning run: the adapter, its base, its steps, its scores."""
+    """The result of a fine-tuning run: the adapter, its model, its steps, its scores."""
 
     adapters: dict
-    base: dict
+    model: minilora.Model
     history: list
     scores: dict  # of `minilora.evaluate`, on held-out rows
 
 
 def finetune(
-    config=None, model="micro", scheme="none", rows=None, held_out=None, seed=0, start=None,
+    config=None, name="micro", scheme="none", rows=None, held_out=None, seed=0, start=None,
     on_step=None, ops=None, **settings
 ):  # fmt: skip
     """Fine-tune an embedded base on the questions, and score it on held-out ones.
 
     config: LoraConfig or MethodConfig (default: LoRA, all projections, r = 8, alpha = 16). start:
-    (adapters, base) to train instead of new adapters of `config`. rows, held_out: lists of data
-    rows (default: the questions' splits train and valid). on_step, ops: see `minilora.train`.
+    (adapters, model) to train instead of new adapters of `config`. rows, held_out: lists of data
+    rows (default: the questions' splits train and valid). on_step: called after each step as
+    on_step(state, records); the run ends if it returns true. ops: of the model, instead of its own.
     settings: fields of TrainConfig, over 200 steps of 16 rows at 4e-3; with `steps_per_eval`, the
     history has held-out scores as well.
     """
     config = config or LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    model_config, base, tokenizer = minilora.load(model, scheme)
-    adapters, base = start or minilora.get_peft_model(base, config, seed)
+    model, tokenizer = minilora.load(name, scheme)
+    adapters, model = start or minilora.get_peft_model(model, config, seed)
+    if ops:
+        model = model._replace(ops=ops)
     defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
     train_config = TrainConfig(**{**defaults, "seed": seed, **settings})
     rows = data.load_rows("questions", "train") if rows is None else rows
     held_out = data.load_rows("questions", "valid") if held_out is None else held_out
     examples, valid = (data.encode_rows(r, tokenizer, train_config)[0] for r in (rows, held_out))
     watched = valid if "steps_per_eval" in settings else ()
-    adapters, history = minilora.train(
-        adapters, base, examples, model_config, train_config, watched, on_step=on_step,
-        ops=ops, quiet=not watched,
-    )  # fmt: skip
-    scores = minilora.evaluate(adapters, base, valid, model_config, ops, quiet=True)
-    return Run(adapters, base, history, scores)
+    state = minilora.start(adapters, train_config)
+    history = []
+    for state, records in minilora.run(
+        model, examples, train_config, state, watched, quiet=not watched
+    ):
+        history += records
+        if on_step and on_step(state, records):
+            break
+    scores = minilora.evaluate(state.kept, model, valid, quiet=True)
+    return Run(state.kept, model, history, scores)
 
 
-def scores_of(adapters, base, rows, model="micro", ops=None):
-    """Return the scores of an embedded model on data rows, of their answers only.
-
-    ops: see `minilora.evaluate`.
-    """
-    config, _, tokenizer = minilora.load(model)
-    examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    return minilora.evaluate(adapters, base, examples, config, ops, quiet=True)
+def scores_of(adapters, model, rows):
+    """Return the scores of an embedded model on data rows, of their answers only."""
+    examples, _ = data.encode_rows(rows, ByteTokenizer(), TrainConfig(mask_prompt=True))
+    return minilora.evaluate(adapters, model, examples, quiet=True)
 
 
-def notes_loss(adapters, base, n=256):
+def notes_loss(adapters, model, n=256):
     """Return the loss on n held-out notes, the language of the base, in nats per token."""
-    return scores_of(adapters, base, notes(n, seed=1)[0])["loss"]
+    return scores_of(adapters, model, notes(n, seed=1)[0])["loss"]
 
 
 def held_out_notes(tokenizer, settings, n=256):

@@ -57,9 +57,10 @@ class Job(NamedTuple):
 
 def run(job):
     """Return the row of a job: its parameters, its scores, the losses on the base's own text."""
-    entry, base = TABLE[job.method], minilora.load("micro").base
+    entry = TABLE[job.method]
+    model, _ = minilora.load("micro")
     done = finetune(
-        sized(entry, base, job.budget), held_out=data.load_rows("questions", "test"),
+        sized(entry, model, job.budget), held_out=data.load_rows("questions", "test"),
         seed=job.seed, iters=job.iters, learning_rate=entry.rate,
         loraplus_lr_ratio=entry.loraplus_lr_ratio,
     )  # fmt: skip
@@ -69,8 +70,8 @@ def run(job):
         "trained": num_parameters(done.adapters),
         "loss": round(done.scores["loss"], 5),  # nats per target token
         "exact_match": round(done.scores["exact_match"], 5),
-        "notes_before": round(notes_loss({}, base), 5),
-        "notes_after": round(notes_loss(done.adapters, done.base), 5),
+        "notes_before": round(notes_loss({}, model), 5),
+        "notes_after": round(notes_loss(done.adapters, done.model), 5),
     }
 
 
@@ -84,19 +85,19 @@ def config_of(entry, size):
     return MethodConfig(entry.method, **({entry.size: size} if entry.size else {}))
 
 
-def sized(entry, base, budget):
+def sized(entry, model, budget):
     """Return the config whose count of trained parameters, linear in size, is nearest to budget."""
     if not entry.size:
         return config_of(entry, 1)
     one, two = (
-        num_parameters(minilora.get_peft_model(base, config_of(entry, size)).adapters)
+        num_parameters(minilora.get_peft_model(model, config_of(entry, size)).adapters)
         for size in (1, 2)
     )
     return config_of(entry, max(1, 1 + round((budget - one) / (two - one))))
 
 
-def file_bytes(adapters, base, config, model):
+def file_bytes(adapters, model, config):
     """Return the size of the adapter's file of tensors in bytes."""
     with TemporaryDirectory() as folder:
-        save_adapter(folder, adapters, base, config, model)
+        save_adapter(folder, adapters, model, config)
         return (Path(folder) / WEIGHTS).stat().st_size

@@ -13,9 +13,9 @@ from autograd.extend import defvjp, primitive
 
 from minilora import TrainConfig, layers
 from minilora.layers import value_and_grad
-from minilora.optim import adamw_init, clip, get_lr
-from minilora.training import update
-from minilora.tree import arrays, get, named_leaves, overlay, set_leaf, unflatten
+from minilora.optim import clip, get_lr
+from minilora.training import start, update
+from minilora.tree import get, named_leaves, overlay, set_leaf, unflatten
 
 LAYERS = ((3, 2, 1, 16), (3, 2, 1, 32), (4, 1, 0, 64), (1, 1, 0, 0))  # k, stride, padding, out
 EPS = 1e-5
@@ -162,19 +162,20 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
     step, from 1.
     """
     pictures, labels = batch
-    state, history = adamw_init(arrays(adapters)), []
+    state = start(adapters, config)
+    history = []
     for step in range(config.iters):
         rng = onp.random.default_rng([config.seed, step])
         some = rng.choice(len(labels), min(config.batch_size, len(labels)), replace=False)
         seen = augment(pictures[some], rng) if augment else pictures[some]
-        value, grads = value_and_grad(loss)(adapters, base, (seen, labels[some]), running, rng)
+        batch = seen, labels[some]
+        value, grads = value_and_grad(loss)(state.adapters, base, batch, running, rng)
         grads, _ = clip(grads, config.max_grad_norm)
-        rate = get_lr(step, config)
-        adapters, state = update(adapters, grads, state, rate, config)
+        state = update(state, grads, get_lr(step, config), config)
         history.append(float(value))
         if on_step:
-            on_step(step + 1, adapters)
-    return adapters, history
+            on_step(step + 1, state.adapters)
+    return state.adapters, history
 
 
 def pretrain(batch, classes, seed=0, iters=400):

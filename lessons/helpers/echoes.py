@@ -76,39 +76,39 @@ def batch_of(some_rows, answers):
     return collate([[rollouts.as_example(r.prompt, a)] for r, a in zip(some_rows, answers)])
 
 
-def expected_reward(adapters, base, some_rows, config):
+def expected_reward(adapters, model, some_rows):
     """Return the mean probability of an answer in one of FORMS, all of which name the place."""
     total = 0.0
     for form in FORMS.values():
         batch = batch_of(some_rows, [row.answer(form) for row in some_rows])
-        log_p = rollouts.log_probabilities(adapters, base, batch, config)
+        log_p = rollouts.log_probabilities(adapters, model, batch)
         total += float(np.mean(np.exp(rollouts.of_targets(log_p, batch))))
     return total
 
 
-def entropies(adapters, base, some_rows, config, seed=0):
+def entropies(adapters, model, some_rows, seed=0):
     """Return the entropy of the answers to each row in nats, estimated from one sampled answer.
 
     The entropy of each token is exact, given the tokens before it.
     """
     prompts = [row.prompt for row in some_rows]
-    answers = rollouts.sample(adapters, base, prompts, config, seed, TOKENS)
+    answers = rollouts.sample(adapters, model, prompts, seed, TOKENS)
     batch = batch_of(some_rows, answers)
-    log_p = rollouts.log_probabilities(adapters, base, batch, config)
+    log_p = rollouts.log_probabilities(adapters, model, batch)
     return -rollouts.expected(log_p, log_p, batch)
 
 
-def divergence(p, q, some_rows, config, seed=0):
+def divergence(p, q, model, some_rows, seed=0):
     """Return KL(p‖q) of an answer in nats, from answers sampled from p.
 
-    p, q: models (adapters, base). Per token, the sum over the vocabulary is exact.
+    p, q: adapters of the model. Per token, the sum over the vocabulary is exact.
     """
     prompts = [row.prompt for row in some_rows]
-    batch = batch_of(some_rows, rollouts.sample(*p, prompts, config, seed, TOKENS))
-    log_p, log_q = (rollouts.log_probabilities(*model, batch, config) for model in (p, q))
+    batch = batch_of(some_rows, rollouts.sample(p, model, prompts, seed, TOKENS))
+    log_p, log_q = (rollouts.log_probabilities(adapters, model, batch) for adapters in (p, q))
     return float(np.mean(rollouts.expected(log_p, log_p - log_q, batch)))
 
 
-def own_loss(adapters, base, config, seed=1):
+def own_loss(adapters, model, seed=1):
     """Return the loss on 64 notes of the base's own text, in nats per byte; see `own_text`."""
-    return minilora.evaluate(adapters, base, own_text(64, seed), config, quiet=True)["loss"]
+    return minilora.evaluate(adapters, model, own_text(64, seed), quiet=True)["loss"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, ModelConfig, TrainConfig, optim
+from minilora import LoraConfig, ModelConfig, TrainConfig, kernels, optim
 from minilora.evaluation import memory
 from minilora.formats.hf_folder import shapes
 from minilora.layers import value_and_grad
@@ -29,20 +29,21 @@ def step(scheme, width, layers):
         num_attention_heads=heads, num_key_value_heads=heads, head_dim=64,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    base = {}
+    leaves = {}
     for path, shape in shapes(config).items():  # never two dense weights at once
         w = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-        base[path] = quantize_leaf(path, w, scheme) if is_projection(path) else w
-    lora_config = LoraConfig(target_modules=("all-linear",))
-    adapters, base = minilora.get_peft_model(unflatten(base), lora_config, rng)
+        leaves[path] = quantize_leaf(path, w, scheme) if is_projection(path) else w
+    model = minilora.Model(config, unflatten(leaves), kernels.ops)
+    lora_config = LoraConfig(target_modules="all-linear")
+    adapters, model = minilora.get_peft_model(model, lora_config, rng)
     tokens = rng.integers(256, size=(B, T))
     batch = {"tokens": tokens, "targets": tokens, "mask": np.ones((B, T), np.float32)}
     batch["segment_starts"] = 0 * tokens
-    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    _, gradient = value_and_grad(minilora.loss)(adapters, model, batch)
     trained = arrays(adapters)
     rates = dict.fromkeys(flatten(trained), 1e-3)
     optim.adamw(trained, gradient, optim.adamw_init(trained), rates, TrainConfig())
-    return memory.memory_estimate(adapters, base, config, B * T)
+    return memory.memory_estimate(adapters, model, B * T)
 
 
 def peak():

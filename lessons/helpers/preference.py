@@ -6,15 +6,12 @@ is (prompt, chosen, rejected), three lists of token ids.
 Letters: N pairs, T tokens.
 """
 
-from functools import partial
-
 import autograd.numpy as np
 
 from lessons.helpers.rollouts import as_example, descend, log_probabilities, of_targets
 from minilora.batching import batch_at, collate
 from minilora.layers import value_and_grad
-from minilora.optim import adamw_init
-from minilora.tree import arrays
+from minilora.training import start
 
 
 def batch_of(pairs):
@@ -24,9 +21,9 @@ def batch_of(pairs):
     return collate([[example] for example in chosen + rejected])
 
 
-def answer_log_probs(adapters, base, batch, config):
+def answer_log_probs(adapters, model, batch):
     """Compute log p(answer | prompt) of each row, the sum over the tokens of its answer: (2N,)."""
-    return of_targets(log_probabilities(adapters, base, batch, config), batch)
+    return of_targets(log_probabilities(adapters, model, batch), batch)
 
 
 def margins(log_probs, reference, beta):
@@ -38,26 +35,25 @@ def margins(log_probs, reference, beta):
     return beta * (chosen - rejected)
 
 
-def dpo_loss(adapters, base, batch, reference, config, beta):
+def dpo_loss(adapters, model, batch, reference, beta):
     """Compute the mean DPO loss of a batch, in nats per pair; reference (2N,) is a constant."""
-    m = margins(answer_log_probs(adapters, base, batch, config), reference, beta)
+    m = margins(answer_log_probs(adapters, model, batch), reference, beta)
     # L = −log σ(m) = log(1 + e^−m)   (Rafailov et al. 2023, Eq. 7)
     return np.mean(np.logaddexp(0, -m))
 
 
-def fit(adapters, base, pairs, config, settings, beta, reference_adapters=None, on_step=None):
+def fit(adapters, model, pairs, settings, beta, reference_adapters=None, on_step=None):
     """Train the adapters on pairs; return them.
 
     settings: a TrainConfig. reference_adapters: those of the reference; None for the base without
     adapters. on_step: called as on_step(step, adapters) before each step.
     """
-    state = adamw_init(arrays(adapters))
+    state = start(adapters, settings)
     for step in range(settings.iters):
         if on_step:
-            on_step(step, adapters)
+            on_step(step, state.adapters)
         batch = batch_of(batch_at(pairs, step, settings.batch_size, settings.seed))
-        reference = answer_log_probs(reference_adapters or {}, base, batch, config)
-        loss = partial(dpo_loss, reference=reference, config=config, beta=beta)
-        _, grads = value_and_grad(loss)(adapters, base, batch)
-        adapters, state = descend(adapters, grads, state, settings)
-    return adapters
+        reference = answer_log_probs(reference_adapters or {}, model, batch)
+        _, grads = value_and_grad(dpo_loss)(state.adapters, model, batch, reference, beta)
+        state = descend(state, grads, settings)
+    return state.adapters

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lessons.helpers.common import held_out_notes
-from minilora import train
+from minilora import Model, kernels, train
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError, ModelConfig, TrainConfig
@@ -20,7 +20,8 @@ from minilora.data.rows import encode_rows
 from minilora.data.tasks import notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.files import require_new
-from minilora.formats.pretrained import save_pretrained, shapes
+from minilora.formats.hf_folder import shapes
+from minilora.formats.pretrained import save_pretrained
 from minilora.tree import unflatten
 
 
@@ -64,8 +65,9 @@ def pretrain(name, out):
     params = random_params(config, np.random.default_rng(0))
     examples, _ = encode_rows(notes(n, seed=0)[0], words, settings)
     held_out, floor = held_out_notes(words, settings)
-    params, history = train(params, params, examples, config, settings, held_out)
-    save_pretrained(out, config, params, words, "float16")
+    model = Model(config, params, kernels.ops)
+    params, history = train(params, model, examples, settings, held_out)
+    save_pretrained(out, model._replace(base=params), words, "float16")
     return (
         f"{name}: held-out loss {history[-1]['eval_loss']:.4f} nats per token where the text's "
         f"entropy is {floor:.4f}, in {time.perf_counter() - began:.0f} s, written to {out}"

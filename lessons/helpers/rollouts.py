@@ -5,33 +5,30 @@ Letters: B rows, T tokens of a row, V vocabulary.
 
 import autograd.numpy as np
 
-import minilora
-from minilora import model
 from minilora.batching import Example, batch_at, collate
 from minilora.layers import LayerCache, value_and_grad
-from minilora.optim import adamw_init, clip, get_lr
-from minilora.training import update
-from minilora.tree import arrays
+from minilora.model import hidden_states, logits, with_adapters
+from minilora.optim import clip, get_lr
+from minilora.training import start, update
 
 STOP = ord(".")  # the last byte of an answer in the language of the embedded models
 
 
-def sample(adapters, base, prompts, model_config, seed, max_tokens=14):
+def sample(adapters, model, prompts, seed, max_tokens=14):
     """Sample an answer to each of B prompts of equal length, at temperature 1: B lists of ids.
 
     An answer ends with STOP, or after max_tokens tokens. The random numbers of row i depend only on
     the seed (an integer or several) and on i, so its answer does not depend on the other rows.
     """
-    ops = minilora.operations(adapters, base)
-    params = model.parameters(adapters, base, ops)
-    caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    model = with_adapters(adapters, model)
+    caches = [LayerCache() for _ in range(model.config.num_hidden_layers)]
     rngs = [np.random.default_rng([*np.atleast_1d(seed), i]) for i in range(len(prompts))]
     draws = [rng.random(max_tokens) for rng in rngs]
     tokens = np.array(prompts)
     answers = []
     for u in np.transpose(draws):
-        x = model.hidden_states(params, tokens, np.zeros_like(tokens), model_config, ops, caches)
-        p = np.exp(log_softmax(np.float64(model.logits(x[:, -1], params, ops))))
+        x = hidden_states(model, tokens, np.zeros_like(tokens), caches)
+        p = np.exp(log_softmax(np.float64(logits(x[:, -1], model))))
         # the first token whose cumulative probability exceeds u, a uniform number of [0, 1)
         below = np.cumsum(p, axis=-1) <= u[:, None]
         tokens = np.minimum(below.sum(axis=-1, keepdims=True), p.shape[-1] - 1)
@@ -57,12 +54,11 @@ def as_example(prompt, answer):
     return Example(prompt + answer, [0] * len(prompt) + [1] * len(answer))
 
 
-def log_probabilities(adapters, base, batch, model_config, ops=None):
+def log_probabilities(adapters, model, batch):
     """Compute the log-probability of each possible next token of a batch: (B, T, V), in nats."""
-    ops = minilora.operations(adapters, base, ops)
-    params = model.parameters(adapters, base, ops)
-    x = model.hidden_states(params, batch["tokens"], batch["segment_starts"], model_config, ops)
-    return log_softmax(model.logits(x, params, ops))
+    model = with_adapters(adapters, model)
+    x = hidden_states(model, batch["tokens"], batch["segment_starts"])
+    return log_softmax(logits(x, model))
 
 
 def of_targets(log_p, batch):
@@ -76,10 +72,10 @@ def expected(log_p, log_q, batch):
     return np.sum(batch["mask"] * np.sum(np.exp(log_p) * log_q, axis=-1), axis=-1)
 
 
-def policy_loss(adapters, base, batch, advantages, model_config):
+def policy_loss(adapters, model, batch, advantages):
     """Compute the loss of the policy gradient; its gradient is REINFORCE's (Williams 1992)."""
     # L = −mean(advantage·log p(answer))
-    log_p = log_probabilities(adapters, base, batch, model_config)
+    log_p = log_probabilities(adapters, model, batch)
     return -np.mean(advantages * of_targets(log_p, batch))
 
 
@@ -89,16 +85,14 @@ def group_advantages(rewards, group):
     return np.ravel(rewards - rewards.mean(axis=1, keepdims=True))
 
 
-def descend(adapters, grads, state, train_config):
-    """Clip the gradients and take a step of AdamW; return (adapters, state)."""
+def descend(state, grads, train_config):
+    """Clip the gradients and take a step of the optimizer; return the new state."""
     grads, _ = clip(grads, train_config.max_grad_norm)
-    lr = get_lr(state["step"], train_config)
-    return update(adapters, grads, state, lr, train_config)
+    return update(state, grads, get_lr(state.step, train_config), train_config)
 
 
 def reinforce(
-    adapters, base, rows, reward, model_config, train_config, group=8, max_tokens=14,
-    on_step=None,
+    adapters, model, rows, reward, train_config, group=8, max_tokens=14, on_step=None
 ):  # fmt: skip
     """Train adapters with a reward and a group baseline; return (adapters, mean reward per step).
 
@@ -106,21 +100,20 @@ def reinforce(
     reward: a function of (row, answer). on_step: called as on_step(step, adapters) after each step;
     training ends if it returns true.
     """
-    state = adamw_init(arrays(adapters))
+    state = start(adapters, train_config)
     means = []
     for step in range(train_config.iters):
         chosen = batch_at(rows, step, train_config.batch_size // group, train_config.seed)
         chosen = [row for row in chosen for _ in range(group)]
         prompts = [row.prompt for row in chosen]
         seed = [train_config.seed, step]
-        answers = sample(adapters, base, prompts, model_config, seed, max_tokens)
+        answers = sample(state.adapters, model, prompts, seed, max_tokens)
         rewards = np.array([reward(row, answer) for row, answer in zip(chosen, answers)], "f4")
         batch = collate([[as_example(p, answer)] for p, answer in zip(prompts, answers)])
-        _, grads = value_and_grad(policy_loss)(
-            adapters, base, batch, group_advantages(rewards, group), model_config
-        )
-        adapters, state = descend(adapters, grads, state, train_config)
+        advantages = group_advantages(rewards, group)
+        _, grads = value_and_grad(policy_loss)(state.adapters, model, batch, advantages)
+        state = descend(state, grads, train_config)
         means.append(float(rewards.mean()))
-        if on_step and on_step(step + 1, adapters):
+        if on_step and on_step(step + 1, state.adapters):
             break
-    return adapters, means
+    return state.adapters, means

@@ -1,10 +1,10 @@
 """Train LoRA through the merge: the forward pass computes with quantize(W + s·BA).
 
-    ops = through_merge.operations("nf4-dq")
-    adapters, history = minilora.train(adapters, base, examples, config, train_config, ops=ops)
+    model = model._replace(ops=through_merge.operations("nf4-dq"))
+    adapters, history = minilora.train(adapters, model, examples, train_config)
 
 The base is dense, or quantized (then W is its dequantized weight). The model that is trained is the
-model that `minilora.quantize(minilora.merge(adapters, base), scheme)` returns.
+model that `minilora.quantize(minilora.merge(adapters, model), scheme)` returns.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from autograd.extend import defvjp, notrace_primitive, primitive
 
 from minilora import kernels
-from minilora.layers import matmul, merge_projection
+from minilora.layers import matmul, merge_lora
 from minilora.quant.schemes import quantize_leaf
 
 
@@ -36,8 +36,7 @@ def linear(scheme, x, node, rng=None):
 def merged(scheme, w, a, b, scaling):
     """Return quantize(W + s·BA), with the bits of `minilora.merge` and `minilora.quantize`."""
     node = {"weight": w, "lora_A": a, "lora_B": b, "lora_scaling": scaling}
-    w = merge_projection(node)["weight"]
-    return quantize_leaf("weight", w, scheme, quantize_4bit=kernels.quantize_4bit)
+    return quantize_leaf("weight", merge_lora(node)["weight"], scheme)
 
 
 @primitive
@@ -59,7 +58,7 @@ def rows(x):
 # These are LoRA's gradients of A and B; only x and g come from the quantized model.
 defvjp(
     straight_through,
-    lambda y, x, a, b, scaling, q: lambda g: matmul(g, kernels.dense(q).T),
+    lambda y, x, a, b, scaling, q: lambda g: matmul(g, kernels.ops.dense(q).T),
     lambda y, x, a, b, scaling, q: lambda g: rows(scaling * matmul(g, b.T)).T @ rows(x),
     lambda y, x, a, b, scaling, q: lambda g: rows(g).T @ rows(scaling * matmul(x, a)),
     argnums=(0, 1, 2),

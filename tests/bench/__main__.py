@@ -44,7 +44,11 @@ ROWS = (
     ("generate", "generate 48 tokens, dense", "generate none", ""),
     ("generate", "generate 48 tokens in NF4; theirs dense", "generate nf4-dq", "generate none"),
 )  # fmt: skip
-SAVE = "import sys, minilora; minilora.save_pretrained(sys.argv[1], *minilora.load('smollm2'))"
+SAVE = """
+import sys, minilora
+model, tokenizer = minilora.load("smollm2")
+minilora.save_pretrained(sys.argv[1], model, tokenizer)
+"""
 PACKAGES = ("numpy", "numba", "torch", "transformers", "peft", "bitsandbytes")
 
 

@@ -1,5 +1,7 @@
 """The cases of minilora: `python tests/bench/ours.py FOLDER CASE [ARGUMENTS]`; see __main__.py."""
 
+from dataclasses import replace
+
 import numpy as np
 from cases import (
     BATCH,
@@ -17,30 +19,27 @@ from cases import (
 
 import minilora
 from lessons.helpers.pretraining import random_params
-from minilora import LoraConfig, ModelConfig, TrainConfig, kernels, training
+from minilora import LoraConfig, Model, ModelConfig, TrainConfig, kernels, training
 from minilora.batching import Example
 from minilora.kernels import nf4, weights
-from minilora.optim import adamw_init, clip
-from minilora.tree import arrays, named_leaves
+from minilora.optim import clip
+from minilora.tree import named_leaves
 
 
-def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
+def step(model, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     """Return a training step without arguments: loss, gradient, clip and AdamW."""
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
-    adapters, base = minilora.get_peft_model(base, lora_config, rng=0)
+    adapters, model = minilora.get_peft_model(model, lora_config, rng=0)
     settings = TrainConfig(batch_size=rows, gradient_checkpointing=checkpointing)
-    ids = tokens(config.vocab_size, rows, length + 1).tolist()
+    ids = tokens(model.config.vocab_size, rows, length + 1).tolist()
     examples = [[Example(row, [1] * len(row))] for row in ids]
-    ops = minilora.operations(adapters, base)
-    parallel_map, shards = kernels.parallel(ops, 0)
-    now = [adapters, adamw_init(arrays(adapters))]
+    state = minilora.start(adapters, settings)
 
     def run():
-        _, grads, _ = training.gradient_at(
-            now[0], base, examples, 0, config, settings, ops, parallel_map, shards
-        )
+        nonlocal state
+        _, grads, _ = training.gradient_at(state.adapters, model, examples, 0, settings)
         grads, _ = clip(grads, settings.max_grad_norm)
-        now[:] = training.update(now[0], grads, now[1], settings.learning_rate, settings)
+        state = training.update(state, grads, settings.learning_rate, settings)
 
     return run
 
@@ -48,15 +47,15 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 def lora_step(folder, targets, scheme="none", option=""):
     """option: `checkpointed`, or `embedding32` for a float32 embedding as on the other side."""
     low_precision = option != "embedding32"
-    config, base, _ = minilora.load("smollm2", scheme, low_precision=low_precision)
+    model, _ = minilora.load("smollm2", scheme, low_precision=low_precision)
     names = tuple(targets.split(","))
-    report(step(config, base, names, checkpointing=option == "checkpointed"), repeat=5)
+    report(step(model, names, checkpointing=option == "checkpointed"), repeat=5)
 
 
 def small_step(folder):
     config = ModelConfig(**SMALL, head_dim=SMALL["hidden_size"] // SMALL["num_attention_heads"])
-    base = random_params(config, np.random.default_rng(0))
-    report(step(config, base, ("q_proj", "v_proj"), SMALL_BATCH, SMALL_LENGTH), repeat=50)
+    model = Model(config, random_params(config, np.random.default_rng(0)), kernels.ops)
+    report(step(model, ("q_proj", "v_proj"), SMALL_BATCH, SMALL_LENGTH), repeat=50)
 
 
 def products(folder, targets):
@@ -65,14 +64,14 @@ def products(folder, targets):
     Forward y = xWᵀ; backward ∂L/∂x = gW, and for the factors xAᵀ again, ∂L/∂A and ∂L/∂B. Attention
     per head: QKᵀ and PV; backward QKᵀ again, gVᵀ, dS·K, dSᵀ·Q and Pᵀg.
     """
-    config, base, _ = minilora.load("smollm2", low_precision=False)
+    model, _ = minilora.load("smollm2", low_precision=False)
     rng = np.random.default_rng(0)
     rows = BATCH * LENGTH
-    weights = [(path.split(".")[-2], w) for path, w in named_leaves(base) if w.ndim == 2]
+    weights = [(path.split(".")[-2], w) for path, w in named_leaves(model.base) if w.ndim == 2]
     x = {n: rng.standard_normal((rows, n), np.float32) for _, w in weights for n in w.shape}
     x[8] = rng.standard_normal((rows, 8), np.float32)
-    heads = BATCH * config.num_attention_heads
-    q = rng.standard_normal((heads, LENGTH, config.head_dim), np.float32)
+    heads = BATCH * model.config.num_attention_heads
+    q = rng.standard_normal((heads, LENGTH, model.config.head_dim), np.float32)
     p = rng.standard_normal((heads, LENGTH, LENGTH), np.float32)
 
     def run():
@@ -89,7 +88,7 @@ def products(folder, targets):
                 x[8] @ a
                 x[out].T @ x[8]
                 x[8].T @ x[width]
-        for _ in range(config.num_hidden_layers):
+        for _ in range(model.config.num_hidden_layers):
             for _ in range(3):
                 q @ q.swapaxes(1, 2)
             for _ in range(4):
@@ -115,11 +114,9 @@ def matvec(folder):
 
 
 def generate(folder, scheme):
-    config, base, _ = minilora.load("smollm2", scheme, low_precision=True)
-    endless = ModelConfig(**{**vars(config), "eos_token_id": ()})
-    report(
-        lambda: list(minilora.generate({}, base, PROMPT, endless, max_tokens=NEW_TOKENS)), repeat=3
-    )
+    model, _ = minilora.load("smollm2", scheme, low_precision=True)
+    endless = model._replace(config=replace(model.config, eos_token_id=()))
+    report(lambda: list(minilora.generate({}, endless, PROMPT, max_tokens=NEW_TOKENS)), repeat=3)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from minilora.double_quant import double_dequantize
 from minilora.formats.safetensors_file import read_header
 from minilora.tree import flatten, get, overlay, unflatten
 
-CONFIG, DENSE, TOKENIZER = minilora.load("micro")
+MICRO, _ = minilora.load("micro")
+DENSE = MICRO.base
 PATHS = [p.removesuffix(".weight") for p in flatten(DENSE) if "_proj" in p]
 CODEBOOKS = {
     "NF4": nf4.CODEBOOKS["nf4"],
@@ -121,22 +122,22 @@ def check_code(w, bits, parts, dequantized=None):
     return restored
 
 
-def base_in(bits):
+def model_in(bits):
     """Return micro with its projections in these bits, computed by minilora."""
     if bits == "float32":
-        return DENSE
+        return MICRO
     if bits == "NF4":
-        return minilora.quantize(DENSE, "nf4-dq")
+        return minilora.quantize(MICRO, "nf4-dq")
     leaves = {}
     for path in PATHS:
         w = get(DENSE, path)["weight"]
         x, absmax = nf4.normalize(w.ravel(), 64)
         values = CODEBOOKS[bits].values[nf4.nearest(x, CODEBOOKS[bits])]
         leaves[f"{path}.weight"] = (values.reshape(-1, 64) * absmax[:, None]).reshape(w.shape)
-    return overlay(DENSE, unflatten(leaves))
+    return MICRO._replace(base=overlay(DENSE, unflatten(leaves)))
 
 
-BASES = {bits: base_in(bits) for bits in BITS}
+MODELS = {bits: model_in(bits) for bits in BITS}
 
 
 def adapters_of(settings, factors):
@@ -168,29 +169,30 @@ def random_settings(n, fields, seed=0):
 
 
 def reference(browser, settings, factors, tokens=(65,)):
-    """Return (the page's answer, minilora's adapters and base for these settings)."""
-    adapters, base = adapters_of(settings, factors), BASES[settings["bits"]]
+    """Return (the page's answer, minilora's adapters and model for these settings)."""
+    adapters, model = adapters_of(settings, factors), MODELS[settings["bits"]]
     page = browser.execute_script(CALL, settings, list(tokens))
     if not settings["merged"]:
-        return page, adapters, base
-    merged, leaves = flatten(minilora.merge(adapters, base)), {}
+        return page, adapters, model
+    merged, leaves = flatten(minilora.merge(adapters, model).base), {}
     for path, (text, parts) in page["weights"].items():
         right = merged[f"{path}.weight"]
         w = array(text).reshape(right.shape)
         assert np.abs(w - right).max() <= MERGED * np.abs(right).max(), path
         # a last bit can decide between two codes, so minilora rounds the page's sum
         leaves[f"{path}.weight"] = check_code(w, settings["bits"], parts) if parts else w
-    return page, {}, overlay(base, unflatten(leaves))
+    return page, {}, model._replace(base=overlay(model.base, unflatten(leaves)))
 
 
 def check(browser, fields, settings):
     """Assert that the page's logits and greedy answer are minilora's; return the error's share."""
     prompt = list(settings["prompt"].encode())
-    _, adapters, base = reference(browser, settings, fields["adapters"])
-    answer = list(minilora.generate(adapters, base, prompt, CONFIG, max_tokens=24))
+    _, adapters, model = reference(browser, settings, fields["adapters"])
+    answer = list(minilora.generate(adapters, model, prompt, max_tokens=24))
     page = browser.execute_script(CALL, settings, prompt + answer)
     logits = array(page["logits"]).reshape(-1, 256)
-    right = minilora.forward(adapters, base, np.array([prompt + answer]), CONFIG, layers)[0]
+    model = model._replace(ops=layers)
+    right = minilora.forward(adapters, model, np.array([prompt + answer]))[0]
     bound = BOUND * np.abs(right).max()
     error = np.abs(logits - right).max()
     assert error <= bound, settings
@@ -204,14 +206,15 @@ def check(browser, fields, settings):
 
 def check_losses(browser, fields, settings):
     """Assert that the loss of questions is minilora's, also if the first token is a surprise."""
-    _, adapters, base = reference(browser, settings, fields["adapters"])
+    _, adapters, model = reference(browser, settings, fields["adapters"])
+    model = model._replace(ops=layers)
     rows = fields["questions"][:2]
     for prompt, answer in [*rows, *((prompt, answer.strip()) for prompt, answer in rows)]:
         script = "return loss(setUp(arguments[0]), arguments[1])"
         page = browser.execute_script(script, settings, [prompt, answer])
         tokens = np.array([[*(prompt + answer).encode(), 255]])
         start = len(prompt) - 1
-        logits = minilora.forward(adapters, base, tokens[:, :-1], CONFIG, layers)[0]
+        logits = minilora.forward(adapters, model, tokens[:, :-1])[0]
         chosen = logits[start:] - logits[start:].max(axis=1, keepdims=True)
         log_p = chosen - np.log(np.exp(chosen).sum(axis=1, keepdims=True))
         targets = tokens[0, start + 1 :]
@@ -256,9 +259,9 @@ def test_losses_and_whole_answers(browser, folder, fields):
     script = "return [...generate(setUp(arguments[0]), arguments[0].prompt)].map((s) => s.token)"
     for settings in random_settings(8, fields, seed=1):
         check_losses(browser, fields, settings)
-        _, adapters, base = reference(browser, settings, fields["adapters"])
+        _, adapters, model = reference(browser, settings, fields["adapters"])
         prompt = list(settings["prompt"].encode())
-        right = list(minilora.generate(adapters, base, prompt, CONFIG, max_tokens=24))
+        right = list(minilora.generate(adapters, model, prompt, max_tokens=24))
         tokens = browser.execute_script(script, settings)
         assert tokens == (right if len(right) == 24 else [*right, 255]), settings
 
@@ -268,7 +271,7 @@ def test_the_factors_are_those_of_the_run(fields):
     full = {"step": 200, "alpha": 16.0, "rank": 8, "switches": PATHS}
     adapters = adapters_of(full, fields["adapters"])
     for prompt, answer in fields["questions"][:8]:
-        ids = minilora.generate(adapters, BASES["NF4"], list(prompt.encode()), CONFIG)
+        ids = minilora.generate(adapters, MODELS["NF4"], list(prompt.encode()))
         assert bytes(ids).decode() == answer
     for path in PATHS:
         A, B = (fields["adapters"][f"200.{path}.lora_{name}"] for name in "AB")

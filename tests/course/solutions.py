@@ -329,10 +329,10 @@ def count_by_recursion(tree):
 
 
 @right("memory-estimate")
-def memory_in_parts(adapters, base, model_config, tokens):
+def memory_in_parts(adapters, model, tokens):
     n = num_parameters(adapters)
-    parts = {"activations": tokens * activation_floats(adapters, base, model_config) * 4}
-    parts["frozen weights"] = nbytes(base)
+    parts = {"activations": tokens * activation_floats(adapters, model.config) * 4}
+    parts["frozen weights"] = nbytes(model.base)
     parts["trained weights"] = n * 4
     parts["their gradients"] = n * 4
     parts["Adam's two moments"] = n * ADAM_FLOATS * 4
@@ -499,31 +499,33 @@ def check_every_pair(pack):
 
 @right("test-merge")
 def check_logits_and_base(merge):
-    config, base, _ = minilora.load("micro")
+    model, _ = minilora.load("micro")
+    base = model.base
     rng = np.random.default_rng(3)
-    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2, lora_alpha=6), rng)
+    adapters, model = minilora.get_peft_model(model, LoraConfig(r=2, lora_alpha=6), rng)
     for path in adapted_paths(adapters):
         node = get(adapters, path)
         node["lora_B"] = rng.standard_normal(node["lora_B"].shape).astype(np.float32) * 0.1
     set_leaf(adapters, "model.norm.weight", 2 * get(base, "model.norm.weight"))
     before = tree_map(np.array, base)
     tokens = rng.integers(0, 200, (2, 9))
-    merged = merge(adapters, base, layers)
-    trees = (adapters, base), ({}, merged)
-    logits = [minilora.forward(*pair, tokens, config) for pair in trees]
-    np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
+    together = minilora.forward({}, merge(adapters, model), tokens)
+    apart = minilora.forward(adapters, model, tokens)
+    np.testing.assert_allclose(together, apart, rtol=1e-3, atol=1e-3)
     for path, w in named_leaves(before):
         np.testing.assert_array_equal(w, get(base, path))
 
 
 @right("test-frozen")
-def check_what_training_changes(train):
-    config, base, tokenizer = minilora.load("micro")
-    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), 0)
+def check_what_training_changes(steps):
+    model, tokenizer = minilora.load("micro")
+    base = model.base
+    adapters, model = minilora.get_peft_model(model._replace(ops=layers), LoraConfig(r=2), 0)
     before, start = (tree_map(np.array, tree) for tree in (base, arrays(adapters)))
     settings = TrainConfig(iters=2, batch_size=2, warmup_ratio=0, learning_rate=1e-2)
     examples = [encode(row, tokenizer) for row in load_rows("questions", "train")[:6]]
-    after, _ = train(adapters, base, examples, config, settings, layers)
+    *_, (state, _) = steps(model, examples, settings, minilora.start(adapters, settings))
+    after = state.adapters
     for path, w in named_leaves(before):
         np.testing.assert_array_equal(w, get(base, path))
     for path, w in named_leaves(start):
@@ -576,8 +578,8 @@ def calibration_drops_confidence_one(confidence, hit):
 
 @wrong("test-merge")
 def check_shapes(merge):
-    _, base, _ = minilora.load("micro")
-    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), 0)
-    merged = merge(adapters, base, layers)
+    model, _ = minilora.load("micro")
+    adapters, model = minilora.get_peft_model(model, LoraConfig(r=2), 0)
+    merged = merge(adapters, model)
     for path in adapted_paths(adapters):
-        assert get(merged, path)["weight"].shape == get(base, path)["weight"].shape
+        assert get(merged.base, path)["weight"].shape == get(model.base, path)["weight"].shape

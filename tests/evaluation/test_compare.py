@@ -14,13 +14,13 @@ from minilora.config import InputError
 from minilora.methods import registry
 from minilora.tree import num_parameters
 
-MICRO = minilora.load("micro").base
+MICRO, _ = minilora.load("micro")
 
 
 @pytest.mark.parametrize("method", registry.METHODS.keys() - compare.WITHOUT_RUNS)
 def test_every_method_is_in_the_table_and_in_its_sweeps(method):
     names = [name for name, entry in TABLE.items() if entry.method == method]
-    where = "in lessons/sweeps/compare.py"
+    where = "in lessons/helpers/compare.py"
     assert names, f"add {method} to TABLE {where}, or to WITHOUT_RUNS if it is not compared"
     for name in names:
         ends = "the lowest and the highest rate to try"

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from autograd import make_vjp
-from models import adapted, quantized, random_base, random_batch
+from models import adapted, quantized, random_batch, random_model
 
 import minilora
+from minilora import kernels
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
@@ -23,13 +24,17 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def kept_by_a_step(adapters, base, config=CONFIG):
+def fast_model(config=CONFIG):
+    return random_model(config, ops=kernels.ops)
+
+
+def kept_by_a_step(adapters, model):
     """The allocated bytes between the forward and the backward pass, by Python's tracemalloc."""
-    batch = random_batch(config, B=8, T=128, packed=False)
+    batch = random_batch(model.config, B=8, T=128, packed=False)
 
     def keep():
         leaves = arrays(adapters)
-        return make_vjp(lambda a: minilora.loss(overlay(adapters, a), base, batch, config))(leaves)
+        return make_vjp(lambda a: minilora.loss(overlay(adapters, a), model, batch))(leaves)
 
     keep()  # compile first
     tracemalloc.start()
@@ -44,36 +49,36 @@ def kept_by_a_step(adapters, base, config=CONFIG):
     "name", ["q and v", *(n for n in METHODS if n not in ("head", "p-tuning", "prefix"))]
 )
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
-    base, config = random_base(CONFIG), MethodConfig(name, num_virtual_tokens=1, vera_r=64)
+    model, config = fast_model(), MethodConfig(name, num_virtual_tokens=1, vera_r=64)
     if name in ("q and v", "lora", "dora"):
         targets = ("q_proj", "v_proj") if name == "q and v" else ALL_LINEAR
         config = LoraConfig(target_modules=targets, use_dora=name == "dora")
-    adapters, _ = get_peft_model(base, config, 0)
-    predicted = memory.memory_estimate(adapters, base, CONFIG, 8 * 128)["activations"]
+    adapters, _ = get_peft_model(model, config, 0)
+    predicted = memory.memory_estimate(adapters, model, 8 * 128)["activations"]
     # Python's own objects (nodes, closures, views) come on top; the first layer keeps a little
     # less than the formula, which counts it in full.
-    assert predicted == pytest.approx(kept_by_a_step(adapters, base), rel=0.15)
+    assert predicted == pytest.approx(kept_by_a_step(adapters, model), rel=0.15)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_layers_of_a_family_keep_is_counted(family):
     config = replace(CONFIG, **FAMILIES[family].fields)
-    adapters, base = adapted(random_base(config), target_modules=ALL_LINEAR)
-    predicted = memory.memory_estimate(adapters, base, config, 8 * 128)["activations"]
-    assert predicted == pytest.approx(kept_by_a_step(adapters, base, config), rel=0.15)
+    adapters, model = adapted(fast_model(config), target_modules=ALL_LINEAR)
+    predicted = memory.memory_estimate(adapters, model, 8 * 128)["activations"]
+    assert predicted == pytest.approx(kept_by_a_step(adapters, model), rel=0.15)
 
 
 def test_weights_and_optimizer_are_exact():
-    adapters, base = adapted(quantized(random_base(CONFIG)))
-    parts = memory.memory_estimate(adapters, base, CONFIG, 1)
-    assert parts["frozen weights"] == nbytes(base)
+    adapters, model = adapted(quantized(fast_model()))
+    parts = memory.memory_estimate(adapters, model, 1)
+    assert parts["frozen weights"] == nbytes(model.base)
     trained = 4 * num_parameters(adapters)
     assert (parts["trained weights"], parts["Adam's two moments"]) == (trained, 2 * trained)
 
 
 def test_counts_are_logical_and_bits_are_stored():
-    base = random_base(CONFIG)
-    four_bit = quantized(base)
+    model = fast_model()
+    base, four_bit = model.base, quantized(model).base
     assert num_parameters(four_bit) == num_parameters(base)
     # blocks of 16: 4 + 32/16 bits, every weight here being a whole number of blocks
     assert memory.bits_per_weight(four_bit) == 4 + 32 / 16

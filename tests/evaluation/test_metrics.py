@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from models import TINY, adapted, as_dtype, configs, random_base, random_examples, seeds
+from models import TINY, adapted, as_dtype, configs, random_examples, random_model, seeds
 
 import minilora
+from minilora import kernels
 from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR, InputError
 from minilora.evaluation import metrics
@@ -19,11 +20,16 @@ from minilora.evaluation.metrics import calibration_error, evaluate
 U32 = 2.0**-24
 
 
-def slow_scores(adapters, base, examples, config):
+def fast_model(config=TINY, seed=0):
+    return random_model(config, seed, ops=kernels.ops)
+
+
+def slow_scores(adapters, model, examples):
     """(nll, probabilities, target, row) of every target token, one example at a time, float64."""
-    adapters, base = as_dtype(adapters, np.float64), as_dtype(base, np.float64)
+    adapters = as_dtype(adapters, np.float64)
+    model = model._replace(base=as_dtype(model.base, np.float64))
     for row, (tokens, mask, _) in enumerate(examples):
-        logits = minilora.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
+        logits = minilora.forward(adapters, model, [tokens[:-1]])[0]
         for z, target, counts in zip(logits, tokens[1:], mask[1:]):
             if counts:
                 p = np.exp(z - z.max())
@@ -36,10 +42,10 @@ def slow_scores(adapters, base, examples, config):
 def test_every_score_by_its_definition(config, seed, n):
     # √ε of 0.3 keeps every norm, and so the error of float32, within a factor of ten or so
     config = replace(config, rms_norm_eps=0.1)
-    adapters, base = adapted(random_base(config, seed), seed)
+    adapters, model = adapted(fast_model(config, seed), seed)
     examples = random_examples(config, n, seed)
-    scores = evaluate(adapters, base, examples, config)
-    nll, p, target, row = zip(*slow_scores(adapters, base, examples, config))
+    scores = evaluate(adapters, model, examples)
+    nll, p, target, row = zip(*slow_scores(adapters, model, examples))
     # Float32 logits, of size Z, have up to 3·12 sums of some ten terms above them.
     Z = max(np.abs(np.log(q)).max() for q in p)
     bound = 360 * 10 * U32 * max(1.0, Z)
@@ -56,30 +62,30 @@ def test_every_score_by_its_definition(config, seed, n):
 
 def test_no_score_and_no_output_has_dropout():
     """With p = 0.9, hardly a number would stay the same."""
-    base, examples, tokens = random_base(TINY), random_examples(TINY, 7), np.arange(6)[None]
+    model, examples, tokens = fast_model(), random_examples(TINY, 7), np.arange(6)[None]
     found = []
     for p in (0.0, 0.9):
-        adapters, _ = adapted(base, target_modules=ALL_LINEAR, lora_dropout=p)
+        adapters, _ = adapted(model, target_modules=ALL_LINEAR, lora_dropout=p)
         batch = collate([[e] for e in examples])
         found.append(
             [
-                evaluate(adapters, base, examples, TINY),
-                minilora.forward(adapters, base, tokens, TINY).tolist(),
-                float(minilora.loss(adapters, base, batch, TINY)),
-                list(minilora.generate(adapters, base, [1, 2], TINY, max_tokens=8)),
-                minilora.generate_batch([adapters] * 2, base, [[1, 2], [3]], TINY, max_tokens=8),
+                evaluate(adapters, model, examples),
+                minilora.forward(adapters, model, tokens).tolist(),
+                float(minilora.loss(adapters, model, batch)),
+                list(minilora.generate(adapters, model, [1, 2], max_tokens=8)),
+                minilora.generate_batch([adapters] * 2, model, [[1, 2], [3]], max_tokens=8),
             ]
         )
     assert found[0] == found[1]
 
 
-def greedy_examples(base, n, prompt=3, answer=4):
+def greedy_examples(model, n, prompt=3, answer=4):
     """Return n examples: random prompts, and the answers that greedy decoding gives to them."""
     rng, examples = np.random.default_rng(0), []
     for _ in range(n):
         tokens = rng.integers(TINY.vocab_size, size=prompt).tolist()
         for _ in range(answer):
-            tokens.append(int(minilora.forward({}, base, np.array([tokens]), TINY)[0, -1].argmax()))
+            tokens.append(int(minilora.forward({}, model, [tokens])[0, -1].argmax()))
         examples.append(Example(tokens, [0] * prompt + [1] * answer))
     return examples
 
@@ -90,53 +96,53 @@ def test_exact_match_is_what_greedy_decoding_says(counts_the_prompt):
 
     What precedes the answer need not be likely, whether or not the loss counts it.
     """
-    base = random_base(TINY, 3)
-    rows = greedy_examples(base, 6)
+    model = fast_model(seed=3)
+    rows = greedy_examples(model, 6)
     if counts_the_prompt:
         rows = [Example(e.tokens, [1] * 7, e.mask) for e in rows]
-    scores = evaluate({}, base, rows, TINY)
+    scores = evaluate({}, model, rows)
     assert scores["exact_match"] == 1
     assert scores["tokens"] == 6 * (6 if counts_the_prompt else 4)
     for at in range(3, 7):
         tokens = list(rows[0].tokens)
         tokens[at] = (tokens[at] + 1) % TINY.vocab_size
         wrong = [rows[0]._replace(tokens=tokens), *rows[1:]]
-        assert evaluate({}, base, wrong, TINY)["exact_match"] == 5 / 6
+        assert evaluate({}, model, wrong)["exact_match"] == 5 / 6
     if counts_the_prompt:  # without an answer, every token has to be the likeliest
-        plain = evaluate({}, base, [Example(e.tokens, e.mask) for e in rows], TINY)
+        plain = evaluate({}, model, [Example(e.tokens, e.mask) for e in rows])
         assert plain["exact_match"] == 0 and plain["loss"] == scores["loss"]
 
 
 def test_a_row_whose_answer_was_cut_off_is_no_match():
-    base = random_base(TINY, 3)
-    masked = greedy_examples(base, 2)
+    model = fast_model(seed=3)
+    masked = greedy_examples(model, 2)
     no_answer = Example(masked[0].tokens[:3], [1] * 3, [0] * 3)
     no_target = Example(masked[0].tokens[:3], [0] * 3)
     for lost in (no_answer, no_target):
-        assert evaluate({}, base, [masked[1], lost], TINY)["exact_match"] == 1 / 2
+        assert evaluate({}, model, [masked[1], lost])["exact_match"] == 1 / 2
     one_token = Example(masked[0].tokens, [0] * 6 + [1])  # is an answer, too
-    assert evaluate({}, base, [one_token], TINY)["exact_match"] == 1
+    assert evaluate({}, model, [one_token])["exact_match"] == 1
 
 
 def test_examples_without_a_target_have_no_scores(monkeypatch):
-    base, silent = random_base(TINY), Example([1, 2, 3], [1, 0, 0])
+    model, silent = fast_model(), Example([1, 2, 3], [1, 0, 0])
     for examples in ([], [silent] * 2):
         with pytest.raises(InputError, match="no token of the examples is a target"):
-            evaluate({}, base, examples, TINY)
+            evaluate({}, model, examples)
     monkeypatch.setattr(metrics, "TOKENS", 3)  # so that one batch has no target at all
     other = Example([1, 2, 3, 4], [1, 1, 1, 1])
-    alone, both = (evaluate({}, base, examples, TINY) for examples in ([other], [silent, other]))
+    alone, both = (evaluate({}, model, examples) for examples in ([other], [silent, other]))
     assert both["loss"] == alone["loss"] and both["tokens"] == 3
 
 
 def test_scores_do_not_depend_on_order_or_chunks(monkeypatch):
-    adapters, base = adapted(random_base(TINY))
+    adapters, model = adapted(fast_model())
     examples = random_examples(TINY, 12)
-    whole = evaluate(adapters, base, examples, TINY)
+    whole = evaluate(adapters, model, examples)
     monkeypatch.setattr(metrics, "LOGIT_FLOATS", 3 * TINY.vocab_size)
     monkeypatch.setattr(metrics, "TOKENS", 12)
     for rows in (examples, examples[::-1]):
-        again = evaluate(adapters, base, rows, TINY)
+        again = evaluate(adapters, model, rows)
         assert again.keys() == whole.keys()
         for name, value in whole.items():
             assert again[name] == pytest.approx(value, rel=300 * U32, abs=300 * U32), name

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -21,36 +22,40 @@ from models import (
     moved,
     random_base,
     random_batch,
+    random_model,
     seeds,
     target_sets,
 )
 
 import minilora
 from minilora import lora
-from minilora.config import ALL_LINEAR, InputError, LoraConfig
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.formats import peft_format
 from minilora.formats.checkpoint import (
     RUN,
+    averages,
     load_adapter,
     load_state,
+    read_source,
     save_adapter,
     save_state,
 )
-from minilora.methods.muon import muon_init
 from minilora.methods.registry import get_peft_model
 from minilora.methods.replaced import also_train
-from minilora.optim import adamw_init, round_to
+from minilora.model import Source, lm_head
+from minilora.rounding import round_to
+from minilora.training import Best, State, start
 from minilora.tree import arrays, flatten, get, named_leaves, overlay, set_leaf, tree_map, unflatten
 
 Q0 = "model.layers.0.self_attn.q_proj"
 KEY = f"base_model.model.{Q0}.lora_A.weight"
 
 
-def trained_adapter(base, config, groups=(), seed=0):
+def trained_adapter(model, config, groups=(), seed=0):
     """An adapter in which every array differs from its start."""
     rng = np.random.default_rng([5, seed])
-    adapters, _ = get_peft_model(base, config, rng)
-    adapters = also_train(adapters, base, groups)
+    adapters, _ = get_peft_model(model, config, rng)
+    adapters = also_train(adapters, model.base, groups)
     return moved(adapters, lambda w: np.float32(w + rng.standard_normal(w.shape)))
 
 
@@ -81,28 +86,28 @@ lora_configs = st.builds(
 
 
 @given(configs(), lora_configs, st.sets(st.sampled_from(("norm", "head"))), seeds)
-def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, model, config, groups, seed):
-    base = random_base(model, seed)
-    adapters = trained_adapter(base, config, groups, seed)
+def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, shape, config, groups, seed):
+    model = random_model(shape, seed)
+    adapters = trained_adapter(model, config, groups, seed)
     folder = tmp_path_factory.mktemp("adapter")
-    save_adapter(folder, adapters, base, config, "a base")
-    before = fingerprint(base)
-    loaded, loaded_base, loaded_config = load_adapter(folder, base)
+    save_adapter(folder, adapters, model, config)
+    before = fingerprint(model.base)
+    loaded, loaded_model, loaded_config = load_adapter(folder, model)
     assert_same_bits(loaded, adapters)
     for path in lora.adapted_paths(adapters):
         assert loaded_config.rank_and_scaling(path) == config.rank_and_scaling(path)
-    assert loaded_base is base and fingerprint(base) == before
+    assert loaded_model.base is model.base and fingerprint(model.base) == before
 
 
 @given(lora_configs, st.booleans(), seeds)
 def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, seed):
-    base = random_base(TINY, seed, biases=ALL_LINEAR if base_has_biases else ())
-    adapters = trained_adapter(base, config, ("bias",), seed)
+    model = random_model(TINY, seed, biases=ALL_LINEAR if base_has_biases else ())
+    adapters = trained_adapter(model, config, ("bias",), seed)
     folder = tmp_path_factory.mktemp("adapter")
-    save_adapter(folder, adapters, base, config, "a base", "bfloat16")
-    loaded, _, _ = load_adapter(folder, base)
+    save_adapter(folder, adapters, model, config, "bfloat16")
+    loaded, _, _ = load_adapter(folder, model)
     for path in lora.adapted_paths(adapters):
-        node, own = get(adapters, path), get(base, path).get("bias", 0)
+        node, own = get(adapters, path), get(model.base, path).get("bias", 0)
         b, found = (np.float64(get(tree, path)["bias"]) for tree in (adapters, loaded))
         # b_B and (α/r)·b_B + b₀ are each rounded once to float32, by at most 2⁻²⁴ of themselves
         assert (abs(found - b) <= 2**-24 * (1 + 1e-6) * (abs(b - own) + abs(found))).all()
@@ -112,23 +117,25 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_rounds_once(tmp_path, dtype):
-    base, config = random_base(TINY), LoraConfig()
-    adapters = trained_adapter(base, config, ("norm", "head"))
-    save_adapter(tmp_path / "a", adapters, base, config, "a base", dtype)
-    loaded, _, _ = load_adapter(tmp_path / "a", base)
+    model, config = random_model(TINY), LoraConfig()
+    adapters = trained_adapter(model, config, ("norm", "head"))
+    save_adapter(tmp_path / "a", adapters, model, config, dtype)
+    loaded, _, _ = load_adapter(tmp_path / "a", model)
     assert_same_bits(loaded, overlay(adapters, round_to(arrays(adapters), dtype)))
-    save_adapter(tmp_path / "b", loaded, base, config, "a base", dtype)
+    save_adapter(tmp_path / "b", loaded, model, config, dtype)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_files_are_what_peft_expects(tmp_path):
-    base, config = random_base(TINY), LoraConfig(r=2, target_modules=("q_proj",))
-    adapters = trained_adapter(base, config, ("norm", "head"))
-    save_adapter(tmp_path, adapters, base, config, "models/a base", "bfloat16")
+    model, config = random_model(TINY), LoraConfig(r=2, target_modules=("q_proj",))
+    adapters = trained_adapter(model, config, ("norm", "head"))
+    model = model._replace(source=Source("models/a base", "nf4", 64, "0f"))
+    save_adapter(tmp_path, adapters, model, config, "bfloat16")
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
     with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
-        assert file.metadata() == {"format": "pt"}
+        source = '{"name": "models/a base", "scheme": "nf4", "block_size": 64, "digest": "0f"}'
+        assert file.metadata() == {"format": "pt", "minilora_source": source}
         names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
         assert names <= {*file.keys()}
         assert file.get_slice(KEY).get_dtype() == "BF16"
@@ -145,37 +152,99 @@ def test_the_files_are_what_peft_expects(tmp_path):
 
 
 def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
-    base = random_base(TINY)
-    adapters, _ = adapted(base)
+    model = random_model(TINY)
+    adapters, _ = adapted(model)
     set_leaf(adapters, "model.norm.weight", np.ones(12, "f4"))
-    save_adapter(tmp_path, adapters, base, LoraConfig(), "a base")
+    save_adapter(tmp_path, adapters, model, LoraConfig())
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["modules_to_save"] == ["model.norm"]
-    assert_same_bits(load_adapter(tmp_path, base)[0], adapters)
+    assert_same_bits(load_adapter(tmp_path, model).adapters, adapters)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
     """As in PEFT: the head of a tied model keeps the frozen embedding."""
-    model = replace(TINY, tie_word_embeddings=tied)
-    base = random_base(model)
-    embedding = base["model"]["embed_tokens"]["weight"]
-    head = base["lm_head"]["weight"] if not tied else embedding
-    adapters, _ = adapted(base)
+    model = random_model(replace(TINY, tie_word_embeddings=tied))
+    embedding = model.base["model"]["embed_tokens"]["weight"]
+    head = lm_head(model.base)
+    adapters, _ = adapted(model)
     set_leaf(adapters, "model.embed_tokens.weight", embedding[::-1].copy())
     tensors = {peft_format.key(path): w for path, w in named_leaves(arrays(adapters))}
     safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors", {"format": "pt"})
     fields = {"peft_type": "LORA", "modules_to_save": ["embed_tokens"], "lora_alpha": 16}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
-    loaded, loaded_base, config = load_adapter(tmp_path, base)
+    loaded, loaded_model, config = load_adapter(tmp_path, model)
     tokens = random_batch(TINY)["tokens"]
-    expected = minilora.forward(adapters, {**base, "lm_head": {"weight": head}}, tokens, model)
-    assert bits(minilora.forward(loaded, loaded_base, tokens, model)) == bits(expected)
-    assert bits(minilora.merge(loaded, loaded_base)["lm_head"]["weight"]) == bits(head)
-    save_adapter(tmp_path / "b", loaded, loaded_base, config, "a base")
-    again = load_adapter(tmp_path / "b", base)
+    untied = model._replace(base={**model.base, "lm_head": {"weight": head}})
+    expected = minilora.forward(adapters, untied, tokens)
+    assert bits(minilora.forward(loaded, loaded_model, tokens)) == bits(expected)
+    assert bits(lm_head(minilora.merge(loaded, loaded_model).base)) == bits(head)
+    save_adapter(tmp_path / "b", loaded, loaded_model, config)
+    again = load_adapter(tmp_path / "b", model)
     assert_same_bits(again.adapters, adapters)
-    assert bits(minilora.forward(*again[:2], tokens, model)) == bits(expected)
+    assert bits(minilora.forward(again.adapters, again.model, tokens)) == bits(expected)
+
+
+# --- the model that it was trained on
+
+sources = st.builds(
+    Source, st.sampled_from(("", "a", "b")), st.sampled_from(("none", "nf4")),
+    st.sampled_from((None, 32)), st.sampled_from(("0f", "1e")),
+)  # fmt: skip
+
+
+@given(sources, sources)
+def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, now):
+    """Another name is no warning, because a folder can be moved; without a name, none is known."""
+    folder, model = tmp_path_factory.mktemp("adapter"), random_model(TINY)
+    save_adapter(folder, adapted(model)[0], model._replace(source=then), LoraConfig())
+    assert read_source(folder) == (then if then.name else None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_adapter(folder, model._replace(source=now))
+    said = [str(warning.message) for warning in caught]
+    both = then.name and now.name
+    expected = []
+    if both and then[1:3] != now[1:3]:
+        expected.append(f"{folder} was trained on a base stored as {then.scheme}")
+    if both and then.digest != now.digest:
+        expected.append(f"the files of {now.name} are not those of the base that {folder}")
+    assert len(said) == len(expected)
+    assert all(text.startswith(line) for text, line in zip(said, expected))
+
+
+SOURCE = {"name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f"}
+MALFORMED = (
+    {"name": None}, {"scheme": 4}, {"block_size": "64"}, {"block_size": 1.5}, {"digest": []},
+    {"bits": 4},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[" * 10**5, "null", "[1]", "{}", *(json.dumps(SOURCE | wrong) for wrong in MALFORMED)],
+    ids=range(5 + len(MALFORMED)),
+)
+def test_a_malformed_source_is_refused(folder, text):
+    change_tensors(folder, lambda tensors: None, minilora_source=json.dumps(SOURCE))
+    assert read_source(folder) == Source(**SOURCE)
+    change_tensors(folder, lambda tensors: None, minilora_source=text)
+    assert "adapter_model.safetensors: its minilora_source" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "train_config.toml"])
+def test_the_folder_of_a_run_is_not_changed(folder, name):
+    def save(r):
+        model = random_model(TINY)
+        save_adapter(folder, adapted(model, r=r)[0], model, LoraConfig(r=r))
+
+    save(2)  # a second time into a folder of its own
+    assert load_adapter(folder, random_model(TINY)).adapter_config.r == 2
+    (folder / name).write_text("of a run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(InputError, match="already contains a run: choose another folder"):
+        save(3)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 # --- PEFT's ways of saying it
@@ -217,7 +286,7 @@ def everywhere(*names, r=8):
 def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
     ranks = everywhere(*names)
     folder = write_folder(tmp_path / "a", ranks, target_modules=targets, layers_to_transform=layers)
-    adapters, _, config = load_adapter(folder, random_base(TINY))
+    adapters, _, config = load_adapter(folder, random_model(TINY))
     assert sorted(lora.adapted_paths(adapters)) == sorted(ranks) and config.r == 8
     node = get(adapters, Q0)  # fields that are absent have PEFT's defaults
     assert node["lora_scaling"] == 1.0 and node["lora_dropout"] == 0.0
@@ -239,13 +308,13 @@ def test_the_keys_of_a_pattern_are_regular_expressions(tmp_path, pattern, of_lay
     folder = write_folder(
         tmp_path / "a", ranks, target_modules=["q_proj"], use_rslora=True, **patterns
     )
-    adapters, base, config = load_adapter(folder, random_base(TINY))
+    adapters, model, config = load_adapter(folder, random_model(TINY))
     for path, r in ranks.items():
         assert config.rank_and_scaling(path) == (r, r / math.sqrt(r))
         assert len(get(adapters, path)["lora_A"]) == r
         assert get(adapters, path)["lora_scaling"] == r / math.sqrt(r)
-    save_adapter(tmp_path / "b", adapters, base, config, "a base")  # and back
-    assert load_adapter(tmp_path / "b", random_base(TINY))[2] == config
+    save_adapter(tmp_path / "b", adapters, model, config)  # and back
+    assert load_adapter(tmp_path / "b", random_model(TINY)).adapter_config == config
 
 
 # --- what is refused
@@ -254,15 +323,15 @@ def test_the_keys_of_a_pattern_are_regular_expressions(tmp_path, pattern, of_lay
 @pytest.fixture
 def folder(tmp_path):
     """A sound adapter on q_proj and v_proj of TINY, r 8."""
-    base = random_base(TINY)
-    adapters, _ = adapted(base)
-    save_adapter(tmp_path / "adapter", adapters, base, LoraConfig(), "a base")
+    model = random_model(TINY)
+    adapters, _ = adapted(model)
+    save_adapter(tmp_path / "adapter", adapters, model, LoraConfig())
     return tmp_path / "adapter"
 
 
-def refusal(folder, base=None):
+def refusal(folder, model=None):
     with pytest.raises(InputError) as caught:
-        load_adapter(folder, base or random_base(TINY))
+        load_adapter(folder, model or random_model(TINY))
     message = str(caught.value)
     assert "\n" not in message and str(folder) in message
     return message
@@ -298,12 +367,12 @@ def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
         folder = write_folder(
             tmp_path / "a", ranks, target_modules=["q_proj", "v_proj"], exclude_modules=excluded
         )
-        adapters, base, config = load_adapter(folder, random_base(TINY))
+        adapters, model, config = load_adapter(folder, random_model(TINY))
         assert sorted(lora.adapted_paths(adapters)) == sorted(ranks)
-        save_adapter(tmp_path / "b", adapters, base, config, "a base")
+        save_adapter(tmp_path / "b", adapters, model, config)
         written = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
         assert written["exclude_modules"] == (["v_proj"] if excluded[0] == "v_proj" else excluded)
-        assert load_adapter(tmp_path / "b", random_base(TINY))[2] == config
+        assert load_adapter(tmp_path / "b", random_model(TINY)).adapter_config == config
 
 
 @pytest.mark.parametrize(
@@ -324,11 +393,11 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     """PEFT's "lora_only" trains the biases of the adapted projections, and "all" every bias."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "bias": bias}))
-    base = random_base(TINY, biases=("q_proj",))
-    assert load_adapter(folder, base).adapter_config.bias == "none"
+    model = random_model(TINY, biases=("q_proj",))
+    assert load_adapter(folder, model).adapter_config.bias == "none"
     name = f"base_model.model.{Q0}.bias"
     change_tensors(folder, lambda tensors: tensors.update({name: np.ones(24, "f4")}))
-    assert f"tensor {name} does not belong" in refusal(folder, base)
+    assert f"tensor {name} does not belong" in refusal(folder, model)
 
 
 @pytest.mark.parametrize(
@@ -344,14 +413,14 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
 def test_a_field_that_changes_nothing_is_let_by(folder, name, value):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    load_adapter(folder, random_base(TINY))
+    load_adapter(folder, random_model(TINY))
 
 
-def change_tensors(folder, change):
+def change_tensors(folder, change, **texts):
     path = folder / "adapter_model.safetensors"
     tensors = safetensors.numpy.load_file(path)
     change(tensors)
-    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+    safetensors.numpy.save_file(tensors, path, {"format": "pt", **texts})
 
 
 BAD_TENSORS = {
@@ -374,9 +443,9 @@ def test_a_tensor_that_does_not_fit_is_named(folder, what):
 
 def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     """b = b₀ + (α/r)·b_B has to be a float32 number: no warning, and no infinite bias."""
-    base, config = random_base(TINY), LoraConfig(lora_alpha=8)
-    adapters = trained_adapter(base, config, ("bias",))
-    save_adapter(tmp_path, adapters, base, config, "a base")
+    model, config = random_model(TINY), LoraConfig(lora_alpha=8)
+    adapters = trained_adapter(model, config, ("bias",))
+    save_adapter(tmp_path, adapters, model, config)
     key = KEY.replace("lora_A.weight", "lora_B.bias")
     change_tensors(tmp_path, lambda t: t.update({key: np.full_like(t[key], 3e38)}))
     path = tmp_path / "adapter_config.json"
@@ -385,10 +454,10 @@ def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
 
 
 def test_an_adapter_of_another_base_is_refused(folder):
-    message = refusal(folder, random_base(replace(TINY, hidden_size=13)))
+    message = refusal(folder, random_model(replace(TINY, hidden_size=13)))
     assert "shape (8, 12), not (8, 13)" in message
-    assert "missing" in refusal(folder, random_base(replace(TINY, num_hidden_layers=3)))
-    assert "does not belong" in refusal(folder, random_base(replace(TINY, num_hidden_layers=1)))
+    assert "missing" in refusal(folder, random_model(replace(TINY, num_hidden_layers=3)))
+    assert "does not belong" in refusal(folder, random_model(replace(TINY, num_hidden_layers=1)))
 
 
 def test_a_pickle_is_never_opened(folder):
@@ -422,8 +491,8 @@ UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
 
 
 def test_saving_refuses_what_the_format_would_lose(tmp_path):
-    base = random_base(TINY)
-    adapters, _ = adapted(base)
+    model = random_model(TINY)
+    adapters, _ = adapted(model)
     others = ({"r": 4}, {"lora_alpha": 3}, {"target_modules": ("q_proj",)})
     cases = [(adapters, LoraConfig(**fields), "LoraConfig") for fields in others]
     for path, (w, says) in UNSAVABLE.items():
@@ -431,14 +500,14 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
         cases.append((changed, LoraConfig(), says))
     for tree, config, says in cases:
         with pytest.raises(InputError, match=re.escape(says)):
-            save_adapter(tmp_path / "a", tree, base, config, "a base", "float16")
+            save_adapter(tmp_path / "a", tree, model, config, "float16")
         assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
 
 
 # --- the state of a run
 
 
-def random_state(seed, with_best=True, optimizer="adamw"):
+def random_state(seed, optimizer, best):
     """Trees with any finite float32 numbers, including subnormal ones and minus zero."""
     rng = np.random.default_rng(seed)
 
@@ -446,11 +515,12 @@ def random_state(seed, with_best=True, optimizer="adamw"):
         w = rng.integers(0, 2**32, w.shape, dtype=np.uint32).view("f4")
         return np.where(np.isfinite(w), w, np.float32(-0.0))
 
-    like = adapted(random_base(TINY))[0]
-    adapters, best = moved(like, any_bits), moved(like, any_bits)
-    state = muon_init(arrays(like)) if optimizer == "muon" else adamw_init(arrays(like))
-    trees = {name: tree_map(any_bits, t) for name, t in state.items() if isinstance(t, dict)}
-    return adapters, trees | ({"best": best} if with_best else {})
+    like, _ = adapted(random_model(TINY))
+    state = start(like, TrainConfig(optimizer=optimizer))
+    moments = state.moments | tree_map(any_bits, averages(state.moments))
+    if best.step:
+        best = best._replace(adapters=moved(like, any_bits))
+    return State(moved(like, any_bits), moments, best)
 
 
 json_values = st.recursive(
@@ -474,18 +544,18 @@ def test_a_state_comes_back_bit_for_bit(
     tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts, text
 ):
     path = tmp_path_factory.mktemp("run") / "state"
-    adapters, trees = random_state(seed, with_best, optimizer)
-    numbers = {"step": step, "best_loss": best_loss, "worse": worse}
-    numbers["best_step"] = best_step if with_best else 0
+    best = Best(best_loss, best_step if with_best else 0, None, worse)
+    saved = random_state(seed, optimizer, best)
+    saved.moments["step"] = step
     facts |= FACTS
-    save_state(path, adapters, trees | numbers, facts, text)
-    loaded, state, loaded_facts, history = load_state(path, adapters, optimizer)
-    assert history.decode() == text
-    assert_same_bits(loaded, adapters)
-    assert state.keys() == trees.keys() | numbers.keys()
-    for name, tree in trees.items():
-        assert_same_bits(state[name], tree)
-    assert {name: state[name] for name in numbers} == numbers and loaded_facts == facts
+    save_state(path, saved, facts, text)
+    loaded, loaded_facts, history = load_state(path, saved.adapters, optimizer)
+    assert history.decode() == text and loaded_facts == facts
+    assert_same_bits(loaded.adapters, saved.adapters)
+    assert_same_bits(averages(loaded.moments), averages(saved.moments))
+    assert loaded.step == step and loaded.moments.keys() == saved.moments.keys()
+    assert loaded.best._replace(adapters=None) == saved.best._replace(adapters=None)
+    assert_same_bits(loaded.kept, saved.kept)
     assert os.listdir(path.parent) == ["state"]
 
 
@@ -493,15 +563,15 @@ def test_a_state_comes_back_bit_for_bit(
     ("optimizer", "other", "tree"), [("adamw", "muon", "m"), ("muon", "adamw", "momentum")]
 )
 def test_a_state_of_another_optimizer_is_refused(tmp_path, optimizer, other, tree):
-    adapters, trees = random_state(0, False, optimizer)
-    save_state(tmp_path / "state", adapters, trees | NUMBERS, FACTS)
+    state = random_state(0, optimizer, Best())
+    save_state(tmp_path / "state", state, FACTS)
     with pytest.raises(InputError, match=rf"tensor {tree}\.model\.\S* does not belong"):
-        load_state(tmp_path / "state", adapters, other)
+        load_state(tmp_path / "state", state.adapters, other)
 
 
 def test_every_truncated_state_is_refused(tmp_path):
     tree = {"lm_head": {"weight": np.ones((2, 3), "f4")}}
-    save_state(tmp_path / "state", tree, {"m": tree, "v": tree} | NUMBERS, FACTS)
+    save_state(tmp_path / "state", start(tree, TrainConfig()), FACTS)
     whole = (tmp_path / "state").read_bytes()
     for length in range(len(whole)):
         (tmp_path / "cut").write_bytes(whole[:length])
@@ -540,7 +610,7 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
         return str(caught.value)
 
     safetensors.numpy.save_file(sound, path, marks)
-    assert load_state(path, like)[1]["step"] == 1
+    assert load_state(path, like)[0].step == 1
     for change in BROKEN.values():
         tensors = {name: w.copy() for name, w in sound.items()}
         change(tensors)
@@ -555,10 +625,10 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
 
 
 def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_path):
-    adapters, trees = random_state(0)
-    save_state(tmp_path / "state", adapters, trees | NUMBERS, FACTS)
+    state = random_state(0, "adamw", Best(2.0, 5))
+    save_state(tmp_path / "state", state, FACTS)
     before = (tmp_path / "state").read_bytes()
-    bad = moved(adapters, lambda w: w * np.float32(np.nan))
+    bad = moved(state.adapters, lambda w: w * np.float32(np.nan))
     with pytest.raises(InputError, match="lora_A"):
-        save_state(tmp_path / "state", bad, trees | NUMBERS, FACTS)
+        save_state(tmp_path / "state", state._replace(adapters=bad), FACTS)
     assert (tmp_path / "state").read_bytes() == before and os.listdir(tmp_path) == ["state"]

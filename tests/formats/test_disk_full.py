@@ -12,16 +12,18 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from minilora.config import InputError
+from minilora.config import InputError, TrainConfig
 from minilora.formats.checkpoint import save_state
+from minilora.training import start
 
 path = Path(sys.argv[1])
 rng, most = np.random.default_rng(1), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-tree = {"a": {"lora_A": rng.standard_normal((8, 1000)).astype("f4")}}
+state = start({"a": {"lora_A": rng.standard_normal((8, 1000)).astype("f4")}}, TrainConfig())
 
 def save(limit, step):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-    save_state(path, tree, {"m": tree, "v": tree, "step": step}, {"settings": {}})
+    moments = state.moments | {"step": step}
+    save_state(path, state._replace(moments=moments), {"settings": {}})
 
 save(10**9, 2)
 good = path.read_bytes()

@@ -9,12 +9,12 @@ import pytest
 import safetensors.numpy
 from toy_models import CONFIG, assert_same, folder, leaves
 
-from minilora.config import ATTENTION, MLP, InputError
+from minilora.config import ATTENTION, GEMMA_NORMS, MLP, InputError
 from minilora.formats.families import FAMILIES
 from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
-from minilora.layers import NORMS
+from minilora.model import Model
 from minilora.quant.schemes import quantize
 from minilora.tree import unflatten
 
@@ -22,7 +22,7 @@ WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 
 SLIDING, FULL = "sliding_attention", "full_attention"
 QKV = ATTENTION[:3]
 GEMMA = {
-    "hidden_act": "gelu_pytorch_tanh", "norm_offset": 1.0, "norms": NORMS, "qk_norm": True,
+    "hidden_act": "gelu_pytorch_tanh", "norm_offset": 1.0, "norms": GEMMA_NORMS, "qk_norm": True,
     "embedding_scale": 32**0.5, "query_pre_attn_scalar": 16, "sliding_window": 3,
     "layer_types": (SLIDING, FULL), "rope_theta": 5e5, "rope_local_base_freq": 2e4,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
@@ -76,13 +76,13 @@ CASES = [
 def test_a_folder_of_each_type_both_ways(tmp_path, kind, fields, biased, expected):
     expected = replace(CONFIG, model_type=kind, rms_norm_eps=1e-5, **expected)
     w = leaves(expected, biased=biased)
-    config, base, _ = load(folder(tmp_path, w, model_type=kind, **fields))
-    assert config == expected
-    assert_same(base, w)
-    save_pretrained(tmp_path / "out", config, base)
-    again, base, _ = load(tmp_path / "out")
-    assert again == config
-    assert_same(base, w)
+    model, _ = load(folder(tmp_path, w, model_type=kind, **fields))
+    assert model.config == expected
+    assert_same(model.base, w)
+    save_pretrained(tmp_path / "out", model)
+    again, _ = load(tmp_path / "out")
+    assert again.config == expected
+    assert_same(again.base, w)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["architectures"] == [f"{kind.removesuffix('_text').capitalize()}ForCausalLM"]
 
@@ -90,9 +90,9 @@ def test_a_folder_of_each_type_both_ways(tmp_path, kind, fields, biased, expecte
 def test_a_mistral_without_a_window_says_so(tmp_path):
     # null is no window; a missing field would be one of 4096
     config = replace(CONFIG, model_type="mistral")
-    save_pretrained(tmp_path / "out", config, unflatten(leaves()))
+    save_pretrained(tmp_path / "out", Model(config, unflatten(leaves())))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["sliding_window"] is None
-    assert load(tmp_path / "out")[0] == config
+    assert load(tmp_path / "out").model.config == config
 
 
 def test_the_defaults_of_gemma(tmp_path):
@@ -122,15 +122,15 @@ def as_phi3(w):
 
 def test_a_family_that_joins_tensors_splits_and_joins_them(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "phi3", phi3.FAMILY)
-    config, base, _ = load(folder(tmp_path, as_phi3(leaves()), model_type="phi3"))
-    assert_same(base, leaves())
-    save_pretrained(tmp_path / "out", config, base)
+    model, _ = load(folder(tmp_path, as_phi3(leaves()), model_type="phi3"))
+    assert_same(model.base, leaves())
+    save_pretrained(tmp_path / "out", model)
     written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert_same(unflatten(written), as_phi3(leaves()))
     with pytest.raises(
         InputError, match=r"^model.*q_proj.weight is quantized, and a quantized phi"
     ):
-        save_quantized(tmp_path / "q", config, quantize(base, "nf4"))
+        save_quantized(tmp_path / "q", quantize(model, "nf4"))
     assert not (tmp_path / "q").exists()
 
 
@@ -188,15 +188,16 @@ def test_a_trained_bias_changes_the_type(tmp_path, kind, window, trained, writte
     config = replace(CONFIG, model_type=kind, sliding_window=window, qk_norm=qk_norm)
     w = leaves(config, biased=QKV if kind == "qwen2" else ())
     base = unflatten({**w, f"model.layers.0.{trained}.bias": np.ones(32, np.float32)})
+    model = Model(config, base)
     if written is None:
         with pytest.raises(
             InputError, match=r"no model_type .* has biases of \w+, .* --also-train"
         ):
-            save_pretrained(tmp_path / "out", config, base)
+            save_pretrained(tmp_path / "out", model)
         return
-    save_pretrained(tmp_path / "out", config, base)
-    got, base, _ = load(tmp_path / "out")
-    assert (got.model_type, got.sliding_window) == (written, window)
+    save_pretrained(tmp_path / "out", model)
+    got, _ = load(tmp_path / "out")
+    assert (got.config.model_type, got.config.sliding_window) == (written, window)
     node, name = trained.split(".")
-    first, second = (base["model"]["layers"][i][node][name]["bias"] for i in "01")
+    first, second = (got.base["model"]["layers"][i][node][name]["bias"] for i in "01")
     assert first.all() and (not second.any() or name == "q_proj")

@@ -28,23 +28,26 @@ from toy_models import (
     tiny,
 )
 
-from minilora import layers, model
+import minilora
+from minilora import layers
 from minilora.cli.arguments import parse
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.evaluation.callbacks import init_state
 from minilora.formats import hf_folder, hf_tokenizer, safetensors_file
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.methods.method import MethodConfig
-from minilora.methods.registry import METHODS, get_peft_model, operations
+from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
+from minilora.model import Model, Source
 from minilora.quant.schemes import quantize
+from minilora.training import Best, start
 from minilora.tree import arrays, named_leaves, tree_map, unflatten
 
 SECONDS, BYTES = 10, 2**30
+MODEL = Model(CONFIG, unflatten(leaves()))
 
 
 class TooLong(KeyboardInterrupt):
@@ -98,17 +101,19 @@ def fuzz(request, tries):
     return run
 
 
-def use(config, base, words):
-    """Use a model as a user does: text to ids, ids to logits, and back."""
-    check_finite(base)
-    rows = base["model"]["embed_tokens"]["weight"].shape[0]
+def use(path):
+    """Load and use a model as a user does: text to ids, ids to logits, and back."""
+    model, words = load(path)
+    check_finite(model.base)
+    rows = model.base["model"]["embed_tokens"]["weight"].shape[0]
     ids = words.encode("hel 1 é\N{GRINNING FACE}")
-    assert all(0 <= i < rows for i in (*config.eos_token_id, words.eos_token_id, *ids))
+    assert all(0 <= i < rows for i in (*model.config.eos_token_id, words.eos_token_id, *ids))
     words.decode(ids)
     if words.chat_template:
         words.encode(words.render(CHAT, add_generation_prompt=True))
     with np.errstate(all="ignore"):  # of weights that are random numbers
-        model.forward({}, base, np.array([[*ids, words.eos_token_id][:4]]), config, layers)
+        tokens = np.array([[*ids, words.eos_token_id][:4]])
+        minilora.forward({}, model._replace(ops=layers), tokens)
 
 
 def check_finite(tree):
@@ -165,7 +170,7 @@ def test_folders(fuzz, tmp_path, kind):
     for shard in set(where.values()):
         safetensors.numpy.save_file({n: w[n] for n in w if where[n] == shard}, path / shard)
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    fuzz(sorted(path.iterdir()), lambda: use(*load(path)))
+    fuzz(sorted(path.iterdir()), lambda: use(path))
 
 
 PARTS = {  # parts of a tokenizer.json that the toy tokenizers lack
@@ -188,57 +193,56 @@ def with_another_part(rng, path, data):
 def test_tokenizers(fuzz, tmp_path):
     needs_hf()
     path = tmp_path / "model"
-    save_pretrained(path, GGUF_CONFIG, unflatten(leaves(GGUF_CONFIG)), tiny())
+    save_pretrained(path, Model(GGUF_CONFIG, unflatten(leaves(GGUF_CONFIG))), tiny())
     files = [path / name for name in hf_tokenizer.FILES]
-    fuzz(files, lambda: use(*load(path)), change=with_another_part)
+    fuzz(files, lambda: use(path), change=with_another_part)
 
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "int8"])
 def test_quantized_folders(fuzz, tmp_path, scheme):
     path = tmp_path / "q"
-    save_quantized(path, CONFIG, quantize(unflatten(leaves()), scheme))
-    fuzz(sorted(path.iterdir()), lambda: use(*load(path)))
+    save_quantized(path, quantize(MODEL, scheme))
+    fuzz(sorted(path.iterdir()), lambda: use(path))
 
 
 def test_gguf_files(fuzz, tmp_path):
     needs_hf()
     path = gguf(tmp_path / "m.gguf", gguf_metadata(), gguf_tensors(leaves(GGUF_CONFIG)))
-    fuzz([path], lambda: use(*load(path)))
+    fuzz([path], lambda: use(path))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_adapters(fuzz, tmp_path, method):
-    base = unflatten(leaves())
     config = LoraConfig() if method == "lora" else MethodConfig(method)
     if method == "dora":
         config = LoraConfig(use_dora=True)
-    adapters, _ = get_peft_model(base, config)
+    adapters, _ = get_peft_model(MODEL, config)
     if method == "lora":
-        adapters = also_train(adapters, base, ["norm", "bias", "head"])
+        adapters = also_train(adapters, MODEL.base, ["norm", "bias", "head"])
     path = tmp_path / "adapter"
-    save_adapter(path, adapters, base, config, "base")
+    source = Source("tiny", "nf4", 64, "0f")
+    save_adapter(path, adapters, MODEL._replace(source=source), config)
 
     def read():
-        adapters, loaded, _ = load_adapter(path, base)
+        adapters, loaded, _ = load_adapter(path, MODEL)
         check_finite(adapters)
         with np.errstate(all="ignore"):
-            ops = operations(adapters, loaded, layers)
-            model.forward(adapters, loaded, np.array([[1, 2]]), CONFIG, ops)
+            minilora.forward(adapters, loaded, np.array([[1, 2]]))
 
     fuzz(sorted(path.iterdir()), read, few=10)
 
 
 def test_checkpoints(fuzz, tmp_path):
-    adapters, _ = get_peft_model(unflatten(leaves()), LoraConfig(r=2))
-    state = init_state(adapters, TrainConfig()) | {"best": adapters, "best_step": 1}
+    adapters, _ = get_peft_model(MODEL, LoraConfig(r=2))
+    state = start(adapters, TrainConfig())._replace(best=Best(2.0, 1, adapters))
     path = tmp_path / "checkpoint.safetensors"
     facts = {"settings": {"iters": 3}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
-    save_state(path, adapters, state, facts)
+    save_state(path, state, facts)
     shape = tree_map(np.shape, arrays(adapters))
 
     def read():
-        found, state = load_state(path, adapters)[:2]
-        for tree in (found, state["m"], state["v"], state.get("best", found)):
+        found, _, _ = load_state(path, adapters)
+        for tree in (found.adapters, found.moments["m"], found.moments["v"], found.kept):
             assert tree_map(np.shape, arrays(tree)) == shape
 
     fuzz([path], read)

@@ -49,10 +49,10 @@ WIDE = replace(GGUF_CONFIG, head_dim=16)  # four heads in a width of 32
 )
 def test_a_gguf_file_loads(tmp_path, expected, changes):
     path, w = toy(tmp_path, expected, ATTENTION, **changes)
-    config, base, words = load(path)
-    assert config == expected
-    if config.num_key_value_heads == 2:  # `gguf_tensors` orders the rows of two
-        assert_same(base, w)
+    model, words = load(path)
+    assert model.config == expected
+    if expected.num_key_value_heads == 2:  # `gguf_tensors` orders the rows of two
+        assert_same(model.base, w)
     assert (words.vocab_size, words.eos_token_id) == (261, 2) and words.chat_template
     assert words.settings["clean_up_tokenization_spaces"] is False  # as llama.cpp prints a text
 

@@ -18,6 +18,7 @@ from minilora.formats.families import FAMILIES
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import files, load, save_pretrained, shapes
 from minilora.formats.quantized_file import save_quantized
+from minilora.model import Model
 from minilora.tree import flatten, unflatten
 
 LLAMA3 = {
@@ -35,10 +36,11 @@ def test_a_folder_loads(tmp_path):
         "lm_head.weight": w["model.embed_tokens.weight"],
     }
     path = folder(tmp_path, w | needless, attention_bias=True, mlp_bias=True)
-    config, base, words = load(path)
-    assert_same(base, w)
-    assert list(flatten(base)) == list(w), "the order of the tree does not depend on the file"
-    assert replace(config, rms_norm_eps=CONFIG.rms_norm_eps) == CONFIG
+    model, words = load(path)
+    assert_same(model.base, w)
+    order = list(flatten(model.base))
+    assert order == list(w), "the order of the tree does not depend on the file"
+    assert replace(model.config, rms_norm_eps=CONFIG.rms_norm_eps) == CONFIG
     assert isinstance(words, ByteTokenizer)
     assert [file.name for file in files(path)] == ["config.json", "model.safetensors"]
 
@@ -51,14 +53,15 @@ def test_save_and_load(tmp_path, dtype, tied):
         rope_scaling={"rope_type": "linear", "factor": 2.0},
     )  # fmt: skip
     w = leaves(replace(config, tie_word_embeddings=tied))
-    save_pretrained(tmp_path / "out", config, unflatten(w), dtype=dtype)
-    back, base, _ = load(tmp_path / "out")
+    save_pretrained(tmp_path / "out", Model(config, unflatten(w)), dtype=dtype)
+    back, _ = load(tmp_path / "out")
     name = safetensors_file.FORMAT_NAME[dtype]
     stored = {
         p: safetensors_file.decode(safetensors_file.encode(x, name), name) for p, x in w.items()
     }
-    assert back == replace(config, tie_word_embeddings=tied), "a head unties the embedding"
-    assert_same(base, stored)
+    expected = replace(config, tie_word_embeddings=tied)
+    assert back.config == expected, "a head unties the embedding"
+    assert_same(back.base, stored)
     # transformers loads a model in the type that config.json names
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
     header = safetensors_file.read_header(tmp_path / "out" / "model.safetensors")
@@ -74,7 +77,7 @@ def test_shards(tmp_path):
         safetensors.numpy.save_file({n: w[n] for n in names if where[n] == shard}, path / shard)
     index = path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    assert_same(load(path)[1], w)
+    assert_same(load(path).model.base, w)
     assert len(files(path)) == 4
 
     for weight_map, message in (
@@ -96,22 +99,23 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
         CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,),
         generation_config={"do_sample": True, "eos_token_id": [2, 254], "temperature": 0.6},
     )  # fmt: skip
-    save_pretrained(tmp_path / "out", config, unflatten(leaves(config)), words)
-    config, base, back = load(tmp_path / "out", "nf4")
-    assert config.eos_token_id == (2, 254), "what generation uses wins, as in transformers"
+    save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config))), words)
+    model, back = load(tmp_path / "out", "nf4")
+    assert model.config.eos_token_id == (2, 254), "what generation uses wins, as in transformers"
     assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
     assert back.chat_template == words.chat_template
-    save_quantized(tmp_path / "quantized", config, base, back)
+    save_quantized(tmp_path / "quantized", model, back)
     texts = {(tmp_path / n / "generation_config.json").read_text() for n in ("out", "quantized")}
-    assert len(texts) == 1 and json.loads(texts.pop()) == config.generation_config
-    save_pretrained(tmp_path / "none", CONFIG, unflatten(leaves()))
+    assert len(texts) == 1 and json.loads(texts.pop()) == model.config.generation_config
+    save_pretrained(tmp_path / "none", Model(CONFIG, unflatten(leaves())))
     assert not (tmp_path / "none" / "generation_config.json").exists()
 
 
 def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
     """In Hugging Face's format, all attention projections of all layers have biases or none."""
-    save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), BIAS: np.ones(32, "f4")}))
-    base = flatten(load(tmp_path / "out")[1])
+    w = unflatten({**leaves(), BIAS: np.ones(32, "f4")})
+    save_pretrained(tmp_path / "out", Model(CONFIG, w))
+    base = flatten(load(tmp_path / "out").model.base)
     assert set(base) == set(shapes(CONFIG, ATTENTION))
     assert all(base[p].any() == (p == BIAS) for p in base if p.endswith("bias"))
 
@@ -130,7 +134,7 @@ def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
     ],
 )
 def test_rope_fields_of_both_generations(tmp_path, fields, theta, scaling):
-    config = load(folder(tmp_path, **fields))[0]
+    config = load(folder(tmp_path, **fields)).model.config
     assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
 
 
@@ -142,7 +146,7 @@ def test_defaults(tmp_path):
     lacking = dict.fromkeys(
         ("head_dim", "tie_word_embeddings", "rms_norm_eps", "num_key_value_heads", "hidden_act")
     )
-    assert load(folder(tmp_path, leaves(expected), **lacking))[0] == expected
+    assert load(folder(tmp_path, leaves(expected), **lacking)).model.config == expected
 
 
 @pytest.mark.parametrize(
@@ -219,12 +223,12 @@ def test_models_that_do_not_exist(tmp_path):
 
 def test_nothing_of_a_users_is_replaced(tmp_path):
     (tmp_path / "out").mkdir()
-    save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()))  # an empty folder is fine
+    save_pretrained(tmp_path / "out", Model(CONFIG, unflatten(leaves())))  # an empty folder is fine
     (tmp_path / "file").write_text("mine")
     for name in ("out", "file"):
         with pytest.raises(InputError, match="exists already"):
-            save_pretrained(tmp_path / name, CONFIG, unflatten(leaves(seed=1)))
-    assert_same(load(tmp_path / "out")[1], leaves())
+            save_pretrained(tmp_path / name, Model(CONFIG, unflatten(leaves(seed=1))))
+    assert_same(load(tmp_path / "out").model.base, leaves())
 
 
 @pytest.mark.parametrize(
@@ -236,28 +240,29 @@ def test_nothing_of_a_users_is_replaced(tmp_path):
     ],
 )
 def test_a_failed_save_leaves_nothing(tmp_path, path, value, dtype, message):
+    model = Model(CONFIG, unflatten({**leaves(), path: value}))
     with pytest.raises(InputError, match=message):
-        save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), path: value}), dtype=dtype)
+        save_pretrained(tmp_path / "out", model, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):
     """A child process is killed at each file operation in turn."""
-    w = unflatten(leaves())
+    model = Model(CONFIG, unflatten(leaves()))
     with Faults(tmp_path) as faults:
-        save_pretrained(tmp_path / "out", CONFIG, w)
+        save_pretrained(tmp_path / "out", model)
     for at in range(1, len(faults.seen) + 1):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         child = os.fork()
         if child == 0:
             with Faults(tmp_path, at, lambda path: os._exit(9)):
-                save_pretrained(tmp_path / "out", CONFIG, w)
+                save_pretrained(tmp_path / "out", model)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, faults.seen[at - 1]
         if not (tmp_path / "out").exists():
-            save_pretrained(tmp_path / "out", CONFIG, w)
+            save_pretrained(tmp_path / "out", model)
             assert os.listdir(tmp_path) == ["out"], faults.seen[at - 1]
-        assert_same(load(tmp_path / "out")[1], leaves())
+        assert_same(load(tmp_path / "out").model.base, leaves())
 
 
 def test_a_save_leaves_other_files_alone(tmp_path):
@@ -277,7 +282,7 @@ def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
     """The largest id may be one that the post-processor adds."""
     words = tiny()
     config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
-    save_pretrained(tmp_path / "out", config, unflatten(leaves(config)), words)
+    save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config))), words)
     path = tmp_path / "out" / "tokenizer.json"
     raw = json.loads(path.read_text())
     first = {

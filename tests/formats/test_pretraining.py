@@ -9,9 +9,9 @@ from minilora.tree import flatten
 
 def test_the_embedded_bases_are_of_the_recipes_shapes():
     for name, recipe in pretraining.RECIPES.items():
-        config, base, _ = load(name)
+        model, _ = load(name)
         fresh = pretraining.random_params(recipe.config, np.random.default_rng(0))
-        assert config == recipe.config
-        assert {p: w.shape for p, w in flatten(base).items()} == {
+        assert model.config == recipe.config
+        assert {p: w.shape for p, w in flatten(model.base).items()} == {
             p: w.shape for p, w in flatten(fresh).items()
         }

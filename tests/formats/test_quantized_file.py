@@ -13,18 +13,19 @@ from minilora import nf4
 from minilora.config import InputError
 from minilora.formats import safetensors_file
 from minilora.formats.pretrained import load, save_pretrained
-from minilora.formats.quantized_file import save_quantized, scheme
+from minilora.formats.quantized_file import save_quantized
+from minilora.model import Model, lm_head
 from minilora.quant import int8
-from minilora.quant.schemes import quantize
+from minilora.quant.schemes import quantize, storage_of
 from minilora.tree import flatten, get, unflatten
 
 STATE = ".quant_state.bitsandbytes__nf4"
 
 
 def saved(tmp_path, name="nf4-dq", block_size=64, dtype="float32"):
-    base = quantize(unflatten(leaves()), name, block_size)
-    save_quantized(tmp_path / "q", CONFIG, base, dtype=dtype)
-    return base
+    model = quantize(Model(CONFIG, unflatten(leaves())), name, block_size)
+    save_quantized(tmp_path / "q", model, dtype=dtype)
+    return model
 
 
 def header_and_config(tmp_path):
@@ -37,15 +38,17 @@ def header_and_config(tmp_path):
     [("int8", 64), ("fp4", 64), ("nf4", 64), ("nf4", 32), ("nf4-dq", 64), ("nf4-dq", 16)],
 )
 def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
-    base = saved(tmp_path, name, block_size)
+    model = saved(tmp_path, name, block_size)
     for asked in ("none", name):  # as it is, or as a run asks for it
-        config, back, _ = load(tmp_path / "q", asked, block_size)
-        assert config == CONFIG
-        assert fingerprint(back) == fingerprint(base)
-    assert scheme(get(back, Q)) == (name, None if name == "int8" else block_size)
-    save_pretrained(tmp_path / "dense", CONFIG, back)
-    dense = get(load(tmp_path / "dense")[1], Q)
-    np.testing.assert_array_equal(dense, get(base, Q).dequantize())
+        back, _ = load(tmp_path / "q", asked, block_size)
+        assert back.config == CONFIG
+        assert fingerprint(back.base) == fingerprint(model.base)
+    stored = name, None if name == "int8" else block_size
+    assert storage_of(get(back.base, Q)) == stored
+    assert (back.source.scheme, back.source.block_size) == stored
+    save_pretrained(tmp_path / "dense", back)
+    dense = get(load(tmp_path / "dense").model.base, Q)
+    np.testing.assert_array_equal(dense, get(model.base, Q).dequantize())
 
 
 def test_a_stored_scheme_is_not_changed_behind_the_users_back(tmp_path):
@@ -94,10 +97,10 @@ def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
 
 
 def test_a_base_of_two_schemes_has_no_folder(tmp_path):
-    w = flatten(quantize(unflatten(leaves()), "nf4"))
+    w = flatten(quantize(Model(CONFIG, unflatten(leaves())), "nf4").base)
     for mixed in ({**w, Q: leaves()[Q]}, {**w, Q: int8.quantize(leaves()[Q])}, leaves()):
         with pytest.raises(InputError, match="quantized with one scheme"):
-            save_quantized(tmp_path / "q", CONFIG, unflatten(mixed))
+            save_quantized(tmp_path / "q", Model(CONFIG, unflatten(mixed)))
 
 
 def rewrite(folder, change):
@@ -180,9 +183,8 @@ def test_malformed_codes_are_refused(tmp_path, name, change, message):
 def test_a_quantized_head_is_dequantized(tmp_path):
     """bitsandbytes can be told to quantize the output head as well; here it is always dense."""
     w = leaves(replace(CONFIG, tie_word_embeddings=False))
-    base = quantize(unflatten(w), "nf4")
+    model = quantize(Model(CONFIG, unflatten(w)), "nf4")
     head = nf4.quantize(w["lm_head.weight"])
-    base["lm_head"]["weight"] = head
-    save_quantized(tmp_path / "q", CONFIG, base)
-    back = load(tmp_path / "q")[1]
-    np.testing.assert_array_equal(back["lm_head"]["weight"], head.dequantize())
+    model.base["lm_head"]["weight"] = head
+    save_quantized(tmp_path / "q", model)
+    np.testing.assert_array_equal(lm_head(load(tmp_path / "q").model.base), head.dequantize())

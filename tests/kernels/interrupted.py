@@ -26,10 +26,10 @@ SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2)
 
 def job():
     """Train for a step; a digest of every bit, and BLAS's threads afterwards."""
-    config, base, words = load("micro", "nf4-dq")
-    adapters, frozen = get_peft_model(base, LoraConfig(), 0)
+    model, words = load("micro", "nf4-dq")
+    adapters, model = get_peft_model(model, LoraConfig(), 0)
     examples, _ = encode_rows(load_rows("questions", "train")[:4], words, SETTINGS)
-    adapters, history = train(adapters, frozen, examples, config, SETTINGS)
+    adapters, history = train(adapters, model, examples, SETTINGS)
     digest = hashlib.sha256(repr([row["loss"] for row in history]).encode())
     for _, leaf in named_leaves(arrays(adapters)):
         digest.update(leaf.tobytes())

@@ -11,11 +11,10 @@ import pytest
 from autograd import make_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import attention_inputs, random_starts, seeds
+from models import OPERATIONS, attention_inputs, random_starts, seeds
 
 from minilora import layers
 from minilora.kernels import attention, fused, weights
-from minilora.methods.registry import OPERATIONS
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
 dtypes = st.sampled_from([np.float32, np.float64])

@@ -6,7 +6,7 @@ import numpy as np
 from models import TINY, random_base, random_examples
 
 import minilora
-from minilora import LoraConfig
+from minilora import LoraConfig, Model, kernels
 from minilora.batching import collate
 from minilora.layers import value_and_grad
 from minilora.quant.schemes import is_projection
@@ -35,11 +35,11 @@ def test_another_storage_needs_only_dequantize():
     batch = collate([[example] for example in random_examples(TINY, 3)])
     found = []
     for projections in (stored, dense):
-        base = unflatten(leaves | projections)
-        adapters, base = minilora.get_peft_model(base, LoraConfig(init_lora_weights=True), 0)
-        loss, grads = value_and_grad(minilora.loss)(adapters, base, batch, TINY)
-        ids = list(minilora.generate(adapters, base, [1, 2], TINY, max_tokens=4))
-        merged = minilora.merge(adapters, base)
-        arrays = [leaf.tobytes() for tree in (grads, merged) for _, leaf in named_leaves(tree)]
+        model = Model(TINY, unflatten(leaves | projections), kernels.ops)
+        adapters, model = minilora.get_peft_model(model, LoraConfig(init_lora_weights=True), 0)
+        loss, grads = value_and_grad(minilora.loss)(adapters, model, batch)
+        ids = list(minilora.generate(adapters, model, [1, 2], max_tokens=4))
+        merged = minilora.merge(adapters, model)
+        arrays = [leaf.tobytes() for tree in (grads, merged.base) for _, leaf in named_leaves(tree)]
         found.append((float(loss), ids, arrays))
     assert found[0] == found[1]

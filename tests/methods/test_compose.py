@@ -14,8 +14,8 @@ from models import (
     fingerprint,
     moved,
     quantized,
-    random_base,
     random_batch,
+    random_model,
     read_only,
     seeds,
 )
@@ -32,17 +32,18 @@ from minilora.methods import compose, several
 from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
+from minilora.model import Source
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters
 
 U32 = 2.0**-24
 EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "nf4-dq"])
 TOKENS = random_batch(TINY)["tokens"]
-BASE = random_base(TINY)
+MODEL = random_model(TINY)
 
 
-def three(base):
+def three(model):
     """Adapters of the ranks 1, 2 and 3 on the same projections, each as large as the weight."""
-    return [adapted(base, seed=r, r=r, lora_alpha=3)[0] for r in (1, 2, 3)]
+    return [adapted(model, seed=r, r=r, lora_alpha=3)[0] for r in (1, 2, 3)]
 
 
 def deltas(adapters):
@@ -68,45 +69,48 @@ def weighted(adapters, weights):
 
 @EVERY_BASE
 def test_a_stacked_adapter_computes_what_it_did_bit_for_bit(scheme):
-    base = quantized(random_base(TINY, biases=("q_proj",)), scheme)
-    adapters, _ = adapted(base, target_modules=ALL_LINEAR, lora_alpha=3)
-    adapters = also_train(adapters, base, ("norm", "bias", "head"))
+    model = quantized(random_model(TINY, biases=("q_proj",)), scheme)
+    read_only(model.base)  # to write any frozen array would raise
+    adapters, _ = adapted(model, target_modules=ALL_LINEAR, lora_alpha=3)
+    adapters = also_train(adapters, model.base, ("norm", "bias", "head"))
     adapters = moved(adapters, lambda w: w + np.float32(0.25))
-    alone = bits(minilora.forward(adapters, base, TOKENS, TINY))
-    stacked = several.stack(adapters, read_only(base))  # to write any frozen array would raise
-    assert bits(minilora.forward({}, stacked, TOKENS, TINY)) == alone
+    alone = bits(minilora.forward(adapters, model, TOKENS))
+    stacked = several.stack(adapters, model._replace(source=Source("tiny")))
+    assert stacked.source == Source() and stacked.ops is model.ops
+    assert bits(minilora.forward({}, stacked, TOKENS)) == alone
     # and a fresh adapter on top, whose B is zero, adds exactly nothing
     fresh, on_top = get_peft_model(stacked, LoraConfig(r=2))
-    assert bits(minilora.forward(fresh, on_top, TOKENS, TINY)) == alone
-    shared = {id(w) for _, w in named_leaves(arrays(stacked))}
+    assert bits(minilora.forward(fresh, on_top, TOKENS)) == alone
+    shared = {id(w) for _, w in named_leaves(arrays(stacked.base))}
     assert shared >= {id(w) for _, w in named_leaves(arrays(adapters))}
 
 
 def test_an_adapter_upon_a_stack_is_counted_trained_and_saved_alone(tmp_path):
-    below, base = adapted(random_base(TINY))
-    stacked = read_only(several.stack(below, base))
-    assert num_parameters(stacked) == num_parameters(base) + num_parameters(below)
-    assert nbytes(stacked) == nbytes(base) + nbytes(below)
+    below, model = adapted(random_model(TINY))
+    stacked = several.stack(below, model)
+    read_only(stacked.base)
+    assert num_parameters(stacked.base) == num_parameters(model.base) + num_parameters(below)
+    assert nbytes(stacked.base) == nbytes(model.base) + nbytes(below)
     config = LoraConfig(r=3, target_modules=("q_proj", "up_proj"))
     adapters, _ = get_peft_model(stacked, config)
-    _, grads = value_and_grad(minilora.loss)(adapters, stacked, random_batch(TINY), TINY)
+    _, grads = value_and_grad(minilora.loss)(adapters, stacked, random_batch(TINY))
     assert flatten(grads).keys() == flatten(arrays(adapters)).keys()
-    save_adapter(tmp_path, adapters, stacked, config, "tiny")
+    save_adapter(tmp_path, adapters, stacked, config)
     assert fingerprint(load_adapter(tmp_path, stacked).adapters) == fingerprint(adapters)
 
 
 @EVERY_BASE
 def test_a_stack_of_three_merges(scheme):
-    base = quantized(random_base(TINY), scheme)
+    model = quantized(random_model(TINY), scheme)
     targets = (ALL_LINEAR, ALL_LINEAR, ("q_proj",))
-    each = [adapted(base, seed, r=4, target_modules=names)[0] for seed, names in enumerate(targets)]
-    stacked = several.stack(each[1], several.stack(each[0], base))
-    apart = minilora.forward(each[2], stacked, TOKENS, TINY)
+    each = [adapted(model, seed, r=4, target_modules=x)[0] for seed, x in enumerate(targets)]
+    stacked = several.stack(each[1], several.stack(each[0], model))
+    apart = minilora.forward(each[2], stacked, TOKENS)
     merged = minilora.merge(each[2], stacked)
-    assert flatten(merged).keys() == flatten(base).keys()
+    assert flatten(merged.base).keys() == flatten(model.base).keys()
     # the bound of test_lora's merged model, with three updates of rank 4 on a projection
     bound = 2 * 4 * (12 + 12) * U32 * 10 * np.abs(apart).max()
-    together = minilora.forward({}, merged, TOKENS, TINY)
+    together = minilora.forward({}, merged, TOKENS)
     np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
 
 
@@ -116,14 +120,14 @@ def test_a_stack_of_three_merges(scheme):
 @EVERY_BASE
 @pytest.mark.parametrize("ops", [layers, fused])
 def test_a_batch_of_rows_is_each_row_alone(scheme, ops):
-    base = quantized(random_base(TINY, biases=("q_proj",)), scheme)
-    adapters = [*three(base)[1:], adapted(base, 7, target_modules=ALL_LINEAR)[0], {}]
+    model = quantized(random_model(TINY, biases=("q_proj",), ops=ops), scheme)
+    adapters = [*three(model)[1:], adapted(model, 7, target_modules=ALL_LINEAR)[0], {}]
     rows, tokens = [2, 0, 3, 1, 2], random_batch(TINY, B=5)["tokens"]
-    together = minilora.forward(several.per_row(adapters, rows), base, tokens, TINY, ops)
+    together = minilora.forward(several.per_row(adapters, rows), model, tokens)
     # the bound of test_lora's merged model: the same sums, in another order
     bound = 2 * 4 * 20 * U32 * 10 * np.abs(together).max()
     for b, i in enumerate(rows):
-        each = [minilora.forward(tree, base, tokens[b : b + 1], TINY, ops)[0] for tree in adapters]
+        each = [minilora.forward(tree, model, tokens[b : b + 1])[0] for tree in adapters]
         off = [np.abs(together[b] - alone).max() for alone in each]
         assert off.pop(i) <= bound and min(off) > 100 * bound
 
@@ -132,10 +136,10 @@ def test_a_batch_of_rows_is_each_row_alone(scheme, ops):
 
 
 def test_concatenated_ranks_are_the_exact_sum_and_are_saved(tmp_path):
-    base, weights = random_base(TINY), [0.7, -1.3]
+    weights = [0.7, -1.3]
     each = [
-        adapted(base, 0, r=2, lora_alpha=3, target_modules=("q_proj", "up_proj"))[0],
-        adapted(base, 1, r=3, lora_alpha=5, target_modules=("q_proj", "down_proj"))[0],
+        adapted(MODEL, 0, r=2, lora_alpha=3, target_modules=("q_proj", "up_proj"))[0],
+        adapted(MODEL, 1, r=3, lora_alpha=5, target_modules=("q_proj", "down_proj"))[0],
     ]
     adapters, errors = compose.combine(each, weights)
     exact, ours = weighted(each, weights), deltas(adapters)
@@ -146,14 +150,14 @@ def test_concatenated_ranks_are_the_exact_sum_and_are_saved(tmp_path):
         rank = {"q_proj": 5, "up_proj": 2, "down_proj": 3}[path.rpartition(".")[2]]
         assert len(get(adapters, path)["lora_A"]) == rank
         assert errors[path] <= 4 * U32
-    save_adapter(tmp_path, adapters, base, compose.config_of_combined(adapters), "tiny")
-    assert fingerprint(load_adapter(tmp_path, base).adapters) == fingerprint(adapters)
+    save_adapter(tmp_path, adapters, MODEL, compose.config_of_combined(adapters))
+    assert fingerprint(load_adapter(tmp_path, MODEL).adapters) == fingerprint(adapters)
 
 
 @pytest.mark.parametrize("r", [1, None, 6])
 def test_the_svd_is_the_nearest_of_its_rank(r):
     """The default is the largest rank, as in PEFT; 6 is the full rank."""
-    each, weights = three(random_base(TINY)), [0.7, -0.4, 1.2]
+    each, weights = three(MODEL), [0.7, -0.4, 1.2]
     adapters, errors = compose.combine(each, weights, "svd", r)
     for path, exact in weighted(each, weights).items():
         sigma = np.linalg.svd(exact, compute_uv=False)
@@ -167,7 +171,7 @@ def test_the_svd_is_the_nearest_of_its_rank(r):
 
 def test_linear_is_no_average():
     """Exact for one adapter, also with a negative weight; two equal ones with ½ give 2·ΔW."""
-    one = three(random_base(TINY))[1]
+    one = three(MODEL)[1]
     for weights in ([-0.5], [0.5, 0.5]):
         exact = weighted([one], [sum(weights) * len(weights)])
         adapters, errors = compose.combine([one] * len(weights), weights, "linear")
@@ -184,50 +188,51 @@ def test_linear_is_no_average():
 def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengths):
     """In float64 no rounding comes near to the difference of the two most probable tokens."""
     config = replace(config, eos_token_id=(2,))
-    base = random_base(config, seed, np.float64)
-    each = [{}, *(adapted(base, seed=i, r=2**i, lora_alpha=4)[0] for i in range(2))]
+    model = random_model(config, seed, np.float64)
+    each = [{}, *(adapted(model, seed=i, r=2**i, lora_alpha=4)[0] for i in range(2))]
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(config.vocab_size, size=n).tolist() for n in lengths]
     chosen = [each[i] for i in rng.integers(3, size=len(lengths))]
     for temp in (0.0, 1.0):
         rngs = np.random.default_rng(seed).spawn(len(prompts))
         assert minilora.generate_batch(
-            chosen, base, prompts, config, max_tokens=6, temp=temp, rng=seed
+            chosen, model, prompts, max_tokens=6, temp=temp, rng=seed
         ) == [
-            list(minilora.generate(tree, base, prompt, config, max_tokens=6, temp=temp, rng=child))
+            list(minilora.generate(tree, model, prompt, max_tokens=6, temp=temp, rng=child))
             for tree, prompt, child in zip(chosen, prompts, rngs, strict=True)
         ]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_prompts_can_share_an_adapter_of_any_method(name):
-    base, rng = random_base(TINY, dtype=np.float64), np.random.default_rng(3)
+    model, rng = random_model(TINY, dtype=np.float64), np.random.default_rng(3)
     config = LoraConfig(use_dora=name == "dora")
-    adapters, _ = get_peft_model(base, config if name in ("lora", "dora") else MethodConfig(name))
+    adapters, _ = get_peft_model(model, config if name in ("lora", "dora") else MethodConfig(name))
     adapters = moved(adapters, lambda w: w + 0.3 * rng.standard_normal(w.shape))
     prompts = [[1, 2, 3, 4, 5], [3], [2, 4]]
-    found = minilora.generate_batch([adapters] * 3, base, prompts, TINY, max_tokens=5)
-    assert found == [
-        list(minilora.generate(adapters, base, p, TINY, max_tokens=5)) for p in prompts
-    ]
+    found = minilora.generate_batch([adapters] * 3, model, prompts, max_tokens=5)
+    assert found == [list(minilora.generate(adapters, model, p, max_tokens=5)) for p in prompts]
     if name != "lora":
         with pytest.raises(InputError, match="is no low-rank factor"):
-            minilora.generate_batch([adapters, {}], base, prompts[:2], TINY)
+            minilora.generate_batch([adapters, {}], model, prompts[:2])
 
 
 @pytest.mark.parametrize(
     ("message", "call"),
     [
-        ("need as many adapters", lambda: minilora.generate_batch([{}], BASE, [[1], [2]], TINY)),
-        ("prompt is empty", lambda: minilora.generate_batch([{}, {}], BASE, [[1], []], TINY)),
-        (r"q_proj\.ia3_l cannot be stacked", lambda: several.stack({"q_proj": {"ia3_l": 1}}, BASE)),
+        ("need as many adapters", lambda: minilora.generate_batch([{}], MODEL, [[1], [2]])),
+        ("prompt is empty", lambda: minilora.generate_batch([{}, {}], MODEL, [[1], []])),
+        (
+            r"q_proj\.ia3_l cannot be stacked",
+            lambda: several.stack({"q_proj": {"ia3_l": 1}}, MODEL),
+        ),
         (
             r"q_proj\.rows_A.* cannot be merged",
-            lambda: minilora.merge(several.per_row(three(BASE), [0, 1]), BASE),
+            lambda: minilora.merge(several.per_row(three(MODEL), [0, 1]), MODEL),
         ),
         ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
         ("one of cat, svd, linear, not 'ties'", lambda: compose.combine([], [], "ties")),
-        ("equal rank", lambda: compose.combine(three(BASE), [1, 1, 1], "linear")),
+        ("equal rank", lambda: compose.combine(three(MODEL), [1, 1, 1], "linear")),
     ],
 )
 def test_what_is_refused(message, call):

@@ -1,6 +1,7 @@
 """All methods: counts of parameters, initialization, that the model reads their leaves, files."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,34 +11,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
     TINY,
-    as_dtype,
     bits,
     configs,
     fingerprint,
     moved,
     projection_shapes,
     quantized,
-    random_base,
     random_batch,
     random_examples,
+    random_model,
     seeds,
 )
 
 import minilora
-from minilora import layers, model
+from minilora import layers
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
+from minilora.evaluation.loop import check_packing
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter
 from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
 from minilora.lora import adapted_paths
-from minilora.methods import dora, initializers, prompt, vera
+from minilora.methods import dora, initializers, vera
 from minilora.methods.method import SIZES, MethodConfig
-from minilora.methods.registry import METHODS, check_packing, get_peft_model, operations
+from minilora.methods.registry import METHODS, get_peft_model
+from minilora.model import Source, hidden_states, with_adapters
 from minilora.tree import flatten, get, named_leaves, num_parameters
 
+UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
 VIRTUAL = ("prompt", "p-tuning", "prefix")
-IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")  # what the bare operations read
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 TOKENS = np.arange(10).reshape(2, 5)
 
@@ -55,15 +57,15 @@ def config_of(name, **sizes):
     return MethodConfig(name, **{size: sizes.get(size, 3)} if size else {})
 
 
-def started(name, base, seed=0, **sizes):
-    return get_peft_model(base, config_of(name, **sizes), seed)
+def started(name, model, seed=0, **sizes):
+    return get_peft_model(model, config_of(name, **sizes), seed)
 
 
-def trained(name, base, seed=0, dtype=np.float32):
+def trained(name, model, seed=0, dtype=np.float32):
     """The leaves of a method, each changed from its initialization, as if trained."""
-    adapters, frozen = started(name, base, seed)
+    adapters, model = started(name, model, seed)
     rng = np.random.default_rng([5, seed])
-    return moved(adapters, lambda w: (w + 0.2 * rng.standard_normal(w.shape)).astype(dtype)), frozen
+    return moved(adapters, lambda w: (w + 0.2 * rng.standard_normal(w.shape)).astype(dtype)), model
 
 
 # --------------------------------------------------------------------------------- counting
@@ -71,7 +73,7 @@ def trained(name, base, seed=0, dtype=np.float32):
 
 @given(configs(), st.integers(1, 5))
 def test_parameter_counts(config, n):
-    base, shapes = random_base(config), projection_shapes(config)
+    model, shapes = random_model(config), projection_shapes(config)
     L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     q, k = shapes["q_proj"][0], shapes["k_proj"][0]
     low_rank = L * sum(2 * sum(shapes[target]) for target in TARGETS)  # r = 2
@@ -87,11 +89,11 @@ def test_parameter_counts(config, n):
         "bottleneck": 2 * L * (2 * d * n + n + d),
         "norm": (2 * L + 1) * d + config.qk_norm * L * 2 * config.head_dim,
         "head": config.vocab_size * d,
-        "full": num_parameters(base),
+        "full": num_parameters(model.base),
     }
     sizes = dict.fromkeys(SIZES, n)
     assert expected == {
-        name: num_parameters(started(name, base, **sizes).adapters) for name in METHODS
+        name: num_parameters(started(name, model, **sizes).adapters) for name in METHODS
     }
 
 
@@ -101,11 +103,11 @@ def test_parameter_counts(config, n):
 @ON_EVERY_BASE
 @pytest.mark.parametrize("ops", [layers, fused])
 def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
-    base = random_base(TINY, biases=("q_proj", "down_proj"))
-    get(base, "model.layers.0.self_attn.q_proj.weight")[1] = 0  # has no direction for DoRA
-    base = quantized(base, scheme)
-    bare = minilora.forward({}, base, TOKENS, TINY, ops)
-    at_start = minilora.forward(*started(name, base), TOKENS, TINY, ops)
+    model = random_model(TINY, biases=("q_proj", "down_proj"), ops=ops)
+    get(model.base, "model.layers.0.self_attn.q_proj.weight")[1] = 0  # has no direction for DoRA
+    model = quantized(model, scheme)
+    bare = minilora.forward({}, model, TOKENS)
+    at_start = minilora.forward(*started(name, model), TOKENS)
     assert np.isfinite(at_start).all()
     assert (bits(bare) == bits(at_start)) == (name not in VIRTUAL)
 
@@ -121,8 +123,8 @@ def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
 )  # fmt: skip
 def test_the_random_starts(name, leaf, bound):
     """N(0, 1), or U(−1/√D, 1/√D) with D = 64, as torch starts a linear layer."""
-    base = random_base(replace(TINY, hidden_size=64))
-    adapters, _ = started(name, base, num_virtual_tokens=512, bottleneck_size=64)
+    model = random_model(replace(TINY, hidden_size=64))
+    adapters, _ = started(name, model, num_virtual_tokens=512, bottleneck_size=64)
     w = next(w for path, w in named_leaves(adapters) if path.endswith(leaf))
     deviation = bound / 3**0.5 if bound else 1
     # of n numbers the mean is off by σ/√n, and σ by less than σ/√n: six times that is allowed
@@ -135,19 +137,20 @@ def test_the_random_starts(name, leaf, bound):
 @pytest.mark.parametrize("n", [11, 20])
 def test_a_prompt_starts_as_rows_of_the_embedding(n):
     """Of a vocabulary of 11, each row once if that is enough."""
-    base = random_base(TINY)
-    found = started("prompt", base, num_virtual_tokens=n).adapters["model"]["prompt_embeddings"]
-    equal = (found[:, None] == base["model"]["embed_tokens"]["weight"]).all(axis=-1)  # (n, 11)
+    model = random_model(TINY)
+    found = started("prompt", model, num_virtual_tokens=n).adapters["model"]["prompt_embeddings"]
+    equal = (found[:, None] == model.base["model"]["embed_tokens"]["weight"]).all(
+        axis=-1
+    )  # (n, 11)
     assert equal.any(axis=1).all() and not equal[:11].diagonal().all()
     assert n > 11 or equal.any(axis=0).all()
 
 
 def test_the_matrices_of_vera_are_shared_and_not_trained():
-    base = random_base(TINY)
-    start, _ = started("vera", base)
+    start, model = started("vera", random_model(TINY))
     config = TrainConfig(iters=2, batch_size=2, learning_rate=0.1, warmup_ratio=0)
     examples = random_examples(TINY, 4)
-    after = minilora.train(start, base, examples, TINY, config, quiet=True).adapters
+    after = minilora.train(start, model, examples, config, quiet=True).adapters
     shared = get(start, f"model.layers.0.self_attn.q_proj.{vera.SHARED}")
     a, b = shared
     before = bits(a), bits(b)
@@ -173,12 +176,12 @@ def test_both_paths_agree(config, seed, name, checkpointing):
     The terms are of the size of one, and where the model is one number wide they cancel in its
     norms until next to nothing is left: so the absolute part does not shrink with the gradient.
     """
-    base = as_dtype(random_base(config, seed), np.float64)
-    trees = trained(name, base, seed, np.float64)
+    adapters, model = trained(name, random_model(config, seed, np.float64), seed, np.float64)
     batch = random_batch(config, seed, packed=name not in ("prompt", "p-tuning"))
     of = value_and_grad(minilora.loss)
-    plain, expected = of(*trees, batch, config, layers, checkpointing=checkpointing)
-    quick, found = of(*trees, batch, config, fused, checkpointing=checkpointing)
+    plain, expected = of(adapters, model, batch, checkpointing=checkpointing)
+    optimized = model._replace(ops=fused)
+    quick, found = of(adapters, optimized, batch, checkpointing=checkpointing)
     assert quick == pytest.approx(plain, rel=1e-11)
     total = np.sqrt(sum(np.sum(g * g) for g in flatten(expected).values()))
     for path, g in named_leaves(expected):
@@ -192,10 +195,9 @@ def test_gradients_are_those_of_finite_differences(name):
     DoRA's are not the derivative: its norms are constants. There the difference is taken with m
     divided by the norms first, and then held.
     """
-    base = as_dtype(random_base(TINY), np.float64)
-    adapters, frozen = trained(name, base, dtype=np.float64)
+    adapters, model = trained(name, random_model(TINY, dtype=np.float64), dtype=np.float64)
     batch = random_batch(TINY, packed=False)
-    _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, TINY)
+    _, grads = value_and_grad(minilora.loss)(adapters, model, batch)
     rng = np.random.default_rng(1)
     step = moved(adapters, lambda w: rng.standard_normal(w.shape))
     slope = 0
@@ -209,40 +211,27 @@ def test_gradients_are_those_of_finite_differences(name):
         for path in adapted_paths(there):
             node = get(there, path)
             if dora.M in node:  # DoRA divides by the norms of `adapters` instead
-                weight = get(frozen, path)
+                weight = get(model.base, path)
                 now = dora.row_norms(weight | node)
                 node[dora.M] = node[dora.M] * now / dora.row_norms(weight | get(adapters, path))
-        return minilora.loss(there, frozen, batch, TINY)
+        return minilora.loss(there, model, batch)
 
     assert slope == pytest.approx((at(1e-6) - at(-1e-6)) / 2e-6, rel=1e-6, abs=1e-8)
-
-
-@EVERY
-@pytest.mark.parametrize("ops", [layers, fused])
-def test_the_bare_operations_read_a_methods_leaves_or_refuse_them(name, ops):
-    """Without `operations`, a leaf that the model does not read raises an error."""
-    adapters, frozen = trained(name, random_base(TINY))
-    assert (operations(adapters, frozen, ops) is ops) == (name in IN_THE_CORE)
-    if name not in IN_THE_CORE:
-        with pytest.raises(InputError, match=r"do not read .*: remove it"):
-            model.forward(adapters, frozen, TOKENS, TINY, ops)
 
 
 # ------------------------------------------------------------------------- cache and packing
 
 
-def states(adapters, base, tokens, starts=0, caches=None):
+def states(adapters, model, tokens, starts=0, caches=None):
     """The states after the last layer."""
-    ops = operations(adapters, base)
-    params = model.parameters(adapters, base, ops)
-    return model.hidden_states(params, tokens, starts + 0 * tokens, TINY, ops, caches)
+    return hidden_states(with_adapters(adapters, model), tokens, starts + 0 * tokens, caches)
 
 
 @ON_EVERY_BASE
 def test_with_a_cache_as_without(name, scheme):
     """One token at a time, after a prompt of three; float32 to some units in the last place of the
     largest state, times the dozen sums on the way."""
-    trees = trained(name, quantized(random_base(TINY), scheme))
+    trees = trained(name, quantized(random_model(TINY), scheme))
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
     whole = states(*trees, tokens)
     caches = [LayerCache() for _ in range(TINY.num_hidden_layers)]
@@ -256,36 +245,36 @@ def test_with_a_cache_as_without(name, scheme):
 @pytest.mark.parametrize("length", [1, 13])  # shorter and longer than the model is wide
 def test_virtual_tokens_that_equal_tokens_act_as_those_before_the_text(name, length):
     """The keys of a prefix are rotated already; the text begins at position n in both methods."""
-    base, n = random_base(TINY), 3
+    model, n = random_model(TINY), 3
     front, tokens = np.array([[3, 1, 4]]), np.arange(length)[None] % TINY.vocab_size
     if name == "prompt":
-        rows = get(base, "model.embed_tokens.weight")[front[0]]
+        rows = get(model.base, "model.embed_tokens.weight")[front[0]]
         adapters = {"model": {"prompt_embeddings": rows}}
     else:
         caches = [LayerCache() for _ in range(TINY.num_hidden_layers)]
-        states({}, base, front, caches=caches)
+        states({}, model, front, caches=caches)
         prefixes = [
             {"prefix_k": c.k.reshape(n, -1), "prefix_v": c.v.reshape(n, -1)} for c in caches
         ]
         adapters = {"model": {"layers": {str(i): {"self_attn": p} for i, p in enumerate(prefixes)}}}
-    ours = minilora.forward(adapters, base, tokens, TINY)
-    both = minilora.forward({}, base, np.concatenate([front, tokens], axis=1), TINY)
+    ours = minilora.forward(adapters, model, tokens)
+    both = minilora.forward({}, model, np.concatenate([front, tokens], axis=1))
     np.testing.assert_allclose(ours, both[:, n:], atol=1e-5 * np.abs(both).max())
 
 
 def test_p_tuning_is_three_layers_with_relus_between():
-    adapters, _ = trained("p-tuning", random_base(TINY))
+    adapters, _ = trained("p-tuning", random_model(TINY))
     node = adapters["model"]["prompt_encoder"]
     x = node["embedding"]["weight"]
     for n in ("0", "2", "4"):
         layer = node["mlp_head"][n]
         x = (x if n == "0" else np.maximum(x, 0)) @ layer["weight"].T + layer["bias"]
-    np.testing.assert_allclose(prompt.virtual_tokens(adapters["model"]), x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(layers.virtual_tokens(adapters["model"]), x, rtol=1e-5, atol=1e-5)
 
 
 @EVERY
 def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
-    trees = trained(name, random_base(TINY))
+    trees = trained(name, random_model(TINY))
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
         with pytest.raises(InputError, match="leave out `packing`"):
@@ -306,28 +295,27 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
 def test_merging_is_an_equation_or_refused_by_name(name, scheme):
     """forward(adapters, frozen, x) = forward({}, merged, x), to the rounding of one more float32
     weight: a dozen sums after one another, each some units in the last place."""
-    base = quantized(random_base(TINY, biases=("k_proj", "o_proj")), scheme)
-    adapters, frozen = trained(name, base)
-    wrapped = [f.__name__ for f in METHODS[name].wraps]
-    if name not in IN_THE_CORE and "merge_projection" not in wrapped:
+    model = quantized(random_model(TINY, biases=("k_proj", "o_proj")), scheme)
+    adapters, _ = trained(name, model)
+    if name in UNMERGEABLE:
         path = next(iter(flatten(adapters))).partition(".embedding")[0]
         with pytest.raises(InputError, match=f"^{path}.* cannot be merged"):
-            minilora.merge(adapters, frozen)
+            minilora.merge(adapters, model)
         return
-    ours = minilora.forward(adapters, frozen, TOKENS, TINY)
-    merged = minilora.forward({}, minilora.merge(adapters, frozen), TOKENS, TINY)
-    assert np.abs(ours - minilora.forward({}, base, TOKENS, TINY)).max() > 0.01 * np.abs(ours).max()
+    ours = minilora.forward(adapters, model, TOKENS)
+    merged = minilora.forward({}, minilora.merge(adapters, model), TOKENS)
+    assert np.abs(ours - minilora.forward({}, model, TOKENS)).max() > 0.01 * np.abs(ours).max()
     np.testing.assert_allclose(merged, ours, atol=3e-5 * np.abs(ours).max())
 
 
 @settings(max_examples=25)
 @given(configs(), seeds, st.integers(1, 9), st.booleans())
 def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, use_dora):
-    base = random_base(config, seed)
-    trees = started("pissa", base, r=r, lora_alpha=5, use_dora=use_dora)
-    for path in adapted_paths(trees.adapters):
-        w, rest = (get(tree, path)["weight"].astype("f8") for tree in (base, trees.base))
-        a, b = (get(trees.adapters, path)[name].astype("f8") for name in ("lora_A", "lora_B"))
+    model = random_model(config, seed)
+    adapters, rest_model = started("pissa", model, r=r, lora_alpha=5, use_dora=use_dora)
+    for path in adapted_paths(adapters):
+        w, rest = (get(m.base, path)["weight"].astype("f8") for m in (model, rest_model))
+        a, b = (get(adapters, path)[name].astype("f8") for name in ("lora_A", "lora_B"))
         sigma = np.linalg.svd(w, compute_uv=False)
         # eigenvalues are squares: a singular value is good to √u of the largest
         left = np.linalg.norm(sigma[r:])
@@ -337,19 +325,20 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
         sizes = np.linalg.norm(a, axis=1)[: len(sigma)], np.linalg.norm(b, axis=0)[: len(sigma)]
         np.testing.assert_allclose(*sizes, rtol=1e-3)
     tokens = np.arange(6)[None] % config.vocab_size
-    bare, ours = (minilora.forward(*t, tokens, config) for t in (({}, base), trees))
+    bare, ours = minilora.forward({}, model, tokens), minilora.forward(adapters, rest_model, tokens)
     np.testing.assert_allclose(ours, bare, atol=1e-4 * np.abs(bare).max())
 
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
 def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
-    base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
-    start = get_peft_model(base, config_of("loftq", r=4), 0, scheme, 16)
+    model = random_model(replace(TINY, hidden_size=24, intermediate_size=32))
+    start = get_peft_model(model, config_of("loftq", r=4), 0, scheme, 16)
 
-    def error(tree):
-        return sum(np.sum((layers.dense(get(tree, p)) - w) ** 2) for p, w in named_leaves(base))
+    def error(other):
+        leaves = named_leaves(model.base)
+        return sum(np.sum((layers.dense(get(other.base, p)) - w) ** 2) for p, w in leaves)
 
-    assert error(minilora.merge(*start)) < 0.8 * error(quantized(base, scheme))
+    assert error(minilora.merge(*start)) < 0.8 * error(quantized(model, scheme))
 
 
 def test_loftq_takes_five_steps_and_each_comes_nearer():
@@ -373,13 +362,13 @@ def test_loftq_takes_five_steps_and_each_comes_nearer():
 
 
 def test_starts_need_the_dense_base_and_loftq_and_full_their_schemes():
-    base = random_base(TINY)
+    model = random_model(TINY)
     with pytest.raises(InputError, match="needs a dense base"):
-        started("pissa", quantized(base))
+        started("pissa", quantized(model))
     with pytest.raises(InputError, match="give a `scheme`"):
-        started("loftq", base)
+        started("loftq", model)
     with pytest.raises(InputError, match=r"is quantized: set `scheme` to none, because"):
-        started("full", quantized(base))
+        started("full", quantized(model))
 
 
 # -------------------------------------------------------------------------------- the files
@@ -387,22 +376,28 @@ def test_starts_need_the_dense_base_and_loftq_and_full_their_schemes():
 
 @pytest.mark.parametrize("name, scheme", [*PAIRS, ("pissa", "nf4"), ("loftq", "int8")])
 def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
-    """A start that changes the base is made again from the dense one."""
-    base, config = random_base(TINY), config_of(name)
+    """A start that changes the base is made again from the dense one, in the same storage."""
+    model, config = random_model(TINY)._replace(source=Source("base")), config_of(name)
     starts = name in ("pissa", "loftq")
     if not starts:
-        base = quantized(base, scheme)
+        model = quantized(model, scheme)
         scheme = "none"
-    adapters, frozen = get_peft_model(base, config, 0, scheme, 16)
+    adapters, frozen = get_peft_model(model, config, 0, scheme, 16)
     adapters = moved(adapters, lambda w: w + np.float32(0.01))
-    save_adapter(tmp_path, adapters, frozen, config, "a base")
+    save_adapter(tmp_path, adapters, frozen, config)
     assert needs_dense_base(tmp_path) == (starts or name == "full")
-    back, frozen_back, config_back = load_adapter(tmp_path, base, scheme, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back, frozen_back, config_back = load_adapter(tmp_path, model)
+    other = model._replace(source=model.source._replace(digest="another"))
+    with pytest.warns(UserWarning, match=r"^the files of \S* are not those"):
+        load_adapter(tmp_path, other)
     assert config_back == config
     if name == "p-tuning":  # the file has what the network puts out
-        adapters = {"model": {"prompt_embeddings": prompt.virtual_tokens(adapters["model"])}}
+        adapters = {"model": {"prompt_embeddings": layers.virtual_tokens(adapters["model"])}}
     assert fingerprint(back) == fingerprint(adapters)
-    assert fingerprint(frozen_back) == fingerprint(frozen)
+    assert fingerprint(frozen_back.base) == fingerprint(frozen.base)
+    assert frozen_back.source == frozen.source
 
 
 @pytest.mark.parametrize(
@@ -417,7 +412,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
 )
 def test_the_names_in_a_file_are_those_of_peft(name, kind, tensors, tmp_path):
     """A round trip does not see a wrong name, because writing and reading share it."""
-    save_adapter(tmp_path, *trained(name, random_base(TINY)), config_of(name), "a base")
+    save_adapter(tmp_path, *trained(name, random_model(TINY)), config_of(name))
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     assert fields["peft_type"] == kind
     found = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
@@ -434,11 +429,11 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     safetensors.numpy.save_file(
         {"prompt_embeddings": tensor}, tmp_path / "adapter_model.safetensors"
     )
-    trees = load_adapter(tmp_path, random_base(TINY))
+    loaded = load_adapter(tmp_path, random_model(TINY))
     for column, path in ((0, "0.self_attn.prefix_k"), (36, "1.self_attn.prefix_v")):
-        found = get(trees.adapters, f"model.layers.{path}")
+        found = get(loaded.adapters, f"model.layers.{path}")
         np.testing.assert_array_equal(found, tensor[:, column : column + 12])
-    save_adapter(tmp_path / "again", *trees, "a base")
+    save_adapter(tmp_path / "again", *loaded)
     again = safetensors.numpy.load_file(tmp_path / "again" / "adapter_model.safetensors")
     np.testing.assert_array_equal(again["prompt_embeddings"], tensor)
 
@@ -457,12 +452,12 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     ],
 )  # fmt: skip
 def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path):
-    base = random_base(TINY)
-    save_adapter(tmp_path, *trained(name, base), config_of(name), "a base")
+    model = random_model(TINY)
+    save_adapter(tmp_path, *trained(name, model), config_of(name))
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(InputError) as caught:
-        load_adapter(tmp_path, base)
+        load_adapter(tmp_path, model)
     message = str(caught.value)
     assert "\n" not in message and str(tmp_path) in message
     # where the number is sound and the tensors are of another size, these are named

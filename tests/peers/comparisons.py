@@ -82,8 +82,10 @@ def in_float64(tree):
     """The same numbers in float64, a quantized weight's being those that it stands for.
 
     All that is computed from them is then float64's, but for the rotary angles, which are rounded
-    to float32 as checkpoints are trained with them.
+    to float32 as checkpoints are trained with them. tree: of a base or an adapter, or a Model.
     """
+    if isinstance(tree, minilora.Model):
+        return tree._replace(base=in_float64(tree.base))
 
     def precise(leaf):
         if isinstance(leaf, tuple):  # VeRA's A and B
@@ -93,12 +95,10 @@ def in_float64(tree):
     return tree_map(precise, tree)
 
 
-def forward(adapters, base, tokens, config):
+def forward(adapters, model, tokens):
     """Our logits as they are, and in float64."""
-    precise = in_float64(adapters), in_float64(base)
-    return minilora.forward(adapters, base, tokens, config), minilora.forward(
-        *precise, tokens, config
-    )
+    precise = minilora.forward(in_float64(adapters), in_float64(model), tokens)
+    return minilora.forward(adapters, model, tokens), precise
 
 
 def loss_of(logits, tokens):

@@ -95,14 +95,14 @@ def equal(record):
 
 @pytest.fixture(scope="session")
 def same_logits(compared):
-    """same_logits(what, against, theirs, adapters, base, tokens, config, loss=False, bound=1e-5).
+    """same_logits(what, against, theirs, adapters, model, tokens, loss=False, bound=1e-5).
 
     Our logits and theirs, relative to the largest logit: the noise is some 1e-6; a scaling, an
     angle or a matrix mixed up is all of it. With `loss`, the mean losses too, in nats.
     """
 
-    def same_logits(what, against, theirs, adapters, base, tokens, config, loss=False, bound=1e-5):
-        ours, precise = forward(adapters, base, tokens, config)
+    def same_logits(what, against, theirs, adapters, model, tokens, loss=False, bound=1e-5):
+        ours, precise = forward(adapters, model, tokens)
         noise = relative(ours, precise)
         compared(f"{what}: logits", against, relative(ours, theirs), bound, noise)
         if loss:
@@ -115,7 +115,7 @@ def same_logits(compared):
 
 @pytest.fixture
 def same_gradients(compared, tmp_path):
-    """same_gradients(what, against, theirs, base, config, batch, ops=None): factors', and the loss.
+    """same_gradients(what, against, theirs, model, batch): of each factor, and the loss.
 
     The noise of float32 is 1e-6 on small models and 1e-5 on the real one; a wrong term is 1e-2 and
     more. With the vocabulary of the real one, the largest part of the difference is the error of
@@ -127,14 +127,15 @@ def same_gradients(compared, tmp_path):
     peft_models = pytest.importorskip("peft_models")
     own, exact = peft_models.transformers_loss, peft_models.float64_loss
 
-    def same_gradients(what, against, theirs, base, config, batch, ops=None):
+    def same_gradients(what, against, theirs, model, batch):
         peft_models.peft_folder(tmp_path, theirs)
-        trees = load_adapter(tmp_path, base)[:2]
-        loss, grads = value_and_grad(minilora.loss)(*trees, batch, config, ops)
-        _, precise = value_and_grad(minilora.loss)(*map(in_float64, trees), batch, config)
+        adapters, model, _ = load_adapter(tmp_path, model)
+        loss_and_gradient = value_and_grad(minilora.loss)
+        loss, grads = loss_and_gradient(adapters, model, batch)
+        _, precise = loss_and_gradient(in_float64(adapters), in_float64(model), batch)
         floor = peft_models.gradient_errors(grads, flatten(precise))
         bounds = [(against, own, 1e-4, 2e-6)]
-        if config.vocab_size > 10_000:
+        if model.config.vocab_size > 10_000:
             bounds = [
                 (against, own, 1e-3, 2e-5),
                 (f"{against}, loss in float64", exact, 1e-4, 2e-6),
@@ -193,7 +194,7 @@ def tiny_llama(random_model):
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """(ModelConfig, base, tokenizer, the path of its GGUF file); skips if it was not fetched."""
+    """(Model, tokenizer, the path of its GGUF file); skips if it was not fetched."""
     try:
         path = fetch.cached("smollm2")
     except InputError as error:
@@ -229,7 +230,7 @@ PROSE = " ".join(
 def prose(smollm2):
     """1,024 tokens of plain English. (On random tokens float32 itself is no better than 1e-4: at
     some positions attention hangs on the last bit, in transformers as here.)"""
-    ids = smollm2[2].encode(PROSE)[:1024]
+    ids = smollm2[1].encode(PROSE)[:1024]
     assert len(ids) == 1024
     return np.array([ids])
 

@@ -41,7 +41,7 @@ def sequence_classifier(folder):
     return theirs.eval()
 
 
-def ours_of(theirs, path, base):
+def ours_of(theirs, path, model):
     """The trained tree: the adapter and the head that PEFT saved, as the study has them."""
     theirs.save_pretrained(path)
     file = path / "adapter_model.safetensors"
@@ -51,18 +51,18 @@ def ours_of(theirs, path, base):
     settings = json.loads((path / "adapter_config.json").read_text())
     settings |= {"task_type": "CAUSAL_LM", "modules_to_save": None}
     (path / "adapter_config.json").write_text(json.dumps(settings))
-    adapters = load_adapter(path, base).adapters
+    adapters = load_adapter(path, model).adapters
     return {**adapters, "score": {"weight": head.numpy()}}
 
 
 def test_a_head_for_classes(tiny_llama, tmp_path, compared):
-    config, base, _ = load(tiny_llama())
+    model, _ = load(tiny_llama())
     theirs = sequence_classifier(tiny_llama())
     tokens = torch.tensor(class_head.pad(TEXTS)[0])
     found = theirs(tokens, attention_mask=(tokens != PAD).long()).logits
-    trained = ours_of(theirs, tmp_path, base)
-    ours = class_head.class_logits(trained, base, TEXTS, config)
-    exact = class_head.class_logits(in_float64(trained), in_float64(base), TEXTS, config)
+    trained = ours_of(theirs, tmp_path, model)
+    ours = class_head.class_logits(trained, model, TEXTS)
+    exact = class_head.class_logits(in_float64(trained), in_float64(model), TEXTS)
     what = "a head for classes and LoRA"
     difference = relative(ours, found.detach().numpy())
     compared(f"{what}: logits", "PEFT, SEQ_CLS", difference, 1e-5, relative(ours, exact))
@@ -74,10 +74,9 @@ def test_a_head_for_classes(tiny_llama, tmp_path, compared):
             path = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
             gradients[path.removesuffix(".default.weight")] = p.grad.numpy()
 
-    def gradient(*trees):
-        return value_and_grad(class_head.class_loss)(*trees, TEXTS, LABELS, config)[1]
-
-    ours, exact = gradient(trained, base), gradient(in_float64(trained), in_float64(base))
+    gradient = value_and_grad(class_head.class_loss)
+    _, ours = gradient(trained, model, TEXTS, LABELS)
+    _, exact = gradient(in_float64(trained), in_float64(model), TEXTS, LABELS)
     errors = gradient_errors(ours, {path: gradients[path] for path in flatten(ours)})
     assert gradients.keys() == flatten(ours).keys()
     floor = gradient_errors(ours, flatten(exact))

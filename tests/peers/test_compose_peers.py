@@ -47,8 +47,8 @@ def test_what_peft_combines(tiny_llama, tmp_path, tokens, compared, how, weights
         theirs.save_pretrained(tmp_path)
         theirs.add_weighted_adapter(["a", "b"], weights, "both", how, svd_rank=5)
         theirs.set_adapter("both")
-    config, base, _ = load(folder)
-    trees = [load_adapter(tmp_path / name, base).adapters for name in "ab"]
+    model, _ = load(folder)
+    trees = [load_adapter(tmp_path / name, model).adapters for name in "ab"]
     adapters, errors = compose.combine(trees, weights, how, 5)
 
     ours, modules = {}, dict(theirs.base_model.model.named_modules())
@@ -59,8 +59,8 @@ def test_what_peft_combines(tiny_llama, tmp_path, tokens, compared, how, weights
         # A float32 sum of at most 7 products; and PEFT's SVD of a whole matrix in float32, which
         # errs by its size, 96, in units of roundoff: 6e-6 of the largest singular value.
         compared(f"combined by {how}: each update", PEFT, relative(ours[path], delta), 6e-6)
-    assert len(ours) == 7 * config.num_hidden_layers
-    logits = minilora.forward(adapters, base, tokens, config)
+    assert len(ours) == 7 * model.config.num_hidden_layers
+    logits = minilora.forward(adapters, model, tokens)
     compared(
         "combined adapters: logits", PEFT, relative(logits, their_logits(theirs, tokens)), 1e-5
     )

@@ -24,11 +24,11 @@ PAIRS = [
 
 @pytest.fixture
 def models(tiny_llama, tmp_path):
-    """Return (config, base, adapters, PEFT's model): the same Llama and adapter on both sides."""
-    config, base, _ = load(tiny_llama())
+    """Return (model, adapters, PEFT's model): the same Llama and adapter on both sides."""
+    model, _ = load(tiny_llama())
     theirs = random_peft(llama_of(tiny_llama()), size=0.02, target_modules=ALL, r=4, lora_alpha=8)
-    adapters = load_adapter(peft_folder(tmp_path / "adapter", theirs), base).adapters
-    return config, base, adapters, theirs
+    adapters = load_adapter(peft_folder(tmp_path / "adapter", theirs), model).adapters
+    return model, adapters, theirs
 
 
 def torch_log_probs(model, batch):
@@ -49,12 +49,12 @@ def paper_loss(model, batch):
     return -torch.nn.functional.logsigmoid(BETA * (w - ref_w) - BETA * (l - ref_l)).mean()
 
 
-def our_loss(adapters, base, config, reference_adapters=None):
+def our_loss(adapters, model, reference_adapters=None):
     """(loss, gradient); the reference is the base with its adapters, by default none."""
     batch = preference.batch_of(PAIRS)
-    reference = preference.answer_log_probs(reference_adapters or {}, base, batch, config)
+    reference = preference.answer_log_probs(reference_adapters or {}, model, batch)
     loss_and_gradient = value_and_grad(preference.dpo_loss)
-    return loss_and_gradient(adapters, base, batch, reference, config, BETA)
+    return loss_and_gradient(adapters, model, batch, reference, BETA)
 
 
 def gradients_of(theirs):
@@ -66,12 +66,12 @@ def gradients_of(theirs):
     return found
 
 
-def compare(compared, name, expected, theirs, adapters, base, config, reference=None):
+def compare(compared, name, expected, theirs, adapters, model, reference=None):
     """Compare our loss and gradients with `expected`, the loss of the model `theirs`."""
     expected.backward()
-    loss, gradient = our_loss(adapters, base, config, reference)
+    loss, gradient = our_loss(adapters, model, reference)
     exact, precise = our_loss(
-        in_float64(adapters), in_float64(base), config, reference and in_float64(reference)
+        in_float64(adapters), in_float64(model), reference and in_float64(reference)
     )
     difference, floor = abs(loss - expected.item()), abs(loss - exact)
     compared("DPO of random models: loss", name, difference, 1e-5, floor)
@@ -81,16 +81,16 @@ def compare(compared, name, expected, theirs, adapters, base, config, reference=
 
 
 def test_dpo_is_the_papers_loss(models, compared):
-    config, base, adapters, theirs = models
+    model, adapters, theirs = models
     expected = paper_loss(theirs, preference.batch_of(PAIRS))
-    compare(compared, "PyTorch + PEFT", expected, theirs, adapters, base, config)
+    compare(compared, "PyTorch + PEFT", expected, theirs, adapters, model)
 
 
 def test_dpo_is_what_trl_computes(models, tmp_path, compared):
     """TRL's reference is a copy of the adapter that it is given, or the base for a new adapter."""
     trl = pytest.importorskip("trl", reason="the peers group is not installed")
     datasets = pytest.importorskip("datasets", reason="the peers group is not installed")
-    config, base, before, theirs = models
+    model, before, theirs = models
     rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair)) for pair in PAIRS]
     with quietly():
         trainer = trl_trainer(trl, datasets, theirs, tmp_path)
@@ -100,9 +100,9 @@ def test_dpo_is_what_trl_computes(models, tmp_path, compared):
                     p += 0.02 * torch.randn_like(p)
         expected = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
         theirs.save_pretrained(tmp_path / "after", selected_adapters=["default"])
-    after = load_adapter(tmp_path / "after", base).adapters
+    after = load_adapter(tmp_path / "after", model).adapters
     assert abs(expected.item() - np.log(2)) > 0.01, "the adapters must differ"
-    compare(compared, "TRL", expected, theirs, after, base, config, before)
+    compare(compared, "TRL", expected, theirs, after, model, before)
 
 
 def one_row():

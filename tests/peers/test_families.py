@@ -4,6 +4,8 @@ A window of 6 is much shorter than the sequences, so a window that is too long, 
 read changes the logits of most tokens.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import phi3
 import pytest
@@ -106,12 +108,12 @@ def folder(random_model, name):
 @EACH
 def test_a_folder_of_transformers_here(folder, tokens, same_logits, compared):
     """The optimized operations, and the reference."""
-    config, base, _ = load(folder)
+    model, _ = load(folder)
     theirs = llama_of(folder)
-    assert set(flatten(base)) <= set(theirs.state_dict())
+    assert set(flatten(model.base)) <= set(theirs.state_dict())
     expected = their_logits(theirs, tokens)
-    same_logits(RANDOM, "transformers", expected, {}, base, tokens, config, loss=True)
-    plain = minilora.forward({}, base, tokens, config, layers)
+    same_logits(RANDOM, "transformers", expected, {}, model, tokens, loss=True)
+    plain = minilora.forward({}, model._replace(ops=layers), tokens)
     compared(f"{RANDOM}, --plain: logits", "transformers", relative(plain, expected), 1e-5)
 
 
@@ -124,56 +126,56 @@ def test_settings_of_a_config_json(random_model, tokens, same_logits, variant):
     family, fields, window = VARIANTS[variant]
     folder = random_model(family, **fields)
     theirs = llama_of(folder)
-    config, base, _ = load(folder)
-    assert config.sliding_window == window
-    assert config.model_type == theirs.config.model_type
+    model, _ = load(folder)
+    assert model.config.sliding_window == window
+    assert model.config.model_type == theirs.config.model_type
     expected = their_logits(theirs, tokens)
-    same_logits(RANDOM, "transformers", expected, {}, base, tokens, config, loss=True)
+    same_logits(RANDOM, "transformers", expected, {}, model, tokens, loss=True)
 
 
 @pytest.mark.parametrize("name", [*MODELS, *JOINED])
 def test_our_folder_in_transformers(folder, tmp_path, tokens, same_logits):
     """Without an adapter, and what `merge` makes of a base and an adapter."""
-    config, base, tokenizer = load(folder)
-    adapters = our_adapter(base)
-    saved = {"base": ({}, base), "merged": (adapters, minilora.merge(adapters, base))}
-    for name, (ours, tree) in saved.items():
-        save_pretrained(tmp_path / name, config, tree, tokenizer)
+    model, tokenizer = load(folder)
+    adapters = our_adapter(model)
+    saved = {"base": ({}, model), "merged": (adapters, minilora.merge(adapters, model))}
+    for name, (ours, written) in saved.items():
+        save_pretrained(tmp_path / name, written, tokenizer)
         theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / name, output_loading_info=True
         )
         assert not any(info.values()), "no tensor missing, unexpected or misshapen"
         assert type(theirs) is type(llama_of(folder)) and theirs.dtype == torch.float32
         what, expected = f"{RANDOM}, our folder", their_logits(theirs.eval(), tokens)
-        same_logits(what, "transformers", expected, ours, base, tokens, config, loss=True)
+        same_logits(what, "transformers", expected, ours, model, tokens, loss=True)
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_rslora": True, "lora_alpha": 3}])
 @pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 @EACH
 def test_gradients_of_every_factor(folder, same_gradients, ops, fields):
-    config, base, _ = load(folder)
+    model, _ = load(folder)
     theirs = random_peft(llama_of(folder), target_modules=ALL, modules_to_save=["norm"], **fields)
     against, batch = "PyTorch + PEFT", random_batch(256, B=3, T=24)
-    same_gradients(RANDOM, against, theirs, base, config, batch, ops)
+    same_gradients(RANDOM, against, theirs, model._replace(ops=ops), batch)
 
 
 @EACH
 def test_gradients_through_a_four_bit_base(folder, same_gradients):
-    config, base, _ = load(folder, "nf4-dq")
+    model, _ = load(folder, "nf4-dq")
     theirs, batch = four_bit_peft(llama_of(folder)), random_batch(256, B=3, T=24)
     against = "PyTorch + PEFT + bitsandbytes"
-    same_gradients(f"{RANDOM} in NF4", against, theirs, base, config, batch)
+    same_gradients(f"{RANDOM} in NF4", against, theirs, model, batch)
 
 
 @pytest.mark.parametrize("scheme", ["none", "nf4-dq"])
 @EACH
 def test_greedy_generation_with_the_cache(folder, equal, name, scheme):
     """30 tokens after a prompt of 9: the window of 6 passes over both."""
-    config, base, _ = load(folder)
-    base = quantize(base, scheme)
-    adapters = our_adapter(base)
-    dense = minilora.merge(adapters, base)
+    model, _ = load(folder)
+    model = quantize(model, scheme)
+    adapters = our_adapter(model)
+    dense = minilora.merge(adapters, model).base
     theirs = llama_of(folder)
     theirs.load_state_dict({p: torch.tensor(w) for p, w in flatten(dense).items()}, strict=False)
     prompt = np.random.default_rng(1).integers(250, size=9).tolist()
@@ -181,17 +183,17 @@ def test_greedy_generation_with_the_cache(folder, equal, name, scheme):
         torch.tensor([prompt]), do_sample=False, max_new_tokens=30, eos_token_id=None,
         pad_token_id=0,
     )  # fmt: skip
-    config = minilora.ModelConfig(**vars(config) | {"eos_token_id": ()})
-    ours = list(minilora.generate(adapters, base, prompt, config, max_tokens=30))
+    endless = model._replace(config=replace(model.config, eos_token_id=()))
+    ours = list(minilora.generate(adapters, endless, prompt, max_tokens=30))
     what = f"{RANDOM}: greedy tokens, with the cache"
     equal(what, "transformers", (ours, found[0, 9:]), case=name)
 
 
-def our_adapter(base):
+def our_adapter(model):
     """An adapter with random factors on every projection, and with trained norms."""
     rng = np.random.default_rng(2)
-    adapters, _ = minilora.get_peft_model(base, LoraConfig(target_modules=ALL_LINEAR), rng)
-    adapters = also_train(adapters, base, ("norm",))
+    adapters, _ = minilora.get_peft_model(model, LoraConfig(target_modules=ALL_LINEAR), rng)
+    adapters = also_train(adapters, model.base, ("norm",))
     return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
 
 
@@ -204,21 +206,20 @@ def test_an_adapter_of_peft_here(folder, tmp_path, tokens, same_logits, prefix):
         config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     theirs = random_peft(llama_of(folder), config)
     peft_folder(tmp_path, theirs)
-    config, base, _ = load(folder)
-    adapters, base, _ = load_adapter(tmp_path, base)
+    adapters, model, _ = load_adapter(tmp_path, load(folder).model)
     what, expected = "PEFT's adapters read here", their_logits(theirs, tokens)
-    same_logits(what, "PEFT", expected, adapters, base, tokens, config, loss=True)
+    same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)
 
 
 @EACH
 def test_our_adapter_in_peft(folder, tmp_path, tokens, same_logits):
-    config, base, _ = load(folder)
-    adapters = our_adapter(base)
-    save_adapter(tmp_path, adapters, base, LoraConfig(target_modules=ALL_LINEAR), folder)
+    model, _ = load(folder)
+    adapters = our_adapter(model)
+    save_adapter(tmp_path, adapters, model, LoraConfig(target_modules=ALL_LINEAR))
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
         result = theirs.load_adapter(tmp_path, "default")
     assert result.unexpected_keys == []
     assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
     what, expected = "our adapters in PEFT", their_logits(theirs, tokens)
-    same_logits(what, "PEFT", expected, adapters, base, tokens, config, loss=True)
+    same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)

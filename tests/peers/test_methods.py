@@ -61,9 +61,9 @@ def their_gradients(theirs, batch, loss_of):
     return found
 
 
-def our_gradients(name, trees, batch, config):
+def our_gradients(name, adapters, model, batch):
     """As `their_gradients`."""
-    _, grads = value_and_grad(minilora.loss)(*trees, batch, config)
+    _, grads = value_and_grad(minilora.loss)(adapters, model, batch)
     if name == "prefix":
         return method_format.tensors(grads, MethodConfig("prefix"))
     leaves = flatten(grads)
@@ -75,15 +75,15 @@ def our_gradients(name, trees, batch, config):
     }
 
 
-def trees_of(theirs, name, base, folder):
-    """(adapters, base) of what PEFT saved; P-tuning's network, which it drops, beside it."""
-    adapters, base, _ = load_adapter(peft_folder(folder, theirs), base)
+def loaded(theirs, name, model, folder):
+    """(adapters, model) of what PEFT saved; P-tuning's network, which it drops, beside it."""
+    adapters, model, _ = load_adapter(peft_folder(folder, theirs), model)
     if name == "p-tuning":
         encoder = theirs.prompt_encoder["default"].state_dict()
         adapters = {"model": {"prompt_encoder": {}}}
         for path, w in encoder.items():
             set_leaf(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
-    return adapters, base
+    return adapters, model
 
 
 def relative_errors(ours, theirs):
@@ -125,17 +125,17 @@ def kind(what, name):
 
 @pytest.fixture
 def same_residuals(compared):
-    """same_residuals(what, theirs, adapters, base, dense): what PiSSA leaves of each weight."""
+    """same_residuals(what, theirs, adapters, model, dense): what PiSSA leaves of each weight."""
 
-    def same_residuals(what, theirs, adapters, base, dense):
+    def same_residuals(what, theirs, adapters, model, dense):
         tensors, errors, shares = theirs.state_dict(), [], []
         for path in lora.adapted_paths(adapters):
-            w, r = get(dense, path)["weight"], len(get(adapters, path)["lora_A"])
+            w, r = get(dense.base, path)["weight"], len(get(adapters, path)["lora_A"])
             residual = tensors[f"base_model.model.{path}.base_layer.weight"].numpy()
             sigma = np.linalg.svd(w.astype(np.float64), compute_uv=False)
             turned = sigma[r - 1] / (sigma[r - 1] - sigma[r])
             rounding = 2.0**-24 * sigma[0] * np.sqrt(len(sigma)) * turned
-            difference = get(base, path)["weight"] - residual
+            difference = get(model.base, path)["weight"] - residual
             errors.append(np.linalg.norm(difference) / rounding)
             shares.append(RESIDUAL * rounding / np.linalg.norm(w))
         row = f"{what} with PiSSA: residual of each weight (in u·σ₁·√n·σᵣ/(σᵣ − σᵣ₊₁))"
@@ -147,11 +147,11 @@ def same_residuals(compared):
 
 @pytest.fixture
 def same_here(compared):
-    """same_here(what, whose, name, theirs, trees, tokens, config): the logits of that method."""
+    """same_here(what, whose, name, theirs, adapters, model, tokens): the logits of that method."""
 
-    def same_here(what, whose, name, theirs, trees, tokens, config):
+    def same_here(what, whose, name, theirs, adapters, model, tokens):
         expected = their_logits(theirs, tokens)
-        ours, precise = forward(*trees, tokens, config)
+        ours, precise = forward(adapters, model, tokens)
         row, times = kind(what, name)
         noise = relative(ours, precise)
         compared(f"{row}, {whose}: logits", "PEFT", relative(ours, expected), times * LOGITS, noise)
@@ -162,13 +162,13 @@ def same_here(compared):
 
 @pytest.fixture
 def same_gradients(compared):
-    """same_gradients(what, name, theirs, trees, batch, config): that of each leaf."""
+    """same_gradients(what, name, theirs, adapters, model, batch): that of each leaf."""
 
-    def same_gradients(what, name, theirs, trees, batch, config):
+    def same_gradients(what, name, theirs, adapters, model, batch):
         real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
         expected = their_gradients(theirs, batch, float64_loss if real else transformers_loss)
-        ours = our_gradients(name, trees, batch, config)
-        precise = our_gradients(name, map(in_float64, trees), batch, config)
+        ours = our_gradients(name, adapters, model, batch)
+        precise = our_gradients(name, in_float64(adapters), in_float64(model), batch)
         row, times = kind(what, name)
         row, errors = f"{row}: gradient of each leaf", relative_errors(ours, expected)
         floor = relative_errors(ours, precise)
@@ -184,17 +184,17 @@ def test_logits_and_gradients(
     tiny_llama, tmp_path, same_here, same_gradients, same_residuals, name, tied
 ):
     folder = tiny_llama(tie_word_embeddings=tied)
-    config, dense, _ = load(folder)
+    dense, _ = load(folder)
     theirs, batch = random_peft(llama_of(folder), CONFIGS[name]), random_batch(256, B=3, T=24)
-    trees = trees_of(theirs, name, dense, tmp_path)
+    adapters, model = loaded(theirs, name, dense, tmp_path)
     if name == "pissa":
-        same_residuals("random Llamas", theirs, *trees, dense)
+        same_residuals("random Llamas", theirs, adapters, model, dense)
     expected = same_here(
-        "random Llamas", "PEFT's folder", name, theirs, trees, batch["tokens"], config
+        "random Llamas", "PEFT's folder", name, theirs, adapters, model, batch["tokens"]
     )
-    bare = minilora.forward({}, dense, batch["tokens"], config)
+    bare = minilora.forward({}, dense, batch["tokens"])
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
-    same_gradients("random Llamas", name, theirs, trees, batch, config)
+    same_gradients("random Llamas", name, theirs, adapters, model, batch)
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_logits_and_gradients(
 def test_on_the_real_base(
     smollm2, their_smollm2, prose, tmp_path, same_here, same_gradients, same_residuals, name
 ):
-    config, dense, _, _ = smollm2
+    dense, _, _ = smollm2
     theirs = random_peft(deepcopy(their_smollm2), CONFIGS[name], size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
     # first token: one rounding of every weight then moves its gradient by 8e-5 in place of 6e-6.
@@ -214,15 +214,15 @@ def test_on_the_real_base(
         elif name == "p-tuning":
             for p in encoder.mlp_head[4].parameters():
                 p.mul_(3)
-    trees = trees_of(theirs, name, dense, tmp_path)
+    adapters, model = loaded(theirs, name, dense, tmp_path)
     if name == "pissa":
-        same_residuals("SmolLM2", theirs, *trees, dense)
-    same_here("SmolLM2", "PEFT's folder", name, theirs, trees, prose[:, :128], config)
-    same_gradients("SmolLM2", name, theirs, trees, prose_batch(prose, (128, 100)), config)
+        same_residuals("SmolLM2", theirs, adapters, model, dense)
+    same_here("SmolLM2", "PEFT's folder", name, theirs, adapters, model, prose[:, :128])
+    same_gradients("SmolLM2", name, theirs, adapters, model, prose_batch(prose, (128, 100)))
 
 
-def our_adapter(name, base):
-    """(adapters, base, config) of that method, every number moved away from its start."""
+def our_adapter(name, model):
+    """(adapters, model, config) of that method, every number moved away from its start."""
     rng = np.random.default_rng(2)
     if name in ("dora", "pissa"):
         start = "pissa" if name == "pissa" else True
@@ -231,46 +231,40 @@ def our_adapter(name, base):
         )
     else:
         config = MethodConfig(name, **dict.fromkeys(SIZES, 5))
-    adapters, base = minilora.get_peft_model(base, config, rng)
+    adapters, model = minilora.get_peft_model(model, config, rng)
     change = moved(adapters, lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"))
-    return change, base, config
+    return change, model, config
 
 
 @EVERY
 def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, same_residuals, name):
     folder = tiny_llama()
-    config, dense, _ = load(folder)
-    adapters, base, adapter_config = our_adapter(name, dense)
-    save_adapter(tmp_path, adapters, base, adapter_config, folder)
+    dense, _ = load(folder)
+    adapters, model, config = our_adapter(name, dense)
+    save_adapter(tmp_path, adapters, model, config)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
     if name == "pissa":
-        same_residuals("random Llamas", theirs, adapters, base, dense)
-    expected = same_here(
-        "random Llamas", "our folder", name, theirs, (adapters, base), tokens, config
-    )
-    bare = minilora.forward({}, dense, tokens, config)
+        same_residuals("random Llamas", theirs, adapters, model, dense)
+    expected = same_here("random Llamas", "our folder", name, theirs, adapters, model, tokens)
+    bare = minilora.forward({}, dense, tokens)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 
 MERGED = [
-    name
-    for name in CONFIGS
-    if name in METHODS and "merge_projection" in [f.__name__ for f in METHODS[name].wraps]
+    name for name in CONFIGS if name in METHODS and any(hook.merge for hook in METHODS[name].hooks)
 ]
 
 
 @pytest.mark.parametrize("name", MERGED)
 def test_merged_as_peft_merges(tiny_llama, tmp_path, tokens, same_logits, name):
     folder = tiny_llama(attention_bias=True, mlp_bias=True)
-    config, base, _ = load(folder)
+    model, _ = load(folder)
     theirs = random_peft(llama_of(folder), CONFIGS[name])
-    adapters = load_adapter(peft_folder(tmp_path, theirs), base).adapters
+    adapters = load_adapter(peft_folder(tmp_path, theirs), model).adapters
+    merged = minilora.merge(adapters, model)
     expected = their_logits(theirs.merge_and_unload(), tokens)
-    same_logits(
-        "other methods merged", "PEFT's merge", expected, {}, minilora.merge(adapters, base),
-        tokens, config,
-    )  # fmt: skip
+    same_logits("other methods merged", "PEFT's merge", expected, {}, merged, tokens)
 
 
 @pytest.mark.parametrize("name", ["bitfit", "norm", "head", "bottleneck", "full", "loftq"])
@@ -280,13 +274,13 @@ def test_peft_refuses_our_own_methods(tiny_llama, tmp_path, name):
     Before that it asks for scipy, which is not installed here.
     """
     folder = tiny_llama()
-    base = load(folder)[1]
+    model, _ = load(folder)
     if name == "loftq":
         config = LoraConfig(init_lora_weights="loftq")
-        adapters, base = minilora.get_peft_model(base, config, 0, "nf4")
+        adapters, model = minilora.get_peft_model(model, config, 0, "nf4")
     else:
-        adapters, base, config = our_adapter(name, base)
-    save_adapter(tmp_path, adapters, base, config, folder)
+        adapters, model, config = our_adapter(name, model)
+    save_adapter(tmp_path, adapters, model, config)
     with pytest.raises((KeyError, ValueError, TypeError, ImportError)), quietly():
         peft.PeftModel.from_pretrained(llama_of(folder), tmp_path)
 

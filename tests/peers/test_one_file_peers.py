@@ -15,11 +15,11 @@ transformers = pytest.importorskip("transformers", reason="the peers group is no
 def test_logits(tmp_path, compared):
     """The dense base, and the merged model, as a folder that transformers loads."""
     lesson = one_file()[0]
-    config, _, tokenizer = pretrained.load("micro")
+    model, tokenizer = pretrained.load("micro")
     tokens = np.array([list(prompt.encode()) for prompt, _ in lesson.held_out[:8]])
     for name, weights in {"base": lesson.dense_base, "merged": lesson.merged}.items():
-        tree = unflatten({f"{path}.weight": w for path, w in weights.items()})
-        pretrained.save_pretrained(tmp_path / name, config, tree, tokenizer)
+        base = unflatten({f"{path}.weight": w for path, w in weights.items()})
+        pretrained.save_pretrained(tmp_path / name, model._replace(base=base), tokenizer)
         llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name).eval()
         with torch.no_grad():
             theirs = llama(torch.tensor(tokens)).logits.numpy()

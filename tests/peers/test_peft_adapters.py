@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -19,7 +20,7 @@ from peft_models import (
 import minilora
 from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
-from minilora.formats.checkpoint import load_adapter, save_adapter
+from minilora.formats.checkpoint import load_adapter, read_source, save_adapter
 from minilora.formats.peft_format import LORA_NEUTRAL
 from minilora.formats.pretrained import load
 from minilora.lora import target_paths
@@ -29,6 +30,7 @@ from minilora.tree import arrays, flatten
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
 load_file = pytest.importorskip("safetensors.torch").load_file
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 PEFT_HERE, OURS_THERE = ("PEFT's adapters read here", "PEFT"), ("our adapters in PEFT", "PEFT")
 PEFT_CONFIGS = {
@@ -94,12 +96,11 @@ def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name
     base_folder = tiny_llama(tie_word_embeddings=tied, attention_bias=biased, mlp_bias=biased)
     theirs = random_peft(llama_of(base_folder), **fields)
     peft_folder(tmp_path, theirs)
-    config, base, _ = load(base_folder)
-    adapters, base, _ = load_adapter(tmp_path, base)
+    adapters, model, _ = load_adapter(tmp_path, load(base_folder).model)
     expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
+    same_logits(*PEFT_HERE, expected, adapters, model, tokens, loss=True)
     # without the adapter the logits are others
-    bare = minilora.forward({}, base, tokens, config)
+    bare = minilora.forward({}, model, tokens)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 
@@ -110,7 +111,7 @@ def test_a_string_of_targets_that_peft_refuses_is_refused(tiny_llama, targets):
     with pytest.raises(ValueError, match=r"not found|not supported"):
         random_peft(llama_of(tiny_llama()), target_modules=targets)
     with pytest.raises(InputError, match=r"matches nothing here|is not a projection"):
-        target_paths(load(tiny_llama())[1], LoraConfig(target_modules=targets))
+        target_paths(load(tiny_llama()).model.base, LoraConfig(target_modules=targets))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -119,8 +120,7 @@ def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same
     peft_folder(tmp_path, random_peft(llama_of(tiny_llama()), **fields), dtype)
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert {w.dtype for w in stored.values()} == {dtype}
-    config, base, _ = load(tiny_llama())
-    adapters, base, _ = load_adapter(tmp_path, base)
+    adapters, model, _ = load_adapter(tmp_path, load(tiny_llama()).model)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
     for path, w in flatten(arrays(adapters)).items():
@@ -130,7 +130,7 @@ def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same
     head = theirs.base_model.model.lm_head
     head.modules_to_save["default"].float()
     expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
+    same_logits(*PEFT_HERE, expected, adapters, model, tokens, loss=True)
 
 
 def lora(**fields):
@@ -169,7 +169,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(tiny_llama, tmp_path, what):
     with quietly():
         peft.get_peft_model(llama_of(base_folder), config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=named):
-        load_adapter(tmp_path, load(base_folder)[1])
+        load_adapter(tmp_path, load(base_folder).model)
 
 
 def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tmp_path, tokens):
@@ -184,9 +184,8 @@ def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tm
     peft_folder(tmp_path, theirs)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": True}))
-    config, base, _ = load(tiny_llama())
-    adapters, base, _ = load_adapter(tmp_path, base)
-    wrong = minilora.forward(adapters, base, tokens, config)
+    adapters, model, _ = load_adapter(tmp_path, load(tiny_llama()).model)
+    wrong = minilora.forward(adapters, model, tokens)
     assert np.abs(wrong - expected).max() > 0.01 * np.abs(expected).max()
 
 
@@ -222,10 +221,10 @@ OUR_CONFIGS = {
 }  # fmt: skip
 
 
-def our_adapter(base, config, groups):
+def our_adapter(model, config, groups):
     rng = np.random.default_rng(2)
-    adapters, _ = minilora.get_peft_model(base, config, rng)
-    adapters = also_train(adapters, base, groups)
+    adapters, _ = minilora.get_peft_model(model, config, rng)
+    adapters = also_train(adapters, model.base, groups)
     return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
 
 
@@ -237,9 +236,9 @@ def our_adapter(base, config, groups):
 )
 def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, same_logits, name, tied, dtype):
     base_folder, (lora_config, groups) = tiny_llama(tie_word_embeddings=tied), OUR_CONFIGS[name]
-    config, base, _ = load(base_folder)
-    adapters = our_adapter(base, lora_config, groups)
-    save_adapter(tmp_path / "ours", adapters, base, lora_config, base_folder, dtype)
+    model, _ = load(base_folder)
+    adapters = our_adapter(model, lora_config, groups)
+    save_adapter(tmp_path / "ours", adapters, model, lora_config, dtype)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         theirs = peft.PeftModel.from_pretrained(llama_of(base_folder), tmp_path / "ours").eval()
@@ -247,10 +246,10 @@ def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, same_logits, name, ti
     assert result.unexpected_keys == []
     assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
     assert not [w for w in said if re.search("missing|nexpected", str(w.message))]
-    stored, base, _ = load_adapter(tmp_path / "ours", base)
+    stored, model, _ = load_adapter(tmp_path / "ours", model)
     if dtype == "float32" or not groups:  # otherwise PEFT computes with modules_to_save in `dtype`
         expected = their_logits(theirs, tokens)
-        same_logits(*OURS_THERE, expected, stored, base, tokens, config, loss=True)
+        same_logits(*OURS_THERE, expected, stored, model, tokens, loss=True)
     with quietly():
         theirs.save_pretrained(tmp_path / "theirs")
     assert_same_config(tmp_path / "ours", tmp_path / "theirs")
@@ -274,30 +273,51 @@ def assert_same_config(ours, theirs):
         assert not theirs[key], f"a new field of PEFT is on: {key}"
 
 
+def test_the_source_in_our_file_changes_nothing_in_peft(tiny_llama, tmp_path, tokens):
+    """The same logits and warnings as without it, and as of the copy that PEFT saves."""
+    model, _ = load(tiny_llama())
+    save_adapter(tmp_path / "ours", our_adapter(model, LoraConfig(), ()), model, LoraConfig())
+    assert read_source(tmp_path / "ours") == model.source
+    shutil.copytree(tmp_path / "ours", tmp_path / "without")
+    file = tmp_path / "without" / "adapter_model.safetensors"
+    save_file(load_file(file), file, {"format": "pt"})
+    logits, messages = [], []
+    for name in ("without", "ours", "theirs"):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path / name).eval()
+            theirs.save_pretrained(tmp_path / "theirs")
+        logits.append(their_logits(theirs, tokens))
+        messages.append([str(warning.message) for warning in said])
+    for i in (1, 2):
+        np.testing.assert_array_equal(logits[i], logits[0])
+        assert messages[i] == messages[0]
+
+
 def test_a_trained_bias_cannot_be_merged_there_and_can_here(
     tiny_llama, tmp_path, tokens, same_logits
 ):
     """PEFT computes with lora_bias on a base without biases; it has no place to merge it into."""
-    config, base, _ = load(tiny_llama())
+    model, _ = load(tiny_llama())
     lora_config = LoraConfig()
-    adapters = our_adapter(base, lora_config, ("bias",))
-    save_adapter(tmp_path, adapters, base, lora_config, tiny_llama())
+    adapters = our_adapter(model, lora_config, ("bias",))
+    save_adapter(tmp_path, adapters, model, lora_config)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
         with pytest.raises(RuntimeError, match="Impossible to merge"):
             theirs.merge_and_unload()
         theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path).eval()
-    merged, expected = minilora.merge(adapters, base), their_logits(theirs, tokens)
-    same_logits(*OURS_THERE, expected, {}, merged, tokens, config, loss=True)
+    merged, expected = minilora.merge(adapters, model), their_logits(theirs, tokens)
+    same_logits(*OURS_THERE, expected, {}, merged, tokens, loss=True)
 
 
 @pytest.mark.parametrize("scheme", ["none", "nf4-dq", "int8"])
 def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_logits, scheme):
     """What `minilora merge` writes computes there what base and adapter compute here."""
     (lora_config, groups), base_folder = OUR_CONFIGS["everything"], tiny_llama()
-    config, base, _ = load(base_folder, scheme)
-    adapters = our_adapter(base, lora_config, groups)
-    save_adapter(tmp_path / "adapter", adapters, base, lora_config, base_folder)
+    model, _ = load(base_folder, scheme)
+    adapters = our_adapter(model, lora_config, groups)
+    save_adapter(tmp_path / "adapter", adapters, model, lora_config)
     merge = ["merge", "--model", base_folder, "--adapter-path", tmp_path / "adapter"]
     merged = tmp_path / "merged"
     main([*map(str, merge), "--quantize", scheme, "--out", str(merged)])
@@ -305,4 +325,4 @@ def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_lo
     assert len({*same_file}) == 1
     theirs = their_logits(llama_of(merged), tokens)
     what = "minilora merge, all schemes", "transformers"
-    same_logits(*what, theirs, adapters, base, tokens, config, loss=True)
+    same_logits(*what, theirs, adapters, model, tokens, loss=True)

@@ -64,8 +64,8 @@ def tokenize(row):
 
 def test_the_left_column_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    model_config, base, words = minilora.load("micro")
-    minilora.save_pretrained("micro", model_config, base, words)
+    ours, tokenizer = minilora.load("micro")
+    minilora.save_pretrained("micro", ours, tokenizer)
     rows = Rows(minilora.load_rows("questions", "train")[:20])
     names = {
         "load_dataset": lambda kind, data_files: {"train": rows},
@@ -89,13 +89,13 @@ def test_the_left_column_runs(tmp_path, monkeypatch, capsys):
         ),
     )
     trained = names["logits"].detach().numpy()
-    adapters, base, _ = minilora.load_adapter("adapter", base)
+    adapters, ours, _ = minilora.load_adapter("adapter", ours)
     merged = transformers.AutoModelForCausalLM.from_pretrained("merged").eval()
     with torch.no_grad(), model.disable_adapter():
         bare = model(tokens).logits.numpy()
     for logits in (
         their_logits(model.eval(), tokens.numpy()), their_logits(merged, tokens.numpy()),
-        minilora.forward(adapters, base, tokens.numpy(), model_config),
+        minilora.forward(adapters, ours, tokens.numpy()),
     ):  # fmt: skip
         assert relative(logits, trained) < 1e-5  # as everywhere: rounding is some 1e-6
     assert relative(bare, trained) > 1e-3
@@ -117,7 +117,7 @@ def changed(folder, change_config=None, change_tensors=None):
 
 def test_unknown_keys_are_ignored_there_and_refused_here(tiny_llama, tmp_path):
     """In the config with a warning; in the file of the tensors without one."""
-    base = load(tiny_llama())[1]
+    model, _ = load(tiny_llama())
     for change, warns in (
         ({"change_config": {"no_such_field": 1}}, True),
         ({"change_tensors": {"base_model.model.model.no_such.weight": torch.ones(2)}}, False),
@@ -129,11 +129,11 @@ def test_unknown_keys_are_ignored_there_and_refused_here(tiny_llama, tmp_path):
             peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
         assert any("no_such" in str(warning.message) for warning in said) == warns
         with pytest.raises(InputError, match="no_such"):
-            load_adapter(tmp_path, base)
+            load_adapter(tmp_path, model)
 
 
 def test_a_merge_into_four_bits_quantizes_again_there(tiny_llama):
-    """PEFT warns and returns a 4-bit layer; `minilora.merge` returns a dense tree."""
+    """PEFT warns and returns a 4-bit layer; `minilora.merge` returns a dense model."""
     theirs = four_bit_peft(llama_of(tiny_llama(intermediate_size=128)))
     with pytest.warns(UserWarning, match="rounding errors"):
         merged = theirs.merge_and_unload()
@@ -155,13 +155,13 @@ def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
     with quietly():
         exec(code, names)
 
-    model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
-    adapters, base, _ = minilora.load_adapter("adapters", base)
+    model, tokenizer = minilora.load("tiny", "nf4-dq")
+    adapters, model, _ = minilora.load_adapter("adapters", model)
     tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn.")])
-    ours = minilora.forward(adapters, base, tokens, model_config)
-    model = names["model"].train()  # as the page says; the adapter has no dropout
-    assert relative(their_logits(model, tokens), ours) < 1e-5  # as everywhere
-    assert relative(minilora.forward({}, base, tokens, model_config), ours) > 1e-3
+    ours = minilora.forward(adapters, model, tokens)
+    theirs = names["model"].train()  # as the page says; the adapter has no dropout
+    assert relative(their_logits(theirs, tokens), ours) < 1e-5  # as everywhere
+    assert relative(minilora.forward({}, model, tokens), ours) > 1e-3
 
 
 @pytest.mark.parametrize(("scheme", "names"), [("nf4-dq", ["tiny"]), ("int8", ["tiny", "micro"])])
@@ -176,7 +176,7 @@ def test_how_far_evaluation_mode_is_off(scheme, names, tmp_path):
         folder = str(tmp_path / name)
         command = ["quantize", "--model", name, "--quantize", scheme, "--out", folder]
         assert cli.main(command) == 0
-        model_config, base, tokenizer = minilora.load(name, scheme)
+        model, tokenizer = minilora.load(name, scheme)
         with quietly():
             training, evaluating = (
                 transformers.AutoModelForCausalLM.from_pretrained(folder) for _ in range(2)
@@ -185,7 +185,7 @@ def test_how_far_evaluation_mode_is_off(scheme, names, tmp_path):
         for rows in ("notes", "questions"):
             for row in minilora.load_rows(rows, "valid")[:12]:
                 tokens = np.array([tokenizer.encode("".join(row.values()))])
-                ours = minilora.forward({}, base, tokens, model_config)
+                ours = minilora.forward({}, model, tokens)
                 off.append(100 * relative(their_logits(evaluating, tokens), ours))
                 assert relative(their_logits(training, tokens), ours) < 1e-5  # as everywhere
     if scheme == "nf4-dq" and not bitsandbytes.nn.modules.has_avx512bf16():

@@ -74,7 +74,7 @@ def train_theirs(theirs, examples, config):
 
 @pytest.fixture
 def same_losses(compared, tmp_path):
-    """same_losses(what, against, theirs, base, config, examples, run, bound): of every step.
+    """same_losses(what, against, theirs, model, examples, run, bound): of every step.
 
     From the start of `theirs`, on the same rows. Returns our trained adapters, the start, and the
     norms of their gradients.
@@ -83,12 +83,12 @@ def same_losses(compared, tmp_path):
     runs part slowly. The bounds are some ten times the noise of runs as long.
     """
 
-    def same_losses(what, against, theirs, base, config, examples, run, bound):
+    def same_losses(what, against, theirs, model, examples, run, bound):
         peft_folder(tmp_path, theirs)
-        start, base, _ = load_adapter(tmp_path, base)
+        start, model, _ = load_adapter(tmp_path, model)
         losses, norms = np.transpose(train_theirs(theirs, examples, run))
-        trained, history = train(start, base, examples, config, run)
-        _, precise = train(in_float64(start), in_float64(base), examples, config, run)
+        trained, history = train(start, model, examples, run)
+        _, precise = train(in_float64(start), in_float64(model), examples, run)
         ours, precise = ([row["loss"] for row in rows] for rows in (history, precise))
         compared(
             f"{what}: losses of {run.iters} steps", against, np.abs(ours / losses - 1), bound,
@@ -108,7 +108,7 @@ def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, d
     theirs = llama_of(tiny_llama())
     torch.manual_seed(4)
     theirs = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **fields))
-    config, base, _ = load(tiny_llama())
+    model, _ = load(tiny_llama())
     rng = np.random.default_rng(5)
     examples = [Example(rng.integers(256, size=n).tolist(), [1] * n) for n in range(12, 36)]
     run = TrainConfig(
@@ -116,7 +116,7 @@ def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, d
         max_grad_norm=0.1,
     )  # fmt: skip
     row = "random Llama", PEFT
-    trained, start, norms = same_losses(*row, theirs, base, config, examples, run, bound=2e-6)
+    trained, start, norms = same_losses(*row, theirs, model, examples, run, bound=2e-6)
     assert min(norms) > run.max_grad_norm, "clipping is at work"
     for path, w in flatten(arrays(trained)).items():
         w_theirs = dict(theirs.named_parameters())[f"base_model.model.{path}.default.weight"]
@@ -129,7 +129,7 @@ def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, d
 def tool_calls(smollm2):
     """The short ones among the rows of the study `a_real_model_calls_tools`."""
     settings = TrainConfig(mask_prompt=True, max_seq_length=256)
-    examples, _ = encode_rows(toolcalls.rows("train", 200), smollm2[2], settings)
+    examples, _ = encode_rows(toolcalls.rows("train", 200), smollm2[1], settings)
     return [example for example in examples if len(example.tokens) <= 60]
 
 
@@ -150,9 +150,9 @@ def test_training_of_the_real_base_follows_peft(
         theirs, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, lora_alpha=16)
     )
     theirs.train()  # as in_four_bits wants it; there is no dropout
-    config, base, _, _ = smollm2
+    model, _, _ = smollm2
     run = TrainConfig(iters=iters, batch_size=2, learning_rate=1e-3, warmup_ratio=0.1)
     row = ("SmolLM2 in NF4", FOUR_BITS) if four_bits else ("SmolLM2", PEFT)
-    base = quantize(base, "nf4-dq") if four_bits else base
-    *_, norms = same_losses(*row, theirs, base, config, tool_calls, run, bound=2e-4)
+    model = quantize(model, "nf4-dq") if four_bits else model
+    *_, norms = same_losses(*row, theirs, model, tool_calls, run, bound=2e-4)
     assert max(norms) > run.max_grad_norm, "clipping is at work"

@@ -12,6 +12,7 @@ from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import DTYPES, decode
 from minilora.generation import sample
+from minilora.model import Model
 from minilora.tree import flatten, unflatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
@@ -31,8 +32,8 @@ def test_shards_of_transformers_here(random_model, tmp_path, tokens, same_logits
     llama = llama_of(random_model())
     llama.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    config, base, _ = load(tmp_path)
-    same_logits(RANDOM, PEER, their_logits(llama, tokens), {}, base, tokens, config)
+    model, _ = load(tmp_path)
+    same_logits(RANDOM, PEER, their_logits(llama, tokens), {}, model, tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -40,7 +41,7 @@ def test_half_precision_folders_here(random_model, tmp_path, equal, dtype):
     """The numbers that torch reads are the numbers read here, bit for bit."""
     llama = llama_of(random_model()).to(dtype)
     llama.save_pretrained(tmp_path)
-    base = flatten(load(tmp_path)[1])
+    base = flatten(load(tmp_path).model.base)
     for name, p in llama.named_parameters():
         equal(WEIGHTS, PEER, (base[name], p.detach().float()), case=name)
 
@@ -50,7 +51,7 @@ def test_our_half_precision_folder_in_transformers(tmp_path, equal, dtype):
     """torch rounds the same numbers to the same bits."""
     rng = np.random.default_rng(0)
     w = {p: rng.standard_normal(shape, dtype=np.float32) for p, shape in shapes(CONFIG).items()}
-    save_pretrained(tmp_path / "out", CONFIG, unflatten(w), dtype=dtype)
+    save_pretrained(tmp_path / "out", Model(CONFIG, unflatten(w)), dtype=dtype)
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert llama.dtype == getattr(torch, dtype), "transformers 5 keeps the stored type"
     state = llama.state_dict()
@@ -80,11 +81,11 @@ def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, tokens, same_logits, k
     llama = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="m.gguf", dtype=torch.float32
     )
-    config, base, _ = load(path)
+    model, _ = load(path)
     state = llama.state_dict()
-    for name, x in flatten(base).items():
+    for name, x in flatten(model.base).items():
         equal(WEIGHTS, PEER, (x, state[name]), case=name)
-    same_logits(RANDOM, PEER, their_logits(llama, tokens), {}, base, tokens, config)
+    same_logits(RANDOM, PEER, their_logits(llama, tokens), {}, model, tokens)
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])

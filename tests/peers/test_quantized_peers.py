@@ -61,7 +61,8 @@ def projections(llama):
 def test_a_folder_of_transformers_here(dense, tmp_path, equal, scheme):
     llama = by_transformers(dense, scheme)
     llama.save_pretrained(tmp_path)
-    ours, original = flatten(load(tmp_path, scheme)[1]), flatten(load(dense)[1])
+    ours = flatten(load(tmp_path, scheme).model.base)
+    original = flatten(load(dense).model.base)
     for path, module in projections(llama).items():
         w = ours[path].dequantize()
         equal(*READ, (w, dequantized(module)), case=path)
@@ -73,25 +74,25 @@ def test_a_folder_of_transformers_here(dense, tmp_path, equal, scheme):
 @pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
 def test_our_folder_in_transformers(dense, tmp_path, equal, tokens, same_logits, scheme):
     main(["quantize", "--model", str(dense), "--quantize", scheme, "--out", str(tmp_path / "q")])
-    config, base, _ = load(dense, scheme)
+    model, _ = load(dense, scheme)
     llama, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "q", output_loading_info=True
     )
     assert not any(info.values()), "no tensor missing, unexpected or misshapen"
-    theirs, ours = projections(llama), flatten(base)
+    theirs, ours = projections(llama), flatten(model.base)
     for path, module in theirs.items():
         equal(*WRITTEN, (ours[path].dequantize(), dequantized(module)), case=path)
     llama.train()  # in evaluation, processors with bfloat16 products get weights of that precision
     if scheme != "int8":  # bitsandbytes' 8-bit product quantizes its input as well
-        same_logits(*FOUR_BITS, their_logits(llama, tokens), {}, base, tokens, config)
+        same_logits(*FOUR_BITS, their_logits(llama, tokens), {}, model, tokens)
 
 
 def test_other_block_sizes_in_transformers(dense, tmp_path, equal):
-    config, base, words = load(dense, "nf4-dq", 128)
-    save_quantized(tmp_path / "q", config, base, words)
+    model, words = load(dense, "nf4-dq", 128)
+    save_quantized(tmp_path / "q", model, words)
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "q")
     for path, module in projections(llama).items():
-        equal(*WRITTEN, (flatten(base)[path].dequantize(), dequantized(module)), case=path)
+        equal(*WRITTEN, (flatten(model.base)[path].dequantize(), dequantized(module)), case=path)
 
 
 def test_a_half_precision_folder_of_transformers_here(dense, tmp_path):
@@ -102,7 +103,7 @@ def test_a_half_precision_folder_of_transformers_here(dense, tmp_path):
     """
     llama = by_transformers(dense, "nf4", torch.bfloat16)
     llama.save_pretrained(tmp_path)
-    ours = flatten(load(tmp_path)[1])
+    ours = flatten(load(tmp_path).model.base)
     for path, module in projections(llama).items():
         w, theirs = ours[path].dequantize(), dequantized(module)
         assert theirs.dtype == torch.bfloat16
@@ -114,16 +115,16 @@ def test_biases_stay_dense(random_model, tmp_path):
     by_transformers(dense, "nf4").save_pretrained(tmp_path / "q")
     bias = "model.layers.1.self_attn.k_proj.bias"
     expected = llama_of(dense).state_dict()[bias]
-    config, base, words = load(tmp_path / "q")
-    np.testing.assert_array_equal(flatten(base)[bias], expected)
-    save_quantized(tmp_path / "again", config, base, words)
+    model, words = load(tmp_path / "q")
+    np.testing.assert_array_equal(flatten(model.base)[bias], expected)
+    save_quantized(tmp_path / "again", model, words)
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     np.testing.assert_array_equal(back.state_dict()[bias], expected)
 
 
 def test_the_dense_folder_of_a_quantized_base(dense, tmp_path, tokens, same_logits):
     """What `merge` does without an adapter: codes out, the same function in transformers."""
-    config, base, words = load(dense, "nf4-dq")
-    save_pretrained(tmp_path / "d", config, base, words)
+    model, words = load(dense, "nf4-dq")
+    save_pretrained(tmp_path / "d", model, words)
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "d")
-    same_logits(*FOUR_BITS, their_logits(llama, tokens), {}, base, tokens, config)
+    same_logits(*FOUR_BITS, their_logits(llama, tokens), {}, model, tokens)

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, bits, quantized, random_base, random_batch, seeds
+from models import TINY, adapted, bits, quantized, random_batch, random_model, seeds
 from toy_models import (
     CONFIG,
     GGUF_CONFIG,
@@ -19,7 +19,7 @@ from toy_models import (
 )
 
 import minilora
-from minilora import generation, layers, model
+from minilora import Model, kernels, layers
 from minilora.config import InputError
 from minilora.evaluation.memory import nbytes
 from minilora.formats.pretrained import load, save_pretrained
@@ -28,9 +28,10 @@ from minilora.formats.safetensors_file import encode
 from minilora.kernels import fused, weights
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
+from minilora.model import forward, hidden_states, lm_head, with_adapters
 from minilora.quant import int8
 from minilora.quant.low_precision import LowPrecision
-from minilora.tree import flatten, get, num_parameters, overlay, tree_map, unflatten
+from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
 
 UNIT = 2.0**-24  # of float32: half of the distance from 1 to the next number
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -141,32 +142,33 @@ def test_tiles(monkeypatch, kind):
 
 
 def twins(kind, seed=0, tied=True):
-    """(config, a base with stored tables, the same with these dense)."""
+    """(a model with stored tables, the same with these dense)."""
     config = replace(TINY, hidden_size=32, vocab_size=70, tie_word_embeddings=tied)
-    held = tree_map(lambda w: w, quantized(random_base(config, seed)))
+    model = quantized(random_model(config, seed, ops=kernels.ops))
+    held = tree_map(lambda w: w, model.base)
     for path in (EMBEDDING, HEAD)[: 1 if tied else 2]:
         name = path.removesuffix(".weight")
         get(held, name)["weight"] = of(kind, get(held, name)["weight"])
-    return config, held, tree_map(lambda w: exact(w) if isinstance(w, LowPrecision) else w, held)
+    dense = tree_map(lambda w: exact(w) if isinstance(w, LowPrecision) else w, held)
+    return model._replace(base=held), model._replace(base=dense)
 
 
 @EACH
 @pytest.mark.parametrize("ops", [layers, fused])
 def test_a_model_equals_that_of_dense_matrices(monkeypatch, kind, ops):
     monkeypatch.setattr(weights, "TILE", 16)  # five tiles, the last one short
-    config, held, dense = twins(kind, tied=kind != "F16")
-    assert isinstance(model.lm_head(held), LowPrecision)
-    batch = random_batch(config)
+    held, dense = twins(kind, tied=kind != "F16")
+    assert isinstance(lm_head(held.base), LowPrecision)
+    batch = random_batch(held.config)
     states, logits, grads, said = [], [], [], []
-    for base in (held, dense):
-        adapters, base = adapted(base)
-        params = model.parameters(adapters, base, ops)
+    for model in (held, dense):
+        adapters, model = adapted(model._replace(ops=ops))
         tokens, starts = batch["tokens"], batch["segment_starts"]
-        states.append(model.hidden_states(params, tokens, starts, config, ops))
-        logits.append(model.forward(adapters, base, tokens, config, ops))
-        _, grad = value_and_grad(model.loss)(adapters, base, batch, config, ops)
+        states.append(hidden_states(with_adapters(adapters, model), tokens, starts))
+        logits.append(forward(adapters, model, tokens))
+        _, grad = value_and_grad(minilora.loss)(adapters, model, batch)
         grads.append(np.concatenate([g.ravel() for g in flatten(grad).values()]))
-        said.append(list(generation.generate(adapters, base, [1, 2, 3], config, ops, 9)))
+        said.append(list(minilora.generate(adapters, model, [1, 2, 3], 9)))
     assert bits(states[0]) == bits(states[1])
     assert said[0] == said[1]
     # sums of 32 (and of 70) terms in another order, through the products of three layers
@@ -175,30 +177,30 @@ def test_a_model_equals_that_of_dense_matrices(monkeypatch, kind, ops):
 
 
 def test_a_trained_embedding_or_head_takes_its_place():
-    config, held, dense = twins("Q8_0")
-    adapters, frozen = adapted(held)
-    adapters = also_train(adapters, frozen, ("head",))
-    head = model.lm_head(overlay(frozen, adapters))
-    assert type(head) is np.ndarray and bits(head) == bits(get(dense, EMBEDDING))
-    trained = {"model": {"embed_tokens": {"weight": get(dense, EMBEDDING) + 1}}}
-    _, grads = value_and_grad(minilora.loss)(trained, held, random_batch(config), config)
+    held, dense = twins("Q8_0")
+    adapters, model = adapted(held)
+    adapters = also_train(adapters, model.base, ("head",))
+    head = lm_head(with_adapters(adapters, model).base)
+    assert type(head) is np.ndarray and bits(head) == bits(get(dense.base, EMBEDDING))
+    trained = {"model": {"embed_tokens": {"weight": get(dense.base, EMBEDDING) + 1}}}
+    _, grads = value_and_grad(minilora.loss)(trained, held, random_batch(held.config))
     assert np.abs(get(grads, EMBEDDING)).max() > 0
 
 
 @EACH
 def test_what_is_made_of_such_a_base(tmp_path, kind):
-    config, held, dense = twins(kind)
-    rows, width = config.vocab_size, config.hidden_size
+    held, dense = twins(kind)
+    rows, width = held.config.vocab_size, held.config.hidden_size
     stored_bytes = rows * width + 4 * rows if kind == "Q8_0" else 2 * rows * width
-    assert get(held, EMBEDDING).nbytes == stored_bytes
-    assert nbytes(dense) - nbytes(held) == 4 * rows * width - stored_bytes
-    assert num_parameters(held) == num_parameters(dense)
-    merged = minilora.merge(*adapted(held))
+    assert get(held.base, EMBEDDING).nbytes == stored_bytes
+    assert nbytes(dense.base) - nbytes(held.base) == 4 * rows * width - stored_bytes
+    assert num_parameters(held.base) == num_parameters(dense.base)
+    merged, expected = minilora.merge(*adapted(held)).base, get(dense.base, EMBEDDING)
     assert type(get(merged, EMBEDDING)) is np.ndarray
-    assert bits(get(merged, EMBEDDING)) == bits(get(dense, EMBEDDING))
-    save_pretrained(tmp_path / "dense", config, held)
+    assert bits(get(merged, EMBEDDING)) == bits(expected)
+    save_pretrained(tmp_path / "dense", held)
     written = safetensors.numpy.load_file(tmp_path / "dense" / "model.safetensors")
-    assert bits(written[EMBEDDING]) == bits(get(dense, EMBEDDING))
+    assert bits(written[EMBEDDING]) == bits(expected)
 
 
 # ------------------------------------------------------------------------------- from files
@@ -226,7 +228,7 @@ def test_a_gguf_files_tables_stay_in_their_type(tmp_path, kind, tied):
     needs_hf()
     path, table = gguf_with(tmp_path, kind, tied)
     for options in ({}, {"scheme": "nf4"}, {"low_precision": True}):
-        base = flatten(load(path, **options)[1])
+        base = flatten(load(path, **options).model.base)
         for name in (EMBEDDING, HEAD)[: 1 if tied else 2]:
             assert getattr(base[name], "kind", None) == (kind if options else None)
             assert bits(layers.dense(base[name])) == bits(exact(table))
@@ -246,13 +248,12 @@ def test_what_is_not_finite_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_folders_embedding_stays_in_its_type(tmp_path, dtype):
-    base = unflatten(leaves())
-    save_pretrained(tmp_path / "dense", CONFIG, base, dtype=dtype)
-    expected = get(load(tmp_path / "dense")[1], EMBEDDING)
-    held = load(tmp_path / "dense", "int8")[1]
-    save_quantized(tmp_path / "quantized", CONFIG, held, dtype=dtype)
+    save_pretrained(tmp_path / "dense", Model(CONFIG, unflatten(leaves())), dtype=dtype)
+    expected = get(load(tmp_path / "dense").model.base, EMBEDDING)
+    held = load(tmp_path / "dense", "int8").model
+    save_quantized(tmp_path / "quantized", held, dtype=dtype)
     kind = {"float16": "F16", "bfloat16": "BF16"}.get(dtype)
-    for base in (held, load(tmp_path / "quantized")[1]):  # quantized here, and in the file
-        w = get(base, EMBEDDING)
+    for model in (held, load(tmp_path / "quantized").model):  # quantized here, and in the file
+        w = get(model.base, EMBEDDING)
         assert w.kind == kind if kind else type(w) is np.ndarray
         assert bits(layers.dense(w)) == bits(expected)

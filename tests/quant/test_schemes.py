@@ -5,13 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from arrays import weights
-from models import TINY, random_base
+from models import TINY, random_model
 
-from minilora import nf4
+from minilora import Model, Source, layers, nf4
 from minilora.config import InputError
 from minilora.evaluation.memory import nbytes
 from minilora.quant import int8
-from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
+from minilora.quant.schemes import (
+    SCHEMES,
+    error_report,
+    is_projection,
+    quantize,
+    quantize_leaf,
+    storage,
+)
 from minilora.tree import flatten, num_parameters
 
 CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
@@ -19,17 +26,19 @@ CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_only_the_seven_projections_change(scheme):
-    base = random_base(CONFIG)
-    before = {path: w.copy() for path, w in flatten(base).items()}
-    quantized = flatten(quantize(base, scheme, 32))
-    assert list(quantized) == list(before)
-    for path, w in quantized.items():
+    model = random_model(CONFIG)._replace(source=Source("m", digest="d"))
+    base, before = model.base, {path: w.copy() for path, w in flatten(model.base).items()}
+    quantized = quantize(model, scheme, 32)
+    block_size = None if scheme in ("none", "int8") else 32
+    assert quantized[:1] + quantized[2:] == (CONFIG, layers, Source("m", scheme, block_size, "d"))
+    assert list(flatten(quantized.base)) == list(before)
+    for path, w in flatten(quantized.base).items():
         assert hasattr(w, "dequantize") == (scheme != "none" and "_proj" in path)
         assert w.shape == before[path].shape
         np.testing.assert_array_equal(flatten(base)[path], before[path])
-    assert num_parameters(quantize(base, scheme, 32)) == num_parameters(base)
+    assert num_parameters(quantized.base) == num_parameters(base)
     if scheme != "none":
-        assert nbytes(quantize(base, scheme, 32)) < nbytes(base)
+        assert nbytes(quantized.base) < nbytes(base)
 
 
 def test_schemes():
@@ -58,8 +67,9 @@ def test_what_is_a_projection(path, expected):
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
 def test_error_report_is_what_one_would_compute(scheme):
-    base = random_base(CONFIG)
-    rows = error_report(base, quantize(base, scheme, 32))
+    model = random_model(CONFIG)
+    base = model.base
+    rows = error_report(base, quantize(model, scheme, 32).base)
     assert [row.path for row in rows] == [path for path in flatten(base) if "_proj" in path]
     for row in rows:
         w = flatten(base)[row.path].astype(np.float64)
@@ -70,9 +80,15 @@ def test_error_report_is_what_one_would_compute(scheme):
         assert row.bits == 8 * q.nbytes / w.size
 
 
+def test_projections_that_are_stored_in_two_ways_have_no_scheme():
+    leaf = {"weight": int8.quantize(np.ones((2, 2)))}
+    assert storage({"q_proj": leaf, "head": {"weight": np.ones(3)}}) == ("int8", None)
+    assert storage({"q_proj": leaf, "k_proj": {"weight": np.ones(3)}}) == ("none", None)
+
+
 def test_error_report_with_zeros_and_a_short_block():
     base = {"q_proj": {"weight": np.zeros((3, 7), np.float32)}}
-    (row,) = error_report(base, quantize(base, "nf4", 16))
+    (row,) = error_report(base, quantize(Model(CONFIG, base), "nf4", 16).base)
     assert row[1:3] == (0, 0)
 
 

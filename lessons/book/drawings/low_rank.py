@@ -147,10 +147,10 @@ def lora_gradient(ax):
     "and nothing elsewhere.",
 )
 def two_trees(ax):
-    _, base, _ = minilora.load("micro")
+    model, _ = minilora.load("micro")
     chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, chosen, 0)
-    title(ax, 2, 31.6, f"base: {num_parameters(base):,} numbers, frozen", color=BLUE)
+    adapters, _ = minilora.get_peft_model(model, chosen, 0)
+    title(ax, 2, 31.6, f"base: {num_parameters(model.base):,} numbers, frozen", color=BLUE)
     title(ax, 40, 31.6, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
     places = (
         (28.8, "model"),
@@ -160,7 +160,7 @@ def two_trees(ax):
         (17.8, "model.layers.0.self_attn"),
         (15.6, "model.layers.0.self_attn.q_proj"),
     )
-    for x, tree, color in ((2, base, BLUE), (40, adapters, ORANGE)):
+    for x, tree, color in ((2, model.base, BLUE), (40, adapters, ORANGE)):
         for y, place in places:
             *above, name = place.split(".")
             indent = x + 2.2 * len(above)

@@ -90,7 +90,8 @@ assert same, "but the same numbers, so the right distribution"
 # </details>
 
 # %%
-config, base, tokenizer = minilora.load("tiny", "nf4-dq")
+model, tokenizer = minilora.load("tiny", "nf4-dq")
+base = model.base
 PARTS = "codes", "codes of absmax", "nested absmax", "offsets"
 of_weight, parts = {}, Counter()
 for path, leaf in flatten(base).items():
@@ -134,7 +135,7 @@ assert 4.1269 < bits < 4.13, "above the formula: offsets, and groups of fewer th
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
-    quantized_file.save_quantized(Path(folder) / "q", config, base, tokenizer, "float16")
+    quantized_file.save_quantized(Path(folder) / "q", model, tokenizer, "float16")
     file = (Path(folder) / "q" / "model.safetensors").read_bytes()
 on_disk = {
     "header": 8 + struct.unpack("<Q", file[:8])[0],

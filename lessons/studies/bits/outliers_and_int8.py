@@ -17,8 +17,9 @@ import minilora
 from lessons.helpers import llm_int8
 from lessons.helpers.codes import rms
 from lessons.helpers.common import held_out_notes, table
-from minilora import TrainConfig, data, model
+from minilora import TrainConfig, data
 from minilora.kernels import fused
+from minilora.model import hidden_states
 from minilora.quant import int8
 from minilora.tree import get
 
@@ -83,7 +84,7 @@ assert 0.25 < separate / in_one < 0.4, "separate outliers: about a third of the 
 # attention (o) and SwiGLU (down). Each operation is wrapped to record what it returns.
 
 # %%
-config, base, tokenizer = minilora.load("tiny")
+model, tokenizer = minilora.load("tiny")
 notes = held_out_notes(tokenizer, TrainConfig())[0]
 batch = data.collate([[example] for example in notes[:32]])
 inputs = {"rms_norm": [], "attention": [], "swiglu": []}
@@ -100,17 +101,15 @@ def recording(name):
     return operation
 
 
-ops = SimpleNamespace(**vars(fused))
-for name in inputs:
-    setattr(ops, name, recording(name))
-model.hidden_states(base, batch["tokens"], batch["segment_starts"], config, ops)
+ops = SimpleNamespace(**{**vars(fused), **{name: recording(name) for name in inputs}})
+hidden_states(model._replace(ops=ops), batch["tokens"], batch["segment_starts"])
 largest_of = {name: np.abs(np.concatenate(arrays)).max() for name, arrays in inputs.items()}
 for name, value in largest_of.items():
     print(f"largest number that comes from {name}: {value:.1f}")
 
 results, rows = [], []
 for i, x in enumerate(inputs["swiglu"]):
-    w = get(base, f"model.layers.{i}.mlp.down_proj.weight").astype(np.float32)
+    w = get(model.base, f"model.layers.{i}.mlp.down_proj.weight").astype(np.float32)
     results.append([(np.abs(x) >= 6).any(axis=0).mean(), *relative_errors(x, w)])
     rows.append([i, f"{np.abs(x).max():.0f}", *(f"{share:.1%}" for share in results[-1])])
 header = ["down_proj of layer", "largest", "outlier columns", "error in int8", "outliers separate"]

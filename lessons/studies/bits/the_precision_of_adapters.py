@@ -28,8 +28,9 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from minilora import InputError, TrainConfig, data, layers, optim
+from minilora import InputError, TrainConfig, data, layers
 from minilora.layers import value_and_grad
+from minilora.rounding import round_to
 from minilora.tree import arrays, flatten, named_leaves
 
 BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
@@ -62,7 +63,7 @@ def hundred_steps(dtype):
     """Add RATE to 0.1 a hundred times, and round after each step."""
     value = {"lora_A": np.full(1, 0.1, np.float32)}
     for _ in range(100):
-        value = optim.round_to({"lora_A": value["lora_A"] + np.float32(RATE)}, dtype)
+        value = round_to({"lora_A": value["lora_A"] + np.float32(RATE)}, dtype)
     return value["lora_A"][0]
 
 
@@ -71,7 +72,7 @@ def shares_that_stay(dtype):
     after, shares = [], []
     finetune(
         iters=20, learning_rate=RATE, adapter_dtype=dtype, **CONSTANT,
-        on_step=lambda history, adapters, state: after.append(flatten(arrays(adapters))),
+        on_step=lambda state, records: after.append(flatten(arrays(state.adapters))),
     )  # fmt: skip
     for old, new in pairwise(after[9:]):
         for path in old:
@@ -166,10 +167,10 @@ if not QUICK:  # one run of the sweep again
 # </details>
 
 # %%
-largest = optim.round_to({"lora_B": np.float32([65504])}, "float16")["lora_B"]
+largest = round_to({"lora_B": np.float32([65504])}, "float16")["lora_B"]
 refusal = None
 try:
-    optim.round_to({"lora_B": np.float32([65520])}, "float16")
+    round_to({"lora_B": np.float32([65520])}, "float16")
 except InputError as error:
     refusal = error
 print(f"a weight: {largest[0]:.0f} stays; for 65520, minilora says: {refusal}")
@@ -181,15 +182,15 @@ in_float32 = layers.rms_norm(np.float32(activation), np.ones(4, np.float32), 1e-
 print("an activation: 300² > 65504, so RMSNorm gives", in_float16, "in place of", in_float32)
 
 learned = finetune(iters=short(150, 60), **CONSTANT)
-config, _, tokenizer = minilora.load("micro")
+tokenizer = minilora.load("micro").tokenizer
 rows = data.load_rows("questions", "train")[:16]
 examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
 batch = data.collate([[example] for example in examples])
-_, gradient = value_and_grad(minilora.loss)(learned.adapters, learned.base, batch, config)
+_, gradient = value_and_grad(minilora.loss)(learned.adapters, learned.model, batch)
 entries = np.concatenate([g.ravel() for _, g in named_leaves(gradient)])
 squares = entries**2
 lost = {"g": np.mean(np.float16(entries) == 0), "g²": np.mean(np.float16(squares) == 0)}
-lost_in_bfloat16 = np.mean(optim.round_to({"v": squares}, "bfloat16")["v"] == 0)
+lost_in_bfloat16 = np.mean(round_to({"v": squares}, "bfloat16")["v"] == 0)
 print(f"zero in float16: {lost['g']:.1%} of the entries of g, {lost['g²']:.1%} of those of g²,")
 print("and Adam's ε of 1e-8, so m would be divided by zero")
 
@@ -229,7 +230,7 @@ assert lost_in_bfloat16 < 1e-3, "g² must not vanish in bfloat16"
 #    lost then?
 #
 # **Where to stop with a debugger.** `training.update` (`round_to` after the step),
-# `optim.round_to`.
+# `rounding.round_to`.
 #
 # **Exercises.** adamw.
 #

@@ -153,8 +153,9 @@ assert growth["heavy-tailed"] > 2 and growth["with outliers"] > 3, "small blocks
 # measured on three sets of notes.
 
 # %%
-config, base, tokenizer = minilora.load("micro")
-projections = {p: w.astype(np.float32) for p, w in flatten(base).items() if is_projection(p)}
+model, tokenizer = minilora.load("micro")
+leaves = flatten(model.base).items()
+projections = {path: w.astype(np.float32) for path, w in leaves if is_projection(path)}
 kurtosis = [np.mean((w - w.mean()) ** 4) / w.var() ** 2 for w in projections.values()]
 print(f"kurtosis of {len(kurtosis)} weights: {min(kurtosis):.2f} to {max(kurtosis):.2f}")
 notes = held_out_notes(tokenizer, TrainConfig())[0]
@@ -162,21 +163,21 @@ NOTE_SETS = notes[:64], notes[64:128], notes[128:192]
 SHIFTS = range(0, short(64, 16), 8)
 
 
-def losses(tree):
+def losses(model):
     """Return the loss on each set of notes, nats per token."""
-    return np.array([minilora.evaluate({}, tree, some, config)["loss"] for some in NOTE_SETS])
+    return np.array([minilora.evaluate({}, model, some)["loss"] for some in NOTE_SETS])
 
 
-untouched = losses(base)
+untouched = losses(model)
 
 
 def cost(values, shift):
     """Return by how much rounding raises the loss on each set; blocks begin at `shift`."""
-    leaves = flatten(base)
+    leaves = flatten(model.base)
     for path, w in projections.items():
         coarse = rounded(np.roll(w.ravel(), shift), values)
         leaves[path] = np.roll(coarse, -shift).reshape(w.shape)
-    return losses(unflatten(leaves)) - untouched
+    return losses(model._replace(base=unflatten(leaves))) - untouched
 
 
 costs, of_notes, mean, rows = {}, {}, {}, []

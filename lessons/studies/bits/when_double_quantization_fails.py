@@ -57,7 +57,7 @@ print(f"at {FACTORS[-1]:,}, {opposite:.0%} of the other weights have the opposit
 # %%
 trained = {}
 for name in ("micro", "tiny"):
-    leaves = flatten(minilora.load(name, "nf4-dq")[1]).values()
+    leaves = flatten(minilora.load(name, "nf4-dq").model.base).values()
     scales = [q.absmax for q in leaves if isinstance(q, nf4.Quantized)]
     ratio = max(absmax.max() / np.median(absmax) for absmax in scales)
     trained[name] = ratio, min(absmax.min() for absmax in scales)

@@ -55,12 +55,12 @@ known = facts(4000, 99)
 first = finetune(
     MethodConfig("full"), rows=known[1000:], held_out=known[:100], iters=150, learning_rate=2e-3
 )
-BASE = minilora.merge(first.adapters, first.base)
+MODEL = minilora.merge(first.adapters, first.model)
 
 
-def staircase(rows, seed, rate, held_out=None, base=BASE, on_step=None):
+def staircase(rows, seed, rate, held_out=None, model=MODEL, on_step=None):
     """Return the training losses, one row per epoch, and the held-out loss after the run."""
-    start = minilora.get_peft_model(base, LORA, seed)
+    start = minilora.get_peft_model(model, LORA, seed)
     steps = ROWS // BATCH * EPOCHS
     done = finetune(
         start=start, rows=rows, held_out=held_out, seed=seed, iters=steps, learning_rate=rate,
@@ -86,9 +86,9 @@ def own_facts(seed):
     return facts(4000, 1)[ROWS * seed : ROWS * (seed + 1)]
 
 
-def runs_of(rows_of, rate, held_out=None, base=BASE):
+def runs_of(rows_of, rate, held_out=None, model=MODEL):
     """Return a run's losses and its held-out loss, one per seed; rows_of: seed -> rows."""
-    return [staircase(rows_of(seed), seed, rate, held_out, base) for seed in SEEDS]
+    return [staircase(rows_of(seed), seed, rate, held_out, model) for seed in SEEDS]
 
 
 RATE, LOW = 1e-2, 3e-3
@@ -140,12 +140,12 @@ def seen_and_to_come(seed):
     rows = own_facts(seed)
     found = []
 
-    def on_step(_, adapters, state):
-        step = state["step"]
-        done = step % 4
+    def on_step(state, _):
+        done = state.step % 4
         if done:
-            batches = [batch_at(rows, i, BATCH, seed) for i in range(step - done, step - done + 4)]
-            losses = [scores_of(adapters, BASE, batch)["loss"] for batch in batches]
+            steps = range(state.step - done, state.step - done + 4)
+            batches = [batch_at(rows, step, BATCH, seed) for step in steps]
+            losses = [scores_of(state.adapters, MODEL, batch)["loss"] for batch in batches]
             found.append([np.mean(losses[:done]), np.mean(losses[done:])])
 
     staircase(rows, seed, RATE, known[:1], on_step=on_step)
@@ -200,8 +200,8 @@ for name, found in runs.items():
 # </details>
 
 # %%
-base = minilora.load("micro").base
-runs["questions"] = runs_of(lambda seed: questions("train", ROWS, seed), RATE, base=base)
+micro = minilora.load("micro").model
+runs["questions"] = runs_of(lambda seed: questions("train", ROWS, seed), RATE, model=micro)
 show(["questions"])
 
 # %%

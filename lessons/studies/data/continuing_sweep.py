@@ -29,21 +29,21 @@ JOBS = [(*case, rate, seed) for seed in CHOOSING for case in CASES for rate in R
 
 @cache
 def first(seed):
-    """Return (adapters, base) after the first task."""
+    """Return (adapters, model) after the first task."""
     done = finetune(LORA, seed=seed)
-    return done.adapters, done.base
+    return done.adapters, done.model
 
 
 def start(way, seed):
-    """Return (adapters, base) of which the second run trains the adapters."""
-    adapters, base = first(seed)
+    """Return (adapters, model) of which the second run trains the adapters."""
+    adapters, model = first(seed)
     if way == "same":
-        return adapters, base
+        return adapters, model
     if way == "merged":
-        base = minilora.merge(adapters, base)
+        model = minilora.merge(adapters, model)
     if way == "stacked":
-        base = several.stack(adapters, base)
-    return minilora.get_peft_model(base, LORA, seed + 100)
+        model = several.stack(adapters, model)
+    return minilora.get_peft_model(model, LORA, seed + 100)
 
 
 def mixed(replay, seed, steps=STEPS):
@@ -57,11 +57,11 @@ def mixed(replay, seed, steps=STEPS):
     return [rows[i] for rows, n in counts for i in rng.permutation(len(rows))[:n]]
 
 
-def scored(adapters, base, split):
+def scored(adapters, model, split):
     """Return the scores of both tasks on a split."""
     rows = data.load_rows("questions", split)
     names = {"old": rows, "new": backwards(rows)}
-    found = {name: scores_of(adapters, base, rows) for name, rows in names.items()}
+    found = {name: scores_of(adapters, model, rows) for name, rows in names.items()}
     losses = {f"{split}_{name}": score["loss"] for name, score in found.items()}
     return losses | {f"{split}_exact_{name}": s["exact_match"] for name, s in found.items()}
 
@@ -74,8 +74,8 @@ def run(job, steps=STEPS):
         start=start(way, seed), rows=rows, held_out=rows[:1], seed=seed, iters=steps,
         learning_rate=rate,
     )  # fmt: skip
-    row = dict(zip(COLUMNS, job)) | scored(done.adapters, done.base, "valid")
-    row |= scored(done.adapters, done.base, "test")
+    row = dict(zip(COLUMNS, job)) | scored(done.adapters, done.model, "valid")
+    row |= scored(done.adapters, done.model, "test")
     return row | {"before": scored(*first(seed), "test")["test_old"]}
 
 

@@ -131,7 +131,7 @@ if not QUICK:  # a run of the sweep again, told apart from half of its views
 # 2. `VIEWS`: add 6,400. Do 100 rows catch up?
 # 3. `column("test", …)`: use `"train"`. Which cases overfit?
 #
-# **Where to stop with a debugger.** `rows_sweep.run`, and `callbacks.update_best`.
+# **Where to stop with a debugger.** `rows_sweep.run`, and `batching.batch_at`.
 #
 # **Exercises.** one-file-loss, prompt-mask.
 #

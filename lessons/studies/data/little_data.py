@@ -287,7 +287,7 @@ assert abs(stopped.scores["loss"] - min(losses)) < 1e-6, (
 # 4. `few[:4]`: use 64 questions, and `batch_size=16`. Does the run still end early?
 #
 # **Where to stop with a debugger.** `on_step` in `studies/data/little_sweep.py` (`found`: the
-# scores of the three splits). `callbacks.update_best`: what is kept, and when?
+# scores of the three splits). `loop.better`: what is kept, and when?
 #
 # **Exercises.** one-file-loss, prompt-mask.
 #

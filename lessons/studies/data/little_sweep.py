@@ -64,17 +64,17 @@ def small(kind, r, dropout, augmented, seed, iters):
 
 def questions(kind, r, dropout, augmented, seed, iters):
     """Return the same scores of `micro` with 64 questions; `right` is exact match."""
-    base = minilora.load("micro").base
+    model = minilora.load("micro").model
     config = LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=("all-linear",))
     train = data.load_rows("questions", "train")[64 * seed : 64 * (seed + 1)]
     held_out = data.load_rows("questions", "valid")
     scores = []
 
-    def on_step(_, adapters, state):
-        if state["step"] % EVERY == 0:
+    def on_step(state, _):
+        if state.step % EVERY == 0:
             splits = (train, held_out[:60], held_out[60:])
-            found = (scores_of(adapters, base, rows) for rows in splits)
-            scores.append(score(state["step"], *found))
+            found = (scores_of(state.adapters, model, rows) for rows in splits)
+            scores.append(score(state.step, *found))
 
     finetune(config, rows=train, seed=seed, on_step=on_step, iters=iters, learning_rate=1e-2)
     return scores

@@ -15,9 +15,10 @@ import numpy as np
 
 import minilora
 from lessons.helpers.common import table
-from minilora import TrainConfig, data, layers, model
+from minilora import TrainConfig, data, layers
+from minilora.model import hidden_states, logits
 
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 examples, _ = data.encode_rows(data.load_rows("notes", "train"), tokenizer, TrainConfig())
 longest = max(len(example.tokens) for example in examples)
 
@@ -86,8 +87,8 @@ assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many 
 
 
 # %%
-def operations(mask=True, restart=True):
-    """Return the model's operations, with another attention mask or other positions.
+def variant(mask=True, restart=True):
+    """Return the model with another attention mask or other positions.
 
     mask: whether attention is limited to a token's example. restart: whether positions are counted
     from its start.
@@ -95,31 +96,30 @@ def operations(mask=True, restart=True):
 
     def attention(q, k, v, rope, starts, cache, window):
         if not restart:
-            rope = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
+            rope = layers.rope_cos_sin(np.arange(q.shape[1])[None], model.config)
         return layers.attention(q, k, v, rope, starts if mask else 0 * starts)
 
-    return SimpleNamespace(**{**vars(layers), "attention": attention})
+    return model._replace(ops=SimpleNamespace(**{**vars(layers), "attention": attention}))
 
 
-def logits(rows, *settings):
+def logits_of(rows, *settings):
     """Return the logits of a batch of packed rows."""
-    batch, ops = data.collate(rows), operations(*settings)
-    x = model.hidden_states(base, batch["tokens"], batch["segment_starts"], config, ops)
-    return model.logits(x, base, ops)
+    batch, changed = data.collate(rows), variant(*settings)
+    return logits(hidden_states(changed, batch["tokens"], batch["segment_starts"]), changed)
 
 
 packed = max(data.pack_examples(examples[:200], 256), key=len)
-alone = np.concatenate([logits([[example]])[0] for example in packed])  # one example per row
+alone = np.concatenate([logits_of([[example]])[0] for example in packed])  # one example per row
 differences, cells = {}, []
 for mask, name in ((True, "block mask"), (False, "causal mask")):
     for restart, positions in ((True, "restart"), (False, "continue")):
-        difference = np.abs(logits([packed], mask, restart)[0, : len(alone)] - alone).max()
+        difference = np.abs(logits_of([packed], mask, restart)[0, : len(alone)] - alone).max()
         differences[mask, restart] = difference
         cells.append([f"{name}, positions {positions}", f"{difference:.1e}"])
 table(["", "logits differ from those alone by"], cells)
 
 batch = data.collate([packed])
-masked, unmasked = (model.loss({}, base, batch, config, operations(mask)) for mask in (True, False))
+masked, unmasked = (minilora.loss({}, variant(mask), batch) for mask in (True, False))
 print(f"loss of this row: {masked:.3f} with the block mask, {unmasked:.3f} without")
 
 # %% [markdown]
@@ -135,7 +135,7 @@ for restart in (True, False):
 first = len(packed[0].tokens) - 1
 other = [data.Example(packed[0].tokens[::-1], packed[0].mask), *packed[1:]]
 for mask in (True, False):
-    before, after = (logits([row], mask)[0, first:] for row in (packed, other))
+    before, after = (logits_of([row], mask)[0, first:] for row in (packed, other))
     assert np.array_equal(before, after) == mask, "equal bits if and only if there is a block mask"
 assert unmasked > masked + 1, "without the mask the loss must be higher"
 

@@ -25,8 +25,8 @@ def run(job):
     n, views, rate, seed = job
     rows = questions("train", n, seed)
     done = finetune(rows=rows, seed=seed, iters=views // BATCH, learning_rate=rate)
-    test = scores_of(done.adapters, done.base, data.load_rows("questions", "test"))
-    train = scores_of(done.adapters, done.base, rows[:400])
+    test = scores_of(done.adapters, done.model, data.load_rows("questions", "test"))
+    train = scores_of(done.adapters, done.model, rows[:400])
     losses = {"train": train["loss"], "valid": done.scores["loss"], "test": test["loss"]}
     return {**dict(zip(COLUMNS, job)), **losses, "exact": test["exact_match"]}
 

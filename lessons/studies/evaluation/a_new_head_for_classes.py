@@ -22,7 +22,7 @@ from minilora.data import tasks
 from minilora.evaluation.metrics import calibration_error
 
 ITERS, ROWS = short(150, 10), (24, 96, 400)
-config, base, words = minilora.load("micro")
+model, words = minilora.load("micro")
 
 # %% [markdown]
 # ## The head
@@ -38,7 +38,7 @@ config, base, words = minilora.load("micro")
 # [`class_head.py`](../../helpers/class_head.py); this is its main line:
 #
 # ```python
-# layers.matmul(last_states(trained, base, texts, config), trained["score"]["weight"])
+# layers.matmul(last_states(trained, model, texts), trained["score"]["weight"])
 # ```
 #
 # The classes are the eight places of the small models' language. In its notes, a sentence may be
@@ -90,14 +90,14 @@ def run(trains, end, n):
     rate, trained = 5e-2, {}
     if trains == "head and LoRA":
         lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-        trained, _ = minilora.get_peft_model(base, lora_config, 0)
+        trained, _ = minilora.get_peft_model(model, lora_config, 0)
         rate = 4e-3
-    weight = np.zeros((len(tasks.PLACES), config.hidden_size), np.float32)
+    weight = np.zeros((len(tasks.PLACES), model.config.hidden_size), np.float32)
     trained = {**trained, "score": {"weight": weight}}
     settings = TrainConfig(iters=ITERS, batch_size=16, learning_rate=rate, also_train_lr_scale=1.0)
-    trained, losses = fit(trained, base, *texts_of("train", n, end), config, settings)
+    trained, losses = fit(trained, model, *texts_of("train", n, end), settings)
     texts, classes = texts_of("test", short(400, 40), end)
-    return scores(class_logits(trained, base, texts, config), classes), losses, trained
+    return scores(class_logits(trained, model, texts), classes), losses, trained
 
 
 def scores(logits, classes):
@@ -133,11 +133,11 @@ table(["trained", "text", "rows", "accuracy", "confidence", "ECE", "Brier"], cel
 texts, classes = texts_of("test", 8, "the note")
 _, losses, trained = runs["head and LoRA", "the note", 24]
 assert abs(losses[0] - math.log(8)) < 1e-5, "a head of zeros must guess"
-h = last_states(trained, base, texts, config)
+h = last_states(trained, model, texts)
 by_hand = h @ trained["score"]["weight"].T
-logits = class_logits(trained, base, texts, config)
+logits = class_logits(trained, model, texts)
 assert np.allclose(logits, by_hand, atol=1e-4), "the logits are W·h of the last token"
-alone = class_logits(trained, base, texts[:1], config)
+alone = class_logits(trained, model, texts[:1])
 assert np.allclose(logits[0], alone[0], atol=1e-4), "padding must not change a text's logits"
 if not QUICK:
     for n in ROWS:

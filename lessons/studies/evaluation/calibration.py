@@ -33,7 +33,7 @@ from minilora.evaluation import plot
 from minilora.evaluation.metrics import BINS, calibration_error
 
 PER_ANSWER = 23  # target tokens: 22 letters and the end
-config, base, words = minilora.load("micro")
+model, words = minilora.load("micro")
 rows = data.load_rows("questions", "valid")
 valid, _ = data.encode_rows(rows, words, TrainConfig(mask_prompt=True))
 notes, entropy = held_out_notes(words, TrainConfig(), short(256, 64))
@@ -67,7 +67,7 @@ for n in (32, 4000):
 
 # %%
 few, many = (run.scores for run in runs.values())
-of_notes, bare = (minilora.evaluate({}, base, examples, config) for examples in (notes, valid))
+of_notes, bare = (minilora.evaluate({}, model, examples) for examples in (notes, valid))
 names = ["base, its own notes", "base, questions", "32 rows, questions", "4,000 rows, questions"]
 cells = []
 for name, score in zip(names, (of_notes, bare, few, many)):
@@ -101,7 +101,7 @@ if not QUICK:
 
 # %%
 test_rows = tasks.questions("test", short(1000, 200), 1)
-judged = {n: answers(run.adapters, run.base, test_rows) for n, run in runs.items()}
+judged = {n: answers(run.adapters, run.model, test_rows) for n, run in runs.items()}
 live = {n: scored(run, n, 0) for n, run in runs.items()}  # two rows of the sweep
 title = "too sure after 32 rows, not sure enough after 4,000"
 labels = "confidence of the answer", "share of answers that are right"

@@ -8,10 +8,10 @@ import numpy as np
 
 import minilora
 from lessons.helpers.common import finetune
-from minilora import model
 from minilora.data import tasks
 from minilora.evaluation.metrics import calibration_error
 from minilora.layers import LayerCache
+from minilora.model import hidden_states, logits, with_adapters
 
 ROWS = (16, 32, 64, 128, 512, 4000)
 SEEDS = (0, 1, 2, 3, 4)
@@ -20,23 +20,21 @@ TEMPERATURES = np.geomspace(0.25, 4, 81)
 JOBS = [(n, seed) for seed in SEEDS for n in ROWS]
 
 
-def answers(adapters, base, rows):
+def answers(adapters, model, rows):
     """Greedy answers to all `rows` at once: (logits (N, T, V) on the way, right or not (N,))."""
-    config, _, words = minilora.load("micro")
+    words = minilora.load("micro").tokenizer
     prompts, wanted = (
         np.array([words.encode(row[key]) for row in rows]) for key in ("prompt", "completion")
     )  # all prompts have one length, and all completions
-    cache = [LayerCache() for _ in range(config.num_hidden_layers)]
-    tokens, logits = prompts, []
-    ops = minilora.operations(adapters, base)
-    params = model.parameters(adapters, base, ops)
+    model = with_adapters(adapters, model)
+    caches = [LayerCache() for _ in range(model.config.num_hidden_layers)]
+    tokens, found = prompts, []
     for _ in range(wanted.shape[1]):
-        starts = np.zeros_like(tokens)
-        x = model.hidden_states(params, tokens, starts, config, ops, cache)
-        logits.append(model.logits(x[:, -1], params, ops))
-        tokens = logits[-1].argmax(axis=-1)[:, None]
-    logits = np.stack(logits, axis=1)
-    return logits, (logits.argmax(axis=-1) == wanted).all(axis=1)
+        x = hidden_states(model, tokens, np.zeros_like(tokens), caches)
+        found.append(logits(x[:, -1], model))
+        tokens = found[-1].argmax(axis=-1)[:, None]
+    z = np.stack(found, axis=1)
+    return z, (z.argmax(axis=-1) == wanted).all(axis=1)
 
 
 def confidence(logits, temperature=1.0):
@@ -68,8 +66,8 @@ def run(job):
 
 def scored(done, n, seed):
     """The row of a run, from fresh rows: 600 to fit the temperature, 1,000 to judge it."""
-    temperature = fitted(*answers(done.adapters, done.base, tasks.questions("valid", 600, 1)))
-    logits, hit = answers(done.adapters, done.base, tasks.questions("test", 1000, 1))
+    temperature = fitted(*answers(done.adapters, done.model, tasks.questions("valid", 600, 1)))
+    logits, hit = answers(done.adapters, done.model, tasks.questions("test", 1000, 1))
     row = {
         "n": n, "seed": seed, "train_loss": np.mean([s["loss"] for s in done.history[-10:]]),
         "loss": done.scores["loss"], "token_ece": done.scores["ece"],

@@ -38,11 +38,11 @@ def examples_of(fault, split, words, seed=0, n=None):
 def check(job, iters=200, **settings):
     """(row, history) of a job (trained, fault, seed)."""
     trained, fault, seed = job
-    config, base, words = minilora.load("micro")
+    model, words = minilora.load("micro")
     adapter_config = MethodConfig("head")
     if trained != "head":
         adapter_config = LoraConfig(r=1, lora_alpha=2, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, adapter_config, seed)
+    adapters, _ = minilora.get_peft_model(model, adapter_config, seed)
     train_config = TrainConfig(
         iters=iters, batch_size=16, learning_rate=RATE[trained == "rank 1"], seed=seed, **settings
     )
@@ -50,9 +50,9 @@ def check(job, iters=200, **settings):
     held_out = examples_of("none", "valid", words)
     valid = held_out if settings else ()
     adapters, history = minilora.train(
-        adapters, base, examples, config, train_config, valid, quiet=not valid
+        adapters, model, examples, train_config, valid, quiet=not valid
     )
-    scores = minilora.evaluate(adapters, base, held_out, config)
+    scores = minilora.evaluate(adapters, model, held_out)
     losses = [step["loss"] for step in history if "loss" in step]
     row = {
         "trained": trained, "fault": fault, "seed": seed,

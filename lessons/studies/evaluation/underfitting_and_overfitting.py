@@ -98,7 +98,7 @@ if not QUICK:
 # 2. `32` rows: use 128. How large is the gap?
 # 3. `plot.smooth(losses, 10)`: use 1. How much does the loss vary from step to step?
 #
-# **Where to stop with a debugger.** `callbacks.update_best`: it gets each held-out loss.
+# **Where to stop with a debugger.** `loop.better`: it gets each held-out loss.
 #
 # **Exercises.** one-file-loss.
 #

@@ -152,8 +152,8 @@ print(f"loss with A at 0.02: {run.scores['loss']:.6f}; with 4A at 0.005: ", end=
 print(f"{same.scores['loss']:.6f}")
 sharp = []
 for scale in (1, 4):
-    start = one_factor.start("B", 2, 0, scale)
-    sharp.append(curvature.curvature(*start, steps=short(8, 4), eps=1e-3 / scale))
+    adapters, model = one_factor.start("B", 2, 0, scale)
+    sharp.append(curvature.curvature(adapters, model, steps=short(8, 4), eps=1e-3 / scale))
 times = sharp[1] / sharp[0]
 print(f"largest curvature: {sharp[0]:.2f} with A, {sharp[1]:.1f} with 4A, {times:.2f} times")
 

@@ -21,37 +21,38 @@ METHODS = (*RATES, *ALONE)
 
 
 def start(method, seed):
-    """Return (adapters, base, LoRA+'s ratio of the rates of B and A) of a method at its start."""
+    """Return (adapters, model, LoRA+'s ratio of the rates of B and A) of a method at its start."""
     if method in ALONE:
         return *one_factor.start(ALONE[method], RANK, seed), 1.0
-    entry, base = compare.TABLE[method], minilora.load("micro").base
+    entry, model = compare.TABLE[method], minilora.load("micro").model
     config = compare.config_of(entry, RANK)
     if method not in FAMILY:
-        config = compare.sized(entry, base, compare.BUDGET)
-    return *minilora.get_peft_model(base, config, seed), entry.loraplus_lr_ratio
+        config = compare.sized(entry, model, compare.BUDGET)
+    return *minilora.get_peft_model(model, config, seed), entry.loraplus_lr_ratio
 
 
-def curvature(adapters, base, ratio=1.0, **options):
+def curvature(adapters, model, ratio=1.0, **options):
     """Return the largest curvature of the loss of an adapter on the first rows of the questions.
 
     If B has another learning rate than A, a parameter is measured in units of its rate. DoRA's
     gradient takes a norm as constant, so its curvature is that of the steps and not of the loss.
     """
-    config, _, tokenizer = minilora.load("micro")
+    tokenizer = minilora.load("micro").tokenizer
     rows = data.load_rows("questions", "train")[:ROWS]
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
     batch = collate([[example] for example in examples])
     units = learning_rates(1.0, TrainConfig(loraplus_lr_ratio=ratio), arrays(adapters))
 
     def gradient(trained):
-        return value_and_grad(minilora.loss)(overlay(adapters, trained), base, batch, config)[1]
+        return value_and_grad(minilora.loss)(overlay(adapters, trained), model, batch)[1]
 
     return largest_curvature(gradient, arrays(adapters), units, **options)
 
 
 def run(job):
     method, seed = job
-    found = curvature(*start(method, seed), steps=8, seed=seed)
+    adapters, model, ratio = start(method, seed)
+    found = curvature(adapters, model, ratio, steps=8, seed=seed)
     return {"method": method, "seed": seed, "curvature": float(f"{found:.5g}")}
 
 

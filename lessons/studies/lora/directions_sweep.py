@@ -16,11 +16,11 @@ from minilora.tree import flatten, named_leaves, unflatten
 JOBS = range(8)  # seeds
 
 
-def train_projections(base, seed, iters=200):
+def train_projections(model, seed, iters=200):
     """Train all projections in full on the questions; return {path: weight} before and after."""
-    before = {path: w for path, w in named_leaves(base) if is_projection(path)}
+    before = {path: w for path, w in named_leaves(model.base) if is_projection(path)}
     start = unflatten({path: w.copy() for path, w in before.items()})
-    done = finetune(start=(start, base), seed=seed, iters=iters, learning_rate=3e-3)
+    done = finetune(start=(start, model), seed=seed, iters=iters, learning_rate=3e-3)
     return before, flatten(done.adapters)
 
 
@@ -67,14 +67,14 @@ def lora_of_rank_two(seed, iters=200):
 
 def run(seed):
     """Return the row of a seed: directions needed (mean over the matrices), and scores."""
-    base, valid = minilora.load("micro").base, data.load_rows("questions", "valid")
+    model, valid = minilora.load("micro").model, data.load_rows("questions", "valid")
     rng = np.random.default_rng(seed)
-    before, after = train_projections(base, seed)
+    before, after = train_projections(model, seed)
     share, by_chance = energies(before, after, rng)
     row = {"seed": seed, "needed": needed(share).mean(), "by_chance": needed(by_chance).mean()}
-    models = {f"strongest_{k}": cut_to_strongest(before, after, k) for k in (2, 4, 16)}
-    models["random_16"] = cut_to_random(before, after, 16, rng)
-    scores = {name: scores_of(m, base, valid) for name, m in models.items()}
+    cut = {f"strongest_{k}": cut_to_strongest(before, after, k) for k in (2, 4, 16)}
+    cut["random_16"] = cut_to_random(before, after, 16, rng)
+    scores = {name: scores_of(weights, model, valid) for name, weights in cut.items()}
     scores["lora_2"] = lora_of_rank_two(seed)
     for name, score in scores.items():
         row |= {f"loss_{name}": score["loss"], f"exact_{name}": score["exact_match"]}

@@ -18,7 +18,7 @@ from minilora import LoraConfig, layers, lora
 from minilora.tree import get
 
 rng = np.random.default_rng(0)
-config, base, _ = minilora.load("micro")
+model = minilora.load("micro").model
 
 # %% [markdown]
 # ## How to compare subspaces
@@ -80,13 +80,13 @@ for r, seed in ((4, 0), (8, 0), (8, 1), (32, 2)):  # runs of `rank_sweep.py`, ag
     runs[r, seed] = run
     paths = lora.adapted_paths(run.adapters)
     updates[r, seed] = [layers.lora_delta(get(run.adapters, path)) for path in paths]
-    fresh, _ = minilora.get_peft_model(base, lora_config, seed)
+    fresh, _ = minilora.get_peft_model(model, lora_config, seed)
     lengths = []
     for path in paths:
         start, end = (get(tree, path)["lora_A"] for tree in (fresh, run.adapters))
         lengths.append(np.linalg.norm(end - start) / np.linalg.norm(start))
     moved[r, seed] = np.mean(lengths)
-weights = [get(base, path)["weight"] for path in paths]
+weights = [get(model.base, path)["weight"] for path in paths]
 
 SIDES = {
     "output": lambda update: directions(update.T),
@@ -229,7 +229,7 @@ if not QUICK:
 #
 # 1. `learning_rate=4e-3`: use 1.6e-2. Does A move further, and are inputs shared more?
 # 2. `seed=seed`: use seed 0 for all. Is φ(8, 8) now 1?
-# 3. `minilora.load("micro")`: load "tiny" (and `model="tiny"` in `finetune`). Does the width
+# 3. `minilora.load("micro")`: load "tiny" (and `name="tiny"` in `finetune`). Does the width
 #    change the amplification?
 #
 # **Exercises.** one-file-init-lora, one-file-linear, lowrank-gradient.

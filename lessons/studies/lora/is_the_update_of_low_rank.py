@@ -29,7 +29,7 @@ from lessons.helpers.common import (
 from lessons.studies.lora import directions_sweep as experiment
 from minilora import data
 
-base, valid = minilora.load("micro").base, data.load_rows("questions", "valid")
+model, valid = minilora.load("micro").model, data.load_rows("questions", "valid")
 rng = np.random.default_rng(0)
 
 # %% [markdown]
@@ -55,7 +55,7 @@ rng = np.random.default_rng(0)
 # %%
 sweep = read_sweep("directions")
 needed, by_chance = (np.array(of(sweep, name)) for name in ("needed", "by_chance"))
-before, trained = experiment.train_projections(base, 0, short(200, 60))
+before, trained = experiment.train_projections(model, 0, short(200, 60))
 share, random_share = experiment.energies(before, trained, rng)
 here, random_here = experiment.needed(share), experiment.needed(random_share)
 cells = [
@@ -98,7 +98,7 @@ for k in short((1, 2, 4, 8, 16, 32, 48), (2, 16)):
         "strongest": experiment.cut_to_strongest(before, trained, k),
         "random": experiment.cut_to_random(before, trained, k, rng),
     }.items():
-        scores = scores_of(weights, base, valid)
+        scores = scores_of(weights, model, valid)
         loss[name, k] = scores["loss"]
         cells[-1] += [f"{scores['loss']:.3f}", f"{scores['exact_match']:.3f}"]
 table(["k", "share of ‖ΔW‖²", "strongest: loss", "exact", "random: loss", "exact"], cells)

@@ -11,7 +11,8 @@ from lessons.helpers.common import finetune, scores_of
 from lessons.studies.methods.best_rates_sweep import FRESH, TRIED, of_seeds
 from minilora import LoraConfig, data
 from minilora.config import ALL_LINEAR
-from minilora.tree import flatten, num_parameters, overlay, unflatten
+from minilora.model import with_adapters
+from minilora.tree import flatten, num_parameters, unflatten
 
 RATES = {"A": (2e-3, 5e-3, 1e-2, 2e-2, 5e-2), "B": (5e-3, 1e-2, 2e-2, 5e-2, 1e-1)}
 RANKS = (2, 4)  # LoRA has r = 2; with r = 4, one factor has about as many parameters
@@ -24,13 +25,13 @@ def name_of(factor, r):
 
 
 def start(factor, r, seed, scale=1):
-    """Return (adapters, base) in which "A" or "B" is trained from zero and the other is frozen.
+    """Return (adapters, model) in which "A" or "B" is trained from zero and the other is frozen.
 
     The frozen factor is a part of the base, which has no gradient. A frozen A is LoRA's A. A frozen
     B is drawn by the same rule, with r inputs: U(−1/√r, 1/√r). scale: multiplies the frozen factor.
     """
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=ALL_LINEAR)
-    adapters, base = minilora.get_peft_model(minilora.load("micro").base, config, seed)
+    adapters, model = minilora.get_peft_model(minilora.load("micro").model, config, seed)
     rng, bound = np.random.default_rng(seed), r**-0.5
     trained = {}
     frozen = {}
@@ -43,22 +44,20 @@ def start(factor, r, seed, scale=1):
             frozen[path] = scale * rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
         else:
             frozen[path] = leaf  # the settings
-    return unflatten(trained), overlay(base, unflatten(frozen))
+    return unflatten(trained), with_adapters(unflatten(frozen), model)
 
 
 def train(factor, r, rate, seed, scale=1, **settings):
     """Return the Run of one factor, with the settings of the sweep `best_rates`."""
-    adapters_and_base = start(factor, r, seed, scale)
-    return finetune(
-        start=adapters_and_base, seed=seed, batch_size=8, learning_rate=rate, **settings
-    )
+    begin = start(factor, r, seed, scale)
+    return finetune(start=begin, seed=seed, batch_size=8, learning_rate=rate, **settings)
 
 
 def run(job):
     """Return the row of a run, with the columns of the sweep `best_rates`."""
     factor, r, rate, seed = job
     done = train(factor, r, rate, seed)
-    test = scores_of(done.adapters, done.base, data.load_rows("questions", "test"))
+    test = scores_of(done.adapters, done.model, data.load_rows("questions", "test"))
     return {
         "method": name_of(factor, r), "rate": rate, "seed": seed,
         "trained": num_parameters(done.adapters), "valid_loss": round(done.scores["loss"], 5),

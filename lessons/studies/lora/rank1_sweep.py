@@ -33,12 +33,11 @@ def test_batch(n):
     return collate([[example] for example in examples])
 
 
-def loss_and_scalars(adapters, base, batch, replaced=None):
+def loss_and_scalars(adapters, model, batch, replaced=None):
     """Compute (loss of the answers, {path: A·x (B, T)}) of a rank-1 adapter.
 
     replaced: {path: an array (B, T), or a number} to use instead of A·x.
     """
-    config = minilora.load("micro").model_config
     paths = {id(get(adapters, path)["lora_A"]): path for path in adapted_paths(adapters)}
     scalars = {}
 
@@ -54,8 +53,7 @@ def loss_and_scalars(adapters, base, batch, replaced=None):
         return layers.matmul(x, node["weight"]) + update.astype(x.dtype)
 
     ops = SimpleNamespace(**{**vars(fused), "linear": linear})
-    loss = minilora.loss(adapters, base, batch, config, ops)
-    return float(loss), scalars
+    return float(minilora.loss(adapters, model._replace(ops=ops), batch)), scalars
 
 
 def share_of_place(z):
@@ -68,18 +66,18 @@ def run(job, n=64):
     rate, seed = job
     done = finetune(LORA, seed=seed, learning_rate=rate)
     row = {"rate": rate, "seed": seed, "valid_loss": done.scores["loss"]}
-    return row | reading(done.adapters, done.base, seed, n)
+    return row | reading(done.adapters, done.model, seed, n)
 
 
-def reading(adapters, base, seed, n):
+def reading(adapters, model, seed, n):
     """Return the losses on n test rows with A·x as it is and replaced, and shares of variance."""
     batch = test_batch(n)
 
     def loss(replaced):
-        return loss_and_scalars(adapters, base, batch, replaced)[0]
+        return loss_and_scalars(adapters, model, batch, replaced)[0]
 
     row = {}
-    row["loss"], scalars = loss_and_scalars(adapters, base, batch)
+    row["loss"], scalars = loss_and_scalars(adapters, model, batch)
     row["off"] = loss(dict.fromkeys(scalars, 0.0))
     row["constant"] = loss({path: z.mean() for path, z in scalars.items()})
     row["place"] = loss({path: z.mean(axis=0) for path, z in scalars.items()})
@@ -88,8 +86,8 @@ def reading(adapters, base, seed, n):
     for path in scalars:
         _, _, layer, _, name = path.split(".")
         row[f"off_{name}_{layer}"] = loss({path: 0.0})
-    fresh, _ = minilora.get_peft_model(base, LORA, seed)
-    _, untrained = loss_and_scalars(fresh, base, batch)
+    fresh, _ = minilora.get_peft_model(model, LORA, seed)
+    _, untrained = loss_and_scalars(fresh, model, batch)
     row["share_trained"] = np.mean(list(map(share_of_place, scalars.values())))
     row["share_untrained"] = np.mean(list(map(share_of_place, untrained.values())))
     return row

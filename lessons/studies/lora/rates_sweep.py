@@ -28,18 +28,18 @@ JOBS = [
 
 
 def start(way, seed):
-    """Return (adapters, base) before the first step."""
-    config, base, _ = minilora.load("micro")
+    """Return (adapters, model) before the first step."""
+    model = minilora.load("micro").model
     rng = np.random.default_rng(seed)
     if way == "scratch":
-        base = random_params(config, rng)
+        model = model._replace(base=random_params(model.config, rng))
     if way == "projections":
-        weights = {path: w for path, w in named_leaves(base) if is_projection(path)}
-        return unflatten(weights), base
+        weights = {path: w for path, w in named_leaves(model.base) if is_projection(path)}
+        return unflatten(weights), model
     adapter_config = MethodConfig("full")
     if way == "lora":
         adapter_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    return minilora.get_peft_model(base, adapter_config, rng)
+    return minilora.get_peft_model(model, adapter_config, rng)
 
 
 def run(job, iters=200):

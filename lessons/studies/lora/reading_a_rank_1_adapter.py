@@ -40,10 +40,10 @@ RATE, _ = common.best_rates(rank1.RATES, valid)
 iters, n = common.short((200, 64), (20, 8))
 run = common.finetune(rank1.LORA, seed=0, learning_rate=RATE, iters=iters)
 batch = rank1.test_batch(n)
-loss, scalars = rank1.loss_and_scalars(run.adapters, run.base, batch)
+loss, scalars = rank1.loss_and_scalars(run.adapters, run.model, batch)
 rise = {}
 for path in scalars:
-    off, _ = rank1.loss_and_scalars(run.adapters, run.base, batch, {path: 0.0})
+    off, _ = rank1.loss_and_scalars(run.adapters, run.model, batch, {path: 0.0})
     rise[path] = off - loss
 print(f"rate {RATE}, seed 0: loss {loss:.4f} on test rows")
 print(f"{'':18}{bytes(batch['tokens'][0].tolist()).decode()}")
@@ -135,11 +135,11 @@ table(["z is replaced by", "loss, five seeds", "share of the gain"], cells)
 # Checks
 assert (gain["place"] > 0.8).all() and (gain["constant"] < 0.5).all()
 assert (found["place"] > 4 * found["loss"]).all(), "the words are needed, too"
-again = rank1.reading(run.adapters, run.base, 0, n)  # a run of the sweep again
+again = rank1.reading(run.adapters, run.model, 0, n)  # a run of the sweep again
 for kind, other in (("loss", "place"), ("place", "constant")):
     agree = QUICK or common.agrees(again[kind], found[kind], found[other])
     assert agree, f"{kind}: {again[kind]}, not {found[kind]}"
-plain = minilora.loss(run.adapters, run.base, batch, minilora.load("micro").model_config)
+plain = minilora.loss(run.adapters, run.model, batch)
 assert abs(plain - loss) < 1e-5, "without a replacement, the model is as it was"
 
 # %% [markdown]

@@ -31,11 +31,11 @@ from lessons.studies.lora import alpha_sweep, scaling_sweep
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import lora_delta, value_and_grad
 from minilora.lora import adapted_paths
-from minilora.optim import adamw_init, global_norm
+from minilora.optim import global_norm
 from minilora.training import update
-from minilora.tree import arrays, get
+from minilora.tree import get
 
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 examples, _ = data.encode_rows(
     data.load_rows("questions", "train"), tokenizer, TrainConfig(mask_prompt=True)
 )
@@ -70,10 +70,10 @@ batch = data.collate([[example] for example in examples[:16]])
 # %%
 def first_update(lora_config, lr=1e-3, seed=0):
     """Take one step of AdamW and return {path: ΔW}."""
-    adapters, _ = minilora.get_peft_model(base, lora_config, seed)
-    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
-    adapters, _ = update(adapters, gradient, adamw_init(arrays(adapters)), lr, TrainConfig())
-    return {path: lora_delta(get(adapters, path)) for path in adapted_paths(adapters)}
+    adapters, _ = minilora.get_peft_model(model, lora_config, seed)
+    _, gradient = value_and_grad(minilora.loss)(adapters, model, batch)
+    state = update(minilora.start(adapters, TrainConfig()), gradient, lr, TrainConfig())
+    return {path: lora_delta(get(state.adapters, path)) for path in adapted_paths(adapters)}
 
 
 RANKS = (1, 2, 4, 8, 16, 32)

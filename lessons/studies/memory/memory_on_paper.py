@@ -13,7 +13,7 @@ import numpy as np
 
 import minilora
 from lessons.helpers.common import table
-from minilora import LoraConfig, ModelConfig, lora
+from minilora import LoraConfig, Model, ModelConfig, lora
 from minilora.formats.hf_folder import shapes
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, num_parameters, unflatten
@@ -36,14 +36,14 @@ from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 
 # %%
 def llama_on_paper(width, hidden, layers, heads):
-    """Return (config, base in 16 bits) of a first-generation LLaMA, without its memory."""
+    """Return a first-generation LLaMA in 16 bits, without its memory."""
     config = ModelConfig(
         vocab_size=32000, hidden_size=width, intermediate_size=hidden, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, head_dim=width // heads,
         tie_word_embeddings=False,
     )  # fmt: skip
     leaves = {path: np.broadcast_to(np.float16(0), s) for path, s in shapes(config).items()}
-    return config, unflatten(leaves)
+    return Model(config, unflatten(leaves))
 
 
 def lora_count(base, config):
@@ -59,24 +59,24 @@ R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
 FROZEN_BITS = {"LoRA": 16, "QLoRA": 4 + 8 / 64 + 32 / (64 * 256)}
 
 
-def step_on_paper(config, base, method, tokens=512):
+def step_on_paper(model, method, tokens=512):
     """Return {part: GB} of a step that keeps only the input of each layer, per token.
 
     (The rest is recomputed in the backward pass: *gradient checkpointing*.) Frozen weights that are
     no projections have 16 bits.
     """
-    n = num_parameters(base)
+    n = num_parameters(model.base)
     frozen_bits = 0
     if method != "full":
-        n = lora_count(base, R64)
-        for path, w in named_leaves(base):
+        n = lora_count(model.base, R64)
+        for path, w in named_leaves(model.base):
             frozen_bits += w.size * (FROZEN_BITS[method] if is_projection(path) else 16)
     sizes = {
         "frozen": frozen_bits / 8,
         "trained": 2 * n,
         "gradients": 2 * n,
         "moments": 8 * n,
-        "layers' inputs": 2 * config.num_hidden_layers * config.hidden_size * tokens,
+        "layers' inputs": 2 * model.config.num_hidden_layers * model.config.hidden_size * tokens,
     }
     return {part: size / 1e9 for part, size in sizes.items()}
 
@@ -85,7 +85,7 @@ llamas = {"7B": llama_on_paper(4096, 11008, 32, 32), "65B": llama_on_paper(8192,
 paper, sums, rows = {}, {}, []
 for name, llama in llamas.items():
     for method in ("full", *FROZEN_BITS):
-        parts = step_on_paper(*llama, method)
+        parts = step_on_paper(llama, method)
         paper[name, method] = parts
         sums[name, method] = sum(parts.values())
         sizes = [*parts.values(), sums[name, method]]
@@ -105,11 +105,11 @@ table(["GB, 512 tokens", *parts, "together"], rows)
 
 # %%
 # Checks
-llama_7b, llama_65b = llamas["7B"][1], llamas["65B"][1]
-_, base, _ = minilora.load("tiny")
+llama_7b, llama_65b = llamas["7B"].base, llamas["65B"].base
+tiny = minilora.load("tiny").model
 R8 = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-real = num_parameters(minilora.get_peft_model(base, R8, 0).adapters)
-assert lora_count(base, R8) == real, "the formula must count what get_peft_model creates"
+real = num_parameters(minilora.get_peft_model(tiny, R8, 0).adapters)
+assert lora_count(tiny.base, R8) == real, "the formula must count what get_peft_model creates"
 assert num_parameters(llama_7b) == 6_738_415_616, "LLaMA-7B"
 assert num_parameters(llama_65b) == 65_285_660_672, "LLaMA-65B"
 assert lora_count(llama_7b, LoraConfig(r=8)) == 4_194_304, "r = 8 on q_proj and v_proj of 7B"

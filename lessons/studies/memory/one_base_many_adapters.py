@@ -42,12 +42,12 @@ in_16_bits = 2 * gpt3
 print(f"GPT-3: {gpt3:,} parameters, {in_16_bits / 2**20:.1f} MiB in 16 bits,", end=" ")
 print(f"{350e9 / in_16_bits:,.0f} times less than 350 GB")
 
-_, tiny, _ = minilora.load("tiny")
+tiny = minilora.load("tiny").model
 adapters, _ = minilora.get_peft_model(tiny, ALL, 0)
 # file_bytes saves the adapter to a temporary folder and returns the size of its file
-size = file_bytes(adapters, tiny, ALL, "tiny")
+size = file_bytes(adapters, tiny, ALL)
 numbers = nbytes(adapters)
-whole = nbytes(tiny)
+whole = nbytes(tiny.base)
 print(f"tiny: the file has {size:,} bytes, its numbers {numbers:,},", end=" ")
 print(f"{whole / size:.0f} times less than the base; a hundred tasks:", end=" ")
 print(f"{100 * whole / 1e6:.0f} MB, or {(whole + 100 * size) / 1e6:.0f} MB with one base")
@@ -92,20 +92,20 @@ def rows_of(task, split):
 
 
 TASKS = "whole", "place"
-config, base, tokenizer = minilora.load("micro")
-before = pickle.dumps(base)
+model, tokenizer = minilora.load("micro")
+before = pickle.dumps(model.base)
 loaded = {}
 with tempfile.TemporaryDirectory() as folder:
     for name in TASKS:
         train, valid = rows_of(name, "train"), rows_of(name, "valid")
         run = finetune(ALL, rows=train, held_out=valid, iters=short(200, 60))
-        minilora.save_adapter(Path(folder) / name, run.adapters, run.base, ALL, "micro")
-        loaded[name] = minilora.load_adapter(Path(folder) / name, base)  # onto the one base
+        minilora.save_adapter(Path(folder) / name, run.adapters, run.model, ALL)
+        loaded[name] = minilora.load_adapter(Path(folder) / name, model)  # onto the one base
 
 scores, cells = {}, []
 for used, (adapters, _, _) in loaded.items():
     for asked in TASKS:
-        score = scores_of(adapters, base, rows_of(asked, "valid"))
+        score = scores_of(adapters, model, rows_of(asked, "valid"))
         scores[used, asked] = score
         cells.append([used, asked, f"{score['loss']:.3f}", f"{score['exact_match']:.1%}"])
 table(["adapter", "task", "loss", "exact match"], cells)
@@ -114,7 +114,7 @@ prompt = tokenizer.encode(valid[0]["prompt"])
 answers = []
 for name in ("whole", "place", "whole"):
     adapters = loaded[name].adapters
-    tokens = list(minilora.generate(adapters, base, prompt, config, max_tokens=24))
+    tokens = list(minilora.generate(adapters, model, prompt, max_tokens=24))
     answers.append(tokenizer.decode(tokens))
     print(f"{name:<6}", repr(answers[-1]))
 
@@ -135,8 +135,8 @@ assert answers[0] == answers[2] != answers[1], "swapping back must give the firs
 
 # Each adapter is loaded onto the base itself, not onto a copy, and no byte was written.
 for name, adapter in loaded.items():
-    assert adapter.base is base, f"{name} copies the base"
-assert pickle.dumps(base) == before, "the base was written"
+    assert adapter.model.base is model.base, f"{name} copies the base"
+assert pickle.dumps(model.base) == before, "the base was written"
 
 # %% [markdown]
 # ## What was shown
@@ -149,8 +149,8 @@ assert pickle.dumps(base) == before, "the base was written"
 # 2. `rpartition(", ")[2]` in `rows_of`: ask for the name instead, with `partition(",")[0]`.
 # 3. `("whole", "place", "whole")`: generate with `{}` in between. Does the base answer?
 #
-# **Where to stop with a debugger.** `model.parameters`: `base` is the same for both adapters, and
-# `params` has the leaves of one of them in addition.
+# **Where to stop with a debugger.** `model.with_adapters`: `model.base` is the same for both
+# adapters, and the returned model has the leaves of one of them in addition.
 #
 # **Exercises.** lora-count.
 #

@@ -115,21 +115,21 @@ assert steps["nf4-dq"][2] > 0.6 * predicted, "activations must be the largest pa
 # </details>
 
 # %%
-config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
+model, tokenizer = minilora.load("smollm2", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
-minilora.print_trainable_parameters(adapters, base)
+adapters, _ = minilora.get_peft_model(model, lora_config, rng=0)
+minilora.print_trainable_parameters(adapters, model)
 
 settings = TrainConfig(batch_size=4, mask_prompt=True)
 examples, _ = data.encode_rows(toolcalls.rows("train"), tokenizer, settings)
 tokens = settings.batch_size * max(len(example.tokens) - 1 for example in examples)
-parts = memory_estimate(adapters, base, config, tokens)
+parts = memory_estimate(adapters, model, tokens)
 print(f"a step over at most {tokens} tokens:\n{format_estimate(parts)}")
 
 # Full fine-tuning stores each weight, its gradient and Adam's two moments, in float32.
-n = num_parameters(base)
+n = num_parameters(model.base)
 print(f"full fine-tuning, before any activation: {16 * n / 1e6:,.0f} MB")
-print(f"in float32 the base would be {4 * n / nbytes(base):.1f} times as large")
+print(f"in float32 the base would be {4 * n / nbytes(model.base):.1f} times as large")
 
 # %% [markdown]
 # Here, too, most of the estimate is activations. `--gradient-checkpointing` recomputes them instead
@@ -137,17 +137,18 @@ print(f"in float32 the base would be {4 * n / nbytes(base):.1f} times as large")
 
 # %%
 # Checks
+config = model.config
 L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
 k = config.num_key_value_heads * config.head_dim
 expected = L * lora_config.r * (9 * d + 2 * k + 3 * f)  # r·(in + out), seven projections, L layers
 assert num_parameters(adapters) == expected == 2_442_240, "the number of trained parameters"
 assert 0.018 < expected / n < 0.019, "less than 2 % of the model is trained"
-of_micro = n / num_parameters(minilora.load("micro")[1])
+of_micro = n / num_parameters(minilora.load("micro").model.base)
 assert 1_400 < of_micro < 1_410, "the model must have 1,400 times the parameters of micro"
-assert 6 < 4 * n / nbytes(base) < 6.5, "the base must be a sixth of its size in float32"
+assert 6 < 4 * n / nbytes(model.base) < 6.5, "the base must be a sixth of its size in float32"
 assert sum(parts.values()) < 16 * n / 4, "a step must need a quarter of full fine-tuning"
 assert max(parts, key=parts.get) == "activations", "the activations must be the largest part"
-assert 0.1 < nbytes(adapters) / nbytes(base) < 0.125, "the adapter: a ninth of the 4-bit base"
+assert 0.1 < nbytes(adapters) / nbytes(model.base) < 0.125, "the adapter: a ninth of the 4-bit base"
 
 # %% [markdown]
 # ## What was shown

@@ -30,15 +30,14 @@ def run(job):
     """Train a method at a rate; score it on the splits valid (to choose) and test (to report)."""
     method, rate, seed = job
     entry = compare.TABLE[method]
-    base = minilora.load("micro").base
     config = compare.config_of(entry, RANK)
     if method not in FAMILY:
-        config = compare.sized(entry, base, compare.BUDGET)
+        config = compare.sized(entry, minilora.load("micro").model, compare.BUDGET)
     done = finetune(
         config, seed=seed, batch_size=8, learning_rate=rate,
         loraplus_lr_ratio=entry.loraplus_lr_ratio,
     )  # fmt: skip
-    test = scores_of(done.adapters, done.base, data.load_rows("questions", "test"))
+    test = scores_of(done.adapters, done.model, data.load_rows("questions", "test"))
     return {
         "method": method, "rate": rate, "seed": seed, "trained": num_parameters(done.adapters),
         "valid_loss": round(done.scores["loss"], 5), "valid_exact": done.scores["exact_match"],

@@ -19,12 +19,14 @@ import minilora
 from lessons.helpers.common import QUICK, agrees, of, read_sweep, scores_of, short, table
 from lessons.studies.methods import virtual_tokens_sweep as virtual_tokens
 from lessons.studies.methods.virtual_tokens_sweep import Job
-from minilora import TrainConfig, data, layers, model
+from minilora import TrainConfig, data, layers
 from minilora.data import tasks
-from minilora.evaluation import metrics
-from minilora.tree import get, num_parameters, overlay
+from minilora.evaluation.metrics import token_scores
+from minilora.model import with_adapters
+from minilora.tree import get, num_parameters
 
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
+config = model.config
 siblings, sweep = read_sweep("siblings"), read_sweep("virtual_tokens")
 
 # %% [markdown]
@@ -79,13 +81,12 @@ def nats_per_token(adapters):
     """Return the mean loss at each token of an answer, (23,)."""
     rows = data.load_rows("questions", "valid")
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    ops = minilora.operations(adapters, base)
-    nll = metrics.token_scores(model.parameters(adapters, base, ops), examples, config, ops)["nll"]
+    nll = token_scores(with_adapters(adapters, model), examples)["nll"]
     return nll.reshape(-1, tokens_per_answer).mean(axis=0)
 
 
 text = "Ada keeps a pink kite in the barn. Who, what, where?"
-bare = minilora.forward({}, base, np.array([tokenizer.encode(text)]), config)
+bare = minilora.forward({}, model, [tokenizer.encode(text)])
 steps, is_form = short(200, 8), np.array([letter in " ,.|" for letter in answer + "|"])  # | ends it
 runs, form, content, cells = {}, {}, {}, []
 for name, job in {
@@ -101,7 +102,7 @@ table(["nats per answer", "form", "content", "a guess of the content"], cells)
 
 # %%
 # Checks
-after = minilora.forward({}, base, np.array([tokenizer.encode(text)]), config)
+after = minilora.forward({}, model, [tokenizer.encode(text)])
 assert np.array_equal(after, bare), "without an adapter, the base must be there, bit for bit"
 if not QUICK:
     guess = tokens_per_answer * H
@@ -132,7 +133,7 @@ if not QUICK:
 
 # %%
 who = virtual_tokens.trained(Job("prompt", 16, steps, "who"))
-before = scores_of({}, base, virtual_tokens.rows("who", "valid"))
+before = scores_of({}, model, virtual_tokens.rows("who", "valid"))
 for name, score in (("base", before), ("prompt", who.scores)):
     print(f"{name}: {score['loss']:.3f} nats per token, exact match {score['exact_match']:.2f}")
 
@@ -170,9 +171,10 @@ if not QUICK:
 # </details>
 
 # %%
-layer = base["model"]["layers"]["0"]
+node = model.base["model"]
+layer = node["layers"]["0"]
 heads, T = config.num_attention_heads, 16
-x = base["model"]["embed_tokens"]["weight"][np.array([tokenizer.encode(text)[:T]])]
+x = layers.embed(np.array([tokenizer.encode(text)[:T]]), node, config)
 h = layers.rms_norm(x, layer["input_layernorm"]["weight"], config.rms_norm_eps)
 q = layers.linear(h, layer["self_attn"]["q_proj"])
 key = layers.linear(h, layer["self_attn"]["k_proj"])
@@ -194,7 +196,7 @@ def attention_weights(q, prefix=None):
 p_k = np.random.default_rng(0).standard_normal((8, key.shape[-1])).astype("f4")
 plain = attention_weights(q)
 prefixed = attention_weights(q, (p_k, np.zeros_like(p_k)))
-with_lora = overlay(base, runs["LoRA, r = 2"].adapters)
+with_lora = with_adapters(runs["LoRA, r = 2"].adapters, model).base
 adapted = attention_weights(layers.linear(h, get(with_lora, "model.layers.0.self_attn.q_proj")))
 
 
@@ -292,8 +294,8 @@ for kind in kinds:
 # 3. `layers"]["0"]`: take layer 1, with an h that is computed with and without the prefix in
 #    layer 0. Is the ratio still constant?
 #
-# **Where to stop with a debugger.** `prompt.embed` at `np.concatenate` (a prompt is inserted);
-# `prefix.self_attention` at `cache.extend` (the prefix enters every layer here);
+# **Where to stop with a debugger.** `model.hidden_states` at `np.concatenate` (a prompt is
+# inserted); `layers.with_prefix` at `cache.extend` (the prefix enters every layer here);
 # `layers.attention_mask` (every token sees it).
 #
 # **Exercises.** one-file-loss, one-file-attention, prefix.

@@ -21,8 +21,9 @@ from lessons.helpers.compare import TABLE
 from minilora.evaluation import plot
 from minilora.tree import flatten, num_parameters
 
-config, base, tokenizer = minilora.load("micro")
-tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, what, where?")])
+model, tokenizer = minilora.load("micro")
+config = model.config
+tokens = [tokenizer.encode("Ada keeps a pink kite in the barn. Who, what, where?")]
 
 # %% [markdown]
 # ## The same number of parameters
@@ -67,17 +68,17 @@ def expected_parameters(method, size):
     return counts[method]
 
 
-bare = minilora.forward({}, base, tokens, config)
+bare = minilora.forward({}, model, tokens)
 trained, expected, distance, cells = {}, {}, {}, []
 for name, entry in TABLE.items():
-    method = compare.sized(entry, base, compare.BUDGET)
-    model = minilora.get_peft_model(base, method)  # (adapters, base); PiSSA returns another base
+    method = compare.sized(entry, model, compare.BUDGET)
+    start = minilora.get_peft_model(model, method)  # PiSSA returns another base
     size = getattr(method, entry.size or "num_virtual_tokens")
-    trained[name] = num_parameters(model.adapters)
+    trained[name] = num_parameters(start.adapters)
     expected[name] = expected_parameters(entry.method, size)
-    logits = minilora.forward(*model, tokens, config)
+    logits = minilora.forward(start.adapters, start.model, tokens)
     distance[name] = np.abs(logits - bare).max() / np.abs(bare).max()
-    leaf = ".".join(next(iter(flatten(model.adapters))).split(".")[-2:])
+    leaf = ".".join(next(iter(flatten(start.adapters))).split(".")[-2:])
     cells.append([name, trained[name], f"{distance[name]:.1e}", leaf])
 table(["method", "trained", "distance from the base", "a leaf"], cells)
 
@@ -187,8 +188,8 @@ for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the swee
 # 2. `compare.Job("lora", ...)`: run "dora" with the seeds 0 to 2. How far apart are they?
 # 3. `forgotten["full"]`: print `forgotten` for all methods, in order.
 #
-# **Where to stop with a debugger.** `dora.linear` (what does it do with a node without a
-# magnitude?).
+# **Where to stop with a debugger.** `layers.hooks_of` (what does it return for a projection without
+# a magnitude?), `dora.apply`.
 #
 # **Exercises.** ia3, prefix, dora-norm, lora-count.
 #

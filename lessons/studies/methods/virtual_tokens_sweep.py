@@ -45,18 +45,18 @@ def rows(task, split):
 
 def trained(job):
     """Return the Run of a job."""
-    base = minilora.load("micro").base
+    model = minilora.load("micro").model
     method = MethodConfig(job.method, num_virtual_tokens=job.tokens)
     if job.method == "lora":
         method = LoraConfig(r=job.tokens, lora_alpha=2 * job.tokens, target_modules=("all-linear",))
     rng = np.random.default_rng(job.seed)
-    adapters, _ = minilora.get_peft_model(base, method, rng)
+    adapters, _ = minilora.get_peft_model(model, method, rng)
     if job.start == "normal":
         shape = adapters["model"]["prompt_embeddings"].shape
         adapters["model"]["prompt_embeddings"] = rng.standard_normal(shape, "f4")
     return finetune(
         rows=rows(job.task, "train"), held_out=rows(job.task, "valid"), seed=job.seed,
-        start=(adapters, base), iters=job.iters, learning_rate=RATES[job.method],
+        start=(adapters, model), iters=job.iters, learning_rate=RATES[job.method],
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from lessons.studies.reward import rank_for_reward_sweep as experiment
 from minilora.layers import value_and_grad
 from minilora.optim import global_norm
 
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 
 # %% [markdown]
 # ## A group of answers, and their rewards
@@ -57,19 +57,19 @@ config, base, tokenizer = minilora.load("micro")
 GROUP = 8
 rows = echoes.rows("test", 2)
 group = [rows[0]] * GROUP
-answers = rollouts.sample({}, base, [row.prompt for row in group], config, seed=1)
+answers = rollouts.sample({}, model, [row.prompt for row in group], seed=1)
 rewards = [echoes.reward(row, answer) for row, answer in zip(group, answers)]
 advantages = rollouts.group_advantages(rewards, GROUP)
 print(tokenizer.decode(rows[0].prompt))
 for answer, reward, advantage in zip(answers, rewards, advantages):
     print(f"{tokenizer.decode(answer):16} reward {reward:.0f}, advantage {advantage:+.3f}")
 
-start = experiment.start_of(base, "1", seed=0)
+start = experiment.start_of(model, "1", seed=0)
 batch = echoes.batch_of(group, answers)
 norms = {}
 for name, given in {"sampled": rewards, "all 1": [1.0] * GROUP}.items():
     given = np.float32(rollouts.group_advantages(given, GROUP))
-    _, grads = value_and_grad(rollouts.policy_loss)(start, base, batch, given, config)
+    _, grads = value_and_grad(rollouts.policy_loss)(start, model, batch, given)
     norms[name] = global_norm(grads)
 print(f"norm of the gradient: {norms['sampled']:.2f}, with all rewards 1: {norms['all 1']:.2f}")
 
@@ -160,9 +160,9 @@ with common.figure("reward", "optimizer step", "", titles, width=7.5, columns=2)
 # (GSM8K, Qwen2.5 7B: 88.5 against 88.1; with NF4 85.0). The reason given is that the noise makes
 # the model try more.
 #
-# Noise can only help where a model tries too little. So `base_of` in the sweep makes a "rare" base:
-# it names the place in one of sixteen answers, and says who otherwise. It is used dense, in NF4,
-# and in E2M1 with blocks of 16, which is NVFP4 except for its scales (float32 here).
+# Noise can only help where a model tries too little. So `model_of` in the sweep makes a "rare"
+# base: it names the place in one of sixteen answers, and says who otherwise. It is used dense, in
+# NF4, and in E2M1 with blocks of 16, which is NVFP4 except for its scales (float32 here).
 #
 # **Predict.** Does four-bit noise raise the entropy of the usual base, and of the rare one? On
 # which of the three versions of the rare base does an adapter learn the rare answer best?
@@ -177,7 +177,7 @@ with common.figure("reward", "optimizer step", "", titles, width=7.5, columns=2)
 # %%
 many = echoes.rows("test", short(512, 32))
 entropies = {
-    (kind, scheme): echoes.entropies({}, experiment.base_of(kind, scheme), many, config)
+    (kind, scheme): echoes.entropies({}, experiment.model_of(kind, scheme), many)
     for kind in ("usual", "rare") for scheme in experiment.SCHEMES
 }  # fmt: skip
 raised = {}

@@ -51,14 +51,14 @@ def labelled_pairs(labels, seed):
     return pairs
 
 
-def all_log_probs(adapters, base, config, split, n):
+def all_log_probs(adapters, model, split, n):
     """Return log p of the three answers to n prompts of a split: (n, 3)."""
     rows = prompts_and_answers(split, n)
     columns = []
     for i in range(len(NAMES)):
         batch = preference.batch_of([(prompt, answers[i], answers[i]) for prompt, answers in rows])
         half = {name: x[:n] for name, x in batch.items()}  # chosen and rejected are the same
-        columns.append(preference.answer_log_probs(adapters, base, half, config))
+        columns.append(preference.answer_log_probs(adapters, model, half))
     return np.stack(columns, axis=1)
 
 
@@ -90,32 +90,31 @@ def scores(log_probs, reference, labels):
 
 
 def train(labels, rate, seed, iters=100, on_step=None):
-    """Train one adapter; return (adapters, base)."""
-    config, base, _ = minilora.load("micro")
-    adapters, base = minilora.get_peft_model(base, LORA, seed)
+    """Train one adapter, and return it."""
+    model, _ = minilora.load("micro")
+    adapters, model = minilora.get_peft_model(model, LORA, seed)
     settings = TrainConfig(iters=iters, batch_size=16, learning_rate=rate, seed=seed)
     pairs = labelled_pairs(labels, seed)
-    adapters = preference.fit(adapters, base, pairs, config, settings, BETA, on_step=on_step)
-    return adapters, base
+    return preference.fit(adapters, model, pairs, settings, BETA, on_step=on_step)
 
 
 def run(job):
     """Train one adapter; return its row."""
     labels, rate, seed = job
-    config, base, _ = minilora.load("micro")
-    references = {split: all_log_probs({}, base, config, split, 200) for split in ("valid", "test")}
+    model, _ = minilora.load("micro")
+    references = {split: all_log_probs({}, model, split, 200) for split in ("valid", "test")}
     row = {"labels": labels, "rate": rate, "seed": seed}
 
     def store(step, adapters):
         if step in STEPS:
-            found = all_log_probs(adapters, base, config, "test", 64)
+            found = all_log_probs(adapters, model, "test", 64)
             seen = scores(found, references["test"][:64], labels)
             curve.update({f"{name}_{step}": seen[name] for name in ("chosen", "rejected")})
 
     curve = {}
-    adapters, _ = train(labels, rate, seed, on_step=store)
+    adapters = train(labels, rate, seed, on_step=store)
     store(STEPS[-1], adapters)
     for split, reference in references.items():
-        found = scores(all_log_probs(adapters, base, config, split, 200), reference, labels)
+        found = scores(all_log_probs(adapters, model, split, 200), reference, labels)
         row |= {"valid_loss": found["loss"]} if split == "valid" else found
     return row | curve

@@ -18,10 +18,10 @@ import minilora
 from lessons.helpers import preference
 from lessons.helpers.common import QUICK, agrees, best_rates, of, read_sweep, short, spread, table
 from lessons.studies.reward import dpo_sweep as dpo
-from minilora import layers, model
 from minilora.data.tasks import ECHOES
 from minilora.evaluation.memory import nbytes
 from minilora.layers import value_and_grad
+from minilora.model import with_adapters
 from minilora.tree import get
 
 # %% [markdown]
@@ -68,28 +68,28 @@ from minilora.tree import get
 sweep = read_sweep("dpo")
 valid = [of(sweep, "valid_loss", labels="noisy", rate=rate) for rate in dpo.RATES]
 RATE, _ = best_rates(dpo.RATES, valid)
-config, base, tokenizer = minilora.load("micro")
-adapters, base = minilora.get_peft_model(base, dpo.LORA, rng=0)
+model, tokenizer = minilora.load("micro")
+adapters, model = minilora.get_peft_model(model, dpo.LORA, rng=0)
 batch = preference.batch_of(dpo.labelled_pairs("noisy", seed=0)[:16])
-reference = preference.answer_log_probs({}, base, batch, config)  # the base without adapters
-first = preference.dpo_loss(adapters, base, batch, reference, config, dpo.BETA)
-trained = {labels: dpo.train(labels, RATE, 0, short(100, 8))[0] for labels in dpo.LABELS}
-same = np.array_equal(reference, preference.answer_log_probs({}, base, batch, config))
+reference = preference.answer_log_probs({}, model, batch)  # the base without adapters
+first = preference.dpo_loss(adapters, model, batch, reference, dpo.BETA)
+trained = {labels: dpo.train(labels, RATE, 0, short(100, 8)) for labels in dpo.LABELS}
+same = np.array_equal(reference, preference.answer_log_probs({}, model, batch))
 print(f"first loss {first:.4f}, log 2 = {np.log(2):.4f}; the reference is unchanged: {same}")
 
 times = []
 for _ in range(5):
     start = time.perf_counter()
-    preference.answer_log_probs({}, base, batch, config)
+    preference.answer_log_probs({}, model, batch)
     middle = time.perf_counter()
-    value_and_grad(preference.dpo_loss)(adapters, base, batch, reference, config, dpo.BETA)
+    value_and_grad(preference.dpo_loss)(adapters, model, batch, reference, dpo.BETA)
     times.append((middle - start, time.perf_counter() - middle))
 share = np.min(times, axis=0)[0] / np.min(times, axis=0).sum()
 print(f"the forward pass of the reference takes {share:.0%} of a step")
 
-_, tiny, _ = minilora.load("tiny")
-weights, codes = nbytes(tiny), nbytes(minilora.quantize(tiny, "nf4-dq"))
-factors = nbytes(minilora.get_peft_model(tiny, dpo.LORA, 0)[0])
+tiny, _ = minilora.load("tiny")
+weights, codes = nbytes(tiny.base), nbytes(minilora.quantize(tiny, "nf4-dq").base)
+factors = nbytes(minilora.get_peft_model(tiny, dpo.LORA, 0).adapters)
 memory = {  # trained parameters have a gradient and two moments of Adam
     "full fine-tuning, and a reference": weights + 4 * weights,
     "LoRA, and a second model": 2 * weights + 4 * factors,
@@ -107,8 +107,8 @@ table(["tiny, without activations", "MB"], [[k, f"{v / 1e6:.1f}"] for k, v in me
 old = trained["noisy"]
 firsts = {}
 for name, reference_adapters in (("the base alone", {}), ("with the adapter", old)):
-    log_probs = preference.answer_log_probs(reference_adapters, base, batch, config)
-    firsts[name] = preference.dpo_loss(old, base, batch, log_probs, config, dpo.BETA)
+    log_probs = preference.answer_log_probs(reference_adapters, model, batch)
+    firsts[name] = preference.dpo_loss(old, model, batch, log_probs, dpo.BETA)
     print(f"continue an adapter, reference {name}: first loss {firsts[name]:.4f}")
 
 # %%
@@ -117,8 +117,8 @@ assert abs(first - np.log(2)) < 1e-6, "B = 0: model and reference are the same, 
 assert same, "the reference may not change"
 assert share < 0.5, "a forward pass must take less time than a forward and a backward pass"
 path = "model.layers.0.self_attn.q_proj"
-trees = (base, model.parameters(adapters, base, layers))  # the reference, the trained model
-assert get(trees[0], path)["weight"] is get(trees[1], path)["weight"], "one array, not two"
+weights = [get(m.base, path)["weight"] for m in (model, with_adapters(adapters, model))]
+assert weights[0] is weights[1], "the reference and the trained model must share one array"
 assert abs(firsts["with the adapter"] - np.log(2)) < 1e-6
 assert QUICK or abs(firsts["the base alone"] - np.log(2)) > 0.01
 
@@ -141,7 +141,7 @@ assert QUICK or abs(firsts["the base alone"] - np.log(2)) > 0.01
 # %%
 p = dpo.win_probability("noisy")
 entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean()
-reference = dpo.all_log_probs({}, base, config, "test", 200)
+reference = dpo.all_log_probs({}, model, "test", 200)
 best, before = dpo.optimum(reference).mean(axis=0), np.exp(reference)
 before = (before / before.sum(axis=1, keepdims=True)).mean(axis=0)
 
@@ -201,7 +201,7 @@ for rate in dpo.RATES:
 table(["certain labels, rate", "loss", "log p of chosen", "p of the three answers"], cells)
 prompt, _ = dpo.prompts_and_answers("test", 1)[0]
 for labels, tree in trained.items():
-    answer = minilora.generate(tree, base, prompt, config, max_tokens=24)
+    answer = minilora.generate(tree, model, prompt, max_tokens=24)
     print(f"{labels}: {tokenizer.decode(prompt + list(answer))!r}")
 
 # %% [markdown]
@@ -223,7 +223,7 @@ for rate in dpo.RATES:
 assert min(noisy("mass")) > 0.9, "with noisy labels, the three answers keep their probability"
 assert min(of(sweep, "chosen_10", labels="certain", rate=RATE)) > at_first, "first more likely"
 for labels, other in (dpo.LABELS, dpo.LABELS[::-1]):  # the runs of seed 0, again
-    log_probs = dpo.all_log_probs(trained[labels], base, config, "test", 200)
+    log_probs = dpo.all_log_probs(trained[labels], model, "test", 200)
     again = -dpo.scores(log_probs, reference, labels)["chosen"]
     own, others = (-np.array(of(sweep, "chosen", labels=x, rate=RATE)) for x in (labels, other))
     assert QUICK or agrees(again, own, others), f"{labels}: {again}, not {own}"

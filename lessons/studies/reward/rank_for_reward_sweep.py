@@ -68,22 +68,24 @@ def curve(row, name):
 
 
 @cache
-def base_of(kind, scheme):
-    """Return a base. "usual" is micro; "rare" names the place in one of 16 answers, else "who"."""
+def model_of(kind, scheme):
+    """Return a model: "usual" is micro; "rare" names the place in 1 of 16 answers, else "who"."""
     if scheme == "e2m1":
-        leaves = named_leaves(base_of(kind, "dense"))
-        return unflatten({path: in_e2m1(path, w) for path, w in leaves})
+        model = model_of(kind, "dense")
+        leaves = named_leaves(model.base)
+        return model._replace(base=unflatten({path: in_e2m1(path, w) for path, w in leaves}))
     if scheme != "dense":
-        return minilora.quantize(base_of(kind, "dense"), scheme)
-    config, base, _ = minilora.load("micro")
+        return minilora.quantize(model_of(kind, "dense"), scheme)
+    model, _ = minilora.load("micro")
     if kind == "usual":
-        return base
+        return model
     examples = []
     for i, row in enumerate(echoes.rows("train", 3200, seed=9)):
         examples += echoes.examples([row], " " + tasks.ECHOES[0] if i % 16 else echoes.OWN)
-    start, _ = minilora.get_peft_model(base, MethodConfig("full"))
+    start, _ = minilora.get_peft_model(model, MethodConfig("full"))
     settings = TrainConfig(iters=100, batch_size=32, learning_rate=1e-3)
-    return minilora.train(start, base, examples, config, settings, quiet=True).adapters
+    trained, _ = minilora.train(start, model, examples, settings, quiet=True)
+    return minilora.merge(trained, model)
 
 
 def in_e2m1(path, w):
@@ -93,35 +95,34 @@ def in_e2m1(path, w):
     return rounded(w.ravel(), VALUES["e2m1"], 16).reshape(w.shape)
 
 
-def start_of(base, size, seed):
+def start_of(model, size, seed):
     """Return a new adapter: all weights for "full", else LoRA of this rank on all projections."""
     if size == "full":
-        return minilora.get_peft_model(base, MethodConfig("full")).adapters
+        return minilora.get_peft_model(model, MethodConfig("full")).adapters
     config = LoraConfig(r=int(size), lora_alpha=2 * int(size), target_modules="all-linear")
-    return minilora.get_peft_model(base, config, seed).adapters
+    return minilora.get_peft_model(model, config, seed).adapters
 
 
 def run(job, steps=STEPS):
     """Return the row of a run: its scores at POINTS, and what it forgot."""
     kind, scheme, size, rate, split, seed = job
-    config, base = minilora.load("micro")[0], base_of(kind, scheme)
+    model = model_of(kind, scheme)
     held_out = echoes.rows(split, 64)
     row = dict(zip(("base", "scheme", "size", "rate", "split", "seed"), job))
 
     def score(step, adapters):
         if step % EVERY == 0:
-            row[f"reward_{step}"] = echoes.expected_reward(adapters, base, held_out, config)
-            entropies = echoes.entropies(adapters, base, held_out, config)
+            row[f"reward_{step}"] = echoes.expected_reward(adapters, model, held_out)
+            entropies = echoes.entropies(adapters, model, held_out)
             row[f"entropy_{step}"] = float(np.mean(entropies))
 
-    adapters = start_of(base, size, seed)
+    adapters = start_of(model, size, seed)
     row["trained"] = num_parameters(adapters)
-    row["own_loss_before"] = echoes.own_loss({}, base, config)
+    row["own_loss_before"] = echoes.own_loss({}, model)
     score(0, adapters)
     settings = TrainConfig(iters=steps, batch_size=32, learning_rate=rate, seed=seed)
     adapters, _ = rollouts.reinforce(
-        adapters, base, echoes.rows("train", 2000, seed), echoes.reward, config, settings,
-        on_step=score,
-    )  # fmt: skip
-    row["own_loss"] = echoes.own_loss(adapters, base, config)
+        adapters, model, echoes.rows("train", 2000, seed), echoes.reward, settings, on_step=score
+    )
+    row["own_loss"] = echoes.own_loss(adapters, model)
     return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()}

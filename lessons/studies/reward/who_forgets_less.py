@@ -27,7 +27,7 @@ from lessons.helpers.common import HOLDS, QUICK, belongs, claim, of, short, spre
 from lessons.studies.reward import who_forgets_less_sweep as experiment
 from minilora.evaluation import plot
 
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 rows = echoes.rows("test", 64)
 
 # %% [markdown]
@@ -55,7 +55,7 @@ rows = echoes.rows("test", 64)
 # and ρ₀. The two sides are equal if the trained model changes only how often it names the place.
 
 # %%
-before = echoes.expected_reward({}, base, rows, config)
+before = echoes.expected_reward({}, model, rows)
 
 
 def least(reward, before):
@@ -71,7 +71,7 @@ nats = {}
 cells = []
 for form, text in echoes.FORMS.items():
     batch = echoes.batch_of(rows, [row.answer(text) for row in rows])
-    log_p = rollouts.log_probabilities({}, base, batch, config)
+    log_p = rollouts.log_probabilities({}, model, batch)
     nats[form] = -float(np.mean(rollouts.of_targets(log_p, batch)))
     cells.append([form, tokenizer.decode(rows[0].answer(text)), f"{nats[form]:.1f}"])
 table(["form", "example", "−log p of the base, nats"], cells)

@@ -52,37 +52,35 @@ def run(job, steps=STEPS):
     forgotten: the loss on the base's own text minus that of the base, in nats per byte.
     """
     way, rate, split, seed = job
-    config, base, _ = minilora.load("micro")
+    model, _ = minilora.load("micro")
     held_out = echoes.rows(split, 64)
     notes = {"valid": 2, "test": 1}[split]
-    before = echoes.own_loss({}, base, config, notes)
+    before = echoes.own_loss({}, model, notes)
     row = dict(zip(("way", "rate", "split", "seed"), job))
 
     def stop(step, adapters):
-        reward = echoes.expected_reward(adapters, base, held_out, config)
+        reward = echoes.expected_reward(adapters, model, held_out)
         if reward < GOAL and step < steps:
             return False
-        model, frozen = (adapters, base), ({}, base)
         row.update(
             steps=step, reward=reward,
-            forward=echoes.divergence(frozen, model, held_out, config),
-            reverse=echoes.divergence(model, frozen, held_out, config),
-            forgotten=echoes.own_loss(adapters, base, config, notes) - before,
+            forward=echoes.divergence({}, adapters, model, held_out),
+            reverse=echoes.divergence(adapters, {}, model, held_out),
+            forgotten=echoes.own_loss(adapters, model, notes) - before,
         )  # fmt: skip
         return True
 
     settings = TrainConfig(iters=steps, batch_size=32, learning_rate=rate, seed=seed)
-    adapters, rows = start_of(base, "8", seed), echoes.rows("train", 2000, seed)
+    adapters, rows = start_of(model, "8", seed), echoes.rows("train", 2000, seed)
     if way == "reward":
         rollouts.reinforce(
-            adapters, base, rows, echoes.reward, config, settings,
+            adapters, model, rows, echoes.reward, settings,
             on_step=lambda step, adapters: step % EVERY == 0 and stop(step, adapters),
         )  # fmt: skip
     else:
-        minilora.train(
-            adapters, base, echoes.examples(rows, echoes.FORMS[way]), config, settings, quiet=True,
-            on_step=lambda records, adapters, state: (
-                state["step"] % EVERY == 0 and stop(state["step"], adapters)
-            ),
-        )  # fmt: skip
+        examples = echoes.examples(rows, echoes.FORMS[way])
+        state = minilora.start(adapters, settings)
+        for state, _ in minilora.run(model, examples, settings, state, quiet=True):
+            if state.step % EVERY == 0 and stop(state.step, state.adapters):
+                break
     return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()}

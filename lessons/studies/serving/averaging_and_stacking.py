@@ -16,7 +16,7 @@ from lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
 from lessons.studies.serving import combining_sweep
 from minilora.methods import compose, several
 
-config, base, _ = minilora.load("micro")
+model, _ = minilora.load("micro")
 trained = combining_sweep.train(0, short(100, 10))
 first, second = trained["one"], trained["turned"]  # who, what, where? and where, what, who?
 live = combining_sweep.scored(0, trained)  # one row of the sweep
@@ -123,7 +123,7 @@ assert (column("sibling_linear") > 4 * column("sibling_cat")).all(), "the loss m
 added, errors = compose.combine([first, second], [1.0, 1.0])
 print(f"error of the sum {max(errors.values()):.0e}", end=", ")
 print(f"cosine of the updates {live['cosine_turned']:.2f}")
-with_first = several.stack(first, base)  # the base on which the upper adapter was trained
+with_first = several.stack(first, model)  # the model of the upper adapter
 WAYS = {
     "alone": ("one", "turned"),
     "½ and ½": ("there_0.5", "back_0.5"),
@@ -142,7 +142,7 @@ table(["held-out loss, five seeds", *tasks], [[way, *map(show, WAYS[way])] for w
 # Checks
 merged = minilora.merge(trained["upon"], with_first)  # a stack of two merges like one adapter
 back = combining_sweep.held_out(combining_sweep.backwards)
-difference = minilora.evaluate({}, merged, back, config)["loss"] - live["stack_back"]
+difference = minilora.evaluate({}, merged, back)["loss"] - live["stack_back"]
 assert abs(difference) < 1e-3, "a merged stack is the same model"
 assert max(errors.values()) < 1e-5, "the sum itself must be exact"
 assert np.abs(column("cosine_turned")).max() < 0.1, "the updates must be almost orthogonal"

@@ -9,6 +9,7 @@ import numpy as np
 import minilora
 from lessons.helpers.common import finetune
 from minilora import LoraConfig, TrainConfig, data
+from minilora.data.tokenizer import ByteTokenizer
 from minilora.layers import lora_delta
 from minilora.lora import adapted_paths
 from minilora.methods import compose, several
@@ -35,16 +36,15 @@ def backwards(rows):
 
 def held_out(task):
     """200 prepared rows of a task that no training row is about."""
-    _, _, words = minilora.load("micro")
     rows = task(data.load_rows("questions", "test")[:200])
-    return data.encode_rows(rows, words, TrainConfig(mask_prompt=True))[0]
+    return data.encode_rows(rows, ByteTokenizer(), TrainConfig(mask_prompt=True))[0]
 
 
-def fit(base, task, seed, start=None, iters=100):
-    """An adapter of `base`; `seed` orders the rows, `start` (or seed) draws A."""
-    model = minilora.get_peft_model(base, LORA, seed if start is None else start)
+def fit(model, task, seed, start=None, iters=100):
+    """An adapter of `model`; `seed` orders the rows, `start` (or seed) draws A."""
+    fresh = minilora.get_peft_model(model, LORA, seed if start is None else start)
     rows = task(data.load_rows("questions", "train"))
-    return finetune(start=model, rows=rows, seed=seed, iters=iters, learning_rate=1e-2).adapters
+    return finetune(start=fresh, rows=rows, seed=seed, iters=iters, learning_rate=1e-2).adapters
 
 
 def mean_of_factors(a, b):
@@ -71,24 +71,24 @@ def off(adapters, a, b):
 
 def train(seed, iters=100):
     """The adapters of a seed: of the first task, three times; of the second; and one on top."""
-    base = minilora.load("micro").base
-    one = fit(base, forwards, seed, iters=iters)
+    model, _ = minilora.load("micro")
+    one = fit(model, forwards, seed, iters=iters)
     return {
         "one": one,
-        "other": fit(base, forwards, seed + 50, iters=iters),
-        "sibling": fit(base, forwards, seed + 50, seed, iters),  # the same A at first as `one`
-        "turned": fit(base, backwards, seed + 100, iters=iters),
-        "upon": fit(several.stack(one, base), backwards, seed + 100, iters=iters),
+        "other": fit(model, forwards, seed + 50, iters=iters),
+        "sibling": fit(model, forwards, seed + 50, seed, iters),  # the same A at first as `one`
+        "turned": fit(model, backwards, seed + 100, iters=iters),
+        "upon": fit(several.stack(one, model), backwards, seed + 100, iters=iters),
     }
 
 
 def scored(seed, trained):
     """The row of a seed: the losses of its adapters alone, averaged, added and stacked."""
-    config, base, _ = minilora.load("micro")
+    model, _ = minilora.load("micro")
     tasks = {"there": held_out(forwards), "back": held_out(backwards)}
 
-    def loss(adapters, task="there", base=base):
-        return minilora.evaluate(adapters, base, tasks[task], config)["loss"]
+    def loss(adapters, task="there", model=model):
+        return minilora.evaluate(adapters, model, tasks[task])["loss"]
 
     one, other, sibling, turned, upon = trained.values()
     row = {"seed": seed, "one": loss(one), "other": loss(other)}
@@ -106,7 +106,7 @@ def scored(seed, trained):
     for weight in (0.5, 1.0):
         both, _ = compose.combine([one, turned], [weight, weight])
         row |= {f"{task}_{weight}": loss(both, task) for task in tasks}
-    return row | {f"stack_{task}": loss(upon, task, several.stack(one, base)) for task in tasks}
+    return row | {f"stack_{task}": loss(upon, task, several.stack(one, model)) for task in tasks}
 
 
 def run(seed):

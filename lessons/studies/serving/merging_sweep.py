@@ -25,10 +25,10 @@ WAYS = {
 JOBS = [(rate, seed) for seed in SEEDS for rate in RATES]
 
 
-def merged_ways(adapters, base):
-    """{name: dense or 4-bit tree without an adapter}."""
-    merged = minilora.merge(adapters, base)
-    original = minilora.merge(adapters, minilora.load("micro").base)
+def merged_ways(adapters, model):
+    """{name: dense or 4-bit model without an adapter}."""
+    merged = minilora.merge(adapters, model)
+    original = minilora.merge(adapters, minilora.load("micro").model)
     return {
         "dequantized": merged,
         "dequantized_4bit": minilora.quantize(merged, "nf4-dq"),
@@ -37,11 +37,11 @@ def merged_ways(adapters, base):
     }
 
 
-def median_size(adapters, base):
+def median_size(adapters, model):
     """The median of ‖ΔW‖/‖W‖ over the adapted projections."""
     found = []
     for path in adapted_paths(adapters):
-        W = dense(get(base, path)["weight"])
+        W = dense(get(model.base, path)["weight"])
         found.append(np.linalg.norm(lora_delta(get(adapters, path))) / np.linalg.norm(W))
     return float(np.median(found))
 
@@ -55,9 +55,9 @@ def scored(done, rate, seed):
     """The row of a run."""
     rows = data.load_rows("questions", "valid")
     row = {"rate": rate, "seed": seed}
-    row["size"] = median_size(done.adapters, done.base)
+    row["size"] = median_size(done.adapters, done.model)
     row |= {"apart": done.scores["loss"], "exact_apart": done.scores["exact_match"]}
-    for name, tree in merged_ways(done.adapters, done.base).items():
-        scores = scores_of({}, tree, rows)
+    for name, model in merged_ways(done.adapters, done.model).items():
+        scores = scores_of({}, model, rows)
         row |= {name: scores["loss"], f"exact_{name}": scores["exact_match"]}
     return row

@@ -11,7 +11,7 @@ import numpy as np
 
 import minilora
 from lessons.helpers import toolcalls
-from lessons.helpers.common import finetune, scores_of
+from lessons.helpers.common import finetune
 from lessons.helpers.rollouts import log_softmax
 from lessons.studies.serving.merging_sweep import median_size
 from minilora import TrainConfig, data
@@ -23,44 +23,44 @@ SEEDS = {"smollm2": 3, "tiny": 8, "micro": 8}
 STEPS = {"smollm2": 40, "tiny": 200, "micro": 200}
 SHORT = (6, 25)  # steps of `micro` on the NF4 base, for smaller updates
 JOBS = [
-    (model, trained_on, STEPS[model], seed)
-    for model, seeds in SEEDS.items()
+    (name, trained_on, STEPS[name], seed)
+    for name, seeds in SEEDS.items()
     for seed in range(seeds)
     for trained_on in SCHEMES
 ] + [("micro", "nf4", steps, seed) for steps in SHORT for seed in range(8)]
 
 
-def task(model):
+def task(name):
     """Return (rows to train on, rows to score, settings of the training run)."""
-    if model == "smollm2":
+    if name == "smollm2":
         rows = toolcalls.rows("train")[:16]
         return rows, rows, {"batch_size": 4, "learning_rate": 2e-3}
     settings = {"batch_size": 16, "learning_rate": 4e-3}
     return data.load_rows("questions", "train"), data.load_rows("questions", "valid"), settings
 
 
-def own_text(model):
+def own_text(name):
     """Return rows of text that the base knows: its notes, or requests in plain English."""
-    if model == "smollm2":
+    if name == "smollm2":
         rows = toolcalls.rows("test")[:32]
         return [{"text": row["messages"][0]["content"]} for row in rows]
     return notes(96, seed=1)[0]
 
 
-def served(adapters, bases):
-    """Yield (name, adapters, base) of each way to serve: apart on a base, or merged into 4 bits."""
-    for name, base in bases.items():
-        yield name, adapters, base
-        merged = minilora.merge(adapters, base)
-        yield f"{name}_merged", {}, minilora.quantize(merged, SCHEMES["nf4"])
+def served(adapters, models):
+    """Yield (way, adapters, model) of each way to serve: apart, or merged into 4 bits."""
+    for way, model in models.items():
+        yield way, adapters, model
+        merged = minilora.merge(adapters, model)
+        yield f"{way}_merged", {}, minilora.quantize(merged, SCHEMES["nf4"])
 
 
-def drift(bases, examples, config):
+def drift(models, examples):
     """Return the mean KL divergence of the NF4 base from the dense one, in nats per token."""
     total, tokens = 0.0, 0
     for example in examples:
         ids = np.array([example.tokens[:-1]])
-        logits = [np.float64(minilora.forward({}, base, ids, config)) for base in bases]
+        logits = [np.float64(minilora.forward({}, model, ids)) for model in models]
         log_p, log_q = map(log_softmax, logits)
         # KL(p, q) = Σ p · (log p − log q)
         total += float(np.sum(np.exp(log_p) * (log_p - log_q)))
@@ -68,28 +68,29 @@ def drift(bases, examples, config):
     return total / tokens
 
 
-def weight_error(bases):
+def weight_error(models):
     """Return the median of ‖Ŵ − W‖/‖W‖ over the projections."""
-    report = error_report(bases["dense"], bases["nf4"])
+    report = error_report(models["dense"].base, models["nf4"].base)
     return float(np.median([row.relative_rmse for row in report]))
 
 
 def run(job):
     """Train one adapter; return the row of its scores in each way."""
-    model, trained_on, steps, seed = job
-    train_rows, test_rows, settings = task(model)
-    loaded = {name: minilora.load(model, scheme) for name, scheme in SCHEMES.items()}
-    bases = {name: base for name, (_, base, _) in loaded.items()}
+    name, trained_on, steps, seed = job
+    train_rows, test_rows, settings = task(name)
+    loaded = {way: minilora.load(name, scheme) for way, scheme in SCHEMES.items()}
+    models = {way: model for way, (model, _) in loaded.items()}
     done = finetune(
-        model=model, scheme=SCHEMES[trained_on], rows=train_rows, held_out=test_rows, seed=seed,
+        name=name, scheme=SCHEMES[trained_on], rows=train_rows, held_out=test_rows, seed=seed,
         iters=steps, **settings,
     )  # fmt: skip
-    row = {"model": model, "trained_on": trained_on, "steps": steps, "seed": seed}
-    row |= {"size": median_size(done.adapters, done.base), "weight_error": weight_error(bases)}
-    config, _, tokenizer = loaded["dense"]
-    texts, _ = data.encode_rows(own_text(model), tokenizer, TrainConfig())
-    row |= {"drift": drift(bases.values(), texts, config)}
-    for name, adapters, base in served(done.adapters, bases):
-        scores = scores_of(adapters, base, test_rows, model)
-        row |= {name: scores["loss"], f"exact_{name}": scores["exact_match"]}
+    row = {"model": name, "trained_on": trained_on, "steps": steps, "seed": seed}
+    row |= {"size": median_size(done.adapters, done.model), "weight_error": weight_error(models)}
+    tokenizer = loaded["dense"].tokenizer
+    texts, _ = data.encode_rows(own_text(name), tokenizer, TrainConfig())
+    row |= {"drift": drift(models.values(), texts)}
+    examples, _ = data.encode_rows(test_rows, tokenizer, TrainConfig(mask_prompt=True))
+    for way, adapters, model in served(done.adapters, models):
+        scores = minilora.evaluate(adapters, model, examples, quiet=True)
+        row |= {way: scores["loss"], f"exact_{way}": scores["exact_match"]}
     return row

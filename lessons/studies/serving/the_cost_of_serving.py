@@ -16,7 +16,7 @@ import numpy as np
 import minilora
 from lessons.helpers.common import short, table
 from lessons.helpers.pretraining import random_params
-from minilora import LoraConfig
+from minilora import LoraConfig, Model, kernels
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
 from minilora.kernels.weights import matvec
@@ -52,7 +52,7 @@ shape = ModelConfig(
     vocab_size=256, hidden_size=512, intermediate_size=1536, num_hidden_layers=4,
     num_attention_heads=8, num_key_value_heads=4, head_dim=64,
 )  # fmt: skip
-dense = random_params(shape, rng)
+dense = Model(shape, random_params(shape, rng), kernels.ops)
 quantized, eight_bit = (minilora.quantize(dense, scheme) for scheme in ("nf4-dq", "int8"))
 lora_config = LoraConfig(r=8, target_modules=("all-linear",))
 fresh, _ = minilora.get_peft_model(dense, lora_config, rng)
@@ -73,29 +73,29 @@ prompts = [rng.integers(256, size=32).tolist() for _ in range(8)]
 tokens = short(24, 4)
 
 
-def speed(adapters, base, n):
+def speed(adapters, model, n):
     """Return (ms to the first tokens, tokens per second from there) of n prompts together."""
     times = [time.perf_counter()]
     for length in (1, tokens + 1):
-        minilora.generate_batch(adapters[:n], base, prompts[:n], shape, max_tokens=length)
+        minilora.generate_batch(adapters[:n], model, prompts[:n], max_tokens=length)
         times.append(time.perf_counter())
     first, both = np.diff(times)
     return 1e3 * first, n * tokens / (both - first)
 
 
 cells = []
-for name, way in WAYS.items():
+for name, (own, model) in WAYS.items():
     first, rates = [], []
     for n in (1, 8):
-        measured = np.array([speed(*way, n) for _ in range(3)])
+        measured = np.array([speed(own, model, n) for _ in range(3)])
         first.append(measured[:, 0].min())
         rates.append(measured[:, 1].max())
     numbers = [f"{first[0]:.0f}", *(f"{rate:.0f}" for rate in rates), f"{rates[1] / rates[0]:.1f}"]
-    cells.append([name, nbytes(way[1]) + nbytes(way[0][0]), *numbers])
+    cells.append([name, nbytes(model.base) + nbytes(own[0]), *numbers])
 header = ["", "bytes", "first token, ms", "tokens/s, one prompt", "eight prompts", "ratio"]
 table(header, cells)
 
-in_base = sum(w.size for path, w in named_leaves(dense) if "proj" in path)
+in_base = sum(w.size for path, w in named_leaves(dense.base) if "proj" in path)
 in_adapter = num_parameters(fresh)
 print(f"multiplications per token in projections: {in_base:,}", end=", ")
 print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
@@ -117,20 +117,21 @@ print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 
 # %%
 # Checks
-assert 12.65e6 < num_parameters(dense) < 12.75e6, "12.7 million parameters"
-assert 6.5 < nbytes(dense) / nbytes(quantized) < 7.5, "the 4-bit model must have a seventh"
-assert 3.7 < nbytes(dense) / nbytes(eight_bit) < 4.1, "the 8-bit model must have a quarter"
+in_32, in_8, in_4 = (nbytes(model.base) for model in (dense, eight_bit, quantized))
+assert 12.65e6 < num_parameters(dense.base) < 12.75e6, "12.7 million parameters"
+assert 6.5 < in_32 / in_4 < 7.5, "the 4-bit model must have a seventh"
+assert 3.7 < in_32 / in_8 < 4.1, "the 8-bit model must have a quarter"
 assert in_adapter < 0.04 * in_base, "the adapter has less than 4 % of the multiplications"
 x = rng.standard_normal(512, np.float32)
-for bits, base, roundings in ((4, quantized, 512), (8, eight_bit, 520)):
-    q = get(base, "model.layers.0.mlp.gate_proj.weight")
+for bits, model, roundings in ((4, quantized, 512), (8, eight_bit, 520)):
+    q = get(model.base, "model.layers.0.mlp.gate_proj.weight")
     error = np.abs(matvec(q, x) - q.dequantize() @ x)
     terms = np.abs(q.dequantize()) @ np.abs(x)
     assert (error <= roundings * 2**-24 * terms).all(), f"{bits} bits: the product, to rounding"
-together = minilora.generate_batch(adapters, dense, prompts, shape, max_tokens=2)
+together = minilora.generate_batch(adapters, dense, prompts, max_tokens=2)
 alone = []
 for own, ids in zip(adapters, prompts):
-    alone.append(list(minilora.generate(own, dense, ids, shape, max_tokens=2)))
+    alone.append(list(minilora.generate(own, dense, ids, max_tokens=2)))
 assert together == alone, "a prompt gets the same tokens in a batch and alone"
 
 # %% [markdown]

@@ -18,7 +18,7 @@ import numpy as np
 
 import minilora
 from lessons.helpers.common import QUICK, short
-from minilora import LoraConfig, TrainConfig, data, layers, lora, model
+from minilora import LoraConfig, TrainConfig, data, layers, lora
 from minilora.tree import arrays, get, num_parameters, overlay
 
 # %% [markdown]
@@ -46,8 +46,8 @@ from minilora.tree import arrays, get, num_parameters, overlay
 # ```
 #
 # In minilora several names are the same ([the whole list](../../guide/peft.md)). But in PEFT
-# `model` is an object that changes; here a model is two trees of arrays, and the functions return
-# new trees.
+# `model` is an object that changes; here the adapter and the base are trees of arrays, and the
+# functions return new trees.
 #
 # **Predict.** A run in minilora calls `load`, `get_peft_model`, `train` and `merge`. Which of these
 # lines freezes the base? Which one switches the model to training mode?
@@ -59,16 +59,16 @@ from minilora.tree import arrays, get, num_parameters, overlay
 # </details>
 
 # %%
-config, base, tokenizer = minilora.load("micro")
-quantized = minilora.quantize(base, "nf4-dq")
+model, tokenizer = minilora.load("micro")
+model = minilora.quantize(model, "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-first, _ = minilora.get_peft_model(quantized, lora_config, rng=0)
-minilora.print_trainable_parameters(first, quantized)
+first, model = minilora.get_peft_model(model, lora_config, rng=0)
+minilora.print_trainable_parameters(first, model)
 settings = TrainConfig(iters=short(200, 20), batch_size=16, learning_rate=4e-3, mask_prompt=True)
 rows = minilora.load_rows("questions", "train")
 examples, _ = minilora.encode_rows(rows, tokenizer, settings)
-adapters, history = minilora.train(first, quantized, examples, config, settings)
-dense = minilora.merge(adapters, quantized)
+adapters, history = minilora.train(first, model, examples, settings)
+dense = minilora.merge(adapters, model)
 print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1]['loss']:.4f}")
 
 # %% [markdown]
@@ -86,7 +86,7 @@ path = "model.layers.0.self_attn.q_proj"
 assert not get(first, f"{path}.lora_B").any(), "the adapters that went in must be as they were"
 assert get(adapters, f"{path}.lora_B").any(), "the adapters that came out must be trained"
 assert get(adapters, path)["lora_scaling"] == 16 / 8, "the adapter must have its scaling"
-assert list(get(quantized, path)) == ["weight"], "the base must not be changed"
+assert list(get(model.base, path)) == ["weight"], "the base must not be changed"
 
 # %% [markdown]
 # ## Dropout
@@ -102,12 +102,11 @@ assert list(get(quantized, path)) == ["weight"], "the base must not be changed"
 # </details>
 
 # %%
-fresh, _ = minilora.get_peft_model(quantized, replace(lora_config, lora_dropout=0.5), rng=0)
+fresh, _ = minilora.get_peft_model(model, replace(lora_config, lora_dropout=0.5), rng=0)
 with_dropout = overlay(fresh, arrays(adapters))  # its settings, and the trained factors
 batch = data.collate([[example] for example in examples[:4]])
-ops = minilora.operations(adapters, quantized)
 rngs = None, None, np.random.default_rng(1), np.random.default_rng(2)
-losses = [float(model.loss(with_dropout, quantized, batch, config, ops, rng=r)) for r in rngs]
+losses = [float(minilora.loss(with_dropout, model, batch, rng=r)) for r in rngs]
 print("twice without an rng, then with two of them:", *(f"{x:.3f}" for x in losses))
 
 # %%
@@ -123,7 +122,7 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 # name, and the command uses `nf4-dq` by default.
 #
 # On a 4-bit base, PEFT's `merge_and_unload` rounds the merged weight to 4 bits again and warns. In
-# minilora, it returns a dense tree, and `quantize` is a separate call.
+# minilora, it returns a dense model, and `quantize` is a separate call.
 #
 # **Predict.** How large is the error of rounding again, as a share of the update?
 #
@@ -138,7 +137,7 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 again = minilora.quantize(dense, "nf4-dq")
 lost, update = 0, 0
 for path in lora.adapted_paths(adapters):
-    rounded, merged = (get(tree, f"{path}.weight") for tree in (again, dense))
+    rounded, merged = (get(m.base, f"{path}.weight") for m in (again, dense))
     lost += np.linalg.norm(rounded.dequantize() - merged)
     update += np.linalg.norm(layers.lora_delta(get(adapters, path)))
 print(f"rounding again changes the weights by {lost / update:.2f} of the update")
@@ -150,12 +149,13 @@ assert QUICK or 0.3 < lost / update < 0.5, "rounding again must change two fifth
 # %% [markdown]
 # ## What minilora hides
 #
-# `minilora.loss` and `minilora.train` use the optimized operations (`kernels/fused.py`).
-# `MINILORA_PLAIN=1` selects the reference (`layers.py`). `train` calls autograd and orders the rows
-# by (seed, step). minilora runs on one machine, on the CPU.
+# A model that `load` returns computes with the optimized operations (`kernels/fused.py`).
+# `MINILORA_PLAIN=1` or `model._replace(ops=layers)` selects the reference (`layers.py`). `train`
+# calls autograd and orders the rows by (seed, step). minilora runs on one machine, on the CPU.
 
 # %%
-reference, optimized = (model.loss(adapters, quantized, batch, config, o) for o in (layers, ops))
+reference = minilora.loss(adapters, model._replace(ops=layers), batch)
+optimized = minilora.loss(adapters, model, batch)
 print(f"loss by the reference {reference:.7f}, optimized {optimized:.7f}")
 
 # %%
@@ -165,7 +165,7 @@ assert abs(reference - optimized) < 1e-4 * reference, "both implementations must
 # %% [markdown]
 # ## What was shown
 #
-# Several names are those of PEFT. PEFT changes an object. minilora passes trees and returns trees.
+# Several names are those of PEFT. PEFT changes an object. minilora returns new trees.
 #
 # **What to try.**
 #

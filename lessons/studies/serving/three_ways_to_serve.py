@@ -43,7 +43,7 @@ from minilora import data
 # of `serving_sweep.py` makes all of them. Ways 1 and 2 are
 #
 # ```python
-# merged = minilora.merge(adapters, base)
+# merged = minilora.merge(adapters, model)
 # minilora.quantize(merged, "nf4-dq")
 # ```
 #
@@ -175,8 +175,8 @@ assert max(drifts["micro"] + drifts["tiny"]) < 0.01, "the small models drift les
 # </details>
 
 # %%
-base, rows = minilora.load("micro", "nf4-dq").base, data.load_rows("questions", "valid")
-untrained = scores_of({}, base, rows)["loss"]
+quantized, _ = minilora.load("micro", "nf4-dq")
+untrained = scores_of({}, quantized, data.load_rows("questions", "valid"))["loss"]
 
 
 def lost_share(apart, merged):
@@ -255,7 +255,7 @@ assert into_original.max() < 0.1, "SmolLM2's QLoRA adapter must survive quantize
 # 1. `short(200, 20)`: train for 50 steps. Which way suffers most from smaller updates?
 # 2. `"dense_merged"`: add a way ("nf4", "dense_merged") to `WAYS`. How good is it on SmolLM2?
 #
-# **Where to stop with a debugger.** `served` in `serving_sweep.py`: the trees of each way.
+# **Where to stop with a debugger.** `served` in `serving_sweep.py`: the models of each way.
 #
 # **Exercises.** test-merge, lora-merge.
 #

@@ -9,8 +9,8 @@ to serve is tuned with seed 0, and `more` runs the other seeds at the best rates
 
 import minilora
 from lessons.helpers import through_merge, toolcalls
-from lessons.helpers.common import finetune, of, scores_of
-from minilora import LoraConfig, data
+from lessons.helpers.common import finetune, of
+from minilora import LoraConfig, TrainConfig, data
 
 SCHEME = "nf4-dq"
 SEEDS = (0, 1, 2, 3, 4)
@@ -38,61 +38,60 @@ TRAININGS = {
     "micro": tuple(WAYS),
 }
 JOBS = [
-    (model, training, rate, SEEDS[0])
-    for model in STEPS
-    for training in TRAININGS[model]
-    for rate in RATES[model]
+    (name, training, rate, SEEDS[0])
+    for name in STEPS
+    for training in TRAININGS[name]
+    for rate in RATES[name]
 ]
 
 
-def best_rate(rows, model, training, way):
+def best_rate(rows, name, training, way):
     """Return the rate at which a way has the lowest loss on the tuning split, with seed 0."""
-    tuned = {"model": model, "training": training, "seed": SEEDS[0]}
-    return min(RATES[model], key=lambda rate: of(rows, f"tuning_{way}", rate=rate, **tuned))
+    tuned = {"model": name, "training": training, "seed": SEEDS[0]}
+    return min(RATES[name], key=lambda rate: of(rows, f"tuning_{way}", rate=rate, **tuned))
 
 
 def more(rows):
     """Return the jobs of the other seeds, at the best rate of each way to serve."""
     jobs = {
-        (model, training, best_rate(rows, model, training, way), seed): None
-        for model in STEPS
+        (name, training, best_rate(rows, name, training, way), seed): None
+        for name in STEPS
         for seed in SEEDS[1:]
-        for training in TRAININGS[model]
+        for training in TRAININGS[name]
         for way in WAYS[training]
     }
     return list(jobs)
 
 
-def splits(model):
+def splits(name):
     """Return the rows to train on, to tune the rate on, and to assert on."""
-    if model == "smollm2":
+    if name == "smollm2":
         held_out = toolcalls.rows("valid", 24)
         return toolcalls.rows("train", 480), held_out[:8], held_out[8:]
     return [data.load_rows("questions", split) for split in ("train", "valid", "test")]
 
 
-def trained(model, training, rate, seed, steps=None):
+def trained(name, training, rate, seed, steps=None):
     """Return the result of `finetune` for a training of WAYS."""
-    rows, tuning, _ = splits(model)
-    settings = {"batch_size": 2 if model == "smollm2" else 16, "iters": steps or STEPS[model]}
+    rows, tuning, _ = splits(name)
+    settings = {"batch_size": 2 if name == "smollm2" else 16, "iters": steps or STEPS[name]}
     start = None
     if training == "loftq":
         config = LoraConfig(
             r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights="loftq"
         )
-        dense = minilora.load(model, "none").base
-        start = minilora.get_peft_model(dense, config, seed, SCHEME)
+        start = minilora.get_peft_model(minilora.load(name).model, config, seed, SCHEME)
     return finetune(
-        model=model, scheme=SCHEME if training in ("nf4", "through_nf4") else "none", rows=rows,
+        name=name, scheme=SCHEME if training in ("nf4", "through_nf4") else "none", rows=rows,
         held_out=tuning, seed=seed, start=start, learning_rate=rate,
         ops=through_merge.operations(SCHEME) if training.startswith("through") else None,
         **settings,
     )  # fmt: skip
 
 
-def four_bits(adapters, base):
+def four_bits(adapters, model):
     """Merge an adapter into the dense (or dequantized) base, and quantize the result."""
-    return minilora.quantize(minilora.merge(adapters, base), SCHEME)
+    return minilora.quantize(minilora.merge(adapters, model), SCHEME)
 
 
 def run(job):
@@ -100,19 +99,25 @@ def run(job):
     return scored(trained(*job), *job)
 
 
-def scored(done, model, training, rate, seed):
+def scored(done, name, training, rate, seed):
     """Return the row of a run that is done; with seed 0, it has the losses for tuning, too."""
-    row = {"model": model, "training": training, "rate": rate, "seed": seed}
-    served = {"merged": ({}, four_bits(done.adapters, done.base))}
+    row = {"model": name, "training": training, "rate": rate, "seed": seed}
+    dense, tokenizer = minilora.load(name)
+    served = {"merged": ({}, four_bits(done.adapters, done.model))}
     if training == "nf4":
-        served["apart"] = done.adapters, done.base
-        served["into_w"] = {}, four_bits(done.adapters, minilora.load(model, "none").base)
-    _, tuning, test = splits(model)
+        served["apart"] = done.adapters, done.model
+        served["into_w"] = {}, four_bits(done.adapters, dense)
+    tuning, test = (
+        data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))[0]
+        for rows in splits(name)[1:]
+    )
     for way in WAYS["nf4"]:
         row |= dict.fromkeys((f"tuning_{way}", way, f"exact_{way}"), "")
         if way in served:
+            adapters, model = served[way]
             if seed == SEEDS[0]:
-                row[f"tuning_{way}"] = scores_of(*served[way], tuning, model)["loss"]
-            scores = scores_of(*served[way], test, model)
+                scores = minilora.evaluate(adapters, model, tuning, quiet=True)
+                row[f"tuning_{way}"] = scores["loss"]
+            scores = minilora.evaluate(adapters, model, test, quiet=True)
             row |= {way: scores["loss"], f"exact_{way}": scores["exact_match"]}
     return row

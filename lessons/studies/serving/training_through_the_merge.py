@@ -42,8 +42,8 @@ sweep = read_sweep("through_merge")
 #     ∂L/∂A = s·(gB)ᵀx    ∂L/∂B = s·gᵀ(xAᵀ)    ∂L/∂x = gQ
 #
 # The first two are LoRA's own gradients. The matrix gᵀx is never computed. See
-# `straight_through` in `lessons/helpers/through_merge.py`: `operations` returns operations for
-# `minilora.train`, and nothing else changes.
+# `straight_through` in `lessons/helpers/through_merge.py`: `operations` returns the operations of
+# the model, and nothing else changes.
 #
 # L4Q (Jeon et al. 2024, [arXiv:2402.04902](https://arxiv.org/abs/2402.04902)) also combines the
 # weights before quantizing them, and does not store weight gradients. It trains the scales, too.
@@ -63,10 +63,9 @@ sweep = read_sweep("through_merge")
 # %%
 RATE = experiment.best_rate(sweep, "micro", "through", "merged")
 done = experiment.trained("micro", "through", RATE, 0, steps=short(200, 20))
-ops = through_merge.operations(SCHEME)
 _, _, test = experiment.splits("micro")
-served = experiment.four_bits(done.adapters, done.base)
-trained_scores = scores_of(done.adapters, done.base, test, ops=ops)
+served = experiment.four_bits(done.adapters, done.model)
+trained_scores = scores_of(done.adapters, done.model, test)
 served_scores = scores_of({}, served, test)
 
 
@@ -74,7 +73,7 @@ def in_forward(path):
     """Return the 4-bit weight that the forward pass uses for the adapted projection at `path`."""
     node = get(done.adapters, path)
     factors = node["lora_A"], node["lora_B"], node["lora_scaling"]
-    return through_merge.merged(SCHEME, get(done.base, path)["weight"], *factors)
+    return through_merge.merged(SCHEME, get(done.model.base, path)["weight"], *factors)
 
 
 def differences(q, other):
@@ -85,7 +84,7 @@ def differences(q, other):
 
 
 paths = adapted_paths(done.adapters)
-counted = [differences(in_forward(path), get(served, path)["weight"]) for path in paths]
+counted = [differences(in_forward(path), get(served.base, path)["weight"]) for path in paths]
 codes, scales = np.sum(counted, axis=0)
 print(f"{len(paths)} projections: {codes} bytes of codes differ, {scales} numbers of the scales")
 print(f"held-out loss trained {trained_scores['loss']!r}, merged {served_scores['loss']!r}")
@@ -186,18 +185,18 @@ assert QUICK or agrees(again, own, column("micro", "nf4", "merged")), f"{again}:
 # </details>
 
 # %%
-start = experiment.four_bits({}, minilora.load("micro").base)
+start = experiment.four_bits({}, minilora.load("micro").model)
 cells = []
 changed = {}
 early_loss = {}
 for training in ("through", "through_nf4"):
     early = experiment.trained("micro", training, RATE, 0, steps=3)
-    after = experiment.four_bits(early.adapters, early.base)
-    pairs = [(get(after, path)["weight"], get(start, path)["weight"]) for path in paths]
+    after = experiment.four_bits(early.adapters, early.model)
+    pairs = [[get(m.base, path)["weight"] for m in (after, start)] for path in paths]
     moved = [nf4.unpack_4bit(q.codes) != nf4.unpack_4bit(q0.codes) for q, q0 in pairs]
     changed[training] = np.concatenate(moved).mean()
     early_loss[training] = early.scores["loss"]
-    size = median_size(early.adapters, early.base)
+    size = median_size(early.adapters, early.model)
     cells.append([WAYS[training]["merged"], f"{size:.3f}", f"{changed[training]:.1%}"])
     cells[-1].append(f"{early_loss[training]:.2f}")
 table(["micro after 3 steps", "‖ΔW‖/‖W‖", "codes changed", "loss"], cells)
@@ -217,9 +216,11 @@ assert early_loss["through"] < early_loss["through_nf4"] - 0.5, "so learning sta
 # weight, and this training leaves no adapter to compute.
 
 # %%
-base = minilora.load("micro").base
-dense, stored = (nbytes({path: get(tree, path) for path in paths}) for tree in (base, served))
-weights = num_parameters({path: get(served, path) for path in paths})
+in_w, in_q = (
+    {path: get(m.base, path) for path in paths} for m in (minilora.load("micro").model, served)
+)
+dense, stored = nbytes(in_w), nbytes(in_q)
+weights = num_parameters(in_q)
 print(f"bits per adapted weight: QLoRA {8 * stored / weights:.3f}, ", end="")
 print(f"through the merge {8 * (dense + stored) / weights:.3f} (W in float32)")
 assert dense == 32 * weights / 8, "W is stored in float32"
@@ -242,7 +243,7 @@ assert 4.1 < 8 * stored / weights < 4.2, "NF4 with double quantization takes abo
 #
 # 1. `steps=3`: how many steps does the run from Ŵ need until an eighth of the codes has changed?
 # 2. `SCHEME` in `through_merge_sweep.py`: train through `int8`. Is there still a dead zone?
-# 3. `minilora.merge(done.adapters, done.base)`: serve the dense W + ΔW, without quantizing it.
+# 3. `minilora.merge(done.adapters, done.model)`: serve the dense W + ΔW, without quantizing it.
 #    Which loss does it have, and why is it not lower?
 #
 # **Where to stop with a debugger.** `straight_through` in `lessons/helpers/through_merge.py`: the

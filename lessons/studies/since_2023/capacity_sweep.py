@@ -11,7 +11,7 @@ import minilora
 from lessons.helpers.common import finetune, of, scores_of
 from minilora import LoraConfig, MethodConfig, nf4
 from minilora.config import ALL_LINEAR, ATTENTION, MLP
-from minilora.optim import from_bfloat16, to_bfloat16
+from minilora.rounding import from_bfloat16, to_bfloat16
 from minilora.tree import arrays, get, num_parameters, overlay, tree_map, unflatten
 
 LETTERS = "abcdefghijklmnop"  # 16 of them: an unknown letter has 4 bits
@@ -32,25 +32,25 @@ def facts(n, seed):
     return rows
 
 
-def start(base, size, place, layer, seed):
+def start(model, size, place, layer, seed):
     """Return adapters: LoRA in a layer or "every" one, one matrix, or every leaf."""
     if size == "full":
-        return minilora.get_peft_model(base, MethodConfig("full")).adapters
+        return minilora.get_peft_model(model, MethodConfig("full")).adapters
     if size == "matrix":
-        return unflatten({ONE_MATRIX: np.array(get(base, ONE_MATRIX))})
+        return unflatten({ONE_MATRIX: np.array(get(model.base, ONE_MATRIX))})
     layers = None if layer == "every" else (layer,)
     config = LoraConfig(
         r=size, lora_alpha=8, target_modules=PLACES[place], layers_to_transform=layers
     )
-    return minilora.get_peft_model(base, config, seed).adapters
+    return minilora.get_peft_model(model, config, seed).adapters
 
 
-def bits_learned(adapters, base, rows):
+def bits_learned(adapters, model, rows):
     """Return Σ (4 bits − the cross-entropy in bits) over the letters of all answers.
 
     The end of the text is a target as well. It has no information, but its loss is subtracted.
     """
-    score = scores_of(adapters, base, rows)
+    score = scores_of(adapters, model, rows)
     return 4 * ANSWER * len(rows) - score["loss"] * score["tokens"] / np.log(2)
 
 
@@ -70,17 +70,17 @@ ROUNDED = {
 def run(job):
     """Train on n facts, all of them in every step; return the bits learned per parameter."""
     size, place, layer, n, steps, rate, seed = job
-    base, rows = minilora.load("micro").base, facts(n, seed)
+    model, rows = minilora.load("micro").model, facts(n, seed)
     adapters = finetune(
-        start=(start(base, size, place, layer, seed), base), rows=rows, held_out=rows, seed=seed,
+        start=(start(model, size, place, layer, seed), model), rows=rows, held_out=rows, seed=seed,
         iters=steps, batch_size=n, learning_rate=rate,
     ).adapters  # fmt: skip
     trained = num_parameters(adapters)
-    bits = {"bits": bits_learned(adapters, base, rows) / trained}
+    bits = {"bits": bits_learned(adapters, model, rows) / trained}
     for name, function in ROUNDED.items():
         rounded = tree_map(lambda w, f=function: f(w).astype("f4"), arrays(adapters))
         rounded = overlay(adapters, rounded)
-        bits[f"bits_{name}"] = bits_learned(rounded, base, rows) / trained
+        bits[f"bits_{name}"] = bits_learned(rounded, model, rows) / trained
     return {
         **dict(zip(COLUMNS, job)),
         "trained": trained,

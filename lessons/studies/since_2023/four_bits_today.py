@@ -142,8 +142,8 @@ FORMATS = {
     "MXFP4, up": ("E2M1", 32, e8m0_up), "NVFP4": ("E2M1", 16, two_scales),
 }  # fmt: skip
 BITS = {exact: 32, double: 8 + 32 / 256}  # of a scale; the others have 8
-base = minilora.load("micro").base
-projections = {path: w for path, w in flatten(base).items() if is_projection(path)}
+model, tokenizer = minilora.load("micro")
+projections = {path: w for path, w in flatten(model.base).items() if is_projection(path)}
 WEIGHTS = {
     "normal": rng.standard_normal(n), "uniform": rng.uniform(-1, 1, n),
     "Laplace": rng.laplace(size=n),
@@ -258,18 +258,18 @@ assert lost[two_scales] == 1 and max(lost[exact], lost[e8m0]) < 0.13, "only E4M3
 # </details>
 
 # %%
-config, _, tokenizer = minilora.load("micro")
 notes = held_out_notes(tokenizer, TrainConfig())[0][:64]
-untouched = minilora.evaluate({}, base, notes, config)["loss"]
+untouched = minilora.evaluate({}, model, notes)["loss"]
 
 
 def cost(how, shift):
     """Return by how much rounding the projections raises the loss, in nats per token."""
-    leaves = flatten(base)
+    leaves = flatten(model.base)
     for path, w in projections.items():
         coarse = quantized(np.roll(w.ravel(), shift).astype(np.float64), *how)
         leaves[path] = np.roll(coarse, -shift).reshape(w.shape).astype(np.float32)
-    return minilora.evaluate({}, unflatten(leaves), notes, config)["loss"] - untouched
+    rounded = model._replace(base=unflatten(leaves))
+    return minilora.evaluate({}, rounded, notes)["loss"] - untouched
 
 
 costs = {name: [cost(how, 4 * i) for i in range(short(16, 2))] for name, how in FORMATS.items()}

@@ -59,7 +59,7 @@ def column(name, case):
 
 # %%
 rows = capacity.facts(38, seed=0)
-before = capacity.bits_learned({}, minilora.load("micro").base, rows)
+before = capacity.bits_learned({}, minilora.load("micro").model, rows)
 print(f"all facts have {4 * capacity.ANSWER * len(rows)} bits; the base has {before:.0f} of them")
 assert before < 0, "the base must know less than the form of the answers"
 

@@ -26,8 +26,9 @@ from lessons.studies.since_2023 import intruders_sweep as experiment
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 
-base = minilora.load("micro").base
-start = {path: w.astype(np.float64) for path, w in flatten(base).items() if is_projection(path)}
+model, _ = minilora.load("micro")
+leaves = flatten(model.base)
+start = {path: w.astype(np.float64) for path, w in leaves.items() if is_projection(path)}
 sweep = read_sweep("intruders")
 LORA, LORA_LOW, LORA_2, _, FULL, FULL_LOW = experiment.METHODS  # each: name, rank, rate
 
@@ -72,19 +73,18 @@ for n in (48, 4096):
     chance[n] = np.mean(np.abs(x).max(axis=1) / np.linalg.norm(x, axis=1))
 print("largest |cosine| of a random direction:", {n: f"{c:.2f}" for n, c in chance.items()})
 
-trees, counts = {}, {}
+weights, counts = {}, {}
 for name, method in (("LoRA", LORA), ("full", FULL)):
-    trees[name] = experiment.trained(*method, seed=0, iters=short(200, 20))
-    weights = flatten(trees[name])
-    counts[name] = {path: len(intruders(W0, weights[path])) for path, W0 in start.items()}
+    weights[name] = flatten(experiment.trained(*method, seed=0, iters=short(200, 20)).base)
+    counts[name] = {path: len(intruders(W0, weights[name][path])) for path, W0 in start.items()}
 print("intruders:", {name: sum(count.values()) for name, count in counts.items()})
 
 path = max(counts["LoRA"], key=counts["LoRA"].get)
 titles = ["LoRA: |cosines|", "full: |cosines|"]
 xlabel, ylabel = "singular vector of W₀", "singular vector of W"
 with figure("intruders", xlabel, ylabel, titles, columns=2, height=3.6) as panels:
-    for axes, tree in zip(panels, trees.values()):
-        found = cosines(start[path], flatten(tree)[path])
+    for axes, of_method in zip(panels, weights.values()):
+        found = cosines(start[path], of_method[path])
         axes.imshow(found[:24, :24], cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
 print(f"{path}: intruders of LoRA: {counts['LoRA'][path]}")
@@ -180,11 +180,11 @@ def scale_down(W0, W, factor):
     return W + (factor - 1) * (U[:, j] * S[j]) @ V[j]
 
 
-_, _, known = experiment.scores(base)
-leaves = flatten(trees["LoRA"])
+_, _, known = experiment.scores(model)
+leaves = dict(weights["LoRA"])
 for path, W0 in start.items():
     leaves[path] = scale_down(W0, leaves[path], 0.75).astype(np.float32)
-repaired = experiment.scores(unflatten(leaves))
+repaired = experiment.scores(model._replace(base=unflatten(leaves)))
 print(f"own text: {known:.3f} of the base, {repaired[2]:.3f} of LoRA after the repair (seed 0)")
 
 names = ["task loss", "exact match", "own text"]

@@ -22,12 +22,12 @@ TOP, EPSILON = 10, 0.5
 
 
 def trained(method, r, rate, seed, iters=200):
-    """Return the dense tree of a base that was fine-tuned on the questions."""
+    """Return the dense model after fine-tuning on the questions."""
     chosen = MethodConfig("full")
     if method != "full":
         chosen = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
     done = finetune(chosen, seed=seed, iters=iters, learning_rate=rate)
-    return minilora.merge(done.adapters, done.base)
+    return minilora.merge(done.adapters, done.model)
 
 
 def parts(base, tree):
@@ -49,32 +49,32 @@ def parts(base, tree):
 WAYS = ("update", "intruders", "others")
 
 
-def scaled(tree, found, way, factor):
-    """Return a tree with one part of each projection multiplied by a factor."""
-    weights = dict(flatten(tree))
+def scaled(model, found, way, factor):
+    """Return a model with one part of each projection multiplied by a factor."""
+    weights = flatten(model.base)
     for path, (W, *part, _) in found.items():
         weights[path] = (W + (factor - 1) * part[WAYS.index(way)]).astype(np.float32)
-    return unflatten(weights)
+    return model._replace(base=unflatten(weights))
 
 
-def scores(tree):
+def scores(model):
     """Return (task loss, exact match, loss on the base's own text) on held-out rows."""
-    task = scores_of({}, tree, data.load_rows("questions", "test"))
-    return task["loss"], task["exact_match"], notes_loss({}, tree)
+    task = scores_of({}, model, data.load_rows("questions", "test"))
+    return task["loss"], task["exact_match"], notes_loss({}, model)
 
 
 def run(job):
     """Train, and score the model with each part scaled down by each factor."""
-    base, tree = minilora.load("micro").base, trained(*job)
-    found = parts(base, tree)
+    model = trained(*job)
+    found = parts(minilora.load("micro").model.base, model.base)
     ratios = [np.linalg.norm(d) / np.linalg.norm(W - d) for W, d, *_ in found.values()]
     row = {
         **dict(zip(("method", "r", "rate", "seed"), job)),
         "size": float(np.median(ratios)), "intruders": sum(x[-1] for x in found.values()),
-        "directions": TOP * len(found), **dict(zip(("task", "exact", "notes"), scores(tree))),
+        "directions": TOP * len(found), **dict(zip(("task", "exact", "notes"), scores(model))),
     }  # fmt: skip
     for way in WAYS:
         for factor in FACTORS:
             names = (f"{name}_{way}_{factor}" for name in ("task", "exact", "notes"))
-            row |= dict(zip(names, scores(scaled(tree, found, way, factor))))
+            row |= dict(zip(names, scores(scaled(model, found, way, factor))))
     return row

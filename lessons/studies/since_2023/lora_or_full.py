@@ -35,10 +35,9 @@ from lessons.studies.since_2023.lora_or_full_sweep import LETTERS, cipher, colum
 from minilora import TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import plot
-from minilora.tree import set_leaf, tree_map
 
-_, base, tokenizer = minilora.load("micro")
-embedding = base["model"]["embed_tokens"]["weight"]
+model, tokenizer = minilora.load("micro")
+embedding = model.base["model"]["embed_tokens"]["weight"]
 
 # %% [markdown]
 # ## Two shifts, one small and one large
@@ -62,7 +61,7 @@ embedding = base["model"]["embed_tokens"]["weight"]
 known_notes = tasks.notes(256, seed=1)[0]
 new_notes = [{"text": cipher(row["text"])} for row in known_notes]
 print(tasks.questions("train", 1, 0)[0], new_notes[0], sep="\n")
-known, unknown = (scores_of({}, base, rows)["loss"] for rows in (known_notes, new_notes))
+known, unknown = (scores_of({}, model, rows)["loss"] for rows in (known_notes, new_notes))
 _, entropy = held_out_notes(tokenizer, TrainConfig())
 print(f"the base: {known:.3f} nats per byte on its own notes, {unknown:.2f} on the new language")
 print(f"the entropy of both languages: {entropy:.3f}")
@@ -70,9 +69,8 @@ print(f"the entropy of both languages: {entropy:.3f}")
 permuted = np.array(embedding)
 for letter in LETTERS + LETTERS.upper():
     permuted[ord(cipher(letter))] = embedding[ord(letter)]
-translated = tree_map(lambda w: w, base)
-set_leaf(translated, "model.embed_tokens.weight", permuted)
-exact_solution = scores_of({}, translated, new_notes)["loss"]
+translated = {"model": {"embed_tokens": {"weight": permuted}}}  # an adapter
+exact_solution = scores_of(translated, model, new_notes)["loss"]
 print(f"with its embedding permuted, the base has loss {exact_solution:.3f} on the new language")
 energy = np.cumsum(np.linalg.svd(permuted - embedding, compute_uv=False) ** 2)
 share = energy / energy[-1]

@@ -45,18 +45,18 @@ def rows_of(shift, split, n, noise, seed):
     return rows
 
 
-def start(base, size, seed):
+def start(model, size, seed):
     """Adapters: every leaf for "full", else all projections at the rank `size`.
 
     "8 + embedding" is rank 8 and the embedding itself, "32, half the rate" is what it says.
     """
     if size == "full":
-        return minilora.get_peft_model(base, MethodConfig("full")).adapters
+        return minilora.get_peft_model(model, MethodConfig("full")).adapters
     r = RANKS.get(size, size)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, config, seed)
+    adapters, _ = minilora.get_peft_model(model, config, seed)
     if size == "8 + embedding":
-        embedding = base["model"]["embed_tokens"]["weight"]
+        embedding = model.base["model"]["embed_tokens"]["weight"]
         set_leaf(adapters, "model.embed_tokens.weight", np.array(embedding))
     return adapters
 
@@ -64,12 +64,12 @@ def start(base, size, seed):
 def run(job, iters=200):
     """One run: held-out loss and exact match, and the loss on the base's own notes."""
     shift, n, noise, size, seed = job
-    base = minilora.load("micro").base
+    model, _ = minilora.load("micro")
     rate = RATES["full" if size in ("full", "32, half the rate") else "lora"]
     done = finetune(
         rows=rows_of(shift, "train", n, noise, seed),
         held_out=rows_of(shift, "test", 200, 0.0, seed),
-        seed=seed, start=(start(base, size, seed), base), iters=iters, learning_rate=rate,
+        seed=seed, start=(start(model, size, seed), model), iters=iters, learning_rate=rate,
         also_train_lr_scale=RATES["full"] / RATES["lora"],  # the embedding's, where it is trained
     )  # fmt: skip
     return {
@@ -78,7 +78,7 @@ def run(job, iters=200):
         "train_loss": round(float(np.mean([row["loss"] for row in done.history[-10:]])), 5),
         "loss": round(done.scores["loss"], 5),
         "exact_match": done.scores["exact_match"],
-        "notes": round(notes_loss(done.adapters, base), 4),
+        "notes": round(notes_loss(done.adapters, model), 4),
     }
 
 

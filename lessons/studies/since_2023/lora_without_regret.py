@@ -75,31 +75,31 @@ def first_gain(adapter_config):
 
     The gradient of A is zero there.
     """
-    adapters, _ = minilora.get_peft_model(base, adapter_config, 0)
-    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    adapters, _ = minilora.get_peft_model(model, adapter_config, 0)
+    _, gradient = value_and_grad(minilora.loss)(adapters, model, batch)
     return sum(np.abs(g).sum() for path, g in named_leaves(gradient) if "_proj" in path)
 
 
 factor, cells = {}, []
-for model in ("micro", "tiny"):
-    config, base, tokenizer = minilora.load(model)
+for name in ("micro", "tiny"):
+    model, tokenizer = minilora.load(name)
     rows = data.load_rows("questions", "train")[:32]
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
     batch = data.collate([[example] for example in examples])
     full = first_gain(MethodConfig("full"))
     for r in RANKS:
         lora = first_gain(LoraConfig(r=r, lora_alpha=32, target_modules="all-linear"))
-        factor[model, r] = full / lora
-    formula = np.sqrt(3) * config.hidden_size / 32
-    measured = [f"{factor[model, r]:.1f}" for r in RANKS]
-    cells.append([f"{model}, width {config.hidden_size}", f"{formula:.1f}", *measured])
+        factor[name, r] = full / lora
+    width = model.config.hidden_size
+    measured = [f"{factor[name, r]:.1f}" for r in RANKS]
+    cells.append([f"{name}, width {width}", f"{np.sqrt(3) * width / 32:.1f}", *measured])
 table(["factor for an equal first gain", "formula", *(NAMES[r] for r in RANKS)], cells)
 
 # %%
 # Checks
-for model in ("micro", "tiny"):
-    of_ranks = [factor[model, r] for r in RANKS]
-    assert max(of_ranks) < 1.3 * min(of_ranks), f"{model}: the factor must not depend on the rank"
+for name in ("micro", "tiny"):
+    of_ranks = [factor[name, r] for r in RANKS]
+    assert max(of_ranks) < 1.3 * min(of_ranks), f"{name}: the factor must not depend on the rank"
 assert 2.5 < factor["micro", 8] < 3.5, "width 48 must need about three times the rate"
 assert 7 < factor["tiny", 8] < 10, "width 128 must need about eight times the rate"
 
@@ -123,14 +123,14 @@ assert 7 < factor["tiny", 8] < 10, "width 128 must need about eight times the ra
 STEPS = (25, 50, 100, 200)
 
 
-def best_rate(model, size, steps, seeds=regret.CHOOSING):
+def best_rate(name, size, steps, seeds=regret.CHOOSING):
     """Return the rate at the lowest point of the parabola."""
-    return best_rates(*regret.curve(model, size, steps, seeds=seeds))[1]
+    return best_rates(*regret.curve(name, size, steps, seeds=seeds))[1]
 
 
-def log_ratios(model, one, other, steps, seeds=regret.CHOOSING):
+def log_ratios(name, one, other, steps, seeds=regret.CHOOSING):
     """Return log(best rate of size `one` / that of size `other`), one per seed."""
-    rates = [[best_rate(model, size, steps, [seed]) for seed in seeds] for size in (one, other)]
+    rates = [[best_rate(name, size, steps, [seed]) for seed in seeds] for size in (one, other)]
     return -np.diff(np.log(rates), axis=0)[0]
 
 
@@ -139,10 +139,10 @@ cells = [[f"{n} steps", *(f"{rate:.1e}" for rate in rates)] for n, rates in best
 table(["best rate, micro", *NAMES.values()], cells)
 factors, ten, verdicts = {}, [], {}
 for case in (("micro", 25), ("micro", 200), ("tiny", 25)):
-    model, steps = case
-    seeds = regret.SEEDS if model == "micro" else regret.CHOOSING
-    factors[case] = log_ratios(model, 8, "full", steps, seeds)
-    sentence = f"{model}, {steps} steps: r = 8 / full is 7 to 15"
+    name, steps = case
+    seeds = regret.SEEDS if name == "micro" else regret.CHOOSING
+    factors[case] = log_ratios(name, 8, "full", steps, seeds)
+    sentence = f"{name}, {steps} steps: r = 8 / full is 7 to 15"
     ten.append(claim(sentence, factors[case], np.log(7), np.log(15), times=True, digits=1))
 short_runs, long_runs, of_tiny = factors.values()
 verdicts["short"] = claim("micro: 25 steps over 200, > 1 times", short_runs - long_runs, times=True)

@@ -112,12 +112,12 @@ if not QUICK:  # a run of the sweep again
 # </details>
 
 # %%
-config, base, _ = minilora.load("micro")
+model, _ = minilora.load("micro")
 STATE = ("trained weights", "their gradients", "Adam's two moments")
 state = {}
 for size in (8, "full"):
-    adapters = experiment.start(base, size, seed=0)
-    parts = memory_estimate(adapters, base, config, tokens=0)
+    adapters = experiment.start(model, size, seed=0)
+    parts = memory_estimate(adapters, model, tokens=0)
     state[size] = sum(parts[part] for part in STATE)
     print(f"{label(size)}: {num_parameters(adapters):,} trained, {state[size]:,} bytes of state")
 print(f"full fine-tuning needs {state['full'] / state[8]:.1f} times the state of r = 8")
@@ -125,7 +125,7 @@ print(f"full fine-tuning needs {state['full'] / state[8]:.1f} times the state of
 # %%
 # Checks
 assert state["full"] > 4 * state[8], "full must need four times the state of r = 8"
-everything = sum(w.size for w in flatten(base).values())
+everything = sum(w.size for w in flatten(model.base).values())
 assert num_parameters(adapters) == everything, "full fine-tuning must train every number"
 
 # %% [markdown]

@@ -20,14 +20,14 @@ ALPHA = 32
 
 def run(job):
     """Train at a constant rate; return the held-out losses on the way, in nats per token."""
-    model, size, batch_size, rate, seed = job
+    name, size, batch_size, rate, seed = job
     config = MethodConfig("full")
     if size != "full":
         config = LoraConfig(r=size, lora_alpha=ALPHA, target_modules=ALL_LINEAR)
-    steps = ROWS_SEEN[model] // batch_size
+    steps = ROWS_SEEN[name] // batch_size
     with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         done = finetune(
-            config, model, held_out=data.load_rows("questions", "valid")[:64], seed=seed,
+            config, name, held_out=data.load_rows("questions", "valid")[:64], seed=seed,
             iters=steps, batch_size=batch_size, learning_rate=rate, lr_schedule="constant",
             warmup_ratio=0.0, steps_per_eval=min(LENGTHS),
         )  # fmt: skip

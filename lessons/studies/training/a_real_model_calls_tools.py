@@ -25,14 +25,15 @@ from minilora.evaluation import plot
 from minilora.evaluation.memory import peak_rss_mb
 from minilora.tree import num_parameters
 
-config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
+model, tokenizer = minilora.load("smollm2", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
-minilora.print_trainable_parameters(adapters, base)
+adapters, model = minilora.get_peft_model(model, lora_config, rng=0)
+minilora.print_trainable_parameters(adapters, model)
 settings = TrainConfig(
     short(150, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True, steps_per_eval=50
 )
-FULL_MB = 16 * num_parameters(base) / 1e6  # full fine-tuning: weights, gradients, two moments
+# full fine-tuning: weights, gradients, two moments
+FULL_MB = 16 * num_parameters(model.base) / 1e6
 
 # %% [markdown]
 # ## The data
@@ -80,14 +81,14 @@ def generate(adapters, request):
     """Return the greedy answer to a request."""
     turn = [{"role": "user", "content": request}]
     ids = tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True))
-    answer = minilora.generate(adapters, base, ids, config, max_tokens=short(64, 12))
+    answer = minilora.generate(adapters, model, ids, max_tokens=short(64, 12))
     return tokenizer.decode(list(answer))
 
 
 test = examples["test"][: short(96, 4)]
 request, right = (turn["content"] for turn in rows["test"][0]["messages"])
 print(f"request: {request}\noutput:  {generate(adapters, request)}\nright:   {right}")
-before = minilora.evaluate(adapters, base, test[:48], config)
+before = minilora.evaluate(adapters, model, test[:48])
 
 # %%
 # Checks
@@ -107,14 +108,14 @@ assert before["loss"] > 2, "before training, the loss must be high"
 
 # %%
 valid = examples["valid"][: short(16, 0)]
-adapters, history = minilora.train(adapters, base, examples["train"], config, settings, valid)
+adapters, history = minilora.train(adapters, model, examples["train"], settings, valid)
 seconds = [row["seconds"] for row in history if "loss" in row]
 peak = peak_rss_mb() or 0  # 0 if the platform does not count it
 print(f"a step took {np.median(seconds):.2f} s; the process needed at most {peak:,.0f} MB")
 if not QUICK:
     plot.curve(FIGURES / "real-model.png", history, "SmolLM2-135M in NF4 learns tool calls")
 
-after = minilora.evaluate(adapters, base, test, config)
+after = minilora.evaluate(adapters, model, test)
 for when, scores in (("before", before), ("after", after)):
     print(f"{when}: loss {scores['loss']:.3f}, exact match {scores['exact_match']:.1%}")
 print("output:", generate(adapters, request))

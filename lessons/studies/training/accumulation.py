@@ -25,9 +25,9 @@ from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.training import gradient_at, num_targets
 from minilora.tree import tree_map
 
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, base = minilora.get_peft_model(base, lora_config, 0)
+adapters, model = minilora.get_peft_model(model, lora_config, 0)
 
 # %% [markdown]
 # ## Accumulation must count target tokens
@@ -53,12 +53,11 @@ adapters, base = minilora.get_peft_model(base, lora_config, 0)
 mixed = data.load_rows("notes", "valid")[:100] + data.load_rows("questions", "valid")[:100]
 one = TrainConfig(batch_size=1, mask_prompt=True)
 bins = [[example] for example in data.encode_rows(mixed, tokenizer, one)[0]]
-ops = minilora.operations(adapters, base)
 
 
 def gradient(settings, step=0):
     """Return (loss, gradient, target tokens) of a step."""
-    loss, grads, batch = gradient_at(adapters, base, bins, step, config, settings, ops)
+    loss, grads, batch = gradient_at(adapters, model, bins, step, settings)
     return loss, grads, sum(map(num_targets, batch))
 
 

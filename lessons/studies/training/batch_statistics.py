@@ -65,9 +65,9 @@ for i in range(30):
     drifted = tree_map(lambda old, new: 0.9 * old + 0.1 * new, drifted, moments)
 (sans, of_bold), (sans_after, bold_after) = accuracies(running), accuracies(drifted)
 
-config, micro, _ = minilora.load("micro")
-tokens = np.random.default_rng(SEED).integers(0, config.vocab_size, (2, 40))
-apart, together = (minilora.forward({}, micro, t, config)[0] for t in (tokens[:1], tokens))
+micro, _ = minilora.load("micro")
+tokens = np.random.default_rng(SEED).integers(0, micro.config.vocab_size, (2, 40))
+apart, together = (minilora.forward({}, micro, t)[0] for t in (tokens[:1], tokens))
 one, other = (convnet.forward({}, base, bold_test[0][i : i + 8])[0] for i in (0, 4))
 in_two_batches = np.abs(one[4:] - other[:4]).max()
 print(f"running statistics: {num_parameters(running)} numbers; accuracy on Sans", end=" ")

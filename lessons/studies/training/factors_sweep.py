@@ -99,12 +99,12 @@ STEPS = {
 
 def next_change(adapters, name):
     """Return (the loss, the change of all ΔW as one vector) of the first step of STEPS[name]."""
-    config, base, tokenizer = minilora.load("micro")
+    model, tokenizer = minilora.load("micro")
     rows = data.load_rows("questions", "train")[:32]
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
     batch = collate([[example] for example in examples])
     params = arrays(adapters)
-    loss, grads = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    loss, grads = value_and_grad(minilora.loss)(adapters, model, batch)
     init, step = STEPS[name]
     new, _ = step(params, grads, init(params), dict.fromkeys(flatten(params), 1e-3), TrainConfig())
     new = overlay(adapters, new)
@@ -114,19 +114,19 @@ def next_change(adapters, name):
 
 def train(optimizer, momentum, c, rate, seed, **settings):
     """Return the Run of "adamw" or "spectral" from the start c·A, B = 0; momentum: `adam_beta1`."""
-    adapters, base = minilora.get_peft_model(minilora.load("micro").base, CONFIG, seed)
+    adapters, model = minilora.get_peft_model(minilora.load("micro").model, CONFIG, seed)
     settings = {"batch_size": 8, "learning_rate": rate, "adam_beta1": momentum, **settings}
     if optimizer == "spectral":
         settings |= {"optimizer": "muon", "max_grad_norm": NEVER}
     with patch.dict(OPTIMIZERS, muon=(spectral_init, spectral)):  # TrainConfig knows no other name
-        return finetune(start=(scaled(adapters, c), base), seed=seed, **settings)
+        return finetune(start=(scaled(adapters, c), model), seed=seed, **settings)
 
 
 def run(job):
     """Return the row of a run."""
     optimizer, momentum, c, rate, seed = job
     done = train(*job)
-    test = scores_of(done.adapters, done.base, data.load_rows("questions", "test"))
+    test = scores_of(done.adapters, done.model, data.load_rows("questions", "test"))
     return {
         "optimizer": optimizer, "momentum": momentum, "c": c, "rate": rate, "seed": seed,
         "valid_loss": round(done.scores["loss"], 5), "loss": round(test["loss"], 5),

@@ -24,17 +24,17 @@ def run(job, iters=150):
     held-out loss and the loss on the base's own text, in nats per token.
     """
     trains, rate, scale, decay, seed = job
-    base = minilora.load("micro").base
+    model, _ = minilora.load("micro")
     first, _, group = trains.partition("+")
-    adapters, _ = minilora.get_peft_model(base, ALONE[first], seed)
-    adapters = also_train(adapters, base, [group] if group else [])
+    adapters, _ = minilora.get_peft_model(model, ALONE[first], seed)
+    adapters = also_train(adapters, model.base, [group] if group else [])
     settings = {"also_train_lr_scale": scale, "layer_lr_decay": decay, "iters": iters}
-    done = finetune(start=(adapters, base), seed=seed, learning_rate=rate, **settings)
+    done = finetune(start=(adapters, model), seed=seed, learning_rate=rate, **settings)
     return {
         "trains": trains, "rate": rate, "scale": scale, "decay": decay, "seed": seed,
         "trained": num_parameters(done.adapters), "loss": done.scores["loss"],
         "exact_match": done.scores["exact_match"],
-        "notes": notes_loss(done.adapters, base, 100),
+        "notes": notes_loss(done.adapters, model, 100),
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from minilora import LoraConfig, TrainConfig, data
 from minilora.methods.replaced import also_train
 from minilora.tree import flatten, num_parameters, unflatten
 
-config, base, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 sweep = read_sweep("freezing")
 
 
@@ -75,7 +75,7 @@ table(["alone", "parameters", "loss at 0.01", "at 0.1"], cells)
 # %%
 # Checks
 assert sizes["norm"] < sizes["bias"] < sizes["lora"], "norms are fewest, LoRA has most"
-assert sizes["lora"] < num_parameters(base) / 15, "and all are few"
+assert sizes["lora"] < num_parameters(model.base) / 15, "and all are few"
 for group in ("norm", "bias"):
     assert faster[group] == HOLDS, f"{group}: 0.1 must be better than 0.01"
 
@@ -155,21 +155,21 @@ if not QUICK:  # one run of the sweep again
 
 # %%
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-adapters, _ = minilora.get_peft_model(base, lora_config, 0)
-start = also_train(adapters, base, ["norm"]), base
+adapters, _ = minilora.get_peft_model(model, lora_config, 0)
+start = also_train(adapters, model.base, ["norm"]), model
 rows = data.load_rows("questions", "valid")[:100]
 settings = {"iters": short(120, 12), "learning_rate": 1e-2, "also_train_lr_scale": 1.0}
 adapters, _, _, scores = finetune(start=start, held_out=rows, **settings)
 loss = scores["loss"]
 kept = {path: w for path, w in flatten(adapters).items() if "norm" not in path}
-lost = scores_of(unflatten(kept), base, rows)["loss"]
+lost = scores_of(unflatten(kept), model, rows)["loss"]
 print(f"held-out loss {loss:.4f}, without the trained norms {lost:.4f}")
 
 held_out, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
 with_eps = {}
 for eps in (1e-6, 1e-5, 1e-3, 1e-1):
-    changed = replace(config, rms_norm_eps=eps)
-    with_eps[eps] = minilora.evaluate(adapters, base, held_out, changed, quiet=True)["loss"]
+    changed = model._replace(config=replace(model.config, rms_norm_eps=eps))
+    with_eps[eps] = minilora.evaluate(adapters, changed, held_out, quiet=True)["loss"]
     print(f"ε = {eps:g}: held-out loss {with_eps[eps]:.4f}")
 
 # %% [markdown]
@@ -180,7 +180,7 @@ for eps in (1e-6, 1e-5, 1e-3, 1e-1):
 
 # %%
 # Checks
-assert config.rms_norm_eps == 1e-5, "the base's own ε"
+assert model.config.rms_norm_eps == 1e-5, "the base's own ε"
 if not QUICK:
     assert lost > 1.2 * loss, "without the trained norms, the loss must rise"
     assert with_eps[1e-3] < 1.1 * loss, "an ε a hundred times too large is hardly visible"
@@ -199,7 +199,7 @@ if not QUICK:
 # **What to try.**
 #
 # 1. `freezing.run`: call it with `("norm", 1.0, 1.0, 1.0, 0)`. Do norms bear a rate of 1?
-# 2. `also_train(adapters, base, ["norm"])`: use `["norm", "bias"]`. What changes?
+# 2. `also_train(adapters, model.base, ["norm"])`: use `["norm", "bias"]`. What changes?
 # 3. `if "norm" not in path`: leave out only the last norm (`model.norm`). How much is lost?
 #
 # **Where to stop with a debugger.** `tree.overlay`: a trained weight of a norm takes the

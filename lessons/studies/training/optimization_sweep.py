@@ -80,7 +80,7 @@ def run(job):
         "case": name, "seed": seed, "loss": round(done.scores["loss"], 5),
         "exact_match": done.scores["exact_match"],
         "worst": round(max(row["loss"] for row in done.history), 3),
-        "notes": round(notes_loss(done.adapters, done.base), 4),
+        "notes": round(notes_loss(done.adapters, done.model), 4),
     }  # fmt: skip
 
 

@@ -182,30 +182,30 @@ if not QUICK:
 
 # %%
 BLOCKS = (16, 64, 256, 1024, 4096)
-_, base, _ = minilora.load("micro")
+model, _ = minilora.load("micro")
 notes = data.load_rows("notes", "valid")
 
 
 def with_outliers(size=10):
-    """Return the base with a weight of `size` standard deviations in each projection."""
-    leaves, rng = flatten(base), np.random.default_rng(0)
+    """Return the model with a weight of `size` standard deviations in each projection."""
+    leaves, rng = flatten(model.base), np.random.default_rng(0)
     for path, w in leaves.items():
         if is_projection(path):
             w = w.copy()
             w[rng.integers(w.shape[0]), rng.integers(w.shape[1])] = size * w.std()
             leaves[path] = w
-    return unflatten(leaves)
+    return model._replace(base=unflatten(leaves))
 
 
-def loss_of(tree):
+def loss_of(model):
     """Return the loss on the base's own notes, in nats per byte."""
-    return scores_of({}, tree, notes)["loss"]
+    return scores_of({}, model, notes)["loss"]
 
 
 added, cells = [], []
-for name, tree in (("as it is", base), ("with outliers", with_outliers())):
-    trees = [minilora.quantize(tree, "nf4", size) for size in BLOCKS]
-    dense, int8, *nf4 = map(loss_of, (tree, minilora.quantize(tree, "int8"), *trees))
+for name, original in (("as it is", model), ("with outliers", with_outliers())):
+    coded = [minilora.quantize(original, "nf4", size) for size in BLOCKS]
+    dense, int8, *nf4 = map(loss_of, (original, minilora.quantize(original, "int8"), *coded))
     added.append(np.array([int8, *nf4]) - dense)
     cells.append([name, f"{dense:.4f}", *(f"{cost:+.4f}" for cost in added[-1])])
 table(["base", "dense", "int8", *(f"NF4, {size}" for size in BLOCKS)], cells)
@@ -238,19 +238,18 @@ assert of_64 > max(0.01, of_16), "blocks of 16 cost less than of 64"
 
 # %%
 qlora = run(rate=4e-3, iters=short(200, 12), scheme="nf4-dq")
-merged = minilora.merge(qlora.adapters, qlora.base)
+merged = minilora.merge(qlora.adapters, qlora.model)
 show({"adapter kept separate": qlora})
 _, separate = losses(qlora)
 merged_loss = {}
 for scheme in ("none", "int8", "nf4-dq"):
-    tree = minilora.quantize(merged, scheme)
-    merged_loss[scheme] = scores_of({}, tree, held_out)["loss"]
+    merged_loss[scheme] = scores_of({}, minilora.quantize(merged, scheme), held_out)["loss"]
     print(f"merged, {scheme}: held-out loss {merged_loss[scheme]:.4f}")
 
 # %% [markdown]
 # - **Symptom:** the loss is higher after merging into 4 bits than in the run, without an error.
 # - **Why:** a part of the update is rounded away (lesson 11).
-# - **Fix:** keep the adapter separate, merge into a dense tree, or merge into 8 bits.
+# - **Fix:** keep the adapter separate, merge into a dense model, or merge into 8 bits.
 #
 # This is one run of `micro`. The study [Merging into four
 # bits](../serving/merging_into_four_bits.py) has five seeds at two learning rates.

@@ -29,7 +29,7 @@ from lessons.studies.training import factors_sweep as sweep
 from minilora import LoraConfig
 from minilora.tree import arrays, overlay, tree_map
 
-config, base, tokenizer = minilora.load("micro")
+model, _ = minilora.load("micro")
 
 # %% [markdown]
 # ## One function, many factors
@@ -225,8 +225,8 @@ if not QUICK:  # a run of the sweep again
 # %%
 pissa = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",), init_lora_weights="pissa")
 WAYS = {
-    "LoRA": minilora.get_peft_model(base, sweep.CONFIG),
-    "PiSSA": minilora.get_peft_model(base, pissa), "full": (base, base),
+    "LoRA": minilora.get_peft_model(model, sweep.CONFIG),
+    "PiSSA": minilora.get_peft_model(model, pissa), "full": (model.base, model),
 }  # fmt: skip
 SHARES = (1, 0.9, 0.5, 0)
 
@@ -238,10 +238,10 @@ def decayed(adapters, share):
 
 n = short(256, 32)
 decay = {
-    way: [common.notes_loss(decayed(adapters, share), own_base, n) for share in SHARES]
-    for way, (adapters, own_base) in WAYS.items()
+    way: [common.notes_loss(decayed(adapters, share), its_model, n) for share in SHARES]
+    for way, (adapters, its_model) in WAYS.items()
 }
-uniform = math.log(config.vocab_size)
+uniform = math.log(model.config.vocab_size)
 print(f"loss on the base's notes after decay alone; a uniform model has {uniform:.3f}")
 cells = [[way, *(f"{loss:.3f}" for loss in found)] for way, found in decay.items()]
 table(["trained arrays times", *map(str, SHARES)], cells)

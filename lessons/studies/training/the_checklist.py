@@ -34,15 +34,15 @@ from minilora import LoraConfig, TrainConfig, data
 # </details>
 
 # %%
-config, _, tokenizer = minilora.load("micro")
+model, tokenizer = minilora.load("micro")
 recipe_lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 recipe = TrainConfig(iters=short(200, 15), batch_size=16, learning_rate=4e-3, mask_prompt=True)
-of_recipe = questions(recipe_lora, recipe, "nf4-dq", config, Rows(train=4000, held_out=200))
+of_recipe = questions(recipe_lora, recipe, "nf4-dq", model.config, Rows(train=4000, held_out=200))
 print(len(of_recipe), "questions about the recipe")
 
 found_lora = LoraConfig(r=64, lora_alpha=16, lora_dropout=0.1, target_modules=("q_proj", "v_proj"))
 found_run = TrainConfig(iters=200, batch_size=16, learning_rate=5e-5, warmup_ratio=0.2)
-asked = questions(found_lora, found_run, "fp4", config, Rows(train=4000, held_out=0, cut=12))
+asked = questions(found_lora, found_run, "fp4", model.config, Rows(train=4000, held_out=0, cut=12))
 print(*asked, sep="\n")
 
 # %%
@@ -84,9 +84,9 @@ RUNS = {
 prompt, answer = valid[0]["prompt"], valid[0]["completion"]
 scores, outputs, cells = [], [], []
 for name, changes in RUNS.items():
-    model = finetune(iters=recipe.iters, **changes)[:2]
-    found = scores_of(*model, valid)  # whole rows, and only their answers count
-    ids = minilora.generate(*model, tokenizer.encode(prompt), config, max_tokens=40)
+    run = finetune(iters=recipe.iters, **changes)
+    found = scores_of(run.adapters, run.model, valid)  # whole rows, and only their answers count
+    ids = minilora.generate(run.adapters, run.model, tokenizer.encode(prompt), max_tokens=40)
     scores.append(found)
     outputs.append(tokenizer.decode(list(ids)))
     cells.append([name, f"{found['loss']:.3f}", f"{found['exact_match']:.1%}", repr(outputs[-1])])
@@ -104,7 +104,7 @@ table(["run", "loss of the answers", "exact match", "output"], cells)
 assert {len(example.tokens) for example in examples} == {75}, "every row must have 75 tokens"
 assert cut == len(shorter), "every row must be cut"
 assert 0.3 < counted < 0.32, "the answers must be a third of the tokens"
-ends = set(config.eos_token_id)
+ends = set(model.config.eos_token_id)
 assert not any(set(example.tokens) & ends for example in shorter), "no cut row may have its end"
 if not QUICK:
     sound, endless, prompts, slow = scores
