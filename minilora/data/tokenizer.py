@@ -78,10 +78,13 @@ class PretrainedTokenizer:
         now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
         with one_error("the chat template rejects these messages"):
             return program.render(
-                messages=messages, tools=tools, documents=None,
-                add_generation_prompt=add_generation_prompt, strftime_now=now.strftime,
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=now.strftime,
                 **self.special,
-            )  # fmt: skip
+            )
 
 
 @cache

@@ -7,10 +7,8 @@ POSITIVE_FLOAT32 = Rule(
 )
 ROPE = {  # kind of scaling: its numbers
     "linear": ("factor",),
-    "llama3": (
-        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-    ),
-}  # fmt: skip
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 

@@ -13,18 +13,29 @@ from .gguf_file import read_header, unsupported
 from .hf_folder import model_config
 
 HF_NAMES = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
-}  # fmt: skip
+}
 KEYS = {  # of the metadata, after "llama."
-    "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
-    "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
-    "rope_theta": "rope.freq_base", "max_position_embeddings": "context_length",
-}  # fmt: skip
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rope_theta": "rope.freq_base",
+    "max_position_embeddings": "context_length",
+}
 
 
 def half_rotation_order(w, heads):
@@ -79,13 +90,15 @@ def _config(metadata, tied):
             raise unsupported(f"{key} {value!r}")
     raw = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    config = model_config(raw | {
-        "model_type": "llama", "tie_word_embeddings": tied,
+    raw |= {
+        "model_type": "llama",
+        "tie_word_embeddings": tied,
         "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
         "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
         "eos_token_id": [i for i in ends if i is not None],
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-    })  # fmt: skip
+    }
+    config = model_config(raw)
     rotated = metadata.get("llama.rope.dimension_count", config.head_dim)
     if rotated != config.head_dim:
         raise unsupported(f"a rotation of {rotated} of the {config.head_dim} numbers of a head")

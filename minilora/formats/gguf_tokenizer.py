@@ -14,13 +14,16 @@ from .gguf_file import unsupported
 CONTROL = 3
 USER_DEFINED = 4
 SUPPORTED: dict = {
-    "tokenizer.ggml.model": ["gpt2"], "tokenizer.ggml.pre": ["smollm", "gpt-2"],
+    "tokenizer.ggml.model": ["gpt2"],
+    "tokenizer.ggml.pre": ["smollm", "gpt-2"],
     "tokenizer.ggml.add_bos_token": [None, False],
-}  # fmt: skip
+}
 ID_KEYS = {
-    "bos_token": "tokenizer.ggml.bos_token_id", "eos_token": "tokenizer.ggml.eos_token_id",
-    "unk_token": "tokenizer.ggml.unknown_token_id", "pad_token": "tokenizer.ggml.padding_token_id",
-}  # fmt: skip
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+}
 
 
 def from_metadata(path, metadata):

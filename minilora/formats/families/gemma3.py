@@ -28,28 +28,33 @@ def read(raw):
     if scaled:
         raise InputError(f"{scaled} of sliding_attention is not implemented; only rope_theta is")
     return {
-        "sliding_window": raw.get("sliding_window", 4096), "layer_types": layer_types(raw, types),
-        "rope_theta": theta, "rope_scaling": scaling, "rope_local_base_freq": local,
+        "sliding_window": raw.get("sliding_window", 4096),
+        "layer_types": layer_types(raw, types),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "rope_local_base_freq": local,
         "query_pre_attn_scalar": size(raw, "query_pre_attn_scalar", 256),
         "embedding_scale": raw["hidden_size"] ** 0.5,
-    }  # fmt: skip
+    }
 
 
 def write(config):
     """Return the fields of Gemma 3, which transformers 4 and 5 both read."""
     return {
-        "hidden_activation": config.hidden_act, "layer_types": config.layer_types,
+        "hidden_activation": config.hidden_act,
+        "layer_types": config.layer_types,
         "sliding_window": config.sliding_window,
         "rope_local_base_freq": config.rope_local_base_freq,
         "query_pre_attn_scalar": config.query_pre_attn_scalar,
-    }  # fmt: skip
+    }
 
 
 FAMILY = Family(
-    "gemma3_text", "Gemma3ForCausalLM",
-    biases=(ATTENTION,), read=read, write=write,
-    fields={
-        "hidden_act": "gelu_pytorch_tanh", "norms": NORMS, "norm_offset": 1.0, "qk_norm": True,
-    },
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    biases=(ATTENTION,),
+    read=read,
+    write=write,
+    fields={"hidden_act": "gelu_pytorch_tanh", "norms": NORMS, "norm_offset": 1.0, "qk_norm": True},
     defaults={"tie_word_embeddings": True, "head_dim": 256},
-)  # fmt: skip
+)

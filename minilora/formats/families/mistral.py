@@ -3,8 +3,9 @@
 from .family import Family
 
 FAMILY = Family(
-    "mistral", "MistralForCausalLM",
+    "mistral",
+    "MistralForCausalLM",
     # null is no window
     read=lambda raw: {"sliding_window": raw.get("sliding_window", 4096)},
     write=lambda config: {"sliding_window": config.sliding_window},
-)  # fmt: skip
+)

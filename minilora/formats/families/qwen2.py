@@ -19,12 +19,13 @@ def read(raw):
 def write(config):
     """Return the fields of the window."""
     return {
-        "sliding_window": config.sliding_window, "max_window_layers": 0,
-        "use_sliding_window": config.sliding_window is not None, "layer_types": config.layer_types,
-    }  # fmt: skip
+        "sliding_window": config.sliding_window,
+        "max_window_layers": 0,
+        "use_sliding_window": config.sliding_window is not None,
+        "layer_types": config.layer_types,
+    }
 
 
 FAMILY = Family(
-    "qwen2", "Qwen2ForCausalLM",
-    biases=(ATTENTION[:3],), always_biased=True, read=read, write=write,
-)  # fmt: skip
+    "qwen2", "Qwen2ForCausalLM", biases=(ATTENTION[:3],), always_biased=True, read=read, write=write
+)

@@ -5,6 +5,10 @@ from .family import Family
 from .qwen2 import read, write
 
 FAMILY = Family(
-    "qwen3", "Qwen3ForCausalLM",
-    biases=(ATTENTION,), fields={"qk_norm": True}, read=read, write=write,
-)  # fmt: skip
+    "qwen3",
+    "Qwen3ForCausalLM",
+    biases=(ATTENTION,),
+    fields={"qk_norm": True},
+    read=read,
+    write=write,
+)
