@@ -42,7 +42,8 @@ def from_folder(folder, eos_token_id=None):
 
 def _text(name, value):
     """Return a setting that is text, or an object with its text under `content`."""
-    value = value.get("content") if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        value = value.get("content")
     if not isinstance(value, str):
         raise InputError(f"{name} must be text")
     utf8(value)

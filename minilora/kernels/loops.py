@@ -38,9 +38,9 @@ def row_max(x):
     """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
     # NaN is ignored: a check takes four times as long, and the next loop over the row shows it
     a = x[0]
-    b = x[0]
-    c = x[0]
-    d = x[0]
+    b = a
+    c = a
+    d = a
     four = x.size // 4 * 4
     for i in range(0, four, 4):
         a = max(a, x[i])
@@ -59,11 +59,10 @@ def exp(x):
 
 LOWEST = np.float32(-87)
 HIGHEST = np.float32(88)
-HALF = np.float32(0.5)
+HALF = np.float32(0.5)  # also the coefficient of r²: 0.50000001201 in float32
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)  # ln 2 is the sum of two parts
 LN2_LOW = np.float32(-2.12194440e-4)
-C2 = np.float32(0.50000001201)
 C3 = np.float32(0.16666665459)
 C4 = np.float32(4.1665795894e-2)
 C5 = np.float32(8.3334519073e-3)
@@ -78,7 +77,7 @@ def _exp32(x):
     x = min(max(x, LOWEST), HIGHEST)
     n = np.floor(x * LOG2_E + HALF)
     r = x - n * LN2_HIGH - n * LN2_LOW
-    p = ((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + C2
+    p = ((((C7 * r + C6) * r + C5) * r + C4) * r + C3) * r + HALF
     two_n = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
     return (p * r * r + r + ONE) * two_n
 

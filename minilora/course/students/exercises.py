@@ -214,7 +214,9 @@ def load():
 def load_file(path):
     """Read a list of exercises; return {id: Exercise}."""
     where = "the file"
-    folder = path.with_suffix("") if path.with_suffix("").is_dir() else path.parent
+    folder = path.with_suffix("")
+    if not folder.is_dir():
+        folder = path.parent
     exercises: dict = {}
     try:
         for entry in tomllib.loads(path.read_text("utf-8"))["exercise"]:

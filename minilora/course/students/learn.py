@@ -40,10 +40,11 @@ def check_file(exercise, call):
     """Check the student's file, or one call; print the result, and return whether it passes."""
     verdict = check_call(exercise, call) if call else judge.verdict(exercise, own_files())
     print(f"{exercise.id}: {verdict.text}", flush=True)
-    if verdict == judge.PASSED and not call:
+    passed = verdict == judge.PASSED
+    if passed and not call:
         progress = read_json(PROGRESS, {}) | {exercise.id: "passed"}
         replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
-    return verdict == judge.PASSED
+    return passed
 
 
 def do_init(args):

@@ -29,10 +29,11 @@ def entries(path):
     """Yield (name, function that opens it) of each file; the function is None if it is no file."""
     if path.is_dir():
         for inner in sorted(path.rglob("*")):
+            name = inner.relative_to(path).as_posix()
             if inner.is_file() and inner.resolve().is_relative_to(path.resolve()):
-                yield inner.relative_to(path).as_posix(), partial(inner.open, "rb")
+                yield name, partial(inner.open, "rb")
             elif inner.suffix == ".py":
-                yield inner.relative_to(path).as_posix(), None
+                yield name, None
     elif not path.is_file():
         yield path.name, None
     elif zipfile.is_zipfile(path):

@@ -59,10 +59,8 @@ def do_grade(args):
         for name, (grades, _) in results.items():
             if late := [id for id, g in grades.items() if g.is_late]:
                 grade({name: late}, 1)  # alone, so that a busy machine costs no points
-    if len(paths) == 1:
-        print(report.feedback(*results[name]), end="")
-    else:
-        print(report.class_table(results), end="")
+    is_one = len(paths) == 1
+    print(report.feedback(*results[name]) if is_one else report.class_table(results), end="")
 
 
 def grade_submission(folder, seed, path, ids):
