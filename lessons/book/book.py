@@ -1,17 +1,14 @@
-"""What the book adds to the lessons: downloads, exercises, docstrings as pages, a cache's key.
+"""What the book adds to the lessons: downloads, exercises, and docstrings as pages.
 
 Sphinx calls the functions below while it builds; `connect` says when.
 """
 
 import ast
 import base64
-import hashlib
 import os
 import re
 import shutil
-import sys
 from contextlib import suppress
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,31 +18,12 @@ from jupyter_cache import get_cache
 
 import minilora.course.students.exercises
 from lessons.book import explorer
+from lessons.book.cache import LESSONS, QUICK, SWEEPS
 
-LESSONS = Path(__file__).parents[1]
 FIGURES = LESSONS.parent / "figures"
-SWEEPS = [path for path in LESSONS.glob("studies/*/*_sweep.*") if path.suffix != ".pyc"]
 STUDIES = set(LESSONS.glob("studies/*/*.py")).difference(SWEEPS)
 LESSON_FILES = [*sorted(LESSONS.glob("[0-9]*.py")), *sorted(STUDIES)]
-PACKAGE = Path(minilora.__file__).parent
-QUICK = bool(os.environ.get("MINILORA_QUICK"))
 BOOK_ONLY = "book"  # the tag of cells that the downloaded notebook does not have
-
-
-def code_key():
-    """Return a hash of all that a lesson's outputs depend on, except the lesson itself."""
-    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.safetensors"), *PACKAGE.rglob("*.toml")]
-    files += [*LESSONS.glob("helpers/*.*"), *SWEEPS]
-    files += LESSONS.glob("exercises*/*")
-    versions = [version(name) for name in ("numpy", "autograd", "numba", "matplotlib")]
-    key = hashlib.sha256(f"{sys.version} {versions} {QUICK}".encode())
-    for path in sorted(path for path in files if path.is_file()):
-        key.update(path.name.encode() + path.read_bytes())
-    return key.hexdigest()[:16]
-
-
-KEY = code_key()
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minilora-book" / KEY
 
 
 def connect(app):
@@ -77,7 +55,7 @@ def choose_figures(app):
 
 def write_explorer(app):
     """Write the data of the explorer next to its page: weights, adapters and questions."""
-    explorer.write(Path(app.outdir) / "_static" / "explorer", CACHE)
+    explorer.write(Path(app.outdir) / "_static" / "explorer")
 
 
 def own_figure(name):

@@ -9,6 +9,7 @@
 import os
 
 from lessons.book import book
+from lessons.book.cache import CACHE, KEY
 
 project = "minilora"
 author = "the minilora authors"
@@ -34,7 +35,7 @@ exclude_patterns = ["**/*_sweep.py"]
 # Lessons are Python files in percent format. Each of them is executed in its folder.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(book.CACHE)
+nb_execution_cache_path = str(CACHE)
 nb_execution_timeout = 1800  # seconds per cell
 nb_execution_show_tb = True  # a cell that fails is a warning, and -W makes it an error
 nb_merge_streams = True
@@ -64,6 +65,6 @@ copybutton_exclude = ".linenos, .gp, .go"
 def setup(app):
     """Register the lessons' extras (`book.py`): downloads, exercises, docstrings, caching."""
     app.add_config_value("book_quick", [], "env", [list])  # documents to execute in quick mode
-    app.add_config_value("book_key", book.KEY, "env", [str])  # another key: read everything again
+    app.add_config_value("book_key", KEY, "env", [str])  # another key: read everything again
     book.connect(app)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lessons.book.cache import CACHE
 from minilora.formats import safetensors_file as safetensors
 
 PAGE = Path(__file__).parent / "_static" / "explorer"
@@ -86,11 +87,11 @@ def data():
     return f"const DATA = {json.dumps(fields, default=str)};\n"
 
 
-def write(folder, cache):
-    """Write data.js into the folder, from the cache if the same lesson has run before."""
+def write(folder):
+    """Write data.js into the folder, from the book's cache if the same lesson has run before."""
     inputs = [LESSON, Path(__file__), Path(safetensors.__file__)]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
-    cached = Path(cache) / f"explorer-{key}.js"
+    cached = CACHE / f"explorer-{key}.js"
     if not cached.exists():
         cached.parent.mkdir(parents=True, exist_ok=True)
         new = cached.with_suffix(".new")
@@ -103,11 +104,9 @@ def write(folder, cache):
 
 
 def main():
-    from lessons.book.book import CACHE
-
     folder = Path(sys.argv[1])
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
-    write(folder, CACHE)
+    write(folder)
     print(f"{folder / 'data.js'}: {(folder / 'data.js').stat().st_size / 1e6:.2f} MB")
 
 

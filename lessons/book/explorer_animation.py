@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 from selenium import webdriver
 
-from lessons.book import book, explorer
+from lessons.book import explorer
 
 FIGURES = explorer.PICTURE.parent
 WIDTH = 860
@@ -75,7 +75,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "explorer"
         shutil.copytree(explorer.PAGE, folder)
-        explorer.write(folder, book.CACHE)
+        explorer.write(folder)
         pictures = list(screenshots(folder, FRAMES))
     height = max(picture.height for picture in pictures)
     whole = [Image.new("RGB", (WIDTH, height), "white") for _ in pictures]

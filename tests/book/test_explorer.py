@@ -18,7 +18,7 @@ from selenium.webdriver import Keys
 from test_book import PHONE, requests, wait_for
 
 import minilora
-from lessons.book import book, explorer
+from lessons.book import explorer
 from minilora import layers, nf4
 from minilora.double_quant import double_dequantize
 from minilora.formats.safetensors_file import read_header
@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
     """The page and its data, in a folder of their own."""
     path = tmp_path_factory.mktemp("explorer")
     shutil.copytree(explorer.PAGE, path, dirs_exist_ok=True)
-    explorer.write(path, book.CACHE)
+    explorer.write(path)
     return path
 
 
