@@ -109,7 +109,8 @@ def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
         # as bitsandbytes: a short last block is divided by its absmax, which can change the last
         # bit, and its absmax is at least MIN_BLOCK_ABSMAX
         last = np.maximum(np.abs(rest).max(), MIN_BLOCK_ABSMAX)
-        x, absmax = np.append(x, rest / last), np.append(absmax, last)
+        x = np.append(x, rest / last)
+        absmax = np.append(absmax, last)
     return x, absmax
 
 

@@ -4,6 +4,7 @@ import ast
 import io
 import re
 import tokenize
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from models import seeds
 from one_file import LESSON, assert_equal_bits, one_file
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, double_quant, kernels, layers, nf4
+from minilora import LoraConfig, TrainConfig, data, double_quant, kernels, layers, nf4, training
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, overlay, unflatten
 
@@ -53,7 +54,7 @@ def test_what_it_prints():
 
 @pytest.mark.parametrize("name", ["micro", "tiny"])
 def test_the_4_bit_weights_of_a_base(lesson, name):
-    for path, w in named_leaves(minilora.load(name)[1]):
+    for path, w in named_leaves(minilora.load(name).model.base):
         if is_projection(path):
             assert_equal_bits(lesson, nf4, w)
 
@@ -76,34 +77,32 @@ def test_the_4_bit_weight_of_a_random_array(lesson, kind, m, seed):
 
 
 def package_start(lesson):
-    """(config, adapters, base) of the package, where the lesson's training starts."""
-    config, base, _ = minilora.load("micro", "nf4-dq")
+    """(adapters, model) of the package, where the lesson's training starts."""
+    model, _ = minilora.load("micro", "nf4-dq")
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, lora_config, np.random.default_rng(0))
+    adapters, _ = minilora.get_peft_model(model, lora_config, np.random.default_rng(0))
     rng = np.random.default_rng(0)  # the lesson draws its rows before its factors
     for _ in range(len(lesson.rows) + 200):
         lesson.question(rng)
-    return config, overlay(adapters, unflatten(lesson.init_lora(lesson.base, rng))), base
+    return overlay(adapters, unflatten(lesson.init_lora(lesson.base, rng))), model
 
 
 def test_logits_and_the_merged_weights(lesson):
     """float32 in both, summed in another order: 21 products of at most 128 terms, each rounded
     to 2⁻²⁴ of its size."""
-    config, adapters, base = package_start(lesson)
+    adapters, model = package_start(lesson)
     tokens = np.array([list(prompt.encode()) for prompt, _ in lesson.held_out[:8]])
     trained = overlay(adapters, unflatten(lesson.adapters))
     for theirs, ours in [
-        (lesson.forward({}, lesson.dense_base, tokens, lesson.config), minilora.load("micro").base),
-        (lesson.forward({}, lesson.base, tokens, lesson.config), overlay(base, adapters)),
-        (
-            lesson.forward(lesson.adapters, lesson.base, tokens, lesson.config),
-            overlay(base, trained),
-        ),
+        (({}, lesson.dense_base), ({}, minilora.load("micro").model)),
+        (({}, lesson.base), (adapters, model)),
+        ((lesson.adapters, lesson.base), (trained, model)),
     ]:
+        theirs = lesson.forward(*theirs, tokens, lesson.config)
         for ops in (layers, kernels.ops):
-            logits = minilora.forward({}, ours, tokens, config, ops)
+            logits = minilora.forward(ours[0], ours[1]._replace(ops=ops), tokens)
             assert np.abs(logits - theirs).max() < 21 * 128 * 2**-24 * np.abs(theirs).max()
-    merged = flatten(minilora.merge(trained, base))
+    merged = flatten(minilora.merge(trained, model).base)
     assert {path.removesuffix(".weight") for path in merged} == set(lesson.merged)
     for path, w in merged.items():
         # ΔW is a sum of 8 terms, ordered by each side's BLAS; then one addition
@@ -120,7 +119,8 @@ def test_the_losses_of_the_steps(lesson, ops, steps):
     A loss of 4 is rounded to 2.4e-7; with float32 sums of 16 · 20 such terms, 7e-7 is seen. The
     reference is slow, so it takes the first steps only.
     """
-    config, adapters, base = package_start(lesson)
+    adapters, model = package_start(lesson)
+    model = model._replace(ops=ops)
     settings = TrainConfig(STEPS, batch_size=16, learning_rate=RATE, mask_prompt=True)
     tokenizer = minilora.load("micro").tokenizer
     examples = [None] * len(lesson.rows)
@@ -128,13 +128,11 @@ def test_the_losses_of_the_steps(lesson, ops, steps):
     for place, (prompt, answer) in zip(order, lesson.rows):
         row = {"prompt": prompt, "completion": answer}
         examples[place] = data.encode(row, tokenizer, settings.mask_prompt)
-    losses: list[float] = []
-
-    def on_step(rows, adapters, state):  # ends the run early, with the schedule of a whole one
-        losses.append(rows[0]["loss"])
-        return len(losses) == steps
-
-    minilora.train(adapters, base, examples, config, settings, on_step=on_step, ops=ops)
+    # ends the run early, with the schedule of a whole one
+    run = islice(
+        training.steps(model, examples, settings, training.start(adapters, settings)), steps
+    )
+    losses = [record["loss"] for _, record in run]
     assert lesson.losses.shape == (STEPS,)
     np.testing.assert_allclose(losses, lesson.losses[:steps], rtol=0, atol=LOSSES)
 

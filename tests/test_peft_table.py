@@ -21,19 +21,17 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
         exec(minilora.replace(r"\|", "|"), names)
 
     # the rows did what their left column says
-    forward, base, plain, config, tokens = (
-        names["minilora"].forward, names["base"], names["plain"], names["model_config"],
-        names["tokens"],
-    )  # fmt: skip
-    logits = forward(names["adapters"], base, tokens, config)
+    forward = names["minilora"].forward
+    model, plain, tokens = (names[name] for name in ("model", "plain", "tokens"))
+    logits = forward(names["adapters"], model, tokens)
     assert "trainable params" in capsys.readouterr().out
     assert [row["step"] for row in names["history"] if "loss" in row] == [1, 2]
     assert len(names["ids"]) <= 5
     # float32 rounds each of 21 projections; a lost or doubled adapter moves a logit by far more
     for name in ("a", "b", "ab"):
-        found = forward(names[name], plain, tokens, config)
+        found = forward(names[name], plain, tokens)
         np.testing.assert_allclose(found, logits, rtol=0, atol=1e-3)
-    merged = forward({}, names["dense"], tokens, config)
+    merged = forward({}, names["dense"], tokens)
     np.testing.assert_allclose(merged, logits, rtol=0, atol=1e-3)
-    assert np.abs(forward({}, base, tokens, config) - logits).max() > 1e-2
+    assert np.abs(forward({}, model, tokens) - logits).max() > 1e-2
     assert Path("merged", "config.json").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, nf4
+from minilora import LoraConfig, Model, TrainConfig, data, layers, nf4
 from minilora.batching import collate
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import activation_floats, memory_estimate
@@ -26,14 +26,14 @@ def answer(heading):
 
 
 def smollm2_adapter():
-    """A base with the shapes of SmolLM2's projections, and LoRA at r = 8 on its q and v."""
+    """A model with the shapes of SmolLM2's projections, and LoRA at r = 8 on its q and v."""
     base: dict = {}
     for layer in range(SMOLLM2.num_hidden_layers):
         for name, shape in SHAPES.items():
             part = "self_attn" if name[0] in "qkv" or name == "o_proj" else "mlp"
             weight = np.broadcast_to(np.float32(0), shape)  # no memory
             set_leaf(base, f"model.layers.{layer}.{part}.{name}.weight", weight)
-    return minilora.get_peft_model(base, LoraConfig(r=8, target_modules=QV), 0)
+    return minilora.get_peft_model(Model(SMOLLM2, base), LoraConfig(r=8, target_modules=QV), 0)
 
 
 def test_the_scale_of_mlx():
@@ -93,7 +93,7 @@ def test_a_product_with_a_quantized_weight_is_that_with_the_dequantized_one():
 
 
 def test_padding_is_known_by_its_position_and_the_end_is_a_target():
-    _, _, tokenizer = minilora.load("micro")
+    _, tokenizer = minilora.load("micro")
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "longer"}]
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
     batch = collate([[example] for example in examples])
@@ -102,12 +102,12 @@ def test_padding_is_known_by_its_position_and_the_end_is_a_target():
 
 
 def test_memory_and_context():
-    adapters, base = smollm2_adapter()
+    adapters, model = smollm2_adapter()
     text = answer("How does memory grow with the context?")
-    per_token = 4 * activation_floats(adapters, base, SMOLLM2)
+    per_token = 4 * activation_floats(adapters, SMOLLM2)
     assert f"{per_token / 1e6:.2f} MB of activations per token" in text
     for tokens in (4 * 128, 4 * 2048):
-        assert memory_estimate(adapters, base, SMOLLM2, tokens)["activations"] == tokens * per_token
+        assert memory_estimate(adapters, model, tokens)["activations"] == tokens * per_token
         assert f"{tokens * per_token / 1e6:,.0f} MB" in text
     heads, width = SMOLLM2.num_key_value_heads, SMOLLM2.head_dim
     cached = 4 * 2 * SMOLLM2.num_hidden_layers * heads * width

@@ -58,15 +58,15 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
     names: dict = {}
     exec(lines.replace("iters=200", "iters=20"), names)
 
-    adapters, base, model_config = (names[n] for n in ("adapters", "base", "model_config"))
+    adapters, model = names["adapters"], names["model"]
     losses = [row["loss"] for row in names["history"] if "loss" in row]
     assert len(losses) == 20 and losses[-1] < losses[0] - 1
 
     # merging is an equation between two calls; a logit is a sum through all layers, each of its
     # float32 roundings 2⁻²⁴ of a state of size ten: far below 1e-3, and a wrong delta far above
     tokens = np.array([names["tokenizer"].encode("Ada keeps a pink kite in the barn.")])
-    trees = (adapters, base), ({}, names["dense"]), ({}, base)
-    ours, merged, without = (minilora.forward(*pair, tokens, model_config) for pair in trees)
+    pairs = (adapters, model), ({}, names["dense"]), ({}, model)
+    ours, merged, without = (minilora.forward(*pair, tokens) for pair in pairs)
     np.testing.assert_allclose(ours, merged, rtol=0, atol=1e-3)
     assert np.abs(ours - without).max() > 0.1
 
@@ -194,13 +194,13 @@ def test_the_methods():
     assert [row[0].partition(",")[0] for row in rows] == list(compare.TABLE)
     assert f"{compare.BUDGET:,} parameters" in page("methods.md")
     # the columns of sizes follow from the methods alone, the others from the runs of the sweep
-    base = minilora.load("micro")[1]
+    model, _ = minilora.load("micro")
     for entry, (_, trained, file, moments, *_) in zip(compare.TABLE.values(), rows):
-        config = compare.sized(entry, base, compare.BUDGET)
-        model = minilora.get_peft_model(base, config)
-        parameters = tree.num_parameters(model.adapters)
+        config = compare.sized(entry, model, compare.BUDGET)
+        adapters, adapted = minilora.get_peft_model(model, config)
+        parameters = tree.num_parameters(adapters)
         assert trained == f"{parameters:,}", entry
-        assert file == f"{compare.file_bytes(*model, config, 'micro'):,}", entry
+        assert file == f"{compare.file_bytes(adapters, adapted, config):,}", entry
         assert moments == f"{2 * 4 * parameters:,}", entry
 
 
@@ -218,8 +218,8 @@ def test_the_scores_of_the_methods():
 
 def test_the_small_models():
     for name, described in table("data-and-models.md", "name | model")[:2]:
-        base = minilora.load(name.strip("`"))[1]
-        assert described.startswith(f"{tree.num_parameters(base):,} parameters")
+        model, _ = minilora.load(name.strip("`"))
+        assert described.startswith(f"{tree.num_parameters(model.base):,} parameters")
 
 
 def test_the_bits_of_the_storage_schemes():
@@ -238,24 +238,24 @@ def test_the_losses_of_the_small_models_on_their_language():
     from lessons.helpers.common import held_out_notes
 
     for number, name in ((2, "tiny"), (3, "micro")):
-        model_config, base, tokenizer = minilora.load(name)
+        model, tokenizer = minilora.load(name)
         notes, entropy = held_out_notes(tokenizer, minilora.TrainConfig())
         assert said[1] == f"{entropy:.4f}"
-        loss = minilora.evaluate({}, base, notes, model_config)["loss"]
+        loss = minilora.evaluate({}, model, notes)["loss"]
         assert said[number] == f"{loss:.4f}", name
 
 
 def test_several_adapters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    base, config = minilora.load("tiny")[1], minilora.LoraConfig()
+    (model, _), config = minilora.load("tiny"), minilora.LoraConfig()
     for seed, folder in enumerate("ab"):
-        adapters, _ = minilora.get_peft_model(base, config, seed)
+        adapters, _ = minilora.get_peft_model(model, config, seed)
         adapters = moved(adapters, lambda w: w + np.float32(0.01))  # B, too
-        minilora.save_adapter(folder, adapters, base, config, "tiny")
+        minilora.save_adapter(folder, adapters, model, config)
     names: dict = {}
     exec(python_block("several-adapters.md"), names)
     assert max(names["errors"].values()) < 1e-6
-    assert minilora.load_adapter("both", names["base"])[2].r == 16
+    assert minilora.load_adapter("both", names["model"]).adapter_config.r == 16
 
 
 def test_the_numbers_of_several_adapters():

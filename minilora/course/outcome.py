@@ -93,12 +93,12 @@ def describe(value):
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v)}' for key, v in value.items())}}}"
     elif dataclasses.is_dataclass(value):  # the fields that are not the default
-        inner = {
-            f.name: getattr(value, f.name)
+        inner = [
+            f"{f.name}={describe(getattr(value, f.name))}"
             for f in dataclasses.fields(value)
             if difference(f.default, getattr(value, f.name))
-        }
-        text += f"({', '.join(f'{name}={describe(v)}' for name, v in inner.items())})"
+        ]
+        text += f"({', '.join(inner)})"
     elif isinstance(value, list | tuple):
         text += f" ({', '.join(describe(v) for v in value)})"
     return text if len(text) <= 160 else text[:158] + " …"

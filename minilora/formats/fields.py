@@ -47,13 +47,12 @@ def rope(raw):
         return theta, None
     if kind not in ROPE:
         raise InputError(f"rope type {kind!r} is not implemented; default, linear and llama3 are")
-    numbers = {name: number(found, name, POSITIVE_FLOAT32) for name in ROPE[kind]}
-    scaling = {"rope_type": kind} | numbers
+    scaling = {name: number(found, name, POSITIVE_FLOAT32) for name in ROPE[kind]}
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         if low >= high:
             raise InputError(f"low_freq_factor {low} must be below high_freq_factor {high}")
-    return theta, scaling
+    return theta, {"rope_type": kind} | scaling
 
 
 def layer_types(raw, default):

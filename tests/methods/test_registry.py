@@ -38,10 +38,12 @@ from minilora.methods.registry import METHODS, get_peft_model
 from minilora.model import Source, hidden_states, with_adapters
 from minilora.tree import flatten, get, named_leaves, num_parameters
 
+IN_THE_CORE = ("lora", "bitfit", "prefix", "norm", "head", "full")
 UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
 VIRTUAL = ("prompt", "p-tuning", "prefix")
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 TOKENS = np.arange(10).reshape(2, 5)
+MODEL = random_model(TINY, ops=fused)
 
 EVERY = pytest.mark.parametrize("name", METHODS)
 PAIRS = [(n, s) for n in METHODS for s in ("none", "int8", "nf4") if n != "full" or s == "none"]
@@ -137,17 +139,15 @@ def test_the_random_starts(name, leaf, bound):
 @pytest.mark.parametrize("n", [11, 20])
 def test_a_prompt_starts_as_rows_of_the_embedding(n):
     """Of a vocabulary of 11, each row once if that is enough."""
-    model = random_model(TINY)
-    found = started("prompt", model, num_virtual_tokens=n).adapters["model"]["prompt_embeddings"]
-    equal = (found[:, None] == model.base["model"]["embed_tokens"]["weight"]).all(
-        axis=-1
-    )  # (n, 11)
+    found = started("prompt", MODEL, num_virtual_tokens=n).adapters["model"]["prompt_embeddings"]
+    embedding = MODEL.base["model"]["embed_tokens"]["weight"]
+    equal = (found[:, None] == embedding).all(axis=-1)  # (n, 11)
     assert equal.any(axis=1).all() and not equal[:11].diagonal().all()
     assert n > 11 or equal.any(axis=0).all()
 
 
 def test_the_matrices_of_vera_are_shared_and_not_trained():
-    start, model = started("vera", random_model(TINY))
+    start, model = started("vera", MODEL)
     config = TrainConfig(iters=2, batch_size=2, learning_rate=0.1, warmup_ratio=0)
     examples = random_examples(TINY, 4)
     after = minilora.train(start, model, examples, config, quiet=True).adapters
@@ -176,7 +176,8 @@ def test_both_paths_agree(config, seed, name, checkpointing):
     The terms are of the size of one, and where the model is one number wide they cancel in its
     norms until next to nothing is left: so the absolute part does not shrink with the gradient.
     """
-    adapters, model = trained(name, random_model(config, seed, np.float64), seed, np.float64)
+    model = random_model(config, seed, np.float64)
+    adapters, _ = trained(name, model, seed, np.float64)
     batch = random_batch(config, seed, packed=name not in ("prompt", "p-tuning"))
     of = value_and_grad(minilora.loss)
     plain, expected = of(adapters, model, batch, checkpointing=checkpointing)
@@ -195,7 +196,8 @@ def test_gradients_are_those_of_finite_differences(name):
     DoRA's are not the derivative: its norms are constants. There the difference is taken with m
     divided by the norms first, and then held.
     """
-    adapters, model = trained(name, random_model(TINY, dtype=np.float64), dtype=np.float64)
+    model = random_model(TINY, 0, np.float64, ops=fused)
+    adapters, _ = trained(name, model, dtype=np.float64)
     batch = random_batch(TINY, packed=False)
     _, grads = value_and_grad(minilora.loss)(adapters, model, batch)
     rng = np.random.default_rng(1)
@@ -219,6 +221,19 @@ def test_gradients_are_those_of_finite_differences(name):
     assert slope == pytest.approx((at(1e-6) - at(-1e-6)) / 2e-6, rel=1e-6, abs=1e-8)
 
 
+@EVERY
+def test_the_core_alone_reads_a_methods_leaves_or_refuses_them(name, monkeypatch):
+    """Without the tables that the registry fills, a leaf that no layer reads raises an error."""
+    adapters, model = trained(name, MODEL)
+    monkeypatch.setattr(layers, "HOOKS", [])
+    monkeypatch.setattr(layers, "PROMPTS", {})
+    if name in IN_THE_CORE:
+        minilora.forward(adapters, model, TOKENS)
+        return
+    with pytest.raises(InputError, match=r"the model has no \S* that an adapter could replace or"):
+        minilora.forward(adapters, model, TOKENS)
+
+
 # ------------------------------------------------------------------------- cache and packing
 
 
@@ -231,7 +246,7 @@ def states(adapters, model, tokens, starts=0, caches=None):
 def test_with_a_cache_as_without(name, scheme):
     """One token at a time, after a prompt of three; float32 to some units in the last place of the
     largest state, times the dozen sums on the way."""
-    trees = trained(name, quantized(random_model(TINY), scheme))
+    trees = trained(name, quantized(MODEL, scheme))
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
     whole = states(*trees, tokens)
     caches = [LayerCache() for _ in range(TINY.num_hidden_layers)]
@@ -245,25 +260,25 @@ def test_with_a_cache_as_without(name, scheme):
 @pytest.mark.parametrize("length", [1, 13])  # shorter and longer than the model is wide
 def test_virtual_tokens_that_equal_tokens_act_as_those_before_the_text(name, length):
     """The keys of a prefix are rotated already; the text begins at position n in both methods."""
-    model, n = random_model(TINY), 3
+    n = 3
     front, tokens = np.array([[3, 1, 4]]), np.arange(length)[None] % TINY.vocab_size
     if name == "prompt":
-        rows = get(model.base, "model.embed_tokens.weight")[front[0]]
+        rows = get(MODEL.base, "model.embed_tokens.weight")[front[0]]
         adapters = {"model": {"prompt_embeddings": rows}}
     else:
         caches = [LayerCache() for _ in range(TINY.num_hidden_layers)]
-        states({}, model, front, caches=caches)
+        states({}, MODEL, front, caches=caches)
         prefixes = [
             {"prefix_k": c.k.reshape(n, -1), "prefix_v": c.v.reshape(n, -1)} for c in caches
         ]
         adapters = {"model": {"layers": {str(i): {"self_attn": p} for i, p in enumerate(prefixes)}}}
-    ours = minilora.forward(adapters, model, tokens)
-    both = minilora.forward({}, model, np.concatenate([front, tokens], axis=1))
+    ours = minilora.forward(adapters, MODEL, tokens)
+    both = minilora.forward({}, MODEL, np.concatenate([front, tokens], axis=1))
     np.testing.assert_allclose(ours, both[:, n:], atol=1e-5 * np.abs(both).max())
 
 
 def test_p_tuning_is_three_layers_with_relus_between():
-    adapters, _ = trained("p-tuning", random_model(TINY))
+    adapters, _ = trained("p-tuning", MODEL)
     node = adapters["model"]["prompt_encoder"]
     x = node["embedding"]["weight"]
     for n in ("0", "2", "4"):
@@ -274,7 +289,7 @@ def test_p_tuning_is_three_layers_with_relus_between():
 
 @EVERY
 def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
-    trees = trained(name, random_model(TINY))
+    trees = trained(name, MODEL)
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
         with pytest.raises(InputError, match="leave out `packing`"):
@@ -295,7 +310,7 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
 def test_merging_is_an_equation_or_refused_by_name(name, scheme):
     """forward(adapters, frozen, x) = forward({}, merged, x), to the rounding of one more float32
     weight: a dozen sums after one another, each some units in the last place."""
-    model = quantized(random_model(TINY, biases=("k_proj", "o_proj")), scheme)
+    model = quantized(random_model(TINY, biases=("k_proj", "o_proj"), ops=fused), scheme)
     adapters, _ = trained(name, model)
     if name in UNMERGEABLE:
         path = next(iter(flatten(adapters))).partition(".embedding")[0]
@@ -311,7 +326,7 @@ def test_merging_is_an_equation_or_refused_by_name(name, scheme):
 @settings(max_examples=25)
 @given(configs(), seeds, st.integers(1, 9), st.booleans())
 def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, use_dora):
-    model = random_model(config, seed)
+    model = random_model(config, seed, ops=fused)
     adapters, rest_model = started("pissa", model, r=r, lora_alpha=5, use_dora=use_dora)
     for path in adapted_paths(adapters):
         w, rest = (get(m.base, path)["weight"].astype("f8") for m in (model, rest_model))
@@ -362,13 +377,12 @@ def test_loftq_takes_five_steps_and_each_comes_nearer():
 
 
 def test_starts_need_the_dense_base_and_loftq_and_full_their_schemes():
-    model = random_model(TINY)
     with pytest.raises(InputError, match="needs a dense base"):
-        started("pissa", quantized(model))
+        started("pissa", quantized(MODEL))
     with pytest.raises(InputError, match="give a `scheme`"):
-        started("loftq", model)
+        started("loftq", MODEL)
     with pytest.raises(InputError, match=r"is quantized: set `scheme` to none, because"):
-        started("full", quantized(model))
+        started("full", quantized(MODEL))
 
 
 # -------------------------------------------------------------------------------- the files
@@ -377,7 +391,7 @@ def test_starts_need_the_dense_base_and_loftq_and_full_their_schemes():
 @pytest.mark.parametrize("name, scheme", [*PAIRS, ("pissa", "nf4"), ("loftq", "int8")])
 def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     """A start that changes the base is made again from the dense one, in the same storage."""
-    model, config = random_model(TINY)._replace(source=Source("base")), config_of(name)
+    model, config = MODEL._replace(source=Source("base")), config_of(name)
     starts = name in ("pissa", "loftq")
     if not starts:
         model = quantized(model, scheme)
@@ -391,12 +405,12 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
         back, frozen_back, config_back = load_adapter(tmp_path, model)
     other = model._replace(source=model.source._replace(digest="another"))
     with pytest.warns(UserWarning, match=r"^the files of \S* are not those"):
-        load_adapter(tmp_path, other)
+        given = load_adapter(tmp_path, other, scheme, 16).model
     assert config_back == config
     if name == "p-tuning":  # the file has what the network puts out
         adapters = {"model": {"prompt_embeddings": layers.virtual_tokens(adapters["model"])}}
     assert fingerprint(back) == fingerprint(adapters)
-    assert fingerprint(frozen_back.base) == fingerprint(frozen.base)
+    assert fingerprint(frozen_back.base) == fingerprint(frozen.base) == fingerprint(given.base)
     assert frozen_back.source == frozen.source
 
 
@@ -412,7 +426,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
 )
 def test_the_names_in_a_file_are_those_of_peft(name, kind, tensors, tmp_path):
     """A round trip does not see a wrong name, because writing and reading share it."""
-    save_adapter(tmp_path, *trained(name, random_model(TINY)), config_of(name))
+    save_adapter(tmp_path, *trained(name, MODEL), config_of(name))
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     assert fields["peft_type"] == kind
     found = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
@@ -429,7 +443,7 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     safetensors.numpy.save_file(
         {"prompt_embeddings": tensor}, tmp_path / "adapter_model.safetensors"
     )
-    loaded = load_adapter(tmp_path, random_model(TINY))
+    loaded = load_adapter(tmp_path, MODEL)
     for column, path in ((0, "0.self_attn.prefix_k"), (36, "1.self_attn.prefix_v")):
         found = get(loaded.adapters, f"model.layers.{path}")
         np.testing.assert_array_equal(found, tensor[:, column : column + 12])
@@ -452,12 +466,11 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     ],
 )  # fmt: skip
 def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path):
-    model = random_model(TINY)
-    save_adapter(tmp_path, *trained(name, model), config_of(name))
+    save_adapter(tmp_path, *trained(name, MODEL), config_of(name))
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(InputError) as caught:
-        load_adapter(tmp_path, model)
+        load_adapter(tmp_path, MODEL)
     message = str(caught.value)
     assert "\n" not in message and str(tmp_path) in message
     # where the number is sound and the tensors are of another size, these are named
