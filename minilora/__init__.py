@@ -64,9 +64,13 @@ class TrainResult(NamedTuple):
 
 
 def train(
-    adapters: Tree, model: Model, examples: Sequence[Example], train_config: TrainConfig,
-    valid: Sequence[Example] = (), quiet: bool = False,
-) -> TrainResult:  # fmt: skip
+    adapters: Tree,
+    model: Model,
+    examples: Sequence[Example],
+    train_config: TrainConfig,
+    valid: Sequence[Example] = (),
+    quiet: bool = False,
+) -> TrainResult:
     """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
     adapters, model: from `get_peft_model`; they do not change. examples, valid: lists of `Example`,

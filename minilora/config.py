@@ -17,9 +17,11 @@ QK_NORMS = ("q_norm", "k_norm")  # of each head, in Qwen3 and Gemma 3
 # Hugging Face calls Llama's norm before the MLP post_attention_layernorm.
 LLAMA_NORMS = ("input_layernorm", None, "post_attention_layernorm", None)
 GEMMA_NORMS = (
-    "input_layernorm", "post_attention_layernorm",
-    "pre_feedforward_layernorm", "post_feedforward_layernorm",
-)  # fmt: skip
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
 ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the output head
 
 

@@ -20,9 +20,14 @@ SHARE = Rule("lie in (0, 1]", lambda value: 0 < value <= 1)
 
 
 def generate(
-    adapters: Tree, model: Model, prompt: list[int],
-    max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
-) -> Iterator[int]:  # fmt: skip
+    adapters: Tree,
+    model: Model,
+    prompt: list[int],
+    max_tokens: int = 256,
+    temp: float = 0.0,
+    top_p: float = 1.0,
+    rng: Any = None,
+) -> Iterator[int]:
     """Yield the ids of up to `max_tokens` tokens that continue `prompt`, a list of token ids.
 
     Generation stops before an end-of-sequence token. temp: 0 for the most probable token, otherwise

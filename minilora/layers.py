@@ -240,9 +240,14 @@ class LayerCache:
 
 
 def attention(
-    q: Array, k: Array, v: Array, rope: Rope, segment_starts: Array,
-    cache: LayerCache | None = None, window: int | None = None,
-) -> Array:  # fmt: skip
+    q: Array,
+    k: Array,
+    v: Array,
+    rope: Rope,
+    segment_starts: Array,
+    cache: LayerCache | None = None,
+    window: int | None = None,
+) -> Array:
     """Apply causal grouped-query attention: q (B, T, H·hd), k and v (B, T, K·hd) -> like q.
 
     rope: cos and sin from `rope_cos_sin`. segment_starts (B, T): the first token that each token
@@ -326,26 +331,10 @@ def self_attention(x: Array, node: Tree, ctx: Context) -> Array:
         q, k = norm_heads(q, node, "q_norm", ctx), norm_heads(k, node, "k_norm", ctx)
     if config.query_pre_attn_scalar is not None:  # `attention` divides by √head_dim
         q = q * (config.head_dim / config.query_pre_attn_scalar) ** 0.5
-    cache = with_prefix(node, ctx, len(x)) if has_prefix(node) else ctx.cache
+    cache = with_prefix(node, ctx, len(x)) if prefix_length(node) else ctx.cache
     window = config.sliding_window
     mixed = ctx.ops.attention(q, k, v, ctx.rope, ctx.segment_starts, cache, window)
     return project(mixed, node, "o_proj", ctx)
-
-
-def has_prefix(node: Tree) -> bool:
-    """Return whether the node `self_attn` has a trained prefix."""
-    return PREFIX[0] in node
-
-
-def with_prefix(node: Tree, ctx: Context, rows: int) -> LayerCache:
-    """Return the cache of `ctx`, or a new one; a trained prefix comes before the first token."""
-    cache = ctx.cache or LayerCache()
-    if not cache.length:
-        # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2); P_k is not rotated
-        shape = (1, -1, ctx.config.num_key_value_heads, ctx.config.head_dim)
-        k, v = (np.repeat(np.reshape(node[name], shape), rows, axis=0) for name in PREFIX)
-        cache.extend(k, v)
-    return cache
 
 
 def norm_heads(x: Array, node: Tree, name: str, ctx: Context) -> Array:
@@ -368,43 +357,6 @@ def project(x: Array, node: Tree, name: str, ctx: Context) -> Array:
     for hook in hooks_of(node[name]):
         linear = partial(hook.apply, linear)
     return linear(x, node[name], rng)
-
-
-# ------------------------------------------------------------------------------- other methods
-
-
-class Hook(NamedTuple):
-    """How a method other than LoRA acts at a projection: the functions that read its entries."""
-
-    entries: tuple[str, ...]  # of a projection; the first one tells that the method is used there
-    apply: Function  # apply(inner, x, node, rng) -> y, around inner(x, node, rng)
-    merge: Function | None = None  # merge(inner, node) -> node, around inner(node)
-
-
-# `minilora.methods.registry` fills these tables.
-HOOKS: list[Hook] = []  # in the order in which they are applied and merged
-PROMPTS: dict[str, Function] = {}  # {entry of the node `model`: f(node) -> virtual tokens (n, D)}
-PREFIX = ("prefix_k", "prefix_v")  # entries of `self_attn`: (n, K·hd), trained keys and values
-
-
-def hooks_of(node: Tree) -> list[Hook]:
-    """Return the hooks of the methods that are used at a projection."""
-    return [hook for hook in HOOKS if hook.entries[0] in node]
-
-
-def virtual_tokens(node: Tree) -> Array | None:
-    """Return the trained virtual tokens (n, D) of the node `model`, or None."""
-    for entry, tokens_of in PROMPTS.items():
-        if entry in node:
-            return tokens_of(node)
-    return None
-
-
-def added_entries(name: str) -> tuple[str, ...]:
-    """Return the entries that an adapter may add to a node of this name."""
-    if name in ALL_LINEAR:
-        return ("bias", *LORA, *(entry for hook in HOOKS for entry in hook.entries))
-    return {"model": tuple(PROMPTS), "self_attn": PREFIX}.get(name, ())
 
 
 # ----------------------------------------------------------------------------------------- the loss
@@ -471,3 +423,58 @@ def _checkpoint(f: Function, leaves: Any) -> Array:
 # None: f has no gradient. make_vjp(f)(leaves) computes f again, recorded this time, and returns
 # (a function from ∂L/∂y to ∂L/∂leaves, y).
 defvjp(_checkpoint, None, lambda y, f, leaves: lambda g: autograd.make_vjp(f)(leaves)[0](g))
+
+
+# ------------------------------------------------------------------------------- other methods
+
+
+class Hook(NamedTuple):
+    """How a method other than LoRA acts at a projection: the functions that read its entries."""
+
+    entries: tuple[str, ...]  # of a projection; the first one tells that the method is used there
+    apply: Function  # apply(inner, x, node, rng) -> y, around inner(x, node, rng)
+    merge: Function | None = None  # merge(inner, node) -> node, around inner(node)
+
+
+# `minilora.methods.registry` fills these tables.
+HOOKS: list[Hook] = []  # in the order in which they are applied and merged
+PROMPTS: dict[str, Function] = {}  # {entry of the node `model`: f(node) -> virtual tokens (n, D)}
+PREFIX = ("prefix_k", "prefix_v")  # entries of `self_attn`: (n, K·hd), trained keys and values
+
+
+def hooks_of(node: Tree) -> list[Hook]:
+    """Return the hooks of the methods that are used at a projection."""
+    return [hook for hook in HOOKS if hook.entries[0] in node]
+
+
+def virtual_tokens(node: Tree) -> Array | None:
+    """Return the trained virtual tokens (n, D) of the node `model`, or None."""
+    for entry, tokens_of in PROMPTS.items():
+        if entry in node:
+            return tokens_of(node)
+    return None
+
+
+def prefix_length(node: Tree) -> int:
+    """Return the number of trained keys in the node `self_attn`."""
+    return len(node[PREFIX[0]]) if PREFIX[0] in node else 0
+
+
+def with_prefix(node: Tree, ctx: Context, rows: int) -> LayerCache:
+    """Return the cache of `ctx`, or a new one; a trained prefix comes before the first token."""
+    cache = ctx.cache or LayerCache()
+    if not cache.length:
+        # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2); P_k is not rotated
+        shape = (1, -1, ctx.config.num_key_value_heads, ctx.config.head_dim)
+        k, v = (np.repeat(np.reshape(node[name], shape), rows, axis=0) for name in PREFIX)
+        cache.extend(k, v)
+    return cache
+
+
+def added_entries(name: str) -> tuple[str, ...]:
+    """Return the entries that an adapter may add to a node of this name; "" is the root."""
+    if name in ALL_LINEAR:
+        return ("bias", *LORA, *(entry for hook in HOOKS for entry in hook.entries))
+    # the head of a base may be tied to the embedding
+    others = {"": ("lm_head",), "lm_head": ("weight",), "model": (*PROMPTS,), "self_attn": PREFIX}
+    return others.get(name, ())

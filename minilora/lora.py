@@ -39,8 +39,9 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
         node = {
             "lora_A": rng.uniform(-bound, bound, (r, in_features)).astype(np.float32),
             "lora_B": np.zeros((out_features, r), np.float32),
-            "lora_scaling": scaling, "lora_dropout": lora_config.lora_dropout,
-        }  # fmt: skip
+            "lora_scaling": scaling,
+            "lora_dropout": lora_config.lora_dropout,
+        }
         set_leaf(adapters, path, node)
     return adapters
 

@@ -41,9 +41,12 @@ class Model(NamedTuple):
 
 
 def loss(
-    adapters: Tree, model: Model, batch: dict[str, Array], rng: Any = None,
+    adapters: Tree,
+    model: Model,
+    batch: dict[str, Array],
+    rng: Any = None,
     checkpointing: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """Compute the mean cross-entropy of a batch, in nats per target token.
 
     batch: `tokens`, `targets`, `mask` and `segment_starts`, each (B, T); see `batching.collate`.
@@ -76,9 +79,13 @@ def with_adapters(adapters: Tree, model: Model) -> Model:
 
 
 def hidden_states(
-    model: Model, tokens: Array, segment_starts: Array, caches: list[LayerCache] | None = None,
-    rng: Any = None, checkpointing: bool = False,
-) -> Array:  # fmt: skip
+    model: Model,
+    tokens: Array,
+    segment_starts: Array,
+    caches: list[LayerCache] | None = None,
+    rng: Any = None,
+    checkpointing: bool = False,
+) -> Array:
     """Compute the normalized hidden states after the last layer: (B, T, D).
 
     model: see `with_adapters`. segment_starts (B, T): the first token of each token's example, 0
@@ -96,9 +103,7 @@ def hidden_states(
             # [P; E(x)]   (Lester et al. 2021, Sec. 2); rows are not packed
             x = np.concatenate([np.repeat(prompt[None], len(tokens), axis=0), x], axis=1)
             segment_starts = np.zeros(x.shape[:2], int)
-        first = node["layers"]["0"]["self_attn"]
-        if layers.has_prefix(first):
-            past = len(first[layers.PREFIX[0]])
+        past = layers.prefix_length(node["layers"]["0"]["self_attn"])
     positions = past + np.arange(x.shape[1]) - segment_starts
     # per layer: all the same in a Llama, and two kinds if only some layers have a window
     kinds = config.layer_types or ("",) * config.num_hidden_layers
@@ -131,19 +136,14 @@ def check_entries(adapters: Tree, base: Tree, place: str = "") -> None:
     """Raise InputError for an entry of an adapter that no layer would read.
 
     An entry replaces one of the base at the same place, or is one that an adapter may add there:
-    see `layers.added_entries`. The base's head may be tied; then an adapter may add a head. base:
-    the node of the base at `place`.
+    see `layers.added_entries`. base: the node of the base at `place`.
     """
     allowed = {*base, *layers.added_entries(place.rpartition(".")[2])}
-    if place == "":
-        allowed.add("lm_head")
-    elif place == "lm_head":
-        allowed.add("weight")
     for name, value in adapters.items():
         path = f"{place}.{name}" if place else name
         if name not in allowed:
             raise InputError(f"the model has no {path} that an adapter could replace or add")
-        if is_node(value) and (name in base or path == "lm_head"):
+        if is_node(value) and name in {*base, "lm_head"}:
             check_entries(value, base.get(name, {}), path)
     if "lora_A" in adapters and "lora_scaling" not in {*adapters, *base}:
         raise InputError(f"{place} has no lora_scaling: get_peft_model and load_adapter set it")

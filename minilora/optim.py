@@ -20,9 +20,12 @@ def adamw_init(params: Tree) -> Tree:
 
 
 def adamw(
-    params: Tree, grads: Tree, state: Tree, learning_rates: dict[str, float],
+    params: Tree,
+    grads: Tree,
+    state: Tree,
+    learning_rates: dict[str, float],
     train_config: TrainConfig,
-) -> tuple[Tree, Tree]:  # fmt: skip
+) -> tuple[Tree, Tree]:
     """Take one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019, Alg. 2).
 
     learning_rates: {path of a leaf: its learning rate}. Returns new trees (params, state); the

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from minilora import layers, lora
+from minilora import kernels, layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, QK_NORMS, LoraConfig, ModelConfig
 from minilora.model import Model
@@ -93,6 +93,11 @@ def random_base(config, seed=0, dtype=np.float32, biases=()):
 def random_model(config, seed=0, dtype=np.float32, biases=(), ops=layers):
     """A model with a `random_base`, computed by the reference if nothing else is said."""
     return Model(config, random_base(config, seed, dtype, biases), ops)
+
+
+def fast_model(config=TINY, seed=0, dtype=np.float32):
+    """The same, computed by the optimized operations."""
+    return random_model(config, seed, dtype, ops=kernels.ops)
 
 
 def quantized(model, scheme="nf4"):

@@ -128,11 +128,9 @@ def test_the_losses_of_the_steps(lesson, ops, steps):
     for place, (prompt, answer) in zip(order, lesson.rows):
         row = {"prompt": prompt, "completion": answer}
         examples[place] = data.encode(row, tokenizer, settings.mask_prompt)
-    # ends the run early, with the schedule of a whole one
-    run = islice(
-        training.steps(model, examples, settings, training.start(adapters, settings)), steps
-    )
-    losses = [record["loss"] for _, record in run]
+    run = training.steps(model, examples, settings, training.start(adapters, settings))
+    # end the run early, with the schedule of a whole one
+    losses = [record["loss"] for _, record in islice(run, steps)]
     assert lesson.losses.shape == (STEPS,)
     np.testing.assert_allclose(losses, lesson.losses[:steps], rtol=0, atol=LOSSES)
 

@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import warnings
-from contextlib import contextmanager
 from typing import Any
 
 from ..config import InputError
@@ -28,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     received = interrupt_once() if argv is None else []
     try:
-        with one_line_warnings():
+        with warnings.catch_warnings(action="always", category=UserWarning):
+            warnings.showwarning = lambda message, *_: warn(message)
             status = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status or 0
@@ -62,15 +62,6 @@ def dispatch(argv):
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
     return getattr(commands, args.command)(args)
-
-
-@contextmanager
-def one_line_warnings():
-    """Print each UserWarning in the block as one line on standard error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: warn(message)
-        yield
 
 
 def report_error(error):

@@ -15,11 +15,10 @@ from ..formats import fetch as fetching
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
-from ..model import Source
 from ..quant import schemes
 from ..tree import named_leaves
 from .examples import compare_with_run, load_examples
-from .loading import LoadedModel, load_with_adapter, read_run, refuse_block_size, source_of
+from .loading import LoadedModel, base_of, load_with_adapter, read_run, refuse_block_size
 from .run import fine_tune, print_size
 
 train = fine_tune
@@ -27,18 +26,14 @@ train = fine_tune
 
 def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
-    run = read_run(path) if path else ({}, {})
-    source = Source("tiny")
-    if path:
-        source = source_of(path, optional=args.model) or Source()
-    name = args.model or source.name
-    scheme = args.quantize or source.scheme
+    if not path:
+        scheme = args.quantize or "none"
+        refuse_block_size(args, scheme)
+        return LoadedModel(*load(args.model or "tiny", scheme, args.block_size or 64, True))
+    name, scheme, block_size = base_of(path, args.model, args.quantize, args.block_size)
     refuse_block_size(args, scheme)
-    block_size = args.block_size or source.block_size or 64
-    if path:
-        loaded = load_with_adapter(path, name, scheme, block_size, load)
-    else:
-        loaded = LoadedModel(*load(name, scheme, block_size, True))
+    run = read_run(path)
+    loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)
 
@@ -151,10 +146,15 @@ def evaluate(args):
     source = loaded.model.source
     if args.json:
         facts = {
-            "rows": len(data.examples), "data": described, "left_out": data.left_out,
-            "max_seq_length": data.length, "cut": data.cut, **trained_on,
-            "model": source.name, "quantize": source.scheme,
-        }  # fmt: skip
+            "rows": len(data.examples),
+            "data": described,
+            "left_out": data.left_out,
+            "max_seq_length": data.length,
+            "cut": data.cut,
+            **trained_on,
+            "model": source.name,
+            "quantize": source.scheme,
+        }
         print(json.dumps(score | facts))
         return
     print(data.summary(f", {described}"))

@@ -20,7 +20,7 @@ from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
-from ..model import Model
+from ..model import Model, Source
 from ..training import learning_rates
 from ..tree import arrays
 from .arguments import as_toml, flag, toml_settings
@@ -66,8 +66,10 @@ def read_run(folder):
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
-        if not args.resume:  # the settings of the run have them already
-            use_source(args)
+        if not args.resume:  # else, the settings of the run have them already
+            names = ("model", "quantize", "block_size")
+            given = [getattr(args, name) if flag(name) in args.given else None for name in names]
+            args.model, args.quantize, args.block_size = base_of(args.init_adapter, *given)
         loaded = load_with_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
         args.method = method_name(loaded.adapter_config)
     else:
@@ -80,28 +82,16 @@ def load_for_training(args):
     return loaded._replace(adapters=adapters)
 
 
-def use_source(args):
-    """Set the base and its storage to those of --init-adapter, except where a flag is given."""
-    source = source_of(args.init_adapter, "--model" in args.given)
-    if source is None:
-        return
-    if "--model" not in args.given:
-        args.model = source.name
-    if "--quantize" not in args.given:
-        args.quantize = source.scheme
-    if "--block-size" not in args.given:
-        args.block_size = source.block_size or args.block_size
-
-
-def source_of(folder, optional):
-    """Return the Source of the adapter in `folder`; if it has none, None, or raise InputError."""
-    source = read_source(folder)
-    if source is None and not optional:
+def base_of(folder, name, scheme, block_size):
+    """Return these; instead of None, those of the base that the adapter in `folder` names."""
+    source = read_source(folder) or Source()
+    name = name or source.name
+    if not name:
         raise InputError(
             f"{folder} does not say on which base its adapter was trained: "
             "give --model and --quantize"
         )
-    return source
+    return name, scheme or source.scheme, block_size or source.block_size or 64
 
 
 WITHOUT_BLOCKS = ("none", "int8")

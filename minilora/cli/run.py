@@ -45,16 +45,16 @@ def fine_tune(args):
     folder = Path(args.adapter_path)
     with redirect_stdout(io.StringIO()) if args.quiet else nullcontext():
         job = prepare(args, folder)
-        if not args.dry_run:
-            os.environ["MPLBACKEND"] = "agg"  # the only backend that `curve` needs
-            # an interrupt during the import of matplotlib would break every later import of it
-            import matplotlib.figure  # noqa: F401
+        if args.dry_run:
+            return
+        os.environ["MPLBACKEND"] = "agg"  # the only backend that `curve` needs
+        # an interrupt during the import of matplotlib would break every later import of it
+        import matplotlib.figure  # noqa: F401
 
-            with run_folder.lock(folder):
-                state, history = run(job)
-                report(job, state, history)
-    if not args.dry_run:
-        print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
+        with run_folder.lock(folder):
+            state, history = run(job)
+            report(job, state, history)
+    print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
 
 
 class Job(NamedTuple):
@@ -101,7 +101,6 @@ def prepare(args, folder):
 def run(job):
     """Train, and write a checkpoint every few steps; return (the last state, the history)."""
     args = job.args
-    model = job.loaded.model
     writer = RunWriter(job)
     state = start(job.loaded.adapters, job.train_config)
     if args.resume:
@@ -111,10 +110,12 @@ def run(job):
         scores = held_out_scores(job, 0, job.loaded.adapters)
         writer.history.append(scores)  # the first point of the curve
         show(job, "before", job.loaded.adapters, scores)
-    steps = loop.run(model, job.examples, job.train_config, state, job.scored, args.quiet)
+    steps = loop.run(
+        job.loaded.model, job.examples, job.train_config, state, job.scored, args.quiet
+    )
     try:
         for state, records in steps:
-            # first, so that no Ctrl-C comes between the state and its records
+            # the first statement, so that no Ctrl-C comes between the state and its records
             writer.history += records
             if state.step % args.save_every == 0:
                 writer.save(state)
@@ -124,6 +125,7 @@ def run(job):
             way = "start the same command again"
         raise KeyboardInterrupt(f"interrupted: {way}") from None
     finally:
+        steps.close()  # ends the progress bar
         if state.step > 0:
             writer.end(state)
     return state, writer.history
@@ -151,9 +153,8 @@ def held_out_scores(job, step, adapters):
 
 def show(job, when, adapters, scores):
     """Print the scores of an evaluation, and the answer to the first held-out row."""
-    part = ""
-    if len(job.scored) < len(job.valid.examples):
-        part = f", on {len(job.scored)} of {len(job.valid.examples)} held-out rows"
+    rows = len(job.valid.examples)
+    part = f", on {len(job.scored)} of {rows} held-out rows" if len(job.scored) < rows else ""
     print(
         f"{when}: held-out loss {scores['eval_loss']:.4f} nats per token, "
         f"exact match {100 * scores['eval_exact_match']:.1f} %{part}"

@@ -6,7 +6,7 @@
 `run` adds evaluations, early stopping, the best adapters and a progress bar to `training.steps`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from ..batching import Example
 from ..config import InputError, TrainConfig
@@ -20,9 +20,13 @@ from .metrics import check_examples, evaluate, progress_bar
 
 
 def run(
-    model: Model, examples: Sequence[Example], train_config: TrainConfig, state: State,
-    valid: Sequence[Example] = (), quiet: bool = False,
-) -> Iterator[tuple[State, list[Tree]]]:  # fmt: skip
+    model: Model,
+    examples: Sequence[Example],
+    train_config: TrainConfig,
+    state: State,
+    valid: Sequence[Example] = (),
+    quiet: bool = False,
+) -> Generator[tuple[State, list[Tree]], None, None]:
     """Yield (state, records) after each step of a run, up to `train_config.iters`.
 
     examples, valid: lists of `Example`, from `encode_rows`. state: from `training.start`, or the
@@ -63,25 +67,25 @@ def run(
         print_end(state, train_config)
 
 
-def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
+def check_packing(adapters, train_config):
     """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
     if train_config.packing and virtual_tokens(adapters.get("model", {})) is not None:
         raise InputError("leave out `packing`: only the first example would see the trained prompt")
 
 
-def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
+def check_held_out(valid, train_config):
     """Raise InputError if there are no held-out rows, and `train_config` needs their loss."""
     for name in ("early_stopping_patience", "keep_best"):
         if getattr(train_config, name) and not valid:
             raise InputError(f"`{name}` needs held-out rows, but there are none: give more rows")
 
 
-def evaluation_row(step: int, scores: Tree) -> Tree:
+def evaluation_row(step, scores):
     """Return the dict of an evaluation in the history."""
     return {"step": step} | {f"eval_{name}": value for name, value in scores.items()}
 
 
-def better(best: Best, state: State, loss: float, train_config: TrainConfig) -> Best:
+def better(best, state, loss, train_config):
     """Return the best evaluation after that of `state`; its adapters, if they are to be kept."""
     if not (train_config.early_stopping_patience or train_config.keep_best):
         return best
@@ -90,7 +94,7 @@ def better(best: Best, state: State, loss: float, train_config: TrainConfig) -> 
     return best._replace(worse=best.worse + 1)
 
 
-def should_stop(best: Best, patience: int) -> bool:
+def should_stop(best, patience):
     """Return whether the last `patience` evaluations did not improve the loss; 0: never."""
     return 0 < patience <= best.worse
 
@@ -107,7 +111,7 @@ def show(progress, step, *evaluations):
     progress.update()
 
 
-def print_end(state: State, train_config: TrainConfig) -> None:
+def print_end(state, train_config):
     """Print whether early stopping ended the run, and which step is kept if it is the best."""
     best = state.best
     patience = train_config.early_stopping_patience

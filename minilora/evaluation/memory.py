@@ -22,10 +22,11 @@ def memory_estimate(adapters, model, tokens):
     trained = 4 * num_parameters(adapters)
     return {
         "frozen weights": nbytes(model.base),
-        "trained weights": trained, "their gradients": trained,
+        "trained weights": trained,
+        "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,
         "activations": 4 * tokens * activation_floats(adapters, model.config),
-    }  # fmt: skip
+    }
 
 
 def activation_floats(adapters, model_config):

@@ -46,11 +46,13 @@ def evaluate(
     scores = _joined(parts)
     loss = float(scores["nll"].mean(dtype=np.float64))
     return {
-        "loss": loss, "perplexity": float(np.exp(loss)), "tokens": len(scores["nll"]),
+        "loss": loss,
+        "perplexity": float(np.exp(loss)),
+        "tokens": len(scores["nll"]),
         "exact_match": float(scores["exact"].sum() / len(examples)),
         "ece": calibration_error(scores["confidence"], scores["hit"]),
         "brier": float(scores["brier"].mean(dtype=np.float64)),
-    }  # fmt: skip
+    }
 
 
 def batches(examples):

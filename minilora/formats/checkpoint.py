@@ -33,9 +33,12 @@ SOURCE = "minilora_source"  # name of the metadata in WEIGHTS; PEFT ignores it
 
 
 def save_adapter(
-    folder: str | os.PathLike[str], adapters: Tree, model: Model,
-    adapter_config: LoraConfig | MethodConfig, dtype: str = "float32",
-) -> None:  # fmt: skip
+    folder: str | os.PathLike[str],
+    adapters: Tree,
+    model: Model,
+    adapter_config: LoraConfig | MethodConfig,
+    dtype: str = "float32",
+) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     model: that of the adapter; its source is written, too. `adapter_config` is a LoraConfig, or the
@@ -87,9 +90,11 @@ class LoadedAdapter(NamedTuple):
 
 
 def load_adapter(
-    folder: str | os.PathLike[str], model: Model, scheme: str | None = None,
+    folder: str | os.PathLike[str],
+    model: Model,
+    scheme: str | None = None,
     block_size: int | None = None,
-) -> LoadedAdapter:  # fmt: skip
+) -> LoadedAdapter:
     """Read an adapter that PEFT or `save_adapter` wrote: LoadedAdapter(adapters, model, config).
 
     The returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
@@ -152,8 +157,12 @@ def read_source(folder: str | os.PathLike[str]) -> Source | None:
         return None
     match parse_object(str(texts[SOURCE]), f"{weights}: its {SOURCE}"):
         case {
-            "name": str(), "scheme": str(), "block_size": int() | None, "digest": str(), **other
-        } as fields if not other:  # fmt: skip
+            "name": str(),
+            "scheme": str(),
+            "block_size": int() | None,
+            "digest": str(),
+            **other,
+        } as fields if not other:
             return Source(**fields)
     raise InputError(f"{weights}: its {SOURCE} is malformed: save the adapter again")
 
@@ -169,18 +178,14 @@ def warn_of_other_model(folder, model):
         return
     risk = "an adapter can lose all that it learned on another base (lesson 11)"
     if (then.scheme, then.block_size) != (now.scheme, now.block_size):
-        warnings.warn(
-            f"{folder} was trained on a base stored as {described(then)}, not {described(now)}: "
-            f"{risk}", stacklevel=3,
-        )  # fmt: skip
+        stored = f"stored as {storage_text(then)}, not {storage_text(now)}"
+        warnings.warn(f"{folder} was trained on a base {stored}: {risk}", stacklevel=3)
     if then.digest != now.digest:
-        warnings.warn(
-            f"the files of {now.name} are not those of the base that {folder} was trained on: "
-            f"{risk}", stacklevel=3,
-        )  # fmt: skip
+        what = f"the files of {now.name} are not those of the base that {folder} was trained on"
+        warnings.warn(f"{what}: {risk}", stacklevel=3)
 
 
-def described(source):
+def storage_text(source):
     """Return the storage of a Source as text."""
     blocks = f", block size {source.block_size}" if source.block_size else ""
     return source.scheme + blocks
@@ -214,8 +219,11 @@ def save_state(path, state, metadata, history=""):
     entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
     entries[HISTORY] = entry("U8", np.frombuffer(history.encode(), np.uint8))
     numbers = {
-        "step": state.step, "best_loss": best.loss, "best_step": best.step, "worse": best.worse,
-    }  # fmt: skip
+        "step": state.step,
+        "best_loss": best.loss,
+        "best_step": best.step,
+        "worse": best.worse,
+    }
     texts = {RUN: json.dumps({"state": numbers, "facts": metadata})}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
@@ -238,13 +246,19 @@ def read_metadata(path):
     match parse_object(text, f"{complaint}: its metadata"):
         case {
             "state": {
-                "step": int(), "best_step": int(), "worse": int(), "best_loss": float(), **other
+                "step": int(),
+                "best_step": int(),
+                "worse": int(),
+                "best_loss": float(),
+                **other,
             } as numbers,
             "facts": {
-                "settings": dict(), "digests": dict(),
-                "metrics_size": int(), "metrics_sha256": str(),
+                "settings": dict(),
+                "digests": dict(),
+                "metrics_size": int(),
+                "metrics_sha256": str(),
             } as metadata,
-        } if not other:  # fmt: skip
+        } if not other:
             return numbers, metadata
     raise InputError(f"{complaint}: delete it, or train again with --overwrite")
 

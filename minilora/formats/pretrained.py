@@ -40,9 +40,11 @@ class Pretrained(NamedTuple):
 
 
 def load(
-    name: str | os.PathLike[str], scheme: str = "none", block_size: int = 64,
+    name: str | os.PathLike[str],
+    scheme: str = "none",
+    block_size: int = 64,
     low_precision: bool | None = None,
-) -> Pretrained:  # fmt: skip
+) -> Pretrained:
     """Load a model; return Pretrained(model, tokenizer).
 
     `name` is "micro" or "tiny" (built in), "smollm2" (after `minilora fetch smollm2`), a Hugging
@@ -73,7 +75,8 @@ def load(
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
     name = os.fspath(name)
     known = name if name in NAMES else os.path.abspath(name)
-    source = Source(known, *storage(base), digest(files(name)))
+    stored, block = storage(base)
+    source = Source(known, stored, block, digest(files(name)))
     return Pretrained(Model(config, base, ops, source), tokenizer)
 
 

@@ -124,9 +124,11 @@ def save_quantized(folder, model, tokenizer=None, dtype="float32"):
     settings = {"quant_method": "bitsandbytes", "load_in_8bit": name == "int8"}
     if name != "int8":
         settings |= {
-            "load_in_4bit": True, "bnb_4bit_quant_type": name.removesuffix("-dq"),
-            "bnb_4bit_use_double_quant": name.endswith("-dq"), "bnb_4bit_compute_dtype": dtype,
-        }  # fmt: skip
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": name.removesuffix("-dq"),
+            "bnb_4bit_use_double_quant": name.endswith("-dq"),
+            "bnb_4bit_compute_dtype": dtype,
+        }
     hf_folder.write(folder, model, tokenizer, dtype, _parts, quantization_config=settings)
 
 
@@ -141,16 +143,19 @@ def _parts(path, leaf, dtype):
     if not isinstance(leaf, nf4.Quantized):
         return {}
     state = {
-        "quant_type": leaf.quant_type, "blocksize": leaf.block_size, "dtype": dtype,
+        "quant_type": leaf.quant_type,
+        "blocksize": leaf.block_size,
+        "dtype": dtype,
         "shape": leaf.shape,
-    }  # fmt: skip
+    }
     absmax = leaf.stored_absmax
     parts = {"quant_map": entry("F32", nf4.CODEBOOKS[leaf.quant_type].values)}
     if isinstance(absmax, DoubleQuantized):
         state |= {
-            "nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32",
+            "nested_blocksize": NESTED_BLOCK_SIZE,
+            "nested_dtype": "float32",
             "nested_offset": float(absmax.offset),
-        }  # fmt: skip
+        }
         parts["absmax"] = entry("U8", absmax.codes)
         parts["nested_absmax"] = entry("F32", absmax.nested_absmax)
         parts["nested_quant_map"] = entry("F32", DYNAMIC_MAP)

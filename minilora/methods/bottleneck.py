@@ -13,7 +13,7 @@ ENTRIES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottlene
 def init(base, config, rng):
     """Create the network after each sublayer; its up matrix is zero."""
     m = config.bottleneck_size
-    return unflatten({
+    nodes = {
         path: {
             "bottleneck_down": uniform(rng, (m, D), 1 / np.sqrt(D)),
             "bottleneck_down_bias": np.zeros(m, "f4"),
@@ -21,7 +21,8 @@ def init(base, config, rng):
             "bottleneck_up_bias": np.zeros(D, "f4"),
         }
         for path, (D, _) in projections(base, TARGETS).items()
-    })  # fmt: skip
+    }
+    return unflatten(nodes)
 
 
 def apply(inner, x, node, rng):
@@ -33,7 +34,10 @@ def apply(inner, x, node, rng):
 
 
 METHOD = Method(
-    "bottleneck", init, hooks=(Hook(ENTRIES, apply),), size="bottleneck_size",
+    "bottleneck",
+    init,
+    hooks=(Hook(ENTRIES, apply),),
+    size="bottleneck_size",
     # h, and the powers in gelu
     extra_floats={"bottleneck_down": lambda leaf: leaf.shape[1] + 8 * len(leaf)},
-)  # fmt: skip
+)

@@ -17,9 +17,14 @@ from .several import factors, per_row
 
 
 def generate_batch(
-    adapters: list[Tree], model: Model, prompts: list[list[int]],
-    max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
-) -> list[list[int]]:  # fmt: skip
+    adapters: list[Tree],
+    model: Model,
+    prompts: list[list[int]],
+    max_tokens: int = 256,
+    temp: float = 0.0,
+    top_p: float = 1.0,
+    rng: Any = None,
+) -> list[list[int]]:
     """Return the token ids that continue each of B prompts, computed as one batch.
 
     adapters: that of each prompt; {} for none. Different adapters must be LoRA. The options are

@@ -60,6 +60,8 @@ def _row_norms(w, scaling, a, b):
 
 
 METHOD = Method(
-    "dora", init, hooks=(Hook((M,), apply, merge),),
+    "dora",
+    init,
+    hooks=(Hook((M,), apply, merge),),
     extra_floats={M: len},  # the output before scaling
-)  # fmt: skip
+)

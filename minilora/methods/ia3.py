@@ -36,12 +36,15 @@ def merge(inner, node):
 
 
 METHOD = Method(
-    "ia3", init, hooks=(Hook((L,), apply, merge),),
+    "ia3",
+    init,
+    hooks=(Hook((L,), apply, merge),),
     # the output before scaling; the input is kept in any case
     extra_floats={L: lambda leaf: leaf.size if len(leaf) > 1 else 0},
     peft_fields={
-        "peft_type": "IA3", "target_modules": list(TARGETS),
+        "peft_type": "IA3",
+        "target_modules": list(TARGETS),
         "feedforward_modules": ["down_proj"],
     },
     free_fields=("init_ia3_weights",),
-)  # fmt: skip
+)

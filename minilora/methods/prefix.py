@@ -40,8 +40,11 @@ def unpack(tensors, base, config):
 
 
 METHOD = Method(
-    "prefix", init,
-    size="num_virtual_tokens", pack=pack, unpack=unpack,
+    "prefix",
+    init,
+    size="num_virtual_tokens",
+    pack=pack,
+    unpack=unpack,
     peft_fields={"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1},
     free_fields=(*SHAPE, "encoder_hidden_size", "prefix_projection", "init_weights"),
-)  # fmt: skip
+)

@@ -53,19 +53,32 @@ def unpack(tensors, base, config):
 
 SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base
 METHOD = Method(
-    "prompt", init, prompts={PROMPT: lambda node: node[PROMPT]},
-    size="num_virtual_tokens", pack=pack, unpack=unpack,
+    "prompt",
+    init,
+    prompts={PROMPT: lambda node: node[PROMPT]},
+    size="num_virtual_tokens",
+    pack=pack,
+    unpack=unpack,
     peft_fields={"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1},
     free_fields=(
-        *SHAPE, "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path",
+        *SHAPE,
+        "prompt_tuning_init",
+        "prompt_tuning_init_text",
+        "tokenizer_name_or_path",
         "tokenizer_kwargs",
     ),
-)  # fmt: skip
+)
 P_TUNING = replace(
-    METHOD, name="p-tuning", init=init_p_tuning, prompts={ENCODER: encode},
+    METHOD,
+    name="p-tuning",
+    init=init_p_tuning,
+    prompts={ENCODER: encode},
     peft_fields={"peft_type": "P_TUNING", "num_transformer_submodules": 1},
     free_fields=(
-        *SHAPE, "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",
+        *SHAPE,
+        "encoder_reparameterization_type",
+        "encoder_hidden_size",
+        "encoder_num_layers",
         "encoder_dropout",
     ),
-)  # fmt: skip
+)

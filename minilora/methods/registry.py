@@ -67,9 +67,12 @@ class AdaptedModel(NamedTuple):
 
 
 def get_peft_model(
-    model: Model, adapter_config: LoraConfig | MethodConfig, rng: Any = 0, scheme: str = "none",
+    model: Model,
+    adapter_config: LoraConfig | MethodConfig,
+    rng: Any = 0,
+    scheme: str = "none",
     block_size: int = 64,
-) -> AdaptedModel:  # fmt: skip
+) -> AdaptedModel:
     """Create an adapter of any method: AdaptedModel(adapters, model).
 
     model: dense or quantized. It is not modified; the returned model is the same, except for PiSSA

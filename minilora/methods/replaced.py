@@ -3,19 +3,17 @@
 Such a leaf is at its own path in the adapter, and replaces the leaf of the base.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from .. import lora
 from ..config import ALL_LINEAR, InputError
 from ..layers import dense
 from ..model import lm_head
-from ..tree import Tree, get, named_leaves, overlay, tree_map, unflatten
+from ..tree import get, named_leaves, overlay, tree_map, unflatten
 from .method import Method, projections
 
 
-def also_train(adapters: Tree, base: Tree, groups: Sequence[str]) -> Tree:
+def also_train(adapters, base, groups):
     """Return `adapters` with copies of other leaves of the base, which are trained as well.
 
     groups: any of `norm` (all RMSNorms), `bias` (of adapted projections, or of all if none is) and
@@ -44,11 +42,12 @@ def biases(paths, base):
 
 
 GROUPS = {
-    "norm": norms, "head": lambda adapters, base: [("lm_head.weight", lm_head(base))],
+    "norm": norms,
+    "head": lambda adapters, base: [("lm_head.weight", lm_head(base))],
     "bias": lambda adapters, base: biases(
         lora.adapted_paths(adapters) or projections(base, ALL_LINEAR), base
     ),
-}  # fmt: skip
+}
 
 
 def full(base, config, rng):

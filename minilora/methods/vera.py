@@ -18,10 +18,11 @@ def init(base, config, rng):
     shapes = projections(base, TARGETS)
     m, n = map(max, zip(*shapes.values()))
     shared = uniform(rng, (r, n), (6 / n) ** 0.5), uniform(rng, (m, r), (6 / r) ** 0.5)  # as PEFT
-    return unflatten({
+    nodes = {
         path: {B: np.zeros(out_features, "f4"), D: np.full(r, 0.1, "f4"), SHARED: shared}
         for path, (out_features, _) in shapes.items()
-    })  # fmt: skip
+    }
+    return unflatten(nodes)
 
 
 def apply(inner, x, node, rng):
@@ -54,12 +55,19 @@ def unpack(tensors, base, config):
 
 
 METHOD = Method(
-    "vera", init, hooks=(Hook((SHARED, B, D), apply, merge),),
-    size="vera_r", peft_size="r", pack=pack, unpack=unpack,
+    "vera",
+    init,
+    hooks=(Hook((SHARED, B, D), apply, merge),),
+    size="vera_r",
+    peft_size="r",
+    pack=pack,
+    unpack=unpack,
     extra_floats={B: len, D: len},  # what the vector multiplies
     peft_fields={
-        "peft_type": "VERA", "target_modules": list(TARGETS),
-        "save_projection": True, "bias": "none",
+        "peft_type": "VERA",
+        "target_modules": list(TARGETS),
+        "save_projection": True,
+        "bias": "none",
     },
     free_fields=("projection_prng_key", "d_initial", "init_weights"),
-)  # fmt: skip
+)

@@ -5,7 +5,7 @@ embedding, the norms and the head would lose most by quantization (QLoRA, Sec. 2
 full precision). These stay in the type of their file: see `low_precision.py`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..config import ALL_LINEAR, InputError, names_module
 from ..double_quant import DoubleQuantized
 from ..kernels import quantize_4bit
 from ..model import Model
-from ..tree import Tree, flatten, named_leaves, unflatten
+from ..tree import flatten, named_leaves, unflatten
 from . import int8
 
 SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # nf4-dq: with double quantization
@@ -35,7 +35,7 @@ def quantize(model: Model, scheme: str, block_size: int = 64) -> Model:
     return model._replace(base=base, source=model.source._replace(scheme=stored, block_size=block))
 
 
-def storage(base: Tree) -> tuple[str, int | None]:
+def storage(base):
     """Return (scheme, block size) of the projections of a base: ("none", None) if they differ.
 
     The block size is None for weights without blocks.
@@ -44,7 +44,7 @@ def storage(base: Tree) -> tuple[str, int | None]:
     return found.pop() if len(found) == 1 else ("none", None)
 
 
-def storage_of(w: Any) -> tuple[str, int | None]:
+def storage_of(w):
     """Return (scheme, block size or None) of a weight, the arguments of `quantize`."""
     if isinstance(w, int8.Int8):
         return "int8", None

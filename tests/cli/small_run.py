@@ -9,6 +9,7 @@ from minilora import cli
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.pretrained import save_pretrained
 from minilora.formats.safetensors_file import read_header
+from minilora.model import Model
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
 
@@ -16,8 +17,8 @@ FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learni
 def write_base(folder, seed=0):
     """Write a random byte-level Llama of two layers into the new folder."""
     config = llama(16, 24, 2, 2, 1)
-    params = random_params(config, np.random.default_rng(seed))
-    save_pretrained(folder, config, params, ByteTokenizer())
+    model = Model(config, random_params(config, np.random.default_rng(seed)))
+    save_pretrained(folder, model, ByteTokenizer())
     return folder
 
 

@@ -76,7 +76,7 @@ OTHERS = {  # command lines: part of the message
     "generate --prompt a --adapter-path=": "--adapter-path: the value is empty",
     "teach grade x --out=": "--out: the value is empty",
     "evaluate --max-seq-length 0": "--max-seq-length",
-    "evaluate --adapter-path nowhere": "nowhere has no train_config.toml that names the base",
+    "evaluate --adapter-path nowhere": "nowhere/adapter_model.safetensors cannot be read",
     "quantize --quantize none --out never": "must be quantized",
     "merge --out never": "there is no adapter to merge: give --adapter-path",
     "evaluate --quantize int8 --block-size 32": "--block-size has no effect with --quantize int8",

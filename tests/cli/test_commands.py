@@ -2,7 +2,10 @@
 
 import io
 import json
+import re
 import shutil
+import textwrap
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,58 +14,113 @@ from small_run import at, error_of, metrics, run, train, write_base, write_rows
 from toy_models import CONFIG, leaves, tiny
 
 import minilora
-from minilora import LoraConfig, cli, get_peft_model
-from minilora.cli.arguments import as_toml, parse
+from minilora import LoraConfig, cli, encode_rows, get_peft_model
+from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model
 from minilora.cli.examples import warn_of_common_rows
 from minilora.cli.loading import load_for_training
 from minilora.config import InputError
+from minilora.data.rows import read_rows
 from minilora.evaluation import memory
-from minilora.formats.checkpoint import save_adapter
+from minilora.formats.checkpoint import read_source, save_adapter
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
-from minilora.optim import round_to
-from minilora.tree import flatten, unflatten
+from minilora.model import Model, Source
+from minilora.rounding import round_to
+from minilora.tree import flatten, get, unflatten
 
 # ---------------------------------------------------------------------- the base of an adapter
 
 
 @pytest.mark.parametrize("start", [True, "pissa"])
-def test_the_base_of_an_adapter_is_stored_as_the_settings_say(start, base, tmp_path, capsys):
-    """For a new adapter, for the adapter of --init-adapter, and for the adapter of a run."""
-    dense, config = load(base)[1], LoraConfig(init_lora_weights=start)
-    save_adapter(tmp_path, *get_peft_model(dense, config), config, str(base))
+def test_the_base_of_an_adapter_is_stored_as_the_flags_or_its_file_say(start, base, tmp_path):
+    """For a new adapter, for the adapter of --init-adapter, and for the adapter of a folder."""
     words = ["train", "--model", str(base), "--quantize", "fp4", "--block-size", "32"]
     start_flag = ["--init-lora-weights", start] if start == "pissa" else []
-    settings = {"model": str(base), "quantize": "fp4", "block_size": 32}
-    (tmp_path / "train_config.toml").write_text(as_toml(settings))
+    new = load_for_training(parse([*words, *start_flag]))
+    save_adapter(tmp_path, new.adapters, new.model, new.adapter_config)
 
     def stored(loaded):
-        w = loaded.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
+        w = loaded.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
         return w.quant_type, w.block_size
 
-    for loaded in (
-        load_for_training(parse([*words, *start_flag])),
-        load_for_training(parse([*words, "--init-adapter", str(tmp_path)])),
-        load_model(parse(["evaluate"]), tmp_path),
-    ):
-        assert stored(loaded) == ("fp4", 32)
-    assert capsys.readouterr().err == ""
-    loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loaded in (
+            new,
+            load_for_training(parse(["train", "--init-adapter", str(tmp_path)])),
+            load_model(parse(["evaluate"]), tmp_path),
+        ):
+            assert stored(loaded) == ("fp4", 32) and loaded.model.source == new.model.source
+    warning = r" was trained on a base stored as fp4, block size 32, not fp4, block size 64: "
+    with pytest.warns(UserWarning, match=re.escape(str(tmp_path)) + warning):
+        loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
     assert stored(loaded) == ("fp4", 64)
-    warning = f"{tmp_path} was trained on a base stored as fp4, block size 32, not fp4, block size"
-    assert warning in capsys.readouterr().err
+
+
+def test_an_adapter_of_a_python_program_needs_no_flags(data, tmp_path, monkeypatch, capsys):
+    """The dozen lines of the README, and then each command on the base as it was stored there."""
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in minilora.__doc__.splitlines() if line.startswith("    ")]
+    code = textwrap.dedent("\n".join(lines)).replace("iters=200", "iters=2")
+    of = {}
+    exec(code, of)
+    adapters, model, tokenizer = of["adapters"], of["model"], of["tokenizer"]
+    capsys.readouterr()
+    assert run("merge --adapter-path my_adapter --out m") == 0
+    for path, w in flatten(load("m").model.base).items():
+        np.testing.assert_array_equal(w, get(of["dense"].base, path))
+    assert run("generate --max-tokens 9 --prompt a? --adapter-path my_adapter") == 0
+    answer = minilora.generate(adapters, model, tokenizer.encode("a?"), max_tokens=9)
+    printed, said = capsys.readouterr()
+    assert printed.endswith("\n" + tokenizer.decode(list(answer)) + "\n") and said == ""
+    examples, _ = encode_rows(read_rows(data), tokenizer, of["train_config"])
+    assert run("evaluate --json --data rows.jsonl --adapter-path my_adapter") == 0
+    printed, said = capsys.readouterr()
+    score = json.loads(printed)
+    assert (score["model"], score["quantize"], said) == ("tiny", "nf4-dq", "")
+    assert score["loss"] == minilora.evaluate(adapters, model, examples)["loss"]
+    words = "train --iters 1 --mask-prompt --data rows.jsonl --init-adapter my_adapter"
+    assert run(words) == 0 and capsys.readouterr().err == ""
+    first, *_ = metrics(tmp_path / "adapters")  # of every tenth row, which is held out
+    assert first["eval_loss"] == minilora.evaluate(adapters, model, examples[9::10])["loss"]
+
+
+def test_the_storage_of_a_quantized_folder_is_known(base, data, tmp_path, capsys):
+    stored, out = tmp_path / "four-bit", tmp_path / "run"
+    assert run("quantize --quantize nf4 --block-size 32 --model", base, "--out", stored) == 0
+    assert train(stored, data, out, "--quantize none") == 0
+    assert "- Base: four-bit, stored as nf4." in (out / "README.md").read_text()
+    capsys.readouterr()
+    assert run("evaluate --json", *at(out)) == run("evaluate", *at(out)) == 0
+    printed, said = capsys.readouterr()
+    assert json.loads(printed.splitlines()[0])["quantize"] == "nf4" and said == ""
+    assert f"base: {stored}, stored as nf4\n" in printed
+
+
+def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path, capsys):
+    """As one of PEFT."""
+    folder, config = tmp_path / "peft", LoraConfig()
+    model = load(base).model._replace(source=Source())
+    save_adapter(folder, *get_peft_model(model, config), config)
+    words = "train --iters 1 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
+    for line in (words, ["evaluate", *at(folder)]):
+        error = error_of(capsys, run(*line))
+        assert f"{folder} does not say on which base its adapter was trained: give --mo" in error
+    assert run(*words, "--model", base) == 0 and capsys.readouterr().err == ""
+    stored = f'quantize = "{read_source(tmp_path / "run").scheme}"\n'
+    assert stored in (tmp_path / "run" / "train_config.toml").read_text()
 
 
 def test_weights_that_were_replaced_in_place_are_noticed(base, data, tmp_path, capsys):
-    """Each command that reads the base for an adapter compares its digest with the checkpoint's."""
+    """Each command that reads the base for an adapter compares its digest with the adapter's."""
     own, out = shutil.copytree(base, tmp_path / "base"), tmp_path / "run"
     assert train(own, data, out) == 0
     shutil.copytree(write_base(tmp_path / "other", seed=1), own, dirs_exist_ok=True)
     capsys.readouterr()
     warning = f"warning: the files of {own} are not those of the base that {out} was trained on: an"
-    load_model(parse(["evaluate"]), out)
-    load_for_training(parse(["train", "--init-adapter", str(out)]))
+    assert run("evaluate", *at(out)) == 0
+    assert run("train --dry-run --init-adapter", out, "--data", data) == 0
     assert capsys.readouterr().err.count(warning) == 2
 
 
@@ -188,8 +246,7 @@ def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
     words = "inspect --mask-prompt --tokens 100 --model", base, "--data", path
     assert run(*words) == 0
     printed = capsys.readouterr().out
-    config, params, _ = load(base, low_precision=True)
-    parts = memory.memory_estimate({}, params, config, 100)
+    parts = memory.memory_estimate({}, load(base, low_precision=True).model, 100)
     assert f"over 100 tokens:\n{memory.format_estimate(parts)}\n" in printed
     lines = printed.split("counts the tokens with *:\n")[1].splitlines()
     marked = [(line[0], line.split(maxsplit=1 + (line[0] == "*"))[-1]) for line in lines]
@@ -201,7 +258,7 @@ def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_pat
     out = tmp_path / "four-bit"
     assert run("quantize --model", base, "--quantize nf4 --block-size 32 --out", out) == 0
     assert "bits per weight" in capsys.readouterr().out
-    stored, direct = flatten(load(out)[1]), flatten(load(base, "nf4", 32)[1])
+    stored, direct = (flatten(load(*x).model.base) for x in ((out,), (base, "nf4", 32)))
     for path, leaf in direct.items():
         if hasattr(leaf, "codes"):
             assert np.array_equal(stored[path].codes, leaf.codes)
@@ -215,11 +272,10 @@ def test_merge_writes_the_type_that_is_asked_for(base, data, tmp_path, capsys):
     run_, out = tmp_path / "run", tmp_path / "merged"
     assert train(base, data, run_) == 0
     assert run("merge --dtype bfloat16", *at(run_), "--out", out) == 0
-    _, params, _ = load(base, "nf4-dq", low_precision=True)
-    adapters, _, _ = minilora.load_adapter(run_, params)
+    adapters, model, _ = minilora.load_adapter(run_, load(base, "nf4-dq").model)
     entries = read_header(out / "model.safetensors")
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
-    for path, w in flatten(minilora.merge(adapters, params)).items():
+    for path, w in flatten(minilora.merge(adapters, model).base).items():
         rounded = round_to({"w": w}, "bfloat16")["w"]
         np.testing.assert_array_equal(entries[path].read(), rounded)
     capsys.readouterr()
@@ -265,17 +321,15 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
     assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
     error = error_of(capsys, run("generate --prompt x y z --adapter-path", a, b))
     assert "3 prompts need one --adapter-path or 3, got 2: write none" in error
-    settings = (b / "train_config.toml").read_text()
-    (b / "train_config.toml").write_text(settings.replace('"nf4-dq"', '"none"'))
-    (b / "checkpoint.safetensors").unlink()
-    error = error_of(capsys, run("generate --prompt x y --adapter-path", a, b))
+    assert train(base, data, tmp_path / "c", "--quantize none") == 0
+    error = error_of(capsys, run("generate --prompt x y --adapter-path", a, tmp_path / "c"))
     assert "different bases" in error
 
 
 @pytest.mark.parametrize("prompts", [["1+1="], ["1+1=", "23+1="]], ids=["one", "batch"])
 def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys):
     """Each flag has another result, and it is that of the same options in Python."""
-    config, params, tokenizer = load(base, low_precision=True)
+    model, tokenizer = load(base, low_precision=True)
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     first = {"max_tokens": 9, "temp": 2.0, "top_p": 1.0, "seed": 5}
     seen = set()
@@ -286,10 +340,10 @@ def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys
         printed = capsys.readouterr().out
         options = {"rng": np.random.default_rng(given.pop("seed")), **given}
         if len(prompts) == 1:
-            answer = list(minilora.generate({}, params, ids[0], config, **options))
+            answer = list(minilora.generate({}, model, ids[0], **options))
             assert printed == tokenizer.decode(answer) + "\n"
         else:
-            answers = minilora.generate_batch([{}] * len(ids), params, ids, config, **options)
+            answers = minilora.generate_batch([{}] * len(ids), model, ids, **options)
             texts = zip(prompts, map(tokenizer.decode, answers))
             assert printed == "".join(f"--- {prompt!r}\n{text}\n" for prompt, text in texts)
         seen.add(printed)
@@ -308,7 +362,7 @@ def chat_base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / "base"
     config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
     tokenizer = replace(tiny(), chat_template=TEMPLATE)
-    save_pretrained(folder, config, unflatten(leaves(config)), tokenizer)
+    save_pretrained(folder, Model(config, unflatten(leaves(config))), tokenizer)
     return folder
 
 
@@ -317,7 +371,7 @@ def asked(monkeypatch):
     """[(prompt as text, options)] of each answer; the answers are `yes 1`, `yes 2`, …"""
     calls, tokenizer = [], tiny()
 
-    def generate(adapters, base, prompt, config, ops, **options):
+    def generate(adapters, model, prompt, **options):
         calls.append((tokenizer.decode(prompt), options))
         yield from tokenizer.encode(f"yes {len(calls)}")
 

@@ -152,10 +152,9 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, tmp_path
     for flags, day in ((["--chat-date", "2001-02-03"], "2001-02-03"), ([], str(date.today()))):
         with pytest.raises(InputError, match=f"the date is {day}"):
             fine_tune(parse([*words, *flags]))
-    dense, config = load(base).base, LoraConfig()
-    save_adapter(tmp_path, *get_peft_model(dense, config), config, str(base))
-    settings = {"model": str(base), "chat_date": "2001-02-03"}
-    (tmp_path / "train_config.toml").write_text(as_toml(settings))
+    config = LoraConfig()
+    save_adapter(tmp_path, *get_peft_model(load(base).model, config), config)
+    (tmp_path / "train_config.toml").write_text(as_toml({"chat_date": "2001-02-03"}))
     assert load_model(parse(["evaluate"]), tmp_path).tokenizer.chat_date == "2001-02-03"
 
 

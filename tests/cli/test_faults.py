@@ -168,19 +168,19 @@ def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, rng, tries
 
 def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, rng, tries):
     """Between the two renames there are no weights, which is an error; saving again works."""
-    _, base, _ = load(place / "base")
+    model, _ = load(place / "base")
     folder = tmp_path / "run"
     saved = {}
     for r in (2, 5):
         config = LoraConfig(r=r)
-        saved[r] = minilora.get_peft_model(base, config).adapters, base, config
+        saved[r] = *minilora.get_peft_model(model, config), config
 
     def save(r):
-        save_adapter(folder, *saved[r], "a base")
+        save_adapter(folder, *saved[r])
 
     def loaded():
         try:
-            return load_adapter(folder, base).adapter_config.r
+            return load_adapter(folder, model).adapter_config.r
         except InputError as error:
             assert "adapter_model.safetensors cannot be read: No such file" in str(error)
 

@@ -16,13 +16,14 @@ from small_run import (
     run,
     tensors,
     train,
+    write_base,
     write_rows,
 )
 
 import minilora
 from minilora import LoraConfig, TrainConfig, encode_rows, get_peft_model, load_rows
 from minilora.batching import Example
-from minilora.cli import run_folder
+from minilora.cli import run_folder, stored_paths
 from minilora.cli.arguments import flag, parse
 from minilora.cli.loading import (
     LoadedModel,
@@ -31,19 +32,23 @@ from minilora.cli.loading import (
     unused_settings,
 )
 from minilora.cli.run import RunWriter, check_memory, steps_of_epochs
-from minilora.cli.stored_paths import digest
 from minilora.config import InputError
 from minilora.data.packing import pack_examples
 from minilora.evaluation import plot
+from minilora.formats import pretrained
 from minilora.formats.checkpoint import (
     load_state,
     read_metadata,
+    read_source,
     save_adapter,
     save_state,
 )
+from minilora.formats.files import digest as files_digest
 from minilora.formats.pretrained import load
 from minilora.kernels import fused
 from minilora.methods.replaced import also_train
+from minilora.model import Model, Source
+from minilora.training import State
 from minilora.tree import flatten
 
 WEIGHTS, CHECKPOINT = "adapter_model.safetensors", "checkpoint.safetensors"
@@ -102,9 +107,9 @@ def bytes_written():
 def test_a_save_does_not_write_the_records_of_earlier_saves(base, data, tmp_path, monkeypatch):
     written, save = [], RunWriter.save
 
-    def counting(writer):
+    def counting(writer, state):
         before = bytes_written()
-        save(writer)
+        save(writer, state)
         written.append(bytes_written() - before)
 
     monkeypatch.setattr(RunWriter, "save", counting)
@@ -128,7 +133,7 @@ METRICS_OF_A_KILLED_RUN = {  # changes of the file: whether the run can go on
 def test_a_killed_run_needs_its_metrics(base, data, tmp_path, monkeypatch, capsys, what):
     out, (change, sound) = tmp_path / "run", METRICS_OF_A_KILLED_RUN[what]
     with monkeypatch.context() as patch:  # as if a kill came after the last step
-        patch.setattr(RunWriter, "end", lambda writer: None)
+        patch.setattr(RunWriter, "end", lambda writer, state: None)
         assert train(base, data, out) == 0
     rows = metrics(out)
     change(out / "metrics.jsonl")
@@ -159,7 +164,7 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, 
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:  # in the first step
-        patch.setattr("minilora.cli.run.train", interrupted)
+        patch.setattr("minilora.training.gradient_at", interrupted)
         assert train(base, data, out, "--overwrite --seed 4") == 130
         assert files(out) == before
         assert train(base, data, tmp_path / "new") == 130
@@ -218,11 +223,11 @@ def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     for split in ("train", "valid"):
         write_rows(folder / f"{split}.jsonl", rows)
 
-    def counting(adapters, base, examples, *more):
+    def counting(adapters, model, examples, *more):
         counts.append(len(examples))
-        return minilora.evaluate(adapters, base, examples, *more)
+        return minilora.evaluate(adapters, model, examples, *more)
 
-    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.callbacks.evaluate"):
+    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.loop.evaluate"):
         monkeypatch.setattr(place, counting)
     out = tmp_path / "run"
     assert train(base, folder, out, "--iters 2 --val-batches 2 --batch-size 3") == 0
@@ -247,7 +252,7 @@ def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monke
     def forbidden(*args, **kwargs):
         raise AssertionError("an optimized operation")
 
-    for name in set(fused.__all__) - {"ENTRIES"}:
+    for name in set(fused.__all__) - {"THREADS"}:
         monkeypatch.setattr(fused, name, forbidden)
     assert train(base, data, tmp_path / "run", "--iters 2 --plain") == 0
     with pytest.raises(AssertionError, match="an optimized operation"):
@@ -263,8 +268,8 @@ def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monke
     ],
 )
 def test_the_memory_of_a_step_is_that_of_the_longest_row(base, more, method, tokens, capsys):
-    config, params, tokenizer = load(base)
-    loaded = LoadedModel(config, params, tokenizer, get_peft_model(params, method).adapters)
+    model, tokenizer = load(base)
+    loaded = LoadedModel(model, tokenizer, get_peft_model(model, method).adapters)
     examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
     train_config = TrainConfig(batch_size=4, **more)
     check_memory(loaded, examples, train_config)
@@ -286,9 +291,10 @@ CARDS = {  # flags: what the model card says
 @pytest.mark.parametrize("flags", CARDS)
 def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
     args = parse(["train", *flags.split()])
-    text = run_folder.model_card(
-        args, make_adapter_config(args), {"step": 200}, {"eval_loss": 0.5}, 3
-    )
+    model = Model(None, {}, source=Source(scheme=args.quantize))
+    loaded = LoadedModel(model, None, {}, make_adapter_config(args))
+    state = State({}, {"step": 200})
+    text = run_folder.model_card(args, loaded, state, {"eval_loss": 0.5}, 3)
     assert text.startswith("---\nlibrary_name: ") and "questions, 200 steps" in text
     assert all(part in text for part in CARDS[flags]), text
 
@@ -303,18 +309,20 @@ def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
     capsys.readouterr()
     error = error_of(capsys, run("train --resume --iters 3", *at(out)))
     assert f"--iters 3: {out / CHECKPOINT} is at step 4 already" in error
-    config, params, tokenizer = load(base, "nf4-dq", low_precision=True)
+    model, tokenizer = load(base, "nf4-dq", low_precision=True)
     lora_config = LoraConfig(lora_dropout=0.2)
-    start, _ = get_peft_model(params, lora_config)
-    first, state, *_ = load_state(out / CHECKPOINT, start)
+    adapters, _ = get_peft_model(model, lora_config)
+    state, *_ = load_state(out / CHECKPOINT, adapters)
     assert run("train --resume --iters 9", *at(out)) == 0
     said = "from step 5 on, the learning rate is that of a run of 9 steps"
     assert said in capsys.readouterr().out
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
     examples, _ = encode_rows(load_rows(str(data), "train"), tokenizer, settings)
-    longer, records = minilora.train(first, params, examples, config, settings, state=state)
-    save_adapter(tmp_path / "expected", longer, params, lora_config, str(base))
+    records = []
+    for state, new in minilora.run(model, examples, settings, state):
+        records += new
+    save_adapter(tmp_path / "expected", state.adapters, model, lora_config)
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
     rows = [row for row in metrics(out) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 10))
@@ -349,7 +357,7 @@ def scripted(monkeypatch):
     def start(*losses):
         remaining = iter(losses)
         monkeypatch.setattr(
-            "minilora.evaluation.callbacks.evaluate",
+            "minilora.evaluation.loop.evaluate",
             lambda *_: {"loss": next(remaining), "exact_match": 0.5, "tokens": 9},
         )
 
@@ -421,15 +429,18 @@ def test_the_curve_marks_the_step_that_is_kept(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 2
 
 
+MICRO = Source("micro", digest="0f")
+
+
 def stored_run(folder, words=""):
     """Write only the checkpoint of a run of ia3 on `micro` at step 4; return its folder."""
     folder.mkdir()
     words = f"train --model micro --method ia3 --quantize none --iters 4 {words}"
-    facts = run_folder.metadata(parse([*words.split(), "--adapter-path", str(folder)]))
+    facts = run_folder.metadata(parse([*words.split(), "--adapter-path", str(folder)]), MICRO)
     facts |= {"metrics_size": 0, "metrics_sha256": ""}
     adapters = {"a": np.ones(1, "f4")}
-    state = {"m": adapters, "v": adapters, "best_loss": np.inf, "worse": 0, "best_step": 0}
-    save_state(folder / CHECKPOINT, adapters, state | {"step": 4}, facts)
+    state = State(adapters, {"m": adapters, "v": adapters, "step": 4})
+    save_state(folder / CHECKPOINT, state, facts)
     return folder
 
 
@@ -453,7 +464,7 @@ def test_defaults_then_recipe_then_checkpoint_then_file_then_flags(tmp_path, mon
 def test_a_resume_takes_no_other_value_of_any_setting(tmp_path):
     out = stored_run(tmp_path / "run")
     args = parse(["train", "--resume", "--adapter-path", str(out)])
-    metadata = run_folder.metadata(args)
+    metadata = run_folder.metadata(args, MICRO)
     run_folder.check_same_run(out, metadata)
     names = vars(args).keys() - {*run_folder.NOT_SETTINGS, *run_folder.MAY_CHANGE, "epochs"}
     assert len(names) > 35
@@ -471,18 +482,23 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
     rows.mkdir()
     for split in ("train", "valid"):
         write_rows(rows / f"{split}.jsonl")
-    for setting, folder, read in (
-        ("data", rows, ("train.jsonl", "valid.jsonl")),
-        ("model", own, ("config.json", "model.safetensors", "tokenizer.json")),
+    assert load(own).model.source.digest == files_digest(pretrained.files(own))
+    for digest, read in (
+        (lambda: stored_paths.digest("data", rows), ("train.jsonl", "valid.jsonl")),
+        (
+            lambda: files_digest(pretrained.files(own)),
+            ("config.json", "model.safetensors", "tokenizer.json"),
+        ),
     ):
-        before = digest(setting, folder)
+        folder = own if "config.json" in read else rows
+        before = digest()
         for name in ("notes.txt", "test.jsonl", "model-00002-of-00002.safetensors"):
             (folder / name).write_text("{}")
-        assert digest(setting, folder) == before
+        assert digest() == before
         for name in read:
             (folder / name).write_bytes(b"other")
-            assert digest(setting, folder) != before
-            before = digest(setting, folder)
+            assert digest() != before
+            before = digest()
 
 
 def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch, capsys):
@@ -507,6 +523,21 @@ def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch,
     other = write_rows(tmp_path / "other.jsonl", [{"text": "another row"}] * 20)
     assert run("train --resume --data", other, *where[:2], *at(moved / "run")) == 2
     assert f"error: the files of --data {other} have changed" in capsys.readouterr().err
+
+
+def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(
+    base, data, tmp_path, capsys
+):
+    first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
+    write_base(other, seed=1)
+    assert train(base, data, first, "--quantize int8") == 0
+    capsys.readouterr()
+    assert train(other, data, second, "--init-adapter", first) == 0
+    assert run("train --resume --iters 6", *at(second)) == 0
+    warning = f"warning: the files of {other} are not those of the base that {first} was trained"
+    assert [line.startswith(warning) for line in capsys.readouterr().err.splitlines()] == [True] * 2
+    assert read_source(second) == load(other, "int8").model.source
+    assert settings_of(second)["model"] == str(other) and step_of(second) == 6
 
 
 # ------------------------------------------------------------------------------ the settings
@@ -541,8 +572,8 @@ EFFECT = (  # some of the same flags, where they have one
 def test_a_flag_without_effect_is_refused(flags, base, tmp_path):
     """The rows are two texts for training, and none is held out."""
     if "{adapter}" in flags:
-        dense, config = load(base)[1], LoraConfig()
-        save_adapter(tmp_path, *get_peft_model(dense, config), config, str(base))
+        config = LoraConfig()
+        save_adapter(tmp_path, *get_peft_model(load(base).model, config), config)
     args = parse(["train", "--model", str(base), *flags.format(adapter=tmp_path).split()])
     loaded, examples = load_for_training(args), [Example([1, 2], [1, 1])] * 2
     config = TrainConfig(mask_prompt=args.mask_prompt, optimizer=args.optimizer)
@@ -555,16 +586,15 @@ def test_a_flag_without_effect_is_refused(flags, base, tmp_path):
 
 
 def test_an_adapter_to_start_from_has_its_own_settings(base, tmp_path):
-    dense = load(base)[1]
     config = LoraConfig(r=5, lora_alpha=3, target_modules="all-linear", use_dora=True)
-    adapters, _ = get_peft_model(dense, config)
-    adapters = also_train(adapters, dense, ["norm"])
-    save_adapter(tmp_path, adapters, dense, config, str(base))
+    adapters, model = get_peft_model(load(base).model, config)
+    adapters = also_train(adapters, model.base, ["norm"])
+    save_adapter(tmp_path, adapters, model, config)
     words = ["train", "--model", str(base), "--also-train", "head", "--init-adapter"]
     args = parse([*words, str(tmp_path)])
     loaded = load_for_training(args)
     unused = unused_settings(args, loaded, TrainConfig(), [Example([1, 2], [0, 1])], [])
-    settings = run_folder.metadata(args, unused)["settings"]
+    settings = run_folder.metadata(args, loaded.model.source, unused)["settings"]
     assert loaded.adapter_config.r == 5 and settings["also_train"] == ["head"]
     assert args.method == "dora"
     # the adapter trains the norms already
@@ -573,7 +603,7 @@ def test_an_adapter_to_start_from_has_its_own_settings(base, tmp_path):
     assert not left_out & settings.keys()
 
 
-def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path):
+def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
     """No value in train_config.toml is one that the run would refuse as a flag."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     assert train(base, data, first, "--method p-tuning --num-virtual-tokens 3 --quantize int8") == 0
@@ -581,9 +611,11 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path):
     assert not {"lora_r", "bottleneck_size", "block_size"} & settings.keys()
     assert run("train -c", first / "train_config.toml", *at(second)) == 0
     assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
-    # the base of an adapter to start from is that of its run
-    words = "train --quantize int8 --data", data, *at(third)
-    assert run(*words, "--iters 1 --adapter-dtype bfloat16 --init-adapter", first) == 0
+    # base and storage of an adapter to start from are those of its run
+    words = "train --iters 1 --adapter-dtype bfloat16 --data", data, *at(third)
+    capsys.readouterr()
+    assert run(*words, "--init-adapter", first) == 0 and capsys.readouterr().err == ""
     settings = settings_of(third)
-    assert "num_virtual_tokens" not in settings and settings["model"] == str(base)
+    assert "num_virtual_tokens" not in settings
+    assert (settings["model"], settings["quantize"]) == (str(base), "int8")
     assert run("train -c", third / "train_config.toml", "--overwrite") == 0

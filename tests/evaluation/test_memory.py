@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from autograd import make_vjp
-from models import adapted, quantized, random_batch, random_model
+from models import adapted, fast_model, quantized, random_batch
 
 import minilora
-from minilora import kernels
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
@@ -22,10 +21,6 @@ CONFIG = ModelConfig(
     vocab_size=31, hidden_size=48, intermediate_size=96, num_hidden_layers=3,
     num_attention_heads=6, num_key_value_heads=2, head_dim=8,
 )  # fmt: skip
-
-
-def fast_model(config=CONFIG):
-    return random_model(config, ops=kernels.ops)
 
 
 def kept_by_a_step(adapters, model):
@@ -49,7 +44,7 @@ def kept_by_a_step(adapters, model):
     "name", ["q and v", *(n for n in METHODS if n not in ("head", "p-tuning", "prefix"))]
 )
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
-    model, config = fast_model(), MethodConfig(name, num_virtual_tokens=1, vera_r=64)
+    model, config = fast_model(CONFIG), MethodConfig(name, num_virtual_tokens=1, vera_r=64)
     if name in ("q and v", "lora", "dora"):
         targets = ("q_proj", "v_proj") if name == "q and v" else ALL_LINEAR
         config = LoraConfig(target_modules=targets, use_dora=name == "dora")
@@ -69,7 +64,7 @@ def test_what_the_layers_of_a_family_keep_is_counted(family):
 
 
 def test_weights_and_optimizer_are_exact():
-    adapters, model = adapted(quantized(fast_model()))
+    adapters, model = adapted(quantized(fast_model(CONFIG)))
     parts = memory.memory_estimate(adapters, model, 1)
     assert parts["frozen weights"] == nbytes(model.base)
     trained = 4 * num_parameters(adapters)
@@ -77,7 +72,7 @@ def test_weights_and_optimizer_are_exact():
 
 
 def test_counts_are_logical_and_bits_are_stored():
-    model = fast_model()
+    model = fast_model(CONFIG)
     base, four_bit = model.base, quantized(model).base
     assert num_parameters(four_bit) == num_parameters(base)
     # blocks of 16: 4 + 32/16 bits, every weight here being a whole number of blocks

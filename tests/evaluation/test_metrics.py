@@ -8,20 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from models import TINY, adapted, as_dtype, configs, random_examples, random_model, seeds
+from models import TINY, adapted, as_dtype, configs, fast_model, random_examples, seeds
 
 import minilora
-from minilora import kernels
 from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR, InputError
 from minilora.evaluation import metrics
 from minilora.evaluation.metrics import calibration_error, evaluate
 
 U32 = 2.0**-24
-
-
-def fast_model(config=TINY, seed=0):
-    return random_model(config, seed, ops=kernels.ops)
 
 
 def slow_scores(adapters, model, examples):

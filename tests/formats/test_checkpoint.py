@@ -40,6 +40,7 @@ from minilora.formats.checkpoint import (
     save_adapter,
     save_state,
 )
+from minilora.kernels import ops
 from minilora.methods.registry import get_peft_model
 from minilora.methods.replaced import also_train
 from minilora.model import Source, lm_head
@@ -164,7 +165,7 @@ def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
     """As in PEFT: the head of a tied model keeps the frozen embedding."""
-    model = random_model(replace(TINY, tie_word_embeddings=tied))
+    model = random_model(replace(TINY, tie_word_embeddings=tied), ops=ops)
     embedding = model.base["model"]["embed_tokens"]["weight"]
     head = lm_head(model.base)
     adapters, _ = adapted(model)

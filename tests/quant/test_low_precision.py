@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, bits, quantized, random_batch, random_model, seeds
+from models import TINY, adapted, bits, fast_model, quantized, random_batch, seeds
 from toy_models import (
     CONFIG,
     GGUF_CONFIG,
@@ -19,7 +19,7 @@ from toy_models import (
 )
 
 import minilora
-from minilora import Model, kernels, layers
+from minilora import Model, layers
 from minilora.config import InputError
 from minilora.evaluation.memory import nbytes
 from minilora.formats.pretrained import load, save_pretrained
@@ -144,7 +144,7 @@ def test_tiles(monkeypatch, kind):
 def twins(kind, seed=0, tied=True):
     """(a model with stored tables, the same with these dense)."""
     config = replace(TINY, hidden_size=32, vocab_size=70, tie_word_embeddings=tied)
-    model = quantized(random_model(config, seed, ops=kernels.ops))
+    model = quantized(fast_model(config, seed))
     held = tree_map(lambda w: w, model.base)
     for path in (EMBEDDING, HEAD)[: 1 if tied else 2]:
         name = path.removesuffix(".weight")

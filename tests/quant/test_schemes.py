@@ -7,18 +7,11 @@ import pytest
 from arrays import weights
 from models import TINY, random_model
 
-from minilora import Model, Source, layers, nf4
+from minilora import Model, Source, nf4
 from minilora.config import InputError
 from minilora.evaluation.memory import nbytes
-from minilora.quant import int8
-from minilora.quant.schemes import (
-    SCHEMES,
-    error_report,
-    is_projection,
-    quantize,
-    quantize_leaf,
-    storage,
-)
+from minilora.quant import int8, schemes
+from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
 from minilora.tree import flatten, num_parameters
 
 CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
@@ -27,10 +20,11 @@ CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_only_the_seven_projections_change(scheme):
     model = random_model(CONFIG)._replace(source=Source("m", digest="d"))
-    base, before = model.base, {path: w.copy() for path, w in flatten(model.base).items()}
+    base = model.base
+    before = {path: w.copy() for path, w in flatten(base).items()}
     quantized = quantize(model, scheme, 32)
-    block_size = None if scheme in ("none", "int8") else 32
-    assert quantized[:1] + quantized[2:] == (CONFIG, layers, Source("m", scheme, block_size, "d"))
+    source = Source("m", scheme, None if scheme in ("none", "int8") else 32, "d")
+    assert quantized == model._replace(base=quantized.base, source=source)
     assert list(flatten(quantized.base)) == list(before)
     for path, w in flatten(quantized.base).items():
         assert hasattr(w, "dequantize") == (scheme != "none" and "_proj" in path)
@@ -82,8 +76,8 @@ def test_error_report_is_what_one_would_compute(scheme):
 
 def test_projections_that_are_stored_in_two_ways_have_no_scheme():
     leaf = {"weight": int8.quantize(np.ones((2, 2)))}
-    assert storage({"q_proj": leaf, "head": {"weight": np.ones(3)}}) == ("int8", None)
-    assert storage({"q_proj": leaf, "k_proj": {"weight": np.ones(3)}}) == ("none", None)
+    assert schemes.storage({"q_proj": leaf, "head": {"weight": np.ones(3)}}) == ("int8", None)
+    assert schemes.storage({"q_proj": leaf, "k_proj": {"weight": np.ones(3)}}) == ("none", None)
 
 
 def test_error_report_with_zeros_and_a_short_block():
