@@ -73,26 +73,20 @@ def run(config, valid=VALID, state=None, **kwargs):
     A state, which another thread may be writing to a file, becomes read-only.
     """
     adapters, model = setting(**kwargs)
-    state = state or start(adapters, config)
-    return [
-        (read_only_state(state), records)
-        for state, records in minilora.run(model, EXAMPLES, config, state, valid)
-    ]
+    state, done = state or start(adapters, config), []
+    for state, records in minilora.run(model, EXAMPLES, config, state, valid):
+        read_only(as_tree(state))
+        done.append((state, records))
+    return done
 
 
-def read_only_state(state):
-    read_only(state.adapters)
-    read_only(state.moments)
-    return state
+def as_tree(state):
+    return state._asdict() | {"best": state.best._asdict()}
 
 
 def mark(state):
     """A hash of every byte of a state."""
-    return fingerprint({"adapters": state.adapters, "moments": state.moments}), of_best(state.best)
-
-
-def of_best(best):
-    return best._replace(adapters=best.adapters and fingerprint(best.adapters))
+    return fingerprint(as_tree(state))
 
 
 def history_of(done):

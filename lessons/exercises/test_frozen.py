@@ -3,13 +3,13 @@
 `minilora.load("micro")` gives (model, tokenizer); `minilora.get_peft_model(model, LoraConfig(…),
 0)` gives (adapters, model). The weights of `model` are the tree `model.base`. Examples are
 `data.encode_rows(data.load_rows("questions", "valid")[:8], tokenizer, settings)[0]`, with
-settings = TrainConfig(…).
-`flatten(tree)` is {dotted path: leaf}. In `adapters` each projection also has two floats, which are
-not trained: `lora_scaling` and `lora_dropout`. `arrays(adapters)` is the tree without them.
+settings = TrainConfig(…). `flatten(tree)` is {dotted path: leaf}. In `adapters` each projection
+also has two floats, which are not trained: `lora_scaling` and `lora_dropout`. `arrays(adapters)` is
+the tree without them.
 
-`for state, record in steps(model, examples, settings, state)` trains, and each new state has a new
-tree, `state.adapters`. The first state is `minilora.start(adapters, settings)`. At the end, the
-arrays of `model.base` and of `adapters` must be the same as before, and every array of
+`for state, record in steps(model, examples, settings, state)` trains; the first state is
+`minilora.start(adapters, settings)`, and each new one has a new tree, `state.adapters`. The arrays
+of `model.base` and of `adapters` must be the same as before, and every array of the last
 `state.adapters` must be another one.
 """
 
@@ -23,8 +23,8 @@ from minilora.tree import arrays, flatten, tree_map
 def check(steps):
     """Raise an error if `steps(model, examples, settings, state)` is wrong.
 
-    `steps` is `minilora.training.steps` or a copy of it with a mistake. Use the model `micro` with
-    the operations `minilora.layers`, a few rows of "questions" and few steps. With a warm-up, the
+    `steps` is `minilora.training.steps` or a copy of it with a mistake. Use the model `micro`,
+    `model._replace(ops=layers)`, a few rows of "questions" and few steps. With a warm-up, the
     learning rate of the first step is zero; use `warmup_ratio=0`.
     """
     model, words = minilora.load("micro")

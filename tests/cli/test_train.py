@@ -482,23 +482,26 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
     rows.mkdir()
     for split in ("train", "valid"):
         write_rows(rows / f"{split}.jsonl")
-    assert load(own).model.source.digest == files_digest(pretrained.files(own))
-    for digest, read in (
-        (lambda: stored_paths.digest("data", rows), ("train.jsonl", "valid.jsonl")),
-        (
-            lambda: files_digest(pretrained.files(own)),
-            ("config.json", "model.safetensors", "tokenizer.json"),
-        ),
+
+    def of_data(folder):
+        return stored_paths.digest("data", folder)
+
+    def of_model(folder):
+        return files_digest(pretrained.files(folder))
+
+    assert load(own).model.source.digest == of_model(own)
+    for digest, folder, read in (
+        (of_data, rows, ("train.jsonl", "valid.jsonl")),
+        (of_model, own, ("config.json", "model.safetensors", "tokenizer.json")),
     ):
-        folder = own if "config.json" in read else rows
-        before = digest()
+        before = digest(folder)
         for name in ("notes.txt", "test.jsonl", "model-00002-of-00002.safetensors"):
             (folder / name).write_text("{}")
-        assert digest() == before
+        assert digest(folder) == before
         for name in read:
             (folder / name).write_bytes(b"other")
-            assert digest() != before
-            before = digest()
+            assert digest(folder) != before
+            before = digest(folder)
 
 
 def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch, capsys):

@@ -24,11 +24,11 @@ def test_every_method_is_in_the_table_and_in_its_sweeps(method):
     assert names, f"add {method} to TABLE {where}, or to WITHOUT_RUNS if it is not compared"
     for name in names:
         ends = "the lowest and the highest rate to try"
-        assert name in best_rates.ENDS, f"add {name} to ENDS in best_rates.py: {ends}"
+        assert name in best_rates.ENDS, f"add {name} to ENDS in best_rates_sweep.py: {ends}"
         for sweep in ("siblings", "best_rates"):
             measured = {row["method"] for row in common.read_sweep(sweep)}
             run = f"run python -m lessons.helpers.sweep {sweep}, which writes all rows again"
-            assert name in measured, f"{sweep}.csv has no row of {name}: {run}"
+            assert name in measured, f"{sweep}_sweep.csv has no row of {name}: {run}"
 
 
 @pytest.mark.parametrize("method", [m for m, entry in TABLE.items() if entry.size])
