@@ -232,7 +232,8 @@ def train_flags(sub):
     text = "the date that a chat template shows; default: today"
     add("--chat-date", text, type=iso_date, default=str(date.today()))
     add("--adapter-path", "folder of the run", default="adapters")
-    add("--init-adapter", "an adapter folder to start from, with a new optimizer")
+    text = "an adapter folder to start from, with a new optimizer; it also chooses base and storage"
+    add("--init-adapter", text)
     existing = sub.add_mutually_exclusive_group().add_argument
     existing("--resume", action="store_true", help="continue from the last checkpoint of the run")
     existing("--overwrite", action="store_true", help="replace the run that is in the folder")

@@ -30,9 +30,9 @@ def load_model(args, path, load=load):
         scheme = args.quantize or "none"
         refuse_block_size(args, scheme)
         return LoadedModel(*load(args.model or "tiny", scheme, args.block_size or 64, True))
-    name, scheme, block_size = base_of(path, args.model, args.quantize, args.block_size)
+    run = read_run(path)  # first: its error says how to repair the folder of a killed run
+    name, scheme, block_size = base_of(path, args)
     refuse_block_size(args, scheme)
-    run = read_run(path)
     loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)

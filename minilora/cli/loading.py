@@ -66,10 +66,9 @@ def read_run(folder):
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
+        read_run(args.init_adapter)  # raises an error for the folder of a killed run
         if not args.resume:  # else, the settings of the run have them already
-            names = ("model", "quantize", "block_size")
-            given = [getattr(args, name) if flag(name) in args.given else None for name in names]
-            args.model, args.quantize, args.block_size = base_of(args.init_adapter, *given)
+            args.model, args.quantize, args.block_size = base_of(args.init_adapter, args)
         loaded = load_with_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
         args.method = method_name(loaded.adapter_config)
     else:
@@ -82,16 +81,26 @@ def load_for_training(args):
     return loaded._replace(adapters=adapters)
 
 
-def base_of(folder, name, scheme, block_size):
-    """Return these; instead of None, those of the base that the adapter in `folder` names."""
+def base_of(folder, args):
+    """Return (name, scheme, block size): of the flags that are given, else of the adapter's source.
+
+    Raises InputError if neither names the base.
+    """
     source = read_source(folder) or Source()
-    name = name or source.name
-    if not name:
+    found = {
+        "model": source.name,
+        "quantize": source.scheme,
+        "block_size": source.block_size or 64,
+    }
+    for name in found:
+        if flag(name) in args.given:
+            found[name] = getattr(args, name)
+    if not found["model"]:
         raise InputError(
             f"{folder} does not say on which base its adapter was trained: "
             "give --model and --quantize"
         )
-    return name, scheme or source.scheme, block_size or source.block_size or 64
+    return found.values()
 
 
 WITHOUT_BLOCKS = ("none", "int8")

@@ -104,13 +104,7 @@ def load_adapter(
     shape, not finite or not implemented. A folder with only a pickle is refused unopened.
     """
     config = Path(folder) / CONFIG
-    weights = config.with_name(WEIGHTS)
-    pickled = config.with_name("adapter_model.bin")
-    if pickled.exists() and not weights.exists():
-        raise InputError(
-            f"{config.parent} has only {pickled.name}, a pickle, which can run any program: "
-            "save the weights as safetensors"
-        )
+    weights = weights_of(folder)
     entries = safetensors_file.read_header(weights)
     raw = read_json(config)
     if raw.get("peft_type") != "LORA":
@@ -149,9 +143,21 @@ def load_adapter(
     return LoadedAdapter(adapters, model._replace(base=base), adapter_config)
 
 
+def weights_of(folder):
+    """Return the path of an adapter's weights; raise InputError if there is only a pickle."""
+    weights = Path(folder) / WEIGHTS
+    pickled = weights.with_name("adapter_model.bin")
+    if pickled.exists() and not weights.exists():
+        raise InputError(
+            f"{folder} has only {pickled.name}, a pickle, which can run any program: "
+            "save the weights as safetensors"
+        )
+    return weights
+
+
 def read_source(folder: str | os.PathLike[str]) -> Source | None:
     """Read the Source of the model that an adapter was trained on; None if its file has none."""
-    weights = Path(folder) / WEIGHTS
+    weights = weights_of(folder)
     texts = safetensors_file.read_json_header(weights)[0].get("__metadata__")
     if not isinstance(texts, dict) or SOURCE not in texts:
         return None

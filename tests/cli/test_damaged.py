@@ -124,6 +124,20 @@ def test_a_damaged_file_is_refused_by_name_and_written_again(sound, capsys, file
     assert run("train --resume", *at(sound)) == run("evaluate", *at(sound)) == 0
 
 
+def test_every_reader_of_an_adapter_refuses_a_killed_run_and_a_pickle(
+    sound, data, tmp_path, capsys
+):
+    words = "train --data", data, *at(tmp_path / "new"), "--init-adapter", sound
+    (sound / "train_config.toml").write_text("block_size = 3\n")
+    for line in (words, ["evaluate", *at(sound)]):
+        assert "train_config.toml is not that of checkpoint" in error_of(capsys, run(*line))
+    for name in ("train_config.toml", "checkpoint.safetensors"):
+        (sound / name).unlink()
+    (sound / "adapter_model.safetensors").rename(sound / "adapter_model.bin")
+    for line in (words, ["evaluate", *at(sound)]):
+        assert "has only adapter_model.bin, a pickle" in error_of(capsys, run(*line))
+
+
 # --------------------------------------------------------------------------- names and folders
 
 
