@@ -145,5 +145,6 @@ def check_entries(adapters: Tree, base: Tree, place: str = "") -> None:
             raise InputError(f"the model has no {path} that an adapter could replace or add")
         if is_node(value) and name in {*base, "lm_head"}:
             check_entries(value, base.get(name, {}), path)
-    if "lora_A" in adapters and "lora_scaling" not in {*adapters, *base}:
-        raise InputError(f"{place} has no lora_scaling: get_peft_model and load_adapter set it")
+    for name in ("lora_scaling", "lora_dropout"):
+        if "lora_A" in adapters and name not in {*adapters, *base}:
+            raise InputError(f"{place} has no {name}: get_peft_model and load_adapter set it")

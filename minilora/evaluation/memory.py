@@ -16,8 +16,8 @@ def memory_estimate(adapters, model, tokens):
     """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
     Weights, adapters, gradients and Adam's moments are exact (Muon has only one number per element
-    of a matrix, instead of two). `activations` are the arrays kept for
-    the backward pass (see `activation_floats`), without gradient checkpointing.
+    of a matrix, instead of two). `activations` are the arrays kept for the backward pass (see
+    `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
     return {

@@ -42,7 +42,7 @@ def parts(q):
     if isinstance(absmax, DoubleQuantized):
         absmax = _double_dequantize(absmax.codes, absmax.nested_absmax, absmax.offset)
     n = math.prod(q.shape)
-    if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or absmax.size * q.block_size < n:
+    if 2 * q.codes.size < n or absmax.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
     k = q.block_size.bit_length() - 1
     return q.codes, absmax, CODEBOOKS[q.quant_type].values, BYTE_VALUES[q.quant_type], k

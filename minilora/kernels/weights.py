@@ -12,6 +12,7 @@ from autograd.extend import defvjp, primitive
 from numba.extending import overload
 
 from .. import layers
+from ..config import InputError
 from ..double_quant import Stored
 from . import low_precision, nf4
 from .lookup import decode_4bit
@@ -48,7 +49,11 @@ def _decoder(start, parts, out):
 
 def parts_of(w):
     """Return the arrays and numbers of a stored weight that its decoder reads."""
-    return STORAGE[str(w.codes.dtype)].parts(w)
+    storage = STORAGE.get(str(w.codes.dtype))
+    if storage is None:
+        kinds = ", ".join(STORAGE)
+        raise InputError(f"a weight of shape {w.shape} has codes of {w.codes.dtype}: use {kinds}")
+    return storage.parts(w)
 
 
 def dense(w):
