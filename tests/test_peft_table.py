@@ -15,7 +15,8 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", text, re.MULTILINE)
     assert len(rows) == text.count("\n| `")  # every row has one code span per cell
     names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    imports, loop = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)[:2]
+    exec(imports, names)
     for peft, minilora in rows:
         ast.parse(peft.replace(r"\|", "|"))  # it is valid Python for PEFT
         exec(minilora.replace(r"\|", "|"), names)
@@ -35,3 +36,15 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(merged, logits, rtol=0, atol=1e-3)
     assert np.abs(forward({}, model, tokens) - logits).max() > 1e-2
     assert Path("merged", "config.json").exists()
+
+    # the loop that the page shows next is that of `train`
+    lora = names["minilora"].LoraConfig()
+    names["adapters"], names["model"] = names["minilora"].get_peft_model(plain, lora, rng=0)
+    trained, history = names["minilora"].train(
+        *(names[name] for name in ("adapters", "model", "examples", "train_config", "valid"))
+    )
+    exec(loop, names)
+    assert [row.get("loss") for row in names["history"]] == [row.get("loss") for row in history]
+    np.testing.assert_array_equal(
+        forward(names["state"].kept, plain, tokens), forward(trained, plain, tokens)
+    )

@@ -100,7 +100,7 @@ def base_of(folder, args):
             f"{folder} does not say on which base its adapter was trained: "
             "give --model and --quantize"
         )
-    return found.values()
+    return found["model"], found["quantize"], found["block_size"]
 
 
 WITHOUT_BLOCKS = ("none", "int8")
