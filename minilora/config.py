@@ -45,9 +45,11 @@ POSITIVE_INT = Rule("be a whole number from 1", lambda value: type(value) is int
 NON_NEGATIVE_INT = Rule("be a whole number from 0", lambda value: type(value) is int and value >= 0)
 POSITIVE = Rule("be a positive number", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = Rule("be a finite number from 0", lambda value: 0 <= value < math.inf)
+FINITE = Rule("be a finite number", lambda value: abs(value) < 1e38)
 FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
 # (the characters of a regex are strings, too)
 MODULES = Rule("be a list of names, or one regex", lambda value: all(type(n) is str for n in value))
+MAPPING = Rule("be an object {name: value}", lambda value: isinstance(value, dict))
 OF_TYPE: dict[Any, Rule] = {bool: BOOLEAN, int: POSITIVE_INT, float: POSITIVE}
 
 
@@ -150,8 +152,9 @@ class LoraConfig:
     target_modules: str | Sequence[str] = setting(("q_proj", "v_proj"), MODULES)  # or all-linear
     use_rslora: bool = False
     layers_to_transform: int | Sequence[int] | None = None  # a layer, or several; None: all
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # {regex of a module: rank}
-    alpha_pattern: dict[str, float] = field(default_factory=dict)  # the first match counts
+    # {regex of a module: rank}; the first match counts
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"rule": MAPPING})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"rule": MAPPING})
     exclude_modules: str | Sequence[str] | None = setting(None, MODULES)  # not adapted
     use_dora: bool = False
     init_lora_weights: bool | str = choice(True, *INITIALIZERS)

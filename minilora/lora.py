@@ -13,10 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module
+from .config import (
+    ALL_LINEAR,
+    InputError,
+    LoraConfig,
+    Rule,
+    check_setting,
+    matches,
+    names_module,
+)
 from .layers import dense, hooks_of, merge_lora
 from .model import Model, Source, with_adapters
 from .tree import Tree, flatten, get, is_node, layer_of, named_leaves, set_leaf, unflatten
+
+FLOAT_TYPE = Rule("be a float type of NumPy", lambda dtype: np.dtype(dtype).kind == "f")
 
 
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
@@ -58,10 +68,11 @@ def merge(adapters: Tree, model: Model, dtype: Any = np.float32) -> Model:
 
     In PEFT, this is `merge_and_unload`. Quantized weights are dequantized; quantizing the result
     again (`minilora.quantize`) can lose a part of the update. dtype: of the result. Its source is
-    unknown, because no file has its weights. Raises InputError, with the path, for an entry that is
-    not part of a weight or a bias (of prompts, prefixes, bottlenecks), and for a weight that is not
-    finite.
+    unknown, because no file has its weights. Raises InputError for a dtype that is not a float type
+    and, with the path, for an entry that is not part of a weight or a bias (of prompts, prefixes,
+    bottlenecks), and for a weight that is not finite.
     """
+    check_setting("dtype", dtype, FLOAT_TYPE)
     leaves = flatten(merge_projections(with_adapters(adapters, model).base))
     nodes = set(modules(model.base))
     for path, leaf in leaves.items():

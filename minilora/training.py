@@ -64,7 +64,12 @@ class State(NamedTuple):
 
 
 def start(adapters: Tree, train_config: TrainConfig) -> State:
-    """Return the state before the first step; the adapters are rounded to `adapter_dtype`."""
+    """Return the state before the first step; the adapters are rounded to `adapter_dtype`.
+
+    Raises InputError if there are no trained parameters.
+    """
+    if not arrays(adapters):
+        raise InputError("the adapter has no parameters to train: create it with get_peft_model")
     trained = round_to(arrays(adapters), train_config.adapter_dtype)
     init, _ = OPTIMIZERS[train_config.optimizer]
     return State(overlay(adapters, trained), init(trained))

@@ -293,6 +293,13 @@ def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad, dtype):
         minilora.merge(adapters, model, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "int8", np.int8, "half precision"])
+def test_a_merge_in_another_type_than_a_float_is_refused(dtype):
+    adapters, model = adapted(random_model(TINY))
+    with pytest.raises(InputError, match="`dtype` must be a float type of NumPy, got"):
+        minilora.merge(adapters, model, dtype)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_a_merge_rounds_once_after_the_sum(dtype):
     """If W₀ were rounded before the sum, to 1, the result would be 1, too."""

@@ -128,6 +128,13 @@ def test_resuming_at_any_step_gives_the_same_bytes(config):
         assert fingerprint(round_to(trained, config.adapter_dtype)) == fingerprint(trained)
 
 
+@pytest.mark.parametrize("adapters", [{}, {"model": {}}, {"lm_head": {"lora_scaling": 1.0}}])
+def test_an_adapter_without_parameters_is_not_trained(adapters):
+    model = random_model(TINY)
+    with pytest.raises(InputError, match="has no parameters to train: create it with get_peft_mod"):
+        train(adapters, model, random_examples(TINY, 3), TrainConfig(iters=1), quiet=True)
+
+
 def test_neither_evaluation_nor_recomputing_changes_the_run():
     seen, config = [], replace(SMALL, gradient_checkpointing=True)
     expected = mark(run(SMALL)[-1][0])

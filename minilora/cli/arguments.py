@@ -2,7 +2,7 @@
 
 The recipe of a built-in data set or the checkpoint of a run to resume, a TOML file (`-c`) and the
 command line become one list of flags in this order. So a later value wins, and every setting is
-checked in one place.
+checked in one place. `iters` and `epochs` are one setting, given in two ways.
 """
 
 import argparse
@@ -82,6 +82,8 @@ def parse(argv):
     args = parser().parse_args(argv)
     words = argv[1:]
     if args.command == "train":
+        on_the_line = flags_in(words)
+        check_length(on_the_line)
         if args.config:
             words = as_flags(toml_settings(args.config)) + words
         args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
@@ -89,9 +91,21 @@ def parse(argv):
         if args.resume:
             start = as_flags(settings_to_resume(args.adapter_path))
         args = parser().parse_args(["train", *start, *words])
-    # `--no-quiet` is the flag `--quiet`
-    args.given = {word.partition("=")[0].replace("--no-", "--") for word in words}
+        if "--iters" in on_the_line:
+            args.epochs = None  # those of the file
+    args.given = flags_in(words)
     return args
+
+
+def flags_in(words):
+    """Return the flags that are among `words`; `--no-packing` is the flag `--packing`."""
+    return {word.partition("=")[0].replace("--no-", "--") for word in words}
+
+
+def check_length(flags):
+    """Raise InputError if one place gives the length of a run in two ways."""
+    if {"--iters", "--epochs"} <= flags:
+        raise InputError("--iters and --epochs both set the number of steps: give one of them")
 
 
 def settings_to_resume(folder):
@@ -104,12 +118,15 @@ def settings_to_resume(folder):
 
 def toml_settings(path):
     """Return {name: value} of a TOML file, checked like flags; raise InputError if malformed."""
-    text = read_text(path)
+    text = read_text(path).removeprefix("\ufeff")  # some editors of Windows begin a file with it
     try:
-        settings = tomllib.loads(text)
+        pairs = tomllib.loads(text).items()
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    return as_parsed({key.replace("-", "_"): value for key, value in settings.items()}, path)
+    settings = {key.replace("-", "_"): value for key, value in pairs}
+    if len(settings) < len(pairs):
+        raise InputError(f"{path} has a setting twice, with - and with _: leave one out")
+    return as_parsed(settings, path)
 
 
 def as_toml(settings):
@@ -120,10 +137,15 @@ def as_toml(settings):
 def as_parsed(settings, path):
     """Return the settings as flags would set them; raise InputError naming the file."""
     with errors_in(path):
-        found = vars(parser().parse_args(["train", *as_flags(settings)]))
+        known = vars(parser().parse_args(["train"])).keys() - {"command", "config"}
         for name in settings:
-            if name not in found:  # as no_packing
-                raise InputError(f"{name} is not a setting")
+            if name not in known:  # as no_packing
+                raise InputError(f"{name} is not a setting of a file: leave it out")
+        flags = as_flags(settings)
+        if sum(word.startswith("-") for word in flags) > len(settings):
+            raise InputError("a value in a list begins with a hyphen, as a flag does")
+        check_length(flags_in(flags))
+        found = vars(parser().parse_args(["train", *flags]))
     return {name: found[name] for name in settings}
 
 
@@ -133,6 +155,8 @@ def as_flags(settings):
     for name, value in settings.items():
         if isinstance(value, bool):
             flags.append(flag(name if value else f"no_{name}"))
+        elif isinstance(value, dict):
+            flags += [flag(name), *(f"{key}={number}" for key, number in value.items())]
         elif isinstance(value, list):
             flags += [flag(name), *map(str, value)]
         else:
@@ -170,7 +194,7 @@ def parser():
     sub = command("evaluate", "compute loss, perplexity, exact match and calibration")
     base_flags(sub)
     data_flags(sub, "as in train; default: the data of the adapter, or questions")
-    text = "which rows of the data; a .jsonl file given with --data is scored whole"
+    text = "which rows of the data; without it, a file given with --data is scored whole"
     sub.add("--split", text, choices=("train", "valid", "test"), default="test")
     sub.add("--json", "print one JSON object", action="store_true")
 
@@ -215,8 +239,13 @@ def train_flags(sub):
     add("--lora-alpha", text, type=number, default=LoraConfig.lora_alpha)
     text = "dropout probability on the input of the adapter"
     add("--lora-dropout", text, type=float, default=LoraConfig.lora_dropout)
-    text = "names of projections, or all-linear"
+    text = "names of projections, all-linear, or one regex for whole paths, as '.*q_proj'"
     add("--target-modules", text, nargs="+", default=list(LoraConfig.target_modules))
+    text = "names of modules that get no adapter, or one regex for whole paths"
+    add("--exclude-modules", text, nargs="*")
+    for name in ("rank", "alpha"):
+        text = f"another {name} for some modules: a name, or a regex for the end of a path"
+        add(f"--{name}-pattern", text, nargs="*", metavar="REGEX=NUMBER")
     text = "numbers of the layers that get an adapter; default: all"
     add("--layers-to-transform", text, nargs="+", type=int)
     add("--use-rslora", "scale the update by alpha/sqrt(r)", action=SWITCH, default=False)

@@ -17,7 +17,7 @@ from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
 from ..quant import schemes
 from ..tree import named_leaves
-from .examples import compare_with_run, load_examples
+from .examples import compare_with_run, load_examples, warn_of_long_texts
 from .loading import LoadedModel, base_of, load_with_adapter, read_run, refuse_block_size
 from .run import fine_tune, print_size
 
@@ -40,6 +40,7 @@ def load_model(args, path, load=load):
 
 def generate(args):
     """Print the continuation of a prompt token by token, or those of a batch of prompts."""
+    options = sampling(args)
     texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in args.prompt]
     paths = args.adapter_path or [None]
     if len(paths) == 1:
@@ -58,13 +59,15 @@ def generate(args):
         prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])
         for loaded, text in zip(chosen, texts)
     ]
+    limit = first.model.config.max_position_embeddings
+    warn_of_long_texts(list(map(len, prompts)), limit, "prompts", "shorten them")
     if len(texts) == 1:
-        print_answer(chosen[0], prompts[0], sampling(args))
+        print_answer(chosen[0], prompts[0], options)
         return
     if any(loaded.model.base is not first.model.base for loaded in chosen):
         raise InputError("the adapters have different bases: give --model and --quantize")
     adapters = [loaded.adapters for loaded in chosen]
-    found = generate_batch(adapters, first.model, prompts, **sampling(args))
+    found = generate_batch(adapters, first.model, prompts, **options)
     for path, text, ids in zip(paths, texts, found):
         print(f"--- {text!r}" + (f", adapter {path}" if path else ""))
         print(first.tokenizer.decode(ids))
@@ -72,14 +75,17 @@ def generate(args):
 
 def chat(args):
     """Answer the lines of standard input; with a chat template, they are one conversation."""
+    options = sampling(args)
     loaded = load_model(args, args.adapter_path)
     if not uses_template(args, loaded.tokenizer):
         print("this model has no chat template: each line is a prompt of its own", file=sys.stderr)
-    options = sampling(args)
     messages = []
     for line in typed_lines():
         messages.append({"role": "user", "content": line})
-        answer = print_answer(loaded, prompt_ids(args, loaded.tokenizer, messages), options)
+        prompt = prompt_ids(args, loaded.tokenizer, messages)
+        limit = loaded.model.config.max_position_embeddings
+        warn_of_long_texts([len(prompt)], limit, "prompts", "end this chat and begin another")
+        answer = print_answer(loaded, prompt, options)
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -94,6 +100,9 @@ def typed_lines():
 
 def sampling(args):
     """Return the options of `generation.generate` that the flags choose."""
+    for name in ("--top-p", "--seed"):
+        if args.temp == 0 and name in args.given:
+            raise InputError(f"{name} has no effect with --temp 0: give a --temp above 0")
     rng = np.random.default_rng(args.seed)
     return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 
@@ -107,7 +116,8 @@ def prompt_ids(args, tokenizer, messages):
         return tokenizer.encode(messages[-1]["content"])
     if args.system_prompt is not None:
         messages = [{"role": "system", "content": args.system_prompt}, *messages]
-    return tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
+    text = tokenizer.render(messages, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)  # the template writes them
 
 
 def uses_template(args, tokenizer):
@@ -137,10 +147,17 @@ def print_answer(loaded, prompt, options):
     return text
 
 
+def check_mask_prompt(args, examples):
+    """Raise InputError if --mask-prompt was given for rows without a prompt."""
+    if args.mask_prompt and all(all(example.mask) for example in examples):
+        raise InputError("--mask-prompt has no effect on rows without a prompt: leave it out")
+
+
 def evaluate(args):
     """Print the scores on a split of the data, and which rows they are about."""
     loaded = load_model(args, args.adapter_path)
     data, described = load_examples(args, loaded, args.split)
+    check_mask_prompt(args, data.examples)
     trained_on = compare_with_run(data, loaded)
     score = metrics.evaluate(loaded.adapters, loaded.model, data.examples)
     source = loaded.model.source
@@ -187,6 +204,9 @@ def quantize(args):
 
 def inspect(args):
     """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
+    for name in ("--columns", "--max-seq-length", "--mask-prompt"):
+        if name in args.given and not args.data:
+            raise InputError(f"{name} has no effect without --data: give --data, or leave it out")
     loaded = load_model(args, args.adapter_path)
     for path, leaf in [*named_leaves(loaded.model.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
@@ -195,6 +215,7 @@ def inspect(args):
     print_size(loaded, args.tokens)
     if args.data:
         data, described = load_examples(args, loaded, "train")
+        check_mask_prompt(args, data.examples)
         print(data.summary(f", {described}"))
         example = data.examples[0]
         print("the first of these rows, one token per line; the loss counts the tokens with *:")

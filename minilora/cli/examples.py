@@ -43,15 +43,38 @@ def read_split(name, split, loaded, pairs, train_config):
         return SplitData(rows, [], {}, 0, length)
     with errors_in(f"{split} rows of {name}" if split else name):
         examples, cut, left_out = encode_usable(rows, loaded.tokenizer, train_config)
+    limit = loaded.model.config.max_position_embeddings
+    # the last token of a row is only a target
+    lengths = [len(example.tokens) - 1 for example in examples]
+    what = f"{split} rows" if split else "rows"
+    warn_of_long_texts(lengths, limit, what, f"cut them with --max-seq-length {limit + 1}")
     return SplitData(rows, examples, left_out, cut, length)
+
+
+def warn_of_long_texts(lengths, limit, what, way_out):
+    """Warn if some texts have more tokens than `limit`, the model's max_position_embeddings.
+
+    lengths: of all texts, in tokens.
+    """
+    too_long = [length for length in lengths if length > limit]
+    if too_long:
+        warn(
+            f"{len(too_long)} of {len(lengths)} {what} are longer than the {limit} tokens that the "
+            f"model can read (max_position_embeddings); the longest has {max(too_long)}: {way_out}"
+        )
 
 
 def columns_of(pairs):
     """Return {key: column} of the values of --columns, "KEY=COLUMN"; {} if there are none."""
-    try:
-        return dict(pair.split("=", 1) for pair in pairs or ())
-    except ValueError as error:
-        raise InputError(f"--columns: must be KEY=COLUMN, got {' '.join(pairs)}") from error
+    columns: dict[str, str] = {}
+    for pair in pairs or ():
+        key, equals, column = pair.partition("=")
+        if not equals:
+            raise InputError(f"--columns: must be KEY=COLUMN, got {pair}")
+        if key in columns:
+            raise InputError(f"--columns: {key} is given twice, as {columns[key]} and {column}")
+        columns[key] = column
+    return columns
 
 
 def warn_of_common_rows(rows, trained, which, where):
@@ -67,16 +90,17 @@ def warn_of_common_rows(rows, trained, which, where):
 
 
 def load_examples(args, loaded, split):
-    """Return (SplitData, which rows they are): all of the file --data, or a split of the data.
+    """Return (SplitData, which rows they are): of a split of the data.
 
-    The default is the data that the adapter was trained on.
+    The default data are those that the adapter was trained on. Without --split, a file that --data
+    names is read whole.
     """
     settings = loaded.run[0]
     name = args.data or settings.get("data") or "questions"
     columns = args.columns
     if columns is None and name not in BUILTIN:
         columns = settings.get("columns")
-    if args.data and Path(args.data).is_file():
+    if args.data and Path(args.data).is_file() and "--split" not in args.given:
         split = None
         described = f"all rows of {name}"
     else:

@@ -1,11 +1,12 @@
 """Load a base and an adapter, for a new run or from the folder of an earlier run."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import INITIALIZERS, InputError, LoraConfig
+from ..config import INITIALIZERS, InputError, LoraConfig, matches
 from ..formats.checkpoint import (
     CHECKPOINT,
     SETTINGS,
@@ -16,6 +17,7 @@ from ..formats.checkpoint import (
 )
 from ..formats.files import read_text
 from ..formats.pretrained import load
+from ..lora import adapted_paths
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
@@ -23,7 +25,7 @@ from ..methods.replaced import also_train
 from ..model import Model, Source
 from ..training import learning_rates
 from ..tree import arrays
-from .arguments import as_toml, flag, toml_settings
+from .arguments import as_toml, flag, number, toml_settings
 
 
 class LoadedModel(NamedTuple):
@@ -105,8 +107,8 @@ def base_of(folder, args):
 
 WITHOUT_BLOCKS = ("none", "int8")
 OF_LORA = (
-    "lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora",
-    "init_lora_weights",
+    "lora_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern",
+    "alpha_pattern", "layers_to_transform", "use_rslora", "init_lora_weights",
 )  # fmt: skip
 
 
@@ -134,7 +136,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
         ]
         if rates[0] == rates[1]:
             unused[name] = why
-    if train_config.optimizer == "muon" and not split_matrices(trained)[1]:
+    matrices, others = split_matrices(trained)
+    if "--optimizer" in args.given and train_config.optimizer == "muon" and not matrices:
+        raise InputError("--optimizer muon has no effect without matrices to train: leave it out")
+    if train_config.optimizer == "muon" and not others:
         unused |= dict.fromkeys(
             ("adam_beta1", "adam_beta2", "adam_eps"),
             "with --optimizer muon and only matrices to train",
@@ -143,6 +148,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
     if args.mask_prompt and all(all(example.mask) for example in examples):
         unused["mask_prompt"] = "on rows without a prompt"
+    if args.early_stopping_patience:
+        unused["keep_best"] = "with --early-stopping-patience, which keeps the best adapter"
+    if "strftime_now" not in (loaded.tokenizer.chat_template or ""):
+        unused["chat_date"] = "without a chat template that shows the date"
     for name, why in unused.items():
         if flag(name) in args.given:
             raise InputError(f"{flag(name)} has no effect {why}: leave it out")
@@ -161,10 +170,32 @@ def make_adapter_config(args):
         return MethodConfig(args.method, **{name: getattr(args, name) for name in SIZES})
     return LoraConfig(
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
-        target_modules=args.target_modules, use_rslora=args.use_rslora,
+        target_modules=names_or_regex(args.target_modules), use_rslora=args.use_rslora,
+        exclude_modules=names_or_regex(args.exclude_modules or []) or None,
+        rank_pattern=pattern("rank_pattern", args.rank_pattern, int),
+        alpha_pattern=pattern("alpha_pattern", args.alpha_pattern, number),
         layers_to_transform=args.layers_to_transform,
         use_dora=args.method == "dora", init_lora_weights=args.init_lora_weights or True,
     )  # fmt: skip
+
+
+def names_or_regex(values):
+    """Return the values, or the only one, a string, if no module can have it as its name."""
+    return values[0] if len(values) == 1 and re.search(r"[^\w.-]", values[0]) else values
+
+
+def pattern(setting, values, as_number):
+    """Return {regex: number} of the values "REGEX=NUMBER" of a flag; None: not given."""
+    found = {}
+    for value in values or ():
+        regex, _, text = value.rpartition("=")
+        try:
+            found[regex] = as_number(text)
+        except ValueError as error:
+            raise InputError(f"{flag(setting)}: must be REGEX=NUMBER, got {value}") from error
+    if "" in found or len(found) < len(values or ()):
+        raise InputError(f"{flag(setting)}: an expression is empty or there twice")
+    return found
 
 
 def new_adapter(args, adapter_config):
@@ -176,7 +207,18 @@ def new_adapter(args, adapter_config):
     adapters, model = get_peft_model(
         model, adapter_config, args.seed, args.quantize, args.block_size
     )
+    if isinstance(adapter_config, LoraConfig):
+        check_patterns(adapters, adapter_config)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
+
+
+def check_patterns(adapters, adapter_config):
+    """Raise InputError for an expression of a pattern that matches no adapted projection."""
+    paths = adapted_paths(adapters)
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for regex in getattr(adapter_config, setting):
+            if not any(matches(rf"(.*\.)?({regex})", path) for path in paths):
+                raise InputError(f"`{setting}` has {regex!r}, which matches no adapted projection")
 
 
 def load_with_adapter(folder, name, scheme, block_size, load=load):

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from .. import layers
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
 from ..data.packing import pack_examples
-from ..data.rows import split_row
+from ..data.rows import is_chat, split_row
 from ..evaluation import loop, memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve, points
@@ -37,7 +37,7 @@ from ..training import start
 from . import run_folder
 from .arguments import as_toml
 from .examples import SplitData, read_split, warn_of_common_rows
-from .loading import LoadedModel, load_for_training, unused_settings
+from .loading import LoadedModel, load_for_training, unused_settings, warn
 
 
 def fine_tune(args):
@@ -83,6 +83,8 @@ def prepare(args, folder):
     examples = train_split.examples
     valid = valid_split.examples
     unused = unused_settings(args, loaded, train_config, examples, valid)
+    loop.check_packing(loaded.adapters, train_config)
+    loop.check_held_out(valid, train_config)
     if args.epochs is not None:
         args.iters = steps_of_epochs(args.epochs, examples, train_config)
         train_config = replace(train_config, iters=args.iters)
@@ -90,7 +92,7 @@ def prepare(args, folder):
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
-    print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
+    print_length(examples, train_config)
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
@@ -166,11 +168,33 @@ def show(job, when, adapters, scores):
 def steps_of_epochs(epochs, examples, train_config):
     """Return ⌈E·n/(batch·accumulation)⌉, for E epochs of n sequences (rows or packed rows)."""
     check_setting("epochs", epochs, POSITIVE)
+    sequences, per_step = numbers_of_sequences(examples, train_config)
+    # 1.1 epochs of 10 rows are 11 rows; in floating point, they would be a little more
+    return math.ceil(Fraction(str(epochs)) * sequences / per_step)
+
+
+def numbers_of_sequences(examples, train_config):
+    """Return the number of sequences (rows or packed rows) of an epoch, and of a step."""
     if train_config.packing:
         examples = pack_examples(examples, train_config.max_seq_length)
-    per_step = train_config.batch_size * train_config.grad_accumulation_steps
-    # 1.1 epochs of 10 rows are 11 rows; in floating point, they would be a little more
-    return math.ceil(Fraction(str(epochs)) * len(examples) / per_step)
+    return len(examples), train_config.batch_size * train_config.grad_accumulation_steps
+
+
+def print_length(examples, train_config):
+    """Print rows, sequences, steps and epochs; warn if each step repeats some sequences."""
+    sequences, per_step = numbers_of_sequences(examples, train_config)
+    steps = train_config.iters
+    packed = "packed " if train_config.packing else ""
+    print(
+        f"{len(examples)} rows in {sequences} {packed}sequences, {steps} steps of {per_step} "
+        f"sequences: {steps * per_step / sequences:,.1f} epochs"
+    )
+    if per_step > sequences:
+        warn(
+            f"each step repeats sequences: it has {per_step}, and there are only {sequences}: "
+            "lower --batch-size or --grad-accumulation-steps"
+            + (", or --max-seq-length" if packed else "")
+        )
 
 
 def check_memory(loaded, examples, train_config):
@@ -245,7 +269,8 @@ def print_sample(adapters, loaded, row):
     tokenizer = loaded.tokenizer
     prompt, answer = split_row(row, tokenizer)
     if prompt:
-        said = generate(adapters, loaded.model, tokenizer.encode(prompt), max_tokens=48)
+        ids = tokenizer.encode(prompt, add_special_tokens=not is_chat(row, tokenizer))
+        said = generate(adapters, loaded.model, ids, max_tokens=48)
         right = tokenizer.decode(tokenizer.encode(answer))
         asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         print(f"  asked: {asked.strip()!r}")

@@ -3,11 +3,18 @@
 import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 from ..config import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv")  # of the files in a folder
+OTHERS = {  # names of files that are often given but not read: what to do
+    ".tsv": "save the table as .csv, with commas",
+    ".txt": 'write each text as a line {"text": …} of a .jsonl file',
+    ".gz": "unpack it",
+    ".parquet": "convert it with datasets: Dataset.from_parquet(FILE).to_json('rows.jsonl')",
+}
 
 
 def read_values(path):
@@ -17,10 +24,14 @@ def read_values(path):
     otherwise it has one JSON value per line. Raises InputError naming the malformed place.
     """
     try:
-        text = decode(path, Path(path).read_bytes())
+        data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if Path(path).suffix.lower() == ".csv":
+    suffix = Path(path).suffix.lower()
+    if suffix in OTHERS and data.strip()[:1] not in (b"{", b"["):
+        raise InputError(f"{path}: a {suffix} file is not read as rows: {OTHERS[suffix]}")
+    text = decode(path, data)
+    if suffix == ".csv":
         return parse_csv(path, text)
     if text.lstrip().startswith("["):
         values = parse_json(text, f"{path}: not a JSON list of rows")
@@ -39,7 +50,12 @@ def parse_lines(path, text):
 def parse_csv(path, text):
     """Yield ({column: cell}, place) of each row of a CSV file; its first row names the columns."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    limit = csv.field_size_limit(len(text))  # the default is 131,072 characters per cell
     try:
+        named = Counter(filter(None, reader.fieldnames or ()))
+        for name, n in named.items():
+            if n > 1:
+                raise InputError(f"{path}, line 1: {n} columns are named {name!r}: rename one")
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():  # more cells than columns, or fewer
@@ -50,6 +66,8 @@ def parse_csv(path, text):
             yield row, where
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def decode(path, data):
@@ -64,7 +82,16 @@ def decode(path, data):
 def parse_json(text, complaint):
     """Return the value of a JSON text; raise InputError with the complaint if it is not JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         says = str(error).replace("line 1 column", "column")  # a row of a file has its own number
         raise InputError(f"{complaint}: {says}") from error
+
+
+def without_repeats(pairs):
+    """Return the object of a JSON text; raise ValueError if it has a key twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        name, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {name!r} is there twice")
+    return row

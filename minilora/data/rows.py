@@ -4,6 +4,7 @@ A row is {"text"}, {"prompt", "completion"} or {"messages"}. Rows of Alpaca and 
 of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one_file.py`.
 """
 
+import json
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -19,7 +20,14 @@ from .row_files import SUFFIXES, parse_json, read_values
 
 DataRow = dict[str, Any]
 FORMS = [{"text"}, {"prompt", "completion"}, {"messages"}]
-ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
+KEYS = {  # all keys of rows that are read
+    "text", "prompt", "completion", "messages", "tools",
+    "instruction", "input", "output", "conversations", "system",
+}  # fmt: skip
+ROLES = {  # of ShareGPT: role in chats
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool",
+}  # fmt: skip
+ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
 
@@ -28,10 +36,25 @@ def read_rows(path, columns=None):
 
     Raises InputError naming the file and the malformed line.
     """
-    rows = [check_row(value, where, columns) for value, where in read_values(path)]
-    if not rows:
+    values = list(read_values(path))
+    if not values:
         raise InputError(f"{path} is empty: write one JSON object per line")
-    return rows
+    if columns:
+        found = {key for value, _ in values if isinstance(value, dict) for key in value}
+        check_columns(columns, found, path)
+    return [check_row(value, where, columns) for value, where in values]
+
+
+def check_columns(columns, found, path):
+    """Raise InputError if a key is not one of a row, or a column is not one of those `found`."""
+    for key, column in columns.items():
+        if key not in KEYS:
+            raise InputError(f"--columns: a row has no {key!r}: give {', '.join(sorted(KEYS))}")
+        if column not in found:
+            raise InputError(
+                f"--columns {key}={column}: no row of {path} has {column!r}: "
+                f"its columns are {', '.join(sorted(found))}"
+            )
 
 
 def check_row(row, where, columns=None):
@@ -39,6 +62,7 @@ def check_row(row, where, columns=None):
     if not isinstance(row, dict):
         raise InputError(f"{where}: the row must be a JSON object")
     keys = sorted(row)
+    check_unicode(row, where)
     if columns:
         row = {key: row[column] for key, column in columns.items() if column in row}
     if row.keys() >= {"instruction", "output"}:
@@ -47,15 +71,31 @@ def check_row(row, where, columns=None):
         row = sharegpt(row, where)
     known = {key for form in FORMS for key in form & row.keys()}
     if known not in FORMS:
-        raise InputError(
-            f"{where}: the keys are {keys}: a row needs text, or prompt and completion, "
-            "or messages, or the keys of Alpaca or ShareGPT, or --columns prompt=KEY completion=KEY"
+        advice = (
+            "a row needs text, or prompt and completion, or messages, "
+            "or the keys of Alpaca or ShareGPT, or --columns prompt=KEY completion=KEY"
         )
+        forms = [form for form in FORMS if form <= known]
+        if forms:
+            names = " ".join(f"{key}={key}" for key in sorted(forms[-1], reverse=True))
+            advice = f"the row has several forms: choose one, for example with --columns {names}"
+        raise InputError(f"{where}: the keys are {keys}: {advice}")
     if "messages" in row:
         return check_messages(row, where)
     for key in known:
         check_text(key, row[key], where)
     return row
+
+
+def check_unicode(row, where):
+    """Raise InputError if a text of the row has one half of a surrogate pair alone."""
+    try:
+        json.dumps(row, ensure_ascii=False, skipkeys=True, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(
+            f"{where}: not Unicode: {half!r} is half of a character: write the whole, or remove it"
+        ) from error
 
 
 def check_text(key, text, where):
@@ -73,7 +113,8 @@ def check_messages(row, where):
     except (KeyError, TypeError) as error:
         raise InputError(f"{where}: messages must be objects with role and content") from error
     if roles[-1:] != ["assistant"]:
-        raise InputError(f"{where}: the last message must be of the assistant")
+        last = f", not of {roles[-1]!r}" if roles else ""
+        raise InputError(f"{where}: the last message must be of the assistant{last}")
     for message in messages:
         if message.get("weight", 1) != 1:
             raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
@@ -108,14 +149,28 @@ def sharegpt(row, where):
 
 
 def reason_to_leave_out(row, tokenizer):
-    """Return why a row cannot be learned (no answer, or tools that the template drops), or ""."""
+    """Return why a row cannot be learned, or "".
+
+    The reasons are an empty answer, an answer that the text of the end token would end too early,
+    and tools that the template drops.
+    """
     messages = messages_of(row)
-    last = messages[-1]
-    if not (last.get("tool_calls") or (last.get("content") or "").strip()):
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not all(m.get("tool_calls") or (m.get("content") or "").strip() for m in answers):
         return "an empty answer"
+    if "text" not in row and any(ends_early(message, tokenizer) for message in answers):
+        return "the text of the end token inside an answer"
     if tokenizer.chat_template and hides_tools(messages, row.get("tools") or None, tokenizer):
         return "tools that the chat template does not show"
     return ""
+
+
+def ends_early(answer, tokenizer):
+    """Return whether the text of the end token is in an answer, and more than its written end."""
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    first, *rest = encode((answer.get("content") or "").strip()) or [None]
+    others = encode(str(without(answer, "content")))
+    return tokenizer.eos_token_id in [first, *rest[:-1], *others]
 
 
 def hides_tools(messages, tools, tokenizer):
@@ -141,7 +196,7 @@ def messages_of(row):
 
 def row_content(row):
     """Return what a row says as one string: no form, no other keys, each space as one blank."""
-    texts = [m.get("content") or str(m.get("tool_calls")) for m in messages_of(row)]
+    texts = [f"{m.get('content') or ''} {m.get('tool_calls') or ''}" for m in messages_of(row)]
     return " ".join(" ".join(texts).split())
 
 
@@ -164,15 +219,23 @@ def split_turns(row, tokenizer):
     end = 0
     # most chat templates need a message before an answer
     answers = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"] or [0]
-    befores = [render(messages[:i], add_generation_prompt=True) for i in answers]
+    try:
+        befores = [render(messages[:i], add_generation_prompt=True) for i in answers]
+    except InputError as error:
+        raise error if answers != [0] else InputError(ONLY_ANSWER) from error
     for i, before, following in zip(answers, befores, [*befores[1:], whole]):
         if not (whole.startswith(before) and len(before) >= end):
-            raise InputError(REWRITTEN)
+            raise InputError(REWRITTEN if i else ONLY_ANSWER)
         here = render(messages[: i + 1])
         start = end
         end = len(here if whole.startswith(here) else following)
         turns.append((whole[start : len(before)], whole[len(before) : end]))
     return turns
+
+
+def is_chat(row, tokenizer):
+    """Return whether the chat template writes the row, with all special tokens."""
+    return bool(tokenizer.chat_template) and "text" not in row
 
 
 def split_row(row, tokenizer):
@@ -189,12 +252,13 @@ def encode(row, tokenizer, mask_prompt=False):
     chat template writes after the end of the last answer is dropped.
     """
     turns = split_turns(row, tokenizer)
+    pieces = [piece for turn in turns for piece in turn]
+    # as in transformers, the template writes the special tokens of a chat
+    ids = tokenizer.encode_pieces(pieces, add_special_tokens=not is_chat(row, tokenizer))
     eos = tokenizer.eos_token_id
     tokens: list = []
     in_answer: list = []
-    for n, (before, answer) in enumerate(turns, 1):
-        head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
-        tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)
+    for n, (head, tail) in enumerate(zip(ids[::2], ids[1::2]), 1):
         end = tail.index(eos) + 1 if eos in tail and "text" not in row else len(tail)
         rest = tail[end:]
         tail = tail[:end]
@@ -215,8 +279,9 @@ def encode_rows(
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
     Rows that cannot be learned are left out, and a warning on standard error counts them: those
-    with an empty answer, with tools that the chat template does not show, or without a target token
-    within max_seq_length. Raises InputError if no row is left.
+    with an empty answer, with the text of the end token inside an answer, with tools that the chat
+    template does not show, or without a target token within max_seq_length. Raises InputError if no
+    row is left, or naming the row that the chat template rejects.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 
@@ -229,9 +294,12 @@ def encode_usable(rows, tokenizer, train_config):
     left_out = Counter[str]()
     for i, row in enumerate(rows):
         row = check_row(row, f"rows[{i}]")
-        reason = reason_to_leave_out(row, tokenizer)
-        if not reason:
-            full = encode(row, tokenizer, train_config.mask_prompt)
+        try:
+            reason = reason_to_leave_out(row, tokenizer)
+            full = None if reason else encode(row, tokenizer, train_config.mask_prompt)
+        except InputError as error:
+            raise InputError(f"rows[{i}], {row_content(row)[:40]!r}: {error}") from error
+        if full:
             example = Example(*(part[:length] for part in full))
             if any(example.mask[1:]):
                 examples.append(example)
@@ -253,8 +321,8 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     split: train, valid or test. columns: {key: column}, the name in the file of each key of a row,
     for example {"prompt": "question", "completion": "answer"}; other columns are not read. Of a
     file, valid and test are both every tenth row (none if there are fewer than ten). A folder has
-    train.jsonl and valid.jsonl, and may have test.jsonl; otherwise test is valid.jsonl. A file is
-    JSON Lines, a JSON list of rows, or CSV.
+    train.jsonl, and may have valid.jsonl and test.jsonl; test is otherwise valid.jsonl, and both
+    are otherwise every tenth row of train.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
     """
     if split not in tasks.SPLITS:
         raise InputError(f"there is no split {split!r}: give one of {', '.join(tasks.SPLITS)}")
@@ -263,25 +331,37 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
             raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
         return tasks.BUILTIN[name](split, tasks.COUNTS[split])
     path = Path(name)
+    is_shared = True  # between training and validation
     if path.is_dir():
-        return read_rows(file_of(path, existing_split(name, split)), columns)
-    if not path.is_file():
+        train = file_of(path, "train")
+        path = file_of(path, split)
+        is_shared = path == train == file_of(Path(name), "valid")
+    elif not path.is_file():
         raise InputError(
             f"there is no data set or file {name!r}: give {', '.join(tasks.BUILTIN)}, "
-            f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl and valid.jsonl"
+            f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
         )
     rows = read_rows(path, columns)
+    if not is_shared:
+        return rows
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
 
 
 def existing_split(name, split):
     """Return the split that is read: valid instead of test if the data has no rows for test."""
-    if name in tasks.BUILTIN or split != "test" or file_of(Path(name), split).exists():
+    if name in tasks.BUILTIN or split != "test":
         return split
-    return "valid"
+    folder = Path(name)
+    has_none = file_of(folder, "test") == file_of(folder, "valid")
+    return "valid" if has_none else "test"
 
 
 def file_of(folder, split):
-    """Return the file of a split in a folder; train.jsonl if there is none for train."""
+    """Return the file of a split in a folder; of test, that of valid if there is none.
+
+    If there is none for valid, it is that of train. If there is none for train, it is train.jsonl.
+    """
     files = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
-    return next(filter(Path.exists, files), files[0])
+    found = next(filter(Path.exists, files), files[0])
+    instead = {"test": "valid", "valid": "train"}.get(split)
+    return file_of(folder, instead) if instead and not found.exists() else found

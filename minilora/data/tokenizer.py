@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 from ..config import InputError
@@ -30,6 +31,10 @@ class ByteTokenizer:
     def encode(self, text, add_special_tokens=True):
         """Return ids from 0 to 254. There are no special tokens to add."""
         return list(utf8(text))
+
+    def encode_pieces(self, pieces, add_special_tokens=True):
+        """Return the ids of each piece of a text."""
+        return [self.encode(piece) for piece in pieces]
 
     def decode(self, ids):
         """Return the text without the end token. Invalid UTF-8 becomes U+FFFD."""
@@ -60,12 +65,48 @@ class PretrainedTokenizer:
         return 1 + max(self.backend.get_vocab().values(), default=-1)
 
     def encode(self, text, add_special_tokens=True):
-        """Return ids, with special tokens. A text that starts with BOS gets no second BOS."""
+        """Return ids, with special tokens before the text, but with no second BOS.
+
+        A tokenizer that also adds tokens after a text does not do so here, because the text of a
+        prompt goes on. A chat template writes all special tokens: encode its text without others.
+        """
         utf8(text)
         bos = self.special.get("bos_token")
         add = add_special_tokens and not (bos and text.startswith(bos))
         with one_error(f"{self.source} cannot encode this text"):
-            return self.backend.encode(text, add_special_tokens=add).ids
+            encoding = self.backend.encode(text, add_special_tokens=add)
+        end = len(encoding.ids)
+        while end > 1 and encoding.special_tokens_mask[end - 1]:
+            end -= 1
+        return encoding.ids[:end]
+
+    def encode_pieces(self, pieces, add_special_tokens=True):
+        """Return the ids of each piece of a text: together, they are the ids of the whole text.
+
+        The exception is a text whose tokens change when the next piece follows. The next piece is
+        then encoded by itself: a model that generates it reads the text before it alone.
+        """
+        first = next((i for i, piece in enumerate(pieces) if piece), 0)
+        ids = [
+            self.encode(piece, add_special_tokens and i == first) if piece else []
+            for i, piece in enumerate(pieces)
+        ]
+        if list(chain(*ids)) == self.encode("".join(pieces), add_special_tokens):
+            return ids  # the usual case, in which the loop would only take longer
+        ids = []
+        text = ""
+        before: list = []
+        for piece in pieces:
+            text += piece
+            whole = self.encode(text, add_special_tokens) if text else []
+            if whole[: len(before)] != before:
+                text = piece
+                before = []
+                add_special_tokens = False
+                whole = self.encode(text, add_special_tokens)
+            ids.append(whole[len(before) :])
+            before = whole
+        return ids
 
     def decode(self, ids):
         """Return the text without special tokens."""

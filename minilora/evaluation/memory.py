@@ -45,9 +45,9 @@ def activation_floats(adapters, model_config):
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     if model_config.qk_norm:  # both sides of the norms of the heads
         layer += (H + K) * (2 * hd + 1)
-    layer += 2 * (D + 1) * sum(map(bool, model_config.norms[1::2]))
+    layer += (D + 1) * sum(map(bool, model_config.norms[1::2]))
     if model_config.hidden_act != "silu":  # the powers in gelu, and its result
-        layer += 5 * F
+        layer += 6 * F
     L = lowest = model_config.num_hidden_layers
     kept = D + 1
     extra = {name: floats for m in METHODS.values() for name, floats in m.extra_floats.items()}

@@ -23,7 +23,7 @@ from ..training import Best, State
 from ..tree import Tree, arrays, get, named_leaves, overlay, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import atomic_write, errors_in, parse_object, read_json, sync, write_json
-from .safetensors_file import FORMAT_NAME, check_floats, check_names_and_shapes, entry
+from .safetensors_file import check_floats, check_names_and_shapes, entry, format_name
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -43,18 +43,21 @@ def save_adapter(
 
     model: that of the adapter; its source is written, too. `adapter_config` is a LoraConfig, or the
     MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases stay
-    float32. Raises InputError if the folder contains a run of `minilora train`, if a leaf has no
-    place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
+    float32. Raises InputError if the folder contains a run of `minilora train` or a model, if a leaf
+    has no place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
     the tree.
     """
     folder = Path(folder)
     if any((folder / name).exists() for name in (CHECKPOINT, SETTINGS)):
         raise InputError(f"{folder} already contains a run: choose another folder")
+    if (folder / "config.json").exists():
+        raise InputError(f"{folder} contains a model: choose another folder")
     write_adapter(folder, adapters, model, adapter_config, dtype)
 
 
 def write_adapter(folder, adapters, model, adapter_config, dtype):
     """Write the two files of `save_adapter`; a run writes them into its own folder."""
+    stored_type = format_name(dtype)
     name = model.source.name or None
     if isinstance(adapter_config, MethodConfig):
         tensors = method_format.tensors(adapters, adapter_config)
@@ -67,7 +70,7 @@ def write_adapter(folder, adapters, model, adapter_config, dtype):
         texts[SOURCE] = json.dumps(model.source._asdict())
     folder.mkdir(parents=True, exist_ok=True)
     entries = {
-        name: entry("F32" if name.endswith("lora_B.bias") else FORMAT_NAME[dtype], w)
+        name: entry("F32" if name.endswith("lora_B.bias") else stored_type, w)
         for name, w in tensors.items()
     }
     config = folder / CONFIG
@@ -120,6 +123,7 @@ def load_adapter(
     stored = {peft_format.key(path): shape for path, shape in shapes.items()}
     read = _read(weights, entries, stored)
     adapters = unflatten({path: read[peft_format.key(path)] for path in shapes})
+    warn_of_zero_factors(weights, adapters)
     if adapter_config.init_lora_weights in INITIALIZERS:
         then = read_source(folder) or Source()
         scheme = scheme or then.scheme
@@ -158,10 +162,10 @@ def weights_of(folder):
 def read_source(folder: str | os.PathLike[str]) -> Source | None:
     """Read the Source of the model that an adapter was trained on; None if its file has none."""
     weights = weights_of(folder)
-    texts = safetensors_file.read_json_header(weights)[0].get("__metadata__")
-    if not isinstance(texts, dict) or SOURCE not in texts:
+    texts = safetensors_file.read_json_header(weights)[0]["__metadata__"]
+    if SOURCE not in texts:
         return None
-    match parse_object(str(texts[SOURCE]), f"{weights}: its {SOURCE}"):
+    match parse_object(texts[SOURCE], f"{weights}: its {SOURCE}"):
         case {
             "name": str(),
             "scheme": str(),
@@ -189,6 +193,16 @@ def warn_of_other_model(folder, model):
     if then.digest != now.digest:
         what = f"the files of {now.name} are not those of the base that {folder} was trained on"
         warnings.warn(f"{what}: {risk}", stacklevel=3)
+
+
+def warn_of_zero_factors(weights, adapters):
+    """Warn if A or B is zero in all projections: a file of before training, or a damaged one."""
+    nodes = [get(adapters, path) for path in lora.adapted_paths(adapters)]
+    factors = ("lora_A", "lora_B")
+    zero = [name for name in factors if not any(node[name].any() for node in nodes)]
+    if zero:
+        what = f"{weights}: every {zero[-1]} is zero, so the low-rank factors change nothing"
+        warnings.warn(f"{what}: save the adapter after training", stacklevel=3)
 
 
 def storage_text(source):
@@ -246,8 +260,7 @@ HISTORY = "history"  # name of the tensor of the records
 
 def read_metadata(path):
     """Read (numbers of the state, metadata) of a file that `save_state` wrote."""
-    texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
-    text = str(texts.get(RUN, "{}")) if isinstance(texts, dict) else "{}"
+    text = safetensors_file.read_json_header(path)[0]["__metadata__"].get(RUN, "{}")
     complaint = f"{path} is not a checkpoint of this version of minilora"
     match parse_object(text, f"{complaint}: its metadata"):
         case {

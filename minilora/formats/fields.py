@@ -1,6 +1,6 @@
-"""Check fields of a JSON object, or of the metadata of a GGUF file. A field of null is missing."""
+"""Check fields of a JSON object, or of the metadata of a GGUF file."""
 
-from ..config import NON_NEGATIVE_INT, POSITIVE_INT, InputError, Rule, check_setting
+from ..config import MAPPING, NON_NEGATIVE_INT, POSITIVE_INT, InputError, Rule, check_setting
 
 POSITIVE_FLOAT32 = Rule(
     "be a positive number", lambda value: type(value) is not bool and 1e-38 < value < 1e38
@@ -15,7 +15,7 @@ FULL = "full_attention"
 
 def number(raw, name, rule, default=None):
     """Return raw[name], or the default; raise InputError unless it is a number of this kind."""
-    value = default if raw.get(name) is None else raw[name]
+    value = raw.get(name, default)
     check_setting(name, value, rule)
     return value
 
@@ -23,6 +23,13 @@ def number(raw, name, rule, default=None):
 def size(raw, name, default=None):
     """Return raw[name], or the default; raise InputError unless it is a positive int."""
     return number(raw, name, POSITIVE_INT, default)
+
+
+def mapping(raw, name):
+    """Return raw[name]; {} if it is null or missing; raise InputError unless it is an object."""
+    value = {} if raw.get(name) is None else raw[name]
+    check_setting(name, value, MAPPING)
+    return value
 
 
 def ids(raw, name):
@@ -36,7 +43,7 @@ def ids(raw, name):
 
 def rope(raw):
     """Return (rope_theta, rope_scaling of ModelConfig) from the fields of transformers 4 or 5."""
-    found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    found = mapping(raw, "rope_parameters") or mapping(raw, "rope_scaling")
     every = raw | found
     theta = number(every, "rope_theta", POSITIVE_FLOAT32, 10000.0)
     part = every.get("partial_rotary_factor")
@@ -59,6 +66,6 @@ def layer_types(raw, default):
     """Return raw["layer_types"] as a tuple, or the default; raise InputError if it is malformed."""
     types = raw.get("layer_types") or default
     n = len(default)
-    if len(types) != n or not {SLIDING, FULL}.issuperset(types):
+    if not isinstance(types, list) or len(types) != n or not {SLIDING, FULL}.issuperset(types):
         raise InputError(f"layer_types must name {SLIDING} or {FULL} for each of {n} layers")
     return tuple(types)

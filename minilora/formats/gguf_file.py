@@ -7,12 +7,13 @@ the tensors into a Llama.
 import mmap
 import struct
 
-from ..config import InputError
+from ..config import InputError, Rule
 from . import fields
 from .files import check_start, errors_in
 from .safetensors_file import entry_in_file
 
 TENSOR_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
+ALIGNMENT = Rule("be a power of two", lambda n: type(n) is int and n > 0 and n & (n - 1) == 0)
 STRING = 8
 ARRAY = 9
 SCALARS = {
@@ -80,12 +81,15 @@ def read_header(path):
         if version not in (2, 3):
             raise InputError(f"this is GGUF version {version}, not 2 or 3")
         tensors, keys = numbers(data, "Q", 2)
-        metadata = {string(data): value(data) for _ in range(keys)}
+        pairs = [(string(data), value(data)) for _ in range(keys)]
         table = [_tensor(data) for _ in range(tensors)]
-        alignment = fields.size(metadata, "general.alignment", 32)
+        metadata = dict(pairs)
+        alignment = fields.number(metadata, "general.alignment", ALIGNMENT, 32)
         start = -(-data.tell() // alignment) * alignment
         size = len(data)
     entries = {}
+    if len(metadata) < len(pairs) or len({name for name, *_ in table}) < len(table):
+        raise InputError(f"{path} has a key or a tensor twice: use an undamaged copy")
     for name, shape, kind, offset in table:
         dtype = TENSOR_TYPES.get(kind, f"number {kind}")
         entries[name], _ = entry_in_file(path, name, dtype, shape, start + offset, size)

@@ -88,7 +88,8 @@ def _config(metadata, tied):
         # without a type, llama.cpp divides the positions by the factor; 0 means no factor
         if key.startswith("llama.rope.scal") and value not in ("none", 0, 1):
             raise unsupported(f"{key} {value!r}")
-    raw = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
+    values = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
+    raw = {name: value for name, value in values.items() if value is not None}
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     raw |= {
         "model_type": "llama",

@@ -22,9 +22,9 @@ from ..methods.method import SIZE
 from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
-from .fields import POSITIVE_FLOAT32, ids, number, rope, size
+from .fields import POSITIVE_FLOAT32, ids, mapping, number, rope, size
 from .files import errors_in, new_folder, read_json, write_json
-from .safetensors_file import FORMAT_NAME, Entry, check_names_and_shapes
+from .safetensors_file import Entry, check_names_and_shapes, format_name
 
 CONFIGS = ("config.json", "generation_config.json")
 WEIGHTS = "model.safetensors"
@@ -51,7 +51,7 @@ def read_config(folder):
     with errors_in(path):
         config = model_config(raw | generation)
         biased = {name for field in BIASES if raw.get(field) for name in BIASES[field]}
-        method = (raw.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
+        method = mapping(raw, "quantization_config").get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":
             raise InputError(f"quant_method {method!r} is not supported; only bitsandbytes is")
     return replace(config, generation_config=generation or None), biased
@@ -73,14 +73,17 @@ def model_config(raw):
         number(raw, name, BOOLEAN, False)
     heads = size(raw, "num_attention_heads")
     defaults = {"num_key_value_heads": heads, "head_dim": size(raw, "hidden_size") // heads}
-    fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
+    for name, default in defaults.items():
+        if raw.get(name) is None:  # of all numbers, transformers allows null only for these two
+            raw[name] = default
+    fields = {name: size(raw, name) for name in SIZES} | family.fields
     fields["rope_theta"], fields["rope_scaling"] = rope(raw)
     fields |= {
         "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE_FLOAT32, 1e-6),
         "tie_word_embeddings": number(raw, "tie_word_embeddings", BOOLEAN, False),
         "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
         "eos_token_id": ids(raw, "eos_token_id"),
-        "bos_token_id": raw.get("bos_token_id"), "model_type": kind,
+        "bos_token_id": next(iter(ids(raw, "bos_token_id")), None), "model_type": kind,
     }  # fmt: skip
     return ModelConfig(**fields | family.read(raw))
 
@@ -181,6 +184,7 @@ def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
     dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
+    stored_type = format_name(dtype)
     leaves = flatten(arrays(model.base))
     some = with_bias(leaves)
     family = family_with(model.config, some)
@@ -195,7 +199,7 @@ def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
     tensors: dict = {}
     for path, leaf in leaves.items():
         own = quantized(path, leaf, dtype)
-        tensors |= own or {path: Entry(FORMAT_NAME[dtype], leaf.shape, partial(ops.dense, leaf))}
+        tensors |= own or {path: Entry(stored_type, leaf.shape, partial(ops.dense, leaf))}
     tensors = family.join(config, tensors)
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)

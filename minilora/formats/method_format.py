@@ -47,6 +47,8 @@ def read_config(raw):
             f"peft_type or minilora_method {kind!r} is not implemented; "
             f"LORA, {', '.join(KINDS)} are"
         )
+    if method.size == "num_virtual_tokens" and raw.get("task_type") is None:
+        raise InputError("task_type is missing: PEFT would compute without the virtual tokens")
     size = method.peft_size or method.size
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     sizes = {method.size: raw.get(size)} if method.size else {}

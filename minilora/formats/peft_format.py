@@ -8,7 +8,15 @@ versions, switch on something that is not implemented here; they must be off.
 import numpy as np
 
 from .. import lora
-from ..config import INITIALIZERS, InputError, LoraConfig, matches, names_module
+from ..config import (
+    INITIALIZERS,
+    MODULES,
+    InputError,
+    LoraConfig,
+    check_setting,
+    matches,
+    names_module,
+)
 from ..methods.replaced import biases
 from ..tree import arrays, flatten, get, named_leaves
 from .safetensors_file import check_names_and_shapes
@@ -100,6 +108,8 @@ HONOURED: dict = {
     "lora_bias": False, "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": [],
     "target_modules": ["q_proj", "v_proj"], "exclude_modules": [], "modules_to_save": [],
 }  # fmt: skip
+# of the other fields, null is the default, or off
+NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern")
 NEUTRAL = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
 )  # fmt: skip
@@ -119,7 +129,8 @@ def refuse_unknown(raw, free, fixed):
     for name, value in raw.items():
         expected = fixed.get(name)
         # a field that must have a value may be missing, but not be off
-        same = value in (None, expected) or (name not in fixed and value in (False, "", [], {}))
+        off = value in (False, "", [], {}) and (name, value) != ("layers_to_transform", 0)
+        same = value in (None, expected) or (name not in fixed and off)
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
             same = set(value) == set(expected)
         if not same and name not in free:
@@ -139,10 +150,16 @@ def read_config(raw, base):
         raise InputError(f"init_lora_weights {start!r} is not implemented: it changes the base")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights"}
     refuse_unknown(raw, free, {"peft_type": "LORA", "task_type": "CAUSAL_LM"})
+    for name in NEVER_NULL:
+        if raw.get(name, "") is None:
+            advice = f"give a value, or leave it out for PEFT's default, {HONOURED[name]}"
+            raise InputError(f"{name} is null: {advice}")
     fields = HONOURED | {name: raw[name] for name in HONOURED if raw.get(name) is not None}
     fields["init_lora_weights"] = start if start in INITIALIZERS else True
     lora_bias = fields.pop("lora_bias")
     modules = fields.pop("modules_to_save")
+    check_setting("modules_to_save", modules, MODULES)
+    check_setting("exclude_modules", fields["exclude_modules"], MODULES)
     for name in modules:
         if not named([name], replaceable(base)):
             raise InputError(

@@ -125,7 +125,20 @@ def _folder(folder):
     config = replace(config, eos_token_id=config.eos_token_id or (tokenizer.eos_token_id,))
     tensors = quantized_file.join(hf_folder.read_tensors(folder))
     tensors = FAMILIES[config.model_type].split(config, tensors)
+    if config.tie_word_embeddings and has_other_head(tensors):
+        config = replace(config, tie_word_embeddings=False)
     return config, tensors, tokenizer, biased
+
+
+def has_other_head(tensors):
+    """Return whether {path: Entry} has a head that differs from the embedding.
+
+    A file may have a copy of a tied head. transformers does not tie a head that differs, either.
+    """
+    if not tensors.keys() >= set(TABLES):
+        return False
+    embedding, head = (ops.dense(tensors[path].read()) for path in TABLES)
+    return not np.array_equal(embedding, head)
 
 
 def _gguf(path):

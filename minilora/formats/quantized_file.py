@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from .. import nf4
-from ..config import POSITIVE_INT, InputError, Rule, check_setting
+from ..config import FINITE, POSITIVE_INT, InputError, check_setting
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized
 from ..quant.int8 import Int8
 from ..quant.schemes import is_projection, storage_of
@@ -25,7 +25,6 @@ from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
 TYPES = ("int8", *nf4.CODEBOOKS)  # dtypes of the entries of quantized weights
-FINITE = Rule("be a finite number", lambda value: abs(value) < 1e38)
 
 
 def join(tensors):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import NON_NEGATIVE_INT, InputError
+from ..config import NON_NEGATIVE_INT, InputError, Rule, check_setting
 from ..quant.low_precision import GGUF_BLOCK_SIZE, LowPrecision
 from ..rounding import from_bfloat16, to_bfloat16
 from .files import check_start, errors_in, parse_object
@@ -31,7 +31,14 @@ BLOCKS = {
     "Q8_0": np.dtype([("d", "<f2"), ("q", "i1", GGUF_BLOCK_SIZE)]),
 }
 DTYPES: dict = FLOATS | BLOCKS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
+SAVE_AGAIN = "copy or save the file again"
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def format_name(dtype):
+    """Return the name in a file of float32, float16 or bfloat16; refuse any other dtype."""
+    check_setting("dtype", dtype, Rule(f"be {', '.join(FORMAT_NAME)}", FORMAT_NAME.__contains__))
+    return FORMAT_NAME[dtype]
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def decode(raw, dtype):
         x = d * (_nibbles(q) - np.float32(8))  # x = d·(q − 8), q in 0 … 15
     else:
         x = d * _nibbles(q) + raw["m"].astype(np.float32)[..., None]  # x = d·q + m
-    return x.reshape(*raw.shape[:-1], -1)
+    return x.reshape(*raw.shape[:-1], raw.shape[-1] * GGUF_BLOCK_SIZE)
 
 
 def _nibbles(packed):
@@ -155,15 +162,28 @@ def check_names_and_shapes(found, expected, place):
 def read_header(path):
     """Read {tensor name: Entry} of a safetensors file.
 
-    Raises InputError if the file is missing or truncated, or contradicts its header.
+    Raises InputError if the file is missing or truncated, contradicts its header, or, as the
+    library, if tensors overlap or bytes belong to no tensor.
     """
     header, data, size = read_json_header(path)
-    header.pop("__metadata__", None)
-    return {name: _entry(path, name, raw, data, size) for name, raw in header.items()}
+    del header["__metadata__"]
+    entries = {name: _entry(path, name, raw, data, size) for name, raw in header.items()}
+    end = 0
+    for start, stop in sorted(raw["data_offsets"] for raw in header.values()):
+        if start != end:
+            what = "overlap, or bytes belong to no tensor"
+            raise InputError(f"{path}: tensors {what} near byte {data + start}: {SAVE_AGAIN}")
+        end = stop
+    if data + end != size:
+        raise InputError(f"{path}: bytes {data + end} to {size} belong to no tensor: {SAVE_AGAIN}")
+    return entries
 
 
 def read_json_header(path):
-    """Read (header, offset of the tensors' bytes, size of the file) of a safetensors file."""
+    """Read (header, offset of the tensors' bytes, size of the file) of a safetensors file.
+
+    The header always has `__metadata__`, a dict of texts.
+    """
     check_start(path)
     with errors_in(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -171,14 +191,21 @@ def read_json_header(path):
         if 8 + length > size:
             raise InputError("the file is truncated or not a safetensors file")
         text = file.read(length)
-    return parse_object(text, f"the header of {path}"), 8 + length, size
+    header = parse_object(text, f"the header of {path}")
+    if header.get("__metadata__") is None:
+        header["__metadata__"] = {}
+    match header["__metadata__"]:
+        case dict(texts) if all(isinstance(text, str) for text in texts.values()):
+            return header, 8 + length, size
+    raise InputError(f"{path}: the header's __metadata__ is not an object of texts: {SAVE_AGAIN}")
 
 
 def _entry(path, name, raw, data, size):
     """Return the Entry of a tensor in the header."""
     match raw:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]}:
-            if all(map(NON_NEGATIVE_INT.holds, (*shape, start, stop))):
+            # the library has no types of GGUF
+            if dtype not in BLOCKS and all(map(NON_NEGATIVE_INT.holds, (*shape, start, stop))):
                 found, end = entry_in_file(path, name, dtype, tuple(shape), data + start, size)
                 if end == data + stop:
                     return found

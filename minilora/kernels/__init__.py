@@ -18,8 +18,9 @@ if not os.environ.get("MINILORA_PLAIN"):
     try:
         from . import fused as ops
         from .nf4 import quantize as quantize_4bit
-    except (ImportError, RuntimeError, ValueError) as error:
-        # no numba, no folder for compiled code, or a bad NUMBA_NUM_THREADS
+    except (ImportError, RuntimeError, ValueError, AttributeError) as error:
+        # no numba, no folder for compiled code, a bad NUMBA_NUM_THREADS, or a numba whose cache
+        # has other names (see `loops.jit`)
         warnings.warn(f"{error}: minilora computes without numba, which is slower", stacklevel=2)
 
 __all__ = ["ops", "quantize_4bit"]

@@ -5,11 +5,14 @@ With `NUMBA_DISABLE_JIT=1` it runs as Python, and a debugger can step through it
 check no bounds: the caller of a kernel guarantees them. numba computes a sum that starts at 0.0 in
 float64, and one that starts at np.float32(0) in the type of its terms.
 
-numba caches compiled code next to the source, and notices only changes of that source file. After
-a change to this file, delete `minilora/kernels/__pycache__`.
+numba caches compiled code next to the source, and notices only changes of that source file. A
+kernel may also contain functions and constants of other files, so `jit` makes numba notice changes
+of all SOURCES.
 """
 
+import hashlib
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -21,10 +24,25 @@ MIN_DIVISOR = np.float32(1e-30)  # replaces a zero that the backward pass divide
 # sums are reordered and products fused, but NaN and infinity are kept
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
+PACKAGE = Path(__file__).parents[1]
+SOURCES = sorted(PACKAGE.glob("kernels/*.py")) + [PACKAGE / "nf4.py", PACKAGE / "double_quant.py"]
+# no file is found if the package is in a zip file, which numba notices as a whole
+CONTENTS = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES if path.is_file()))
+
 
 # Both compile at the first call, cache on disk, and release Python's lock; `jit` reorders no
 # operation, `fast_jit` allows reordered sums and fused products.
-jit: Any = partial(numba.njit, nogil=True, cache=True)
+def jit(kernel=None, **options) -> Any:
+    """Compile a kernel; numba reads its cache only if all SOURCES are as they were."""
+    if kernel is None:
+        return partial(jit, **options)
+    compiled = numba.njit(kernel, nogil=True, cache=True, **options)
+    if compiled is not kernel:  # with NUMBA_DISABLE_JIT it is
+        cache = compiled._cache._cache_file
+        cache._source_stamp = cache._source_stamp, CONTENTS.digest()
+    return compiled
+
+
 fast_jit = partial(jit, fastmath=FAST, error_model="numpy")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import InputError, LoraConfig
+from ..config import FINITE, InputError, LoraConfig, Rule, check_setting
 from ..generation import check_generation, sample
 from ..layers import LayerCache
 from ..lora import adapted_paths
@@ -65,7 +65,8 @@ def combine(adapters, weights, combination_type="cat", r=None):
 
     combination_type: "cat" is exact, and the ranks add up; "svd" is the nearest update of rank `r`
     (default: the largest rank); "linear" adds the Aᵢ and the Bᵢ separately, each times √|wᵢsᵢ|.
-    errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
+    errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms. Raises InputError for an `r`
+    that is not used or exceeds the sum of the ranks, and for a weight that is not finite.
     """
     if combination_type not in COMBINATION_TYPES:
         raise InputError(
@@ -74,9 +75,20 @@ def combine(adapters, weights, combination_type="cat", r=None):
         )
     if len(weights) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
+    for weight in weights:
+        check_setting("weights", weight, FINITE)
+    every = factors(adapters)
+    if not every:
+        raise InputError("the adapters have no low-rank factors: there is nothing to combine")
+    if r is not None:
+        if combination_type != "svd":
+            raise InputError(f"leave out `r`, which only svd has, not {combination_type}")
+        most = max(sum(len(A) for *_, A, _ in found) for found in every.values())
+        text = f"be a whole number from 1 to {most}, the sum of the ranks"
+        check_setting("r", r, Rule(text, lambda r: type(r) is int and 1 <= r <= most))
     combined = {}
     errors = {}
-    for path, found in factors(adapters).items():
+    for path, found in every.items():
         parts = [(weights[i] * s, A, B) for i, s, A, B in found]
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in COMBINATION_TYPES[combination_type](parts, rank))

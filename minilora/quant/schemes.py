@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import nf4
-from ..config import ALL_LINEAR, InputError, names_module
+from ..config import ALL_LINEAR, POSITIVE_INT, InputError, check_setting, names_module
 from ..double_quant import DoubleQuantized
 from ..kernels import quantize_4bit
 from ..model import Model
@@ -24,8 +24,8 @@ def quantize(model: Model, scheme: str, block_size: int = 64) -> Model:
     """Return a model with the weights of the projections quantized; it shares the other weights.
 
     scheme: "nf4", "nf4-dq" (with double quantization), "fp4", "int8" or "none". block_size: the
-    weights per absmax in the 4-bit schemes. Raises InputError for an unknown scheme, and for a
-    weight that is quantized already or not finite. `error_report` measures the error.
+    weights per absmax in the 4-bit schemes. Raises InputError for an unknown scheme, a wrong block
+    size, and a weight that is quantized already or not finite. `error_report` measures the error.
     """
     leaves = flatten(model.base)
     for path in filter(is_projection, leaves):
@@ -70,6 +70,7 @@ def quantize_leaf(path, w, scheme, block_size=64):
     try:
         if scheme == "int8":
             return int8.quantize(w)
+        check_setting("block_size", block_size, POSITIVE_INT)
         code, _, double_quant = scheme.partition("-")
         return quantize_4bit(w, block_size, double_quant, code)
     except InputError as error:

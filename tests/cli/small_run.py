@@ -7,9 +7,11 @@ import numpy as np
 from lessons.helpers.pretraining import llama, random_params
 from minilora import cli
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.formats.checkpoint import read_metadata
 from minilora.formats.pretrained import save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.model import Model
+from minilora.tree import arrays, overlay, tree_map
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
 
@@ -39,6 +41,11 @@ def train(base, data, out, *more):
     return run("train --model", base, "--data", data, "--adapter-path", out, FEW_STEPS, *more)
 
 
+def changed(adapters):
+    """Return adapters that change the outputs, as training leaves them."""
+    return overlay(adapters, tree_map(lambda w: w + np.float32(0.1), arrays(adapters)))
+
+
 def at(folder):
     return "--adapter-path", folder
 
@@ -58,6 +65,32 @@ def files(folder):
 def metrics(folder):
     """The rows of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+LEFT_BY_A_KILL = (".lock", ".tmp")
+TIMINGS = ("seconds", "peak_rss_mb")
+
+
+def untimed(rows):
+    return [{name: row[name] for name in row if name not in TIMINGS} for row in rows]
+
+
+def contents(folder):
+    """Return {file: something to compare} of the folder of a run, without timings."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if name == "checkpoint.safetensors":
+            numbers, facts = read_metadata(path)
+            facts.pop("metrics_sha256")  # of records with timings
+            rows = untimed(map(json.loads, history(path).splitlines()))
+            found[name] = tensors(path), numbers, facts, rows
+            assert folder.name == "run" or rows == untimed(metrics(folder))
+        elif name == "metrics.jsonl":
+            found[name] = untimed(metrics(folder))
+        elif not path.is_dir() and not name.endswith(LEFT_BY_A_KILL):
+            found[name] = path.read_bytes()
+    return found
 
 
 def history(path):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_run import at, error_of, metrics, run, train, write_base, write_rows
+from small_run import at, changed, error_of, metrics, run, train, write_base, write_rows
 from toy_models import CONFIG, leaves, tiny
 
 import minilora
@@ -38,7 +38,7 @@ def test_the_base_of_an_adapter_is_stored_as_the_flags_or_its_file_say(start, ba
     words = ["train", "--model", str(base), "--quantize", "fp4", "--block-size", "32"]
     start_flag = ["--init-lora-weights", start] if start == "pissa" else []
     new = load_for_training(parse([*words, *start_flag]))
-    save_adapter(tmp_path, new.adapters, new.model, new.adapter_config)
+    save_adapter(tmp_path, changed(new.adapters), new.model, new.adapter_config)
 
     def stored(loaded):
         w = loaded.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
@@ -102,7 +102,8 @@ def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path
     """As one of PEFT."""
     folder, config = tmp_path / "peft", LoraConfig()
     model = load(base).model._replace(source=Source())
-    save_adapter(folder, *get_peft_model(model, config), config)
+    adapters, model = get_peft_model(model, config)
+    save_adapter(folder, changed(adapters), model, config)
     words = "train --iters 1 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
     for line in (words, ["evaluate", *at(folder)]):
         error = error_of(capsys, run(*line))
@@ -203,6 +204,13 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert line.endswith("; 5 cut to --max-seq-length 8")
 
+    long = write_rows(tmp_path / "long.jsonl", [{"text": "a" * 300}])
+    assert run("evaluate --json --model", base, "--data", long) == 0
+    assert json.loads(capsys.readouterr().out)["cut"] == 0
+    for command in ("evaluate", "inspect"):
+        error = error_of(capsys, run(command, "--mask-prompt --model", base, "--data", long))
+        assert "--mask-prompt has no effect on rows without a prompt: leave it out" in error
+
     out = tmp_path / "run"
     assert train(base, path, out, "--mask-prompt --max-seq-length 10") == 0
     printed = capsys.readouterr().out
@@ -228,12 +236,13 @@ def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, 
     score = json.loads(capsys.readouterr().out)
     assert score["data"] == f"valid split of {table}"
     # other data: the columns of the run, unless others are given; built-in data have their keys
-    rows = [{"prompt": "40+1=", "completion": "41"}]
+    rows = [{"prompt": f"{n}+1=\nis", "completion": str(n + 1)} for n in (3, 40)]
     other = write_rows(tmp_path / "other.jsonl", rows)
     assert run("evaluate --data", other, *at(out)) == 2
-    assert "line 1: the keys are ['completion', 'prompt']: a row" in capsys.readouterr().err
+    assert f"no row of {other} has 'question'" in capsys.readouterr().err
     given = "--columns prompt=prompt completion=completion"
-    assert run("evaluate", given, "--data", other, *at(out)) == 0
+    assert run("evaluate --json", given, "--data", other, *at(out)) == 0
+    assert json.loads(capsys.readouterr().out)["trained_on"] == 1
     assert run("evaluate --data questions --split valid", *at(out)) == 0
 
 
@@ -252,6 +261,9 @@ def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
     marked = [(line[0], line.split(maxsplit=1 + (line[0] == "*"))[-1]) for line in lines]
     assert "".join(eval(text) for _, text in marked) == "Add\n0+1\n1"
     assert [text for mark, text in marked if mark == "*"] == ["'1'", "''"]  # and the end token
+    assert run(*words, "--no-mask-prompt") == 0
+    lines = capsys.readouterr().out.split("counts the tokens with *:\n")[1].splitlines()
+    assert "".join(line[0] for line in lines) == " " + "*" * 9  # nothing predicts the first token
 
 
 def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
@@ -333,8 +345,8 @@ def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     first = {"max_tokens": 9, "temp": 2.0, "top_p": 1.0, "seed": 5}
     seen = set()
-    for changed in ({}, {"max_tokens": 4}, {"temp": 0.3}, {"top_p": 0.05}, {"seed": 6}):
-        given = first | changed
+    for other in ({}, {"max_tokens": 4}, {"temp": 0.3}, {"top_p": 0.05}, {"seed": 6}):
+        given = first | other
         words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
         assert run("generate --model", base, "--prompt", *prompts, *words) == 0
         printed = capsys.readouterr().out
@@ -415,13 +427,21 @@ def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
         (["Hi"], "[user]Hi[assistant]"),
         (["Hi", "--raw"], "Hi"),
         (["Hi", "--system-prompt", ""], "[system][user]Hi[assistant]"),
-        (["-", "--raw"], "from\na file"),
-        (["-", "--system-prompt", "S"], "[system]S[user]from\na file[assistant]"),
+        (["-", "--raw"], "\n from\na file "),
+        (["-", "--system-prompt", "S"], "[system]S[user]\n from\na file [assistant]"),
     ):
-        monkeypatch.setattr("sys.stdin", io.StringIO("from\na file\n"))
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n from\na file \n"))
         assert cli.main(["generate", "--model", str(chat_base), "--prompt", *words]) == 0
         assert asked.pop()[0] == prompt
         assert capsys.readouterr().out == "yes 1\n"
+
+
+def test_a_character_is_printed_when_its_last_byte_is_there(base, monkeypatch, capsys):
+    """Half a character at the end of an answer is U+FFFD."""
+    for raw, text in (("é漢\U0001f600".encode(), "é漢\U0001f600"), (b"a\xc3", "a\ufffd")):
+        monkeypatch.setattr("minilora.generation.generate", lambda *_, raw=raw, **options: raw)
+        assert run("generate --prompt a --model", base) == 0
+        assert capsys.readouterr().out == text + "\n"
 
 
 def test_a_system_prompt_that_the_model_would_not_see_is_refused(base, chat_base, capsys):

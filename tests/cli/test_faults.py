@@ -1,7 +1,6 @@
 """System errors and kills at every file operation of a run."""
 
 import errno
-import json
 import os
 import shutil
 from contextlib import suppress
@@ -9,7 +8,7 @@ from itertools import product
 
 import pytest
 from faults import Faults
-from small_run import history, metrics, run, tensors, write_base, write_rows
+from small_run import LEFT_BY_A_KILL, changed, contents, run, write_base, write_rows
 
 import minilora
 from minilora.config import InputError, LoraConfig
@@ -20,8 +19,6 @@ STEPS = (
     "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01 "
     "--lora-dropout 0.2 --keep-best"
 )
-LEFT_BY_A_KILL = (".lock", ".tmp")
-TIMINGS = ("seconds", "peak_rss_mb")
 KILLED = 9
 
 
@@ -43,28 +40,6 @@ def place(tmp_path_factory):
 def train(folder, more=""):
     words = "train --model", folder / "base", "--data", folder / "rows.jsonl", STEPS, more
     return run(*words, "--adapter-path", folder / "run")
-
-
-def untimed(rows):
-    return [{name: row[name] for name in row if name not in TIMINGS} for row in rows]
-
-
-def contents(folder):
-    """Return {file: something to compare} of the folder of a run, without timings."""
-    found = {}
-    for path in folder.rglob("*"):
-        name = str(path.relative_to(folder))
-        if name == "checkpoint.safetensors":
-            numbers, facts = read_metadata(path)
-            facts.pop("metrics_sha256")  # of records with timings
-            rows = untimed(map(json.loads, history(path).splitlines()))
-            found[name] = tensors(path), numbers, facts, rows
-            assert folder.name == "run" or rows == untimed(metrics(folder))
-        elif name == "metrics.jsonl":
-            found[name] = untimed(metrics(folder))
-        elif not path.is_dir() and not name.endswith(LEFT_BY_A_KILL):
-            found[name] = path.read_bytes()
-    return found
 
 
 def checkpoint_of(folder):
@@ -173,7 +148,8 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
     saved = {}
     for r in (2, 5):
         config = LoraConfig(r=r)
-        saved[r] = *minilora.get_peft_model(model, config), config
+        adapters, _ = minilora.get_peft_model(model, config)
+        saved[r] = changed(adapters), model, config
 
     def save(r):
         save_adapter(folder, *saved[r])

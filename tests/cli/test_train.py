@@ -3,12 +3,14 @@
 import re
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_run import (
     at,
+    changed,
     error_of,
     files,
     history,
@@ -31,7 +33,7 @@ from minilora.cli.loading import (
     make_adapter_config,
     unused_settings,
 )
-from minilora.cli.run import RunWriter, check_memory, steps_of_epochs
+from minilora.cli.run import RunWriter, check_memory, print_length, steps_of_epochs
 from minilora.config import InputError
 from minilora.data.packing import pack_examples
 from minilora.evaluation import plot
@@ -45,6 +47,7 @@ from minilora.formats.checkpoint import (
 )
 from minilora.formats.files import digest as files_digest
 from minilora.formats.pretrained import load
+from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
 from minilora.methods.replaced import also_train
 from minilora.model import Model, Source
@@ -217,21 +220,22 @@ def test_a_run_without_held_out_rows_prints_its_loss(base, tmp_path, capsys):
 def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     base, tmp_path, monkeypatch, capsys
 ):
-    folder, counts = tmp_path / "splits", []
+    folder, seen = tmp_path / "splits", []
     folder.mkdir()
     rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(9)]
     for split in ("train", "valid"):
         write_rows(folder / f"{split}.jsonl", rows)
 
     def counting(adapters, model, examples, *more):
-        counts.append(len(examples))
+        seen.append(examples)
         return minilora.evaluate(adapters, model, examples, *more)
 
     for place in ("minilora.cli.run.evaluate", "minilora.evaluation.loop.evaluate"):
         monkeypatch.setattr(place, counting)
     out = tmp_path / "run"
     assert train(base, folder, out, "--iters 2 --val-batches 2 --batch-size 3") == 0
-    assert counts == [6, 6]  # before the first step, and after the last
+    first, _ = encode_rows(rows[:6], load(base)[1], TrainConfig())
+    assert seen == [first, first]  # before the first step, and after the last
     printed = capsys.readouterr().out
     assert len(re.findall(", on 6 of 9 held-out rows\n", printed)) == 2
     last = metrics(out)[-1]
@@ -255,6 +259,7 @@ def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monke
     for name in set(fused.__all__) - {"THREADS"}:
         monkeypatch.setattr(fused, name, forbidden)
     assert train(base, data, tmp_path / "run", "--iters 2 --plain") == 0
+    assert run("train --resume --iters 3", *at(tmp_path / "run")) == 0
     with pytest.raises(AssertionError, match="an optimized operation"):
         train(base, data, tmp_path / "run", "--overwrite")
 
@@ -332,7 +337,7 @@ def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
     assert run("train --resume --epochs 2", *at(out)) == 0 and step_of(out) == 18
 
 
-def test_epochs_are_steps():
+def test_epochs_are_steps(capsys):
     """A packed sequence is one sequence: rows of 6 to 8 tokens, in sequences of 11 places."""
     examples = [Example([1] * n, [1] * n) for n in (7, 8, 9) * 6]
     config = TrainConfig(batch_size=2)
@@ -344,6 +349,12 @@ def test_epochs_are_steps():
     assert len(packed) < len(examples)
     config = TrainConfig(batch_size=1, packing=True, max_seq_length=14)
     assert steps_of_epochs(4, examples, config) == 4 * len(packed)
+    for n in (len(packed), len(packed) + 1):
+        print_length(examples, replace(config, batch_size=n, iters=40))
+        line = f"18 rows in {len(packed)} packed sequences, 40 steps of {n} sequences: "
+        printed, said = capsys.readouterr()
+        assert printed == f"{line}{40 * n / len(packed):.1f} epochs\n"
+        assert said.startswith("warning: each step repeats sequences") == (n > len(packed))
 
 
 @pytest.fixture
@@ -459,6 +470,24 @@ def test_defaults_then_recipe_then_checkpoint_then_file_then_flags(tmp_path, mon
     assert args.mask_prompt is True and args.weight_decay == 0  # of the recipe, and the default
     args = parse(["train", "--resume", "-c", "settings.toml", "--adapter-path", "adapters"])
     assert args.adapter_path == "adapters" and args.save_every == 50 and args.iters == 8
+    toml.write_text("epochs = 2\n")
+    words = ["train", "-c", "settings.toml"]
+    for more, epochs in (([], 2), (["--iters", "50"], None), (["--epochs", "3"], 3)):
+        assert parse([*words, *more]).epochs == epochs
+
+
+def test_patterns_and_regular_expressions_are_those_of_the_lora_config(tmp_path):
+    """As PEFT writes them: one string is a regular expression, and a pattern is a table."""
+    toml = tmp_path / "settings.toml"
+    toml.write_text('\ufefftarget_modules = ".*q_proj"\n[rank_pattern]\n"0.*=?q_proj" = 3\n')
+    words = ["--alpha-pattern", "q_proj=1.5", "--exclude-modules", "0.self_attn.q_proj", "k_proj"]
+    found = make_adapter_config(parse(["train", "-c", str(toml), "--data", "notes", *words]))
+    assert found == LoraConfig(
+        target_modules=".*q_proj", exclude_modules=["0.self_attn.q_proj", "k_proj"],
+        rank_pattern={"0.*=?q_proj": 3}, alpha_pattern={"q_proj": 1.5},
+    )  # fmt: skip
+    names = make_adapter_config(parse(["train", "--target-modules", "self_attn.q_proj"]))
+    assert names.target_modules == ("self_attn.q_proj",)
 
 
 def test_a_resume_takes_no_other_value_of_any_setting(tmp_path):
@@ -525,7 +554,13 @@ def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch,
     assert {k: written[k] for k in names} == {k: str(moved / v) for k, v in names.items()}
     other = write_rows(tmp_path / "other.jsonl", [{"text": "another row"}] * 20)
     assert run("train --resume --data", other, *where[:2], *at(moved / "run")) == 2
-    assert f"error: the files of --data {other} have changed" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
+    then = f"the run in {moved / 'run'} has {where[3]}, and the contents differ: leave --data out"
+    assert error.startswith(f"error: --data is {other}, but {then}")
+    where[3].write_text(other.read_text())
+    assert run("train --resume", *at(moved / "run")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"the files of --data {where[3]} have changed since the run started" in error
 
 
 def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(
@@ -560,25 +595,30 @@ NO_EFFECT = {  # flags: the part of them that has no effect
     "--layers-to-transform 1 --layer-lr-decay 0.5": "--layer-lr-decay",
     "--optimizer muon --adam-beta1 0.8": "--adam-beta1",
     "--steps-per-eval 2": "--steps-per-eval", "--val-batches 2": "--val-batches",
-    "--mask-prompt": "--mask-prompt",
+    "--optimizer muon --method norm": "--optimizer muon",
+    "--mask-prompt": "--mask-prompt", "--chat-date 2001-02-03": "--chat-date",
+    "--no-keep-best --early-stopping-patience 2": "--keep-best",
+    "--keep-best --early-stopping-patience 2": "--keep-best",
 }  # fmt: skip
 EFFECT = (  # some of the same flags, where they have one
     "--method dora --lora-r 3 --target-modules q_proj", "--method prefix --num-virtual-tokens 3",
     "--method bottleneck --bottleneck-size 3", "--quantize fp4 --block-size 32",
     "--also-train norm --also-train-lr-scale 0.5", "--method dora --loraplus-lr-ratio 16",
     "--method norm --layer-lr-decay 0.5", "--no-mask-prompt",
-    "--optimizer muon --also-train norm --adam-beta1 0.8",
+    "--optimizer muon --also-train norm --adam-beta1 0.8", "--mask-prompt --seed 3",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", [*NO_EFFECT, *EFFECT])
 def test_a_flag_without_effect_is_refused(flags, base, tmp_path):
-    """The rows are two texts for training, and none is held out."""
+    """The rows are two texts for training, of which one may have a prompt; none is held out."""
     if "{adapter}" in flags:
         config = LoraConfig()
-        save_adapter(tmp_path, *get_peft_model(load(base).model, config), config)
+        adapters, model = get_peft_model(load(base).model, config)
+        save_adapter(tmp_path, changed(adapters), model, config)
     args = parse(["train", "--model", str(base), *flags.format(adapter=tmp_path).split()])
-    loaded, examples = load_for_training(args), [Example([1, 2], [1, 1])] * 2
+    loaded, text = load_for_training(args), Example([1, 2], [1, 1])
+    examples = [text, Example([1, 2], [0, 1]) if flags in EFFECT else text]
     config = TrainConfig(mask_prompt=args.mask_prompt, optimizer=args.optimizer)
     if flags in EFFECT:
         names = {word[2:].replace("-", "_") for word in flags.split() if word[:2] == "--"}
@@ -591,7 +631,7 @@ def test_a_flag_without_effect_is_refused(flags, base, tmp_path):
 def test_an_adapter_to_start_from_has_its_own_settings(base, tmp_path):
     config = LoraConfig(r=5, lora_alpha=3, target_modules="all-linear", use_dora=True)
     adapters, model = get_peft_model(load(base).model, config)
-    adapters = also_train(adapters, model.base, ["norm"])
+    adapters = also_train(changed(adapters), model.base, ["norm"])
     save_adapter(tmp_path, adapters, model, config)
     words = ["train", "--model", str(base), "--also-train", "head", "--init-adapter"]
     args = parse([*words, str(tmp_path)])
@@ -618,6 +658,7 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
     words = "train --iters 1 --adapter-dtype bfloat16 --data", data, *at(third)
     capsys.readouterr()
     assert run(*words, "--init-adapter", first) == 0 and capsys.readouterr().err == ""
+    assert {entry.dtype for entry in read_header(third / WEIGHTS).values()} == {"BF16"}
     settings = settings_of(third)
     assert "num_virtual_tokens" not in settings
     assert (settings["model"], settings["quantize"]) == (str(base), "int8")

@@ -172,6 +172,13 @@ def test_hidden_checks_say_no_call_and_no_value():
     assert crash.text == "failed: exception"
 
 
+def test_the_result_is_compared_on_forty_calls_and_a_property_on_sixteen():
+    nothing = Local(lambda codes: None)
+    for rule, calls in ((judge.REFERENCE, 40), (PACK.rules[0], 16)):
+        for seed in (None, 5):
+            assert len([*judge.wrong_calls(PACK, nothing, rule, seed)]) == calls
+
+
 def test_half_of_the_share_is_for_the_properties_that_hold():
     assert answer(NEAREST, ties).share == 0.5
     assert answer(PACK, lambda codes: nf4.pack_4bit(codes) ^ 1).share == 0.25  # four bits per code
@@ -324,6 +331,10 @@ def test_a_way_through_an_exercise(space, capsys):
     (space / "own.py").write_text("import nearest_code\n", encoding="utf-8")
     written(NEAREST, space / "nearest_code.py", f"    import own\n{RIGHT_BODY}")
     assert run("check", "nearest_code.py").out == "nearest-code: passed\n"
+    (space / "progress.json").rename(space / "passed.json")
+    (space / "progress.json").write_text('{"nearest-code": "passed", "warmup": "passed"}')
+    assert "1 of 2 passed" in run("list").out  # there is no file of the other one here
+    (space / "passed.json").rename(space / "progress.json")
     listed = run("list").out
     assert "passed  nearest-code" in listed and "1 of 2 passed" in listed
     noted = json.loads((space / "progress.json").read_text("utf-8"))
@@ -423,6 +434,7 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
 def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     open_check = judge.Verdict(0.0, "failed: \ud800")
     grade = report.grade(NEAREST, open_check, judge.NOT_WRITTEN)
+    assert report.grade(NEAREST, judge.PASSED, open_check).result == open_check.text == grade.result
     report.write(tmp_path, {"J\udcf6rg": ({NEAREST.id: grade}, [])}, "J\udcf6rg")
     assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text("utf-8")
     assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text("utf-8")
@@ -656,7 +668,7 @@ def test_a_call_is_run_again_in_this_process(space, capsys):
     assert line[0] in out and "likely" not in out  # a breakpoint stops at few calls
     assert 0 < out.count("here") < 10
     written(NEAREST, space / NEAREST.file, RIGHT_BODY)
-    assert own(argv) == 0
+    assert own(argv) == 0 and not Path("progress.json").exists()  # one call proves little
     assert own([*argv[:-1], "no call"]) == 2
     assert "--call" in capsys.readouterr().err
 

@@ -12,9 +12,20 @@ from models import TINY, random_examples, seeds
 
 from minilora.batching import Example, batch_at, collate
 from minilora.config import InputError, TrainConfig
+from minilora.data import tasks
 from minilora.data.packing import pack_examples
-from minilora.data.rows import encode, encode_rows, existing_split, load_rows, read_rows, split_row
+from minilora.data.rows import (
+    encode,
+    encode_rows,
+    existing_split,
+    load_rows,
+    read_rows,
+    reason_to_leave_out,
+    row_content,
+    split_row,
+)
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.tree import without
 
 BYTES, EOS = ByteTokenizer(), 255
 
@@ -36,6 +47,10 @@ class Chat:
     def encode(self, text, add_special_tokens=True):
         start = "^" if add_special_tokens else ""
         return list((start + text).encode())
+
+    def encode_pieces(self, pieces, add_special_tokens=True):
+        first = next(i for i, piece in enumerate(pieces) if piece)
+        return [self.encode(p, add_special_tokens and i == first) for i, p in enumerate(pieces)]
 
     def render(self, messages, add_generation_prompt=False, tools=None):
         turns = f"[{json.dumps(tools)}]\n" if tools and "tools" in self.shows else ""
@@ -88,15 +103,18 @@ def test_rows_of_all_forms(tmp_path):
 
 @pytest.mark.parametrize("line, message", [
     ('{"text": "a"', "not JSON"),
+    ('{"text": "a", "id": 1, "text": "b"}', "not JSON: the key 'text' is there twice"),
     (b"[" * 100_000, "not JSON"),
     (b'{"text": "\xff"}', "not UTF-8"),
     ("[1]", "the row must be a JSON object"),
     ('{"prompt": "a"}', r"the keys are \['prompt'\]: a row needs text, or prompt and completion"),
     ('{"text": null}', "text must be a string, not None"),
     ('{"prompt": "a", "completion": 1.5}', "completion must be a string, not 1.5"),
+    ('{"prompt": "a", "messages": []}', r"the keys are .*: choose one, .*messages=messages"),
+    ('{"text": "a\\ud83d"}', r"not Unicode: '\\ud83d' is half of a character"),
     ('{"messages": []}', "the last message must be of the assist"),
     ('{"messages": [{"content": "a"}]}', "messages must be"),
-    ('{"messages": [{"role": "user", "content": "a"}]}', "the last message must be of the assist"),
+    ('{"messages": [{"role": "user", "content": "a"}]}', ".* of the assistant, not of 'user'"),
     ('{"messages": [{"role": "assistant", "content": null}]}', "content must be a string, not N"),
     ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "weights of messages"),
     ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools are not JSON"),
@@ -127,6 +145,10 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
     ("rows.json", '[\n{"text": "a"},\n{"text": }]', ": not a JSON list of rows: .* line 3 column"),
     ("rows.json", b'[{"text":\n"\xff"}]', ", line 2: not UTF-8"),
     ("rows.json", '[{"text": "a"}, {"txt": "a"}]', r", row 2: the keys are \['txt'\]"),
+    ("rows.csv", "text,id,text\na,1,b\n", ", line 1: 2 columns are named 'text'"),
+    ("rows.tsv", "text\na\n", r": a \.tsv file is not read as rows: save the table as \.csv"),
+    ("rows.txt", "Once upon a time\n", r": a \.txt file is not read as rows: .* of a \.jsonl file"),
+    ("rows.parquet", b"PAR1\xff", r": a \.parquet file is not read as rows: convert it"),
     ("rows.csv", "prompt,completion\n", " is empty"),
     ("rows.csv", "prompt,completion\na,b\n\na,b,c\n", ", line 4: more or fewer cells"),
     ("rows.csv", 'prompt,completion\n"a\nb",c\na\n', ", line 4: more or fewer cells"),
@@ -146,12 +168,20 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     columns = {"prompt": "question", "completion": "answer"}
     # other columns are not read, so that the text does not make the row ambiguous
     assert load_rows(path, "train", columns=columns) == [{"prompt": "a", "completion": "b"}]
-    with pytest.raises(InputError, match=r"line 2: the keys are .*'text'\]: .*--columns"):
-        load_rows(path, "train", columns=columns | {"completion": "reply"})
+    for wrong, message in (
+        (
+            {"completion": "reply"},
+            r"--columns completion=reply: no row of .* has 'reply': .* answer,",
+        ),
+        ({"anwser": "answer"}, "a row has no 'anwser': give completion, conversations"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_rows(path, "train", columns=columns | wrong)
     with pytest.raises(InputError, match="`columns` is for files: the rows of notes"):
         load_rows("notes", "train", columns)
-    optional = {"instruction": "question", "input": "context", "output": "answer"}
-    assert load_rows(path, "train", columns=optional)[0]["prompt"] == "a"
+    some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
+    optional = {"instruction": "q", "input": "c", "output": "a"}  # a row may lack a column
+    assert [row["prompt"] for row in load_rows(some, "train", optional)] == ["a", "a\nc"]
 
 
 def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
@@ -163,7 +193,7 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     sharegpt = {
         "conversations": [
             {"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},
-            {"from": "observation", "value": "2"}, {"from": "assistant", "value": "two"},
+            {"from": "observation", "value": "2"}, {"from": "chatgpt", "value": "two"},
         ],
         "system": "Be brief.",
     }  # fmt: skip
@@ -176,7 +206,7 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
         ("assistant", "two"),
     ]  # fmt: skip
     # a chat template gets the instruction as the request; bytes get a line between the two
-    assert bytes(encode(first, Chat()).tokens) == b"^<u:Add.\n2+2|>\n<a:4|"
+    assert bytes(encode(first, Chat()).tokens) == b"<u:Add.\n2+2|>\n<a:4|"
     example = encode(first, BYTES, mask_prompt=True)
     assert example.tokens == [*b"Add.\n2+2\n4", EOS] and targets_of(example) == "4\xff"
 
@@ -189,9 +219,13 @@ def test_every_tenth_row_of_a_file_is_held_out(tmp_path):
 
 
 def test_a_folder_has_a_file_per_split(tmp_path):
-    write(tmp_path, "text\ntrain\n", "train.csv")
-    with pytest.raises(InputError, match=r"valid\.jsonl cannot be read"):
+    with pytest.raises(InputError, match=r"train\.jsonl cannot be read"):
         load_rows(tmp_path, "valid")
+    table = write(tmp_path, "text\n" + "train\n" * 19 + "x" * 200_000, "train.csv")
+    for split in tasks.SPLITS:  # without other files, as for a file
+        assert load_rows(tmp_path, split) == load_rows(table, split)
+    assert [len(row["text"]) for row in load_rows(table, "valid")] == [5, 200_000]
+    write(tmp_path, "text\ntrain\n", "train.csv")
     write(tmp_path, '{"text": "valid"}', "valid.jsonl")
     for split in ("train", "valid"):
         assert load_rows(tmp_path, split) == [{"text": split}]
@@ -216,14 +250,15 @@ def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
 
 @pytest.mark.parametrize("mask_prompt", [False, True])
 @pytest.mark.parametrize(("row", "tokens", "answer"), [
-    # one `^` at the very beginning, and nothing of what the template writes after the end token
-    (chat_row("2+2?", "4"), "^<u:2+2?|>\n<a:4|", "4|"),
-    (chat_row("1", "a", "2", "b"), "^<u:1|>\n<a:a|>\n<u:2|>\n<a:b|", "a|b|"),
-    # a text is its own answer, with the chats that it may hold; a written end is not doubled
+    # the template writes all special tokens, and what it writes after the end token is dropped
+    (chat_row("2+2?", "4"), "<u:2+2?|>\n<a:4|", "4|"),
+    (chat_row("1", "a", "2", "b"), "<u:1|>\n<a:a|>\n<u:2|>\n<a:b|", "a|b|"),
+    # before a text, the tokenizer adds its `^`; a text is its own answer, with the chats that it
+    # may hold; a written end is not doubled
     ({"text": "<u:1|>\n<a:one|"}, "^<u:1|>\n<a:one|", "^<u:1|>\n<a:one|"),
     # an answer that nothing precedes is context if another one follows
-    ({"messages": chat_row("", "hi", "q", "a")["messages"][1:]}, "^<a:hi|>\n<u:q|>\n<a:a|", "a|"),
-    ({"messages": chat_row("", "hi")["messages"][1:]}, "^<a:hi|", "hi|"),
+    ({"messages": chat_row("", "hi", "q", "a")["messages"][1:]}, "<a:hi|>\n<u:q|>\n<a:a|", "a|"),
+    ({"messages": chat_row("", "hi")["messages"][1:]}, "<a:hi|", "hi|"),
 ])  # fmt: skip
 def test_the_answers_of_a_row(row, tokens, answer, mask_prompt):
     example = encode(row, Chat(), mask_prompt)
@@ -241,7 +276,7 @@ texts = st.text(alphabet=st.characters(exclude_characters="|", exclude_categorie
 def test_the_targets_are_the_answers_and_nothing_else(turns, last):
     """The oracle marks the characters of the answers while it writes the chat."""
     turns = [("user", "q"), *turns, ("assistant", last)]
-    text, marks = "^", [0]
+    text, marks = "", []
     for n, (role, content) in enumerate(turns):
         pieces = [(f"<{role[0]}:", 0), (content + "|", role == "assistant")]
         if n < len(turns) - 1:
@@ -253,13 +288,13 @@ def test_the_targets_are_the_answers_and_nothing_else(turns, last):
     masked = encode(row, Chat(), mask_prompt=True)
     assert bytes(masked.tokens) == text.encode() and masked.mask == marks
     before, answer = split_row(row, Chat())
-    assert answer == f"{last}|>\n" and f"^{before}{answer}" == text + ">\n"
+    assert answer == f"{last}|>\n" and before + answer == text + ">\n"
 
 
 def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
     row = chat_row("1", "one", "2", "two")
     example = encode(row, Chat(thinks=True), mask_prompt=True)
-    assert bytes(example.tokens) == b"^<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
+    assert bytes(example.tokens) == b"<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
     assert targets_of(example) == "one|(hm)two|"
     with pytest.raises(InputError, match="template rewrites earlier turns"):
         encode(row, Chat(thinks=True, end="!"), mask_prompt=True)
@@ -297,7 +332,7 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     example = encode(row, Chat(), mask_prompt=True)
     assert targets_of(example) == f"{json.dumps([CALL])}|a|"
     assert example == encode(same, Chat(), mask_prompt=True)
-    assert bytes(example.tokens).startswith(b"^[" + json.dumps([SCHEMA]).encode() + b"]\n<u:q|>")
+    assert bytes(example.tokens).startswith(b"[" + json.dumps([SCHEMA]).encode() + b"]\n<u:q|>")
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
@@ -308,6 +343,12 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert kept == [encode(some[0], Chat()), encode(some[2], Chat())]
     why = "tools that the chat template does not show"
     assert capsys.readouterr().err == f"warning: 2 of 4 rows are left out: {why}\n"
+    told = TOOL_ROW["messages"][1] | {"content": "I look."}  # a call is dropped, its text is not
+    row = {"messages": [TOOL_ROW["messages"][0], told]}
+    assert bool(reason_to_leave_out(row, Chat(shows=shows))) == (shows != "calls")
+    other = without(CALL, "type")
+    rows = [row, {"messages": [row["messages"][0], told | {"tool_calls": [other]}]}]
+    assert row_content(rows[0]) != row_content(rows[1])
 
 
 # -------------------------------------------------------------------------------- preparing
@@ -326,12 +367,13 @@ def test_long_rows_are_cut_and_counted():
 
 def test_rows_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
     # the prompt alone fills the length
-    lost = [{"prompt": "abcdef", "completion": "x"}, {"text": ""}, chat_row("q", "  ")]
+    empty = [{"text": ""}, chat_row("q", "  "), chat_row("q", "", "q", "a")]
+    lost = [{"prompt": "abcdef", "completion": "x"}, *empty]
     kept, cut = prepared(*lost, {"prompt": "abcde", "completion": "xyz"}, {"text": "a"})
     assert [targets_of(e) for e in kept] == ["x", "a\xff"]
     assert cut == 1  # of the rows that are kept
-    why = ("no target token within --max-seq-length 6", 1), ("an empty answer", 2)
-    warnings = [f"warning: {n} of 5 rows are left out: {reason}\n" for reason, n in why]
+    why = ("no target token within --max-seq-length 6", 1), ("an empty answer", 3)
+    warnings = [f"warning: {n} of 6 rows are left out: {reason}\n" for reason, n in why]
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
     with pytest.raises(InputError, match="no row can be learned: there is none"):
@@ -342,6 +384,33 @@ def test_rows_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
         prepared(*lost)
     with pytest.raises(InputError, match=r"rows\[1\]: the keys are \['answer', 'question'\]"):
         prepared({"text": "a"}, {"question": "a", "answer": "b"})
+
+
+@pytest.mark.parametrize("answer, reason", [
+    ("Write | and", "the text of the end token inside an answer"),
+    ("|", "the text of the end token inside an answer"),
+    ("4|", ""),  # a written end is not doubled
+])  # fmt: skip
+def test_the_text_of_the_end_token_ends_no_answer(answer, reason):
+    assert reason_to_leave_out(chat_row("1", answer, "2", "b"), Chat()) == reason
+    assert not reason_to_leave_out(chat_row("a|b", "c"), Chat())
+    if not reason:
+        assert bytes(encode(chat_row("2+2?", answer), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
+
+
+def test_a_row_that_the_template_rejects_is_named():
+    class Strict(Chat):
+        def render(self, messages, add_generation_prompt=False, tools=None):
+            if [m["role"] for m in messages[:2]] in ([], ["assistant", "user"]):
+                raise InputError("the chat template rejects these messages")
+            return super().render(messages, add_generation_prompt)
+
+    some = [chat_row("q", "a"), {"messages": chat_row("", "hi", "q", "a")["messages"][1:]}]
+    with pytest.raises(InputError, match=r"rows\[1\], 'hi q a': the chat template rejects"):
+        encode_rows(some, Strict(), TrainConfig())
+    some[1]["messages"] = some[1]["messages"][:1]
+    with pytest.raises(InputError, match="needs a message before the answer: give it"):
+        encode_rows(some, Strict(), TrainConfig())
 
 
 # ----------------------------------------------------------------------- packing and batches
@@ -361,7 +430,7 @@ def test_packing_loses_nothing_and_fills_well(seed, n, length):
 
 def test_packing_takes_the_tightest_place():
     examples = [Example([0] * (n + 1), [1] * (n + 1)) for n in (6, 5, 4, 3, 2)]
-    sequences = pack_examples(examples, 11)
+    sequences = pack_examples(examples[::-1], 11)  # the longest example is the first
     assert sorted(sorted(len(e.tokens) - 1 for e in b) for b in sequences) == [[2, 3, 5], [4, 6]]
     # of two places of one size, it takes the one that was filled last
     sequences = pack_examples([examples[0], examples[0], examples[4]], 11)

@@ -49,21 +49,34 @@ def test_merges_special_tokens_and_single_digits():
 
 def test_digits_are_cut_off_before_anything_merges():
     """With the pre-tokenizer of SmolLM no merge contains a digit; with that of GPT-2 some do."""
-    tokens = [*tiny_vocabulary(), "12", "Ġ1"]
-    changes = {"tokens": tokens, "token_type": [3] * 3 + [1] * 260, "merges": ["1 2", "Ġ 1"]}
-    one, two, space = (tokens.index(x) for x in ("1", "2", "Ġ"))
+    tokens = [*tiny_vocabulary(), "12", "Ġ1", "ĠĠ"]
+    merges = ["1 2", "Ġ 1", "Ġ Ġ"]
+    changes = {"tokens": tokens, "token_type": [3] * 3 + [1] * 261, "merges": merges}
+    one, two, space, spaces = (tokens.index(x) for x in ("1", "2", "Ġ", "ĠĠ"))
     assert tiny(**changes).encode("12 1") == [one, two, space, one]
+    assert tiny(**changes).encode("  1") == [spaces, one], "GPT-2's takes a space with the digit"
     assert tiny(pre="gpt-2", **changes).encode("12 1") == [tokens.index("12"), tokens.index("Ġ1")]
+
+
+def test_a_user_defined_token_is_printed():
+    types = [3, 4, 3] + [1] * 258
+    assert (words := tiny(token_type=types)).encode("<|im_start|>") == [1]
+    assert words.decode([1, 2]) == "<|im_start|>"
 
 
 def test_a_first_token_of_each_text():
     t, he = tiny(), tiny_vocabulary().index("he")
     t.backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+        single="<|im_start|> $A <|im_end|>",
+        special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)],
     )
+    assert t.encode("") == [1]
+    assert t.encode("he<|im_end|>") == [1, he, 2], "only the end token of the text"
     assert t.encode("he") == [1, he]
     assert t.encode("<|im_start|>he") == [1, he], "no second BOS"
     assert t.encode("he", add_special_tokens=False) == [he]
+    assert t.encode_pieces(["", "he", "l"]) == [[], [1, he], t.encode("l", False)]
+    assert t.encode_pieces(["he", "l"], add_special_tokens=False) == [[he], t.encode("l", False)]
 
 
 # --- folders
@@ -186,6 +199,7 @@ def test_a_chat_template_prints_the_chat():
     ("{% for m in messages %}\n  {% if loop.first %}{% continue %}{% endif %}\n"
      "{{ m.role }}{% endfor %}", "assistant"),
     ("{%- generation %}x{% endgeneration -%}\n y", "xy"),
+    ("a\n {%+ generation +%}\nx{% endgeneration %}", "a\n \nx"),
 ])  # fmt: skip
 def test_a_template_sees_what_transformers_gives_it(template, expected):
     assert rendered(template, bos_token="<s>", eos_token="</s>") == expected

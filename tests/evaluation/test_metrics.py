@@ -13,7 +13,7 @@ from models import TINY, adapted, as_dtype, configs, fast_model, random_examples
 import minilora
 from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR, InputError
-from minilora.evaluation import metrics
+from minilora.evaluation import metrics, plot
 from minilora.evaluation.metrics import calibration_error, evaluate
 
 U32 = 2.0**-24
@@ -153,6 +153,29 @@ def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
     sizes = [len(part) * max(len(e.tokens) - 1 for e in part) for part in parts]
     assert max(sizes) <= tokens
     assert sorted(e for part in parts for e in part) == sorted(examples)
+
+
+def test_an_answer_that_no_target_covers_is_no_match():
+    """Only tokens that are targets as well are compared, for a row with any other answer, too."""
+    model = fast_model(seed=3)
+    tokens = greedy_examples(model, 1)[0].tokens
+    covered = Example(tokens, [0] * 5 + [1] * 2, [0] * 6 + [1])
+    beside = Example(tokens, [0] * 5 + [1] * 2, [0] * 3 + [1] * 2 + [0] * 2)
+    assert evaluate({}, model, [covered, beside])["exact_match"] == 1 / 2
+    wrong = [*tokens[:3], (tokens[3] + 1) % TINY.vocab_size, *tokens[4:]]
+    partly = Example(wrong, [0] * 4 + [1] * 3, [0] * 3 + [1] * 4)
+    hits = minilora.forward({}, model, [wrong[:-1]])[0].argmax(axis=-1)[3:] == wrong[4:]
+    assert evaluate({}, model, [partly])["exact_match"] == hits.all()
+
+
+# ------------------------------------------------------------------------------ the figure
+
+
+@given(st.lists(st.floats(-9, 9), max_size=25), st.integers(1, 12))
+def test_a_curve_is_smoothed_by_means_of_whole_windows(values, span):
+    ours = plot.smooth(values, span)
+    windows = [values[max(0, i - span + 1) : i + 1] for i in range(len(values))]
+    assert ours == pytest.approx([math.fsum(w) / len(w) for w in windows], abs=1e-12)
 
 
 # ------------------------------------------------------------------------------ calibration

@@ -350,6 +350,7 @@ REFUSED = [
     ("target_modules", ["q_proj", "nowhere"]),
     ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["mlp"]),
     ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"),
+    *((name, None) for name in peft_format.NEVER_NULL),
 ]  # fmt: skip
 
 
@@ -481,6 +482,32 @@ def test_folders_that_are_none(folder, tmp_path):
     assert "cannot be read" in refusal(folder)
     (folder / "adapter_model.safetensors").unlink()
     assert "cannot be read" in refusal(folder)
+
+
+@pytest.mark.parametrize("names", [["lora_A"], ["lora_B"], ["lora_A", "lora_B"]])
+def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
+    def zero(tensors, but=None):
+        for key in tensors:
+            if any(name in key for name in names) and (but is None or but not in key):
+                tensors[key][:] = 0
+
+    path = folder / "adapter_model.safetensors"
+    change_tensors(folder, lambda tensors: zero(tensors, but=Q0))
+    with warnings.catch_warnings(action="error"):
+        load_adapter(folder, random_model(TINY))
+    change_tensors(folder, zero)
+    with pytest.warns() as caught:
+        load_adapter(folder, random_model(TINY))
+    assert [str(w.message)[: len(str(path))] for w in caught] == [str(path)]
+    assert f"every {names[-1]} is zero" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "half", "int8", "float64"])
+def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
+    model = random_model(TINY)
+    with pytest.raises(InputError, match="`dtype` must be float32, float16, bfloat16, got"):
+        save_adapter(tmp_path / "a", adapted(model)[0], model, LoraConfig(), dtype)
+    assert not (tmp_path / "a").exists()
 
 
 UNSAVABLE = {  # changes of a leaf, or of the config: part of the message

@@ -151,7 +151,12 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
     [
         ("qwen3", {**WINDOW, "layer_types": [SLIDING, "full"]}, TYPES),
         ("qwen3", {**WINDOW, "layer_types": [SLIDING]}, TYPES),
-        ("qwen2", {**WINDOW, "max_window_layers": "2"}, "config.json is malformed: TypeError"),
+        ("qwen2", {**WINDOW, "max_window_layers": "2"}, "`max_window_layers` must be a whole"),
+        (
+            "qwen2",
+            {"use_sliding_window": False, "layer_types": [FULL, SLIDING]},
+            "layer_types has sliding_attention, but there is no sliding_window in use",
+        ),
         ("qwen2", {}, "q_proj.bias is missing"),
         ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_act 'gelu' is not implemented"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
@@ -160,7 +165,7 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
             {"use_bidirectional_attention": True},
             "use_bidirectional_attention True is not",
         ),
-        ("gemma3_text", {"rope_parameters": {SLIDING: 5}}, "config.json is malformed: TypeError"),
+        ("gemma3_text", {"rope_parameters": {SLIDING: 5}}, "`rope_parameters` must be an object"),
         (
             "gemma3_text",
             {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}},

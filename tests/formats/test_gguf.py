@@ -78,7 +78,7 @@ def test_blocks_by_hand():
     ("key", "value", "message"),
     [
         ("general__architecture", "gemma", "the architecture 'gemma' is not supported: " + FOLDER),
-        ("general__alignment", 0, "`general.alignment` must be a whole number from 1, got 0"),
+        ("general__alignment", 0, "`general.alignment` must be a power of two, got 0"),
         ("llama__block_count", None, "m.gguf: `num_hidden_layers` must be a whole"),
         ("llama__attention__layer_norm_rms_epsilon", None, "malformed: KeyError: .*rms_epsilon"),
         ("llama__rope__scaling__type", "yarn", "type 'yarn' is not supported: " + FOLDER),
@@ -136,7 +136,7 @@ def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "layers.1.mlp.up_proj.weight is missing"),
+        (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "m.gguf has a key or a tensor twice"),
         (b"GGUF\x03", b"GGUF\x09", "GGUF version 9"),
         (b"llama.block", b"llama\xffblock", "m.gguf is malformed: UnicodeDecodeError"),
     ],

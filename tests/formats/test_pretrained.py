@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from faults import Faults
-from toy_models import CONFIG, Q, assert_same, folder, leaves, tiny
+from toy_models import CONFIG, Q, assert_same, folder, leaves, raw_config, tiny
 
 from minilora.config import ALL_LINEAR, ATTENTION, InputError
 from minilora.data.tokenizer import ByteTokenizer
@@ -18,7 +18,9 @@ from minilora.formats.families import FAMILIES
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import files, load, save_pretrained, shapes
 from minilora.formats.quantized_file import save_quantized
-from minilora.model import Model
+from minilora.layers import dense
+from minilora.model import Model, lm_head
+from minilora.quant.schemes import quantize
 from minilora.tree import flatten, unflatten
 
 LLAMA3 = {
@@ -43,6 +45,27 @@ def test_a_folder_loads(tmp_path):
     assert replace(model.config, rms_norm_eps=CONFIG.rms_norm_eps) == CONFIG
     assert isinstance(words, ByteTokenizer)
     assert [file.name for file in files(path)] == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path, dtype):
+    """Whatever config.json says, as in transformers 5; also with one bit of difference."""
+    head = leaves()["model.embed_tokens.weight"].astype(dtype)
+    head[3, 4] = np.nextafter(head[3, 4], dtype(9))
+    w = {p: x.astype(dtype) for p, x in leaves().items()} | {"lm_head.weight": head}
+    model, _ = load(folder(tmp_path, w, tie_word_embeddings=True), low_precision=True)
+    np.testing.assert_array_equal(dense(lm_head(model.base)), head.astype(np.float32))
+    assert not model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "half", "int8", "float64", np.float32, None])
+@pytest.mark.parametrize("write", [save_pretrained, save_quantized])
+def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, write, dtype):
+    model = Model(CONFIG, unflatten(leaves()))
+    model = quantize(model, "nf4") if write is save_quantized else model
+    with pytest.raises(InputError, match="`dtype` must be float32, float16, bfloat16, got"):
+        write(tmp_path / "out", model, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -165,7 +188,7 @@ def test_defaults(tmp_path):
             "low_freq_factor 1.0 .* below high_freq_factor",
         ),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
-        ({"rope_parameters": [1]}, "config.json is malformed: TypeError"),
+        ({"rope_parameters": [1]}, r"`rope_parameters` must be an object .*, got \[1\]"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
         # the header says one thing, the configuration another
@@ -179,12 +202,23 @@ def test_defaults(tmp_path):
         ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
         ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
+        ({"bos_token_id": "1"}, "`bos_token_id` must be a whole number"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         load(folder(tmp_path, **changes))
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "name", ["rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "attention_bias"]
+)
+def test_null_is_no_default(tmp_path, name):
+    path = folder(tmp_path)
+    (path / "config.json").write_text(json.dumps(raw_config() | {name: None}))
+    with pytest.raises(InputError, match=f"`{name}` must be .*, got None"):
+        load(path)
 
 
 @pytest.mark.parametrize(

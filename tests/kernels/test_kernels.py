@@ -5,7 +5,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,8 +18,7 @@ from minilora.kernels import fused, loops, threads
 # ------------------------------------------------------------------------------ exponential
 
 
-# As `fast_jit`, but never from a cache, which would not notice that `exp` has changed.
-@numba.njit(fastmath=loops.FAST, error_model="numpy")
+@loops.fast_jit
 def _exp_of(lo, hi, x, y):
     for i in range(lo, hi):
         y[i] = loops.exp(x[i])

@@ -95,8 +95,24 @@ def test_an_adapter_upon_a_stack_is_counted_trained_and_saved_alone(tmp_path):
     adapters, _ = get_peft_model(stacked, config)
     _, grads = value_and_grad(minilora.loss)(adapters, stacked, random_batch(TINY))
     assert flatten(grads).keys() == flatten(arrays(adapters)).keys()
+    adapters = moved(adapters, lambda w: w + 1)
     save_adapter(tmp_path, adapters, stacked, config)
     assert fingerprint(load_adapter(tmp_path, stacked).adapters) == fingerprint(adapters)
+
+
+@pytest.mark.parametrize("name", ["ia3", "bottleneck", "vera"])
+def test_a_method_upon_a_stack_acts_on_the_merged_weight(name):
+    """The stack is applied first: as on the dense model with the stack merged into it.
+
+    Float32, with a weight more: the bound of test_registry's merges.
+    """
+    stacked = several.stack(adapted(MODEL, target_modules=ALL_LINEAR)[0], MODEL)
+    rng = np.random.default_rng(4)
+    adapters, _ = get_peft_model(stacked, MethodConfig(name))
+    adapters = moved(adapters, lambda w: np.float32(w + rng.standard_normal(w.shape)))
+    ours = minilora.forward(adapters, stacked, TOKENS)
+    expected = minilora.forward(adapters, minilora.merge({}, stacked), TOKENS)
+    np.testing.assert_allclose(ours, expected, atol=3e-5 * np.abs(expected).max())
 
 
 @EVERY_BASE
@@ -217,6 +233,24 @@ def test_all_prompts_can_share_an_adapter_of_any_method(name):
             minilora.generate_batch([adapters, {}], model, prompts[:2])
 
 
+@pytest.mark.parametrize("weight", [np.nan, -np.inf, 1e39, "1", None])
+def test_a_weight_that_is_not_finite_is_refused(weight):
+    with pytest.raises(InputError, match="`weights` must be a finite number, got "):
+        compose.combine(three(MODEL), [1, weight, 1])
+
+
+@pytest.mark.parametrize("kind", ["cat", "linear"])
+def test_a_rank_that_would_not_be_used_is_refused(kind):
+    with pytest.raises(InputError, match=f"leave out `r`, which only svd has, not {kind}"):
+        compose.combine(three(MODEL), [1, 1, 1], kind, 4)
+
+
+@pytest.mark.parametrize("r", [-1, 0, 7, 2.0, True, "2"])
+def test_a_rank_out_of_range_is_refused(r):
+    with pytest.raises(InputError, match=f"`r` must be a whole .* 1 to 6, the sum .*, got {r!r}"):
+        compose.combine(three(MODEL), [1, 1, 1], "svd", r)
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [
@@ -228,6 +262,8 @@ def test_all_prompts_can_share_an_adapter_of_any_method(name):
             lambda: minilora.merge(several.per_row(three(MODEL), [0, 1]), MODEL),
         ),
         ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
+        ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
+        ("no low-rank factors", lambda: compose.combine([], [])),
         ("one of cat, svd, linear, not 'ties'", lambda: compose.combine([], [], "ties")),
         ("equal rank", lambda: compose.combine(three(MODEL), [1, 1, 1], "linear")),
     ],

@@ -310,7 +310,8 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
 def test_merging_is_an_equation_or_refused_by_name(name, scheme):
     """forward(adapters, frozen, x) = forward({}, merged, x), to the rounding of one more float32
     weight: a dozen sums after one another, each some units in the last place."""
-    model = quantized(random_model(TINY, biases=("k_proj", "o_proj"), ops=fused), scheme)
+    biases = ("k_proj", "o_proj", "down_proj")
+    model = quantized(random_model(TINY, biases=biases, ops=fused), scheme)
     adapters, _ = trained(name, model)
     if name in UNMERGEABLE:
         path = next(iter(flatten(adapters))).partition(".embedding")[0]
@@ -438,7 +439,7 @@ def test_the_names_in_a_file_are_those_of_peft(name, kind, tensors, tmp_path):
 def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     """(n, L·2·K·hd): of each layer the keys, then the values, of head after head."""
     tensor = np.arange(3 * 2 * 2 * 12, dtype="f4").reshape(3, 48)
-    fields = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}
+    fields = {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     safetensors.numpy.save_file(
         {"prompt_embeddings": tensor}, tmp_path / "adapter_model.safetensors"
@@ -459,7 +460,8 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
         ("ia3", "modules_to_save", ["norm"]), ("ia3", "peft_type", ["IA3"]),
         ("prompt", "num_virtual_tokens", 4),
         ("prompt", "num_virtual_tokens", 10**9), ("prompt", "num_virtual_tokens", "3"),
-        ("prompt", "num_transformer_submodules", 2), ("prefix", "task_type", "SEQ_CLS"),
+        ("prompt", "num_transformer_submodules", 2), ("prompt", "task_type", None),
+        ("prefix", "task_type", "SEQ_CLS"),
         ("p-tuning", "peft_type", "MULTITASK_PROMPT_TUNING"),
         ("bottleneck", "bottleneck_size", None),
         ("bitfit", "minilora_method", "lora"), ("norm", "minilora_method", ["norm"]),

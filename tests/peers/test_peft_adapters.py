@@ -189,6 +189,59 @@ def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tm
     assert np.abs(wrong - expected).max() > 0.01 * np.abs(expected).max()
 
 
+KINDS = {
+    "lora": lora(r=3, lora_alpha=5),
+    "dora": lora(r=3, lora_alpha=5, use_dora=True),
+    "lora, more fields": lora(
+        r=4, use_rslora=True, rank_pattern={"q_proj": 2}, exclude_modules=["v_proj"],
+        target_modules=["q_proj", "k_proj", "v_proj"], modules_to_save=["norm"],
+    ),
+    "ia3": peft.IA3Config(task_type="CAUSAL_LM"),
+    "vera": vera(),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}  # fmt: skip
+ODD = (None, "missing", True, 0, 1, 2.5, -1, "x", [1], ["q_proj"], {"q_proj": 2})
+# PEFT refuses some values of these; a finished adapter computes the same without them
+UNREAD = {
+    "bias", "eva_config", "layers_pattern", "init_lora_weights", "d_initial", "vera_dropout",
+    "projection_prng_key", "token_dim", "num_layers", "tokenizer_kwargs", "prompt_tuning_init_text",
+}  # fmt: skip
+OTHER = {"auto_mapping", "peft_type", "peft_version", "base_model_name_or_path", "revision"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_drawn_config_computes_what_peft_computes_or_is_refused(
+    tiny_llama, tmp_path, tokens, rng, tries, kind
+):
+    """One or two fields of PEFT's own file have another value, null, another type, or are gone."""
+    peft_folder(tmp_path, random_peft(llama_of(tiny_llama()), KINDS[kind]))
+    path = tmp_path / "adapter_config.json"
+    raw = json.loads(path.read_text())
+    model, _ = load(tiny_llama())
+    for _ in range(tries(40, 600)):
+        changes = {name: rng.choice(ODD) for name in rng.sample(sorted({*raw} - OTHER), 2)}
+        if rng.random() < 0.7:
+            changes.popitem()
+        changed = {n: v for n, v in (raw | changes).items() if v != "missing"}
+        path.write_text(json.dumps(changed))
+        try:
+            adapters, adapted, _ = load_adapter(tmp_path, model)
+        except InputError as error:
+            assert re.search("|".join([*changes, "tensor"]), str(error)), (changes, error)
+            continue
+        try:
+            with quietly():
+                theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path).eval()
+        except Exception:
+            assert any(name in UNREAD or not value for name, value in changes.items()), changes
+            continue
+        expected = their_logits(theirs, tokens)
+        ours = minilora.forward(adapters, adapted, tokens)
+        # `same_logits` has the same bound
+        assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max(), changes
+
+
 # --- our folders in PEFT
 
 HALF = ("bfloat16", "float16")

@@ -1,13 +1,20 @@
 """Folders and GGUF files against transformers and the gguf library: tensors and logits."""
 
+import json
+import math
+import re
+import shutil
+import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from comparisons import forward, relative
 from peft_models import llama_of, their_logits
 
 from minilora import layers
-from minilora.config import ModelConfig
+from minilora.config import InputError, ModelConfig
+from minilora.formats import gguf_file
 from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import DTYPES, decode
@@ -99,6 +106,124 @@ def test_dequantizing_equals_the_gguf_library(equal, name):
     equal("blocks of GGUF files: values", "gguf", (ours, theirs), case=name)
 
 
+NUMBERS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+STORED = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    8: (32, 34),
+    30: (1, 2),
+}  # (weights, bytes)
+
+
+def drawn_gguf(rng):
+    """(bytes of a file, whether it is valid); its header is drawn field by field.
+
+    Half of the files may have one odd field.
+    """
+    may_be_odd = rng.random() < 0.5
+    odd_fields = 0
+
+    def field(value, *odd):
+        nonlocal odd_fields
+        if may_be_odd and not odd_fields and rng.random() < 0.1:
+            odd_fields = 1
+            return rng.choice(odd)
+        return value
+
+    def text(value):
+        return struct.pack("<Q", field(len(value), 0, 99)) + value
+
+    def value(depth=0):
+        kind = field(rng.choice([*NUMBERS, 8, 9] if not depth else [*NUMBERS, 8]), 13, 99)
+        if kind == 9:
+            n = rng.randrange(3)
+            inner, first = value(1)
+            others = [first] + [value_of(inner) for _ in range(n - 1)]
+            return 9, struct.pack("<IQ", inner, field(n, 99)) + b"".join(others[:n])
+        return kind, value_of(kind)
+
+    def value_of(kind):
+        return (
+            text(b"ab"[: rng.randrange(3)])
+            if kind == 8
+            else struct.pack("<" + NUMBERS.get(kind, "B"), rng.randrange(2))
+        )
+
+    pairs = [(f"k{i}".encode(), *value()) for i in range(rng.randrange(4))]
+    alignment = 32
+    if rng.random() < 0.5:
+        alignment = rng.choice((8, 64))
+        stated = field(alignment, 0, 24, 3)
+        pairs.append((b"general.alignment", 4, struct.pack("<I", stated)))
+    if pairs and field(False, True):
+        pairs.append(pairs[0])
+    table, data = [], b""
+    for i in range(rng.randrange(4)):
+        kind = rng.choice([*STORED])
+        weights, size = STORED[kind]
+        shape = [weights * rng.randrange(3), *(rng.randrange(3) for _ in range(rng.randrange(3)))]
+        data += bytes(-len(data) % alignment)
+        name = f"t{field(i, 0)}".encode()
+        entry = text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+        offset = field(len(data), len(data) + 1, 99)
+        table.append(entry + struct.pack("<IQ", field(kind, 4, 12, 999), offset))
+        data += rng.randbytes(math.prod(shape) // weights * size)
+    head = struct.pack("<4sIQQ", field(b"GGUF", b"GGML"), field(3, 0, 1, 2, 4),
+                       field(len(table), 99), field(len(pairs), 99))  # fmt: skip
+    for key, kind, raw in pairs:
+        head += text(key) + struct.pack("<I", kind) + raw
+    head += b"".join(table)
+    whole = head + bytes(-len(head) % alignment) + data
+    return whole[: field(len(whole), rng.randrange(len(whole)))], not odd_fields
+
+
+def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads_or_is_refused(
+    tmp_path, rng, tries
+):
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "m.gguf"
+    for _ in range(tries(300, 5000)):
+        content, is_valid = drawn_gguf(rng)
+        path.write_bytes(content)
+        try:
+            reader = gguf.GGUFReader(path)
+            expected = {name: f.contents() for name, f in reader.fields.items()}
+            known = all(t.tensor_type in STORED for t in reader.tensors)
+        except Exception:
+            known = False
+        try:
+            metadata, tensors = gguf_file.read_header(path)
+        except InputError:
+            assert not is_valid
+            continue
+        assert known
+        for name in ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"):
+            del expected[name]
+        assert repr(metadata) == repr(expected)
+        assert [*tensors] == [t.name for t in reader.tensors]
+        for theirs in reader.tensors:
+            kind = gguf.GGMLQuantizationType(theirs.tensor_type)
+            ours = tensors[theirs.name].read()
+            assert ours.shape == tuple(reversed(theirs.shape.tolist()))
+            with np.errstate(all="ignore"):  # the bytes are random
+                w = gguf.quants.dequantize(theirs.data, kind) if ours.size else ours
+            np.testing.assert_array_equal(ours, w.astype(np.float32))
+
+
 def write_gguf(gguf, path, kind):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)
@@ -129,6 +254,74 @@ def write_gguf(gguf, path, kind):
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+FAMILIES = {
+    "Llama": {}, "Mistral": {"sliding_window": 3},
+    "Qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "Qwen3": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "Gemma3Text": {"sliding_window": 3, "query_pre_attn_scalar": 8},
+}  # fmt: skip
+ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [1], {"a": 1})
+# transformers 5 refuses other types of these; what a model computes does not depend on them
+UNREAD = {
+    "attention_dropout", "initializer_range", "pad_token_id", "use_cache", "pretraining_tp",
+    "architectures", "dtype", "transformers_version", "bos_token_id", "eos_token_id",
+    "quantization_config",
+}  # fmt: skip
+DELIBERATE = {  # what is read here and refused there
+    "hidden_act": "null and what is off mean the activation of the family",
+    "hidden_activation": "likewise",
+    "attn_logit_softcapping": "0 and false are off",
+    "final_logit_softcapping": "likewise",
+    "use_bidirectional_attention": "likewise",
+    "rms_norm_eps": "1 and 2 are numbers, with or without a point",
+    "layer_types": "Llama and Mistral do not use it; what is off is the default",
+    "rope_scaling": "rope_parameters comes first",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused(
+    random_model, tmp_path, tokens, rng, tries, family
+):
+    """One or two fields of transformers' own file have another value, null, type, or are gone."""
+    folder = tmp_path / "model"
+    shutil.copytree(random_model(family, **FAMILIES[family]), folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    path = folder / "config.json"
+    raw = json.loads(path.read_text())
+    names = {*raw} - {"model_type", "vocab_size"}
+    names |= {"rope_theta", "rope_scaling", "max_window_layers", "mlp_bias", "attention_bias"}
+    for _ in range(tries(40, 600)):
+        drawn = rng.sample(sorted(names), rng.choice((1, 1, 2)))
+        changes = {name: rng.choice(ODD) for name in drawn}
+        changed = {n: v for n, v in (raw | changes).items() if v != "missing"}
+        path.write_text(json.dumps(changed))
+        try:
+            model, _ = load(folder)
+        except InputError as error:
+            assert re.search(
+                "|".join([*drawn, "tensor", "head", "layer_types", "hidden_act"]), str(error)
+            ), (
+                changes,
+                error,
+            )
+            continue
+        try:
+            llama, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+            expected = their_logits(llama.eval(), tokens)
+        except Exception:
+            assert not {*drawn}.isdisjoint(UNREAD | {*DELIBERATE}), changes
+            continue
+        assert not any(info.values()), changes
+        ours, precise = forward({}, model, tokens)
+        # the bound of `same_logits`, or the noise of float32 in such a model, in both; a field read
+        # wrongly is 1e-2 and more
+        bound = max(1e-5, 4 * relative(ours, precise))
+        assert relative(ours, expected) <= bound, changes
 
 
 @pytest.mark.parametrize("top_p", [0.25, 0.5, 0.75, 1.0])

@@ -94,6 +94,8 @@ PATH = "model.layers.0.mlp.up_proj.weight"
     [
         (np.ones((4, 4)), "nf5", 64, "unknown scheme 'nf5'"),
         (np.ones((4, 4)), "nf4", 48, f"{PATH}: a block size of 48"),
+        (np.ones((4, 4)), "nf4", 64.0, "`block_size` must be a whole number from 1, got 64.0"),
+        (np.ones((4, 4)), "fp4", "64", "`block_size` must be a whole number from 1, got '64'"),
         (np.full((4, 4), np.nan), "nf4-dq", 64, f"{PATH}: a weight has a NaN"),
         (np.full((4, 4), np.inf), "int8", 64, f"{PATH}: a weight has a NaN"),
         (nf4.quantize(np.ones((4, 4))), "int8", 64, f"{PATH} is quantized already"),

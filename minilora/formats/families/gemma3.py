@@ -5,7 +5,7 @@ the sliding layers rotate with another base.
 """
 
 from ...config import ATTENTION, GEMMA_NORMS, InputError
-from ..fields import FULL, SLIDING, layer_types, rope, size
+from ..fields import FULL, SLIDING, layer_types, mapping, rope, size
 from .family import Family
 
 REFUSED = ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention")
@@ -19,10 +19,10 @@ def read(raw):
     every = size(raw, "sliding_window_pattern", 6)
     layers = range(1, raw["num_hidden_layers"] + 1)
     types = [SLIDING if i % every else FULL for i in layers]
-    ropes = raw.get("rope_parameters") or {}
+    ropes = mapping(raw, "rope_parameters")
     full = ropes.get(FULL) or raw.get("rope_scaling")
     theta, scaling = rope({"rope_theta": raw.get("rope_theta", 1e6), "rope_parameters": full})
-    base = raw.get("rope_local_base_freq")
+    base = raw.get("rope_local_base_freq", 1e4)
     local, scaled = rope({"rope_theta": base, "rope_parameters": ropes.get(SLIDING)})
     if scaled:
         raise InputError(f"{scaled} of sliding_attention is not implemented; only rope_theta is")

@@ -1,7 +1,7 @@
 """Qwen2: Llama with biases of q, k and v, and a sliding window in the upper layers if at all."""
 
-from ...config import ATTENTION
-from ..fields import FULL, SLIDING, layer_types
+from ...config import ATTENTION, NON_NEGATIVE_INT, InputError
+from ..fields import FULL, SLIDING, layer_types, number
 from .family import Family
 
 
@@ -9,8 +9,10 @@ def read(raw):
     """Return the window, and the layers that have it: from max_window_layers on, or layer_types."""
     window = raw.get("sliding_window", 4096)
     if not raw.get("use_sliding_window") or window is None:
+        if SLIDING in (raw.get("layer_types") or ()):
+            raise InputError(f"layer_types has {SLIDING}, but there is no sliding_window in use")
         return {}
-    first = raw.get("max_window_layers", 28)
+    first = number(raw, "max_window_layers", NON_NEGATIVE_INT, 28)
     upper = [SLIDING if i >= first else FULL for i in range(raw["num_hidden_layers"])]
     types = layer_types(raw, upper)
     return {"sliding_window": window, "layer_types": types} if SLIDING in types else {}

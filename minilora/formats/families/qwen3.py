@@ -9,6 +9,7 @@ FAMILY = Family(
     "Qwen3ForCausalLM",
     biases=(ATTENTION,),
     fields={"qk_norm": True},
+    defaults={"head_dim": 128},
     read=read,
     write=write,
 )

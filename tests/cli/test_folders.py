@@ -1,0 +1,111 @@
+"""Any two writers of the same folder: the second is refused, or its result is wholly its own."""
+
+import os
+import shutil
+from itertools import product
+
+import pytest
+from faults import Faults
+from small_run import changed, contents, run, write_base, write_rows
+
+import minilora
+from minilora.config import InputError, LoraConfig
+from minilora.formats.checkpoint import save_adapter
+from minilora.formats.pretrained import load
+
+STEPS = "--iters 2 --batch-size 2 --save-every 1 --steps-per-eval 2 --quiet"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a base, rows and an adapter; the writers write into its folder `run`."""
+    folder = tmp_path_factory.mktemp("folders")
+    write_base(folder / "base")
+    write_rows(folder / "rows.jsonl")
+    write_adapter(folder / "adapter", folder, r=2)
+    return folder
+
+
+def write_adapter(out, folder, r):
+    """Write an adapter as a Python program does."""
+    config = LoraConfig(r=r)
+    adapters, model = minilora.get_peft_model(load(folder / "base").model, config)
+    save_adapter(out, changed(adapters), model, config)
+
+
+def from_python(folder):
+    try:
+        write_adapter(folder / "run", folder, r=5)
+    except InputError:
+        return 2
+    return 0
+
+
+def command(words):
+    """Return a function that runs a command with the files of a folder."""
+    return lambda folder: run(*words.format(f=folder).split())
+
+
+def training(more):
+    where = "--model {f}/base --data {f}/rows.jsonl --adapter-path {f}/run"
+    return command(f"train {STEPS} {where} {more}")
+
+
+def kill(folder, number):
+    """Train in a process of its own, which is killed at this file operation."""
+    child = os.fork()
+    if child == 0:
+        with Faults(folder / "run", number, lambda path: os._exit(9)):
+            status = training("--overwrite --lora-r 4")(folder)
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+ITSELF = "--model {f}/base --data {f}/rows.jsonl --adapter-path {f}/run --init-adapter {f}/run"
+WRITERS = {
+    "nothing": lambda folder: 0,
+    "train": training(""),
+    "train --overwrite": training("--overwrite --lora-r 3"),
+    "train from Python": from_python,
+    "merge": command("merge --model {f}/base --adapter-path {f}/adapter --out {f}/run"),
+    "quantize": command("quantize --model {f}/base --out {f}/run"),
+    "init-adapter": training("--init-adapter {f}/adapter --overwrite"),
+    "init-adapter of itself": command(f"train {STEPS} --quantize none {ITSELF} --overwrite"),
+    "resume": command("train --resume --quiet --adapter-path {f}/run"),
+    "kill": None,
+}
+
+
+def test_of_two_writers_of_a_folder_the_second_is_refused_or_leaves_only_its_own(place, rng, tries):
+    def write(name):
+        return kill(place, rng.randrange(80)) if name == "kill" else WRITERS[name](place)
+
+    def found():
+        return contents(place / "run") if (place / "run").exists() else {}
+
+    def both(first, second):
+        """Return the files that the first writer leaves, and the status of the second."""
+        shutil.rmtree(place / "run", ignore_errors=True)
+        write(first)
+        return found(), write(second)
+
+    whole = training("--overwrite --lora-r 4")(place) == 0 and found()  # without the kill
+    cases = list(product(WRITERS, WRITERS))
+    for first, second in rng.sample(cases, tries(15, len(cases))):
+        case = first, second
+        both("nothing", second)
+        alone = found()
+        before, status = both(first, second)
+        now = found()
+        if status == 2:  # refused
+            assert now == before, case
+        elif second == "resume":
+            assert now == (whole if first == "kill" else before), case
+        elif second == "init-adapter of itself":
+            assert now.keys() == whole.keys(), case
+        elif second not in ("kill", "nothing"):
+            assert now == alone, case
+        if "train_config.toml" in now:
+            assert WRITERS["resume"](place) == 0, case
+            killed = second == "kill" and now != before
+            assert found() == (whole if killed else now) or first == "kill", case

@@ -1,0 +1,211 @@
+"""Every setting of `train`, given in every place: the last one counts, and acts or is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from small_run import contents, run, train, write_base, write_rows
+from toy_models import CONFIG, leaves, tiny
+
+from minilora import training
+from minilora.cli.arguments import RECIPES, flag, parser
+from minilora.cli.run import RunWriter
+from minilora.formats.pretrained import save_pretrained
+from minilora.model import Model
+from minilora.tree import unflatten
+
+# {setting: (a value that is not the default and acts, another)}; a list of values is a string
+VALUES = {
+    "model": ("{other}", "{base}"), "data": ("{more}", "{rows}"),
+    "columns": (["prompt=question", "completion=answer"], ["prompt=prompt", "completion=answer"]),
+    "quantize": ("fp4", "none"), "block_size": (32, 128), "method": ("ia3", "dora"),
+    "num_virtual_tokens": (3, 5), "bottleneck_size": (3, 5), "vera_r": (3, 5),
+    "init_lora_weights": ("pissa", "loftq"), "lora_r": (2, 3), "lora_alpha": (3, 5),
+    "lora_dropout": (0.2, 0.5), "target_modules": ([".*[01].*up_proj"], ["q_proj", "up_proj"]),
+    "exclude_modules": (["0.self_attn.q_proj"], ["v_proj"]),
+    "rank_pattern": (["q_proj=3", "1.*=2"], ["v_proj=2"]), "alpha_pattern": (["q_proj=3"], []),
+    "layers_to_transform": ([0], [0, 1]), "use_rslora": (True, False),
+    "also_train": (["norm"], ["head"]), "iters": (4, 5), "epochs": (0.2, 0.4),
+    "batch_size": (3, 1), "grad_accumulation_steps": (2, 3), "max_seq_length": (5, 6),
+    "optimizer": ("muon", "adamw"), "learning_rate": (0.02, 0.03),
+    "lr_schedule": ("constant", "linear"), "warmup_ratio": (0.5, 0.8), "weight_decay": (0.5, 0.9),
+    "max_grad_norm": (0.01, 0.02), "adam_beta1": (0.5, 0.7), "adam_beta2": (0.5, 0.7),
+    "adam_eps": (0.1, 0.2), "also_train_lr_scale": (0.5, 0.7), "layer_lr_decay": (0.5, 0.7),
+    "loraplus_lr_ratio": (4.0, 16.0), "adapter_dtype": ("bfloat16", "float16"),
+    "mask_prompt": (True, False), "packing": (True, False), "gradient_checkpointing": (True, False),
+    "steps_per_eval": (1, 3), "val_batches": (1, 3), "early_stopping_patience": (1, 2),
+    "keep_best": (True, False), "seed": (3, 4), "save_every": (1, 3),
+    "chat_date": ("2001-02-03", "2002-02-03"), "adapter_path": ("{run}", "elsewhere"),
+    "init_adapter": ("{adapter}", "{adapter}"), "plain": (True, False), "quiet": (True, True),
+    "dry_run": (True, True),
+}  # fmt: skip
+OF_THE_FOLDER = {"command", "config", "resume", "overwrite"}  # see test_folders.py
+START = {
+    "model": "{base}", "data": "{rows}", "iters": 3, "batch_size": 2, "save_every": 2,
+    "steps_per_eval": 2, "learning_rate": 0.01, "adapter_path": "{run}",
+}  # fmt: skip
+CONTEXTS = (  # in each of them, other flags act
+    {}, {"method": "dora", "also_train": ["norm"]}, {"method": "ia3"}, {"method": "prompt"},
+    {"method": "bottleneck"}, {"method": "vera"}, {"method": "norm"}, {"quantize": "none"},
+    {"quantize": "int8"}, {"optimizer": "muon"}, {"data": "{few}"}, {"data": "{texts}"},
+    {"packing": True}, {"init_adapter": "{adapter}"}, {"model": "{chat}"},
+    {"early_stopping_patience": 2}, {"also_train": ["head"]}, {"layers_to_transform": [1]},
+)  # fmt: skip
+PLACES = "the file", "the file and the line", "the recipe and the line", "a resumed run"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with bases, rows and an adapter, and the names of all of them."""
+    folder = tmp_path_factory.mktemp("settings")
+    of = {
+        n: str(folder / n)
+        for n in ["base", "other", "chat", "rows", "few", "texts", "more", "adapter", "run"]
+    }
+    write_base(folder / "base")
+    write_base(folder / "other", seed=1)
+    config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
+    template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    save_pretrained(
+        folder / "chat",
+        Model(config, unflatten(leaves(config))),
+        replace(tiny(), chat_template=template),
+    )
+    sums = [
+        {"prompt": f"{n}+1=", "completion": str(n + 1), "question": f"{n}?", "answer": str(n)}
+        for n in range(60)
+    ]
+    for name, rows in {"rows": sums[:50], "few": sums[:3], "more": sums}.items():
+        of[name] = str(write_rows(folder / f"{name}.jsonl", rows))
+    of["texts"] = str(write_rows(folder / "texts.jsonl", [{"text": row["prompt"]} for row in sums]))
+    assert train(of["base"], of["rows"], of["adapter"]) == 0
+    return SimpleNamespace(folder=folder, of=of)
+
+
+def as_words(settings, of):
+    """Return settings as words of a command line."""
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        else:
+            values = value if isinstance(value, list) else [value]
+            words += [flag(name), *(str(v).format(**of) for v in values)]
+    return words
+
+
+def as_file(settings, of, rng):
+    """Return settings as TOML, with keys and tables as a person may write them."""
+    lines = ""
+    for name, value in settings.items():
+        text = json.dumps(value)
+        if name.endswith("pattern") and rng.random() < 0.5:
+            pairs = (pair.split("=") for pair in value)
+            text = "{" + ", ".join(f'"{regex}" = {number}' for regex, number in pairs) + "}"
+        elif isinstance(value, str):
+            text = json.dumps(value.format(**of))
+        lines += f"{name.replace('_', rng.choice('_-'))} = {text}\n"
+    return rng.choice(["", "\ufeff"]) + lines
+
+
+@pytest.fixture
+def outcome(place, monkeypatch, capsys):
+    """Return a function that runs `train`: its error line, or what it wrote, did and printed."""
+    loss, save, gradient_at = training.model_loss, RunWriter.save, training.gradient_at
+    seen, saved = set(), set()
+
+    def spying_loss(adapters, model, batch, rng, checkpointing):
+        seen.add((model.ops.__name__, checkpointing))
+        return loss(adapters, model, batch, rng, checkpointing)
+
+    def spying_save(writer, state):
+        saved.add(state.step)
+        save(writer, state)
+
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setattr(training, "model_loss", spying_loss)
+    monkeypatch.setattr(RunWriter, "save", spying_save)
+
+    def train(line, file="", resumed=False):
+        seen.clear()
+        saved.clear()
+        shutil.rmtree(place.of["run"], ignore_errors=True)
+        (place.folder / "settings.toml").write_text(file, encoding="utf-8")
+        words = ["train", *as_words(line, place.of)]
+        if file:
+            words += ["-c", place.folder / "settings.toml"]
+        capsys.readouterr()
+        if resumed:
+
+            def interrupt(adapters, model, rows, step, config):
+                if step == 1:
+                    raise KeyboardInterrupt
+                return gradient_at(adapters, model, rows, step, config)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(training, "gradient_at", interrupt)
+                run(*words)
+            words = ["train --resume --adapter-path", place.of["run"]]
+        status = run(*words)
+        printed, said = capsys.readouterr()
+        if status:
+            return said.splitlines()[-1]
+        found = contents(place.folder / "run")
+        return SimpleNamespace(files=found, did={*seen}, saved={*saved}, printed=printed)
+
+    return train
+
+
+def effects(outcome, name):
+    """Return what a run wrote and did, without the settings that it records."""
+    tensors, numbers, _, rows = outcome.files.get("checkpoint.safetensors", [None] * 4)
+    weights = [outcome.files.get(f"adapter_{end}") for end in ("config.json", "model.safetensors")]
+    did = outcome.did, name == "save_every" and outcome.saved, name == "quiet" and outcome.printed
+    return tensors, numbers, rows, weights, did
+
+
+def test_the_last_place_counts_and_every_setting_acts_or_is_refused(
+    place, outcome, rng, tries, monkeypatch
+):
+    """Each case is a setting, a place, and other settings, with which it may have no effect."""
+    known = vars(parser().parse_args(["train"])).keys() - OF_THE_FOLDER
+    assert known == VALUES.keys()
+    cases = [(name, where, c) for name in VALUES for where in PLACES for c in CONTEXTS]
+    for name, where, context in rng.sample(cases, tries(12, 400)):
+        rest = START | context
+        if name in ("iters", "epochs"):
+            del rest["iters"]
+        value, other = VALUES[name]
+        rest.pop(name, None)
+        case = name, where, context
+        line = rest | {name: value}
+        expected = outcome(line)
+        if isinstance(expected, str):
+            named = flag(name) in expected or name in expected
+            assert named or isinstance(outcome(rest), str), (case, expected)
+        elif name not in ("adapter_path", "iters", "epochs", *context):
+            assert effects(expected, name) != effects(outcome(rest), name), case
+        earlier = {name: other}
+        if name in ("iters", "epochs") and rng.random() < 0.5:
+            earlier = {"epochs": 0.4} if name == "iters" else {"iters": 5}
+        if where == "the file":
+            found = outcome(rest, as_file({name: value}, place.of, rng))
+        elif where == "the file and the line":
+            found = outcome(line, as_file(earlier, place.of, rng))
+        elif where == "the recipe and the line":
+            data = line.get("data", "questions").format(**place.of)
+            with monkeypatch.context() as patch:
+                patch.setitem(RECIPES, data, " ".join(as_words(earlier, place.of)))
+                found = outcome(line)
+        elif name in ("quiet", "dry_run") or isinstance(expected, str):
+            continue
+        else:
+            found = outcome(line, resumed=True)
+            found.printed = expected.printed
+            found.saved = expected.saved  # and the step of the interrupt
+        if isinstance(expected, str):
+            assert isinstance(found, str), case
+        else:
+            assert found == expected, case

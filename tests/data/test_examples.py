@@ -1,0 +1,67 @@
+"""The rows of a command: which split, which columns, how long they may be."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from models import TINY, random_model
+
+from minilora.cli.arguments import parse
+from minilora.cli.examples import columns_of, load_examples
+from minilora.cli.loading import LoadedModel
+from minilora.config import InputError
+from minilora.data.tokenizer import ByteTokenizer
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file whose rows have 1, 2, …, 30 letters."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "a" * n}) + "\n" for n in range(1, 31)))
+    return path
+
+
+def loaded_examples(path, words="", limit=2048):
+    model = random_model(TINY, 0)
+    model = model._replace(config=replace(model.config, max_position_embeddings=limit))
+    args = parse(["evaluate", "--data", str(path), *words.split()])
+    data, described = load_examples(args, LoadedModel(model, ByteTokenizer()), args.split)
+    return [len(example.tokens) - 1 for example in data.examples], described
+
+
+@pytest.mark.parametrize(("words", "described", "lengths"), [
+    ("", "all rows", range(1, 31)),
+    ("--split valid", "valid split", [10, 20, 30]),
+    ("--split=test", "valid split", [10, 20, 30]),
+    ("--split train", "train split", [n for n in range(1, 31) if n % 10]),
+])  # fmt: skip
+def test_a_file_is_scored_whole_or_by_its_split(path, words, described, lengths):
+    """The rows of a file are those that `train` holds out, if --split is on the line."""
+    found, said = loaded_examples(path, words)
+    assert (found, said) == (list(lengths), f"{described} of {path}")
+
+
+def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
+    assert loaded_examples(path, limit=30)[0][-1] == 30 and capsys.readouterr().err == ""
+    assert loaded_examples(path, limit=28)[0][-1] == 30
+    assert capsys.readouterr().err == (
+        "warning: 2 of 30 rows are longer than the 28 tokens that the model can read "
+        "(max_position_embeddings); the longest has 30: cut them with --max-seq-length 29\n"
+    )
+    assert loaded_examples(path, "--max-seq-length 29", 28)[0][-1] == 28
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_run_rows_are_cut_at_2048_tokens(path):
+    path.write_text(json.dumps({"text": "a" * 3000}))
+    assert loaded_examples(path)[0] == [2047]
+
+
+@pytest.mark.parametrize(("pairs", "message"), [
+    (["prompt"], "must be KEY=COLUMN, got prompt"),
+    (["prompt=q", "prompt=question"], "prompt is given twice, as q and question"),
+])  # fmt: skip
+def test_columns_that_cannot_be_meant_are_named(pairs, message):
+    with pytest.raises(InputError, match=message):
+        columns_of(pairs)
+    assert columns_of(["prompt=a=b"]) == {"prompt": "a=b"} and columns_of(None) == {}

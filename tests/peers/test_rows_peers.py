@@ -1,0 +1,249 @@
+"""Random chats × real templates: tokens and targets equal those of transformers, or are named.
+
+The templates are those of the models, in TRL's collection. Its training variants have generation
+blocks, so that transformers marks the answers. What is otherwise here, and why, is in the table of
+lessons/guide/data-and-models.md.
+"""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora.config import InputError
+from minilora.data.rows import ONLY_ANSWER, REWRITTEN, encode, reason_to_leave_out
+from minilora.formats.hf_tokenizer import from_folder
+
+transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+tokenizers = pytest.importorskip("tokenizers")
+trl = pytest.importorskip("trl", reason="the peers group is not installed")
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+
+EOS = {  # {template: its eos_token}
+    "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_instruct_2507": "<|im_end|>",
+    "lfm2": "<|im_end|>", "llama3": "<|eot_id|>", "cohere": "<|END_OF_TURN_TOKEN|>",
+    "gemma": "<eos>", "gemma3": "<eos>", "phi3": "<|endoftext|>", "llama2": "</s>",
+}  # fmt: skip
+# Llama 2's own template, without system messages
+LLAMA2 = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'assistant' %}{% generation %}"
+    "{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endgeneration %}"
+    "{% else %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}{% endif %}{% endfor %}"
+)
+SPECIAL = [
+    "<s>", "<unk>", *dict.fromkeys(EOS.values()), "<|im_start|>", "<start_of_turn>",
+    "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|user|>", "<|assistant|>",
+    "<|end|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
+]  # fmt: skip
+NAMED = {  # beginning of the message: whether it says the truth about (messages, tools, tokenizer)
+    "an empty answer": lambda messages, *_: any(
+        m["role"] == "assistant" and not m["content"].strip() for m in messages
+    ),
+    "the text of the end token inside an answer": lambda messages, _, theirs: any(
+        m["role"] == "assistant" and theirs.eos_token in m["content"] for m in messages
+    ),
+    "tools that the chat template does not show": lambda messages, tools, _: (
+        tools or any("tool_calls" in m for m in messages)
+    ),
+    "the chat template rejects these messages": lambda messages, tools, theirs: rejects(
+        theirs, messages, tools
+    ),
+    ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
+    # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
+    REWRITTEN.partition(":")[0]: lambda messages, _, theirs: (
+        "<|end|>" in theirs.chat_template or "<think>" in theirs.chat_template
+    ),
+}
+PIECES = [
+    "the", "cat", " ", "  ", "\n", "\t", "é", "e\u0301", "👩\u200d👧", "日本", "12", "}", "{{ x }}",
+    "\u200b", "<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "</s>", "<s>",
+    "<end_of_turn>",
+]  # fmt: skip
+contents = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+@st.composite
+def rows(draw):
+    """Return a row of a chat: its roles alternate, which some templates ask for, or are random."""
+    roles = ["user", "assistant"] * draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        free = st.sampled_from(["user", "assistant", "assistant", "system", "tool", "call"])
+        roles = [*draw(st.lists(free, max_size=4)), "assistant"]
+    messages = [
+        {"role": "assistant", "content": draw(contents), "tool_calls": [CALL]}
+        if role == "call"
+        else {"role": role, "content": draw(contents)}
+        for role in roles
+    ]
+    return {"messages": messages, "tools": draw(st.sampled_from([None] * 9 + [TOOLS]))}
+
+
+def rejects(tokenizer, messages, tools):
+    try:
+        tokenizer.apply_chat_template(messages, tools, tokenize=False)
+    except Exception:  # a template can raise anything
+        return True
+    return False
+
+
+def byte_level():
+    """A BPE over bytes that merges spaces, words and line ends, as those of GPT-2's kind."""
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=alphabet, show_progress=False
+    )
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(PIECES[:14], k=40)) for _ in range(200)]
+    words.train_from_iterator(["assistant\nuser\n\n", *texts], trainer)
+    return words
+
+
+def llama2_kind():
+    """BPE over characters with bytes for the rest; a space, spelled ▁, is put before a text."""
+    alphabet = sorted(set("▁".join([*PIECES[:16], "assistant user model system ["])))
+    grown = ["▁▁", "th", "the", "▁the"]
+    names = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), *alphabet, *grown]
+    merges = [("▁", "▁"), ("t", "h"), ("th", "e"), ("▁", "the")]
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(
+        {name: i for i, name in enumerate(names)}, merges, byte_fallback=True, unk_token="<unk>",
+    ))  # fmt: skip
+    steps = tokenizers.normalizers
+    words.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
+    words.decoder = tokenizers.decoders.Sequence([
+        tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(),
+        tokenizers.decoders.Fuse(),
+    ])  # fmt: skip
+    return words
+
+
+@pytest.fixture(scope="module", params=[byte_level, llama2_kind])
+def words(request):
+    words = request.param()
+    # Phi-3's tokens take the white space after them
+    added = [tokenizers.AddedToken(s, normalized=False, special=True, rstrip=s in (
+        "<|user|>", "<|assistant|>", "<|end|>")) for s in SPECIAL]  # fmt: skip
+    words.add_special_tokens(added)
+    bos = words.token_to_id("<s>")
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    return words
+
+
+@pytest.fixture(scope="module", params=EOS)
+def sides(request, words, tmp_path_factory):
+    """(our tokenizer, theirs, the training variant of the template)."""
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    their = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", unk_token="<unk>", eos_token=EOS[name]
+    )
+    their.save_pretrained(folder)
+    variants = LLAMA2, LLAMA2
+    if name != "llama2":
+        variants = [(FOLDER / f"{name}{end}.jinja").read_text() for end in ("", "_training")]
+    (folder / "chat_template.jinja").write_text(variants[0])
+    return from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder), variants[1]
+
+
+def their_example(theirs, training, row):
+    """Return (tokens, targets) of transformers, but for the differences of the table.
+
+    The tokens are None if a prompt alone has other tokens than as the start of the chat; the
+    targets are None if the training variant writes another text.
+    """
+    messages = row["messages"]
+    options = {"tools": row["tools"], "return_dict": True, "return_assistant_tokens_mask": True}
+    tokens = theirs.apply_chat_template(messages, **options)["input_ids"]
+    chat = theirs.apply_chat_template(messages, chat_template=training, **options)
+    targets = chat["assistant_masks"]
+    answers = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"] or [0]
+    prompts = [messages[:i] for i in answers]
+    options = {"tools": row["tools"], "add_generation_prompt": True}
+    starts = theirs.apply_chat_template(prompts, **options)["input_ids"]
+    if any(tokens[: len(start)] != start for start in starts):
+        return None, None
+    if chat["input_ids"] != tokens:
+        return tokens, None
+    end = 0
+    for start in map(len, starts):
+        targets[end:start] = [0] * (start - end)
+        end = start
+        while end < len(tokens) and targets[end] and tokens[end - 1 : end] != [theirs.eos_token_id]:
+            end += 1
+    if tokens[end - 1] == theirs.eos_token_id:
+        return tokens[:end], targets[:end]
+    return [*tokens[:end], theirs.eos_token_id], [*targets[:end], 1]
+
+
+@given(row=rows())
+@settings(max_examples=200, deadline=None)
+def check(sides, seen, row):
+    ours, theirs, training = sides
+    messages = row["messages"]
+    try:
+        reason = reason_to_leave_out(row, ours)
+        example = None if reason else encode(row, ours, mask_prompt=True)
+    except InputError as error:
+        reason = str(error)
+    if reason:
+        seen["named"] += 1
+        assert NAMED[reason.partition(":")[0]](messages, row["tools"], theirs)
+        return
+    tokens, targets = their_example(theirs, training, row)
+    if targets:
+        seen["equal"] += 1
+        assert (example.tokens, example.mask) == (tokens, targets)
+    elif tokens:
+        assert example.tokens[:-1] == tokens[: len(example.tokens) - 1]
+    else:
+        text = theirs.apply_chat_template(messages, tools=row["tools"], tokenize=False)
+        assert text.startswith(theirs.decode(example.tokens).removesuffix(theirs.eos_token))
+    if len(messages) > 1:
+        prompt = messages[:-1], row["tools"]
+        text = ours.render(prompt[0], add_generation_prompt=True, tools=prompt[1])
+        expected = theirs.apply_chat_template(*prompt, add_generation_prompt=True)["input_ids"]
+        assert ours.encode(text, add_special_tokens=False) == expected
+
+
+@given(st.lists(contents.filter(lambda text: "</s>" not in text), min_size=2, max_size=2))
+@settings(max_examples=100, deadline=None)
+def check_texts(ours, theirs, texts):
+    prompt, completion = texts
+    start = theirs(prompt)["input_ids"]
+    whole = theirs("".join(texts))["input_ids"]
+    if prompt.startswith("<s>"):
+        start = start[1:]  # transformers puts another BOS before a written one
+        whole = whole[1:]
+    eos = theirs.eos_token_id
+    assert encode({"text": "".join(texts)}, ours).tokens == [*whole, eos]
+    tokens, mask, _ = encode({"prompt": prompt, "completion": completion}, ours, mask_prompt=True)
+    assert tokens[: len(start)] == start and mask == [0] * len(start) + [1] * (
+        len(mask) - len(start)
+    )
+    if whole[: len(start)] == start:
+        assert tokens == [*whole, eos]
+
+
+def test_texts_and_prompts_are_those_of_transformers(words, tmp_path):
+    """Without a template, the tokenizer adds BOS, and the row ends with EOS."""
+    names = {"bos_token": "<s>", "unk_token": "<unk>", "eos_token": "</s>"}
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=words, **names)
+    theirs.save_pretrained(tmp_path)
+    check_texts(from_folder(tmp_path), theirs)
+
+
+def test_a_chat_is_that_of_transformers_or_named(sides):
+    seen = Counter()
+    check(sides, seen)
+    assert seen["equal"] > 5 and seen["named"] > 5
