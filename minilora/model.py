@@ -71,11 +71,11 @@ def forward(adapters: Tree, model: Model, tokens: Array) -> Array:
 def with_adapters(adapters: Tree, model: Model) -> Model:
     """Return the model whose base is `model.base` with the leaves of `adapters` laid over it.
 
-    Raises InputError, with the path, for an entry that no layer reads, and for an adapter without
+    Its source is unknown, because no file has these weights. Raises InputError, with the path, for an entry that no layer reads, and for an adapter without
     its scaling or without a weight to adapt.
     """
     check_entries(adapters, model.base)
-    return model._replace(base=overlay(model.base, adapters))
+    return model._replace(base=overlay(model.base, adapters), source=Source())
 
 
 def hidden_states(
