@@ -1,6 +1,6 @@
-"""All methods, in the order in which they are applied and merged, and the door to a new adapter.
+"""All methods, in the order in which they are applied and merged, and `get_peft_model`.
 
-| method | entries | what reads them |
+| method | entries | read by |
 |---|---|---|
 | lora | `lora_A`, `lora_B`, `lora_scaling`, `lora_dropout` | `layers.linear` |
 | bitfit, norm, head, full | `bias`, `weight`, instead of the base's | `layers.linear`, `norm` |
