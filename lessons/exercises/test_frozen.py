@@ -23,9 +23,9 @@ from minilora.tree import arrays, flatten, tree_map
 def check(train_step):
     """Raise an error if `train_step(state, model, examples, settings)` is wrong.
 
-    `train_step` is `minilora.training.train_step` or a copy of it with a mistake. Use the model `micro`,
-    `model._replace(ops=layers)`, a few rows of "questions" and few steps. With a warm-up, the
-    learning rate of the first step is zero; use `warmup_ratio=0`.
+    `train_step` is `minilora.training.train_step` or a copy of it with a mistake. Use the model
+    `micro`, `model._replace(ops=layers)`, a few rows of "questions" and few steps. With a warm-up,
+    the learning rate of the first step is zero; use `warmup_ratio=0`.
     """
     model, words = minilora.load("micro")
     model = model._replace(ops=layers)
