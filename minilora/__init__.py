@@ -83,6 +83,6 @@ def train(
     """
     state = start(adapters, train_config)
     history: list[Tree] = []
-    for state, records in run(model, examples, train_config, state, valid, quiet):
+    for state, records in run(state, model, examples, train_config, valid, quiet):
         history += records
     return TrainResult(state.kept, history)

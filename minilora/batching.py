@@ -47,7 +47,7 @@ def collate(rows: Sequence[Row]) -> dict[str, Array]:
     return batch | {"mask": batch["mask"].astype(np.float32)}
 
 
-def batch_at(rows: list[Row], step: int, size: int, seed: int) -> list[Row]:
+def batch_at(rows: Sequence[Any], step: int, size: int, seed: int) -> list[Any]:
     """Return batch number `step`; each epoch uses every row once, in a new order.
 
     The result depends only on the arguments, so a resumed run has no position to restore.

@@ -237,7 +237,7 @@ class TrainConfig:
     mask_prompt: bool = False  # only the tokens of the answers are targets, as in lesson 0
     packing: bool = False  # several examples in a row of a batch
     gradient_checkpointing: bool = False
-    steps_per_eval: int = 50  # from here to keep_best: for evaluation/callbacks.py
+    steps_per_eval: int = 50  # from here to keep_best: for evaluation/loop.py
     val_batches: int = 8  # of held-out rows per evaluation
     early_stopping_patience: int = setting(0, NON_NEGATIVE_INT)  # evaluations without a better loss
     keep_best: bool = False  # return the adapters with the lowest held-out loss, not the last

@@ -4,8 +4,8 @@ This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It add
 attention, packed rows (several examples in a row), a cache, a sliding window, biases, dropout, and
 any weight with a method `dequantize`. The branches on `embedding_scale`, `norm_offset`, `qk_norm`,
 `query_pre_attn_scalar`, `hidden_act` and four norms are for Qwen and Gemma (`config.ModelConfig`):
-a Llama takes none. `HOOKS`, `PROMPTS` and `PREFIX` are for other methods than LoRA: without
-`minilora.methods`, they are empty.
+a Llama takes none. `HOOKS`, `PROMPTS` and `PREFIX` are for other methods than LoRA, which
+`minilora.methods` adds.
 
 Autograd derives the backward pass, for the parameters that it traces. Some functions define their
 own gradient, because autograd's gradient would need much more memory or time. In a debugger,
@@ -326,7 +326,9 @@ def decoder_layer(x: Array, node: Tree, ctx: Context) -> Array:
 def self_attention(x: Array, node: Tree, ctx: Context) -> Array:
     """Apply the attention sublayer: (B, T, D) -> (B, T, D)."""
     config = ctx.config
-    q, k, v = (project(x, node, name, ctx) for name in ("q_proj", "k_proj", "v_proj"))
+    q = project(x, node, "q_proj", ctx)
+    k = project(x, node, "k_proj", ctx)
+    v = project(x, node, "v_proj", ctx)
     if config.qk_norm:
         q, k = norm_heads(q, node, "q_norm", ctx), norm_heads(k, node, "k_norm", ctx)
     if config.query_pre_attn_scalar is not None:  # `attention` divides by √head_dim
@@ -383,7 +385,7 @@ def value_and_grad(f: Function) -> Function:
 
     # given a tree, autograd would record each access to it, and differentiate the settings, too;
     # so it gets a tuple of the arrays
-    def evaluate(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+    def of_tree(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         leaves = flatten(arrays(tree))
 
         def of_leaves(traced: Any) -> Any:
@@ -392,7 +394,7 @@ def value_and_grad(f: Function) -> Function:
         value, grads = autograd.value_and_grad(of_leaves)(tuple(leaves.values()))
         return value, unflatten(dict(zip(leaves, grads)))
 
-    return evaluate
+    return of_tree
 
 
 def checkpoint(f: Function, x: Array, node: Tree) -> Array:

@@ -6,8 +6,8 @@ packed rows, gradient checkpointing, and a choice of operations (`Model.ops`).
     loss(adapters, model, batch) -> scalar
 
 The gradient is taken with respect to the first argument, `adapters`. So the weights of the second
-one, `model.base`, are frozen. A leaf of `adapters` is in the node of its projection, or at the path
-of the weight that it replaces.
+one, `model.base`, are frozen. A leaf of `adapters` belongs to the node of the projection that it
+adapts, or has the path of the weight that it replaces.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ from .tree import Array, Tree, is_node, overlay
 
 
 class Source(NamedTuple):
-    """What a base is: the files that it was loaded from, and the storage of its projections."""
+    """The origin of a base: its files, and the storage of its projections."""
 
     name: str = ""  # a built-in name, or the absolute path of a folder or file; "": unknown
     scheme: str = "none"  # of quant.schemes.SCHEMES
@@ -32,7 +32,7 @@ class Source(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A frozen model: its settings, its weights, the operations that compute it, its source."""
+    """A frozen model: its settings, its weights, the operations that it uses, and its source."""
 
     config: ModelConfig
     base: Tree
@@ -69,13 +69,13 @@ def forward(adapters: Tree, model: Model, tokens: Array) -> Array:
 
 
 def with_adapters(adapters: Tree, model: Model) -> Model:
-    """Return the model whose base is `model.base` with the leaves of `adapters` laid over it.
+    """Return `model` with the leaves of `adapters` laid over its base.
 
-    Raises InputError, with the path, for an entry that no layer reads, and for an adapter without
-    its scaling or without a weight to adapt.
+    Its source is unknown, because no file has these weights. Raises InputError, with the path, for
+    an entry that no layer reads, and for an adapter without its settings or a weight to adapt.
     """
     check_entries(adapters, model.base)
-    return model._replace(base=overlay(model.base, adapters))
+    return model._replace(base=overlay(model.base, adapters), source=Source())
 
 
 def hidden_states(
@@ -89,14 +89,14 @@ def hidden_states(
     """Compute the normalized hidden states after the last layer: (B, T, D).
 
     model: see `with_adapters`. segment_starts (B, T): the first token of each token's example, 0
-    unless rows are packed. caches: one `LayerCache` per layer, with the tokens before these. rng,
-    checkpointing: see `loss`.
+    unless rows are packed. caches: one `LayerCache` per layer, which has the keys and values of the
+    earlier tokens. rng, checkpointing: see `loss`.
     """
     config = model.config
     node = model.base["model"]
     rng = row_rng(rng, len(tokens))
     x = layers.embed(tokens, node, config)
-    past = caches[0].length if caches else 0  # tokens in the cache, trained ones included
+    past = caches[0].length if caches else 0  # tokens in the cache, including virtual ones
     if not past:
         prompt = layers.virtual_tokens(node)
         if prompt is not None:
@@ -105,7 +105,7 @@ def hidden_states(
             segment_starts = np.zeros(x.shape[:2], int)
         past = layers.prefix_length(node["layers"]["0"]["self_attn"])
     positions = past + np.arange(x.shape[1]) - segment_starts
-    # per layer: all the same in a Llama, and two kinds if only some layers have a window
+    # the kind of each layer: one in a Llama, two if only some layers have a window
     kinds = config.layer_types or ("",) * config.num_hidden_layers
     configs = {kind: config.of_layers(kind) for kind in kinds}
     ropes = {kind: rope_cos_sin(positions, configs[kind], x.dtype) for kind in configs}

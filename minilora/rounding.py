@@ -1,4 +1,4 @@
-"""Rounding to 16 bits: the numbers of float16 and bfloat16, to the nearest, ties to even.
+"""Round float32 arrays to float16 or bfloat16: to the nearest number, ties to even.
 
 NumPy has no bfloat16. It is the upper half of float32.
 """
@@ -10,7 +10,7 @@ from .tree import Array, Tree, named_leaves, unflatten
 
 
 def round_to(params: Tree, dtype: str) -> Tree:
-    """Round to the numbers of float16 or bfloat16, which the file of the adapter will hold exactly.
+    """Round to numbers that float16 or bfloat16, the type of the adapter's file, holds exactly.
 
     The arrays stay float32. Raises InputError if a number is not finite in this type.
     """
@@ -29,7 +29,7 @@ def round_to(params: Tree, dtype: str) -> Tree:
 def to_bfloat16(w: Array) -> Array:
     """Round finite float32 numbers to bfloat16, ties to even; return the bits as uint16."""
     bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
-    # add 0x8000 if the last bit that is kept is 1, else 0x7FFF, then cut: ties go to the even one
+    # add 0x8000 if the last bit that is kept is 1, else 0x7FFF, then drop them: ties go to even
     return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
 
 

@@ -1,14 +1,14 @@
 """Fine-tuning: the training loop.
 
-    for state, record in steps(model, examples, train_config, start(adapters, train_config)):
+    for state, record in steps(start(adapters, train_config), model, examples, train_config):
         print(record["loss"])
 
 This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: accumulation, and runs that can be
 resumed. `evaluation.loop` adds evaluations of held-out rows.
 
 Random choices depend only on the seed, the step and, for dropout, the position of the row in the
-batch. So a `State` is all that a run carries from one step to the next, and a resumed run gives the
-same result as an uninterrupted one.
+batch. So a `State` is all that is needed to continue a run, and a resumed run gives the same result
+as an uninterrupted one.
 """
 
 import math
@@ -28,7 +28,7 @@ from .optim import OPTIMIZERS, clip, get_lr
 from .rounding import round_to
 from .tree import Tree, arrays, layer_of, named_leaves, num_parameters, overlay, tree_map
 
-MAX_PARALLEL_PARAMETERS = 2**24  # a larger gradient is not held in memory once per core
+MAX_PARALLEL_PARAMETERS = 2**24  # with more, a batch is not split: each core would hold a gradient
 
 
 class Best(NamedTuple):
@@ -37,11 +37,11 @@ class Best(NamedTuple):
     loss: float = math.inf
     step: int = 0
     adapters: Tree | None = None  # None: not kept
-    worse: int = 0  # evaluations since then, which were not better
+    worse: int = 0  # evaluations since the best one
 
 
 class State(NamedTuple):
-    """All that a run carries from one step to the next."""
+    """The state of a run: all that is needed to continue it."""
 
     adapters: Tree
     moments: Tree  # the state of the optimizer: its averages, and `step`, the number of steps taken
@@ -76,47 +76,65 @@ def start(adapters: Tree, train_config: TrainConfig) -> State:
 
 
 def steps(
-    model: Model, examples: Sequence[Example | Row], train_config: TrainConfig, state: State
+    state: State, model: Model, examples: Sequence[Example | Row], train_config: TrainConfig
 ) -> Iterator[tuple[State, Tree]]:
-    """Yield (state, record) after each step, up to `train_config.iters`.
+    """Yield (state, record) after each step, up to `train_config.iters`; see `train_step`.
 
-    A row of a batch is an example, or a list of examples that `data.pack_examples` packed. state:
-    from `start`, or the state of the run to continue. record: a dict with `step`, `loss` in nats
-    per target token, `learning_rate`, `grad_norm`, `tokens` (all, not only the targets) and
-    `seconds`. Raises InputError if there is nothing to train on, or if the loss or the gradient is
-    not finite.
+    state: from `start`, or the state of the run to continue.
+    """
+    while state.step < train_config.iters:
+        state, record = train_step(state, model, examples, train_config)
+        yield state, record
+
+
+def train_step(
+    state: State, model: Model, examples: Sequence[Example | Row], train_config: TrainConfig
+) -> tuple[State, Tree]:
+    """Take one step; return the new state and its record.
+
+    A row of a batch is an example, or a list of examples that `data.pack_examples` packed.
+    record: a dict with `step`, `loss` in nats per target token, `learning_rate`, `grad_norm`,
+    `tokens` (all, not only the targets) and `seconds`. Raises InputError if there is nothing to
+    train on, or if the loss or the gradient is not finite.
     """
     if not examples:
         raise InputError("there are no examples to train on")
-    rows = [example if isinstance(example, list) else [example] for example in examples]
-    while state.step < train_config.iters:
-        began = time.perf_counter()
-        step = state.step
-        loss, grads, batch = gradient_at(state.adapters, model, rows, step, train_config)
-        grads, norm = clip(grads, train_config.max_grad_norm)
-        if not math.isfinite(loss + norm):
-            seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
-            advice = "lower `learning_rate`, or use float32 adapters; the last checkpoint is kept"
-            raise InputError(f"{seen}: {advice}")
-        lr = get_lr(step, train_config)
-        state = update(state, grads, lr, train_config)
-        tokens = sum(len(example.tokens) - 1 for row in batch for example in row)
-        record = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
-        seconds = round(time.perf_counter() - began, 4)
-        yield state, record | {"tokens": tokens, "seconds": seconds}
+    began = time.perf_counter()
+    step = state.step
+    loss, grads, batch = gradient_at(state.adapters, model, examples, step, train_config)
+    grads, norm = clip(grads, train_config.max_grad_norm)
+    if not math.isfinite(loss + norm):
+        seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
+        raise InputError(f"{seen}: lower `learning_rate`, or use float32 adapters")
+    lr = get_lr(step, train_config)
+    state = update(state, grads, lr, train_config)
+    record = {
+        "step": step + 1,
+        "loss": loss,
+        "learning_rate": lr,
+        "grad_norm": norm,
+        "tokens": sum(len(example.tokens) - 1 for row in batch for example in row),
+        "seconds": round(time.perf_counter() - began, 4),
+    }
+    return state, record
 
 
 def gradient_at(
-    adapters: Tree, model: Model, rows: list[Row], step: int, train_config: TrainConfig
+    adapters: Tree,
+    model: Model,
+    examples: Sequence[Example | Row],
+    step: int,
+    train_config: TrainConfig,
 ) -> tuple[float, Tree, list[Row]]:
     """Compute (mean loss, its gradient, the rows) of a step.
 
     The rows are cut into micro-batches of `batch_size` rows, one after another, and each of them
-    into shards, which `model.ops.parallel_map` computes at the same time.
+    into shards, which `model.ops.parallel_map` computes in parallel.
     """
     size = train_config.batch_size
     n = size * train_config.grad_accumulation_steps
-    batch = batch_at(rows, step, n, train_config.seed)
+    drawn = batch_at(examples, step, n, train_config.seed)
+    batch = [row if isinstance(row, list) else [row] for row in drawn]
     total = sum(map(num_targets, batch))
     if not total:
         raise InputError(f"the batch of step {step + 1} has no target token: leave such rows out")
@@ -125,7 +143,8 @@ def gradient_at(
         shard = [batch[i] for i in positions]
         rng = RowRng([[train_config.seed, step, i] for i in positions])
         checkpointing = train_config.gradient_checkpointing
-        with np.errstate(over="ignore", invalid="ignore"):  # `steps` raises if it is not finite
+        # per thread, so here; `train_step` raises an error if the result is not finite
+        with np.errstate(over="ignore", invalid="ignore"):
             loss, grads = value_and_grad(model_loss)(
                 adapters, model, collate(shard), rng, checkpointing
             )

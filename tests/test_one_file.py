@@ -128,7 +128,7 @@ def test_the_losses_of_the_steps(lesson, ops, steps):
     for place, (prompt, answer) in zip(order, lesson.rows):
         row = {"prompt": prompt, "completion": answer}
         examples[place] = data.encode(row, tokenizer, settings.mask_prompt)
-    run = training.steps(model, examples, settings, training.start(adapters, settings))
+    run = training.steps(training.start(adapters, settings), model, examples, settings)
     # end the run early, with the schedule of a whole one
     losses = [record["loss"] for _, record in islice(run, steps)]
     assert lesson.losses.shape == (STEPS,)

@@ -74,7 +74,7 @@ def run(config, valid=VALID, state=None, **kwargs):
     """
     adapters, model = setting(**kwargs)
     state, done = state or start(adapters, config), []
-    for state, records in minilora.run(model, EXAMPLES, config, state, valid):
+    for state, records in minilora.run(state, model, EXAMPLES, config, valid):
         read_only(as_tree(state))
         done.append((state, records))
     return done
@@ -196,7 +196,7 @@ def test_a_row_without_a_target_takes_no_part():
     with pytest.raises(InputError, match="the batch of step 1"):
         train(adapters, model, [silent] * 3, SMALL)
     with pytest.raises(InputError, match="there are no examples to train on"):
-        next(steps(model, [], SMALL, start(adapters, SMALL)))
+        next(steps(start(adapters, SMALL), model, [], SMALL))
 
 
 def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
@@ -273,7 +273,7 @@ def test_the_bare_loop_times_its_steps(monkeypatch):
     times = iter([5.0, 5.123456, 3.0, 10.5])
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(times))
     (adapters, model), config = setting(ops=layers), replace(SMALL, iters=2)
-    records = [record for _, record in steps(model, EXAMPLES, config, start(adapters, config))]
+    records = [record for _, record in steps(start(adapters, config), model, EXAMPLES, config)]
     assert [record["seconds"] for record in records] == [0.1235, 7.5]
 
 
@@ -351,7 +351,7 @@ def test_the_bookkeeping_of_the_best_evaluation(losses, patience, keep_best):
     best, seen = Best(), []
     for i, loss in enumerate(losses):
         state = State({"w": i}, {"step": 7 + i})
-        best = better(best, state, loss, config)
+        best = better(state._replace(best=best), loss, config)
         after = state._replace(best=best)
         seen.append(loss)
         if not (patience or keep_best):
@@ -396,7 +396,7 @@ def test_an_interrupted_loop_has_the_last_complete_step(monkeypatch, module, nam
     with monkeypatch.context() as patch:
         patch.setattr(module, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            for state, records in minilora.run(model, EXAMPLES, config, state, VALID):
+            for state, records in minilora.run(state, model, EXAMPLES, config, VALID):
                 history += records
     assert state.step == done
     assert mark(state) == mark(whole[done - 1][0] if done else start(adapters, config))
@@ -419,7 +419,7 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, loss, scale):
     adapters, model = setting()
     state = start(adapters, SMALL)
     with pytest.raises(InputError, match="at step 4: lower `learning_rate`"):
-        for state, _ in steps(model, EXAMPLES, SMALL, state):
+        for state, _ in steps(state, model, EXAMPLES, SMALL):
             pass
     # the loop has the state of step 3, which is finite
     assert state.step == 3

@@ -45,7 +45,7 @@ def run():
     losses = []
     state = minilora.start(adapters, settings)
     watch(state.adapters, 0, None)
-    for state, records in minilora.run(model, examples, settings, state, quiet=True):
+    for state, records in minilora.run(state, model, examples, settings, quiet=True):
         losses.append(records[0]["loss"])
         watch(state.adapters, state.step, losses[-1])
     return row["prompt"], row["completion"], losses, frames

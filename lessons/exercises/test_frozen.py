@@ -7,7 +7,7 @@ settings = TrainConfig(…). `flatten(tree)` is {dotted path: leaf}. In `adapter
 also has two floats, which are not trained: `lora_scaling` and `lora_dropout`. `arrays(adapters)` is
 the tree without them.
 
-`for state, record in steps(model, examples, settings, state)` trains; the first state is
+`state, record = train_step(state, model, examples, settings)` trains; the first state is
 `minilora.start(adapters, settings)`, and each new one has a new tree, `state.adapters`. The arrays
 of `model.base` and of `adapters` must be the same as before, and every array of the last
 `state.adapters` must be another one.
@@ -20,12 +20,12 @@ from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.tree import arrays, flatten, tree_map
 
 
-def check(steps):
-    """Raise an error if `steps(model, examples, settings, state)` is wrong.
+def check(train_step):
+    """Raise an error if `train_step(state, model, examples, settings)` is wrong.
 
-    `steps` is `minilora.training.steps` or a copy of it with a mistake. Use the model `micro`,
-    `model._replace(ops=layers)`, a few rows of "questions" and few steps. With a warm-up, the
-    learning rate of the first step is zero; use `warmup_ratio=0`.
+    `train_step` is `minilora.training.train_step` or a copy of it with a mistake. Use the model
+    `micro`, `model._replace(ops=layers)`, a few rows of "questions" and few steps. With a warm-up,
+    the learning rate of the first step is zero; use `warmup_ratio=0`.
     """
     model, words = minilora.load("micro")
     model = model._replace(ops=layers)
@@ -34,8 +34,9 @@ def check(steps):
     examples, _ = data.encode_rows(data.load_rows("questions", "valid")[:8], words, settings)
     before = tree_map(np.array, adapters), tree_map(np.array, model.base)
     state = minilora.start(adapters, settings)
-    for state, _ in steps(model, examples, settings, state):
-        new = state.adapters
+    for _ in range(3):  # in the first step, A has no gradient
+        state, _ = train_step(state, model, examples, settings)
+    new = state.adapters
     for tree, old in zip((adapters, model.base), before):
         old = flatten(old)
         assert all(np.array_equal(w, old[path]) for path, w in flatten(tree).items())

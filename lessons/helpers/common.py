@@ -86,7 +86,7 @@ def finetune(
     state = minilora.start(adapters, train_config)
     history = []
     for state, records in minilora.run(
-        model, examples, train_config, state, watched, quiet=not watched
+        state, model, examples, train_config, watched, quiet=not watched
     ):
         history += records
         if on_step and on_step(state, records):

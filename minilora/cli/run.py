@@ -107,13 +107,13 @@ def run(job):
     state = start(job.loaded.adapters, job.train_config)
     if args.resume:
         state, writer.history = run_folder.resume(job.folder, job.metadata, state.adapters)
-        writer.save(state)  # all files, with the settings of now
+        writer.save(state)  # all files, with the current settings
     elif job.scored:
         scores = held_out_scores(job, 0, job.loaded.adapters)
         writer.history.append(scores)  # the first point of the curve
         show(job, "before", job.loaded.adapters, scores)
     steps = loop.run(
-        job.loaded.model, job.examples, job.train_config, state, job.scored, args.quiet
+        state, job.loaded.model, job.examples, job.train_config, job.scored, args.quiet
     )
     try:
         for state, records in steps:
@@ -141,6 +141,7 @@ def report(job, state, history):
     if job.scored:
         evaluations = {row["step"]: row for row in history if "eval_loss" in row}
         step = state.kept_step
+        # there is no evaluation if the run was resumed with --iters equal to its step
         scores = evaluations.get(step) or held_out_scores(job, step, state.kept)
         show(job, "after", state.kept, scores)
     card = run_folder.model_card(job.args, job.loaded, state, scores, len(job.scored))
@@ -229,8 +230,8 @@ class RunWriter:
     job: Job
     history: list = field(default_factory=list)  # the records of all steps and evaluations
     saved: int = 0  # the number of records in metrics.jsonl
-    size: int = 0  # its bytes
-    digest: Any = field(default_factory=hashlib.sha256)  # of these
+    size: int = 0  # of metrics.jsonl, in bytes
+    digest: Any = field(default_factory=hashlib.sha256)  # of its bytes
 
     def save(self, state):
         """Write a checkpoint, and the files that are derived from it."""

@@ -1,6 +1,6 @@
 """The training loop with evaluations of held-out rows.
 
-    for state, records in run(model, examples, train_config, start(adapters, train_config), valid):
+    for state, records in run(start(adapters, train_config), model, examples, train_config, valid):
         history += records
 
 `run` adds evaluations, early stopping, the best adapters and a progress bar to `training.steps`.
@@ -13,56 +13,51 @@ from ..config import InputError, TrainConfig
 from ..data.packing import pack_examples
 from ..layers import virtual_tokens
 from ..model import Model
-from ..training import Best, State, steps
+from ..training import Best, State, train_step
 from ..tree import Tree
 from .memory import peak_rss_mb
 from .metrics import check_examples, evaluate, progress_bar
 
 
 def run(
+    state: State,
     model: Model,
     examples: Sequence[Example],
     train_config: TrainConfig,
-    state: State,
     valid: Sequence[Example] = (),
     quiet: bool = False,
 ) -> Generator[tuple[State, list[Tree]], None, None]:
     """Yield (state, records) after each step of a run, up to `train_config.iters`.
 
-    examples, valid: lists of `Example`, from `encode_rows`. state: from `training.start`, or the
-    state of the run to continue. quiet: print nothing, and show no progress.
-    records: the record of the step (see `training.steps`, and `peak_rss_mb`, the peak memory of the
-    process), and every `steps_per_eval` steps and at the end a dict with `step`, `eval_loss`,
-    `eval_exact_match` and the other scores of `evaluate` on `valid`. With early stopping or
-    `keep_best`, `state.best` has the adapters with the lowest `eval_loss`.
-    The first `next` raises InputError for rows that are not encoded, and for settings that need
-    held-out rows if there are none.
+    state: from `training.start`, or the state of the run to continue. examples, valid: lists of
+    `Example`, from `encode_rows`. quiet: print nothing, and show no progress.
+    records: first the record of the step (see `training.train_step`), with `peak_rss_mb`, the peak
+    memory of the process. Every `steps_per_eval` steps and at the end, a second dict has `step`,
+    `eval_loss`, `eval_exact_match` and the other scores of `evaluate` on `valid`.
+    With early stopping or `keep_best`, `state.best` has the adapters with the lowest `eval_loss`.
+    The first iteration raises InputError if rows are not encoded, or if a setting needs held-out
+    rows and `valid` is empty.
     """
     check_packing(state.adapters, train_config)
     check_held_out(valid, train_config)
     check_examples("examples", examples, model.config.vocab_size)
     check_examples("valid", valid, model.config.vocab_size)
-    patience = train_config.early_stopping_patience
-    if should_stop(state.best, patience):
-        return  # the run had ended
     rows: Sequence = examples
     if train_config.packing:
         rows = pack_examples(examples, train_config.max_seq_length)
-    best = state.best
+    patience = train_config.early_stopping_patience
     with progress_bar(train_config.iters, quiet, initial=state.step) as progress:
-        for state, record in steps(model, rows, train_config, state):
+        while state.step < train_config.iters and not should_stop(state.best, patience):
+            state, record = train_step(state, model, rows, train_config)
             records = [record | {"peak_rss_mb": peak_rss_mb()}]
             last = state.step == train_config.iters
             if valid and (last or state.step % train_config.steps_per_eval == 0):
                 scores = evaluate(state.adapters, model, valid, quiet)
                 records.append(evaluation_row(state.step, scores))
-                best = better(best, state, scores["loss"], train_config)
-            state = state._replace(best=best)
+                state = state._replace(best=better(state, scores["loss"], train_config))
             if not quiet:
                 show(progress, *records)
             yield state, records
-            if should_stop(best, patience):
-                break
     if not quiet:
         print_end(state, train_config)
 
@@ -81,12 +76,16 @@ def check_held_out(valid, train_config):
 
 
 def evaluation_row(step, scores):
-    """Return the dict of an evaluation in the history."""
+    """Return the record of an evaluation in the history."""
     return {"step": step} | {f"eval_{name}": value for name, value in scores.items()}
 
 
-def better(best, state, loss, train_config):
-    """Return the best evaluation after that of `state`; its adapters, if they are to be kept."""
+def better(state, loss, train_config):
+    """Return the best evaluation so far, given the held-out loss of `state`.
+
+    It has adapters only if early stopping or `keep_best` needs them.
+    """
+    best = state.best
     if not (train_config.early_stopping_patience or train_config.keep_best):
         return best
     if loss < best.loss:
@@ -95,7 +94,10 @@ def better(best, state, loss, train_config):
 
 
 def should_stop(best, patience):
-    """Return whether the last `patience` evaluations did not improve the loss; 0: never."""
+    """Return whether the last `patience` evaluations did not improve the loss.
+
+    A patience of 0 never stops a run.
+    """
     return 0 < patience <= best.worse
 
 
@@ -112,7 +114,7 @@ def show(progress, step, *evaluations):
 
 
 def print_end(state, train_config):
-    """Print whether early stopping ended the run, and which step is kept if it is the best."""
+    """Print whether early stopping ended the run, and which step was kept."""
     best = state.best
     patience = train_config.early_stopping_patience
     if should_stop(best, patience) and state.step < train_config.iters:

@@ -1,8 +1,8 @@
-"""Write and read the files of a run: the adapter in PEFT's format, and the state for resuming.
+"""Write and read adapters in PEFT's format, and the state of a run for resuming.
 
 Each file is written under a temporary name, flushed to the disk and renamed. A kill at any moment
 leaves the complete old file or the complete new one; while the two files of an adapter change, it
-can leave no weights. Nothing is pickled, and no pickle is opened.
+can leave the adapter without its weights. Nothing is pickled, and no pickle is opened.
 """
 
 import json
@@ -180,7 +180,7 @@ def read_source(folder: str | os.PathLike[str]) -> Source | None:
 def warn_of_other_model(folder, model):
     """Warn if `model` is not the one that the adapter in `folder` was trained on.
 
-    An adapter also corrects the errors of the storage. Without both sources, nothing is known.
+    An adapter also corrects the errors of the storage. No warning if one of the sources is unknown.
     """
     then = read_source(folder)
     now = model.source
@@ -225,7 +225,7 @@ def _read(path, entries, shapes):
 
 
 def save_state(path, state, metadata, history=""):
-    """Write everything that a run is into one safetensors file.
+    """Write the complete state of a run to one safetensors file.
 
     `state` is a `training.State`. `metadata` has the settings, the digests of the files that
     training reads, and the size and digest of metrics.jsonl. `history` has records of steps and

@@ -9,6 +9,7 @@ change the computation and is not implemented raises an error that names it.
 The model types differ from Llama in what their file in `families` says.
 """
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -136,13 +137,29 @@ def family_with(config, some):
     """Return the first Family, from that of the model on, that can have `some` biases."""
     own = FAMILIES[config.model_type]
     for family in (own, *FAMILIES.values()):
-        window = family.sliding or config.sliding_window is None
-        if window and family.fields == own.fields and some <= family.biased(some):
+        biased = family.biased(some)
+        if some <= biased and (family is own or can_hold(family, config, biased)):
             return family
     raise InputError(
         f"no model_type of config.json has biases of {', '.join(sorted(some))}, "
         f"as this {config.model_type} model has: train without --also-train bias"
     )
+
+
+def can_hold(family, config, biased):
+    """Return whether a config.json of `family` holds all settings of `config`."""
+    config = replace(config, model_type=family.model_type, generation_config=None)
+    text = json.dumps(as_json(config, "float32", biased))
+    try:
+        return per_layer(model_config(json.loads(text))) == per_layer(config)
+    except InputError:  # a setting that this family does not have
+        return False
+
+
+def per_layer(config):
+    """Return the settings of each layer."""
+    kinds = config.layer_types or ("",) * config.num_hidden_layers
+    return [replace(config.of_layers(kind), layer_types=None) for kind in kinds]
 
 
 def weight_files(folder):

@@ -20,7 +20,8 @@ from .loops import fast_jit, jit, rows
 from .threads import parallel_rows
 
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
-SPAN = 4096  # elements that are decoded at a time, which fit in the first-level cache; likewise
+# elements that are decoded at a time, which fit in the first-level cache; a multiple of 16
+SPAN = 4096
 
 
 class Storage(NamedTuple):

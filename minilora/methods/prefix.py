@@ -1,6 +1,6 @@
 """Prefix tuning (Li and Liang 2021): trained keys and values before those of the tokens.
 
-`layers.with_prefix` reads them.
+`layers.with_prefix` uses them.
 """
 
 import autograd.numpy as np

@@ -1,6 +1,6 @@
-"""All methods, in the order in which they are applied and merged, and the door to a new adapter.
+"""All methods, in the order in which they are applied and merged, and `get_peft_model`.
 
-| method | entries | what reads them |
+| method | entries | read by |
 |---|---|---|
 | lora | `lora_A`, `lora_B`, `lora_scaling`, `lora_dropout` | `layers.linear` |
 | bitfit, norm, head, full | `bias`, `weight`, instead of the base's | `layers.linear`, `norm` |
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import layers, lora
-from ..config import INITIALIZERS, LoraConfig
+from ..config import INITIALIZERS, InputError, LoraConfig
 from ..model import Model
 from ..optim import OPTIMIZERS
 from ..tree import Tree
@@ -83,7 +83,10 @@ def get_peft_model(
     rng = np.random.default_rng(rng)
     if getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS:
         return AdaptedModel(*initializers.init(model, adapter_config, rng, scheme, block_size))
-    method = METHODS[method_name(adapter_config)]
+    name = method_name(adapter_config)
+    if name not in METHODS:
+        raise InputError(f"there is no method {name!r}: choose from {', '.join(METHODS)}")
+    method = METHODS[name]
     return AdaptedModel(method.init(model.base, adapter_config, rng), model)
 
 

@@ -36,7 +36,7 @@ def states(loaded, state=None, **settings):
     config = TrainConfig(**{"iters": 2, "batch_size": 2, "learning_rate": 0.05, **settings})
     examples = random_examples(loaded.model.config, 6)
     state = state or minilora.start(loaded.adapters, config)
-    for state, _ in minilora.run(loaded.model, examples, config, state, quiet=True):
+    for state, _ in minilora.run(state, loaded.model, examples, config, quiet=True):
         yield state
 
 

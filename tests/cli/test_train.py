@@ -325,7 +325,7 @@ def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
     examples, _ = encode_rows(load_rows(str(data), "train"), tokenizer, settings)
     records = []
-    for state, new in minilora.run(model, examples, settings, state):
+    for state, new in minilora.run(state, model, examples, settings):
         records += new
     save_adapter(tmp_path / "expected", state.adapters, model, lora_config)
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()

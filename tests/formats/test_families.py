@@ -179,6 +179,24 @@ def test_what_is_refused_by_name(tmp_path, kind, changes, message):
         load(folder(tmp_path, model_type=kind, **fields))
 
 
+def test_no_other_type_is_written_that_lacks_a_setting(tmp_path, monkeypatch):
+    """A family whose difference is only in `read`, such as Granite's multipliers."""
+    scaled = replace(
+        FAMILIES["llama"], model_type="scaled", biases=(ATTENTION,),
+        read=lambda raw: {"embedding_scale": raw["scale"]},
+        write=lambda config: {"scale": config.embedding_scale},
+    )  # fmt: skip
+    monkeypatch.setitem(FAMILIES, "scaled", scaled)
+    config = replace(CONFIG, model_type="scaled", embedding_scale=12.0)
+    bias = {"model.layers.0.mlp.down_proj.bias": np.ones(32, np.float32)}
+    with pytest.raises(InputError, match=r"no model_type .* has biases of down_proj"):
+        save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config) | bias)))
+    # with a scale of 1, it is a Llama
+    plain = replace(config, embedding_scale=1.0)
+    save_pretrained(tmp_path / "out", Model(plain, unflatten(leaves(plain) | bias)))
+    assert load(tmp_path / "out").model.config.model_type == "llama"
+
+
 @pytest.mark.parametrize(
     ("kind", "window", "trained", "written"),
     [

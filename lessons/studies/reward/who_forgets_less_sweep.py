@@ -80,7 +80,7 @@ def run(job, steps=STEPS):
     else:
         examples = echoes.examples(rows, echoes.FORMS[way])
         state = minilora.start(adapters, settings)
-        for state, _ in minilora.run(model, examples, settings, state, quiet=True):
+        for state, _ in minilora.run(state, model, examples, settings, quiet=True):
             if state.step % EVERY == 0 and stop(state.step, state.adapters):
                 break
     return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()}

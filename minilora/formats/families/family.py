@@ -28,7 +28,6 @@ class Family:
     architecture: str
     biases: tuple[tuple[str, ...], ...] = ()  # the projections of a group have biases or none has
     always_biased: bool = False
-    sliding: bool = True  # its layers may have a sliding window
     fields: dict[str, Any] = field(default_factory=dict)  # of ModelConfig, the same in each model
     defaults: dict[str, Any] = field(default_factory=dict)  # of config.json, if not Llama's
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}

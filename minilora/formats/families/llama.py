@@ -3,4 +3,4 @@
 from ...config import ATTENTION, MLP
 from .family import Family
 
-FAMILY = Family("llama", "LlamaForCausalLM", biases=(ATTENTION, MLP), sliding=False)
+FAMILY = Family("llama", "LlamaForCausalLM", biases=(ATTENTION, MLP))
