@@ -43,9 +43,9 @@ def save_adapter(
 
     model: that of the adapter; its source is written, too. `adapter_config` is a LoraConfig, or the
     MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases stay
-    float32. Raises InputError if the folder contains a run of `minilora train` or a model, if a leaf
-    has no place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
-    the tree.
+    float32. Raises InputError if the folder contains a model or a run of `minilora train`, if a
+    leaf has no place in the format, if a number does not fit `dtype`, or if `adapter_config` does
+    not describe the tree.
     """
     folder = Path(folder)
     if any((folder / name).exists() for name in (CHECKPOINT, SETTINGS)):
