@@ -182,6 +182,11 @@ def read_only(tree):
     return tree
 
 
+def empty_caches(config=TINY):
+    """A cache for each layer."""
+    return [layers.LayerCache() for _ in range(config.num_hidden_layers)]
+
+
 def spying(ops, seen):
     """`ops` that append (name, arguments) of each call to `seen`, to see what autograd traces."""
 

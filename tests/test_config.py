@@ -1,4 +1,4 @@
-"""Configurations: the scaling, other ranks by name, and every value that raises an error."""
+"""Configurations: the scaling, and every value that raises an error."""
 
 import math
 from dataclasses import FrozenInstanceError, replace
@@ -33,14 +33,6 @@ def test_scaling(r, alpha):
     rslora = scaling(r, alpha, use_rslora=True)
     assert math.isclose(rslora, math.sqrt(r) * alpha / r, rel_tol=5 * 2.0**-53)
     assert LoraConfig(r=r, lora_alpha=alpha).rank_and_scaling(Q) == (r, alpha / r)
-
-
-def test_an_exception_takes_its_own_rank_and_alpha():
-    config = LoraConfig(r=8, lora_alpha=16, rank_pattern={"q_proj": 2}, alpha_pattern={Q: 3})
-    assert config.rank_and_scaling(Q) == (2, 1.5)
-    assert config.rank_and_scaling("model.layers.4.self_attn.q_proj") == (2, 8.0)
-    assert config.rank_and_scaling("model.layers.3.self_attn.v_proj") == (8, 2.0)
-    assert replace(config, use_rslora=True).rank_and_scaling(Q) == (2, 3 / math.sqrt(2))
 
 
 def test_the_text_of_an_error_is_one_short_line():

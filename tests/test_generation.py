@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, configs, fast_model, quantized, random_model, seeds
+from models import TINY, adapted, configs, empty_caches, fast_model, quantized, random_model, seeds
 
 import minilora
 from minilora import generate, generation, layers
 from minilora.config import InputError
 from minilora.generation import sample
 from minilora.kernels import fused
-from minilora.layers import LayerCache
 from minilora.model import Model, hidden_states, with_adapters
 
 U64 = 2.0**-53  # unit roundoff
@@ -28,7 +27,7 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, splits, 
     model = with_adapters(*adapted(quantized(model) if four_bit else model, seed))
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
     starts = np.zeros_like(tokens)
-    caches = [LayerCache() for _ in range(config.num_hidden_layers)]
+    caches = empty_caches(config)
     whole = hidden_states(model, tokens, starts)
     parts = [
         hidden_states(model, part, starts[:, : part.shape[1]], caches)

@@ -32,7 +32,7 @@ from minilora.methods.replaced import also_train
 from minilora.model import Source, forward, loss
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, set_leaf
 
-U32, U64 = 2.0**-24, 2.0**-53
+U64 = 2.0**-53
 EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "fp4", "nf4", "nf4-dq"])
 Q = [f"model.layers.{i}.self_attn.q_proj" for i in range(TINY.num_hidden_layers)]
 

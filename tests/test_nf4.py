@@ -15,6 +15,7 @@ import pytest
 from arrays import KINDS, SHAPES, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from models import seeds
 
 from minilora import double_quant, nf4
 from minilora.config import InputError
@@ -24,10 +25,9 @@ from minilora.kernels import weights as weights_
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
 
-seeds = st.integers(0, 2**32 - 1)
 kinds = st.sampled_from(KINDS)
 shapes = st.sampled_from(SHAPES) | st.tuples(st.integers(1, 40), st.integers(1, 200))
-block_sizes = st.sampled_from([16, 64, 256, 4096])
+block_sizes = st.sampled_from([16, 64, 256, 4096, 65536])
 codes = st.sampled_from(["nf4", "fp4"])
 
 
@@ -120,32 +120,6 @@ def test_error_is_at_most_half_the_widest_gap_times_absmax(seed, kind, shape, bl
     np.testing.assert_array_equal(again.dequantize(), back)
     if code == "nf4":  # FP4 has two codes for zero
         np.testing.assert_array_equal(again.codes, q.codes)
-
-
-def nesting_bound(absmax, second):
-    """How far absmax may move: derived, per block.
-
-    absmax - offset is divided by its own block's absmax, moved to a grid of 65,536 points from -1
-    to 1 (half a step is 1/65535), and from there to the nearest of the map's values, of which the
-    widest gap is 0.9/64, and -1 lies half such a gap below the lowest. In addition, float32
-    rounds the difference, quotient and grid point, and on the way back the product and the sum.
-    """
-    scale = np.repeat(second.nested_absmax, 256)[: absmax.size].astype(np.float64)
-    rounding = 2 * EPS * (np.abs(absmax) + abs(second.offset) + scale)
-    return scale * (0.9 / 128 + 1 / 65535 + 8 * EPS) + rounding
-
-
-@given(seeds, kinds, shapes, block_sizes, codes)
-def test_error_of_double_quantization(seed, kind, shape, block_size, code):
-    w = weights(kind, shape, seed)
-    single, double = (nf4.quantize(w, block_size, dq, code) for dq in (False, True))
-    np.testing.assert_array_equal(single.codes, double.codes)
-    error = np.abs(double.dequantize().astype(np.float64) - w)
-    # No value is larger than 1, so what the absmax moves by is all that is added.
-    absmax = single.absmax.astype(np.float64)
-    bound = absmax * (half_widest_gap(code) + 3 * EPS)
-    bound += nesting_bound(absmax, double.stored_absmax) * (1 + EPS)
-    assert (error <= by_element(bound, double)).all()
 
 
 @pytest.mark.parametrize(("code", "rmse"), [("nf4", 0.0920), ("fp4", 0.1220)])
@@ -314,16 +288,6 @@ def test_a_processor_without_the_instruction_gives_the_same_bits(tmp_path):
 
 
 # ------------------------------------------------------- what is stored, and what is refused
-
-
-@pytest.mark.parametrize("block_size", [16, 64, 4096])
-def test_bits_per_parameter(block_size):
-    n = 256 * block_size
-    single, double = (nf4.quantize(np.ones(n), block_size, dq) for dq in (False, True))
-    assert 8 * single.nbytes / n == 4 + 32 / block_size
-    # the offset is one float32 for the whole tensor
-    assert 8 * double.nbytes / n == 4 + 8 / block_size + 32 / (256 * block_size) + 32 / n
-    assert nf4.quantize(np.arange(1, 4), 65536).absmax.tolist() == [3]  # the largest block size
 
 
 @pytest.mark.parametrize(

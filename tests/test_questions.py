@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, Model, TrainConfig, data, layers, nf4
-from minilora.batching import collate
+from minilora import LoraConfig, Model
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import activation_floats, memory_estimate
 from minilora.formats.hf_folder import projection_shapes
@@ -41,20 +40,6 @@ def test_the_scale_of_mlx():
     assert eval(code).rank_and_scaling("model.layers.0.self_attn.q_proj") == (8, 20)
 
 
-def test_an_embedding_that_starts_with_A_zero_changes_only_the_tokens_of_the_batch():
-    rng = np.random.default_rng(0)
-    random, zero = rng.standard_normal((2, 5)), np.zeros((2, 5))  # (r, vocabulary)
-    grad = rng.standard_normal((3, 4))  # of the embeddings of three tokens: (T, d)
-    tokens, others = [0, 2, 2], [1, 3, 4]
-    for A, B in ((zero, rng.standard_normal((4, 2))), (random, np.zeros((4, 2)))):
-        grad_A = np.zeros_like(A)
-        np.add.at(grad_A.T, tokens, grad @ B)
-        grad_B = grad.T @ A.T[tokens]
-        change = (B - grad_B) @ (A - grad_A) - B @ A  # (d, vocabulary), after a step of SGD
-        assert change[:, tokens].any()
-        assert change[:, others].any() == (A is random)
-
-
 def test_the_numbers_of_a_vocabulary():
     text = answer("How do I add new tokens?")
     d, whole = SMOLLM2.hidden_size, SMOLLM2.hidden_size * SMOLLM2.vocab_size
@@ -76,29 +61,6 @@ def test_the_count_of_multiplications():
     assert f"this count is {share:.2f} of" in answer(
         "Why is LoRA hardly faster than full fine-tuning?"
     )
-
-
-def test_a_code_of_nf4_has_no_sign_bit():
-    assert nf4.NF4[7] == 0 and (nf4.NF4[:7] < 0).all() and (nf4.NF4[8:] > 0).all()
-    assert set(nf4.NF4) & set(-nf4.NF4) == {-1, 0, 1}
-    np.testing.assert_array_equal(nf4.FP4[8:], -nf4.FP4[:8])
-
-
-def test_a_product_with_a_quantized_weight_is_that_with_the_dequantized_one():
-    rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((3, 64), np.float32), rng.standard_normal((16, 64), np.float32)
-    weight = nf4.quantize(w, double_quant=True)
-    expected = x @ weight.dequantize().T
-    np.testing.assert_allclose(layers.linear(x, {"weight": weight}), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_padding_is_known_by_its_position_and_the_end_is_a_target():
-    _, tokenizer = minilora.load("micro")
-    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "longer"}]
-    examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    batch = collate([[example] for example in examples])
-    ends = batch["targets"] == tokenizer.eos_token_id
-    assert (ends & (batch["mask"] == 1)).sum() == 2 and batch["mask"][0].sum() == 2
 
 
 def test_memory_and_context():

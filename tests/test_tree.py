@@ -61,13 +61,6 @@ def test_settings_are_no_arrays():
     assert tree.arrays({"q_proj": weight | settings, "k_proj": settings}) == {"q_proj": weight}
 
 
-def test_the_layer_of_a_leaf():
-    assert tree.layer_of("model.layers.0.mlp.up_proj.weight") == 0
-    assert tree.layer_of("model.layers.12.self_attn.q_proj.lora_A") == 12
-    for path in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "w"):
-        assert tree.layer_of(path) == -1
-
-
 LEAVES = st.dictionaries(st.sampled_from(("a", "b.c", "b.d.e", "b.d.f")), st.integers(), max_size=4)
 
 

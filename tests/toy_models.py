@@ -42,6 +42,26 @@ def raw_config(**changes):
     return {key: value for key, value in {**raw, **changes}.items() if value is not None}
 
 
+# fields of config.json
+SLIDING, FULL = "sliding_attention", "full_attention"
+WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
+OF_GEMMA = {  # what both generations of transformers write
+    "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 16, "sliding_window": 3, "attn_logit_softcapping": None,
+}  # fmt: skip
+TRANSFORMERS_5 = {
+    "layer_types": [SLIDING, FULL],
+    "rope_parameters": {
+        FULL: {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
+        SLIDING: {"rope_type": "default", "rope_theta": 2e4},
+    },
+}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
 def folder(tmp_path, tensors=None, **changes):
     """A Hugging Face folder written by the safetensors library."""
     path = tmp_path / "model"

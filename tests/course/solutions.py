@@ -512,8 +512,12 @@ def check_logits_and_base(merge):
     together = minilora.forward({}, merge(adapters, model), tokens)
     apart = minilora.forward(adapters, model, tokens)
     np.testing.assert_allclose(together, apart, rtol=1e-3, atol=1e-3)
+    assert_unchanged(before, base)
+
+
+def assert_unchanged(before, tree):
     for path, w in named_leaves(before):
-        np.testing.assert_array_equal(w, get(base, path))
+        np.testing.assert_array_equal(w, get(tree, path))
 
 
 @right("test-frozen")
@@ -528,10 +532,9 @@ def check_what_training_changes(train_step):
     for _ in range(2):
         state, _ = train_step(state, model, examples, settings)
     after = state.adapters
-    for path, w in named_leaves(before):
-        np.testing.assert_array_equal(w, get(base, path))
+    assert_unchanged(before, base)
+    assert_unchanged(start, adapters)
     for path, w in named_leaves(start):
-        np.testing.assert_array_equal(w, get(adapters, path))
         assert not np.array_equal(w, get(after, path))
     assert flatten(after).keys() == flatten(adapters).keys()
 

@@ -7,7 +7,17 @@ import numpy as np
 import phi3
 import pytest
 import safetensors.numpy
-from toy_models import CONFIG, assert_same, folder, leaves
+from toy_models import (
+    CONFIG,
+    FULL,
+    OF_GEMMA,
+    SLIDING,
+    TRANSFORMERS_5,
+    WINDOW,
+    assert_same,
+    folder,
+    leaves,
+)
 
 from minilora.config import ATTENTION, GEMMA_NORMS, MLP, InputError
 from minilora.formats.families import FAMILIES
@@ -18,8 +28,6 @@ from minilora.model import Model
 from minilora.quant.schemes import quantize
 from minilora.tree import unflatten
 
-WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
-SLIDING, FULL = "sliding_attention", "full_attention"
 QKV = ATTENTION[:3]
 GEMMA = {
     "hidden_act": "gelu_pytorch_tanh", "norm_offset": 1.0, "norms": GEMMA_NORMS, "qk_norm": True,
@@ -27,21 +35,10 @@ GEMMA = {
     "layer_types": (SLIDING, FULL), "rope_theta": 5e5, "rope_local_base_freq": 2e4,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0},
 }  # fmt: skip
-OF_GEMMA = {  # what both generations of transformers write
-    "hidden_act": None, "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 16, "sliding_window": 3, "attn_logit_softcapping": None,
-}  # fmt: skip
 TRANSFORMERS_4 = {
     "rope_parameters": None, "rope_theta": 5e5, "rope_local_base_freq": 2e4,
     "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 2,
 }  # fmt: skip
-TRANSFORMERS_5 = {
-    "layer_types": [SLIDING, FULL],
-    "rope_parameters": {
-        FULL: {"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0},
-        SLIDING: {"rope_type": "default", "rope_theta": 2e4},
-    },
-}
 QWEN3 = {"qk_norm": True}
 # model_type, fields of config.json, projections with a bias, fields of ModelConfig
 CASES = [

@@ -18,7 +18,13 @@ from mutations import mutated, pick
 from toy_models import (
     CHAT,
     CONFIG,
+    FULL,
     GGUF_CONFIG,
+    LLAMA3,
+    OF_GEMMA,
+    SLIDING,
+    TRANSFORMERS_5,
+    WINDOW,
     folder,
     gguf,
     gguf_metadata,
@@ -138,23 +144,10 @@ def test_safetensors_files(fuzz, tmp_path):
 
 FAMILIES = {  # of config.json
     "llama": {
-        "attention_bias": True, "bos_token_id": 1, "rope_parameters": {
-            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-        },
+        "attention_bias": True, "bos_token_id": 1, "rope_parameters": LLAMA3 | {"rope_theta": 5e5},
     },
-    "gemma3_text": {
-        "hidden_act": "gelu_pytorch_tanh", "sliding_window": 3, "query_pre_attn_scalar": 8,
-        "layer_types": ["sliding_attention", "full_attention"], "attn_logit_softcapping": None,
-        "rope_parameters": {
-            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
-    },
-    "qwen3": {
-        "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1,
-        "layer_types": ["full_attention", "sliding_attention"],
-    },
+    "gemma3_text": OF_GEMMA | TRANSFORMERS_5,
+    "qwen3": WINDOW | {"max_window_layers": 1, "layer_types": [FULL, SLIDING]},
 }  # fmt: skip
 
 

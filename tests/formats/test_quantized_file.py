@@ -28,9 +28,11 @@ def saved(tmp_path, name="nf4-dq", block_size=64, dtype="float32"):
     return model
 
 
-def header_and_config(tmp_path):
+def layout(tmp_path, name):
+    """(header, {the rest of a name that begins with `name`: (dtype, shape)}, config.json)."""
     header = safetensors_file.read_header(tmp_path / "q" / "model.safetensors")
-    return header, json.loads((tmp_path / "q" / "config.json").read_text())
+    found = {n.removeprefix(name): (e.dtype, e.shape) for n, e in header.items() if name in n}
+    return header, found, json.loads((tmp_path / "q" / "config.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,7 @@ def test_a_stored_scheme_is_not_changed_behind_the_users_back(tmp_path):
 def test_the_layout_is_that_of_bitsandbytes(tmp_path):
     """Names, types and shapes, as a folder of transformers shows them."""
     saved(tmp_path, dtype="bfloat16")
-    header, config = header_and_config(tmp_path)
-    found = {n.removeprefix(Q): (e.dtype, e.shape) for n, e in header.items() if n.startswith(Q)}
+    header, found, config = layout(tmp_path, Q)
     text = bytes(header[Q + STATE].read()).decode()
     assert found == {
         "": ("U8", (512, 1)),  # 32 · 32 codes, two a byte
@@ -88,9 +89,7 @@ def test_the_layout_is_that_of_bitsandbytes(tmp_path):
 
 def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
     saved(tmp_path, "int8")
-    header, config = header_and_config(tmp_path)
-    name = Q.removesuffix(".weight")
-    found = {n.removeprefix(name): (e.dtype, e.shape) for n, e in header.items() if name in n}
+    _, found, config = layout(tmp_path, Q.removesuffix(".weight"))
     expected = {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())}
     assert found == expected
     assert config["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_8bit": True}

@@ -13,6 +13,7 @@ from models import (
     TINY,
     bits,
     configs,
+    empty_caches,
     fingerprint,
     moved,
     projection_shapes,
@@ -30,7 +31,7 @@ from minilora.evaluation.loop import check_packing
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter
 from minilora.kernels import fused
-from minilora.layers import LayerCache, value_and_grad
+from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths
 from minilora.methods import dora, initializers, vera
 from minilora.methods.method import SIZES, MethodConfig
@@ -249,7 +250,7 @@ def test_with_a_cache_as_without(name, scheme):
     trees = trained(name, quantized(MODEL, scheme))
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
     whole = states(*trees, tokens)
-    caches = [LayerCache() for _ in range(TINY.num_hidden_layers)]
+    caches = empty_caches()
     parts = [states(*trees, p, caches=caches) for p in np.split(tokens, [3, 4, 5, 6], axis=1)]
     assert {cache.length for cache in caches} == {7 + (3 if name in VIRTUAL else 0)}
     found = np.concatenate(parts, axis=1)
@@ -266,7 +267,7 @@ def test_virtual_tokens_that_equal_tokens_act_as_those_before_the_text(name, len
         rows = get(MODEL.base, "model.embed_tokens.weight")[front[0]]
         adapters = {"model": {"prompt_embeddings": rows}}
     else:
-        caches = [LayerCache() for _ in range(TINY.num_hidden_layers)]
+        caches = empty_caches()
         states({}, MODEL, front, caches=caches)
         prefixes = [
             {"prefix_k": c.k.reshape(n, -1), "prefix_v": c.v.reshape(n, -1)} for c in caches

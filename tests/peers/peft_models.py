@@ -43,11 +43,16 @@ def random_peft(llama, config=None, size=0.1, **fields):
     with quietly():
         config = config or peft.LoraConfig(task_type="CAUSAL_LM", **fields)
         theirs = peft.get_peft_model(llama, deepcopy(config))  # PEFT writes the model's sizes to it
+    move(theirs, size)
+    return theirs.eval()
+
+
+def move(theirs, size):
+    """Add to every trained number a random one of this size."""
     with torch.no_grad():
         for p in theirs.parameters():
             if p.requires_grad:
                 p += size * torch.randn_like(p)
-    return theirs.eval()
 
 
 def peft_folder(path, theirs, dtype=torch.float32):
@@ -96,13 +101,18 @@ def their_gradients(theirs, batch, loss_of=transformers_loss):
     """(loss, {path: gradient}) of the low-rank factors, under our names."""
     theirs.zero_grad()
     loss = loss_of(theirs, batch)
+    return loss.item(), gradients_of(loss, theirs)
+
+
+def gradients_of(loss, theirs):
+    """{path: gradient of the loss} of all that PEFT trains, under our names."""
     loss.backward()
     found = {}
     for name, p in theirs.named_parameters():
         if p.requires_grad:
             path = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
             found[path.removesuffix(".default.weight")] = p.grad.numpy().copy()
-    return loss.item(), found
+    return found
 
 
 def gradient_errors(ours, theirs):

@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 from comparisons import in_float64, relative
-from peft_models import ALL, gradient_errors, quietly
+from peft_models import (
+    ALL,
+    gradient_errors,
+    gradients_of,
+    move,
+    peft,
+    quietly,
+    torch,
+    transformers,
+)
 
 from lessons.helpers import class_head
 from minilora.formats.checkpoint import load_adapter
@@ -13,9 +22,6 @@ from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
 from minilora.tree import flatten
 
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
 load_file = pytest.importorskip("safetensors.torch").load_file
 save_file = pytest.importorskip("safetensors.torch").save_file
 
@@ -34,10 +40,7 @@ def sequence_classifier(folder):
         )
         config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=ALL, r=4, lora_alpha=8)
         theirs = peft.get_peft_model(llama, config)
-    with torch.no_grad():
-        for p in theirs.parameters():
-            if p.requires_grad:
-                p += 0.1 * torch.randn_like(p)
+    move(theirs, 0.1)
     return theirs.eval()
 
 
@@ -67,17 +70,11 @@ def test_a_head_for_classes(tiny_llama, tmp_path, compared):
     difference = relative(ours, found.detach().numpy())
     compared(f"{what}: logits", "PEFT, SEQ_CLS", difference, 1e-5, relative(ours, exact))
 
-    torch.nn.functional.cross_entropy(found, torch.tensor(LABELS)).backward()
-    gradients = {}
-    for name, p in theirs.named_parameters():
-        if p.requires_grad:
-            path = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
-            gradients[path.removesuffix(".default.weight")] = p.grad.numpy()
-
+    loss = torch.nn.functional.cross_entropy(found, torch.tensor(LABELS))
+    gradients = gradients_of(loss, theirs)
     gradient = value_and_grad(class_head.class_loss)
     _, ours = gradient(trained, model, TEXTS, LABELS)
     _, exact = gradient(in_float64(trained), in_float64(model), TEXTS, LABELS)
-    errors = gradient_errors(ours, {path: gradients[path] for path in flatten(ours)})
-    assert gradients.keys() == flatten(ours).keys()
+    errors = gradient_errors(ours, gradients)
     floor = gradient_errors(ours, flatten(exact))
     compared(f"{what}: gradient of each leaf", "PyTorch + PEFT", errors, 1e-4, floor)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from comparisons import relative
-from peft_models import ALL, llama_of, quietly, their_logits
+from peft_models import ALL, llama_of, peft, quietly, their_logits, torch
 
 import minilora
 from minilora import lora
@@ -12,9 +12,6 @@ from minilora.formats.pretrained import load
 from minilora.layers import lora_delta
 from minilora.methods import compose
 from minilora.tree import get
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
 PEFT = "PEFT's add_weighted_adapter"
 RANKS = {"cat": (2, 5), "svd": (2, 5), "linear": (4, 4)}

@@ -7,6 +7,7 @@ a choice changes the numbers that a user gets, it is the libraries', so that fil
 import numpy as np
 import pytest
 from arrays import weights
+from comparisons import relative
 from four_bits import bitsandbytes, functional, reference_values, their_values, theirs, torch
 
 from lessons.helpers import llm_int8
@@ -229,6 +230,15 @@ def test_the_int8_factor_has_lost_a_zero():
     assert abs(6.200124e-05 * 127**2 - 1 - 1.8e-5) < 1e-7
 
 
+def errors_of(layer, x, expected):
+    """The largest error of a layer of bitsandbytes in training and in evaluation mode, relative."""
+    layer = layer.to("cpu")
+    with torch.no_grad():
+        trained = layer.train()(torch.from_numpy(x)).numpy()
+        evaluated = layer.eval()(torch.from_numpy(x)).numpy()
+    return relative(trained, expected), relative(evaluated, expected)
+
+
 def test_bitsandbytes_rounds_to_bfloat16_in_evaluation():
     """A `Linear4bit` with the compute type float32 multiplies in float32 while it trains. In
     evaluation mode, bitsandbytes (version 0.50.2) repacks the weight on a CPU with AVX-512 and
@@ -239,16 +249,12 @@ def test_bitsandbytes_rounds_to_bfloat16_in_evaluation():
     expected = x @ nf4.quantize(w, 64, True).dequantize().T
     layer = bitsandbytes.nn.Linear4bit(256, 256, False, torch.float32, True, "nf4")
     layer.weight = bitsandbytes.nn.Params4bit(torch.from_numpy(w), False, quant_type="nf4")
-    layer = layer.to("cpu")
-    with torch.no_grad():
-        trained = layer.train()(torch.from_numpy(x)).numpy()
-        evaluated = layer.eval()(torch.from_numpy(x)).numpy()
-    size = np.abs(expected).max()
-    assert np.abs(trained - expected).max() < 1e-6 * size
+    trained, evaluated = errors_of(layer, x, expected)
+    assert trained < 1e-6
     if bitsandbytes.nn.modules.has_avx512bf16():
-        assert 1e-3 < np.abs(evaluated - expected).max() / size < 2e-2
+        assert 1e-3 < evaluated < 2e-2
     else:
-        assert np.abs(evaluated - expected).max() < 1e-6 * size
+        assert evaluated < 1e-6
 
 
 def test_bitsandbytes_rounds_the_input_of_int8_weights_in_evaluation():
@@ -262,11 +268,7 @@ def test_bitsandbytes_rounds_the_input_of_int8_weights_in_evaluation():
     expected = x @ int8.quantize(w).dequantize().T
     layer = bitsandbytes.nn.Linear8bitLt(256, 256, False, has_fp16_weights=False, threshold=6.0)
     layer.weight = bitsandbytes.nn.Int8Params(torch.from_numpy(w), False, has_fp16_weights=False)
-    layer = layer.to("cpu")
-    with torch.no_grad():
-        trained = layer.train()(torch.from_numpy(x)).numpy()
-        evaluated = layer.eval()(torch.from_numpy(x)).numpy()
-    size = np.abs(expected).max()
-    assert np.abs(trained - expected).max() < 1e-6 * size
+    trained, evaluated = errors_of(layer, x, expected)
+    assert trained < 1e-6
     # the largest of 256 normal numbers is about 3: an error of 3/254/√3 per number against 1
-    assert 1e-3 < np.abs(evaluated - expected).max() / size < 2e-2
+    assert 1e-3 < evaluated < 2e-2

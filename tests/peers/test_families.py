@@ -15,12 +15,16 @@ from peft_models import (
     ALL,
     four_bit_peft,
     llama_of,
+    peft,
     peft_folder,
     quietly,
     random_batch,
     random_peft,
     their_logits,
+    torch,
+    transformers,
 )
+from toy_models import LLAMA3
 
 import minilora
 from minilora import layers
@@ -33,17 +37,10 @@ from minilora.methods.replaced import also_train
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten
 
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
-
 RANDOM = "random models"
 TIED, BIASED = {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}
+SCALED = {"rope_theta": 500.0, **LLAMA3, "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}  # fmt: skip
 ONE_BASE = {
     "full_attention": {"rope_theta": 500.0, **LINEAR},
     "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
@@ -55,7 +52,7 @@ GEMMA = {  # a scale of the scores that is not that of head_dim
     "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 6, "layer_types": MIXED,
 }  # fmt: skip
 MODELS = {  # one or two of each family, for all tests
-    "Llama": ("Llama", {"rope_parameters": {"rope_theta": 500.0, **LLAMA3}}),
+    "Llama": ("Llama", {"rope_parameters": SCALED}),
     "Llama, tied, with biases": ("Llama", {**TIED, **BIASED}),
     "Mistral with a window": ("Mistral", {"sliding_window": 6, "head_dim": 32}),
     "Qwen2, tied": ("Qwen2", TIED),

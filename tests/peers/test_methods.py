@@ -9,13 +9,17 @@ from models import moved
 from peft_models import (
     ALL,
     float64_loss,
+    gradient_errors,
+    gradients_of,
     llama_of,
+    peft,
     peft_folder,
     prose_batch,
     quietly,
     random_batch,
     random_peft,
     their_logits,
+    torch,
     transformers_loss,
 )
 
@@ -29,9 +33,6 @@ from minilora.layers import value_and_grad
 from minilora.methods.method import SIZES, MethodConfig
 from minilora.methods.registry import METHODS
 from minilora.tree import flatten, get, set_leaf
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
 TASK = {"task_type": "CAUSAL_LM"}
 LORA = {"target_modules": ALL, "r": 4, "lora_alpha": 6, **TASK}
@@ -49,15 +50,10 @@ EVERY = pytest.mark.parametrize("name", CONFIGS)
 
 def their_gradients(theirs, batch, loss_of):
     """{our path: gradient}, a prefix's as one leaf and P-tuning's layers under our names."""
-    loss_of(theirs, batch).backward()
     found = {}
-    for name, p in theirs.named_parameters():
-        if p.requires_grad:
-            path = name.removeprefix("base_model.model.").replace(".default", "")
-            path = path.replace("prompt_encoder.embedding.weight", "prompt_embeddings")
-            if "lora_" in path:
-                path = path.removesuffix(".weight")
-            found[path] = p.grad.numpy()
+    for path, g in gradients_of(loss_of(theirs, batch), theirs).items():
+        path = path.replace(".default", "")
+        found[path.replace("prompt_encoder.embedding.weight", "prompt_embeddings")] = g
     return found
 
 
@@ -84,11 +80,6 @@ def loaded(theirs, name, model, folder):
         for path, w in encoder.items():
             set_leaf(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
     return adapters, model
-
-
-def relative_errors(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    return [np.linalg.norm(ours[p] - g) / np.linalg.norm(g) for p, g in theirs.items()]
 
 
 # As for LoRA alone: noise is 3e-6 of the logits, ten times that of a leaf's gradient in SmolLM2; a
@@ -146,16 +137,20 @@ def same_residuals(compared):
 
 
 @pytest.fixture
-def same_here(compared):
-    """same_here(what, whose, name, theirs, adapters, model, tokens): the logits of that method."""
+def same_here(compared, same_residuals):
+    """same_here(what, whose, name, theirs, adapters, model, dense, tokens): the logits of that
+    method, which on random Llamas are not those of the dense base; and PiSSA's residuals."""
 
-    def same_here(what, whose, name, theirs, adapters, model, tokens):
+    def same_here(what, whose, name, theirs, adapters, model, dense, tokens):
+        if name == "pissa":
+            same_residuals(what, theirs, adapters, model, dense)
         expected = their_logits(theirs, tokens)
         ours, precise = forward(adapters, model, tokens)
         row, times = kind(what, name)
         noise = relative(ours, precise)
         compared(f"{row}, {whose}: logits", "PEFT", relative(ours, expected), times * LOGITS, noise)
-        return expected
+        if what == "random Llamas":
+            assert relative(minilora.forward({}, dense, tokens), expected) > 0.01
 
     return same_here
 
@@ -170,8 +165,8 @@ def same_gradients(compared):
         ours = our_gradients(name, adapters, model, batch)
         precise = our_gradients(name, in_float64(adapters), in_float64(model), batch)
         row, times = kind(what, name)
-        row, errors = f"{row}: gradient of each leaf", relative_errors(ours, expected)
-        floor = relative_errors(ours, precise)
+        row, errors = f"{row}: gradient of each leaf", gradient_errors(ours, expected)
+        floor = gradient_errors(ours, precise)
         against = "PyTorch + PEFT, loss in float64" if real else "PyTorch + PEFT"
         compared(row, against, errors, times * GRADIENTS, floor)
 
@@ -180,28 +175,19 @@ def same_gradients(compared):
 
 @EVERY
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_and_gradients(
-    tiny_llama, tmp_path, same_here, same_gradients, same_residuals, name, tied
-):
+def test_logits_and_gradients(tiny_llama, tmp_path, same_here, same_gradients, name, tied):
     folder = tiny_llama(tie_word_embeddings=tied)
     dense, _ = load(folder)
     theirs, batch = random_peft(llama_of(folder), CONFIGS[name]), random_batch(256, B=3, T=24)
     adapters, model = loaded(theirs, name, dense, tmp_path)
-    if name == "pissa":
-        same_residuals("random Llamas", theirs, adapters, model, dense)
-    expected = same_here(
-        "random Llamas", "PEFT's folder", name, theirs, adapters, model, batch["tokens"]
-    )
-    bare = minilora.forward({}, dense, batch["tokens"])
-    assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
+    tokens = batch["tokens"]
+    same_here("random Llamas", "PEFT's folder", name, theirs, adapters, model, dense, tokens)
     same_gradients("random Llamas", name, theirs, adapters, model, batch)
 
 
 @pytest.mark.slow
 @EVERY
-def test_on_the_real_base(
-    smollm2, their_smollm2, prose, tmp_path, same_here, same_gradients, same_residuals, name
-):
+def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, same_here, same_gradients, name):
     dense, _, _ = smollm2
     theirs = random_peft(deepcopy(their_smollm2), CONFIGS[name], size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
@@ -215,9 +201,8 @@ def test_on_the_real_base(
             for p in encoder.mlp_head[4].parameters():
                 p.mul_(3)
     adapters, model = loaded(theirs, name, dense, tmp_path)
-    if name == "pissa":
-        same_residuals("SmolLM2", theirs, adapters, model, dense)
-    same_here("SmolLM2", "PEFT's folder", name, theirs, adapters, model, prose[:, :128])
+    tokens = prose[:, :128]
+    same_here("SmolLM2", "PEFT's folder", name, theirs, adapters, model, dense, tokens)
     same_gradients("SmolLM2", name, theirs, adapters, model, prose_batch(prose, (128, 100)))
 
 
@@ -237,18 +222,14 @@ def our_adapter(name, model):
 
 
 @EVERY
-def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, same_residuals, name):
+def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, name):
     folder = tiny_llama()
     dense, _ = load(folder)
     adapters, model, config = our_adapter(name, dense)
     save_adapter(tmp_path, adapters, model, config)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
-    if name == "pissa":
-        same_residuals("random Llamas", theirs, adapters, model, dense)
-    expected = same_here("random Llamas", "our folder", name, theirs, adapters, model, tokens)
-    bare = minilora.forward({}, dense, tokens)
-    assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
+    same_here("random Llamas", "our folder", name, theirs, adapters, model, dense, tokens)
 
 
 MERGED = [

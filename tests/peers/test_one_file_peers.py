@@ -1,15 +1,12 @@
 """QLoRA in one file against transformers."""
 
 import numpy as np
-import pytest
 from comparisons import relative
 from one_file import one_file
+from peft_models import torch, transformers
 
 from minilora.formats import pretrained
 from minilora.tree import unflatten
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 
 
 def test_logits(tmp_path, compared):

@@ -12,10 +12,13 @@ from comparisons import relative
 from peft_models import (
     four_bit_peft,
     llama_of,
+    peft,
     peft_folder,
     quietly,
     random_peft,
     their_logits,
+    torch,
+    transformers,
 )
 
 import minilora
@@ -24,9 +27,6 @@ from minilora.config import InputError
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
 load_file = pytest.importorskip("safetensors.torch").load_file
 save_file = pytest.importorskip("safetensors.torch").save_file

@@ -6,7 +6,16 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from comparisons import in_float64
-from peft_models import ALL, in_four_bits, llama_of, peft_folder, transformers_loss
+from peft_models import (
+    ALL,
+    in_four_bits,
+    llama_of,
+    peft,
+    peft_folder,
+    torch,
+    transformers,
+    transformers_loss,
+)
 
 from lessons.helpers import toolcalls
 from minilora import train
@@ -18,10 +27,6 @@ from minilora.formats.pretrained import load
 from minilora.optim import get_lr
 from minilora.quant.schemes import quantize
 from minilora.tree import arrays, flatten, get
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
 PEFT, FOUR_BITS = "PyTorch + PEFT", "PyTorch + PEFT + bitsandbytes"
 

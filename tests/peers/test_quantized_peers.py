@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from peft_models import llama_of, their_logits
+from peft_models import llama_of, their_logits, torch, transformers
 
 from minilora.cli import main
 from minilora.formats.pretrained import load, save_pretrained
@@ -10,8 +10,6 @@ from minilora.formats.quantized_file import save_quantized
 from minilora.quant.schemes import quantize_leaf
 from minilora.tree import flatten
 
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 bnb = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
 
 FOUR_BIT = {

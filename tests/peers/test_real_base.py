@@ -6,15 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comparisons import relative
-from peft_models import four_bit_peft, prose_batch, small_random_peft, their_logits
+from peft_models import four_bit_peft, prose_batch, small_random_peft, their_logits, torch
 
 from minilora import load
 from minilora.evaluation.memory import nbytes
 from minilora.model import hidden_states, lm_head
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten, num_parameters
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
 
 GUIDE = Path(__file__).parents[2] / "lessons" / "guide"
 # Through 30 layers float32 is off by 4e-6 to 6e-6 here, and by up to 1.3e-5 in PyTorch, whose sums

@@ -5,6 +5,7 @@ import pytest
 from arrays import KINDS, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from models import seeds
 
 from lessons.helpers import llm_int8
 from minilora.config import InputError
@@ -13,7 +14,6 @@ from minilora.quant import int8
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
 
-seeds = st.integers(0, 2**32 - 1)
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 200))
 
 
