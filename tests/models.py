@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from minilora import kernels, layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, QK_NORMS, LoraConfig, ModelConfig
+from minilora.kernels import fused
 from minilora.model import Model
 from minilora.quant import schemes
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten
 
+PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 # The exponential inside a loop is a polynomial only when it is compiled.
 compiled_only = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is set"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
+    PATHS,
     TINY,
     adapted,
     bits,
@@ -26,7 +27,6 @@ from models import (
 import minilora
 from minilora import layers, lora
 from minilora.config import ALL_LINEAR, ATTENTION, MLP, InputError, LoraConfig, ModelConfig
-from minilora.kernels import fused
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
 from minilora.model import Source, forward, loss
@@ -83,7 +83,7 @@ def test_llama_7b(names, r, expected):
 
 
 @EVERY_BASE
-@pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
+@PATHS
 @settings(max_examples=10)
 @given(configs(), seeds, target_sets)
 def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):

@@ -9,6 +9,7 @@ from autograd.tracer import isbox
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
+    PATHS,
     TINY,
     adapted,
     as_dtype,
@@ -33,7 +34,6 @@ from minilora.model import Model, forward, hidden_states, loss, with_adapters
 from minilora.tree import arrays, flatten, get, overlay, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
-PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 WORST = 1e4  # how much a random tiny model may amplify an error: an RMSNorm near zero, by 1/√ε each
 
 few = settings(max_examples=15)

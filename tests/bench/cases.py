@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 BATCH, LENGTH = 4, 128
-SMALL_BATCH, SMALL_LENGTH = 16, 64
+SMALL_SHAPE = 16, 64  # rows, tokens
 SMALL = {  # 0.75 million parameters
     "vocab_size": 256, "hidden_size": 128, "intermediate_size": 300, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True,

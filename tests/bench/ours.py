@@ -9,8 +9,7 @@ from cases import (
     NEW_TOKENS,
     PROMPT,
     SMALL,
-    SMALL_BATCH,
-    SMALL_LENGTH,
+    SMALL_SHAPE,
     main,
     report,
     tokens,
@@ -55,7 +54,7 @@ def lora_step(folder, targets, scheme="none", option=""):
 def small_step(folder):
     config = ModelConfig(**SMALL, head_dim=SMALL["hidden_size"] // SMALL["num_attention_heads"])
     model = Model(config, random_params(config, np.random.default_rng(0)), kernels.ops)
-    report(step(model, ("q_proj", "v_proj"), SMALL_BATCH, SMALL_LENGTH), repeat=50)
+    report(step(model, ("q_proj", "v_proj"), *SMALL_SHAPE), repeat=50)
 
 
 def products(folder, targets):

@@ -15,8 +15,7 @@ from cases import (
     NEW_TOKENS,
     PROMPT,
     SMALL,
-    SMALL_BATCH,
-    SMALL_LENGTH,
+    SMALL_SHAPE,
     main,
     report,
     tokens,
@@ -65,7 +64,7 @@ def lora_step(folder, targets, scheme="none", precision="float32"):
 
 def small_step(folder):
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
-    report(step(model, ["q_proj", "v_proj"], SMALL_BATCH, SMALL_LENGTH), repeat=50)
+    report(step(model, ["q_proj", "v_proj"], *SMALL_SHAPE), repeat=50)
 
 
 def quantize(folder, rows, columns):

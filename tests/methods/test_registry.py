@@ -10,6 +10,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
+    PATHS,
     TINY,
     bits,
     configs,
@@ -104,7 +105,7 @@ def test_parameter_counts(config, n):
 
 
 @ON_EVERY_BASE
-@pytest.mark.parametrize("ops", [layers, fused])
+@PATHS
 def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
     model = random_model(TINY, biases=("q_proj", "down_proj"), ops=ops)
     get(model.base, "model.layers.0.self_attn.q_proj.weight")[1] = 0  # has no direction for DoRA

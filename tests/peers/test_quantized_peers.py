@@ -17,6 +17,7 @@ FOUR_BIT = {
     "nf4": {"bnb_4bit_quant_type": "nf4"},
     "fp4": {"bnb_4bit_quant_type": "fp4"},
 }
+EACH = pytest.mark.parametrize("scheme", [*FOUR_BIT, "int8"])
 PEERS = "transformers + bitsandbytes"
 READ = "quantized folders read here: each weight", PEERS
 WRITTEN = "quantized folders written here: each weight", PEERS
@@ -55,7 +56,7 @@ def projections(llama):
     return found
 
 
-@pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
+@EACH
 def test_a_folder_of_transformers_here(dense, tmp_path, equal, scheme):
     llama = by_transformers(dense, scheme)
     llama.save_pretrained(tmp_path)
@@ -69,7 +70,7 @@ def test_a_folder_of_transformers_here(dense, tmp_path, equal, scheme):
             np.testing.assert_array_equal(w, own, err_msg=f"{path}, quantized here")
 
 
-@pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
+@EACH
 def test_our_folder_in_transformers(dense, tmp_path, equal, tokens, same_logits, scheme):
     main(["quantize", "--model", str(dense), "--quantize", scheme, "--out", str(tmp_path / "q")])
     model, _ = load(dense, scheme)

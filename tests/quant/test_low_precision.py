@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, bits, fast_model, quantized, random_batch, seeds
+from models import PATHS, TINY, adapted, bits, fast_model, quantized, random_batch, seeds
 from toy_models import (
     CONFIG,
     GGUF_CONFIG,
@@ -25,7 +25,7 @@ from minilora.evaluation.memory import nbytes
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.formats.safetensors_file import encode
-from minilora.kernels import fused, weights
+from minilora.kernels import weights
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
 from minilora.model import forward, hidden_states, lm_head, with_adapters
@@ -154,7 +154,7 @@ def twins(kind, seed=0, tied=True):
 
 
 @EACH
-@pytest.mark.parametrize("ops", [layers, fused])
+@PATHS
 def test_a_model_equals_that_of_dense_matrices(monkeypatch, kind, ops):
     monkeypatch.setattr(weights, "TILE", 16)  # five tiles, the last one short
     held, dense = twins(kind, tied=kind != "F16")
