@@ -48,7 +48,8 @@ def activation_floats(adapters, model_config):
     layer += (D + 1) * sum(map(bool, model_config.norms[1::2]))
     if model_config.hidden_act != "silu":  # the powers in gelu, and its result
         layer += 6 * F
-    L = lowest = model_config.num_hidden_layers
+    L = model_config.num_hidden_layers
+    lowest = L
     kept = D + 1
     extra = {name: floats for m in METHODS.values() for name, floats in m.extra_floats.items()}
     for path, w in named_leaves(arrays(adapters)):
