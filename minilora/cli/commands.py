@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from .. import generation, lora
-from ..config import InputError
+from ..config import INITIALIZERS, InputError
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.pretrained import load, save_pretrained
@@ -54,6 +54,11 @@ def generate(args):
     folders = dict.fromkeys(path for path in paths if path != "none")
     models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
+    if "none" in paths and getattr(first.adapter_config, "init_lora_weights", True) in INITIALIZERS:
+        raise InputError(
+            f"{next(iter(models))} changes the base, so none would not be the base: "
+            "generate from the prompt without an adapter in a call of its own"
+        )
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]
     prompts = [
         prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])

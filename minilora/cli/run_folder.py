@@ -87,7 +87,7 @@ def metadata(args, source, unused=()):
     }
     others = ("data", "init_adapter")
     digests = {name: digest(name, settings[name]) for name in others if name in settings}
-    digests["model"] = source.digest
+    digests["model"] = source.digest.rpartition(":")[2]  # of the files
     return {"settings": settings, "digests": digests}
 
 

@@ -44,7 +44,10 @@ def init(model, config, rng, scheme, block_size):
         else:
             # PiSSA: the rest is frozen (Meng et al. 2024, Eqs. 2 to 4)
             leaves[path] = without_principal(w, w, factors)
-    model = schemes.quantize(model._replace(base=unflatten(leaves)), scheme, block_size)
+    # the files have other weights, so an adapter of theirs does not fit this model
+    source = model.source._replace(digest=f"{config.init_lora_weights}:{model.source.digest}")
+    model = model._replace(base=unflatten(leaves), source=source)
+    model = schemes.quantize(model, scheme, block_size)
     if config.use_dora:
         dora.add_magnitudes(adapters, model.base)
     return adapters, model

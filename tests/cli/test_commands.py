@@ -334,6 +334,9 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
     error = error_of(capsys, run("generate --prompt x y z --adapter-path", a, b))
     assert "3 prompts need one --adapter-path or 3, got 2: write none" in error
     assert train(base, data, tmp_path / "c", "--quantize none") == 0
+    assert train(base, data, tmp_path / "d", "--init-lora-weights pissa") == 0
+    error = error_of(capsys, run("generate --prompt x y --adapter-path", tmp_path / "d", "none"))
+    assert "changes the base, so none would not be the base" in error
     error = error_of(capsys, run("generate --prompt x y --adapter-path", a, tmp_path / "c"))
     assert "different bases" in error
 

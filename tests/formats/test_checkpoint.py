@@ -214,6 +214,24 @@ def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, n
     assert all(text.startswith(line) for text, line in zip(said, expected))
 
 
+@pytest.mark.parametrize("kind", ["pissa", "loftq"])
+def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
+    """Its own adapter is loaded onto the weights of the files, and only that one without a word."""
+    model = random_model(TINY)._replace(source=Source("tiny", digest="0f"))
+    started = get_peft_model(model, LoraConfig(init_lora_weights=kind), 0, "nf4", 16)
+    save_adapter(tmp_path / "own", *started, LoraConfig(init_lora_weights=kind))
+    plain = model._replace(source=Source("tiny", "nf4", 16, "0f"))
+    save_adapter(tmp_path / "plain", adapted(model)[0], plain, LoraConfig())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_adapter(tmp_path / "own", model).model.source == started.model.source
+    with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
+        load_adapter(tmp_path / "plain", started.model)
+    other = started.model._replace(base=model.base)  # dense, so that it starts once more
+    with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
+        load_adapter(tmp_path / "own", other)
+
+
 SOURCE = {"name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f"}
 MALFORMED = (
     {"name": None}, {"scheme": 4}, {"block_size": "64"}, {"block_size": 1.5}, {"digest": []},
