@@ -100,7 +100,8 @@ def load_examples(args, loaded, split):
     columns = args.columns
     if columns is None and name not in BUILTIN:
         columns = settings.get("columns")
-    if args.data and Path(args.data).is_file() and "--split" not in args.given:
+    is_file = name not in BUILTIN and Path(name).is_file()
+    if args.data and is_file and "--split" not in args.given:
         split = None
         described = f"all rows of {name}"
     else:

@@ -81,9 +81,23 @@ def check_row(row, where, columns=None):
             advice = f"the row has several forms: choose one, for example with --columns {names}"
         raise InputError(f"{where}: the keys are {keys}: {advice}")
     if "messages" in row:
-        return check_messages(row, where)
-    for key in known:
-        check_text(key, row[key], where)
+        check_messages(row, where)
+    else:
+        for key in known:
+            check_text(key, row[key], where)
+    return with_tools(row, where)
+
+
+def with_tools(row, where):
+    """Return the row with its tools as a list; raise InputError if they are no list of objects."""
+    tools = row.get("tools")
+    if isinstance(tools, str):  # in a CSV file, always
+        tools = parse_json(tools, f"{where}: tools are not JSON") if tools.strip() else None
+        row = row | {"tools": tools}
+    if tools is None:
+        return row
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise InputError(f"{where}: tools must be a list of objects")
     return row
 
 
@@ -106,7 +120,7 @@ def check_text(key, text, where):
 
 
 def check_messages(row, where):
-    """Return the row, with its tools as a list; raise InputError if a message is malformed."""
+    """Raise InputError if a message of the row is malformed."""
     messages = row["messages"]
     try:
         roles = [message["role"] for message in messages]
@@ -121,10 +135,6 @@ def check_messages(row, where):
         content = message.get("content")
         if content is not None or not message.get("tool_calls"):
             check_text("content", content, where)
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        return row | {"tools": parse_json(tools, f"{where}: tools are not JSON")}
-    return row
 
 
 def alpaca(row, where):
@@ -139,6 +149,7 @@ def sharegpt(row, where):
     try:
         messages = [
             {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+            | {key: turn[key] for key in ("weight",) if key in turn}
             for turn in row["conversations"]
         ]
     except (KeyError, TypeError) as error:

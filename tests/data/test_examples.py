@@ -41,6 +41,12 @@ def test_a_file_is_scored_whole_or_by_its_split(path, words, described, lengths)
     assert (found, said) == (list(lengths), f"{described} of {path}")
 
 
+def test_a_file_with_the_name_of_built_in_data_is_not_that_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "questions").write_text('{"text": "a"}')
+    assert loaded_examples("questions")[1] == "test split of questions"
+
+
 def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
     assert loaded_examples(path, limit=30)[0][-1] == 30 and capsys.readouterr().err == ""
     assert loaded_examples(path, limit=28)[0][-1] == 30
