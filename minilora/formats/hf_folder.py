@@ -78,6 +78,9 @@ def model_config(raw):
         if raw.get(name) is None:  # of all numbers, transformers allows null only for these two
             raw[name] = default
     fields = {name: size(raw, name) for name in SIZES} | family.fields
+    both = raw.get("rope_parameters"), raw.get("rope_scaling")
+    if all(both) and both[0] != both[1]:  # transformers 5 would use the second
+        raise InputError("rope_scaling beside rope_parameters is not implemented: write it in them")
     fields["rope_theta"], fields["rope_scaling"] = rope(raw)
     fields |= {
         "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE_FLOAT32, 1e-6),
