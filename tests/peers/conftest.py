@@ -1,6 +1,7 @@
 """What the peer tests share: a random Llama that both sides read, the real base if it is here."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("what is compared with what")
     for line in lines:
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def rng(request):
+    """As for the other tests, but without --long the same draws in every run.
+
+    Each draw compares two libraries, and a new one can be a case that only the other one refuses.
+    """
+    seed = request.config.getoption("--seed") if request.config.option.long else 0
+    return random.Random(f"{seed} {request.node.nodeid}")
 
 
 @pytest.fixture(scope="session")

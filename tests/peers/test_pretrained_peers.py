@@ -277,7 +277,7 @@ DELIBERATE = {  # what is read here and refused there
     "use_bidirectional_attention": "likewise",
     "rms_norm_eps": "1 and 2 are numbers, with or without a point",
     "layer_types": "Llama and Mistral do not use it; what is off is the default",
-    "rope_scaling": "rope_parameters comes first",
+    "sliding_window": "null is no window, also in Gemma 3, which transformers cannot compute",
 }
 
 
