@@ -32,27 +32,27 @@ class Storage(NamedTuple):
 
 
 STORAGE = {  # by the type of the codes
-    "uint8": Storage(nf4.parts, decode_4bit),
-    "int8": Storage(low_precision.parts, low_precision.decode_8bit),
-    "uint16": Storage(low_precision.parts, low_precision.decode_16bit),
+    np.dtype("uint8"): Storage(nf4.parts, decode_4bit),
+    np.dtype("int8"): Storage(low_precision.parts, low_precision.decode_8bit),
+    np.dtype("uint16"): Storage(low_precision.parts, low_precision.decode_16bit),
 }
 
 
 def decode(start, parts, out):
     """Write the elements from `start` on of a flat tensor to out (n,) float32, in a kernel."""
-    STORAGE[str(parts[0].dtype)].decode(start, parts, out)
+    STORAGE[parts[0].dtype].decode(start, parts, out)
 
 
 @overload(decode)
 def _decoder(start, parts, out):
-    return STORAGE[str(parts[0].dtype)].decode.py_func
+    return STORAGE[np.dtype(str(parts[0].dtype))].decode.py_func
 
 
 def parts_of(w):
     """Return the arrays and numbers of a stored weight that its decoder reads."""
-    storage = STORAGE.get(str(w.codes.dtype))
+    storage = STORAGE.get(w.codes.dtype)
     if storage is None:
-        kinds = ", ".join(STORAGE)
+        kinds = ", ".join(map(str, STORAGE))
         raise InputError(f"a weight of shape {w.shape} has codes of {w.codes.dtype}: use {kinds}")
     return storage.parts(w)
 
