@@ -80,7 +80,7 @@ def model_config(raw):
     fields = {name: size(raw, name) for name in SIZES} | family.fields
     both = raw.get("rope_parameters"), raw.get("rope_scaling")
     if all(both) and both[0] != both[1]:  # transformers 5 would use the second
-        raise InputError("rope_scaling beside rope_parameters is not implemented: write it in them")
+        raise InputError("rope_scaling next to rope_parameters is not read: write it into them")
     fields["rope_theta"], fields["rope_scaling"] = rope(raw)
     fields |= {
         "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE_FLOAT32, 1e-6),

@@ -143,8 +143,8 @@ def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
     assert all(base[p].any() == (p == BIAS) for p in base if p.endswith("bias"))
 
 
-def test_a_scaling_beside_rope_parameters_is_not_ignored(tmp_path):
-    with pytest.raises(InputError, match="rope_scaling beside rope_parameters"):
+def test_a_scaling_next_to_rope_parameters_is_not_ignored(tmp_path):
+    with pytest.raises(InputError, match="rope_scaling next to rope_parameters"):
         load(folder(tmp_path, rope_scaling={"type": "linear", "factor": 2.0}))
 
 
