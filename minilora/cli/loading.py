@@ -17,7 +17,7 @@ from ..formats.checkpoint import (
 )
 from ..formats.files import read_text
 from ..formats.pretrained import load
-from ..lora import adapted_paths
+from ..lora import adapted_paths, target_paths
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
@@ -35,7 +35,12 @@ class LoadedModel(NamedTuple):
     tokenizer: object
     adapters: dict = {}  # noqa: RUF012
     adapter_config: LoraConfig | MethodConfig | None = None  # None: no adapter
-    run: tuple = ({}, {})  # of the adapter; see `read_run`
+    run: tuple = ({}, {})  # of the adapter, or of the one that was merged; see `read_run`
+
+
+def base_line(model):
+    """Return the line of a report that names the base and its storage."""
+    return f"base: {model.source.name}, stored as {model.source.scheme}"
 
 
 def warn(text):
@@ -73,6 +78,11 @@ def load_for_training(args):
             args.model, args.quantize, args.block_size = base_of(args.init_adapter, args)
         loaded = load_with_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
         args.method = method_name(loaded.adapter_config)
+        if args.method == "p-tuning":
+            raise InputError(
+                f"{args.init_adapter} has the prompt of P-tuning without the network that computes "
+                "it: train a new adapter"
+            )
     else:
         loaded = new_adapter(args, make_adapter_config(args))
     if args.also_train and not isinstance(loaded.adapter_config, LoraConfig):
@@ -208,17 +218,27 @@ def new_adapter(args, adapter_config):
         model, adapter_config, args.seed, args.quantize, args.block_size
     )
     if isinstance(adapter_config, LoraConfig):
-        check_patterns(adapters, adapter_config)
+        check_patterns(adapters, model.base, adapter_config)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
 
 
-def check_patterns(adapters, adapter_config):
-    """Raise InputError for an expression of a pattern that matches no adapted projection."""
+def check_patterns(adapters, base, adapter_config):
+    """Raise InputError for an expression that changes nothing, because it matches no projection.
+
+    In a pattern, only the first expression that matches a projection counts.
+    """
     paths = adapted_paths(adapters)
     for setting in ("rank_pattern", "alpha_pattern"):
+        left = paths
         for regex in getattr(adapter_config, setting):
-            if not any(matches(rf"(.*\.)?({regex})", path) for path in paths):
-                raise InputError(f"`{setting}` has {regex!r}, which matches no adapted projection")
+            others = [path for path in left if not matches(rf"(.*\.)?({regex})", path)]
+            if others == left:
+                what = "matches no adapted projection, or only those of earlier expressions"
+                raise InputError(f"`{setting}` has {regex!r}, which {what}: leave it out")
+            left = others
+    excluded = adapter_config.exclude_modules
+    if excluded and paths == target_paths(base, replace(adapter_config, exclude_modules=None)):
+        raise InputError("`exclude_modules` has no effect, because no target matches: leave it out")
 
 
 def load_with_adapter(folder, name, scheme, block_size, load=load):
