@@ -1,6 +1,7 @@
 """The base and the rows of the tests of the command line."""
 
 import pytest
+from faults import figure
 from small_run import write_base, write_rows
 
 
@@ -18,5 +19,5 @@ def data(tmp_path):
 def no_figures():
     """Skip drawing, which takes half the time of these runs, but write a file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilora.cli.run.curve", lambda path, *_: path.write_text("a figure"))
+        patch.setattr("minilora.cli.run.curve", figure)
         yield

@@ -17,7 +17,7 @@ from minilora.tree import num_parameters
 MICRO, _ = minilora.load("micro")
 
 
-@pytest.mark.parametrize("method", registry.METHODS.keys() - compare.WITHOUT_RUNS)
+@pytest.mark.parametrize("method", sorted(registry.METHODS.keys() - compare.WITHOUT_RUNS))
 def test_every_method_is_in_the_table_and_in_its_sweeps(method):
     names = [name for name, entry in TABLE.items() if entry.method == method]
     where = "in lessons/helpers/compare.py"

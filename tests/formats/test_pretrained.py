@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
-from faults import Faults
+from faults import KILLED, Faults, kill
 from toy_models import CONFIG, Q, assert_same, folder, leaves, raw_config, tiny
 
 from minilora.config import ALL_LINEAR, ATTENTION, InputError
@@ -305,23 +305,22 @@ def test_a_failed_save_leaves_nothing(tmp_path, path, value, dtype, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def save(out):
+    save_pretrained(out, Model(CONFIG, unflatten(leaves())))
+
+
 def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):
     """A child process is killed at each file operation in turn."""
-    model = Model(CONFIG, unflatten(leaves()))
+    out = tmp_path / "out"
     with Faults(tmp_path) as faults:
-        save_pretrained(tmp_path / "out", model)
+        save(out)
     for at in range(1, len(faults.seen) + 1):
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        child = os.fork()
-        if child == 0:
-            with Faults(tmp_path, at, lambda path: os._exit(9)):
-                save_pretrained(tmp_path / "out", model)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, faults.seen[at - 1]
-        if not (tmp_path / "out").exists():
-            save_pretrained(tmp_path / "out", model)
+        shutil.rmtree(out, ignore_errors=True)
+        assert kill(tmp_path, at, save, out) == KILLED, faults.seen[at - 1]
+        if not out.exists():
+            save(out)
             assert os.listdir(tmp_path) == ["out"], faults.seen[at - 1]
-        assert_same(load(tmp_path / "out").model.base, leaves())
+        assert_same(load(out).model.base, leaves())
 
 
 def test_a_save_leaves_other_files_alone(tmp_path):
