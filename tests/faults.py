@@ -55,6 +55,19 @@ class Faults:
         return call
 
 
+KILLED = 9
+
+
+def killed(root, number, act):
+    """Return the status of `act` in a process of its own, or KILLED: it ends at this operation."""
+    child = os.fork()
+    if child == 0:
+        with Faults(root, number, lambda path: os._exit(KILLED)):
+            status = act()
+        os._exit(status or 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 class File:
     """A file that counts its writing operations."""
 
