@@ -59,19 +59,9 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
     names: dict = {}
     exec(lines.replace("iters=200", "iters=8"), names)
 
-    adapters, model = names["adapters"], names["model"]
     losses = [row["loss"] for row in names["history"] if "loss" in row]
+    # tests/cli/test_commands.py reads the folder, and compares the merged weights
     assert len(losses) == 8 and losses[-1] < losses[0] - 1
-
-    # merging is an equation between two calls; a logit is a sum through all layers, each of its
-    # float32 roundings 2⁻²⁴ of a state of size ten: far below 1e-3, and a wrong delta far above
-    tokens = np.array([names["tokenizer"].encode("Ada keeps a pink kite in the barn.")])
-    pairs = (adapters, model), ({}, names["dense"]), ({}, model)
-    ours, merged, without = (minilora.forward(*pair, tokens) for pair in pairs)
-    np.testing.assert_allclose(ours, merged, rtol=0, atol=1e-3)
-    assert np.abs(ours - without).max() > 0.1
-
-    assert Path("my_adapter", "adapter_model.safetensors").exists()
 
 
 @pytest.mark.long

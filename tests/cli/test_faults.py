@@ -8,11 +8,10 @@ from itertools import product
 
 import pytest
 from faults import KILLED, Faults, apart, kill
-from small_run import LEFT_BY_A_KILL, changed, contents, run, write_base, write_rows
+from small_run import LEFT_BY_A_KILL, contents, run, write_adapter
 
-import minilora
-from minilora.config import InputError, LoraConfig
-from minilora.formats.checkpoint import load_adapter, read_metadata, save_adapter
+from minilora.config import InputError
+from minilora.formats.checkpoint import load_adapter, read_metadata
 from minilora.formats.pretrained import load
 
 STEPS = (
@@ -22,18 +21,15 @@ STEPS = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a base, rows, an older run in `old`, and the new one as it should be in `new`.
+def place(place):
+    """The folder with an older run in `old`, too, and the new one as it should be in `new`.
 
     Both are written under the name `run`, so that their settings are those of every other try.
     """
-    folder = tmp_path_factory.mktemp("faults")
-    write_base(folder / "base")
-    write_rows(folder / "rows.jsonl")
     for name, more in (("old", "--seed 5 --quantize none --lora-r 3 --save-every 1"), ("new", "")):
-        assert train(folder, more) == 0
-        (folder / "run").rename(folder / name)
-    return folder
+        assert train(place, more) == 0
+        (place / "run").rename(place / name)
+    return place
 
 
 def train(folder, more=""):
@@ -131,9 +127,7 @@ def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, rng, tries
 
 
 def save(folder, base, r):
-    config = LoraConfig(r=r)
-    adapters, model = minilora.get_peft_model(load(base).model, config)
-    save_adapter(folder, changed(adapters), model, config)
+    write_adapter(folder, base, r=r)
 
 
 def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, rng, tries):

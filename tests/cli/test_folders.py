@@ -3,38 +3,17 @@
 import shutil
 from itertools import product
 
-import pytest
 from faults import kill
-from small_run import changed, contents, run, write_base, write_rows
+from small_run import contents, run, write_adapter
 
-import minilora
-from minilora.config import InputError, LoraConfig
-from minilora.formats.checkpoint import save_adapter
-from minilora.formats.pretrained import load
+from minilora.config import InputError
 
 STEPS = "--iters 2 --batch-size 2 --save-every 1 --steps-per-eval 2 --quiet"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a base, rows and an adapter; the writers write into its folder `run`."""
-    folder = tmp_path_factory.mktemp("folders")
-    write_base(folder / "base")
-    write_rows(folder / "rows.jsonl")
-    write_adapter(folder / "adapter", folder, r=2)
-    return folder
-
-
-def write_adapter(out, folder, r):
-    """Write an adapter as a Python program does."""
-    config = LoraConfig(r=r)
-    adapters, model = minilora.get_peft_model(load(folder / "base").model, config)
-    save_adapter(out, changed(adapters), model, config)
-
-
 def from_python(folder):
     try:
-        write_adapter(folder / "run", folder, r=5)
+        write_adapter(folder / "run", folder / "base", r=5)
     except InputError:
         return 2
     return 0
