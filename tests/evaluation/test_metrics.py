@@ -125,6 +125,15 @@ def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
 # ------------------------------------------------------------------------------ the figure
 
 
+def test_panels_are_side_by_side_and_have_a_legend_of_their_own(tmp_path):
+    with plot.figure(tmp_path / "a.png", "x", "y", "title", columns=2) as (left, right):
+        left.plot([0, 1], label="a")
+        right.plot([0, 1], label="b")
+        own = right.legend(loc="upper left")
+    assert left.get_position().x1 < right.get_position().x0
+    assert left.get_legend() and right.get_legend() is own
+
+
 @given(st.lists(st.floats(-9, 9), max_size=25), st.integers(1, 12))
 def test_a_curve_is_smoothed_by_means_of_whole_windows(values, span):
     ours = plot.smooth(values, span)

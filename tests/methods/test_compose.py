@@ -123,6 +123,7 @@ def test_a_stack_of_three_merges(scheme):
     each = [adapted(model, seed, r=4, target_modules=x)[0] for seed, x in enumerate(targets)]
     stacked = several.stack(each[1], several.stack(each[0], model))
     apart = minilora.forward(each[2], stacked, TOKENS)
+    assert num_parameters(stacked.base) == sum(map(num_parameters, (model.base, *each[:2])))
     merged = minilora.merge(each[2], stacked)
     assert flatten(merged.base).keys() == flatten(model.base).keys()
     # the bound of test_lora's merged model, with three updates of rank 4 on a projection
@@ -184,6 +185,11 @@ def test_the_svd_is_the_nearest_of_its_rank(r):
         error = np.linalg.norm(deltas(adapters)[path] - exact)
         assert abs(error - rest) <= 4 * U32 * 6**0.5 * size
         assert errors[path] == pytest.approx(error / size, rel=1e-6, abs=1e-9)
+
+
+def test_a_sum_that_is_zero_has_no_error():
+    one = get_peft_model(MODEL, LoraConfig()).adapters
+    assert set(compose.combine([one, one], [1.0, 1.0])[1].values()) == {0.0}
 
 
 def test_linear_is_no_average():
