@@ -607,8 +607,8 @@ def test_a_flag_without_effect_is_refused(flags, base, tmp_path):
         adapters, model = get_peft_model(load(base).model, config)
         save_adapter(tmp_path, changed(adapters), model, config)
     args = parse(["train", "--model", str(base), *flags.format(adapter=tmp_path).split()])
-    loaded, text = load_for_training(args), Example([1, 2], [1, 1])
-    examples = [text, Example([1, 2], [0, 1]) if flags in EFFECT else text]
+    loaded, text = load_for_training(args), Example([1, 2], [1, 1], [1, 1])
+    examples = [text, Example([1, 2], [0, 1], [0, 1]) if flags in EFFECT else text]
     config = TrainConfig(mask_prompt=args.mask_prompt, optimizer=args.optimizer)
     if flags in EFFECT:
         names = {word[2:].replace("-", "_") for word in flags.split() if word[:2] == "--"}
