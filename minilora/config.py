@@ -167,7 +167,8 @@ class LoraConfig:
             check_setting("rank_pattern", r, POSITIVE_INT)
         for alpha in self.alpha_pattern.values():
             check_setting("alpha_pattern", alpha, POSITIVE)
-        if "all-linear" in self.target_modules:  # the string itself, or in a list
+        names = self.target_modules
+        if "all-linear" in ([names] if isinstance(names, str) else names):
             object.__setattr__(self, "target_modules", ALL_LINEAR)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)

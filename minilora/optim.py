@@ -66,7 +66,7 @@ def get_lr(step: int, train_config: TrainConfig) -> float:
     """Return the learning rate of step 0, 1, …, with the values of transformers' schedulers.
 
     Linear warm-up over ⌈warmup_ratio·iters⌉ steps, starting at zero; then constant, linear to zero,
-    or half a cosine to zero.
+    or half a cosine to zero. Their name of the first one is constant_with_warmup.
 
     >>> config = TrainConfig(iters=100, learning_rate=1e-3, warmup_ratio=0.1)
     >>> [get_lr(step, config) for step in (0, 5, 10, 100)]

@@ -166,6 +166,7 @@ TARGETS = [  # target_modules, exclude_modules, layers_to_transform, and what is
     (("q_proj", "all-linear"), None, None, paths_of(*ALL_LINEAR)),
     # a string is an expression that matches a whole path, as in PEFT
     (".*q_proj", None, None, Q),
+    (".*(all-linear|q_proj)", None, None, Q),
     (r".*\.(q|v)_proj", None, None, paths_of("q_proj", "v_proj")),
     (r".*mlp\..*_proj", None, None, paths_of(*MLP)),
     ("all-linear", ("lm_head", "mlp"), None, paths_of(*ALL_LINEAR)),  # no projection is named mlp

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, Parser, flag, parse, parser
+from .arguments import COURSE, Parser, check_line, flag, parse, parser
 from .loading import warn
 
 
@@ -59,7 +59,9 @@ def dispatch(argv):
     if argv and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
-        return course_commands.run(top.parse_args(argv))
+        args = top.parse_args(argv)
+        check_line(args, argv)
+        return course_commands.run(args)
     args = parse(argv)
     return getattr(commands, args.command)(args)
 

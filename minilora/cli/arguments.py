@@ -7,6 +7,7 @@ checked in one place. `iters` and `epochs` are one setting, given in two ways.
 
 import argparse
 import json
+import os
 import sys
 import tomllib
 from dataclasses import fields
@@ -24,6 +25,10 @@ from ..methods.registry import METHODS
 from ..methods.replaced import GROUPS
 from ..quant.schemes import SCHEMES
 
+PATHS = {  # settings whose values are paths, of the course, too
+    "model", "data", "adapter_path", "init_adapter", "config", "out", "source", "exercises",
+    "folder", "file", "submissions",
+}  # fmt: skip
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
 
@@ -61,7 +66,8 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError for unknown arguments here, so that it names the command's own help.
 
         An empty value, such as that of an unset variable of the shell, is an error, too: a command
-        would use its default, for example no adapter.
+        would use its default, for example no adapter. A ~ at the beginning of a path is the home
+        folder: a shell does not expand that of `--out=~/model`.
         """
         args = sys.argv[1:] if args is None else args
         text = "".join(args)
@@ -72,8 +78,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         for name, value in vars(found).items():
             values = value if isinstance(value, list) else [value]
-            if "" in values and name != "system_prompt":
+            if "" in values:
                 self.error(f"argument {flag(name)}: the value is empty")
+            if name in PATHS and value:
+                expanded = [os.path.expanduser(path) for path in values]
+                setattr(found, name, expanded if isinstance(value, list) else expanded[0])
         return found, unknown
 
 
@@ -84,7 +93,7 @@ def parse(argv):
     """
     args = parser().parse_args(argv)
     words = argv[1:]
-    check_lists(args, words)
+    check_line(args, words)
     if args.command == "train":
         on_the_line = flags_in(words)
         check_length(on_the_line)
@@ -104,24 +113,25 @@ def parse(argv):
 
 
 def flags_in(words):
-    """Return the flags that are among `words`; `--no-packing` is the flag `--packing`."""
-    return {word.partition("=")[0].replace("--no-", "--") for word in words}
+    """Return the flags that are among `words`; `--no-packing` is `--packing`, `-c` `--config`."""
+    names = [word.partition("=")[0].replace("--no-", "--") for word in words]
+    return ["--config" if name == "-c" else name for name in names if " " not in name]
 
 
-def check_lists(args, words):
-    """Raise InputError if the line gives a list without values, or twice."""
-    given = [word.partition("=")[0] for word in words]
+def check_line(args, words):
+    """Raise InputError if the line gives a flag twice, or a list without values."""
+    given = flags_in(words)
     for name, value in vars(args).items():
         n = given.count(flag(name))
-        if isinstance(value, list) and n > 1:
-            raise InputError(f"{flag(name)} is given {n} times: write all values after one of them")
+        if n > 1:
+            raise InputError(f"{flag(name)} is given {n} times: write it once, with all its values")
         if value == [] and n:
             raise InputError(f"{flag(name)}: the value is empty")
 
 
 def check_length(flags):
     """Raise InputError if one place gives the length of a run in two ways."""
-    if {"--iters", "--epochs"} <= flags:
+    if {"--iters", "--epochs"} <= {*flags}:
         raise InputError("--iters and --epochs both set the number of steps: give one of them")
 
 
@@ -383,9 +393,11 @@ def data_flags(sub, data):
     """Add the flags that choose the rows and the tokens that count; data: the help of --data."""
     sub.add("--data", data)
     columns_flag(sub)
-    text = "tokens; longer rows are cut; default: as in training, or 2048"
+    text = "tokens; longer rows are cut; default: as in training, or 2048, in inspect as train"
     sub.add("--max-seq-length", text, type=positive)
-    text = "count only the tokens of the answer; default: as in training, or if rows have answers"
+    text = (
+        "count only the tokens of the answer; default: as in training, or yes, in inspect as train"
+    )
     sub.add("--mask-prompt", text, action=SWITCH, default=None)
 
 

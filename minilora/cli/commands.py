@@ -14,18 +14,26 @@ from ..config import INITIALIZERS, InputError
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.files import replace_text
-from ..formats.pretrained import NAMES, load, save_pretrained
+from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
 from ..quant import schemes
 from ..tree import named_leaves
-from .arguments import as_toml, toml_settings
+from .arguments import as_toml
 from .examples import compare_with_run, load_examples, warn_of_long_texts
-from .loading import LoadedModel, base_line, base_of, load_with_adapter, read_run, refuse_block_size
+from .loading import (
+    MERGED_RUN,
+    LoadedModel,
+    base_line,
+    base_of,
+    load_with_adapter,
+    read_run,
+    refuse_block_size,
+    run_settings,
+)
 from .run import fine_tune, print_size
 
 train = fine_tune
-MERGED_RUN = "minilora_run.toml"
 
 
 def load_model(args, path, load=load):
@@ -102,16 +110,22 @@ def chat(args):
         messages.append({"role": "assistant", "content": answer})
 
 
+MARK = "\ufeff"
+
+
 def typed_text():
-    """Return the text of standard input, with Unix line breaks and without the last one."""
-    return sys.stdin.read().replace("\r\n", "\n").removesuffix("\n")
+    """Return the text of standard input, with Unix line breaks and without the last one.
+
+    Some programs of Windows begin it with a byte-order mark, which is no part of the text.
+    """
+    return sys.stdin.read().removeprefix(MARK).replace("\r\n", "\n").removesuffix("\n")
 
 
 def typed_lines():
     """Yield the lines of standard input, up to its end or a line `exit`; skip empty lines."""
     prompt = "> " if sys.stdin.isatty() else ""
     with suppress(EOFError):
-        while (line := input(prompt).removesuffix("\r")).strip() != "exit":
+        while (line := input(prompt).removeprefix(MARK).removesuffix("\r")).strip() != "exit":
             if line.strip():
                 yield line
 
@@ -132,14 +146,27 @@ def prompt_ids(args, tokenizer, messages):
     """
     if not uses_template(args, tokenizer):
         return tokenizer.encode(messages[-1]["content"])
-    if args.system_prompt is not None:
-        messages = [{"role": "system", "content": args.system_prompt}, *messages]
-    text = tokenizer.render(messages, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)  # the template writes them
+    system = args.system_prompt
+
+    def text(system):
+        first = [{"role": "system", "content": system}] if system else []
+        return tokenizer.render([*first, *messages], add_generation_prompt=True)
+
+    if system and text(system) == text(f"{system}."):
+        raise InputError(
+            "--system-prompt has no effect: the chat template does not show system messages: "
+            "put its text into the prompt"
+        )
+    return tokenizer.encode(text(system), add_special_tokens=False)  # the template writes them
 
 
 def uses_template(args, tokenizer):
-    """Tell whether prompts get the chat template; raise InputError if --system-prompt lacks it."""
+    """Tell whether prompts get the chat template.
+
+    Raises InputError if there is none for --system-prompt, or none that --raw could leave out.
+    """
+    if args.raw and not tokenizer.chat_template:
+        raise InputError("--raw has no effect on a model without a chat template: leave it out")
     used = bool(tokenizer.chat_template) and not args.raw
     if args.system_prompt is not None and not used:
         raise InputError(
@@ -167,7 +194,7 @@ def print_answer(loaded, prompt, options):
 
 def check_mask_prompt(args, examples):
     """Raise InputError if --mask-prompt was given for rows without a prompt."""
-    if args.mask_prompt and all(all(example.mask) for example in examples):
+    if args.mask_prompt is not None and all(all(example.answer) for example in examples):
         raise InputError("--mask-prompt has no effect on rows without a prompt: leave it out")
 
 
@@ -178,6 +205,7 @@ def evaluate(args):
     check_mask_prompt(args, data.examples)
     trained_on = compare_with_run(data, loaded)
     score = metrics.evaluate(loaded.adapters, loaded.model, data.examples)
+    masked = not all(all(example.mask) for example in data.examples)
     if args.json:
         source = loaded.model.source
         facts = {
@@ -185,6 +213,7 @@ def evaluate(args):
             "data": described,
             "left_out": data.left_out,
             "max_seq_length": data.length,
+            "mask_prompt": masked,
             "cut": data.cut,
             **trained_on,
             "model": source.name,
@@ -194,6 +223,7 @@ def evaluate(args):
         return
     print(data.summary(f", {described}"))
     print(base_line(loaded.model))
+    print(f"the loss counts {'the answers' if masked else 'all tokens'}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 
@@ -208,12 +238,6 @@ def merge(args):
     write_run_settings(args.out, loaded.run[0])
     print(base_line(loaded.model))
     print(f"merged model written to {args.out}")
-
-
-def run_settings(name):
-    """Return the settings of the run whose adapter was merged into a model, or {}."""
-    path = Path(name) / MERGED_RUN
-    return toml_settings(path) if name not in NAMES and path.exists() else {}
 
 
 def write_run_settings(folder, settings):
@@ -254,7 +278,13 @@ def inspect(args):
         example = data.examples[0]
         print("the first of these rows, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(example.tokens, [0, *example.mask[1:]]):
-            print(f"{'*' if counts else ' '} {token:>6}  {loaded.tokenizer.decode([token])!r}")
+            print(f"{'*' if counts else ' '} {token:>6}  {token_text(loaded.tokenizer, token)!r}")
+
+
+def token_text(tokenizer, token):
+    """Return the text of a token, also of a special one, which `decode` leaves out."""
+    backend = getattr(tokenizer, "backend", None)
+    return tokenizer.decode([token]) or (backend.id_to_token(token) if backend else "")
 
 
 def fetch(args):

@@ -8,7 +8,8 @@ from ..data.rows import encode_usable, existing_split, load_rows, read_rows, row
 from ..data.tasks import BUILTIN
 from ..formats.files import errors_in
 from ..methods.registry import num_virtual_tokens
-from .loading import warn
+from .arguments import parse
+from .loading import read_run, run_settings, warn
 from .stored_paths import digest
 
 
@@ -94,9 +95,11 @@ def load_examples(args, loaded, split):
     """Return (SplitData, which rows they are): of a split of the data.
 
     The default data are those that the adapter was trained on. Without --split, a file that --data
-    names is read whole.
+    names is read whole. `inspect` has the defaults of `train`.
     """
     settings = loaded.run[0]
+    if args.command == "inspect" and not settings:
+        settings = vars(parse(["train", f"--data={args.data}"]))
     name = args.data or settings.get("data") or "questions"
     columns = args.columns
     if columns is None and name not in BUILTIN:
@@ -121,21 +124,52 @@ def load_examples(args, loaded, split):
     return data, described
 
 
+TRAINED = "the rows that the model was trained on"
+
+
 def compare_with_run(data, loaded):
     """Return {"trained_on": the number of these rows that the model was trained on}, and warn.
 
-    Without a run's data, the number is unknown: {}.
+    Without the data of all its runs, the number is unknown: {}.
     """
-    settings, digests = loaded.run
-    if "data" not in settings:
-        return {}
-    name = settings["data"]
-    try:
-        trained = load_rows(name, "train", columns_of(settings.get("columns")))
-    except InputError as error:
-        warn(f"the model may have been trained on these rows; its data cannot be read: {error}")
-        return {}
-    if "data" in digests and digests["data"] != digest("data", name):
-        warn(f"{name} has changed since the run: it may lack rows that the model was trained on")
-    which = "the rows that the model was trained on"
-    return {"trained_on": warn_of_common_rows(data.rows, trained, "rows", which)}
+    trained, are_all = trained_rows(loaded)
+    n = warn_of_common_rows(data.rows, trained, "rows", TRAINED)
+    return {"trained_on": n} if are_all else {}
+
+
+def trained_rows(loaded):
+    """Return (rows that a model was trained on, whether the data of all its runs is there).
+
+    Its runs are that of its adapter, those that this one began with (--init-adapter), and those
+    whose adapters were merged into the base. Warns of data that is not there.
+    """
+    are_all = "data" in loaded.run[0]
+    rows = []
+    runs: list = [loaded.run, (run_settings(loaded.model.source.name), {})]
+    for settings, digests in runs:  # it grows
+        try:
+            earlier = earlier_runs(settings)
+            runs += [run for run in earlier if run not in runs]
+            if "data" in settings:
+                name = settings["data"]
+                rows += load_rows(name, "train", columns_of(settings.get("columns")))
+                if "data" in digests and digests["data"] != digest("data", name):
+                    lacks = "it may lack rows that the model was trained on"
+                    warn(f"{name} has changed since the run: {lacks}")
+        except InputError as error:
+            warn(f"the model may have been trained on these rows; its data cannot be read: {error}")
+            are_all = False
+    return rows, are_all
+
+
+def earlier_runs(settings):
+    """Return the runs whose weights a run began with: of its base, and of its --init-adapter."""
+    runs: list = []
+    if "model" in settings:
+        runs.append((run_settings(settings["model"]), {}))
+    if folder := settings.get("init_adapter"):
+        run = read_run(folder)
+        if run[0] in ({}, settings):  # not of a run, or replaced by the run that began with it
+            raise InputError(f"{folder} does not have the settings of its run")
+        runs.append(run)
+    return runs

@@ -6,17 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import INITIALIZERS, InputError, LoraConfig, matches
+from ..config import INITIALIZERS, InputError, LoraConfig
 from ..formats.checkpoint import (
     CHECKPOINT,
     SETTINGS,
+    changes_base,
     load_adapter,
     needs_dense_base,
     read_metadata,
     read_source,
 )
 from ..formats.files import read_text
-from ..formats.pretrained import load
+from ..formats.pretrained import NAMES, load
 from ..lora import adapted_paths, target_paths
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
@@ -24,8 +25,10 @@ from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
 from ..model import Model, Source
 from ..training import learning_rates
-from ..tree import arrays
+from ..tree import arrays, without
 from .arguments import as_toml, flag, number, toml_settings
+
+MERGED_RUN = "minilora_run.toml"
 
 
 class LoadedModel(NamedTuple):
@@ -70,10 +73,17 @@ def read_run(folder):
     return toml_settings(path) if text else {}, digests
 
 
+def run_settings(name):
+    """Return the settings of the run whose adapter was merged into a model, or {}."""
+    path = Path(name) / MERGED_RUN
+    return toml_settings(path) if name not in NAMES and path.exists() else {}
+
+
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
+    run: tuple = ({}, {})
     if args.init_adapter:
-        read_run(args.init_adapter)  # raises an error for the folder of a killed run
+        run = read_run(args.init_adapter)  # first: see `commands.load_model`
         if not args.resume:  # else, the settings of the run have them already
             args.model, args.quantize, args.block_size = base_of(args.init_adapter, args)
         loaded = load_with_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
@@ -87,10 +97,13 @@ def load_for_training(args):
         loaded = new_adapter(args, make_adapter_config(args))
     if args.also_train and not isinstance(loaded.adapter_config, LoraConfig):
         raise InputError(f"--also-train needs --method lora or dora, not --method {args.method}")
-    if "bias" in args.also_train and args.method == "dora":
-        raise InputError("PEFT's files of DoRA cannot hold --also-train bias: choose norm or head")
+    if "bias" in args.also_train and (
+        args.method == "dora" or loaded.adapter_config.init_lora_weights == "pissa"
+    ):
+        what = "PEFT's files of DoRA and PiSSA cannot hold --also-train bias"
+        raise InputError(f"{what}: choose norm or head")
     adapters = also_train(loaded.adapters, loaded.model.base, args.also_train)
-    return loaded._replace(adapters=adapters)
+    return loaded._replace(adapters=adapters, run=run)
 
 
 def base_of(folder, args):
@@ -156,11 +169,12 @@ def unused_settings(args, loaded, train_config, examples, valid):
         )
     if not valid:
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
-    if args.mask_prompt and all(all(example.mask) for example in examples):
+    if all(all(example.answer) for example in examples):
         unused["mask_prompt"] = "on rows without a prompt"
     if args.early_stopping_patience:
         unused["keep_best"] = "with --early-stopping-patience, which keeps the best adapter"
-    if "strftime_now" not in (loaded.tokenizer.chat_template or ""):
+    templates = [getattr(loaded.tokenizer, name, None) for name in ("chat_template", "for_tools")]
+    if "strftime_now" not in str(templates):
         unused["chat_date"] = "without a chat template that shows the date"
     for name, why in unused.items():
         if flag(name) in args.given:
@@ -214,28 +228,27 @@ def new_adapter(args, adapter_config):
     scheme = "none" if dense else args.quantize
     low_precision = not dense and args.method != "full"
     model, tokenizer = load(args.model, scheme, args.block_size, low_precision)
-    adapters, model = get_peft_model(
-        model, adapter_config, args.seed, args.quantize, args.block_size
-    )
+    stored = (args.quantize, args.block_size) if dense else ()
+    adapters, model = get_peft_model(model, adapter_config, args.seed, *stored)
     if isinstance(adapter_config, LoraConfig):
         check_patterns(adapters, model.base, adapter_config)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
 
 
 def check_patterns(adapters, base, adapter_config):
-    """Raise InputError for an expression that changes nothing, because it matches no projection.
+    """Raise InputError for an expression that changes nothing.
 
     In a pattern, only the first expression that matches a projection counts.
     """
     paths = adapted_paths(adapters)
+    sizes = [*map(adapter_config.rank_and_scaling, paths)]
     for setting in ("rank_pattern", "alpha_pattern"):
-        left = paths
-        for regex in getattr(adapter_config, setting):
-            others = [path for path in left if not matches(rf"(.*\.)?({regex})", path)]
-            if others == left:
-                what = "matches no adapted projection, or only those of earlier expressions"
+        expressions = getattr(adapter_config, setting)
+        for regex in expressions:
+            other = replace(adapter_config, **{setting: without(expressions, regex)})
+            if sizes == [*map(other.rank_and_scaling, paths)]:
+                what = "matches no adapted projection, or changes none of those"
                 raise InputError(f"`{setting}` has {regex!r}, which {what}: leave it out")
-            left = others
     excluded = adapter_config.exclude_modules
     if excluded and paths == target_paths(base, replace(adapter_config, exclude_modules=None)):
         raise InputError("`exclude_modules` has no effect, because no target matches: leave it out")
@@ -248,5 +261,6 @@ def load_with_adapter(folder, name, scheme, block_size, load=load):
     """
     dense = needs_dense_base(folder)
     model, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
-    adapters, model, adapter_config = load_adapter(folder, model, scheme, block_size)
+    stored = (scheme, block_size) if changes_base(folder) else ()
+    adapters, model, adapter_config = load_adapter(folder, model, *stored)
     return LoadedModel(model, tokenizer, adapters, adapter_config)

@@ -17,7 +17,7 @@ import io
 import json
 import math
 import os
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from .. import layers
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
 from ..data.packing import pack_examples
-from ..data.rows import is_chat, split_row
+from ..data.rows import encode_usable, is_chat, split_row
 from ..evaluation import loop, memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve, points
@@ -36,7 +36,7 @@ from ..generation import generate
 from ..training import start
 from . import run_folder
 from .arguments import as_toml
-from .examples import SplitData, read_split, warn_of_common_rows
+from .examples import TRAINED, SplitData, read_split, trained_rows, warn_of_common_rows
 from .loading import LoadedModel, base_line, load_for_training, unused_settings, warn
 
 
@@ -93,6 +93,8 @@ def prepare(args, folder):
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
+    trained, _ = trained_rows(loaded)
+    warn_of_common_rows(valid_split.rows, trained, "held-out rows", TRAINED)
     print_length(examples, train_config)
     warn_of_few_evaluations(train_config)
     metadata = run_folder.metadata(args, loaded.model.source, unused)
@@ -165,7 +167,16 @@ def show(job, when, adapters, scores):
         f"exact match {100 * scores['eval_exact_match']:.1f} %{part}"
     )
     if not job.args.quiet:
-        print_sample(adapters, job.loaded, job.valid.rows[0])
+        row = first_row(job.valid.rows, job.loaded.tokenizer, job.train_config)
+        print_sample(adapters, job.loaded, row)
+
+
+def first_row(rows, tokenizer, train_config):
+    """Return the first of the rows that is not left out."""
+    for row in rows:
+        with suppress(InputError):
+            encode_usable([row], tokenizer, train_config)
+            return row
 
 
 def steps_of_epochs(epochs, examples, train_config):
@@ -285,7 +296,8 @@ def print_sample(adapters, loaded, row):
         ids = tokenizer.encode(prompt, add_special_tokens=not is_chat(row, tokenizer))
         said = generate(adapters, loaded.model, ids, max_tokens=48)
         right = tokenizer.decode(tokenizer.encode(answer))
-        asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
+        messages = [{}, {}, *row.get("messages", ())]
+        asked = messages[-2].get("content") or prompt  # a call of a tool has no content
         print(f"  asked: {asked.strip()!r}")
         print(f"  says:  {tokenizer.decode(list(said)).strip()!r}")
         print(f"  right: {right.strip()!r}")

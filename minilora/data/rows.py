@@ -1,10 +1,12 @@
 """Turn rows of a user into examples: forms of rows, chat templates, and the mask of the prompt.
 
-A row is {"text"}, {"prompt", "completion"} or {"messages"}. Rows of Alpaca and ShareGPT become one
-of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one_file.py`.
+A row is {"text"}, {"prompt", "completion"}, {"instruction", "output"} (Alpaca) or {"messages"}.
+Rows of ShareGPT become messages when they are read. This generalizes part 5 of
+`lessons/00_qlora_in_one_file.py`.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -16,12 +18,12 @@ from ..batching import Example
 from ..config import InputError, TrainConfig
 from ..tree import without
 from . import tasks
-from .row_files import OTHERS, SUFFIXES, parse_json, read_values
+from .row_files import SUFFIXES, parse_json, read_values
 
 DataRow = dict[str, Any]
 FORMS: dict[tuple, tuple] = {  # {keys that a row needs: other keys that are read with them}
     ("text",): (),
-    ("prompt", "completion"): ("separator", "tools"),
+    ("prompt", "completion"): ("tools",),
     ("instruction", "output"): ("input",),
     ("conversations",): ("system", "tools"),
     ("messages",): ("tools",),
@@ -32,11 +34,13 @@ ROLES = {  # {role of ShareGPT: role in chats}
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
     "assistant": "assistant", "observation": "tool", "tool": "tool", "system": "system",
 }  # fmt: skip
-NAMES = {  # {split: names of its file in a folder}, as in Hugging Face's datasets
+NAMES = {  # {split: words in the name of its file in a folder}, as in Hugging Face's datasets
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+WEIGHTS = ("weight", "train", "loss")  # keys of a message that other trainers multiply its loss by
+HIDDEN_TOOLS = "tools that the chat template does not show"
 ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
 REWRITTEN = (
     "the chat template changes the messages before an answer when the answer follows: use text rows"
@@ -44,7 +48,7 @@ REWRITTEN = (
 
 
 def read_rows(path, columns=None, name=None):
-    """Return the rows of a file, in one of the three forms; columns: see `load_rows`.
+    """Return the rows of a file, in one of the four forms; columns: see `load_rows`.
 
     Without columns, a warning has the keys that are not read, once for each `name` (default:
     `path`). Raises InputError naming the file and the malformed line.
@@ -58,7 +62,10 @@ def read_rows(path, columns=None, name=None):
     rows = [check_row(value, where, columns) for value, where in values]
     if not columns:
         unread = {
-            key for row, where in values for key in row.keys() - read_keys(row, where) if row[key]
+            key
+            for row, where in values
+            for key in row.keys() - read_keys(row, where)
+            if row[key] not in (None, "", [])
         }
         warn_of_unread_keys(str(name or path), ", ".join(sorted(unread)))
     return rows
@@ -85,7 +92,7 @@ def check_columns(columns, found, path):
 
 
 def check_row(row, where, columns=None):
-    """Return `row` in one of the three forms; raise InputError if its keys are of none."""
+    """Return `row` in one of the four forms; raise InputError if its keys are of none."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: the row must be a JSON object")
     check_unicode(row, where)
@@ -96,11 +103,10 @@ def check_row(row, where, columns=None):
         if isinstance(row[key], str):  # in a CSV file, always
             row[key] = parse_json(row[key], f"{where}: {key} is not JSON")
         check_objects(key, row[key], where)
-    if "output" in row:
-        row = alpaca(row, where)
-    elif "conversations" in row:
+    if "conversations" in row:
         row = sharegpt(row, where)
     if "messages" in row:
+        row["messages"] = [without_null(message) for message in row["messages"]]
         check_messages(row, where)
     else:
         for key in without(row, "tools"):
@@ -157,6 +163,14 @@ def check_objects(key, value, where):
         raise InputError(f"{where}: {key} must be a list of objects, not {value!r:.60}")
 
 
+def without_null(message):
+    """Return a message without the keys that have no value. Templates test whether they are there.
+
+    The content stays: that of a call is null.
+    """
+    return {k: v for k, v in message.items() if k == "content" or v not in (None, [])}
+
+
 def check_messages(row, where):
     """Raise InputError if a message of the row is malformed."""
     messages = row["messages"]
@@ -165,7 +179,7 @@ def check_messages(row, where):
         last = f", not of {roles[-1]!r}" if roles else ""
         raise InputError(f"{where}: the last message must be of the assistant{last}")
     for message in messages:
-        if message.get("weight", 1) != 1:
+        if any(message.get(key, 1) != 1 for key in WEIGHTS):
             raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
         content = message.get("content")
         calls = message.get("tool_calls") or []
@@ -174,13 +188,6 @@ def check_messages(row, where):
         check_objects("the functions of tool_calls", functions, where)
         if content is not None or not calls:
             check_text("content", content, where)
-
-
-def alpaca(row, where):
-    """Return a row of Alpaca as prompt and completion."""
-    given = [key for key in ("instruction", "input") if row.get(key)]
-    prompt = "\n".join(check_text(key, row[key], where) for key in given)
-    return {"prompt": prompt, "separator": "\n", "completion": row["output"]}
 
 
 def sharegpt(row, where):
@@ -197,7 +204,7 @@ def sharegpt(row, where):
         if turn["from"] not in list(ROLES):  # it may be of any type
             raise InputError(f"{where}: from must be one of {', '.join(ROLES)}: {turn['from']!r}")
         message = {"role": ROLES[turn["from"]], "content": turn["value"]}
-        messages.append(message | {key: turn[key] for key in ("weight",) if key in turn})
+        messages.append(without(turn, "from", "value") | message)
     return without(row, "conversations", "system") | {"messages": messages}
 
 
@@ -205,7 +212,7 @@ def reason_to_leave_out(row, tokenizer):
     """Return why a row cannot be learned, or "".
 
     The reasons are an empty answer, an answer that the text of the end token would end too early,
-    tools that the template drops, and arguments that it puts into quotes.
+    messages or tools that the template drops, and arguments that it puts into quotes.
     """
     messages = messages_of(row)
     answers = [message for message in messages if message["role"] == "assistant"]
@@ -213,7 +220,10 @@ def reason_to_leave_out(row, tokenizer):
         return "an empty answer"
     if "text" not in row and any(ends_early(message, tokenizer) for message in answers):
         return "the text of the end token inside an answer"
-    return trouble_with_tools(messages, row.get("tools") or None, tokenizer)
+    tools = row.get("tools") or None
+    if is_chat(row, tokenizer):
+        return trouble_with_template(messages, tools, tokenizer)
+    return HIDDEN_TOOLS if tools else ""
 
 
 def ends_early(answer, tokenizer):
@@ -224,24 +234,34 @@ def ends_early(answer, tokenizer):
     return tokenizer.eos_token_id in [first, *rest[:-1], *others]
 
 
-def trouble_with_tools(messages, tools, tokenizer):
-    """Return why the chat template does not write the tools and the calls as they are, or ""."""
-    hidden = "tools that the chat template does not show"
-    if not tokenizer.chat_template:
-        return hidden if tools else ""
+def trouble_with_template(messages, tools, tokenizer):
+    """Return why the chat template does not write messages, tools and calls as they are, or ""."""
 
-    def text(messages, tools):
+    def text(messages, tools=tools):
         with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
 
-    shown = text(messages, tools)
+    shown = text(messages)
+    # a template may trim or escape a content, but not digits at its end; calls are checked below
+    marks = {
+        i: str(10**16 + i)
+        for i, m in enumerate(messages)
+        if (m.get("content") or "").strip() and "tool_calls" not in m
+    }
+    marked = text([
+        m | {"content": m["content"] + marks[i]} if i in marks else m
+        for i, m in enumerate(messages)
+    ])  # fmt: skip
+    if marked is not None and not all(mark in marked for mark in marks.values()):
+        return "a message that the chat template does not show"
     no_calls = [without(message, "tool_calls", "function_call") for message in messages]
     others = [(messages, None), (no_calls, tools)]
     if any(shown in (None, text(*o)) for o in others if o != (messages, tools)):
-        return hidden
-    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+        return HIDDEN_TOOLS
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
     arguments = [call.get("function", call).get("arguments") for call in calls]
-    if any(json.dumps(a, ensure_ascii=False) in shown for a in arguments if isinstance(a, str)):
+    quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
+    if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
         return "arguments of calls as text, which the chat template puts into quotes"
     return ""
 
@@ -250,8 +270,18 @@ def messages_of(row):
     """Return the messages of a row; a text is one message of the assistant."""
     if "messages" in row:
         return row["messages"]
-    answer = {"role": "assistant", "content": row.get("text") or row.get("completion")}
-    return [{"role": "user", "content": row["prompt"]}, answer] if "prompt" in row else [answer]
+    if "text" in row:
+        return [{"role": "assistant", "content": row["text"]}]
+    prompt, _, completion = parts_of(row)
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def parts_of(row):
+    """Return (prompt, what stands between without a chat template, completion) of a row."""
+    if "output" in row:
+        given = filter(None, (row["instruction"], row.get("input")))
+        return "\n".join(given), "\n", row["output"]
+    return row["prompt"], "", row["completion"]
 
 
 def row_content(row):
@@ -271,7 +301,8 @@ def split_turns(row, tokenizer):
     if not tokenizer.chat_template:
         if "messages" in row:
             raise InputError("the model has no chat template: use prompt and completion, or text")
-        return [(row["prompt"] + row.get("separator", ""), row["completion"])]
+        prompt, between, completion = parts_of(row)
+        return [(prompt + between, completion)]
     messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools"))
     whole = render(messages)
@@ -339,10 +370,10 @@ def encode_rows(
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
     Rows that cannot be learned are left out, and a warning on standard error counts them: those
-    with an empty answer, with the text of the end token inside an answer, with tools that the chat
-    template does not show, with arguments of calls that it puts into quotes, or without a target
-    token within max_seq_length. Raises InputError if no row is left, or naming the row that the
-    chat template rejects.
+    with an empty answer, with the text of the end token inside an answer, with messages or tools
+    that the chat template does not show, with arguments of calls that it puts into quotes, or
+    without a target token within max_seq_length. Raises InputError if no row is left, or naming the
+    row that the chat template rejects.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 
@@ -384,7 +415,8 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     file, valid and test are both every tenth row (none if there are fewer than ten). A folder has
     train.jsonl, and may have valid.jsonl and test.jsonl; test is otherwise valid.jsonl, and both
     are otherwise every tenth row of train.jsonl. Other names of the splits are those of Hugging
-    Face, as validation.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
+    Face, as validation.jsonl or my-dev-00000.jsonl. A file is JSON Lines, a JSON list of rows, or
+    CSV.
     """
     if split not in tasks.SPLITS:
         raise InputError(f"there is no split {split!r}: give one of {', '.join(tasks.SPLITS)}")
@@ -424,16 +456,20 @@ def file_of(folder, split):
     If there is none for valid, it is that of train. If there is none for train, it is train.jsonl.
     Raises InputError if there are several.
     """
-    found = sorted(
-        path
-        for path in folder.glob("*")
-        if path.name.lower().split(".")[0] in NAMES[split]
-        and path.suffix.lower() in (*SUFFIXES, *OTHERS)
-    )
+    found = sorted(path for path in folder.glob("[!.]*") if split_of(path.name) == split)
     if len(found) > 1:
         several = " and ".join(path.name for path in found)
-        raise InputError(f"{folder} has several files of the split {split}: {several}: keep one")
+        raise InputError(
+            f"{folder} has several files of the split {split}: {several}: "
+            "keep one, or write their rows into one"
+        )
     if found:
         return found[0]
     instead = {"test": "valid", "valid": "train"}.get(split)
     return file_of(folder, instead) if instead else folder / "train.jsonl"
+
+
+def split_of(name):
+    """Return the split that the first such word of a file's name says, or None."""
+    words = re.split("[^a-z]", name.lower())
+    return next((split for word in words for split in NAMES if word in NAMES[split]), None)

@@ -7,11 +7,12 @@ options of Jinja are those of transformers, with which the authors of templates 
 import importlib
 import json
 import re
+from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 from ..config import InputError
@@ -73,6 +74,10 @@ class PretrainedTokenizer:
         A tokenizer that also adds tokens after a text does not do so here, because the text of a
         prompt goes on. A chat template writes all special tokens: encode its text without others.
         """
+        return self._encoding(text, add_special_tokens)[0]
+
+    def _encoding(self, text, add_special_tokens):
+        """Return (ids, the end of each token in the text); see `encode`."""
         utf8(text)
         bos = self.special.get("bos_token")
         add = add_special_tokens and not (bos and text.startswith(bos))
@@ -81,20 +86,23 @@ class PretrainedTokenizer:
         end = len(encoding.ids)
         while end > 1 and encoding.special_tokens_mask[end - 1]:
             end -= 1
-        return encoding.ids[:end]
+        return encoding.ids[:end], [stop for _, stop in encoding.offsets[:end]]
 
     def encode_pieces(self, pieces, add_special_tokens=True):
         """Return the ids of each piece of a text: together, they are the ids of the whole text.
 
         The exception is a text whose tokens change when the next piece follows. The next piece is
-        then encoded by itself: a model that generates it reads the text before it alone.
+        then encoded by itself: a model that generates it reads the text before it alone. If this
+        changes the text (some tokenizers begin each text with a space), the ids are those of the
+        whole text, and each belongs to the piece in which it ends.
         """
         first = next((i for i, piece in enumerate(pieces) if piece), 0)
         ids = [
             self.encode(piece, add_special_tokens and i == first) if piece else []
             for i, piece in enumerate(pieces)
         ]
-        if list(chain(*ids)) == self.encode("".join(pieces), add_special_tokens):
+        all_ids, ends = self._encoding("".join(pieces), add_special_tokens)
+        if list(chain(*ids)) == all_ids:
             return ids  # the usual case, in which the loop would only take longer
         ids = []
         text = ""
@@ -109,7 +117,11 @@ class PretrainedTokenizer:
                 whole = self.encode(text, add_special_tokens)
             ids.append(whole[len(before) :])
             before = whole
-        return ids
+        decode = partial(self.backend.decode, skip_special_tokens=False)
+        if decode(list(chain(*ids))) == decode(all_ids):
+            return ids
+        stops = [bisect_right(ends, end) for end in accumulate(map(len, pieces))]
+        return [all_ids[a:b] for a, b in pairwise([0, *stops])]
 
     def decode(self, ids):
         """Return the text without special tokens."""

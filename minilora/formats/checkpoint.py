@@ -66,6 +66,10 @@ def write_adapter(folder, adapters, model, adapter_config, dtype):
         fields = method_format.as_json(adapter_config, name)
         exact = METHODS[adapter_config.method].float32
     else:
+        start = model.source.digest.partition(":")[0]
+        if adapter_config.init_lora_weights != (start if start in INITIALIZERS else True):
+            what = f"init_lora_weights {adapter_config.init_lora_weights!r} is not that of `model`"
+            raise InputError(f"{what}: give the config, and the model from get_peft_model")
         tensors, with_bias, modules = peft_format.tensors(adapters, model.base, adapter_config)
         fields = peft_format.as_json(adapter_config, name, with_bias, modules)
         exact = tuple(path for path in tensors if path.endswith("lora_B.bias"))
@@ -106,17 +110,20 @@ def load_adapter(
     The adapter of P-tuning is its prompt, because the file lacks the network that computes it. The
     returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
     returned model has its projections in `scheme` and `block_size`; the default is the storage that
-    the adapter was trained on. Warns if the model is not the one that it was trained on. Raises
-    InputError naming the file and the tensor or field that is missing, unexpected, of the wrong
-    shape, not finite or not implemented. A folder with only a pickle is refused unopened.
+    the adapter was trained on. For other adapters, these two are refused. Warns if the model is not
+    the one that it was trained on. Raises InputError naming the file and the tensor or field that
+    is missing, unexpected, of the wrong shape, not finite or not implemented. A folder with only a
+    pickle is refused unopened.
     """
     config = Path(folder) / CONFIG
     weights = weights_of(folder)
     entries = safetensors_file.read_header(weights)
     raw = read_json(config)
+    if raw.get("init_lora_weights") not in INITIALIZERS:
+        initializers.refuse_storage(scheme, block_size)
     if raw.get("peft_type") != "LORA":
         with errors_in(config):
-            other = method_format.read_config(raw)
+            other = method_format.read_config(raw, model.base)
         read = _read(weights, entries, method_format.shapes(other, model.base))
         warn_of_other_model(folder, model)
         return LoadedAdapter(method_format.tree(other, read, model.base), model, other)
@@ -215,11 +222,15 @@ def storage_text(source):
     return source.scheme + blocks
 
 
+def changes_base(folder):
+    """Tell whether the initialization of the adapter in `folder` changes the frozen weight."""
+    return read_json(Path(folder) / CONFIG).get("init_lora_weights") in INITIALIZERS
+
+
 def needs_dense_base(folder):
     """Tell whether the adapter in `folder` needs the dense base, whose weights it changes."""
-    config = read_json(Path(folder) / CONFIG)
-    trains_all = config.get("minilora_method") == "full"
-    return trains_all or config.get("init_lora_weights") in INITIALIZERS
+    trains_all = read_json(Path(folder) / CONFIG).get("minilora_method") == "full"
+    return trains_all or changes_base(folder)
 
 
 def _read(path, entries, shapes):

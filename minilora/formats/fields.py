@@ -64,7 +64,7 @@ def rope(raw):
 
 def layer_types(raw, default):
     """Return raw["layer_types"] as a tuple, or the default; raise InputError if it is malformed."""
-    types = raw.get("layer_types") or default
+    types = default if raw.get("layer_types") is None else raw["layer_types"]
     n = len(default)
     if not isinstance(types, list) or len(types) != n or not {SLIDING, FULL}.issuperset(types):
         raise InputError(f"layer_types must name {SLIDING} or {FULL} for each of {n} layers")

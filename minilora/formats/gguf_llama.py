@@ -4,10 +4,12 @@ llama.cpp uses different names and a different order of the rows of q_proj and k
 """
 
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
 
+from ..config import InputError
 from .files import errors_in
 from .gguf_file import read_header, unsupported
 from .hf_folder import model_config
@@ -35,7 +37,11 @@ KEYS = {  # of the metadata, after "llama."
     "head_dim": "attention.key_length",
     "rope_theta": "rope.freq_base",
     "max_position_embeddings": "context_length",
+    "is_causal": "attention.causal",
 }
+ALSO_READ = ("attention.layer_norm_rms_epsilon", "rope.dimension_count")
+SCALING = "llama.rope.scal"  # how the keys of a scaled rotation begin
+NEUTRAL = ("vocab_size", "attention.value_length")  # which the shapes of the tensors say, too
 
 
 def half_rotation_order(w, heads):
@@ -50,11 +56,18 @@ def half_rotation_order(w, heads):
 def read(path):
     """Read (ModelConfig, {Hugging Face's path: Entry}, metadata) of a GGUF file.
 
-    Raises InputError naming the key or tensor that is missing, unknown or not supported.
+    Raises InputError naming the key or tensor that is missing, unknown or not supported. Warns of
+    the architecture's keys that are not read, except those that are off.
     """
     metadata, entries = read_header(path)
     with errors_in(path):
         config = _config(metadata, tied="output.weight" not in entries)
+    known = {f"llama.{key}" for key in (*KEYS.values(), *ALSO_READ, *NEUTRAL)}
+    keys = (key for key, value in metadata.items() if value and key not in known)
+    unread = [key for key in keys if key.startswith("llama.") and not key.startswith(SCALING)]
+    if unread:
+        text = f"{path}: not read: {', '.join(unread)}. If the model needs one, use llama.cpp"
+        warnings.warn(str(InputError(text)), stacklevel=4)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors = {}
     for name, entry in entries.items():
@@ -86,7 +99,7 @@ def _config(metadata, tied):
         raise unsupported(f"the architecture {kind!r}")
     for key, value in metadata.items():
         # without a type, llama.cpp divides the positions by the factor; 0 means no factor
-        if key.startswith("llama.rope.scal") and value not in ("none", 0, 1):
+        if key.startswith(SCALING) and value not in ("none", 0, 1):
             raise unsupported(f"{key} {value!r}")
     values = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
     raw = {name: value for name, value in values.items() if value is not None}

@@ -17,6 +17,7 @@ SUPPORTED: dict = {
     "tokenizer.ggml.model": ["gpt2"],
     "tokenizer.ggml.pre": ["smollm", "gpt-2"],
     "tokenizer.ggml.add_bos_token": [None, False],
+    "tokenizer.ggml.add_eos_token": [None, False],
 }
 ID_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id",

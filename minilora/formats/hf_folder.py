@@ -62,7 +62,7 @@ def read_config(folder):
     raw = read_json(path)
     generation = read_json(folder / CONFIGS[1], {})
     with errors_in(path):
-        config = model_config(raw | generation)
+        config = model_config(raw | {n: v for n, v in generation.items() if v is not None})
         biased = {name for field in BIASES if raw.get(field) for name in BIASES[field]}
         method = mapping(raw, "quantization_config").get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":
@@ -95,7 +95,7 @@ def model_config(raw):
         raise InputError(f"model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
     raw = family.defaults | raw
     implemented = family.fields.get("hidden_act", "silu")
-    act = raw.get(family.activation) or implemented
+    act = raw.get(family.activation, implemented)
     if act != implemented:
         raise InputError(f"{family.activation} {act!r} is not implemented; only {implemented} is")
     number(raw, "num_hidden_layers", SIZE)
@@ -208,6 +208,16 @@ def weight_files(folder):
     return [index, *(folder / name for name in sorted(names))]
 
 
+def warn_of_tokenizer(folder, family):
+    """Warn that transformers may read the tokenizer of a changed model_type as another one."""
+    text = (
+        f"{folder} is written as {family.model_type}, which has biases there; by this type, "
+        "AutoTokenizer may choose a class with other tokens: use "
+        "transformers.PreTrainedTokenizerFast.from_pretrained"
+    )
+    warnings.warn(text, stacklevel=4)
+
+
 def files(folder):
     """Return the files that `load` reads in a folder: config, tokenizer and weights."""
     paths = [folder / name for name in (*CONFIGS, *hf_tokenizer.FILES)] + weight_files(folder)
@@ -258,3 +268,5 @@ def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
             write_json(temporary / "generation_config.json", config.generation_config)
         if isinstance(tokenizer, PretrainedTokenizer):
             hf_tokenizer.save(tokenizer, temporary)
+            if family.model_type != model.config.model_type:
+                warn_of_tokenizer(folder, family)

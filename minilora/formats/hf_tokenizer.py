@@ -1,5 +1,7 @@
 """Read and write the tokenizer files of a Hugging Face folder, as transformers does."""
 
+import warnings
+
 from ..config import InputError
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
 from ..tree import without
@@ -11,6 +13,18 @@ TEMPLATES = "additional_chat_templates"
 FILES = (  # that are read; the first three are written
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", SPECIAL_MAP, ADDED,
     f"{TEMPLATES}/tool_use.jinja",
+)  # fmt: skip
+READ = (  # of tokenizer_config.json, next to *_token
+    "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "chat_template",
+)  # fmt: skip
+# without effect on the tokens here, as names that begin with _, and as False (but do_lower_case)
+NEUTRAL = (
+    "auto_map", "backend", "clean_up_tokenization_spaces", "errors", "is_local", "legacy",
+    "local_files_only", "max_length", "merges_file", "model_input_names", "model_max_length",
+    "name_or_path", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "processor_class",
+    "sp_model_kwargs", "special_tokens_map_file", "stride", "tokenizer_class", "tokenizer_file",
+    "trust_remote_code", "truncation_side", "truncation_strategy", "use_default_system_prompt",
+    "use_fast", "vocab_file", "vocab_size",
 )  # fmt: skip
 
 
@@ -30,9 +44,15 @@ def from_folder(folder, eos_token_id=None):
     backend.no_truncation()
     config = folder / "tokenizer_config.json"
     settings = read_json(config, {})
+    with errors_in(config):
+        unread = ", ".join(unread_settings(settings))
+    if unread:
+        text = f"{config}: not read: {unread}. If these change the tokens, use transformers"
+        warnings.warn(str(InputError(text)), stacklevel=4)
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
-        settings |= read_json(folder / SPECIAL_MAP, {})
+        there = {"additional_special_tokens"} & settings.keys()  # transformers keeps these
+        settings |= without(read_json(folder / SPECIAL_MAP, {}), *there)
         added = read_json(folder / ADDED, {})
     with errors_in(config):
         special = _add_tokens(backend, settings, added)
@@ -44,6 +64,21 @@ def from_folder(folder, eos_token_id=None):
     return PretrainedTokenizer(
         backend, eos, special, template, settings | special, str(path), for_tools=for_tools
     )
+
+
+def unread_settings(settings):
+    """Return the names in tokenizer_config.json that may change the tokens and are not read."""
+    known = [*READ, *NEUTRAL, *(settings.get("extra_special_tokens") or ())]  # `save` writes these
+    if "Llama" in str(settings.get("tokenizer_class")):
+        known.append("add_prefix_space")  # Llama's has one anyway
+    return [
+        name
+        for name, value in settings.items()
+        if (value or (name == "do_lower_case" and value is False))
+        and name not in known
+        and not name.startswith("_")
+        and not name.endswith("_token")
+    ]
 
 
 def _add_tokens(backend, settings, added):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import InputError
 from ..methods.method import MethodConfig
+from ..methods.prompt import PROMPT
 from ..methods.registry import METHODS
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
@@ -35,7 +36,7 @@ def as_json(config, base_name):
     return written
 
 
-def read_config(raw):
+def read_config(raw, base):
     """Return the MethodConfig that the object in an adapter_config.json describes.
 
     Raises InputError naming the field that is malformed or not implemented.
@@ -50,9 +51,15 @@ def read_config(raw):
     if method.size == "num_virtual_tokens" and raw.get("task_type") is None:
         raise InputError("task_type is missing: PEFT would compute without the virtual tokens")
     size = method.peft_size or method.size
-    refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     sizes = {method.size: raw.get(size)} if method.size else {}
-    return MethodConfig(method.name, **sizes)
+    config = MethodConfig(method.name, **sizes)
+    fixed = _fixed(method)
+    if method.size == "num_virtual_tokens":
+        layers = len(base["model"]["layers"])
+        parts = 2 * layers if method.name == "prefix" else 1  # keys and values of each layer
+        fixed |= {"num_layers": layers, "token_dim": shapes(config, base)[PROMPT][1] // parts}
+    refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, fixed)
+    return config
 
 
 def shapes(config, base):

@@ -47,10 +47,11 @@ def tensors(adapters, base, config):
     trained = flatten(arrays(adapters))
     scalings = {path: get(adapters, path)["lora_scaling"] for path in lora.adapted_paths(adapters)}
     for path, scaling in scalings.items():
-        _, expected = config.rank_and_scaling(path)
-        if scaling != expected:
+        found = scaling, get(adapters, path)["lora_dropout"]
+        expected = config.rank_and_scaling(path)[1], config.lora_dropout
+        if found != expected:
             raise InputError(
-                f"the adapter on {path} has the scaling {scaling}, "
+                f"the adapter on {path} has the scaling and dropout {found}, "
                 f"but its LoraConfig says {expected}"
             )
     places = replaceable(base)
@@ -64,8 +65,8 @@ def tensors(adapters, base, config):
             "put lm_head.weight into one of the two trees"
         )
     with_bias = any(path.endswith(".bias") for path in trained)
-    if with_bias and config.use_dora:
-        raise InputError("PEFT's format cannot hold trained biases of DoRA")
+    if with_bias and (config.use_dora or config.init_lora_weights == "pissa"):
+        raise InputError("PEFT's format cannot hold trained biases of DoRA or PiSSA")
     for path, own in biases(scalings, base) if with_bias else ():
         # b_B = (b − b₀) / (α/r)
         change = np.float64(trained.get(path, own)) - own
@@ -113,7 +114,8 @@ NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"
 NEUTRAL = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
 )  # fmt: skip
-# `bias`: a trained bias of the base is a tensor of the file, and refused by its name;
+# `bias` says which ones PEFT trained: one of the base is a tensor, and refused by its name
+BIAS = ("none", "all", "lora_only")
 # `layers_pattern`: PEFT cannot make an adapter with another pattern than `layers` for these models
 LORA_NEUTRAL = (
     "bias", "eva_config", "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
@@ -150,6 +152,8 @@ def read_config(raw, base):
         raise InputError(f"init_lora_weights {start!r} is not implemented: it changes the base")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights"}
     refuse_unknown(raw, free, {"peft_type": "LORA", "task_type": "CAUSAL_LM"})
+    if raw.get("bias", "none") not in BIAS:
+        raise InputError(f"bias {raw['bias']!r} is not one of {', '.join(BIAS)}")
     for name in NEVER_NULL:
         if raw.get(name, "") is None:
             advice = f"give a value, or leave it out for PEFT's default, {HONOURED[name]}"

@@ -23,7 +23,7 @@ from ..quant.schemes import is_projection, quantize_leaf, storage, storage_of
 from ..tree import set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .families import FAMILIES
-from .files import digest
+from .files import digest, read_json
 from .hf_folder import read_config, shapes, with_bias
 from .safetensors_file import check_floats, check_names_and_shapes
 
@@ -130,6 +130,10 @@ def _folder(folder):
     ends = dict.fromkeys((*config.eos_token_id, tokenizer.eos_token_id))
     config = replace(config, eos_token_id=tuple(ends))
     tensors = quantized_file.join(hf_folder.read_tensors(folder))
+    is_quantized = any(entry.dtype in quantized_file.TYPES for entry in tensors.values())
+    if read_json(folder / "config.json").get("quantization_config") and not is_quantized:
+        what = f"{folder}: config.json has a quantization_config, but no weight is quantized"
+        raise InputError(f"{what}: delete this field if the weights are those of the dense model")
     tensors = FAMILIES[config.model_type].split(config, tensors)
     if config.tie_word_embeddings and has_other_head(tensors):
         config = replace(config, tie_word_embeddings=False)

@@ -8,7 +8,7 @@ from autograd.extend import notrace_primitive
 from .. import lora
 from ..config import InputError
 from ..kernels import ops
-from ..layers import Hook
+from ..layers import LORA, Hook, dropout
 from ..tree import get, without
 from .method import Method
 
@@ -34,9 +34,12 @@ def add_magnitudes(adapters, base):
 
 
 def apply(inner, x, node, rng):
-    """Scale the outputs of LoRA."""
-    # h = m∘(W₀x + (α/r)·BAx)/‖W₀ + (α/r)·BA‖ + b, with constant norms   (DoRA, Eqs. 5 and 11)
-    h = inner(x, without(node, "bias"), rng) * (node[M] / row_norms(node))
+    """Scale the outputs of LoRA; with dropout, W₀x stays as it is, and its change drops, too."""
+    z = dropout(x, node["lora_dropout"], rng)
+    # h = m∘(W₀z + (α/r)·BAz)/‖W₀ + (α/r)·BA‖ + b, with constant norms   (DoRA, Eqs. 5 and 11)
+    h = inner(z, without(node, "bias"), None) * (node[M] / row_norms(node))
+    if z is not x:
+        h = h + inner(x - z, without(node, "bias", *LORA), None)  # W₀(x − z), as in PEFT
     return h + node["bias"] if "bias" in node else h
 
 

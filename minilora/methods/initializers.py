@@ -53,6 +53,14 @@ def init(model, config, rng, scheme, block_size):
     return adapters, model
 
 
+def refuse_storage(scheme, block_size):
+    """Raise InputError for a storage that is given to an adapter that leaves the frozen weight."""
+    if (scheme, block_size) != (None, None):
+        raise InputError(
+            "`scheme` and `block_size` are for PiSSA and LoftQ: call minilora.quantize on the model"
+        )
+
+
 def loftq(w, node, store):
     """Quantize w − s·BA to q, fit A and B to w − q, and repeat (Li et al. 2023, Alg. 1).
 

@@ -8,7 +8,7 @@ import autograd.numpy as np
 from ..layers import PREFIX
 from ..tree import get, set_leaf, unflatten
 from .method import Method, projections
-from .prompt import PROMPT, SHAPE
+from .prompt import PROMPT
 
 
 def init(base, config, rng):
@@ -46,5 +46,5 @@ METHOD = Method(
     pack=pack,
     unpack=unpack,
     peft_fields={"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1},
-    free_fields=(*SHAPE, "encoder_hidden_size", "prefix_projection", "init_weights"),
+    free_fields=("num_attention_heads", "encoder_hidden_size", "prefix_projection", "init_weights"),
 )

@@ -51,7 +51,6 @@ def unpack(tensors, base, config):
     return {"model": tensors}
 
 
-SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base
 METHOD = Method(
     "prompt",
     init,
@@ -61,7 +60,7 @@ METHOD = Method(
     unpack=unpack,
     peft_fields={"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1},
     free_fields=(
-        *SHAPE,
+        "num_attention_heads",
         "prompt_tuning_init",
         "prompt_tuning_init_text",
         "tokenizer_name_or_path",
@@ -76,7 +75,7 @@ P_TUNING = replace(
     float32=(PROMPT,),
     peft_fields={"peft_type": "P_TUNING", "num_transformer_submodules": 1},
     free_fields=(
-        *SHAPE,
+        "num_attention_heads",
         "encoder_reparameterization_type",
         "encoder_hidden_size",
         "encoder_num_layers",

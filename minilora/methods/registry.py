@@ -70,19 +70,22 @@ def get_peft_model(
     model: Model,
     adapter_config: LoraConfig | MethodConfig,
     rng: Any = 0,
-    scheme: str = "none",
-    block_size: int = 64,
+    scheme: str | None = None,
+    block_size: int | None = None,
 ) -> AdaptedModel:
     """Create an adapter of any method: AdaptedModel(adapters, model).
 
     model: dense or quantized. It is not modified; the returned model is the same, except for PiSSA
-    and LoftQ, which need a dense base and store it in `scheme` (see `minilora.quantize`).
+    and LoftQ, which need a dense base and store it in `scheme` (see `minilora.quantize`; default:
+    none) and `block_size` (default: 64); without effect on other adapters, these are refused.
     adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed.
     Raises InputError if a target matches nothing, or if the base must be dense.
     """
     rng = np.random.default_rng(rng)
     if getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS:
-        return AdaptedModel(*initializers.init(model, adapter_config, rng, scheme, block_size))
+        stored = scheme or "none", 64 if block_size is None else block_size
+        return AdaptedModel(*initializers.init(model, adapter_config, rng, *stored))
+    initializers.refuse_storage(scheme, block_size)
     name = method_name(adapter_config)
     if name not in METHODS:
         raise InputError(f"there is no method {name!r}: choose from {', '.join(METHODS)}")

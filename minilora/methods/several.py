@@ -40,6 +40,9 @@ def per_row(adapters, rows):
     rows: B indices. Smaller ranks are padded with zeros. There is no dropout.
     """
     n = len(adapters)
+    for row in rows:
+        if row not in range(n):
+            raise InputError(f"`rows` has {row}: give numbers of adapters, 0 to {n - 1}")
     batch: dict = {}
     for path, found in factors(adapters).items():
         *_, A, B = found[0]

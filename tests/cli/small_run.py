@@ -41,14 +41,23 @@ def write_rows(path, rows=None):
     return path
 
 
+def arguments(words):
+    """Return words as a list of arguments (a string is split at spaces)."""
+    return [str(a) for word in words for a in (word.split() if isinstance(word, str) else [word])]
+
+
 def run(*words):
-    """Return the exit status of `minilora` with these arguments (a string is split at spaces)."""
-    argv = [str(a) for word in words for a in (word.split() if isinstance(word, str) else [word])]
-    return cli.main(argv)
+    """Return the exit status of `minilora` with these arguments."""
+    return cli.main(arguments(words))
 
 
-def train(base, data, out, *more):
-    return run("train --model", base, "--data", data, "--adapter-path", out, FEW_STEPS, *more)
+def train(base, data, out, *more, steps=FEW_STEPS):
+    """Run `train`; the flags in `more` replace the others."""
+    given = arguments(more)
+    start = arguments(["--model", base, "--data", data, "--adapter-path", out, steps])
+    pairs = zip(start[::2], start[1::2])
+    kept = [word for pair in pairs if pair[0] not in given for word in pair]
+    return cli.main(["train", *kept, *given])
 
 
 def changed(adapters):

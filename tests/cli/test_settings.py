@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from small_run import contents, run, write_base, write_chat_base, write_rows
+from toy_models import tiny
 
 from minilora import training
 from minilora.cli import arguments
 from minilora.cli.arguments import RECIPES, as_parsed, flag, parse, parser
+from minilora.cli.loading import load_for_training, unused_settings
 from minilora.cli.run import RunWriter
-from minilora.config import InputError
+from minilora.config import InputError, TrainConfig
 
 # {setting: (a value that is not the default and acts, another)}; a list of values is a string
 VALUES = {
@@ -19,7 +22,7 @@ VALUES = {
     "columns": (["prompt=question", "completion=answer"], ["prompt=prompt", "completion=answer"]),
     "quantize": ("fp4", "none"), "block_size": (32, 128), "method": ("ia3", "dora"),
     "num_virtual_tokens": (3, 5), "bottleneck_size": (3, 5), "vera_r": (3, 5),
-    "init_lora_weights": ("pissa", "loftq"), "lora_r": (2, 3), "lora_alpha": (3, 5),
+    "init_lora_weights": ("pissa", "loftq"), "lora_r": (2, 3), "lora_alpha": (0.5, 5),
     "lora_dropout": (0.2, 0.5), "target_modules": ([".*[01].*up_proj"], ["q_proj", "up_proj"]),
     "exclude_modules": (["0.self_attn.q_proj"], ["v_proj"]),
     "rank_pattern": (["q_proj=3", "1.*=2"], ["v_proj=2"]), "alpha_pattern": (["q_proj=3"], []),
@@ -190,27 +193,37 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
             stored.clear()
 
 
-def test_a_value_of_another_type_or_an_empty_one_is_refused_in_every_place():
+def test_a_value_of_another_type_or_an_empty_one_or_two_are_refused_in_every_place(place):
     """An empty list is a value in a file, but not on the line: a variable of the shell is empty."""
     for name, default in vars(parser().parse_args(["train"])).items():
         is_switch = isinstance(default, bool)
         if name in ("command", "config"):
             continue
-        for value in ["x", 1, []] if is_switch else [True, False]:
+        value, _ = VALUES.get(name, (True, True))
+        words = as_words({name: value}, place.of)
+        others = [words, [flag(f"no_{name}")]] if is_switch else [words]
+        for other in others:
+            with pytest.raises(InputError, match=f"{flag(name)} is given 2 times"):
+                parse(["train", *words, *other])
+        for wrong in ["x", 1, []] if is_switch else [True, False]:
             with pytest.raises(InputError, match=f"^a file: `{name}` must"):
-                as_parsed({name: value}, "a file")
+                as_parsed({name: wrong}, "a file")
         if is_switch:
             assert as_parsed({name: False}, "a file") == {name: False}
             continue
-        for words in ([flag(name)], [flag(name), ""], [f"{flag(name)}="]):
+        for empty in ([flag(name)], [flag(name), ""], [f"{flag(name)}="]):
             with pytest.raises(InputError, match=flag(name)):
-                parse(["train", *words])
-        values, _ = VALUES[name]
-        if isinstance(values, list):
-            words = as_words({name: values}, {})
-            for more in (words, [""]):
-                with pytest.raises(InputError, match=f"{flag(name)}(:| is given 2 times)"):
-                    parse(["train", *words, *more])
+                parse(["train", *empty])
+        if isinstance(value, list):
+            with pytest.raises(InputError, match=f"{flag(name)}: "):
+                parse(["train", *words, ""])
+
+
+def test_the_date_of_a_template_for_tools_is_stored(place):
+    args = parse(["train", "--model", place.of["base"], "--chat-date", "2001-02-03"])
+    tokenizer = replace(tiny(), for_tools="{{ strftime_now('%Y') }}")
+    loaded = load_for_training(args)._replace(tokenizer=tokenizer)
+    assert "chat_date" not in unused_settings(args, loaded, TrainConfig(), [], [])
 
 
 def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcome, rng, tries):

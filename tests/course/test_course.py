@@ -396,16 +396,24 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     (folder / "deep" / NEAREST.file).write_text("deep", encoding="utf-8")
     (folder / "warmup.py").symlink_to(secret)
     (folder / PACK.file).write_text("x" * 2**21, encoding="utf-8")
-    large = b"x" * submission.LARGEST  # no more than this is read
     exercises.FOLDER = str(SET)
     found, notes = submission.read(folder)
-    assert found == {NEAREST.file: b"deep", PACK.file: large}
-    assert notes == ["warmup.py cannot be read: it is not a file"]  # a link out of the folder
+    assert found == {NEAREST.file: b"deep"}
+    assert notes == [
+        f"{PACK.file} cannot be read: it has more than 1048576 bytes",
+        "warmup.py cannot be read: it is not a file",  # a link out of the folder
+    ]
     with zipfile.ZipFile(tmp_path / "ben.zip", "w") as archive:
         archive.writestr(f"../../{NEAREST.file}", "escaped")
         archive.writestr(f"/etc/{PACK.file}", "absolute")
         archive.writestr(f"ben/{PACK.file}", "near")
         archive.writestr("other.py", "no")
+    with zipfile.ZipFile(tmp_path / "cay.zip", "w") as archive:
+        for name in [".hidden", *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]:
+            archive.writestr(name, "")
+    found, notes = submission.collect(tmp_path / "cay.zip")
+    assert len(found) == 200 and f"deep/{NEAREST.file}" in found
+    assert notes == ["only 200 files are read, and not 199.png, 200.png"]
     before = sorted(tmp_path.rglob("*"))
     found, notes = submission.read(tmp_path / "ben.zip")
     assert found == {NEAREST.file: b"escaped", "other.py": b"no"}
@@ -441,6 +449,9 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     report.write(tmp_path, {"J\udcf6rg": ({NEAREST.id: grade}, [])}, "J\udcf6rg")
     assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text("utf-8")
     assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text("utf-8")
+    passed = report.grade(NEAREST, judge.PASSED, judge.PASSED)
+    every = {name: ({NEAREST.id: g}, []) for name, g in zip("abc", (grade, passed, passed))}
+    assert "| nearest-code | passed 2, failed 1 |" in report.class_table(every)
 
 
 def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, capsys):
@@ -666,13 +677,18 @@ def test_a_call_is_run_again_in_this_process(space, capsys):
     assert own(["learn", "check", "nearest-code"]) == 1
     line = re.search(r"again     minilora (.*) --call \"(.*)\"    ", capsys.readouterr().out)
     argv = [*line[1].split(), "--call", line[2]]
-    assert own(argv) == 1
+    assert main(argv) == 1
     out = capsys.readouterr().out
     assert line[0] in out and "likely" not in out  # a breakpoint stops at few calls
     assert 0 < out.count("here") < 10
+    path = written(NEAREST, space / NEAREST.file, "    return helper()\n")
+    path.write_text(path.read_text() + "\n\ndef helper():\n    return None + 1\n")
+    assert main(argv) == 1
+    last = path.read_text().count("\n")
+    assert f"line {last}: return None + 1\n" in capsys.readouterr().out  # not that of its caller
     written(NEAREST, space / NEAREST.file, RIGHT_BODY)
-    assert own(argv) == 0 and not Path("progress.json").exists()  # one call proves little
-    assert own([*argv[:-1], "no call"]) == 2
+    assert main(argv) == 0 and not Path("progress.json").exists()  # one call proves little
+    assert main([*argv[:-1], "no call"]) == 2
     assert "--call" in capsys.readouterr().err
 
 

@@ -36,7 +36,8 @@ class Chat:
     """Bytes with a template: a turn is `<role:content|>` and a line's end; `|` is the end token.
 
     It shows the tools, the calls, both or neither. `end` is what ends a turn. With `thinks`, it
-    drops the thoughts of earlier answers, as Qwen3's does.
+    drops the thoughts of earlier answers, as Qwen3's does. It drops the messages of the role
+    `hides`. With `prints`, it shows calls as Python prints them.
     """
 
     eos_token_id: int = ord("|")
@@ -44,6 +45,8 @@ class Chat:
     shows: str = "tools calls"
     end: str = "|"
     thinks: bool = False
+    hides: str = ""
+    prints: bool = False
 
     def encode(self, text, add_special_tokens=True):
         start = "^" if add_special_tokens else ""
@@ -56,12 +59,15 @@ class Chat:
     def render(self, messages, add_generation_prompt=False, tools=None):
         turns = f"[{json.dumps(tools)}]\n" if tools and "tools" in self.shows else ""
         for n, m in enumerate(messages):
+            if m["role"] == self.hides:
+                continue
             calls = m.get("tool_calls") if "calls" in self.shows else None
             if calls is None and m.get("content") is None:
                 raise InputError("the chat template rejects these messages: content is None")
             is_last_answer = m["role"] == "assistant" and n == len(messages) - 1
             thought = "(hm)" if self.thinks and is_last_answer else ""
-            content = json.dumps(calls) if calls else m["content"]
+            as_text = str if self.prints else json.dumps
+            content = as_text(calls) if calls else m["content"]
             turns += f"<{m['role'][0]}:{thought}{content}{self.end}>\n"
         return turns + "<a:" if add_generation_prompt else turns
 
@@ -118,7 +124,6 @@ def test_rows_of_all_forms(tmp_path):
     ('{"prompt": "a"}', r"the keys are \['prompt'\]: a row needs text, or prompt and completion"),
     ('{"text": null}', r"the keys are \[\]: a row needs text"),
     ('{"prompt": "a", "completion": 1.5}', "completion must be a string, not 1.5"),
-    ('{"prompt": "a", "separator": 1, "completion": "b"}', "separator must be a string, not 1"),
     ('{"prompt": "a", "messages": []}', "prompt would not .* messages: .*messages=messages"),
     ('{"prompt": "a", "completion": "b", "system": "s"}', "system would not .* completion: .*=c"),
     ('{"instruction": "a", "input": "b", "output": "c", "history": [["d"]]}',
@@ -136,6 +141,7 @@ def test_rows_of_all_forms(tmp_path):
     ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "weights of messages"),
     ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools is not JSON"),
     ('{"conversations": [{"from": "gpt", "value": "a", "weight": 0}]}', "weights of messages"),
+    ('{"conversations": [{"from": "gpt", "value": "a", "train": false}]}', "weights of messages"),
     ('{"instruction": 1, "output": ""}', "instruction must be a string, not 1"),
     ('{"conversations": [{"role": "user"}]}', "conversations must be .*=conversations"),
     ('{"conversations": [{"from": ["gpt"], "value": ""}]}', r"from must be .*: \['gpt'\]"),
@@ -157,13 +163,14 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
 
 def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     rows = [{"text": "a", "id": 1, "source": None}] * 10 + [
-        {"prompt": "", "completion": "", "b": 1}
+        {"prompt": "", "completion": "", "b": 1, "separator": "c", "label": False, "weight": 0}
     ]
     write(tmp_path, "\n".join(map(json.dumps, rows)), "train.jsonl")
     for split in tasks.SPLITS:
         load_rows(tmp_path, split)
     load_rows(tmp_path, "train", {"text": "text", "prompt": "prompt", "completion": "completion"})
-    what = "the rows have keys that are not read: b, id (--columns chooses other keys)"
+    keys = "b, id, label, separator, weight"
+    what = f"the rows have keys that are not read: {keys} (--columns chooses other keys)"
     assert capsys.readouterr().err == f"warning: {tmp_path}: {what}\n"
 
 
@@ -205,7 +212,7 @@ def test_columns_name_the_keys_of_rows(tmp_path):
         load_rows("notes", "train", columns)
     some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
     optional = {"instruction": "q", "input": "c", "output": "a"}  # a row may lack a column
-    assert [row["prompt"] for row in load_rows(some, "train", optional)] == ["a", "a\nc"]
+    assert [row_content(row) for row in load_rows(some, "train", optional)] == ["a b", "a c b"]
 
 
 def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
@@ -217,13 +224,15 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     sharegpt = {
         "conversations": [
             {"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},
-            {"from": "observation", "value": "2"}, {"from": "chatgpt", "value": "two"},
+            {"from": "observation", "value": "2"},
+            {"from": "chatgpt", "value": "two", "tool_calls": [CALL]},
         ],
         "system": "Be brief.", "tools": "[]",
     }  # fmt: skip
     path = write(tmp_path, "\n".join(map(json.dumps, [*alpaca, sharegpt])))
     first, *short, chat = read_rows(path)
-    assert short == 2 * [{"prompt": "Hi", "separator": "\n", "completion": "Hello"}]
+    assert short == 2 * [{"instruction": "Hi", "output": "Hello"}]
+    assert chat["messages"][-1]["tool_calls"] == [CALL]
     roles = [(m["role"], m["content"]) for m in chat["messages"] + chat["tools"]]
     assert roles == [
         ("system", "Be brief."), ("user", "1"), ("assistant", "one"), ("tool", "2"),
@@ -243,7 +252,13 @@ def test_a_folder_has_a_file_per_split(tmp_path):
         assert load_rows(tmp_path, split) == load_rows(table, split)
     assert [len(row["text"]) for row in load_rows(table, "valid")] == [5, 200_000]
     write(tmp_path, "text\ntrain\n", "train.csv")
-    for name, split in (("dev.jsonl", "valid"), ("Test.json", "test")):
+    for name, split in (
+        ("validation-00000-of-00001.jsonl", "valid"), ("valid_data.jsonl", "valid"),
+        ("valid.ndjson", "valid"), ("my dev2.jsonl", "valid"), ("dev.jsonl", "valid"),
+        ("Test.json", "test"),
+    ):  # fmt: skip
+        for path in tmp_path.glob("*valid*"), tmp_path.glob("my*"):
+            [file.unlink() for file in path]
         assert existing_split(tmp_path, "test") == "valid"
         write(tmp_path, f'[{{"text": "{split}"}}]', name)
         assert load_rows(tmp_path, "test") == load_rows(tmp_path, split) == [{"text": split}]
@@ -253,6 +268,11 @@ def test_a_folder_has_a_file_per_split(tmp_path):
     write(tmp_path, b"PAR1", "validation.parquet")
     with pytest.raises(InputError, match=r"split valid: dev\.jsonl and validation\.parquet: keep"):
         load_rows(tmp_path, "train")
+    (tmp_path / "validation.parquet").unlink()
+    (tmp_path / "dev.jsonl").rename(tmp_path / ".dev.jsonl")
+    (tmp_path / "valid").mkdir()
+    with pytest.raises(InputError, match="valid cannot be read: Is a directory"):
+        load_rows(tmp_path, "valid")
 
 
 def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
@@ -296,6 +316,10 @@ def test_the_targets_are_the_answers_and_nothing_else(turns, last):
     assert encode(row, Chat()) == masked._replace(mask=[1] * len(masked.tokens))
     before, answer = split_row(row, Chat())
     assert answer == f"{last}|>\n" and before + answer == text
+    said = {role for role, content in turns if content.strip()}
+    for role in ("user", "tool"):
+        why = reason_to_leave_out(row, Chat(hides=role))
+        assert why == "an empty answer" or bool(why) == (role in said)
 
 
 def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
@@ -335,7 +359,11 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     messages = json.loads(json.dumps(TOOL_ROW["messages"]))
     del messages[1]["content"]
     texts = {"messages": json.dumps(messages), "tools": json.dumps([SCHEMA])}  # as in a table
-    row, same = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts])))
+    nulls = {"tool_calls": None, "name": None}  # as datasets writes them
+    full = TOOL_ROW | {"messages": [nulls | m for m in TOOL_ROW["messages"]]}
+    empty = TOOL_ROW | {"messages": [{"tool_calls": []} | m for m in TOOL_ROW["messages"]]}
+    row, same, *others = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full, empty])))
+    assert others == [row, row]
     assert row == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
     example = encode(row, Chat(), mask_prompt=True)
     assert targets_of(example) == f"{json.dumps([CALL])}|a|"
@@ -360,7 +388,8 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert bool(reason_to_leave_out(row, Chat(shows=shows))) == (shows != "calls")
     text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
     why = "arguments of calls as text, which the chat template puts into quotes"
-    assert reason_to_leave_out(answered(tool_calls=text), Chat()) == why
+    for prints in (False, True):
+        assert reason_to_leave_out(answered(tool_calls=text), Chat(prints=prints)) == why
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
     older = {"role": "assistant", "content": "I look.", "function_call": text[0]["function"]}
     assert reason_to_leave_out({"messages": [ask, older]}, Chat())

@@ -78,6 +78,24 @@ def test_a_first_token_of_each_text():
     assert t.encode_pieces(["he", "l"], add_special_tokens=False) == [[he], t.encode("l", False)]
 
 
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+@given(st.lists(st.text("ab ", max_size=4), min_size=1, max_size=4))
+def test_pieces_have_the_text_of_the_whole(scheme, pieces):
+    """Also if the tokenizer begins each text with a space, as those of SentencePiece."""
+    scores = {"<unk>": 0.0, "</s>": 0.0, "▁": -2.0, "a": -2.0, "b": -2.0, "▁a": -2.5, "ab": -2.5}
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram([*scores.items()], unk_id=0))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = tokenizers.decoders.Metaspace(prepend_scheme=scheme)
+    words = PretrainedTokenizer(backend, 1, {}, None, {}, "")
+    ids = words.encode_pieces(pieces)
+    whole = words.encode("".join(pieces))
+    assert words.decode([i for piece in ids for i in piece]) == words.decode(whole)
+    # a token belongs to the piece in which it ends
+    lengths = [sum(len(backend.id_to_token(i)) for i in piece) for piece in ids]
+    extra = sum(lengths) - sum(map(len, pieces))  # the space at the beginning
+    assert all(sum(lengths[:n]) <= extra + len("".join(pieces[:n])) for n in range(len(pieces)))
+
+
 # --- folders
 
 
@@ -120,7 +138,8 @@ def test_which_file_names_a_special_token(folder):
     assert reread(tokenizer_config=config).eos_token_id == 0
     end = {"content": "<|im_end|>", "lstrip": True}
     words = reread(
-        special_tokens_map={"eos_token": end}, added_tokens={"<t>": 261, "<|im_start|>": 1}
+        special_tokens_map={"eos_token": end, "additional_special_tokens": ["<v>"]},
+        added_tokens={"<t>": 261, "<|im_start|>": 1},
     )
     named = {"sep_token": "<s>", "pad_token": "<p>", "image": "<i>", "eos_token": "<|im_end|>"}
     # in the order of transformers: with an id, with a name, others; <t> is no special token
@@ -137,6 +156,20 @@ def test_which_file_names_a_special_token(folder):
     tokens["268"] = {"content": "<s>"}
     with pytest.raises(InputError, match="'<s>' has the id 268, but is the token 262"):
         reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
+
+
+@pytest.mark.parametrize(("settings", "named"), [
+    ({"add_prefix_space": True}, ["add_prefix_space"]),
+    ({"split_special_tokens": 1, "do_lower_case": False}, ["split_special_tokens, do_lower_case"]),
+    ({"add_prefix_space": True, "tokenizer_class": "LlamaTokenizerFast", "legacy": True}, []),
+    ({"add_prefix_space": False, "do_lower_case": None, "add_bos_token": True, "_a": 1}, []),
+])  # fmt: skip
+def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    from_folder(folder)
+    ends = "If these change the tokens, use transformers"
+    assert [str(w.message) for w in recwarn] == [f"{path}: not read: {n}. {ends}" for n in named]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

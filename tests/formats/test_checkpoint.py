@@ -30,7 +30,7 @@ from toy_models import change_json
 
 import minilora
 from minilora import lora
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
+from minilora.config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, TrainConfig
 from minilora.formats import peft_format
 from minilora.formats.checkpoint import (
     RUN,
@@ -217,6 +217,8 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     model = random_model(TINY)._replace(source=Source("tiny", digest="0f"))
     started = get_peft_model(model, LoraConfig(init_lora_weights=kind), 0, "nf4", 16)
     save_adapter(tmp_path / "own", *started, LoraConfig(init_lora_weights=kind))
+    with pytest.raises(InputError, match="init_lora_weights True is not that of `model`"):
+        save_adapter(tmp_path / "none", *started, LoraConfig())
     plain = model._replace(source=Source("tiny", "nf4", 16, "0f"))
     save_adapter(tmp_path / "plain", adapted(model)[0], plain, LoraConfig())
     with warnings.catch_warnings():
@@ -348,7 +350,7 @@ def refusal(folder, model=None):
 REFUSED = [
     ("peft_type", "ADALORA"), ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"),
     ("use_dora", "yes"), ("fan_in_fan_out", True), ("exclude_modules", "(v_proj"),
-    ("use_qalora", True),
+    ("use_qalora", True), ("bias", "nonsense"), ("bias", None),
     ("trainable_token_indices", [1]), ("init_lora_weights", "pissa_niter_4"),
     ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True),
     ("lora_alpha", 0), ("lora_alpha", math.nan), ("lora_dropout", 1),
@@ -504,8 +506,9 @@ UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
 def test_saving_refuses_what_the_format_would_lose(tmp_path):
     model = random_model(TINY)
     adapters, _ = adapted(model)
-    others = ({"r": 4}, {"lora_alpha": 3}, {"target_modules": ("q_proj",)})
+    others = ({"r": 4}, {"lora_alpha": 3}, {"lora_dropout": 0.5}, {"target_modules": ("q_proj",)})
     cases = [(adapters, LoraConfig(**fields), "LoraConfig") for fields in others]
+    cases += [(adapters, LoraConfig(init_lora_weights=start), start) for start in INITIALIZERS]
     for path, (w, says) in UNSAVABLE.items():
         changed = unflatten({**flatten(adapters), path: w})
         cases.append((changed, LoraConfig(), says))
@@ -513,6 +516,15 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
         with pytest.raises(InputError, match=re.escape(says)):
             save_adapter(tmp_path / "a", tree, model, config, "float16")
         assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_trained_biases_that_peft_refuses_are_not_saved(tmp_path, fields):
+    config = LoraConfig(**fields)
+    adapters, model = get_peft_model(random_model(TINY), config)
+    adapters = also_train(adapters, model.base, ("bias",))
+    with pytest.raises(InputError, match="cannot hold trained biases of DoRA or PiSSA"):
+        save_adapter(tmp_path / "a", adapters, model, config)
 
 
 # --- the state of a run

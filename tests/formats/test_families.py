@@ -17,6 +17,7 @@ from toy_models import (
     assert_same,
     folder,
     leaves,
+    tiny,
 )
 
 from minilora.config import ATTENTION, GEMMA_NORMS, MLP, InputError
@@ -150,6 +151,15 @@ def test_a_joined_tensor_of_the_wrong_shape_is_named(tmp_path, monkeypatch, shap
 TYPES = "layer_types must name sliding_attention or full_attention for each of 2 layers"
 
 
+@pytest.mark.parametrize("name", ["sliding_window", "hidden_activation"])
+def test_null_is_no_default_of_gemma(tmp_path, name):
+    path = folder(tmp_path, model_type="gemma3_text", **OF_GEMMA)
+    raw = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(raw | {name: None}))
+    with pytest.raises(InputError, match=f"{name}.* None"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
@@ -161,6 +171,10 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
             {"use_sliding_window": False, "layer_types": [FULL, SLIDING]},
             "layer_types has sliding_attention, but there is no sliding_window in use",
         ),
+        ("qwen2", {"layer_types": []}, TYPES),
+        ("qwen3", {**WINDOW, "layer_types": []}, TYPES),
+        ("mistral", {"layer_types": []}, TYPES),
+        ("gemma3_text", {"layer_types": []}, TYPES),
         ("qwen2", {}, "q_proj.bias is missing"),
         ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
@@ -212,7 +226,10 @@ def test_no_other_type_is_written_that_lacks_a_setting(tmp_path, monkeypatch):
 )
 def test_a_trained_bias_changes_the_type(tmp_path, kind, window, trained, written):
     qk_norm = kind == "qwen3"
-    config = replace(CONFIG, model_type=kind, sliding_window=window, qk_norm=qk_norm)
+    words = tiny()
+    config = replace(
+        CONFIG, model_type=kind, sliding_window=window, qk_norm=qk_norm, vocab_size=words.vocab_size
+    )
     w = leaves(config, biased=QKV if kind == "qwen2" else ())
     base = unflatten({**w, f"model.layers.0.{trained}.bias": np.ones(32, np.float32)})
     model = Model(config, base)
@@ -222,7 +239,10 @@ def test_a_trained_bias_changes_the_type(tmp_path, kind, window, trained, writte
         ):
             save_pretrained(tmp_path / "out", model)
         return
-    save_pretrained(tmp_path / "out", model)
+    with pytest.warns(
+        UserWarning, match=f"out is written as {written}, .*, AutoTokenizer may choose"
+    ):
+        save_pretrained(tmp_path / "out", model, words)
     got, _ = load(tmp_path / "out")
     assert (got.config.model_type, got.config.sliding_window) == (written, window)
     node, name = trained.split(".")

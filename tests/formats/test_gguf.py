@@ -1,6 +1,7 @@
 """Read GGUF files that are written byte by byte, and damaged ones."""
 
 import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -87,6 +88,8 @@ def test_blocks_by_hand():
         ("llama__attention__key_length", 16, "rotation of 8 of the 16 numbers"),
         ("tokenizer__ggml__model", None, "tokenizer.ggml.model None is not supported"),
         ("tokenizer__ggml__add_bos_token", True, "add_bos_token True is not supported: " + FOLDER),
+        ("tokenizer__ggml__add_eos_token", True, "add_eos_token True is not supported: " + FOLDER),
+        ("llama__attention__causal", False, "`is_causal` must be true, got False"),
         ("tokenizer__ggml__pre", "llama-bpe", "pre 'llama-bpe' is not supported: " + FOLDER),
         ("tokenizer__ggml__tokens", ["a", "b", "a"], "m.gguf: its tokenizer is broken"),
         ("tokenizer__ggml__tokens", None, "m.gguf is malformed: KeyError: 'tokenizer.ggml.tokens'"),
@@ -104,6 +107,19 @@ def test_blocks_by_hand():
 def test_gguf_metadata_that_is_refused(tmp_path, key, value, message):
     with pytest.raises(InputError, match=message):
         load(toy(tmp_path, **{"llama__rope__dimension_count": 8, key: value})[0])
+
+
+def test_metadata_that_is_not_read_is_named(tmp_path):
+    """llama.cpp may compute another model with such a key; what is off changes nothing."""
+    shapes = {"llama__vocab_size": 261, "llama__attention__value_length": 8}
+    off = {"llama__attention__sliding_window": 0, "llama__attention__causal": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(toy(tmp_path, **shapes, **off)[0])
+    on = {"llama__attention__sliding_window": 3, "llama__logit_scale": 2.0}
+    text = r"m\.gguf: not read: llama.attention.sliding_window, llama.logit_scale\. If"
+    with pytest.warns(UserWarning, match=text):
+        load(toy(tmp_path, **shapes, **on)[0])
 
 
 NAN, ONES = np.full((32, 32), np.nan, np.float32).tobytes(), np.ones((32, 32), "f4").tobytes()

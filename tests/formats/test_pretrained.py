@@ -130,6 +130,13 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     assert not (tmp_path / "none" / "generation_config.json").exists()
 
 
+@pytest.mark.parametrize(("ends", "first"), [(None, (5,)), (7, (7,)), ([7, 9], (7, 9))])
+def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, first):
+    path = folder(tmp_path, eos_token_id=5)
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert load(path).model.config.eos_token_id[:-1] == first
+
+
 def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
     """In Hugging Face's format, all attention projections of all layers have biases or none."""
     w = unflatten({**leaves(), BIAS: np.ones(32, "f4")})
@@ -192,6 +199,7 @@ def test_defaults(tmp_path):
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
         ({"rope_parameters": [1]}, r"`rope_parameters` must be an object .*, got \[1\]"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"quantization_config": {"load_in_4bit": True}}, "model: config.json has a quantization_"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
         # the header says one thing, the configuration another
         ({"intermediate_size": 48}, r"proj.weight has the shape \(\d+, \d+\), not"),
@@ -213,6 +221,7 @@ def test_configurations_that_are_refused(tmp_path, changes, message):
     assert len(str(caught.value)) < 2000
 
 
+NEVER_NULL = ("rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "attention_bias")
 OFF = {  # fields of published files that change nothing, and that are off
     "initializer_range": 0.02, "transformers.js_config": {"dtype": "q4"}, "pad_token_id": 7,
     "_name_or_path": "a", "output_attentions": True, "rope_interleaved": False, "scale": 0.0,
@@ -231,12 +240,16 @@ def test_fields_that_are_not_read_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "attention_bias"]
+    ("name", "message"),
+    [
+        *((name, f"`{name}` must be .*, got None") for name in NEVER_NULL),
+        ("hidden_act", "hidden_act None is not implemented; only silu is"),
+    ],
 )
-def test_null_is_no_default(tmp_path, name):
+def test_null_is_no_default(tmp_path, name, message):
     path = folder(tmp_path)
     (path / "config.json").write_text(json.dumps(raw_config() | {name: None}))
-    with pytest.raises(InputError, match=f"`{name}` must be .*, got None"):
+    with pytest.raises(InputError, match=message):
         load(path)
 
 

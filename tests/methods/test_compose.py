@@ -254,6 +254,8 @@ def combined(kind="cat", r=None, weight=1):
             r"q_proj\.rows_A.* cannot be merged",
             lambda: minilora.merge(several.per_row(three(MODEL), [0, 1]), MODEL),
         ),
+        ("`rows` has -1: .* 0 to 2", lambda: several.per_row(three(MODEL), [0, -1])),
+        ("`rows` has 3: .* 0 to 2", lambda: several.per_row(three(MODEL), [3])),
         ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
         ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
         ("no low-rank factors", lambda: compose.combine([], [])),

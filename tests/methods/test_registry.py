@@ -228,6 +228,25 @@ def test_gradients_are_those_of_finite_differences(name):
     assert slope == pytest.approx((at(1e-6) - at(-1e-6)) / 2e-6, rel=1e-6, abs=1e-8)
 
 
+@PATHS
+@given(seeds, st.sampled_from((0.0, 0.5)))
+def test_dropout_of_dora_is_that_of_peft(ops, seed, p):
+    """It changes the input of BA and that of the change of W₀x, and not that of W₀x."""
+    rng = np.random.default_rng(seed)
+    shapes = {"weight": (5, 4), "bias": (5,), "lora_A": (2, 4), "lora_B": (5, 2), dora.M: (5,)}
+    node = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    node |= {"lora_scaling": 1.5, "lora_dropout": p}
+    x = rng.standard_normal((2, 3, 4))
+    found = dora.apply(ops.linear, x, node, np.random.default_rng(1))
+    z = layers.dropout(x, p, np.random.default_rng(1))
+    w, delta = node["weight"], layers.lora_delta(node)
+    c = node[dora.M] / np.linalg.norm(w + delta, axis=1)
+    # h = W₀x + (c − 1)∘W₀z + c∘(α/r)·BAz + b
+    expected = x @ w.T + (c - 1) * (z @ w.T) + c * (z @ delta.T) + node["bias"]
+    # sums of at most 30 products; c is at most 10³ in these draws
+    np.testing.assert_allclose(found, expected, rtol=0, atol=30**2 * 5**3 * 1e3 * 2.0**-53)
+
+
 @EVERY
 def test_the_core_alone_reads_a_methods_leaves_or_refuses_them(name, monkeypatch):
     """Without the tables that the registry fills, a leaf that no layer reads raises an error."""
@@ -429,8 +448,8 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     starts = name in ("pissa", "loftq")
     if not starts:
         model = quantized(model, scheme)
-        scheme = "none"
-    adapters, frozen = get_peft_model(model, config, 0, scheme, 16)
+    stored = (scheme, 16) if starts else ()
+    adapters, frozen = get_peft_model(model, config, 0, *stored)
     # as a run with this adapter_dtype rounds the trained leaves
     adapters = overlay(adapters, round_to(arrays(moved(adapters, lambda w: w + 1)), "bfloat16"))
     save_adapter(tmp_path, adapters, frozen, config, "bfloat16")
@@ -440,7 +459,12 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
         back, frozen_back, config_back = load_adapter(tmp_path, model)
     other = model._replace(source=model.source._replace(digest="another"))
     with pytest.warns(UserWarning, match=r"^the files of \S* are not those"):
-        given = load_adapter(tmp_path, other, scheme, 16).model
+        given = load_adapter(tmp_path, other, *stored).model
+    for useless in () if starts else (("none",), ("nonsense",), (None, 16)):
+        with pytest.raises(InputError, match="`block_size` are for PiSSA and LoftQ: call"):
+            get_peft_model(model, config, 0, *useless)
+        with pytest.raises(InputError, match="`block_size` are for PiSSA and LoftQ: call"):
+            load_adapter(tmp_path, model, *useless)
     assert config_back == config
     if name == "p-tuning":  # the file has what the network puts out
         adapters = {"model": {"prompt_embeddings": layers.virtual_tokens(adapters["model"])}}
@@ -492,8 +516,9 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     [
         ("ia3", "modules_to_save", ["norm"]), ("ia3", "peft_type", ["IA3"]),
         ("prompt", "num_virtual_tokens", 10**9), ("prompt", "num_virtual_tokens", "3"),
-        ("prompt", "task_type", None),
-        ("prefix", "task_type", "SEQ_CLS"),
+        ("prompt", "task_type", None), ("prefix", "task_type", "SEQ_CLS"),
+        ("prefix", "token_dim", 48), ("p-tuning", "token_dim", 24),
+        *((name, "num_layers", 3) for name in VIRTUAL),
         ("p-tuning", "peft_type", "MULTITASK_PROMPT_TUNING"),
         ("bottleneck", "bottleneck_size", None),
         ("bitfit", "minilora_method", "lora"), ("norm", "minilora_method", ["norm"]),
@@ -516,9 +541,9 @@ PEFT_METHODS = [name for name, method in METHODS.items() if method.peft_fields]
 @pytest.mark.parametrize("name", PEFT_METHODS)
 def test_a_field_of_peft_that_is_off_or_another_is_not_what_the_method_needs(name):
     written = method_format.as_json(MethodConfig(name), "a base")
-    assert method_format.read_config(written) == MethodConfig(name)
+    assert method_format.read_config(written, MODEL.base) == MethodConfig(name)
     assert written["base_model_name_or_path"] == "a base"
     for field, value in METHODS[name].peft_fields.items():
         for other in ([type(value)()] if value else []) + [["another"]]:
             with pytest.raises(InputError, match=f"{field} .* is not implemented"):
-                method_format.read_config(written | {field: other})
+                method_format.read_config(written | {field: other}, MODEL.base)

@@ -24,12 +24,13 @@ from peft_models import (
 )
 
 import minilora
-from minilora import lora
+from minilora import layers, lora
 from minilora.config import ALL_LINEAR, LoraConfig
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
+from minilora.methods import dora
 from minilora.methods.method import SIZES, MethodConfig
 from minilora.methods.registry import METHODS
 from minilora.tree import flatten, get, set_leaf
@@ -183,6 +184,30 @@ def test_logits_and_gradients(tiny_llama, tmp_path, same_here, same_gradients, n
     tokens = batch["tokens"]
     same_here("random Llamas", "PEFT's folder", name, theirs, adapters, model, dense, tokens)
     same_gradients("random Llamas", name, theirs, adapters, model, batch)
+
+
+def test_dropout_of_dora_with_one_mask(tiny_llama):
+    """In training, what PEFT drops also enters the change of W₀x."""
+    folder = tiny_llama(attention_bias=True)
+    theirs = random_peft(llama_of(folder), use_dora=True, lora_dropout=0.5).train()
+    module = theirs.base_model.model.model.layers[0].self_attn.q_proj
+    x = np.random.default_rng(0).standard_normal((2, 3, module.in_features), "f4")
+    mask = layers.dropout(np.ones_like(x), 0.5, np.random.default_rng(1))
+
+    class Drop(torch.nn.Module):
+        def forward(self, x):
+            return x * torch.tensor(mask)
+
+    module.lora_dropout["default"] = Drop()
+    node = {"weight": module.base_layer.weight, "bias": module.base_layer.bias}
+    node |= {name: getattr(module, name)["default"].weight for name in ("lora_A", "lora_B", dora.M)}
+    node = {name: w.detach().numpy() for name, w in node.items()}
+    node |= {"lora_scaling": module.scaling["default"], "lora_dropout": 0.5}
+    with torch.no_grad():
+        expected = module(torch.tensor(x)).numpy()
+    ours = dora.apply(layers.linear, x, node, np.random.default_rng(1))
+    assert relative(ours, expected) < LOGITS
+    assert relative(dora.apply(layers.linear, x, node, None), expected) > 0.01
 
 
 @pytest.mark.slow

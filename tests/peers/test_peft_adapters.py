@@ -172,8 +172,8 @@ KINDS = {
 ODD = (None, "missing", True, 0, 1, 2.5, -1, "x", [1], ["q_proj"], {"q_proj": 2})
 # PEFT refuses some values of these; a finished adapter computes the same without them
 UNREAD = {
-    "bias", "eva_config", "layers_pattern", "init_lora_weights", "d_initial", "vera_dropout",
-    "projection_prng_key", "token_dim", "num_layers", "tokenizer_kwargs", "prompt_tuning_init_text",
+    "eva_config", "layers_pattern", "init_lora_weights", "d_initial", "vera_dropout",
+    "projection_prng_key", "tokenizer_kwargs", "prompt_tuning_init_text",
 }  # fmt: skip
 OTHER = {"auto_mapping", "peft_type", "peft_version", "base_model_name_or_path", "revision"}
 

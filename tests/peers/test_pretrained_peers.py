@@ -13,12 +13,12 @@ import pytest
 import toy_models
 from comparisons import forward, relative
 from peft_models import llama_of, their_logits, torch, transformers
-from toy_models import CONFIG, GGUF_CONFIG, gguf_metadata, leaves
+from toy_models import CONFIG, GGUF_CONFIG, gguf_metadata, leaves, tiny
 
 from minilora import layers
-from minilora.config import InputError
+from minilora.config import ATTENTION, InputError
 from minilora.formats.gguf_file import SCALARS, read_header
-from minilora.formats.hf_folder import NEUTRAL
+from minilora.formats.hf_folder import NEUTRAL, shapes
 from minilora.formats.peft_format import EMBEDDING
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.generation import sample
@@ -201,11 +201,13 @@ FAMILIES = {
     "Gemma3Text": {"sliding_window": 3, "query_pre_attn_scalar": 8},
 }  # fmt: skip
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
-ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [1], {"a": 1}, MIXED, "gelu")
+ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [], [1], {"a": 1}, MIXED, "gelu")
 # plausible values of fields that a family reads and another one does not
 FIRST = (
     {}, {"layer_types": MIXED}, {"is_causal": False}, {"embedding_multiplier": 12.0},
     {"hidden_act": "gelu"}, {"hidden_activation": "gelu"}, {"partial_rotary_factor": 0.5},
+    {"hidden_act": None}, {"hidden_activation": None}, {"sliding_window": None},
+    {"layer_types": []},
 )  # fmt: skip
 # transformers 5 refuses other types of these; what a model computes does not depend on them
 UNREAD = {
@@ -213,15 +215,12 @@ UNREAD = {
     "output_hidden_states", "quantization_config", "_name_or_path", "_sliding_window_pattern",
 }  # fmt: skip
 DELIBERATE = {  # what is read here and refused there
-    "hidden_act": "null and what is off mean the activation of the family",
-    "hidden_activation": "likewise",
     "attn_logit_softcapping": "0 and false are off",
     "final_logit_softcapping": "likewise",
     "use_bidirectional_attention": "likewise",
     "rms_norm_eps": "1 and 2 are numbers, with or without a point",
-    "layer_types": "Llama does not use it; what is off is the default",
+    "layer_types": "Llama does not use it",
     "head_dim": "null is hidden_size / num_attention_heads, as in Llama",
-    "sliding_window": "null is no window, also in Gemma 3, which transformers cannot compute",
 }
 
 
@@ -273,6 +272,23 @@ def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused
         # wrongly is 1e-2 and more
         bound = max(1e-5, 4 * relative(ours, precise))
         assert relative(ours, expected) <= bound, changes
+
+
+@pytest.mark.parametrize(("kind", "bias"), [("mistral", "q_proj"), ("qwen2", "o_proj")])
+def test_the_tokenizer_of_another_type_is_read_by_the_class_of_the_warning(tmp_path, kind, bias):
+    words = tiny()
+    config = replace(CONFIG, model_type=kind, vocab_size=words.vocab_size)
+    config = replace(config, sliding_window=3 if kind == "mistral" else None)
+    trained = {f"model.layers.0.self_attn.{bias}.bias": np.ones(64, "f4")}
+    own = ATTENTION[:3] if kind == "qwen2" else ()
+    w = {path: np.zeros(shape, "f4") for path, shape in shapes(config, own).items()}
+    with pytest.warns(
+        UserWarning, match="use transformers.PreTrainedTokenizerFast.from_pretrained"
+    ):
+        save_pretrained(tmp_path / "out", Model(config, unflatten(w | trained)), words)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    for text in ("hel  12 a\u0301", " 3.5\n\n  1<|im_end|>x"):
+        assert theirs(text).input_ids == words.encode(text)
 
 
 @pytest.mark.parametrize("top_p", [0.25, 0.5, 0.75, 1.0])

@@ -56,6 +56,10 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     "the chat template rejects these messages": lambda messages, tools, theirs: rejects(
         theirs, messages, tools
     ),
+    "a message that the chat template does not show": lambda messages, tools, theirs: any(
+        text_of(theirs, changed(messages, i), tools) == text_of(theirs, messages, tools)
+        for i in range(len(messages))
+    ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
     REWRITTEN.partition(":")[0]: lambda messages, _, theirs: (
@@ -90,9 +94,17 @@ def rows(draw):
     return {"messages": messages, "tools": draw(st.sampled_from([None] * 9 + [TOOLS]))}
 
 
+def text_of(tokenizer, messages, tools):
+    return tokenizer.apply_chat_template(messages, tools, tokenize=False)
+
+
+def changed(messages, i):
+    return [*messages[:i], messages[i] | {"content": "other"}, *messages[i + 1 :]]
+
+
 def rejects(tokenizer, messages, tools):
     try:
-        tokenizer.apply_chat_template(messages, tools, tokenize=False)
+        text_of(tokenizer, messages, tools)
     except Exception:  # a template can raise anything
         return True
     return False
@@ -212,7 +224,11 @@ def check(sides, seen, row):
         assert ours.encode(text, add_special_tokens=False) == expected
 
 
-@given(st.lists(contents.filter(lambda text: "</s>" not in text), min_size=2, max_size=2))
+words_and_spaces = st.lists(st.sampled_from(PIECES[:4]), min_size=1, max_size=5).map("".join)
+parts = contents.filter(lambda text: "</s>" not in text) | words_and_spaces
+
+
+@given(st.lists(parts, min_size=2, max_size=2))
 @settings(max_examples=100, deadline=None, derandomize=True)  # as `rng` in conftest
 def check_texts(ours, theirs, texts):
     prompt, completion = texts
@@ -224,11 +240,11 @@ def check_texts(ours, theirs, texts):
     eos = theirs.eos_token_id
     assert encode({"text": "".join(texts)}, ours).tokens == [*whole, eos]
     tokens, mask, _ = encode({"prompt": prompt, "completion": completion}, ours, mask_prompt=True)
-    assert tokens[: len(start)] == start and mask == [0] * len(start) + [1] * (
-        len(mask) - len(start)
-    )
-    if whole[: len(start)] == start:
-        assert tokens == [*whole, eos]
+    assert theirs.decode(tokens) == theirs.decode([*whole, eos])
+    if tokens[: len(start)] == start:
+        assert mask == [0] * len(start) + [1] * (len(mask) - len(start))
+    if tokens[: len(start)] != start or whole[: len(start)] == start:
+        assert tokens == [*whole, eos] and mask == sorted(mask)
 
 
 def test_texts_and_prompts_are_those_of_transformers(words, tmp_path):

@@ -9,6 +9,7 @@ import zipfile
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path, PurePosixPath
+from textwrap import shorten
 
 from ..students import exercises
 
@@ -71,15 +72,20 @@ def collect(path):
         pairs.extend(entries(path))  # it keeps those before an error
     except Exception:
         notes.append(f"{path.name} cannot be read: it is damaged, or not a zip or tar file")
-    for name, open_file in sorted(pairs, key=lambda pair: pair[0].count("/"))[:MOST]:
-        name = name.replace("\\", "/")
-        if re.search(IGNORED, name):
-            continue
+    named = [(name.replace("\\", "/"), open_file) for name, open_file in pairs]
+    kept = [pair for pair in named if not re.search(IGNORED, pair[0])]
+    kept.sort(key=lambda pair: (not pair[0].lower().endswith(".py"), pair[0].count("/")))
+    if left := [name for name, _ in kept[MOST:]]:
+        notes.append(f"only {MOST} files are read, and not {shorten(', '.join(left), 1000)}")
+    for name, open_file in kept[:MOST]:
         try:
             if not open_file:
                 raise OSError("it is not a file")
             with open_file() as stream:
-                found[name] = stream.read(LARGEST)
+                content = stream.read(LARGEST + 1)
+            if len(content) > LARGEST:
+                raise OSError(f"it has more than {LARGEST} bytes")
+            found[name] = content
         except RuntimeError:
             notes.append(f"{name} cannot be read: it is encrypted")
         except Exception as error:  # damaged, not allowed

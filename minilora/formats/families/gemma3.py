@@ -27,7 +27,7 @@ def read(raw):
     if scaled:
         raise InputError(f"{scaled} of sliding_attention is not implemented; only rope_theta is")
     return {
-        "sliding_window": raw.get("sliding_window", 4096),
+        "sliding_window": size(raw, "sliding_window", 4096),
         "layer_types": layer_types(raw, types),
         "rope_theta": theta,
         "rope_scaling": scaling,

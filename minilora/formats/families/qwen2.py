@@ -8,12 +8,13 @@ from .family import Family
 def read(raw):
     """Return the window, and the layers that have it: from max_window_layers on, or layer_types."""
     window = raw.get("sliding_window", 4096)
+    n = raw["num_hidden_layers"]
     if not raw.get("use_sliding_window") or window is None:
-        if SLIDING in (raw.get("layer_types") or ()):
+        if SLIDING in layer_types(raw, [FULL] * n):
             raise InputError(f"layer_types has {SLIDING}, but there is no sliding_window in use")
         return {}
     first = number(raw, "max_window_layers", NON_NEGATIVE_INT, 28)
-    upper = [SLIDING if i >= first else FULL for i in range(raw["num_hidden_layers"])]
+    upper = [SLIDING if i >= first else FULL for i in range(n)]
     types = layer_types(raw, upper)
     return {"sliding_window": window, "layer_types": types} if SLIDING in types else {}
 
