@@ -24,10 +24,11 @@ from .tree import Array
 NESTED_BLOCK_SIZE = 256  # absmax values per nested absmax
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Stored:
-    """A dataclass of arrays that stands for numbers in more bits."""
+    """Arrays that stand for numbers in more bits, of a `shape`, and the type of their products."""
 
-    shape: Any  # of these numbers
+    compute_dtype: str = "float32"  # or bfloat16, as bnb_4bit_compute_dtype of transformers
 
     @property
     def nbytes(self) -> int:

@@ -19,7 +19,7 @@ from ..data.tokenizer import ByteTokenizer
 from ..kernels import ops
 from ..model import Model, Source
 from ..quant.low_precision import LowPrecision
-from ..quant.schemes import is_projection, quantize_leaf, storage, storage_of
+from ..quant.schemes import is_projection, leaf_in, quantize_leaf, storage, storage_of
 from ..tree import set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .families import FAMILIES
@@ -44,6 +44,7 @@ def load(
     scheme: str = "none",
     block_size: int = 64,
     low_precision: bool | None = None,
+    compute_dtype: str = "float32",
 ) -> Pretrained:
     """Load a model; return Pretrained(model, tokenizer).
 
@@ -72,7 +73,8 @@ def load(
         entry = tensors[path]
         keep = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep else entry.read()
-        set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
+        leaf = _leaf(path, entry.where, w, scheme, block_size)
+        set_leaf(base, path, leaf_in(leaf, compute_dtype))
     name = os.fspath(name)
     known = name if name in NAMES else os.path.abspath(name)
     stored, block = storage(base)

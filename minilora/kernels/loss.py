@@ -5,7 +5,7 @@ from autograd.extend import primitive
 from autograd.tracer import isbox
 
 from .gradients import define_gradients
-from .weights import tiles
+from .weights import product, product_transposed, tiles
 
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
 #   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
@@ -58,7 +58,8 @@ def _log_z(h, head, mean):
     top = np.full(len(h), -np.inf, h.dtype)
     total = np.zeros_like(top)
     for _, tile in tiles(head):
-        z = h @ tile.T
+        z = np.empty((len(h), len(tile)), h.dtype)
+        product(h, tile, z)
         larger = np.maximum(top, z.max(axis=1))
         z -= larger[:, None]
         np.exp(z, out=z)
@@ -67,7 +68,7 @@ def _log_z(h, head, mean):
         top = larger
         if mean is not None:
             mean *= shrink[:, None]
-            mean += z @ tile
+            mean += product_transposed(z, tile)
     if mean is not None:
         mean /= total[:, None]
     return top + np.log(total)

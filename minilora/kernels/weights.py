@@ -14,7 +14,7 @@ from numba.extending import overload
 from .. import layers
 from ..config import InputError
 from ..double_quant import Stored
-from . import low_precision, nf4
+from . import bfloat16, low_precision, nf4
 from .lookup import decode_4bit
 from .loops import fast_jit, jit, rows
 from .threads import parallel_rows
@@ -65,15 +65,35 @@ def dense(w):
 
 
 def tiles(w):
-    """Yield (slice of rows, float32 matrix) of w, tile by tile."""
+    """Yield (slice of rows, matrix) of w, tile by tile: float32, or bits of its compute_dtype."""
     parts = None
+    rounds = False
     if isinstance(w, Stored):
         parts = parts_of(w)
+        rounds = w.compute_dtype == "bfloat16"
     else:
         w = layers.dense(w)
+    is_rounded = rounds and getattr(w, "kind", "") == "BF16"
     for first in range(0, w.shape[0], TILE):
         span = slice(first, min(first + TILE, w.shape[0]))
-        yield span, read(w.shape, parts, span) if parts else w[span]
+        if is_rounded:
+            tile = w.codes[span]
+        else:
+            tile = read(w.shape, parts, span) if parts else w[span]
+        yield span, bfloat16.to_bfloat16(tile) if rounds and not is_rounded else tile
+
+
+def product(x, tile, out, first=0):
+    """Write x tileᵀ to the columns of out from `first` on; see `tiles`."""
+    if tile.dtype == np.uint16:
+        bfloat16.matmul(x, tile, out, first)
+    else:
+        np.matmul(x, tile.T, out=out[:, first : first + len(tile)])
+
+
+def product_transposed(g, tile):
+    """Compute g tile; see `tiles`."""
+    return bfloat16.matmul_transposed(g, tile) if tile.dtype == np.uint16 else g @ tile
 
 
 def read(shape, parts, span):
@@ -102,12 +122,12 @@ def tiled_matmul(x, w):
     flat = rows(x)
     if not isinstance(w, Stored):
         y = flat @ layers.dense(w).T
-    elif len(flat) == 1 and x.dtype == np.float32:
+    elif len(flat) == 1 and x.dtype == np.float32 and w.compute_dtype == "float32":
         y = matvec(w, flat[0])
     else:
         y = np.empty((len(flat), w.shape[0]), x.dtype)
         for span, tile in tiles(w):
-            np.matmul(flat, tile.T, out=y[:, span])
+            product(flat, tile, y, span.start)
     return y.reshape(*x.shape[:-1], -1)
 
 
@@ -117,7 +137,7 @@ def tiled_matmul_backward(g, w):
     if not isinstance(w, Stored):
         dx = flat @ layers.dense(w)
     else:
-        dx = sum(flat[:, span] @ tile for span, tile in tiles(w))
+        dx = sum(product_transposed(flat[:, span], tile) for span, tile in tiles(w))
     return dx.reshape(*g.shape[:-1], -1)
 
 
