@@ -24,11 +24,12 @@ from .tree import Array
 NESTED_BLOCK_SIZE = 256  # absmax values per nested absmax
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
 class Stored:
-    """Arrays that stand for numbers in more bits, of a `shape`, and the type of their products."""
+    """A dataclass of arrays that stands for numbers in more bits."""
 
-    compute_dtype: str = "float32"  # or bfloat16, as bnb_4bit_compute_dtype of transformers
+    shape: Any  # of these numbers
+    # of the products with them: float32 or bfloat16, as bnb_4bit_compute_dtype of transformers
+    compute_dtype: str = "float32"
 
     @property
     def nbytes(self) -> int:

@@ -5,6 +5,7 @@ keys and values of earlier tokens never change, because attention is causal. The
 so a forward pass computes only the new token.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,10 +31,12 @@ def generate(
 ) -> Iterator[int]:
     """Yield the ids of up to `max_tokens` tokens that continue `prompt`, a list of token ids.
 
-    Generation stops before an end-of-sequence token. temp: 0 for the most probable token, otherwise
-    sample from softmax(logits / temp). top_p: sample only from the smallest set of tokens whose
-    probabilities sum to at least top_p (Holtzman et al. 2020). rng: a NumPy generator or a seed.
-    The first `next` raises InputError for a prompt without ids, and for a value out of range.
+    Generation stops before an end-of-sequence token, that of the tokenizer or one of the config
+    files; no other setting of generation_config.json is used. temp: 0 for the most probable token,
+    otherwise sample from softmax(logits / temp). top_p: sample only from the smallest set of tokens
+    whose probabilities sum to at least top_p (Holtzman et al. 2020). rng: a NumPy generator or a
+    seed. The first `next` raises InputError for a prompt without ids, and for a value out of range.
+    Warns if there are more tokens than the model can read.
     """
     check_generation([prompt], max_tokens, temp, top_p, model.config)
     model = with_adapters(adapters, model)
@@ -41,12 +44,25 @@ def generate(
     tokens = np.array([prompt])
     rng = np.random.default_rng(rng)
     for _ in range(max_tokens):
+        past = caches[0].length
         x = hidden_states(model, tokens, np.zeros_like(tokens), caches)
+        warn_of_length(past, caches[0].length, model.config)
         token = sample(logits(x[0, -1], model), temp, top_p, rng)
         if token in model.config.eos_token_id:
             return
         yield token
         tokens = np.array([[token]])
+
+
+def warn_of_length(past: int, length: int, model_config: ModelConfig) -> None:
+    """Warn if the tokens from `past` to `length`, with virtual ones, pass the model's limit."""
+    limit = model_config.max_position_embeddings
+    if past <= limit < length:
+        warnings.warn(
+            f"prompt and answer, with virtual tokens, pass the {limit} tokens that the model can "
+            "read (max_position_embeddings): shorten the prompt, or generate fewer tokens",
+            stacklevel=3,
+        )
 
 
 def sample(z: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:

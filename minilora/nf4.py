@@ -66,6 +66,7 @@ class Quantized(Stored):
     shape: tuple[int, ...]  # of the tensor
     block_size: int
     quant_type: str  # "nf4" or "fp4"
+    compute_dtype: str = "float32"
 
     @property
     def absmax(self) -> Array:
@@ -147,7 +148,8 @@ def unpack_4bit(packed: Array) -> Array:
 
 def check_4bit(block_size: int, quant_type: str) -> None:
     """Raise InputError unless weights can be quantized with this block size and type."""
-    if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
+    whole = isinstance(block_size, int | np.integer)
+    if not (whole and 16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
         raise InputError(f"a block size of {block_size} is not a power of two from 16 to 65,536")
     if quant_type not in CODEBOOKS:
         raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, Parser, flag, parse
+from .arguments import COURSE, Parser, flag, parse, parser
 from .loading import warn
 
 
@@ -66,13 +66,15 @@ def dispatch(argv):
 
 def report_error(error):
     """Print an error as one line on standard error; return the exit status."""
-    # the messages of the core name a field, as in `learning_rate`
-    other = {"r": "lora_r", "scheme": "quantize"}
-    text = re.sub(
-        r"`(\w+)`", lambda name: flag(other.get(name[1], name[1])), str(InputError(error))
-    )
+    text = re.sub(r"`(\w+)`", with_flag, str(InputError(error)))
     print(f"error: {text}", file=sys.stderr)
     return 2
+
+
+def with_flag(name):
+    """Return the flag of the field that a message of the core names, such as `learning_rate`."""
+    setting = {"r": "lora_r", "scheme": "quantize"}.get(name[1], name[1])
+    return flag(setting) if flag(setting) in parser().flags else name[0]
 
 
 def interrupt_once():

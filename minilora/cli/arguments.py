@@ -22,7 +22,7 @@ from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
 from ..methods.registry import METHODS
 from ..methods.replaced import GROUPS
-from ..quant.schemes import SCHEMES
+from ..quant.schemes import COMPUTE_DTYPES, SCHEMES
 
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
@@ -43,6 +43,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors: one line, without the usage."""
+
+    flags: set[str]  # of all commands
 
     def __init__(self, **kwargs):
         super().__init__(**{"formatter_class": HelpFormatter, **kwargs})
@@ -69,7 +71,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         for name, value in vars(found).items():
-            if value in ("", [""]) and name != "system_prompt":
+            values = value if isinstance(value, list) else [value]
+            if "" in values and name != "system_prompt":
                 self.error(f"argument {flag(name)}: the value is empty")
         return found, unknown
 
@@ -81,12 +84,15 @@ def parse(argv):
     """
     args = parser().parse_args(argv)
     words = argv[1:]
+    check_lists(args, words)
     if args.command == "train":
         on_the_line = flags_in(words)
         check_length(on_the_line)
         if args.config:
             words = as_flags(toml_settings(args.config)) + words
         args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
+        if args.resume and args.overwrite:
+            raise InputError("--resume continues a run and --overwrite replaces it: choose one")
         start = RECIPES.get(args.data, "").split()
         if args.resume:
             start = as_flags(settings_to_resume(args.adapter_path))
@@ -100,6 +106,17 @@ def parse(argv):
 def flags_in(words):
     """Return the flags that are among `words`; `--no-packing` is the flag `--packing`."""
     return {word.partition("=")[0].replace("--no-", "--") for word in words}
+
+
+def check_lists(args, words):
+    """Raise InputError if the line gives a list without values, or twice."""
+    given = [word.partition("=")[0] for word in words]
+    for name, value in vars(args).items():
+        n = given.count(flag(name))
+        if isinstance(value, list) and n > 1:
+            raise InputError(f"{flag(name)} is given {n} times: write all values after one of them")
+        if value == [] and n:
+            raise InputError(f"{flag(name)}: the value is empty")
 
 
 def check_length(flags):
@@ -137,10 +154,14 @@ def as_toml(settings):
 def as_parsed(settings, path):
     """Return the settings as flags would set them; raise InputError naming the file."""
     with errors_in(path):
-        known = vars(parser().parse_args(["train"])).keys() - {"command", "config"}
-        for name in settings:
-            if name not in known:  # as no_packing
+        defaults = vars(parser().parse_args(["train"]))
+        for name, value in settings.items():
+            if name not in defaults.keys() - {"command", "config"}:  # as no_packing
                 raise InputError(f"{name} is not a setting of a file: leave it out")
+            is_switch = isinstance(defaults[name], bool)
+            if is_switch != isinstance(value, bool):
+                rule = "must" if is_switch else "must not"
+                raise InputError(f"`{name}` {rule} be true or false, got {value!r}")
         flags = as_flags(settings)
         if sum(word.startswith("-") for word in flags) > len(settings):
             raise InputError("a value in a list begins with a hyphen, as a flag does")
@@ -218,6 +239,7 @@ def parser():
 
     for name, text in COURSE.items():  # for the list of commands; `course.commands` has the flags
         command(name, text)
+    top.flags = {name for sub in commands.choices.values() for name in sub._option_string_actions}
     return top
 
 
@@ -227,6 +249,8 @@ def train_flags(sub):
     sub.epilog = "Some built-in data sets have other defaults." + recipes
     add = sub.add
     new_base_flags(sub)
+    text = "bfloat16 rounds both factors of a product with a frozen weight"
+    add("--compute-dtype", text, choices=COMPUTE_DTYPES, default="float32")
     add("--data", "built-in data, a .jsonl, .json or .csv file, a folder", default="questions")
     columns_flag(sub)
     add("--method", "see lessons/guide/methods.md", choices=tuple(METHODS), default="lora")
@@ -263,12 +287,15 @@ def train_flags(sub):
     add("--adapter-path", "folder of the run", default="adapters")
     text = "an adapter folder to start from, with a new optimizer; it also chooses base and storage"
     add("--init-adapter", text)
-    existing = sub.add_mutually_exclusive_group().add_argument
-    existing("--resume", action="store_true", help="continue from the last checkpoint of the run")
-    existing("--overwrite", action="store_true", help="replace the run that is in the folder")
-    add("--plain", "use the reference implementation", action=SWITCH, default=False)
-    add("--dry-run", "print trained parameters and memory, and stop", action="store_true")
-    add("--quiet", "print only warnings, errors and the last line", action="store_true")
+    switches = {
+        "resume": "continue from the last checkpoint of the run",
+        "overwrite": "replace the run that is in the folder",
+        "plain": "use the reference implementation",
+        "dry_run": "print trained parameters and memory, and stop",
+        "quiet": "print only warnings, errors and the last line",
+    }
+    for name, text in switches.items():
+        add(flag(name), text, action=SWITCH, default=False)
     sub.add_argument("-c", "--config", help="a TOML file with the same names")
 
 

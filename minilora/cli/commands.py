@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -12,28 +13,34 @@ from .. import generation, lora
 from ..config import INITIALIZERS, InputError
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
-from ..formats.pretrained import load, save_pretrained
+from ..formats.files import replace_text
+from ..formats.pretrained import NAMES, load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
 from ..quant import schemes
 from ..tree import named_leaves
+from .arguments import as_toml, toml_settings
 from .examples import compare_with_run, load_examples, warn_of_long_texts
-from .loading import LoadedModel, base_of, load_with_adapter, read_run, refuse_block_size
+from .loading import LoadedModel, base_line, base_of, load_with_adapter, read_run, refuse_block_size
 from .run import fine_tune, print_size
 
 train = fine_tune
+MERGED_RUN = "minilora_run.toml"
 
 
 def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
-    if not path:
-        scheme = args.quantize or "none"
+    if path:
+        run = read_run(path)  # first: its error says how to repair the folder of a killed run
+        name, scheme, block_size = base_of(path, args)
         refuse_block_size(args, scheme)
-        return LoadedModel(*load(args.model or "tiny", scheme, args.block_size or 64, True))
-    run = read_run(path)  # first: its error says how to repair the folder of a killed run
-    name, scheme, block_size = base_of(path, args)
-    refuse_block_size(args, scheme)
-    loaded = load_with_adapter(path, name, scheme, block_size, load)
+        dtype = run[0].get("compute_dtype", "float32")
+        loaded = load_with_adapter(path, name, scheme, block_size, dtype, load)
+    else:
+        name, scheme = args.model or "tiny", args.quantize or "none"
+        refuse_block_size(args, scheme)
+        loaded = LoadedModel(*load(name, scheme, args.block_size or 64, True))
+        run = run_settings(name), {}
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)
 
@@ -41,7 +48,9 @@ def load_model(args, path, load=load):
 def generate(args):
     """Print the continuation of a prompt token by token, or those of a batch of prompts."""
     options = sampling(args)
-    texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in args.prompt]
+    if args.prompt.count("-") > 1:
+        raise InputError("--prompt has - twice, but standard input can be read only once")
+    texts = [typed_text() if text == "-" else text for text in args.prompt]
     paths = args.adapter_path or [None]
     if len(paths) == 1:
         paths *= len(texts)
@@ -94,11 +103,16 @@ def chat(args):
         messages.append({"role": "assistant", "content": answer})
 
 
+def typed_text():
+    """Return the text of standard input, with Unix line breaks and without the last one."""
+    return sys.stdin.read().replace("\r\n", "\n").removesuffix("\n")
+
+
 def typed_lines():
     """Yield the lines of standard input, up to its end or a line `exit`; skip empty lines."""
     prompt = "> " if sys.stdin.isatty() else ""
     with suppress(EOFError):
-        while (line := input(prompt)).strip() != "exit":
+        while (line := input(prompt).removesuffix("\r")).strip() != "exit":
             if line.strip():
                 yield line
 
@@ -165,8 +179,8 @@ def evaluate(args):
     check_mask_prompt(args, data.examples)
     trained_on = compare_with_run(data, loaded)
     score = metrics.evaluate(loaded.adapters, loaded.model, data.examples)
-    source = loaded.model.source
     if args.json:
+        source = loaded.model.source
         facts = {
             "rows": len(data.examples),
             "data": described,
@@ -180,7 +194,7 @@ def evaluate(args):
         print(json.dumps(score | facts))
         return
     print(data.summary(f", {described}"))
-    print(f"base: {source.name}, stored as {source.scheme}")
+    print(base_line(loaded.model))
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 
@@ -192,7 +206,21 @@ def merge(args):
         raise InputError("there is no adapter to merge: give --adapter-path")
     dense = lora.merge(loaded.adapters, loaded.model)
     save_pretrained(args.out, dense, loaded.tokenizer, args.dtype)
+    write_run_settings(args.out, loaded.run[0])
+    print(base_line(loaded.model))
     print(f"merged model written to {args.out}")
+
+
+def run_settings(name):
+    """Return the settings of the run whose adapter was merged into a model, or {}."""
+    path = Path(name) / MERGED_RUN
+    return toml_settings(path) if name not in NAMES and path.exists() else {}
+
+
+def write_run_settings(folder, settings):
+    """Write the settings of a run into a model's folder, so that `evaluate` knows its rows."""
+    if settings:
+        replace_text(Path(folder) / MERGED_RUN, as_toml(settings))
 
 
 def quantize(args):
@@ -201,6 +229,7 @@ def quantize(args):
     model, tokenizer = load(args.model)
     quantized = schemes.quantize(model, args.quantize, args.block_size)
     save_quantized(args.out, quantized, tokenizer)
+    write_run_settings(args.out, run_settings(args.model))
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
     for path, rmse, relative, bits in schemes.error_report(model.base, quantized.base):
         print(f"{path:<52}{rmse:>10.6f}{relative:>10.4f}{bits:>8.3f}")
@@ -213,6 +242,7 @@ def inspect(args):
         if name in args.given and not args.data:
             raise InputError(f"{name} has no effect without --data: give --data, or leave it out")
     loaded = load_model(args, args.adapter_path)
+    print(base_line(loaded.model))
     for path, leaf in [*named_leaves(loaded.model.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))

@@ -7,6 +7,7 @@ from ..config import InputError, TrainConfig
 from ..data.rows import encode_usable, existing_split, load_rows, read_rows, row_content
 from ..data.tasks import BUILTIN
 from ..formats.files import errors_in
+from ..methods.registry import num_virtual_tokens
 from .loading import warn
 from .stored_paths import digest
 
@@ -43,7 +44,7 @@ def read_split(name, split, loaded, pairs, train_config):
         return SplitData(rows, [], {}, 0, length)
     with errors_in(f"{split} rows of {name}" if split else name):
         examples, cut, left_out = encode_usable(rows, loaded.tokenizer, train_config)
-    limit = loaded.model.config.max_position_embeddings
+    limit = loaded.model.config.max_position_embeddings - num_virtual_tokens(loaded.adapter_config)
     # the last token of a row is only a target
     lengths = [len(example.tokens) - 1 for example in examples]
     what = f"{split} rows" if split else "rows"
@@ -121,7 +122,7 @@ def load_examples(args, loaded, split):
 
 
 def compare_with_run(data, loaded):
-    """Return {"trained_on": the number of these rows that the adapter was trained on}, and warn.
+    """Return {"trained_on": the number of these rows that the model was trained on}, and warn.
 
     Without a run's data, the number is unknown: {}.
     """
@@ -132,9 +133,9 @@ def compare_with_run(data, loaded):
     try:
         trained = load_rows(name, "train", columns_of(settings.get("columns")))
     except InputError as error:
-        warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
+        warn(f"the model may have been trained on these rows; its data cannot be read: {error}")
         return {}
     if "data" in digests and digests["data"] != digest("data", name):
-        warn(f"{name} has changed since the run: it may lack rows that the adapter was trained on")
-    which = "the rows that the adapter was trained on"
+        warn(f"{name} has changed since the run: it may lack rows that the model was trained on")
+    which = "the rows that the model was trained on"
     return {"trained_on": warn_of_common_rows(data.rows, trained, "rows", which)}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import kernels
 from ..config import INITIALIZERS, InputError, LoraConfig, matches
 from ..formats.checkpoint import (
     CHECKPOINT,
@@ -17,12 +18,13 @@ from ..formats.checkpoint import (
 )
 from ..formats.files import read_text
 from ..formats.pretrained import load
-from ..lora import adapted_paths
+from ..lora import adapted_paths, target_paths
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
-from ..model import Model, Source
+from ..model import Model, Source, lm_head
+from ..quant.schemes import with_compute_dtype
 from ..training import learning_rates
 from ..tree import arrays
 from .arguments import as_toml, flag, number, toml_settings
@@ -35,7 +37,17 @@ class LoadedModel(NamedTuple):
     tokenizer: object
     adapters: dict = {}  # noqa: RUF012
     adapter_config: LoraConfig | MethodConfig | None = None  # None: no adapter
-    run: tuple = ({}, {})  # of the adapter; see `read_run`
+    run: tuple = ({}, {})  # of the adapter, or of the one that was merged; see `read_run`
+
+
+def base_line(model):
+    """Return the line of a report that names the base, its storage, and how it is multiplied."""
+    line = f"base: {model.source.name}, stored as {model.source.scheme}"
+    if getattr(lm_head(model.base), "compute_dtype", "float32") == "bfloat16":
+        line += ", products in bfloat16"
+        if model.ops is not kernels.ops or not kernels.HAS_BFLOAT16:
+            line += " without its instruction, which takes longer than float32"
+    return line
 
 
 def warn(text):
@@ -71,8 +83,15 @@ def load_for_training(args):
         read_run(args.init_adapter)  # raises an error for the folder of a killed run
         if not args.resume:  # else, the settings of the run have them already
             args.model, args.quantize, args.block_size = base_of(args.init_adapter, args)
-        loaded = load_with_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
+        loaded = load_with_adapter(
+            args.init_adapter, args.model, args.quantize, args.block_size, args.compute_dtype
+        )
         args.method = method_name(loaded.adapter_config)
+        if args.method == "p-tuning":
+            raise InputError(
+                f"{args.init_adapter} has the prompt of P-tuning without the network that computes "
+                "it: train a new adapter"
+            )
     else:
         loaded = new_adapter(args, make_adapter_config(args))
     if args.also_train and not isinstance(loaded.adapter_config, LoraConfig):
@@ -126,6 +145,8 @@ def unused_settings(args, loaded, train_config, examples, valid):
     if args.init_adapter:
         why = f"with --init-adapter: the adapter in {args.init_adapter} has its own"
         unused = dict.fromkeys(("method", *OF_LORA, *SIZES), why)
+    if args.method == "full":
+        unused["compute_dtype"] = "with --method full, which has no frozen weights"
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
     trained = arrays(loaded.adapters)
@@ -200,33 +221,47 @@ def pattern(setting, values, as_number):
 
 def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
-    dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
-    scheme = "none" if dense else args.quantize
-    low_precision = not dense and args.method != "full"
-    model, tokenizer = load(args.model, scheme, args.block_size, low_precision)
+    changes_base = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
+    scheme = "none" if changes_base else args.quantize
+    dense = changes_base or args.method == "full"
+    dtype = "float32" if dense else args.compute_dtype
+    model, tokenizer = load(args.model, scheme, args.block_size, not dense, dtype)
     adapters, model = get_peft_model(
         model, adapter_config, args.seed, args.quantize, args.block_size
     )
+    model = with_compute_dtype(model, args.compute_dtype)
     if isinstance(adapter_config, LoraConfig):
-        check_patterns(adapters, adapter_config)
+        check_patterns(adapters, model.base, adapter_config)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
 
 
-def check_patterns(adapters, adapter_config):
-    """Raise InputError for an expression of a pattern that matches no adapted projection."""
+def check_patterns(adapters, base, adapter_config):
+    """Raise InputError for an expression that changes nothing, because it matches no projection.
+
+    In a pattern, only the first expression that matches a projection counts.
+    """
     paths = adapted_paths(adapters)
     for setting in ("rank_pattern", "alpha_pattern"):
+        left = paths
         for regex in getattr(adapter_config, setting):
-            if not any(matches(rf"(.*\.)?({regex})", path) for path in paths):
-                raise InputError(f"`{setting}` has {regex!r}, which matches no adapted projection")
+            others = [path for path in left if not matches(rf"(.*\.)?({regex})", path)]
+            if others == left:
+                what = "matches no adapted projection, or only those of earlier expressions"
+                raise InputError(f"`{setting}` has {regex!r}, which {what}: leave it out")
+            left = others
+    excluded = adapter_config.exclude_modules
+    if excluded and paths == target_paths(base, replace(adapter_config, exclude_modules=None)):
+        raise InputError("`exclude_modules` has no effect, because no target matches: leave it out")
 
 
-def load_with_adapter(folder, name, scheme, block_size, load=load):
+def load_with_adapter(folder, name, scheme, block_size, compute_dtype, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
 
     Warns if it is not the base that the adapter was trained on; see `load_adapter`.
     """
     dense = needs_dense_base(folder)
-    model, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
+    first_scheme, dtype = ("none", "float32") if dense else (scheme, compute_dtype)
+    model, tokenizer = load(name, first_scheme, block_size, not dense, dtype)
     adapters, model, adapter_config = load_adapter(folder, model, scheme, block_size)
+    model = with_compute_dtype(model, compute_dtype)
     return LoadedModel(model, tokenizer, adapters, adapter_config)

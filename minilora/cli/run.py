@@ -37,7 +37,7 @@ from ..training import start
 from . import run_folder
 from .arguments import as_toml
 from .examples import SplitData, read_split, warn_of_common_rows
-from .loading import LoadedModel, load_for_training, unused_settings, warn
+from .loading import LoadedModel, base_line, load_for_training, unused_settings, warn
 
 
 def fine_tune(args):
@@ -88,11 +88,13 @@ def prepare(args, folder):
     if args.epochs is not None:
         args.iters = steps_of_epochs(args.epochs, examples, train_config)
         train_config = replace(train_config, iters=args.iters)
+    print(base_line(loaded.model))
     check_memory(loaded, examples, train_config)
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
     print_length(examples, train_config)
+    warn_of_few_evaluations(train_config)
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
@@ -119,7 +121,7 @@ def run(job):
         for state, records in steps:
             # the first statement, so that no Ctrl-C comes between the state and its records
             writer.history += records
-            if state.step % args.save_every == 0:
+            if state.step % args.save_every == 0 and state.step < args.iters:
                 writer.save(state)
     except KeyboardInterrupt:
         way = f"continue with `minilora train --resume --adapter-path {job.folder}`"
@@ -196,6 +198,16 @@ def print_length(examples, train_config):
             "lower --batch-size or --grad-accumulation-steps"
             + (", or --max-seq-length" if packed else "")
         )
+
+
+def warn_of_few_evaluations(train_config):
+    """Warn if a run has too few evaluations for early stopping, or for a choice of the best."""
+    patience = train_config.early_stopping_patience
+    name = f"--early-stopping-patience {patience}" if patience else "--keep-best"
+    n = math.ceil(train_config.iters / train_config.steps_per_eval)
+    # the first one is the best so far, and the last one comes when the run ends anyway
+    if (patience or train_config.keep_best) and n <= patience + 1:
+        warn(f"evaluations after the first step: {n}, too few for {name}: lower --steps-per-eval")
 
 
 def check_memory(loaded, examples, train_config):

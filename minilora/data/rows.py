@@ -8,7 +8,7 @@ import json
 import sys
 from collections import Counter
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,38 @@ from ..batching import Example
 from ..config import InputError, TrainConfig
 from ..tree import without
 from . import tasks
-from .row_files import SUFFIXES, parse_json, read_values
+from .row_files import OTHERS, SUFFIXES, parse_json, read_values
 
 DataRow = dict[str, Any]
-FORMS = [{"text"}, {"prompt", "completion"}, {"messages"}]
-KEYS = {  # all keys of rows that are read
-    "text", "prompt", "completion", "messages", "tools",
-    "instruction", "input", "output", "conversations", "system",
+FORMS: dict[tuple, tuple] = {  # {keys that a row needs: other keys that are read with them}
+    ("text",): (),
+    ("prompt", "completion"): ("separator", "tools"),
+    ("instruction", "output"): ("input",),
+    ("conversations",): ("system", "tools"),
+    ("messages",): ("tools",),
+}
+KEYS = {key for form, others in FORMS.items() for key in form + others}
+LISTS = ("conversations", "messages", "tools")  # keys of lists of objects
+ROLES = {  # {role of ShareGPT: role in chats}
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "assistant": "assistant", "observation": "tool", "tool": "tool", "system": "system",
 }  # fmt: skip
-ROLES = {  # of ShareGPT: role in chats
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool",
-}  # fmt: skip
+NAMES = {  # {split: names of its file in a folder}, as in Hugging Face's datasets
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
-REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
+REWRITTEN = (
+    "the chat template changes the messages before an answer when the answer follows: use text rows"
+)
 
 
-def read_rows(path, columns=None):
+def read_rows(path, columns=None, name=None):
     """Return the rows of a file, in one of the three forms; columns: see `load_rows`.
 
-    Raises InputError naming the file and the malformed line.
+    Without columns, a warning has the keys that are not read, once for each `name` (default:
+    `path`). Raises InputError naming the file and the malformed line.
     """
     values = list(read_values(path))
     if not values:
@@ -42,7 +55,21 @@ def read_rows(path, columns=None):
     if columns:
         found = {key for value, _ in values if isinstance(value, dict) for key in value}
         check_columns(columns, found, path)
-    return [check_row(value, where, columns) for value, where in values]
+    rows = [check_row(value, where, columns) for value, where in values]
+    if not columns:
+        unread = {
+            key for row, where in values for key in row.keys() - read_keys(row, where) if row[key]
+        }
+        warn_of_unread_keys(str(name or path), ", ".join(sorted(unread)))
+    return rows
+
+
+@cache  # training and validation read one file
+def warn_of_unread_keys(name, keys):
+    """Print a warning if rows have keys that are not read."""
+    if keys:
+        what = f"the rows have keys that are not read: {keys} (--columns chooses other keys)"
+        print(f"warning: {name}: {what}", file=sys.stderr)
 
 
 def check_columns(columns, found, path):
@@ -61,44 +88,49 @@ def check_row(row, where, columns=None):
     """Return `row` in one of the three forms; raise InputError if its keys are of none."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: the row must be a JSON object")
-    keys = sorted(row)
     check_unicode(row, where)
     if columns:
         row = {key: row[column] for key, column in columns.items() if column in row}
-    if row.keys() >= {"instruction", "output"}:
+    row = {key: row[key] for key in read_keys(row, where)}
+    for key in LISTS & row.keys():
+        if isinstance(row[key], str):  # in a CSV file, always
+            row[key] = parse_json(row[key], f"{where}: {key} is not JSON")
+        check_objects(key, row[key], where)
+    if "output" in row:
         row = alpaca(row, where)
     elif "conversations" in row:
         row = sharegpt(row, where)
-    known = {key for form in FORMS for key in form & row.keys()}
-    if known not in FORMS:
-        advice = (
-            "a row needs text, or prompt and completion, or messages, "
-            "or the keys of Alpaca or ShareGPT, or --columns prompt=KEY completion=KEY"
-        )
-        forms = [form for form in FORMS if form <= known]
-        if forms:
-            names = " ".join(f"{key}={key}" for key in sorted(forms[-1], reverse=True))
-            advice = f"the row has several forms: choose one, for example with --columns {names}"
-        raise InputError(f"{where}: the keys are {keys}: {advice}")
     if "messages" in row:
         check_messages(row, where)
     else:
-        for key in known:
+        for key in without(row, "tools"):
             check_text(key, row[key], where)
-    return with_tools(row, where)
-
-
-def with_tools(row, where):
-    """Return the row with its tools as a list; raise InputError if they are no list of objects."""
-    tools = row.get("tools")
-    if isinstance(tools, str):  # in a CSV file, always
-        tools = parse_json(tools, f"{where}: tools are not JSON") if tools.strip() else None
-        row = row | {"tools": tools}
-    if tools is None:
-        return row
-    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise InputError(f"{where}: tools must be a list of objects")
     return row
+
+
+def read_keys(row, where):
+    """Return the keys of a row that are read: those of its form. A key without a value is absent.
+
+    Raises InputError if the row has no form, or a value of another form.
+    """
+    found = [key for key in row if row[key] is not None and (row[key] != "" or key not in LISTS)]
+    forms = [form for form in FORMS if {*form} <= {*found}]
+    if not forms:
+        raise InputError(
+            f"{where}: the keys are {sorted(found)}: a row needs text, or prompt and completion, "
+            "or messages, or the keys of Alpaca or ShareGPT, "
+            "or --columns prompt=KEY completion=KEY"
+        )
+    form = forms[-1]
+    keys = [key for key in form + FORMS[form] if key in found]
+    others = [key for key in (*sorted(KEYS), "history") if key not in keys and row.get(key)]
+    if others:
+        names = " ".join(f"{key}={key}" for key in keys)
+        raise InputError(
+            f"{where}: {' and '.join(others)} would not be read next to {' and '.join(form)}: "
+            f"write messages, or choose the keys, for example with --columns {names}"
+        )
+    return keys
 
 
 def check_unicode(row, where):
@@ -115,17 +147,20 @@ def check_unicode(row, where):
 def check_text(key, text, where):
     """Return `text`, the value of `key`; raise InputError if it is not a string."""
     if not isinstance(text, str):
-        raise InputError(f"{where}: {key} must be a string, not {text!r}")
+        raise InputError(f"{where}: {key} must be a string, not {text!r:.60}")
     return text
+
+
+def check_objects(key, value, where):
+    """Raise InputError if `value`, the value of `key`, is not a list of objects."""
+    if not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
+        raise InputError(f"{where}: {key} must be a list of objects, not {value!r:.60}")
 
 
 def check_messages(row, where):
     """Raise InputError if a message of the row is malformed."""
     messages = row["messages"]
-    try:
-        roles = [message["role"] for message in messages]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where}: messages must be objects with role and content") from error
+    roles = [check_text("the role of a message", m.get("role"), where) for m in messages]
     if roles[-1:] != ["assistant"]:
         last = f", not of {roles[-1]!r}" if roles else ""
         raise InputError(f"{where}: the last message must be of the assistant{last}")
@@ -133,7 +168,11 @@ def check_messages(row, where):
         if message.get("weight", 1) != 1:
             raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
         content = message.get("content")
-        if content is not None or not message.get("tool_calls"):
+        calls = message.get("tool_calls") or []
+        check_objects("tool_calls", calls, where)
+        functions = [call.get("function", call) for call in calls]
+        check_objects("the functions of tool_calls", functions, where)
+        if content is not None or not calls:
             check_text("content", content, where)
 
 
@@ -146,24 +185,27 @@ def alpaca(row, where):
 
 def sharegpt(row, where):
     """Return a row of ShareGPT as messages."""
-    try:
-        messages = [
-            {"role": ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
-            | {key: turn[key] for key in ("weight",) if key in turn}
-            for turn in row["conversations"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where}: conversations must be objects with from and value") from error
+    messages = []
     if row.get("system"):
-        messages.insert(0, {"role": "system", "content": row["system"]})
-    return {"messages": messages, "tools": row.get("tools")}
+        messages.append({"role": "system", "content": row["system"]})
+    for turn in row["conversations"]:
+        if not turn.keys() >= {"from", "value"}:
+            raise InputError(
+                f"{where}: conversations must be objects with from and value: "
+                "with role and content, use --columns messages=conversations"
+            )
+        if turn["from"] not in list(ROLES):  # it may be of any type
+            raise InputError(f"{where}: from must be one of {', '.join(ROLES)}: {turn['from']!r}")
+        message = {"role": ROLES[turn["from"]], "content": turn["value"]}
+        messages.append(message | {key: turn[key] for key in ("weight",) if key in turn})
+    return without(row, "conversations", "system") | {"messages": messages}
 
 
 def reason_to_leave_out(row, tokenizer):
     """Return why a row cannot be learned, or "".
 
     The reasons are an empty answer, an answer that the text of the end token would end too early,
-    and tools that the template drops.
+    tools that the template drops, and arguments that it puts into quotes.
     """
     messages = messages_of(row)
     answers = [message for message in messages if message["role"] == "assistant"]
@@ -171,9 +213,7 @@ def reason_to_leave_out(row, tokenizer):
         return "an empty answer"
     if "text" not in row and any(ends_early(message, tokenizer) for message in answers):
         return "the text of the end token inside an answer"
-    if tokenizer.chat_template and hides_tools(messages, row.get("tools") or None, tokenizer):
-        return "tools that the chat template does not show"
-    return ""
+    return trouble_with_tools(messages, row.get("tools") or None, tokenizer)
 
 
 def ends_early(answer, tokenizer):
@@ -184,17 +224,26 @@ def ends_early(answer, tokenizer):
     return tokenizer.eos_token_id in [first, *rest[:-1], *others]
 
 
-def hides_tools(messages, tools, tokenizer):
-    """Return whether the chat template leaves out the tools or the calls, or rejects them."""
+def trouble_with_tools(messages, tools, tokenizer):
+    """Return why the chat template does not write the tools and the calls as they are, or ""."""
+    hidden = "tools that the chat template does not show"
+    if not tokenizer.chat_template:
+        return hidden if tools else ""
 
     def text(messages, tools):
         with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
 
     shown = text(messages, tools)
-    no_calls = [without(message, "tool_calls") for message in messages]
+    no_calls = [without(message, "tool_calls", "function_call") for message in messages]
     others = [(messages, None), (no_calls, tools)]
-    return any(shown in (None, text(*o)) for o in others if o != (messages, tools))
+    if any(shown in (None, text(*o)) for o in others if o != (messages, tools)):
+        return hidden
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    arguments = [call.get("function", call).get("arguments") for call in calls]
+    if any(json.dumps(a, ensure_ascii=False) in shown for a in arguments if isinstance(a, str)):
+        return "arguments of calls as text, which the chat template puts into quotes"
+    return ""
 
 
 def messages_of(row):
@@ -291,8 +340,9 @@ def encode_rows(
 
     Rows that cannot be learned are left out, and a warning on standard error counts them: those
     with an empty answer, with the text of the end token inside an answer, with tools that the chat
-    template does not show, or without a target token within max_seq_length. Raises InputError if no
-    row is left, or naming the row that the chat template rejects.
+    template does not show, with arguments of calls that it puts into quotes, or without a target
+    token within max_seq_length. Raises InputError if no row is left, or naming the row that the
+    chat template rejects.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 
@@ -333,7 +383,8 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     for example {"prompt": "question", "completion": "answer"}; other columns are not read. Of a
     file, valid and test are both every tenth row (none if there are fewer than ten). A folder has
     train.jsonl, and may have valid.jsonl and test.jsonl; test is otherwise valid.jsonl, and both
-    are otherwise every tenth row of train.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
+    are otherwise every tenth row of train.jsonl. Other names of the splits are those of Hugging
+    Face, as validation.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
     """
     if split not in tasks.SPLITS:
         raise InputError(f"there is no split {split!r}: give one of {', '.join(tasks.SPLITS)}")
@@ -352,7 +403,7 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
             f"there is no data set or file {name!r}: give {', '.join(tasks.BUILTIN)}, "
             f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
         )
-    rows = read_rows(path, columns)
+    rows = read_rows(path, columns, name)
     if not is_shared:
         return rows
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
@@ -371,8 +422,18 @@ def file_of(folder, split):
     """Return the file of a split in a folder; of test, that of valid if there is none.
 
     If there is none for valid, it is that of train. If there is none for train, it is train.jsonl.
+    Raises InputError if there are several.
     """
-    files = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
-    found = next(filter(Path.exists, files), files[0])
+    found = sorted(
+        path
+        for path in folder.glob("*")
+        if path.name.lower().split(".")[0] in NAMES[split]
+        and path.suffix.lower() in (*SUFFIXES, *OTHERS)
+    )
+    if len(found) > 1:
+        several = " and ".join(path.name for path in found)
+        raise InputError(f"{folder} has several files of the split {split}: {several}: keep one")
+    if found:
+        return found[0]
     instead = {"test": "valid", "valid": "train"}.get(split)
-    return file_of(folder, instead) if instead and not found.exists() else found
+    return file_of(folder, instead) if instead else folder / "train.jsonl"

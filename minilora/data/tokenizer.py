@@ -16,7 +16,9 @@ from typing import Any
 
 from ..config import InputError
 
-SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL = (  # names in the order in which transformers adds them
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class PretrainedTokenizer:
     settings: dict  # tokenizer_config.json, for writing
     source: str  # its file, for messages
     chat_date: str | None = None  # the date for chat templates, YYYY-MM-DD; None: today
+    for_tools: str | None = None  # the chat template of rows with tools, if it is another one
 
     @property
     def vocab_size(self):
@@ -115,7 +118,8 @@ class PretrainedTokenizer:
 
     def render(self, messages, add_generation_prompt=False, tools=None):
         """Return the text of a chat by the chat template, optionally with the generation prompt."""
-        program = compiled(self.chat_template)
+        use_other = tools is not None and self.for_tools
+        program = compiled(self.for_tools if use_other else self.chat_template)
         now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
         with one_error("the chat template rejects these messages"):
             return program.render(

@@ -17,6 +17,7 @@ from .. import lora
 from ..config import INITIALIZERS, InputError, LoraConfig
 from ..methods import initializers
 from ..methods.method import MethodConfig
+from ..methods.registry import METHODS
 from ..model import Model, Source
 from ..optim import OPTIMIZERS
 from ..training import Best, State
@@ -42,10 +43,11 @@ def save_adapter(
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     model: that of the adapter; its source is written, too. `adapter_config` is a LoraConfig, or the
-    MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases stay
-    float32. Raises InputError if the folder contains a model or a run of `minilora train`, if a
-    leaf has no place in the format, if a number does not fit `dtype`, or if `adapter_config` does
-    not describe the tree.
+    MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases, the
+    random matrices of VeRA and the prompt of P-tuning stay float32, because no run rounds them.
+    Raises InputError if the folder contains a model or a run of `minilora train`, if a leaf has no
+    place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
+    the tree.
     """
     folder = Path(folder)
     if any((folder / name).exists() for name in (CHECKPOINT, SETTINGS)):
@@ -62,16 +64,17 @@ def write_adapter(folder, adapters, model, adapter_config, dtype):
     if isinstance(adapter_config, MethodConfig):
         tensors = method_format.tensors(adapters, adapter_config)
         fields = method_format.as_json(adapter_config, name)
+        exact = METHODS[adapter_config.method].float32
     else:
         tensors, with_bias, modules = peft_format.tensors(adapters, model.base, adapter_config)
         fields = peft_format.as_json(adapter_config, name, with_bias, modules)
+        exact = tuple(path for path in tensors if path.endswith("lora_B.bias"))
     texts = {"format": "pt"}  # transformers needs it
     if name:
         texts[SOURCE] = json.dumps(model.source._asdict())
     folder.mkdir(parents=True, exist_ok=True)
     entries = {
-        name: entry("F32" if name.endswith("lora_B.bias") else stored_type, w)
-        for name, w in tensors.items()
+        name: entry("F32" if name in exact else stored_type, w) for name, w in tensors.items()
     }
     config = folder / CONFIG
     with atomic_write(config, folder / WEIGHTS) as (config_file, weights_file):
@@ -100,7 +103,8 @@ def load_adapter(
 ) -> LoadedAdapter:
     """Read an adapter that PEFT or `save_adapter` wrote: LoadedAdapter(adapters, model, config).
 
-    The returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
+    The adapter of P-tuning is its prompt, because the file lacks the network that computes it. The
+    returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
     returned model has its projections in `scheme` and `block_size`; the default is the storage that
     the adapter was trained on. Warns if the model is not the one that it was trained on. Raises
     InputError naming the file and the tensor or field that is missing, unexpected, of the wrong

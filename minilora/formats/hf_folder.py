@@ -10,13 +10,14 @@ The model types differ from Llama in what their file in `families` says.
 """
 
 import json
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..config import ALL_LINEAR, ATTENTION, BOOLEAN, MLP, QK_NORMS, InputError, ModelConfig
+from ..config import ALL_LINEAR, ATTENTION, BOOLEAN, MLP, QK_NORMS, InputError, ModelConfig, Rule
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import ops
 from ..methods.method import SIZE
@@ -31,13 +32,23 @@ CONFIGS = ("config.json", "generation_config.json")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}  # field of config.json: projections
+CAUSAL = Rule("be true", lambda value: value is True)
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
 )  # fmt: skip
 OTHERS = (
-    "model_type", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling",
+    "model_type", "rms_norm_eps", "rope_theta", "rope_scaling",
     "max_position_embeddings", "tie_word_embeddings", "bos_token_id",
+)  # fmt: skip
+# read next to what `as_json` writes
+ALSO_READ = ("rope_parameters", "partial_rotary_factor", "quantization_config", "is_causal")
+# without effect on what a model computes here, as *_token_id, output_*, and names that begin with _
+NEUTRAL = (
+    "architectures", "attention_dropout", "cache_implementation", "chunk_size_feed_forward",
+    "dtype", "id2label", "initializer_range", "is_llama_config", "label2id", "max_length",
+    "pretraining_tp", "problem_type", "return_dict", "torch_dtype", "transformers.js_config",
+    "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
 )  # fmt: skip
 
 
@@ -45,6 +56,7 @@ def read_config(folder):
     """Read (ModelConfig, biased projections) of the two config files of a folder.
 
     Raises InputError naming the file and the field that is missing, malformed or not implemented.
+    Warns of fields that are not read and not known to be without effect.
     """
     path = folder / CONFIGS[0]
     raw = read_json(path)
@@ -55,7 +67,24 @@ def read_config(folder):
         method = mapping(raw, "quantization_config").get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":
             raise InputError(f"quant_method {method!r} is not supported; only bitsandbytes is")
+    unread = ", ".join(unread_fields(raw, config))
+    if unread:
+        text = f"{path}: not read: {unread}. If the model needs a field of these, use transformers"
+        warnings.warn(str(InputError(text)), stacklevel=4)
     return replace(config, generation_config=generation or None), biased
+
+
+def unread_fields(raw, config):
+    """Return the names of the fields of config.json that may have an effect and are not read."""
+    known = {*as_json(config, "", ()), *FAMILIES[config.model_type].defaults, *ALSO_READ, *NEUTRAL}
+    return [
+        name
+        for name, value in raw.items()
+        if value
+        and name not in known
+        and not name.startswith(("_", "output_"))
+        and not name.endswith("_token_id")
+    ]
 
 
 def model_config(raw):
@@ -66,10 +95,11 @@ def model_config(raw):
         raise InputError(f"model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
     raw = family.defaults | raw
     implemented = family.fields.get("hidden_act", "silu")
-    act = raw.get("hidden_act") or raw.get("hidden_activation") or implemented
+    act = raw.get(family.activation) or implemented
     if act != implemented:
-        raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
+        raise InputError(f"{family.activation} {act!r} is not implemented; only {implemented} is")
     number(raw, "num_hidden_layers", SIZE)
+    number(raw, "is_causal", CAUSAL, True)
     for name in (*BIASES, "use_sliding_window"):
         number(raw, name, BOOLEAN, False)
     heads = size(raw, "num_attention_heads")
@@ -78,7 +108,7 @@ def model_config(raw):
         if raw.get(name) is None:  # of all numbers, transformers allows null only for these two
             raw[name] = default
     fields = {name: size(raw, name) for name in SIZES} | family.fields
-    both = raw.get("rope_parameters"), raw.get("rope_scaling")
+    both = mapping(raw, "rope_parameters"), mapping(raw, "rope_scaling")
     if all(both) and both[0] != both[1]:  # transformers 5 would use the second
         raise InputError("rope_scaling next to rope_parameters is not read: write it into them")
     fields["rope_theta"], fields["rope_scaling"] = rope(raw)
@@ -98,8 +128,8 @@ def as_json(config, dtype, biased):
     flags = {name: names[0] in biased for name, names in BIASES.items() if names in family.biases}
     copied = {name: getattr(config, name) for name in (*SIZES, *OTHERS)}
     return copied | flags | family.write(config) | {
+        family.activation: config.hidden_act, "eos_token_id": config.eos_token_id or None,
         "architectures": [family.architecture], "torch_dtype": dtype,
-        "eos_token_id": config.eos_token_id or None,
     }  # fmt: skip
 
 

@@ -1,11 +1,17 @@
-"""Read and write the three tokenizer files of a Hugging Face folder."""
+"""Read and write the tokenizer files of a Hugging Face folder, as transformers does."""
 
 from ..config import InputError
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
 from ..tree import without
 from .files import check_start, errors_in, read_json, read_text, write_json
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+SPECIAL_MAP = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+TEMPLATES = "additional_chat_templates"
+FILES = (  # that are read; the first three are written
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", SPECIAL_MAP, ADDED,
+    f"{TEMPLATES}/tool_use.jinja",
+)  # fmt: skip
 
 
 def from_folder(folder, eos_token_id=None):
@@ -24,20 +30,81 @@ def from_folder(folder, eos_token_id=None):
     backend.no_truncation()
     config = folder / "tokenizer_config.json"
     settings = read_json(config, {})
+    added = {}
+    if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
+        settings |= read_json(folder / SPECIAL_MAP, {})
+        added = read_json(folder / ADDED, {})
     with errors_in(config):
-        special = {name: _text(name, settings[name]) for name in SPECIAL if settings.get(name)}
+        special = _add_tokens(backend, settings, added)
         eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
         if eos is None:
-            raise InputError("it names no eos_token of tokenizer.json")
-        template = settings.get("chat_template")
-        if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        if template is not None:
-            template = _text("chat_template", template)
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        template = read_text(own)
-    return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
+            raise InputError("it names no eos_token")
+        templates = _templates(folder, settings)
+    template, for_tools = templates.get("default"), templates.get("tool_use")
+    return PretrainedTokenizer(
+        backend, eos, special, template, settings | special, str(path), for_tools=for_tools
+    )
+
+
+def _add_tokens(backend, settings, added):
+    """Add the tokens that tokenizer.json lacks; return {name: text} of the special tokens.
+
+    added: {text: id}, of added_tokens.json. The order is that of transformers. It adds special
+    tokens of the vocabulary too, so that they are found in a text before it is split.
+    """
+    named = {
+        name: settings[name]
+        for name in (*SPECIAL, *settings)
+        if name.endswith("_token") and settings.get(name) not in (None, "", True, False)
+    }  # True and False: of add_bos_token
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, dict):
+        named |= extra
+        extra = None
+    extra = extra or settings.get("additional_special_tokens") or []
+    special = {name: _text(name, value) for name, value in named.items()}
+    texts = [*special.values(), *(_text("a special token", value) for value in extra)]
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+
+    def add(text, fields):
+        fields = without(fields, "__type", "content") if isinstance(fields, dict) else {}
+        fields["special"] = fields.get("special", False) or text in texts
+        backend.add_tokens([library("tokenizers").AddedToken(text, **fields)])
+        known.add(text)
+
+    tokens = settings.get("added_tokens_decoder") or {
+        i: {"content": text} for text, i in added.items() if text not in known
+    }
+    for i, fields in sorted(tokens.items(), key=lambda token: int(token[0])):
+        add(fields["content"], fields)
+        if backend.token_to_id(fields["content"]) != int(i):
+            raise InputError(
+                f"the added token {fields['content']!r} has the id {i}, but is the token "
+                f"{backend.token_to_id(fields['content'])} of tokenizer.json"
+            )
+    for text, value in zip(texts, (*named.values(), *extra)):
+        if text not in known:
+            add(text, value)
+    return special
+
+
+def _templates(folder, settings):
+    """Return {name: chat template}; as in transformers, files replace those of the settings."""
+    files = [folder / "chat_template.jinja", *(folder / TEMPLATES).glob("*.jinja")]
+    found = {file.stem: read_text(file) for file in files if file.is_file()}
+    if "chat_template" in found:
+        found["default"] = found.pop("chat_template")
+    if not found:
+        value = settings.get("chat_template") or {}
+        if isinstance(value, list):
+            value = {entry["name"]: entry["template"] for entry in value}
+        found = value if isinstance(value, dict) else {"default": value}
+    if found and "default" not in found:
+        raise InputError(
+            f"its chat templates are {', '.join(found)}, and none is the default: "
+            "write the one to use as chat_template.jinja"
+        )
+    return {name: _text("chat_template", template) for name, template in found.items()}
 
 
 def _text(name, value):
@@ -51,8 +118,16 @@ def _text(name, value):
 
 
 def save(tokenizer, folder):
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+    If there is another template for tools, both are in tokenizer_config.json.
+    """
     (folder / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
-    write_json(folder / "tokenizer_config.json", without(tokenizer.settings, "chat_template"))
-    if tokenizer.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    template = tokenizer.chat_template
+    settings = without(tokenizer.settings, "chat_template")
+    if tokenizer.for_tools:
+        both = {"default": template, "tool_use": tokenizer.for_tools}
+        settings["chat_template"] = [{"name": n, "template": t} for n, t in both.items()]
+    elif template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)

@@ -8,6 +8,7 @@ embedding and the head can stay in the type of their file.
 """
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,17 +52,20 @@ def load(
     `name` is "micro" or "tiny" (built in), "smollm2" (after `minilora fetch smollm2`), a Hugging
     Face folder, or a .gguf file. Weights are float32 (out, in). The projections are quantized by
     `scheme` (none, int8, fp4, nf4, nf4-dq) in blocks of `block_size` weights; a folder that is
-    stored quantized is not changed. If `low_precision` (default: if the base is quantized), an
-    embedding and a head stored in F16, BF16 or Q8_0 stay in that type, as an exact `LowPrecision`.
-    Raises InputError naming the file and the tensor or field that cannot be used.
+    stored quantized is not changed, nor are the projections that it stores dense. If
+    `low_precision` (default: if the base is quantized), an embedding and a head stored in F16, BF16
+    or Q8_0 stay in that type, as an exact `LowPrecision`. compute_dtype: see `with_compute_dtype`;
+    warns if bfloat16 rounds a dense weight. Raises InputError naming the file and the tensor or
+    field that cannot be used.
     """
     place = _place(name)
     read = _folder if place.is_dir() else _gguf
     config, tensors, tokenizer, biased = read(place)
     check_vocabulary(place, config, tokenizer)
+    types = {entry.dtype for entry in tensors.values()}
+    stored_quantized = not types.isdisjoint(quantized_file.TYPES)
     if low_precision is None:
-        types = {entry.dtype for entry in tensors.values()}
-        low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
+        low_precision = scheme != "none" or stored_quantized
     expected = shapes(config, FAMILIES[config.model_type].biased(biased))
     # old folders also contain rotary frequencies, or a copy of a tied head; bitsandbytes' contain
     # the layout of 8-bit weights
@@ -69,12 +73,18 @@ def load(
     used = {p: e for p, e in tensors.items() if p in expected or not p.endswith(needless)}
     check_names_and_shapes(used, expected, place)
     base: dict = {}
+    rounded = False
     for path in expected:
         entry = tensors[path]
         keep = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep else entry.read()
-        leaf = _leaf(path, entry.where, w, scheme, block_size)
-        set_leaf(base, path, leaf_in(leaf, compute_dtype))
+        stays_dense = stored_quantized and entry.dtype not in quantized_file.TYPES
+        leaf = _leaf(path, entry.where, w, "none" if stays_dense else scheme, block_size)
+        stored = leaf_in(leaf, compute_dtype)
+        rounded |= stored is not leaf and not np.array_equal(ops.dense(stored), ops.dense(leaf))
+        set_leaf(base, path, stored)
+    if rounded:
+        warnings.warn(f"the dense weights of {name} are rounded to {compute_dtype}", stacklevel=2)
     name = os.fspath(name)
     known = name if name in NAMES else os.path.abspath(name)
     stored, block = storage(base)
@@ -124,7 +134,9 @@ def _folder(folder):
         tokenizer = ByteTokenizer()
     else:
         tokenizer = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
-    config = replace(config, eos_token_id=config.eos_token_id or (tokenizer.eos_token_id,))
+    # training ends a row with the tokenizer's token, which the config may not name
+    ends = dict.fromkeys((*config.eos_token_id, tokenizer.eos_token_id))
+    config = replace(config, eos_token_id=tuple(ends))
     tensors = quantized_file.join(hf_folder.read_tensors(folder))
     tensors = FAMILIES[config.model_type].split(config, tensors)
     if config.tie_word_embeddings and has_other_head(tensors):

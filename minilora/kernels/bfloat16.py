@@ -22,7 +22,7 @@ from .loops import jit, rows
 from .threads import parallel_rows
 
 _, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of the processor
-HAS_BF16 = "+avx512bf16" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
+HAS_BFLOAT16 = "+avx512bf16" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 ROWS = 12  # with two registers of sixteen sums per row, a tile fills 24 of 32 registers
 COLUMNS = 32
 DEPTH = 512  # terms of a sum that are packed at a time: a panel fits in the first-level cache
@@ -35,7 +35,7 @@ QUIET = np.uint32(0x40)  # the bit of a quiet NaN
 
 def matmul(x, w, out, first=0):
     """Write x wᵀ to the columns of out (m, ·) from `first` on: x (m, k) float32, bits w (n, k)."""
-    if HAS_BF16:
+    if HAS_BFLOAT16:
         _multiply(to_bfloat16(x), w, False, out, first)
     else:
         out[:, first : first + len(w)] = nearest(x, "bfloat16") @ from_bfloat16(w).T
@@ -43,7 +43,7 @@ def matmul(x, w, out, first=0):
 
 def matmul_transposed(g, w):
     """Compute g w (m, k) float32 from g (m, n) float32 and the bits w (n, k)."""
-    if not HAS_BF16:
+    if not HAS_BFLOAT16:
         return nearest(g, "bfloat16") @ from_bfloat16(w)
     out = np.empty((len(g), w.shape[1]), np.float32)
     _multiply(to_bfloat16(g), w, True, out, 0)
@@ -103,14 +103,20 @@ def _fill_panels(lo, hi, x, w, transposed, out, first):
                 pack_rows(w[columns, part], panel[:pairs])
             for i in range(len(blocks)):
                 tile = out[i * ROWS : (i + 1) * ROWS, first + columns.start : first + columns.stop]
-                to = tile
-                if tile.size < edge.size:
+                if tile.size == edge.size:
+                    add_product(blocks[i], panel[:pairs], tile)
+                else:
                     edge[:] = 0
-                    to = edge
-                block = blocks[i].ctypes.data
-                add_tile(block, panel.ctypes.data, pairs, to.ctypes.data, to.strides[0])
-                if tile.size < edge.size:
+                    add_product(blocks[i], panel[:pairs], edge)
                     tile += edge[: tile.shape[0], : tile.shape[1]]
+
+
+@jit
+def add_product(block, panel, tile):
+    """Add block (ROWS, DEPTH) times panel (pairs, COLUMNS) to a tile (ROWS, COLUMNS)."""
+    add_tile(  # type: ignore[call-arg]
+        block.ctypes.data, panel.ctypes.data, len(panel), tile.ctypes.data, tile.strides[0]
+    )
 
 
 @jit
@@ -149,9 +155,7 @@ def pack_columns(w, panel):
 
 @intrinsic
 def add_tile(typingctx, block, panel, pairs, out, stride):
-    """Add block · panel to a tile; addresses, the number of words, and bytes per row of out."""
-    # `_fill_panels` guarantees ROWS rows of DEPTH numbers at block, `pairs` rows of COLUMNS words
-    # at panel, and ROWS rows of COLUMNS sums at out
+    """Compute `add_product` from addresses, the rows of panel, and the bytes of a row of out."""
     word = ir.IntType(32)
     words = ir.VectorType(word, 16)
     floats = ir.VectorType(ir.FloatType(), 16)

@@ -44,7 +44,7 @@ def parts(q):
     n = math.prod(q.shape)
     if 2 * q.codes.size < n or absmax.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
-    k = q.block_size.bit_length() - 1
+    k = int(q.block_size).bit_length() - 1
     return q.codes, absmax, CODEBOOKS[q.quant_type].values, BYTE_VALUES[q.quant_type], k
 
 

@@ -65,22 +65,22 @@ def dense(w):
 
 
 def tiles(w):
-    """Yield (slice of rows, matrix) of w, tile by tile: float32, or bits of its compute_dtype."""
-    parts = None
-    rounds = False
-    if isinstance(w, Stored):
-        parts = parts_of(w)
-        rounds = w.compute_dtype == "bfloat16"
-    else:
+    """Yield (slice of rows, matrix) of w, tile by tile: float32, or the bits in bfloat16.
+
+    The bits (uint16) are those of a stored w with this `compute_dtype`.
+    """
+    if not isinstance(w, Stored):
         w = layers.dense(w)
-    is_rounded = rounds and getattr(w, "kind", "") == "BF16"
+    rounds = getattr(w, "compute_dtype", "float32") == "bfloat16"
+    has_bits = rounds and getattr(w, "kind", "") == "BF16"
+    parts = parts_of(w) if isinstance(w, Stored) else None
     for first in range(0, w.shape[0], TILE):
         span = slice(first, min(first + TILE, w.shape[0]))
-        if is_rounded:
-            tile = w.codes[span]
-        else:
-            tile = read(w.shape, parts, span) if parts else w[span]
-        yield span, bfloat16.to_bfloat16(tile) if rounds and not is_rounded else tile
+        if has_bits:
+            yield span, w.codes[span]
+            continue
+        tile = read(w.shape, parts, span) if parts else w[span]
+        yield span, bfloat16.to_bfloat16(tile) if rounds else tile
 
 
 def product(x, tile, out, first=0):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..config import FINITE, InputError, LoraConfig, Rule, check_setting
-from ..generation import check_generation, sample
+from ..generation import check_generation, sample, warn_of_length
 from ..layers import LayerCache
 from ..lora import adapted_paths
 from ..model import Model, hidden_states, logits, with_adapters
@@ -47,7 +47,9 @@ def generate_batch(
     last = min(map(len, prompts))
     while last < max(ends):
         tokens = np.array([row[first:last] for row in rows])
+        past = caches[0].length
         x = hidden_states(model, tokens, np.zeros_like(tokens), caches)
+        warn_of_length(past, caches[0].length, model.config)
         z = logits(x[:, -1], model)
         for i, row in enumerate(rows):
             if len(row) == last:  # the row is read to its end

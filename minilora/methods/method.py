@@ -71,3 +71,5 @@ class Method:
     # unpack(tensors, base, config) is its inverse
     pack: Callable[..., Tree] = lambda adapters: flatten(arrays(adapters))
     unpack: Callable[..., Tree] = lambda tensors, base, config: unflatten(tensors)
+    # tensors that are no trained leaves, which no run rounds: float32 in a file of any dtype
+    float32: tuple[str, ...] = ()

@@ -73,6 +73,7 @@ P_TUNING = replace(
     name="p-tuning",
     init=init_p_tuning,
     prompts={ENCODER: encode},
+    float32=(PROMPT,),
     peft_fields={"peft_type": "P_TUNING", "num_transformer_submodules": 1},
     free_fields=(
         *SHAPE,

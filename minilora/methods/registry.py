@@ -95,3 +95,11 @@ def method_name(adapter_config):
     if isinstance(adapter_config, MethodConfig):
         return adapter_config.method
     return "dora" if adapter_config.use_dora else "lora"
+
+
+def num_virtual_tokens(adapter_config):
+    """Return the number of virtual tokens before each text: 0 for LoRA, or without an adapter."""
+    if not isinstance(adapter_config, MethodConfig):
+        return 0
+    has_some = METHODS[adapter_config.method].size == "num_virtual_tokens"
+    return adapter_config.num_virtual_tokens if has_some else 0

@@ -62,6 +62,7 @@ METHOD = Method(
     peft_size="r",
     pack=pack,
     unpack=unpack,
+    float32=SHARED_NAMES,
     extra_floats={B: len, D: len},  # what the vector multiplies
     peft_fields={
         "peft_type": "VERA",

@@ -40,11 +40,13 @@ def quantize(model: Model, scheme: str, block_size: int = 64) -> Model:
 
 
 def storage(base):
-    """Return (scheme, block size) of the projections of a base: ("none", None) if they differ.
+    """Return (scheme, block size) of the quantized projections of a base; others may be dense.
 
-    The block size is None for weights without blocks.
+    They are ("none", None) if no projection is quantized, or if they differ. The block size is None
+    for weights without blocks.
     """
     found = {storage_of(w) for path, w in named_leaves(base) if is_projection(path)}
+    found -= {("none", None)}
     return found.pop() if len(found) == 1 else ("none", None)
 
 

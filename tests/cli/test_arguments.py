@@ -8,6 +8,7 @@ from small_run import at, error_of, run, write_rows
 
 from minilora import cli
 from minilora.cli.arguments import Parser, as_toml, parser, toml_settings
+from minilora.cli.commands import MERGED_RUN, run_settings
 from minilora.cli.stored_paths import absolute
 from minilora.config import InputError
 from minilora.course.commands import add_commands
@@ -31,7 +32,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--data nowhere.jsonl": "nowhere.jsonl",
     "--init-adapter nowhere": "nowhere",
     "-c nowhere.toml": "nowhere.toml",
-    "--resume --overwrite": "not allowed with",
+    "--resume --overwrite": "choose one",
     "--resume": "there is no run to resume in {out}: give its --adapter-path",
     "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
     "--quantize nf4dq": "(choose from ",
@@ -53,6 +54,8 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--rank-pattern q_proj=2.5": "--rank-pattern: must be REGEX=NUMBER, got q_proj=2.5",
     "--rank-pattern q_proj=2 q_proj=3": "--rank-pattern: an expression is empty or there twice",
     "--alpha-pattern k_proj=2": "--alpha-pattern has 'k_proj', which matches no adapted",
+    "--rank-pattern .*=2 v_proj=3": "--rank-pattern has 'v_proj', which matches no adapted",
+    "--exclude-modules k_proj": "--exclude-modules has no effect, because no target matches",
     "--columns prompt": "--columns: must be KEY=COLUMN",
     "--data questions --columns prompt=a": "is for files: the rows of questions",
 }
@@ -80,6 +83,8 @@ OTHERS = {  # command lines: part of the message
     "generate --prompt a --top-p 0": "--top-p",
     "generate --prompt=": "--prompt: the value is empty",
     "generate --prompt a --adapter-path=": "--adapter-path: the value is empty",
+    "generate --prompt - a -": "--prompt has - twice",
+    "generate --prompt a --prompt b": "--prompt is given 2 times: write all values after one",
     "teach grade x --out=": "--out: the value is empty",
     "evaluate --max-seq-length 0": "--max-seq-length",
     "evaluate --adapter-path nowhere": "nowhere/adapter_model.safetensors cannot be read",
@@ -94,6 +99,7 @@ OTHERS = {  # command lines: part of the message
     "generate --prompt a --top-p 0.1": "--top-p has no effect with --temp 0",
     "chat --seed 0": "--seed has no effect with --temp 0",
     "evaluate --adapter-path a\0b": "an argument has a NUL",
+    "evaluate --adapter-path a\udcff": "or a character that is not UTF-8",
 }
 
 
@@ -105,9 +111,14 @@ def test_another_command_that_cannot_be_is_one_line(words, base, capsys):
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\udcff", "a" * 300])
 def test_a_message_stays_one_line_whatever_a_name_holds(tmp_path, capsys, name):
-    for words in (["evaluate", "--adapter-path"], ["evaluate", "--model"], ["train", "-c"]):
-        line = error_of(capsys, cli.main([*words, str(tmp_path / name)]))
+    for words in ("evaluate --adapter-path", "evaluate --model", "train -c", "train --data"):
+        line = error_of(capsys, cli.main([*words.split(), str(tmp_path / name)]))
         assert line.isprintable()
+
+
+def test_a_message_names_flags_and_only_those_that_there_are(capsys):
+    assert cli.report_error("`r`, `top_p` or `none`: a `dtype` of a `shape`") == 2
+    assert capsys.readouterr().err == "error: --lora-r, --top-p or `none`: a --dtype of a `shape`\n"
 
 
 def parsers(top):
@@ -153,10 +164,8 @@ BAD_TOML = {
     '"a\\nb" = 3': r"a\nb is not",
     'quantize = "x"': "--quantize",
     "data = [1, 2]": "unrecognized arguments: 2",
-    "block_size = true": "--block-size",
     "block_size = 1.5": "--block-size",
     "no_packing = true": "no_packing is not a setting",
-    'mask_prompt = "x"': "--mask-prompt",
     "iters = 1979-05-27": "--iters",
 }
 
@@ -185,6 +194,8 @@ def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     for model in ("tiny", "micro", "smollm2"):
         assert absolute("model", model) == model
+    (tmp_path / "tiny" / MERGED_RUN).write_text("a folder of this name is not read")
+    assert run_settings("tiny") == {}
     for name in ("questions", "notes"):
         assert absolute("data", name) == name
     for setting, name in (("data", "tiny"), ("model", "./tiny"), ("init_adapter", "tiny")):

@@ -3,14 +3,13 @@
 import io
 import json
 import re
-import shutil
 import textwrap
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_run import at, changed, error_of, metrics, run, train, write_base, write_rows
+from small_run import at, changed, error_of, metrics, run, train, write_rows
 from toy_models import CONFIG, leaves, tiny
 
 import minilora
@@ -26,7 +25,6 @@ from minilora.formats.checkpoint import read_source, save_adapter
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.model import Model, Source
-from minilora.rounding import round_to
 from minilora.tree import flatten, get, unflatten
 
 # ---------------------------------------------------------------------- the base of an adapter
@@ -86,18 +84,6 @@ def test_an_adapter_of_a_python_program_needs_no_flags(data, tmp_path, monkeypat
     assert first["eval_loss"] == minilora.evaluate(adapters, model, examples[9::10])["loss"]
 
 
-def test_the_storage_of_a_quantized_folder_is_known(base, data, tmp_path, capsys):
-    stored, out = tmp_path / "four-bit", tmp_path / "run"
-    assert run("quantize --quantize nf4 --block-size 32 --model", base, "--out", stored) == 0
-    assert train(stored, data, out, "--quantize none") == 0
-    assert "- Base: four-bit, stored as nf4." in (out / "README.md").read_text()
-    capsys.readouterr()
-    assert run("evaluate --json", *at(out)) == run("evaluate", *at(out)) == 0
-    printed, said = capsys.readouterr()
-    assert json.loads(printed.splitlines()[0])["quantize"] == "nf4" and said == ""
-    assert f"base: {stored}, stored as nf4\n" in printed
-
-
 def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path, capsys):
     """As one of PEFT."""
     folder, config = tmp_path / "peft", LoraConfig()
@@ -111,18 +97,6 @@ def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path
     assert run(*words, "--model", base) == 0 and capsys.readouterr().err == ""
     stored = f'quantize = "{read_source(tmp_path / "run").scheme}"\n'
     assert stored in (tmp_path / "run" / "train_config.toml").read_text()
-
-
-def test_weights_that_were_replaced_in_place_are_noticed(base, data, tmp_path, capsys):
-    """Each command that reads the base for an adapter compares its digest with the adapter's."""
-    own, out = shutil.copytree(base, tmp_path / "base"), tmp_path / "run"
-    assert train(own, data, out) == 0
-    shutil.copytree(write_base(tmp_path / "other", seed=1), own, dirs_exist_ok=True)
-    capsys.readouterr()
-    warning = f"warning: the files of {own} are not those of the base that {out} was trained on: an"
-    assert run("evaluate", *at(out)) == 0
-    assert run("train --dry-run --init-adapter", out, "--data", data) == 0
-    assert capsys.readouterr().err.count(warning) == 2
 
 
 # -------------------------------------------------------------------------------- evaluate
@@ -174,20 +148,32 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
     capsys.readouterr()
     assert run("evaluate --json --adapter-path", out, "--data", other) == 0
     printed, said = capsys.readouterr()
-    assert "warning: 2 of 4 rows are among the rows that the adapter was trained on: " in said
+    assert "warning: 2 of 4 rows are among the rows that the model was trained on: " in said
     score = json.loads(printed)
     assert score["trained_on"] == 2
+    merged, stored = tmp_path / "merged", tmp_path / "stored"  # know the run, too
+    assert run("merge --adapter-path", out, "--out", merged) == 0
+    assert run("quantize --model", merged, "--out", stored) == 0
+    capsys.readouterr()
+    for model, scheme in ((merged, "none"), (stored, "nf4-dq")):
+        assert run("evaluate --json --model", model, "--data", other) == 0
+        found = json.loads(capsys.readouterr().out)
+        for name in ("trained_on", "tokens", "max_seq_length", "data"):
+            assert found[name] == score[name]
+        assert found["quantize"] == scheme
+    assert run("evaluate --model", merged) == 0
+    assert f"2 rows, valid split of {data}\n" in capsys.readouterr().out
     turns = [{"role": "user", "content": "3+1="}, {"role": "assistant", "content": "4"}]
     spaced = {"prompt": " 3+1=\n", "completion": "4 "}  # white space does not make another row
     assert warn_of_common_rows([{"messages": turns}, rows[0]], [spaced], "rows", "others") == 1
 
     data.write_text(data.read_text() + "\n")
     assert run("evaluate --adapter-path", out, "--data", other) == 0
-    changed = f"warning: {data} has changed since the run: it may lack rows that the adapter"
+    changed = f"warning: {data} has changed since the run: it may lack rows that the model"
     assert changed in capsys.readouterr().err
     data.unlink()
     assert run("evaluate --adapter-path", out, "--data", other) == 0
-    assert "the adapter may have been trained on these rows; its data" in capsys.readouterr().err
+    assert "the model may have been trained on these rows; its data" in capsys.readouterr().err
 
 
 def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
@@ -280,16 +266,11 @@ def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_pat
 
 
 def test_merge_writes_the_type_that_is_asked_for(base, data, tmp_path, capsys):
-    """The weights are those of the merge in float32, rounded once."""
     run_, out = tmp_path / "run", tmp_path / "merged"
     assert train(base, data, run_) == 0
     assert run("merge --dtype bfloat16", *at(run_), "--out", out) == 0
-    adapters, model, _ = minilora.load_adapter(run_, load(base, "nf4-dq").model)
     entries = read_header(out / "model.safetensors")
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
-    for path, w in flatten(minilora.merge(adapters, model).base).items():
-        rounded = round_to({"w": w}, "bfloat16")["w"]
-        np.testing.assert_array_equal(entries[path].read(), rounded)
     capsys.readouterr()
     assert "exists" in error_of(capsys, run("merge", *at(run_), "--out", out))
 
@@ -395,7 +376,7 @@ def asked(monkeypatch):
 
 
 def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n\n  \nand then?\n exit \nnever\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\r\n\r\n  \nand then?\n exit \nnever\n"))
     flags = "chat --max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt"
     assert cli.main([*flags.split(), "Be brief", "--model", str(chat_base)]) == 0
     printed = capsys.readouterr()
@@ -433,7 +414,7 @@ def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
         (["-", "--raw"], "\n from\na file "),
         (["-", "--system-prompt", "S"], "[system]S[user]\n from\na file [assistant]"),
     ):
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n from\na file \n"))
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n from\r\na file \r\n"))
         assert cli.main(["generate", "--model", str(chat_base), "--prompt", *words]) == 0
         assert asked.pop()[0] == prompt
         assert capsys.readouterr().out == "yes 1\n"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from small_run import at, error_of, metrics, run, train, write_rows
 
-from minilora import LoraConfig, cli, get_peft_model
+from minilora import LoraConfig, get_peft_model
 from minilora.cli.arguments import as_toml, parse
 from minilora.cli.commands import load_model
 from minilora.cli.run import fine_tune
@@ -136,20 +136,6 @@ def test_every_reader_of_an_adapter_refuses_a_killed_run_and_a_pickle(
     (sound / "adapter_model.safetensors").rename(sound / "adapter_model.bin")
     for line in (words, ["evaluate", *at(sound)]):
         assert "has only adapter_model.bin, a pickle" in error_of(capsys, run(*line))
-
-
-# --------------------------------------------------------------------------- names and folders
-
-
-@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "a\udcff", "a" * 300 + "/b"])
-def test_a_name_that_cannot_be_is_one_line(base, data, sound, tmp_path, capsys, name):
-    path = str(tmp_path / name)
-    words = ["--model", str(base), "--data", str(data), "--adapter-path", str(tmp_path / "new")]
-    for flag in ("--adapter-path", "--model", "--data", "--init-adapter"):
-        error_of(capsys, cli.main(["train", *words, flag, path]))
-    if name != "a\udcff":  # a name for a folder where nothing has to be written down
-        error_of(capsys, cli.main(["merge", "--adapter-path", str(sound), "--out", path]))
-    assert not (tmp_path / "new").exists()
 
 
 # ------------------------------------------------------------------------ the date, the terminal

@@ -53,8 +53,10 @@ def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_pa
 
     # the file holds the numbers, or for p-tuning the rows that its network gives
     read = load_model(parse(["evaluate"]), folder)
-    again = load_for_training(parse(["train", "--init-adapter", str(folder)]))
-    for found in (read, again):
+    loads = [read]
+    if method != "p-tuning":  # the file has no network to train
+        loads.append(load_for_training(parse(["train", "--init-adapter", str(folder)])))
+    for found in loads:
         assert found.model.source == loaded.model.source
         logits = minilora.forward(found.adapters, found.model, tokens)
         np.testing.assert_allclose(logits, expected, atol=1e-5)

@@ -10,8 +10,10 @@ from small_run import contents, run, train, write_base, write_rows
 from toy_models import CONFIG, leaves, tiny
 
 from minilora import training
-from minilora.cli.arguments import RECIPES, flag, parser
+from minilora.cli import arguments
+from minilora.cli.arguments import RECIPES, as_parsed, flag, parse, parser
 from minilora.cli.run import RunWriter
+from minilora.config import InputError
 from minilora.formats.pretrained import save_pretrained
 from minilora.model import Model
 from minilora.tree import unflatten
@@ -21,6 +23,7 @@ VALUES = {
     "model": ("{other}", "{base}"), "data": ("{more}", "{rows}"),
     "columns": (["prompt=question", "completion=answer"], ["prompt=prompt", "completion=answer"]),
     "quantize": ("fp4", "none"), "block_size": (32, 128), "method": ("ia3", "dora"),
+    "compute_dtype": ("bfloat16", "bfloat16"),
     "num_virtual_tokens": (3, 5), "bottleneck_size": (3, 5), "vera_r": (3, 5),
     "init_lora_weights": ("pissa", "loftq"), "lora_r": (2, 3), "lora_alpha": (3, 5),
     "lora_dropout": (0.2, 0.5), "target_modules": ([".*[01].*up_proj"], ["q_proj", "up_proj"]),
@@ -53,7 +56,6 @@ CONTEXTS = (  # in each of them, other flags act
     {"packing": True}, {"init_adapter": "{adapter}"}, {"model": "{chat}"},
     {"early_stopping_patience": 2}, {"also_train": ["head"]}, {"layers_to_transform": [1]},
 )  # fmt: skip
-PLACES = "the file", "the file and the line", "the recipe and the line", "a resumed run"
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +130,11 @@ def outcome(place, monkeypatch, capsys):
     monkeypatch.setattr(training, "model_loss", spying_loss)
     monkeypatch.setattr(RunWriter, "save", spying_save)
 
-    def train(line, file="", resumed=False):
+    def train(line, resumed=False):
         seen.clear()
         saved.clear()
         shutil.rmtree(place.of["run"], ignore_errors=True)
-        (place.folder / "settings.toml").write_text(file, encoding="utf-8")
         words = ["train", *as_words(line, place.of)]
-        if file:
-            words += ["-c", place.folder / "settings.toml"]
         capsys.readouterr()
         if resumed:
 
@@ -166,46 +165,89 @@ def effects(outcome, name):
     return tensors, numbers, rows, weights, did
 
 
-def test_the_last_place_counts_and_every_setting_acts_or_is_refused(
-    place, outcome, rng, tries, monkeypatch
-):
-    """Each case is a setting, a place, and other settings, with which it may have no effect."""
+def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
+    """The settings and the given flags are the same, wherever they were given last."""
+    recipe, stored = place.of["rows"], {}
+    folder, toml = place.folder / "stored", place.folder / "settings.toml"
+    folder.mkdir()
+    (folder / "checkpoint.safetensors").touch()
+    monkeypatch.setattr(arguments, "read_metadata", lambda path: (None, {"settings": stored}))
+
+    def parsed(line, file="", start=()):
+        toml.write_text(file, encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setitem(RECIPES, recipe, " ".join(as_words(dict(start), place.of)))
+            args = vars(parse(["train", "-c", str(toml), *as_words(line, place.of)]))
+        if args["epochs"]:
+            del args["iters"]  # which a run computes from the epochs
+        given = {word for word in args.pop("given") if word.startswith("--")}
+        return args, given - {"--iters", "--epochs"}  # which always act
+
+    for name, (value, other) in VALUES.items():
+        rest = {} if name == "data" else {"data": "{rows}"}
+        own, earlier = {name: value}, {name: other}
+        if name in ("iters", "epochs") and rng.random() < 0.5:
+            earlier = {"epochs": 0.4} if name == "iters" else {"iters": 5}
+        settings, given = parsed(rest | own)
+        assert settings != parsed(rest)[0], name
+        assert parsed(rest, as_file(own, place.of, rng)) == (settings, given), name
+        assert parsed(rest | own, as_file(earlier, place.of, rng)) == (settings, given), name
+        assert parsed(rest | own, start=earlier) == (settings, given), name
+        if name not in ("adapter_path", "epochs"):  # a checkpoint has neither
+            resumed = rest | {"resume": True, "adapter_path": str(folder)}
+            expected = parsed(resumed | own)
+            stored[name] = parsed(rest, as_file({name: other}, place.of, rng))[0][name]
+            assert parsed(resumed | own) == expected, name
+            assert parsed(rest, as_file(resumed | own, place.of, rng)) == expected, name
+            stored[name] = settings[name]
+            assert parsed(resumed)[0] == expected[0], name
+            stored.clear()
+
+
+def test_a_value_of_another_type_or_an_empty_one_is_refused_in_every_place():
+    """An empty list is a value in a file, but not on the line: a variable of the shell is empty."""
+    for name, default in vars(parser().parse_args(["train"])).items():
+        is_switch = isinstance(default, bool)
+        if name in ("command", "config"):
+            continue
+        for value in ["x", 1, []] if is_switch else [True, False]:
+            with pytest.raises(InputError, match=f"^a file: `{name}` must"):
+                as_parsed({name: value}, "a file")
+        if is_switch:
+            assert as_parsed({name: False}, "a file") == {name: False}
+            continue
+        for words in ([flag(name)], [flag(name), ""], [f"{flag(name)}="]):
+            with pytest.raises(InputError, match=flag(name)):
+                parse(["train", *words])
+        values, _ = VALUES[name]
+        if isinstance(values, list):
+            words = as_words({name: values}, {})
+            for more in (words, [""]):
+                with pytest.raises(InputError, match=f"{flag(name)}(:| is given 2 times)"):
+                    parse(["train", *words, *more])
+
+
+def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcome, rng, tries):
+    """Each case is a setting and other settings, with which it may have no effect."""
     known = vars(parser().parse_args(["train"])).keys() - OF_THE_FOLDER
     assert known == VALUES.keys()
-    cases = [(name, where, c) for name in VALUES for where in PLACES for c in CONTEXTS]
-    for name, where, context in rng.sample(cases, tries(12, 400)):
+    cases = [(name, context) for name in VALUES for context in CONTEXTS]
+    for name, context in rng.sample(cases, tries(10, 400)):
         rest = START | context
         if name in ("iters", "epochs"):
             del rest["iters"]
-        value, other = VALUES[name]
+        value, _ = VALUES[name]
         rest.pop(name, None)
-        case = name, where, context
         line = rest | {name: value}
         expected = outcome(line)
         if isinstance(expected, str):
             named = flag(name) in expected or name in expected
-            assert named or isinstance(outcome(rest), str), (case, expected)
-        elif name not in ("adapter_path", "iters", "epochs", *context):
-            assert effects(expected, name) != effects(outcome(rest), name), case
-        earlier = {name: other}
-        if name in ("iters", "epochs") and rng.random() < 0.5:
-            earlier = {"epochs": 0.4} if name == "iters" else {"iters": 5}
-        if where == "the file":
-            found = outcome(rest, as_file({name: value}, place.of, rng))
-        elif where == "the file and the line":
-            found = outcome(line, as_file(earlier, place.of, rng))
-        elif where == "the recipe and the line":
-            data = line.get("data", "questions").format(**place.of)
-            with monkeypatch.context() as patch:
-                patch.setitem(RECIPES, data, " ".join(as_words(earlier, place.of)))
-                found = outcome(line)
-        elif name in ("quiet", "dry_run") or isinstance(expected, str):
+            assert named or isinstance(outcome(rest), str), (name, context, expected)
             continue
-        else:
+        if name not in ("adapter_path", "iters", "epochs", *context):
+            assert effects(expected, name) != effects(outcome(rest), name), (name, context)
+        if name not in ("quiet", "dry_run"):
             found = outcome(line, resumed=True)
             found.printed = expected.printed
             found.saved = expected.saved  # and the step of the interrupt
-        if isinstance(expected, str):
-            assert isinstance(found, str), case
-        else:
-            assert found == expected, case
+            assert found == expected, (name, context)

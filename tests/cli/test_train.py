@@ -4,6 +4,7 @@ import re
 import shutil
 import tomllib
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,13 @@ from minilora.cli.loading import (
     make_adapter_config,
     unused_settings,
 )
-from minilora.cli.run import RunWriter, check_memory, print_length, steps_of_epochs
+from minilora.cli.run import (
+    RunWriter,
+    check_memory,
+    print_length,
+    steps_of_epochs,
+    warn_of_few_evaluations,
+)
 from minilora.config import InputError
 from minilora.data.packing import pack_examples
 from minilora.evaluation import plot
@@ -43,16 +50,13 @@ from minilora.formats.checkpoint import (
     read_metadata,
     read_source,
     save_adapter,
-    save_state,
 )
 from minilora.formats.files import digest as files_digest
 from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
-from minilora.methods.replaced import also_train
 from minilora.model import Model, Source
 from minilora.training import State
-from minilora.tree import flatten
 
 WEIGHTS, CHECKPOINT = "adapter_model.safetensors", "checkpoint.safetensors"
 
@@ -119,7 +123,7 @@ def test_a_save_does_not_write_the_records_of_earlier_saves(base, data, tmp_path
     more = "--iters 60 --save-every 1 --steps-per-eval 60 --quiet"
     assert train(base, data, tmp_path / "run", more) == 0
     *written, _ = written  # the last save has all records
-    assert len(written) == 60
+    assert len(written) == 59
     assert max(written) - min(written) < 700  # the records of 60 steps are 10,000 bytes
     assert len(metrics(tmp_path / "run")) == 62
 
@@ -137,13 +141,13 @@ def test_a_killed_run_needs_its_metrics(base, data, tmp_path, monkeypatch, capsy
     out, (change, sound) = tmp_path / "run", METRICS_OF_A_KILLED_RUN[what]
     with monkeypatch.context() as patch:  # as if a kill came after the last step
         patch.setattr(RunWriter, "end", lambda writer, state: None)
-        assert train(base, data, out) == 0
+        assert train(base, data, out, "--save-every 1") == 0
     rows = metrics(out)
     change(out / "metrics.jsonl")
     before = files(out)
     status = run("train --resume", *at(out))
     if sound:
-        assert status == 0 and metrics(out) == rows
+        assert status == 0 and metrics(out)[: len(rows)] == rows
         assert history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
         return
     line = error_of(capsys, status)
@@ -191,11 +195,14 @@ def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
     lines[19] = lines[0]  # the second of two held-out rows
     data.write_text("".join(lines))
     out = tmp_path / "out"
-    assert train(base, data, out, "--dry-run --iters 1000000000000000000") == 0
+    long = "--dry-run --iters 1000000000000000000 --steps-per-eval 1000000000000000000 --keep-best"
+    assert train(base, data, out, long) == 0
     printed, said = capsys.readouterr()
-    assert "trainable params" in printed and not out.exists()
+    assert printed.startswith(f"base: {base}, stored as nf4-dq\ntrainable params: ")
+    assert not out.exists()
     assert "\n18 rows to train on\n2 rows held out\n" in printed
     assert "warning: 1 of 2 held-out rows are among the rows to train on" in said
+    assert "evaluations after the first step: 1, too few for --keep-best" in said
 
 
 def test_quiet_prints_the_last_line_only(base, data, tmp_path, monkeypatch, capsys):
@@ -337,6 +344,20 @@ def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
     assert run("train --resume --epochs 2", *at(out)) == 0 and step_of(out) == 18
 
 
+def test_a_run_says_if_it_has_too_few_evaluations(capsys):
+    """An evaluation stops a run, or is not the best, only after others and before the last step."""
+    for iters, every, patience in product(range(1, 9), range(1, 5), range(4)):
+        evaluated = [step for step in range(1, iters + 1) if step % every == 0 or step == iters]
+        config = TrainConfig(iters=iters, steps_per_eval=every, early_stopping_patience=patience)
+        warn_of_few_evaluations(replace(config, keep_best=True))
+        said = capsys.readouterr().err
+        assert said.endswith("lower --steps-per-eval\n") == (iters in evaluated[: patience + 1])
+        name = f"--early-stopping-patience {patience}" if patience else "--keep-best"
+        assert not said or f": {len(evaluated)}, too few for {name}: " in said
+        warn_of_few_evaluations(replace(config, early_stopping_patience=0))
+        assert capsys.readouterr().err == ""
+
+
 def test_epochs_are_steps(capsys):
     """A packed sequence is one sequence: rows of 6 to 8 tokens, in sequences of 11 places."""
     examples = [Example([1] * n, [1] * n) for n in (7, 8, 9) * 6]
@@ -440,42 +461,6 @@ def test_the_curve_marks_the_step_that_is_kept(tmp_path):
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 2
 
 
-MICRO = Source("micro", digest="0f")
-
-
-def stored_run(folder, words=""):
-    """Write only the checkpoint of a run of ia3 on `micro` at step 4; return its folder."""
-    folder.mkdir()
-    words = f"train --model micro --method ia3 --quantize none --iters 4 {words}"
-    facts = run_folder.metadata(parse([*words.split(), "--adapter-path", str(folder)]), MICRO)
-    facts |= {"metrics_size": 0, "metrics_sha256": ""}
-    adapters = {"a": np.ones(1, "f4")}
-    state = State(adapters, {"m": adapters, "v": adapters, "step": 4})
-    save_state(folder / CHECKPOINT, state, facts)
-    return folder
-
-
-def test_defaults_then_recipe_then_checkpoint_then_file_then_flags(tmp_path, monkeypatch):
-    """Each place overrides the places before it, and the file can name the folder to resume."""
-    monkeypatch.chdir(tmp_path)
-    words = "--learning-rate 0.1 --also-train norm --save-every 7 --chat-date 2001-02-03"
-    stored_run(tmp_path / "other", words)
-    stored_run(tmp_path / "adapters")  # the default of --adapter-path
-    toml = tmp_path / "settings.toml"
-    toml.write_text('adapter-path = "other"\nlearning-rate = 0.2\niters = 8\nalso-train = []\n')
-    args = parse(["train", "--resume", "-c", "settings.toml", "--iters", "9"])
-    assert args.adapter_path == "other" and args.iters == 9 and args.learning_rate == 0.2
-    assert args.also_train == []  # an empty list of the file is a value
-    assert args.save_every == 7 and args.chat_date == "2001-02-03"  # of the checkpoint
-    assert args.mask_prompt is True and args.weight_decay == 0  # of the recipe, and the default
-    args = parse(["train", "--resume", "-c", "settings.toml", "--adapter-path", "adapters"])
-    assert args.adapter_path == "adapters" and args.save_every == 50 and args.iters == 8
-    toml.write_text("epochs = 2\n")
-    words = ["train", "-c", "settings.toml"]
-    for more, epochs in (([], 2), (["--iters", "50"], None), (["--epochs", "3"], 3)):
-        assert parse([*words, *more]).epochs == epochs
-
-
 def test_patterns_and_regular_expressions_are_those_of_the_lora_config(tmp_path):
     """As PEFT writes them: one string is a regular expression, and a pattern is a table."""
     toml = tmp_path / "settings.toml"
@@ -490,10 +475,14 @@ def test_patterns_and_regular_expressions_are_those_of_the_lora_config(tmp_path)
     assert names.target_modules == ("self_attn.q_proj",)
 
 
-def test_a_resume_takes_no_other_value_of_any_setting(tmp_path):
-    out = stored_run(tmp_path / "run")
-    args = parse(["train", "--resume", "--adapter-path", str(out)])
-    metadata = run_folder.metadata(args, MICRO)
+def test_a_resume_takes_no_other_value_of_any_setting(tmp_path, monkeypatch):
+    """The run is one of ia3 on `micro`."""
+    out = tmp_path / "run"
+    args = parse(
+        ["train", "--model", "micro", "--method", "ia3", "--quantize", "none", "--iters", "4"]
+    )
+    metadata = run_folder.metadata(args, Source("micro", digest="0f"))
+    monkeypatch.setattr(run_folder, "read_metadata", lambda path: (None, metadata))
     run_folder.check_same_run(out, metadata)
     names = vars(args).keys() - {*run_folder.NOT_SETTINGS, *run_folder.MAY_CHANGE, "epochs"}
     assert len(names) > 35
@@ -572,8 +561,9 @@ def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(
     capsys.readouterr()
     assert train(other, data, second, "--init-adapter", first) == 0
     assert run("train --resume --iters 6", *at(second)) == 0
+    assert run("evaluate --model", other, *at(first)) == 0
     warning = f"warning: the files of {other} are not those of the base that {first} was trained"
-    assert [line.startswith(warning) for line in capsys.readouterr().err.splitlines()] == [True] * 2
+    assert [line.startswith(warning) for line in capsys.readouterr().err.splitlines()] == [True] * 3
     assert read_source(second) == load(other, "int8").model.source
     assert settings_of(second)["model"] == str(other) and step_of(second) == 6
 
@@ -628,38 +618,26 @@ def test_a_flag_without_effect_is_refused(flags, base, tmp_path):
         unused_settings(args, loaded, config, examples, [])
 
 
-def test_an_adapter_to_start_from_has_its_own_settings(base, tmp_path):
-    config = LoraConfig(r=5, lora_alpha=3, target_modules="all-linear", use_dora=True)
-    adapters, model = get_peft_model(load(base).model, config)
-    adapters = also_train(changed(adapters), model.base, ["norm"])
-    save_adapter(tmp_path, adapters, model, config)
-    words = ["train", "--model", str(base), "--also-train", "head", "--init-adapter"]
-    args = parse([*words, str(tmp_path)])
-    loaded = load_for_training(args)
-    unused = unused_settings(args, loaded, TrainConfig(), [Example([1, 2], [0, 1])], [])
-    settings = run_folder.metadata(args, loaded.model.source, unused)["settings"]
-    assert loaded.adapter_config.r == 5 and settings["also_train"] == ["head"]
-    assert args.method == "dora"
-    # the adapter trains the norms already
-    assert {"lm_head.weight", "model.norm.weight"} <= flatten(loaded.adapters).keys()
-    left_out = {"method", "lora_r", "target_modules", "layers_to_transform", "vera_r"}
-    assert not left_out & settings.keys()
-
-
 def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
     """No value in train_config.toml is one that the run would refuse as a flag."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
-    assert train(base, data, first, "--method p-tuning --num-virtual-tokens 3 --quantize int8") == 0
+    more = "--method dora --lora-r 3 --also-train norm --quantize int8"
+    assert train(base, data, first, more) == 0
     settings = settings_of(first)
-    assert not {"lora_r", "bottleneck_size", "block_size"} & settings.keys()
+    assert not {"num_virtual_tokens", "bottleneck_size", "block_size"} & settings.keys()
     assert run("train -c", first / "train_config.toml", *at(second)) == 0
     assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
-    # base and storage of an adapter to start from are those of its run
-    words = "train --iters 1 --adapter-dtype bfloat16 --data", data, *at(third)
+    # an adapter to start from has its own base, storage and settings, and trains its norms already
+    words = "train --iters 1 --also-train head --adapter-dtype bfloat16 --data", data, *at(third)
     capsys.readouterr()
     assert run(*words, "--init-adapter", first) == 0 and capsys.readouterr().err == ""
-    assert {entry.dtype for entry in read_header(third / WEIGHTS).values()} == {"BF16"}
+    entries = read_header(third / WEIGHTS)
+    assert {entry.dtype for entry in entries.values()} == {"BF16"}
+    assert "lm_head" in str(entries.keys()) and "model.norm" in str(entries.keys())
+    assert '"r": 3' in (third / "adapter_config.json").read_text()
+    assert "\n- dora\n" in (third / "README.md").read_text()
     settings = settings_of(third)
-    assert "num_virtual_tokens" not in settings
+    assert not {"method", "lora_r", "target_modules", "layers_to_transform"} & settings.keys()
+    assert settings["also_train"] == ["head"]
     assert (settings["model"], settings["quantize"]) == (str(base), "int8")
     assert run("train -c", third / "train_config.toml", "--overwrite") == 0

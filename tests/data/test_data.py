@@ -87,7 +87,7 @@ def write(tmp_path, content, name="rows.jsonl"):
 def test_rows_of_all_forms(tmp_path):
     some = [
         {"text": "é🙂 一"},
-        {"prompt": "a", "completion": "b", "id": 7},  # other keys are not read
+        {"prompt": "a", "completion": "b", "tools": []},
         chat_row("q", "a"),
     ]
     lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(some)]
@@ -108,23 +108,29 @@ def test_rows_of_all_forms(tmp_path):
     (b'{"text": "\xff"}', "not UTF-8"),
     ("[1]", "the row must be a JSON object"),
     ('{"prompt": "a"}', r"the keys are \['prompt'\]: a row needs text, or prompt and completion"),
-    ('{"text": null}', "text must be a string, not None"),
+    ('{"text": null}', r"the keys are \[\]: a row needs text"),
     ('{"prompt": "a", "completion": 1.5}', "completion must be a string, not 1.5"),
-    ('{"prompt": "a", "messages": []}', r"the keys are .*: choose one, .*messages=messages"),
+    ('{"prompt": "a", "separator": 1, "completion": "b"}', "separator must be a string, not 1"),
+    ('{"prompt": "a", "messages": []}', "prompt would not .* messages: .*messages=messages"),
+    ('{"prompt": "a", "completion": "b", "system": "s"}', "system would not .* completion: .*=c"),
+    ('{"instruction": "a", "input": "b", "output": "c", "history": [["d"]]}',
+     "history would not be read .*=instruction output=output input=input"),
+    ('{"instruction": "a", "output": "b", "messages": [{}]}', "instruction and output would not"),
+    ('{"text": "a", "tools": [{}]}', "tools would not be read next to text"),
     ('{"text": "a\\ud83d"}', r"not Unicode: '\\ud83d' is half of a character"),
     ('{"messages": []}', "the last message must be of the assist"),
-    ('{"messages": [{"content": "a"}]}', "messages must be"),
+    ('{"messages": [{"content": "a"}]}', "the role of a message must be a string, not None"),
+    ('{"messages": {"role": "assistant"}}', "messages must be a list of objects, not {'role'"),
+    ('{"messages": [{"role": "assistant", "tool_calls": ["f"]}]}', "tool_calls must be a list"),
+    ('{"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}', "the functions of"),
     ('{"messages": [{"role": "user", "content": "a"}]}', ".* of the assistant, not of 'user'"),
     ('{"messages": [{"role": "assistant", "content": null}]}', "content must be a string, not N"),
     ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "weights of messages"),
-    ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools are not JSON"),
-    ('{"prompt": "a", "completion": "b", "tools": "{}"}', "tools must be a list of objects"),
-    ('{"prompt": "a", "completion": "b", "tools": ["{}"]}', "tools must be a list of objects"),
+    ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools is not JSON"),
     ('{"conversations": [{"from": "gpt", "value": "a", "weight": 0}]}', "weights of messages"),
     ('{"instruction": 1, "output": ""}', "instruction must be a string, not 1"),
-    ('{"instruction": "a", "input": null, "output": 0}', "completion must be a string, not 0"),
-    ('{"conversations": [{"from": "human"}]}', "conversations must be objects"),
-    ('{"conversations": [{"from": "human", "value": "a"}]}', "the last message must be"),
+    ('{"conversations": [{"role": "user"}]}', "conversations must be .*=conversations"),
+    ('{"conversations": [{"from": ["gpt"], "value": ""}]}', r"from must be .*: \['gpt'\]"),
 ])  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, message):
     bad = line if isinstance(line, bytes) else line.encode()
@@ -135,12 +141,24 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, message):
 
 
 def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
-    content = '\ufeffid,prompt,completion\r\n1,"a, b",c\r\n\r\n2,"say ""é""\r\nnow",d\r\n'
+    content = '\ufeffid,prompt,completion,tools\r\n1,"a, b",c,\r\n\r\n2,"say ""é""\r\nnow",d,[]\r\n'
     expected = [
-        {"id": "1", "prompt": "a, b", "completion": "c"},
-        {"id": "2", "prompt": 'say "é"\r\nnow', "completion": "d"},
+        {"prompt": "a, b", "completion": "c"},
+        {"prompt": 'say "é"\r\nnow', "completion": "d", "tools": []},
     ]
     assert read_rows(write(tmp_path, content, "ROWS.CSV")) == expected
+
+
+def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
+    rows = [{"text": "a", "id": 1, "source": None}] * 10 + [
+        {"prompt": "", "completion": "", "b": 1}
+    ]
+    write(tmp_path, "\n".join(map(json.dumps, rows)), "train.jsonl")
+    for split in tasks.SPLITS:
+        load_rows(tmp_path, split)
+    load_rows(tmp_path, "train", {"text": "text", "prompt": "prompt", "completion": "completion"})
+    what = "the rows have keys that are not read: b, id (--columns chooses other keys)"
+    assert capsys.readouterr().err == f"warning: {tmp_path}: {what}\n"
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -189,8 +207,8 @@ def test_columns_name_the_keys_of_rows(tmp_path):
 
 def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     alpaca = [
-        {"instruction": "Add.", "input": "2+2", "output": "4", "text": "the whole, once more"},
-        {"instruction": "Hi", "input": None, "output": "Hello"},
+        {"instruction": "Add.", "input": "2+2", "output": "4", "history": []},
+        {"instruction": "Hi", "input": None, "output": "Hello", "messages": None},
         {"instruction": "Hi", "output": "Hello"},
     ]
     sharegpt = {
@@ -198,12 +216,12 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
             {"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},
             {"from": "observation", "value": "2"}, {"from": "chatgpt", "value": "two"},
         ],
-        "system": "Be brief.",
+        "system": "Be brief.", "tools": "[]",
     }  # fmt: skip
     path = write(tmp_path, "\n".join(map(json.dumps, [*alpaca, sharegpt])))
     first, *short, chat = read_rows(path)
     assert short == 2 * [{"prompt": "Hi", "separator": "\n", "completion": "Hello"}]
-    roles = [(m["role"], m["content"]) for m in chat["messages"]]
+    roles = [(m["role"], m["content"]) for m in chat["messages"] + chat["tools"]]
     assert roles == [
         ("system", "Be brief."), ("user", "1"), ("assistant", "one"), ("tool", "2"),
         ("assistant", "two"),
@@ -214,13 +232,6 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     assert example.tokens == [*b"Add.\n2+2\n4", EOS] and targets_of(example) == "4\xff"
 
 
-def test_every_tenth_row_of_a_file_is_held_out(tmp_path):
-    path = write(tmp_path, "\n".join(json.dumps({"text": str(i)}) for i in range(25)))
-    train, valid, test = (load_rows(path, split) for split in ("train", "valid", "test"))
-    assert [row["text"] for row in valid] == ["9", "19"] and test == valid
-    assert [int(row["text"]) for row in train] == [i for i in range(25) if i not in (9, 19)]
-
-
 def test_a_folder_has_a_file_per_split(tmp_path):
     with pytest.raises(InputError, match=r"train\.jsonl cannot be read"):
         load_rows(tmp_path, "valid")
@@ -229,15 +240,16 @@ def test_a_folder_has_a_file_per_split(tmp_path):
         assert load_rows(tmp_path, split) == load_rows(table, split)
     assert [len(row["text"]) for row in load_rows(table, "valid")] == [5, 200_000]
     write(tmp_path, "text\ntrain\n", "train.csv")
-    write(tmp_path, '{"text": "valid"}', "valid.jsonl")
-    for split in ("train", "valid"):
-        assert load_rows(tmp_path, split) == [{"text": split}]
-    assert existing_split(tmp_path, "test") == "valid"
-    assert load_rows(tmp_path, "test") == [{"text": "valid"}]
-    write(tmp_path, '[{"text": "test"}]', "test.json")
-    assert load_rows(tmp_path, "test") == [{"text": "test"}]
+    for name, split in (("dev.jsonl", "valid"), ("Test.json", "test")):
+        assert existing_split(tmp_path, "test") == "valid"
+        write(tmp_path, f'[{{"text": "{split}"}}]', name)
+        assert load_rows(tmp_path, "test") == load_rows(tmp_path, split) == [{"text": split}]
+        assert load_rows(tmp_path, "train") == [{"text": "train"}]
     assert existing_split(tmp_path, "test") == "test"
     assert existing_split("questions", "test") == "test"
+    write(tmp_path, b"PAR1", "validation.parquet")
+    with pytest.raises(InputError, match=r"split valid: dev\.jsonl and validation\.parquet: keep"):
+        load_rows(tmp_path, "train")
 
 
 def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
@@ -251,23 +263,11 @@ def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
 # --------------------------------------------------------------------------------- encoding
 
 
-@pytest.mark.parametrize("mask_prompt", [False, True])
-@pytest.mark.parametrize(("row", "tokens", "answer"), [
-    # the template writes all special tokens, and what it writes after the end token is dropped
-    (chat_row("2+2?", "4"), "<u:2+2?|>\n<a:4|", "4|"),
-    (chat_row("1", "a", "2", "b"), "<u:1|>\n<a:a|>\n<u:2|>\n<a:b|", "a|b|"),
-    # before a text, the tokenizer adds its `^`; a text is its own answer, with the chats that it
-    # may hold; a written end is not doubled
-    ({"text": "<u:1|>\n<a:one|"}, "^<u:1|>\n<a:one|", "^<u:1|>\n<a:one|"),
-    # an answer that nothing precedes is context if another one follows
-    ({"messages": chat_row("", "hi", "q", "a")["messages"][1:]}, "<a:hi|>\n<u:q|>\n<a:a|", "a|"),
-    ({"messages": chat_row("", "hi")["messages"][1:]}, "<a:hi|", "hi|"),
-])  # fmt: skip
-def test_the_answers_of_a_row(row, tokens, answer, mask_prompt):
-    example = encode(row, Chat(), mask_prompt)
-    assert bytes(example.tokens).decode() == tokens
-    assert targets_of(Example(example.tokens, example.answer)) == answer
-    assert example.mask == (example.answer if mask_prompt else [1] * len(tokens))
+def test_a_text_is_its_own_answer():
+    """The tokenizer adds its `^`; the text may hold chats, and a written end is not doubled."""
+    text = "<u:1|>\n<a:one|"
+    example = encode({"text": text}, Chat(), mask_prompt=True)
+    assert targets_of(example) == bytes(example.tokens).decode() == f"^{text}"
 
 
 texts = st.text(alphabet=st.characters(exclude_characters="|", exclude_categories=["Cs"]))
@@ -278,20 +278,21 @@ texts = st.text(alphabet=st.characters(exclude_characters="|", exclude_categorie
 )
 def test_the_targets_are_the_answers_and_nothing_else(turns, last):
     """The oracle marks the characters of the answers while it writes the chat."""
-    turns = [("user", "q"), *turns, ("assistant", last)]
+    turns = [*turns, ("assistant", last)]
     text, marks = "", []
     for n, (role, content) in enumerate(turns):
-        pieces = [(f"<{role[0]}:", 0), (content + "|", role == "assistant")]
-        if n < len(turns) - 1:
-            pieces.append((">\n", 0))
-        for piece, mark in pieces:
+        # an answer that nothing precedes is context if another one follows
+        is_target = role == "assistant" and (n > 0 or len(turns) == 1)
+        for piece, mark in ((f"<{role[0]}:", 0), (content + "|", is_target), (">\n", 0)):
             text += piece
             marks += [int(mark)] * len(piece.encode())
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     masked = encode(row, Chat(), mask_prompt=True)
-    assert bytes(masked.tokens) == text.encode() and masked.mask == marks
+    # what the template writes after the last end token is dropped
+    assert bytes(masked.tokens) == text.encode()[:-2] and masked.mask == masked.answer == marks[:-2]
+    assert encode(row, Chat()) == masked._replace(mask=[1] * len(masked.tokens))
     before, answer = split_row(row, Chat())
-    assert answer == f"{last}|>\n" and before + answer == text + ">\n"
+    assert answer == f"{last}|>\n" and before + answer == text
 
 
 def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
@@ -299,7 +300,7 @@ def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
     example = encode(row, Chat(thinks=True), mask_prompt=True)
     assert bytes(example.tokens) == b"<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
     assert targets_of(example) == "one|(hm)two|"
-    with pytest.raises(InputError, match="template rewrites earlier turns"):
+    with pytest.raises(InputError, match="template changes the messages before an answer"):
         encode(row, Chat(thinks=True, end="!"), mask_prompt=True)
 
 
@@ -308,7 +309,7 @@ def test_templates_that_cannot_be_split_are_refused():
         def render(self, messages, add_generation_prompt=False, tools=None):
             return f"{len(messages)} turns: " + super().render(messages, add_generation_prompt)
 
-    with pytest.raises(InputError, match="template rewrites earlier turns: use text rows"):
+    with pytest.raises(InputError, match=r"changes the messages before .*: use text rows"):
         encode(chat_row("q", "a"), Rewriting())
     with pytest.raises(InputError, match="no chat template"):
         encode(chat_row("q", "a"), BYTES)
@@ -328,10 +329,11 @@ TOOL_ROW = {
 
 
 def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
-    absent = json.loads(json.dumps(TOOL_ROW | {"tools": json.dumps([SCHEMA])}))
-    del absent["messages"][1]["content"]
-    row, same = read_rows(write(tmp_path, json.dumps([TOOL_ROW, absent])))
-    assert row == TOOL_ROW and same["tools"] == [SCHEMA]  # the tools may be JSON in a string
+    messages = json.loads(json.dumps(TOOL_ROW["messages"]))
+    del messages[1]["content"]
+    texts = {"messages": json.dumps(messages), "tools": json.dumps([SCHEMA])}  # as in a table
+    row, same = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts])))
+    assert row == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
     example = encode(row, Chat(), mask_prompt=True)
     assert targets_of(example) == f"{json.dumps([CALL])}|a|"
     assert example == encode(same, Chat(), mask_prompt=True)
@@ -349,6 +351,13 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     told = TOOL_ROW["messages"][1] | {"content": "I look."}  # a call is dropped, its text is not
     row = {"messages": [TOOL_ROW["messages"][0], told]}
     assert bool(reason_to_leave_out(row, Chat(shows=shows))) == (shows != "calls")
+    text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
+    why = "arguments of calls as text, which the chat template puts into quotes"
+    escaped = {"messages": [row["messages"][0], told | {"tool_calls": text}]}
+    assert reason_to_leave_out(escaped, Chat()) == why
+    assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
+    older = {"role": "assistant", "content": "I look.", "function_call": text[0]["function"]}
+    assert reason_to_leave_out({"messages": [row["messages"][0], older]}, Chat())
     other = without(CALL, "type")
     rows = [row, {"messages": [row["messages"][0], told | {"tool_calls": [other]}]}]
     assert row_content(rows[0]) != row_content(rows[1])
@@ -389,16 +398,12 @@ def test_rows_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
         prepared({"text": "a"}, {"question": "a", "answer": "b"})
 
 
-@pytest.mark.parametrize("answer, reason", [
-    ("Write | and", "the text of the end token inside an answer"),
-    ("|", "the text of the end token inside an answer"),
-    ("4|", ""),  # a written end is not doubled
-])  # fmt: skip
-def test_the_text_of_the_end_token_ends_no_answer(answer, reason):
-    assert reason_to_leave_out(chat_row("1", answer, "2", "b"), Chat()) == reason
+def test_the_text_of_the_end_token_ends_no_answer():
+    reason = "the text of the end token inside an answer"
+    for answer, why in (("Write | and", reason), ("|", reason), ("4|", "")):
+        assert reason_to_leave_out(chat_row("1", answer, "2", "b"), Chat()) == why
     assert not reason_to_leave_out(chat_row("a|b", "c"), Chat())
-    if not reason:
-        assert bytes(encode(chat_row("2+2?", answer), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
+    assert bytes(encode(chat_row("2+2?", "4|"), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
 
 
 def test_a_row_that_the_template_rejects_is_named():

@@ -39,12 +39,11 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
 
 
 def test_merges_special_tokens_and_single_digits():
-    he, hel, space = (tiny_vocabulary().index(x) for x in ("he", "hel", "Ġ"))
+    he, hel = (tiny_vocabulary().index(x) for x in ("he", "hel"))
     assert (TINY.vocab_size, TINY.eos_token_id) == (3 + 256 + 2, 2)
     assert TINY.encode("hel") == [hel]
     assert TINY.encode("h<|im_end|>") == [TINY.encode("h")[0], 2]
     assert TINY.decode([hel, 2, he]) == "helhe"
-    assert TINY.encode("  1") == [space, space, *TINY.encode("1")]
 
 
 def test_digits_are_cut_off_before_anything_merges():
@@ -88,38 +87,66 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_saved_tokenizer_comes_back(folder):
-    back = from_folder(folder)
-    text = "hello  12 <|im_end|> é🙂\n"
-    assert back.encode(text) == TINY.encode(text)
-    assert (back.eos_token_id, back.special, back.chat_template) == (2, TINY.special, CHATML)
-
-
 def test_where_a_folder_has_its_template(folder):
     path, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = json.loads(path.read_text())
-    assert "chat_template" not in config
-    path.write_text(json.dumps({**config, "chat_template": "here"}))
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    path.write_text(json.dumps({**config, "chat_template": named}))
     assert from_folder(folder).chat_template == CHATML, "the file wins, as in transformers"
     file.unlink()
-    named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
-    for value, expected in (("here", "here"), (named, "D"), (None, None)):
-        path.write_text(json.dumps({**config, "chat_template": value}))
-        assert from_folder(folder).chat_template == expected
+    words = from_folder(folder)
+    save(words, folder)
+    for words in (words, from_folder(folder)):
+        assert words.render([]) == "D" and words.render([], tools=[]) == "T"
+    path.write_text(json.dumps({**config, "chat_template": "here"}))
+    assert from_folder(folder).chat_template == "here"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("R")
+    with pytest.raises(InputError, match=r"templates are rag, and none is .* chat_template\.jinja"):
+        from_folder(folder)
+    file.write_text("F")
+    assert from_folder(folder).chat_template == "F"
 
 
-def test_the_end_token_is_an_object_or_comes_from_the_model(folder):
-    config = {"eos_token": {"__type": "AddedToken", "content": "<|im_end|>"}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    assert from_folder(folder).eos_token_id == 2
-    (folder / "tokenizer_config.json").write_text("{}")
-    assert from_folder(folder, eos_token_id=0).eos_token_id == 0
+def test_which_file_names_a_special_token(folder):
+    def reread(**contents):
+        for name, content in contents.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        return from_folder(folder, eos_token_id=0)
+
+    sep = {"__type": "AddedToken", "content": "<s>", "lstrip": True}
+    config = {"pad_token": "<p>", "sep_token": sep, "unk_token": None, "add_bos_token": True}
+    config |= {"extra_special_tokens": {"image": "<i>"}, "additional_special_tokens": ["<u>"]}
+    assert reread(tokenizer_config=config).eos_token_id == 0
+    end = {"content": "<|im_end|>", "lstrip": True}
+    words = reread(
+        special_tokens_map={"eos_token": end}, added_tokens={"<t>": 261, "<|im_start|>": 1}
+    )
+    named = {"sep_token": "<s>", "pad_token": "<p>", "image": "<i>", "eos_token": "<|im_end|>"}
+    # in the order of transformers: with an id, with a name, others; <t> is no special token
+    save(words, folder)
+    for each in (words, from_folder(folder)):
+        assert each.special == named and each.encode(" <s><p><i><u><t>") == [
+            262,
+            263,
+            264,
+            265,
+            261,
+        ]
+        assert each.decode([1, 261, 262, 263, 264, 265]) == "<t>"
+        assert each.encode(" <|im_end|>") == TINY.encode(" <|im_end|>")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["sep_token"] == "<s>"
+    tokens = {"267": {"content": "<v>"}, "266": {"content": "<w>"}}
+    words = reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
+    assert words.special == {"eos_token": "he"}  # the other two files are not read
+    tokens["268"] = {"content": "<s>"}
+    with pytest.raises(InputError, match="'<s>' has the id 268, but is the token 262"):
+        reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("tokenizer.json", None, "has no tokenizer.json"),
-    ("tokenizer.json", "{", "is not a tokenizer"),
-    ("tokenizer_config.json", '{"eos_token": "</s>"}', "names no eos_token"),
+    ("tokenizer_config.json", "{}", "names no eos_token"),
     ("tokenizer_config.json", '{"eos_token": 7}', "eos_token must be text"),
     ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "chat_template": 7}', "must be text"),
 ])  # fmt: skip

@@ -45,6 +45,10 @@ CASES = [
     ("llama", WINDOW, (), {}),  # Llama has no such fields
     ("llama", {"attention_bias": True, "mlp_bias": True}, ATTENTION + MLP, {}),
     ("mistral", {"sliding_window": 3}, (), {"sliding_window": 3}),
+    (
+        "mistral", {"sliding_window": 3, "layer_types": [SLIDING, FULL]}, (),
+        {"sliding_window": 3, "layer_types": (SLIDING, FULL)},
+    ),
     ("mistral", {}, (), {"sliding_window": 4096}),  # the default of transformers
     ("qwen2", {}, QKV, {}),
     ("qwen2", WINDOW, QKV, {"sliding_window": 3, "layer_types": (SLIDING, SLIDING)}),
@@ -65,7 +69,10 @@ CASES = [
         QWEN3 | {"sliding_window": 3, "layer_types": (SLIDING, FULL)},
     ),
     ("gemma3_text", OF_GEMMA | TRANSFORMERS_4, (), GEMMA),
-    ("gemma3_text", OF_GEMMA | TRANSFORMERS_5 | {"attention_bias": True}, ATTENTION, GEMMA),
+    (
+        "gemma3_text", OF_GEMMA | TRANSFORMERS_5 | {"attention_bias": True, "hidden_act": "silu"},
+        ATTENTION, GEMMA,  # which do not have hidden_act
+    ),
 ]  # fmt: skip
 
 
@@ -155,7 +162,7 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
             "layer_types has sliding_attention, but there is no sliding_window in use",
         ),
         ("qwen2", {}, "q_proj.bias is missing"),
-        ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_act 'gelu' is not implemented"),
+        ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
         (
             "gemma3_text",

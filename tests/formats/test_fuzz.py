@@ -187,7 +187,7 @@ def test_tokenizers(fuzz, tmp_path):
     needs_hf()
     path = tmp_path / "model"
     save_pretrained(path, Model(GGUF_CONFIG, unflatten(leaves(GGUF_CONFIG))), tiny())
-    files = [path / name for name in hf_tokenizer.FILES]
+    files = [path / name for name in hf_tokenizer.FILES if (path / name).is_file()]
     fuzz(files, lambda: use(path), change=with_another_part)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -119,12 +120,13 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     """Without it, transformers samples from a merged chat model with other settings."""
     words = tiny()
     config = replace(
-        CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,),
-        generation_config={"do_sample": True, "eos_token_id": [2, 254], "temperature": 0.6},
+        CONFIG, vocab_size=words.vocab_size, eos_token_id=(7,),
+        generation_config={"do_sample": True, "eos_token_id": [253, 254], "temperature": 0.6},
     )  # fmt: skip
     save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config))), words)
     model, back = load(tmp_path / "out", "nf4")
-    assert model.config.eos_token_id == (2, 254), "what generation uses wins, as in transformers"
+    # what generation uses wins, as in transformers; training ends a row with the tokenizer's token
+    assert model.config.eos_token_id == (253, 254, words.eos_token_id)
     assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
     assert back.chat_template == words.chat_template
     save_quantized(tmp_path / "quantized", model, back)
@@ -181,6 +183,7 @@ def test_defaults(tmp_path):
     ("changes", "message"),
     [
         ({"model_type": "bert"}, f"model_type 'bert' .*; {', '.join(FAMILIES)} are"),
+        ({"is_causal": False}, "`is_causal` must be true, got False"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented; only silu is"),
         ({"hidden_size": "x" * 10**6}, "`hidden_size` must be .* … "),
         ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
@@ -214,6 +217,23 @@ def test_configurations_that_are_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         load(folder(tmp_path, **changes))
     assert len(str(caught.value)) < 2000
+
+
+OFF = {  # fields of published files that change nothing, and that are off
+    "initializer_range": 0.02, "transformers.js_config": {"dtype": "q4"}, "pad_token_id": 7,
+    "_name_or_path": "a", "output_attentions": True, "rope_interleaved": False, "scale": 0.0,
+}  # fmt: skip
+
+
+def test_fields_that_are_not_read_are_named(tmp_path):
+    unread = {"hidden_activation": "gelu", "logits\n_scaling": 8.0}
+    path = folder(tmp_path, **OFF)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path)
+    (path / "config.json").write_text(json.dumps(raw_config(**OFF | unread)))
+    with pytest.warns(UserWarning, match=r"json: not read: hidden_activation, logits\\n_scaling\."):
+        load(path)
 
 
 @pytest.mark.parametrize(

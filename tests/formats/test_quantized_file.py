@@ -60,6 +60,22 @@ def test_a_stored_scheme_is_not_changed_behind_the_users_back(tmp_path):
             load(tmp_path / "q", *asked)
 
 
+@pytest.mark.parametrize("asked", ["none", "nf4-dq"])
+def test_a_projection_that_is_stored_dense_stays_dense(tmp_path, asked):
+    """As in transformers, with llm_int8_skip_modules."""
+    saved(tmp_path)
+
+    def store_dense(tensors):
+        for name in [name for name in tensors if name.startswith(Q)]:
+            del tensors[name]
+        tensors[Q] = leaves()[Q]
+
+    rewrite(tmp_path / "q", store_dense)
+    model, _ = load(tmp_path / "q", asked)
+    np.testing.assert_array_equal(get(model.base, Q), leaves()[Q])
+    assert model.source[1:3] == ("nf4-dq", 64)
+
+
 def test_the_layout_is_that_of_bitsandbytes(tmp_path):
     """Names, types and shapes, as a folder of transformers shows them."""
     saved(tmp_path, dtype="bfloat16")

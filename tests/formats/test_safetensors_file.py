@@ -11,6 +11,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from models import seeds
+from mutations import pick
 from toy_models import HTML, POINTER
 
 from minilora.config import InputError
@@ -65,13 +67,7 @@ def of_w(*args):
         (of_w()[:-20], "truncated"),
         (of_w()[:-1], "tensor w ends at byte"),
         (b"\x80\x02}q\x00.", "truncated or not a safetensors"),
-        (file_of(b"{'w': 1}"), "the header of .*model.safetensors is malformed: JSONDecodeError"),
-        (file_of(b"[1]"), "this is not one JSON object"),
-        (file_of({"w": 5}), "entry for tensor w is malformed"),
-        (of_w("F32", (-4,), (0, -16)), "tensor w is malformed"),
         (of_w("F8\nx"), r"unsupported type F8\\nx"),
-        (of_w("F32", (3,)), "entry for tensor w is malformed"),
-        (of_w("F32", (4,), (16, 0)), "tensor w ends at byte"),
     ],
 )
 def test_headers_that_lie(tmp_path, content, message):
@@ -82,50 +78,36 @@ def test_headers_that_lie(tmp_path, content, message):
     assert str(caught.value).isprintable()
 
 
-ODD = st.sampled_from((-1, 2**64, True, 2.0, "2", None))
-SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1, "I64": 8, "BOOL": 1, "Q8_0": 34, "f32": 4}
+SIZES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1}
 
 
-@st.composite
-def files(draw):
-    """The bytes of a file, its header drawn field by field; in half of the files, one is odd."""
-    at_most = draw(st.sampled_from((0, 1)))  # odd fields
+def drawn(rng):
+    """The bytes of a file of up to three tensors, in which some things may be odd."""
 
-    def field(value, odd):
-        nonlocal at_most
-        if at_most and draw(st.integers(0, 9)) == 0:
-            at_most -= 1
-            return draw(odd)
-        return value
+    def usually(value, *odd):
+        return value if rng.random() < 0.95 else pick(rng, odd)
 
-    entries, end, longest = [], 0, 0
-    for name in draw(st.permutations("abc"))[: draw(st.integers(0, 3))]:
-        dtype = field(draw(st.sampled_from(("F32", "F16", "BF16", "U8", "I8"))),
-                      st.sampled_from((*SIZES, None)))  # fmt: skip
-        shape = [32] if dtype == "Q8_0" else draw(st.lists(st.integers(0, 3), max_size=3))
-        size = math.prod(shape) * SIZES.get(dtype, 1) // (32 if dtype == "Q8_0" else 1)
-        start = field(end, st.integers(0, end + 4))  # an overlap, or a gap
-        end = start + size
-        longest = max(longest, end)
-        start, stop = field(start, ODD), field(end, st.integers(0, end + 4) | ODD)
-        shape = field(shape, st.lists(st.integers(0, 3) | ODD, max_size=3))
-        entry = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
-        if field(False, st.just(True)):
-            del entry[draw(st.sampled_from(sorted(entry)))]
-        entry |= field({}, st.just({"more": 1}))
-        entries.append((field(name, st.just("a")), entry))
-    texts = st.sampled_from((None, {}, {"format": "pt"}))
-    entries += field([], texts.map(lambda text: [("__metadata__", text)]))
-    entries += field([], st.sampled_from(([], "a", {"a": 1})).map(lambda x: [("__metadata__", x)]))
-    pairs = ",".join(f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in entries)
-    text = f"{{{pairs}}}".encode() + b" " * draw(st.integers(0, 3))
-    data = draw(st.binary(min_size=longest, max_size=longest))
-    length = field(len(text), st.integers(0, len(text) + 9))
-    return file_of(text, field(data, st.just(data + b"x")), length)
+    header, end = {}, 0
+    for name in "abc"[: rng.integers(4)]:
+        dtype = usually(pick(rng, list(SIZES)), "I64", "BOOL", "f32", "Q8_0", None)
+        shape = rng.integers(4, size=rng.integers(4)).tolist()
+        start = max(0, end + usually(0, 1, -1))
+        end = start + math.prod(shape) * SIZES.get(dtype, 1)
+        odd = (start, end + 1), (float(start), end), (start, bool(end)), (start,), (start, end, end)
+        offsets = usually((start, end), *odd)
+        kinds = ([kind(n) for n in shape] for kind in (float, bool, int.__neg__))
+        shape = usually(shape, [*shape, 2], *kinds)
+        entry = fields(dtype, shape, offsets)
+        header[name] = usually(entry, entry | {"more": 1}, {"dtype": dtype, "shape": shape}, 5)
+    text = json.dumps(header).encode()
+    others = [header | {"__metadata__": texts} for texts in (None, {"a": "b"}, [], {"a": 1})]
+    twice = text[:-1] + b"," + text[1:]
+    text = usually(text, twice, text + b" ", b"[1]", *(json.dumps(h).encode() for h in others))
+    return file_of(text, rng.bytes(end + usually(0, 1)), len(text) + usually(0, 1, -1))
 
 
 @settings(max_examples=500)
-@given(files())
+@given(seeds.map(np.random.default_rng).map(drawn))
 def test_a_file_has_the_tensors_that_the_library_reads_or_is_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "drawn.safetensors"
     path.write_bytes(content)
@@ -133,7 +115,7 @@ def test_a_file_has_the_tensors_that_the_library_reads_or_is_refused(tmp_path_fa
         theirs = dict(safetensors.deserialize(content))
     except safetensors.SafetensorError:
         theirs = {"": {"dtype": ""}}
-    if not {"F32", "F16", "BF16", "U8", "I8"}.issuperset(t["dtype"] for t in theirs.values()):
+    if not SIZES.keys() >= {their["dtype"] for their in theirs.values()}:
         with pytest.raises(InputError, match=r"drawn\.safetensors"):
             safetensors_file.read_header(path)
         return

@@ -87,9 +87,9 @@ def test_an_infinite_number_meets_no_padding():
 def test_wrong_shapes_raise_an_error():
     x = np.zeros((2, 3), np.float32)
     w = np.zeros((4, 5), np.uint16)
-    with pytest.raises(ValueError, match="shape|dimension"):
+    with pytest.raises(ValueError, match=r"shape|dimension"):
         bfloat16.matmul(x, w, np.zeros((2, 4), np.float32))
-    with pytest.raises(ValueError, match="shape|dimension"):
+    with pytest.raises(ValueError, match=r"shape|dimension"):
         bfloat16.matmul_transposed(x, w)
 
 

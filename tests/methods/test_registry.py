@@ -27,18 +27,22 @@ from models import (
 
 import minilora
 from minilora import layers
+from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.evaluation.loop import check_packing
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter
+from minilora.formats.pretrained import load
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths
 from minilora.methods import dora, initializers, vera
+from minilora.methods.compose import generate_batch
 from minilora.methods.method import SIZES, MethodConfig
-from minilora.methods.registry import METHODS, get_peft_model
+from minilora.methods.registry import METHODS, get_peft_model, num_virtual_tokens
 from minilora.model import Source, hidden_states, with_adapters
-from minilora.tree import flatten, get, named_leaves, num_parameters
+from minilora.rounding import round_to
+from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, overlay
 
 IN_THE_CORE = ("lora", "bitfit", "prefix", "norm", "head", "full")
 UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
@@ -258,6 +262,32 @@ def test_with_a_cache_as_without(name, scheme):
     np.testing.assert_allclose(found, whole, atol=3e-5 * np.abs(whole).max())
 
 
+@given(
+    name=st.sampled_from(("lora", *VIRTUAL)), n=st.integers(1, 4), max_tokens=st.integers(1, 4),
+    limit=st.integers(1, 9),
+)  # fmt: skip
+def test_tokens_that_the_model_cannot_read_are_warned_of_once(name, n, max_tokens, limit):
+    config = replace(TINY, max_position_embeddings=limit, eos_token_id=())
+    adapters, model = started(name, MODEL._replace(config=config))
+    prompt = [1] * n
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        list(minilora.generate(adapters, model, prompt, max_tokens))
+        generate_batch([adapters] * 2, model, [prompt, [1]], max_tokens)
+    virtual = num_virtual_tokens(config_of(name))
+    assert virtual == (3 if name in VIRTUAL else 0) and num_virtual_tokens(None) == 0
+    # the last token is not read
+    assert len(said) == 2 * (virtual + n + max_tokens - 1 > limit)
+    assert all(f"pass the {limit} tokens" in str(warning.message) for warning in said)
+
+
+def test_the_prompt_of_p_tuning_is_not_trained_without_its_network(tmp_path, capsys):
+    model = load("tiny").model
+    save_adapter(tmp_path / "a", *started("p-tuning", model), config_of("p-tuning"))
+    assert main(["train", "--init-adapter", str(tmp_path / "a")]) == 2
+    assert "the prompt of P-tuning without the network" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
 @pytest.mark.parametrize("length", [1, 13])  # shorter and longer than the model is wide
 def test_virtual_tokens_that_equal_tokens_act_as_those_before_the_text(name, length):
@@ -400,8 +430,9 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
         model = quantized(model, scheme)
         scheme = "none"
     adapters, frozen = get_peft_model(model, config, 0, scheme, 16)
-    adapters = moved(adapters, lambda w: w + np.float32(0.01))
-    save_adapter(tmp_path, adapters, frozen, config)
+    # as a run with this adapter_dtype rounds the trained leaves
+    adapters = overlay(adapters, round_to(arrays(moved(adapters, lambda w: w + 1)), "bfloat16"))
+    save_adapter(tmp_path, adapters, frozen, config, "bfloat16")
     assert needs_dense_base(tmp_path) == (starts or name == "full")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import struct
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from peft_models import llama_of, their_logits
 from minilora import layers
 from minilora.config import InputError, ModelConfig
 from minilora.formats import gguf_file
-from minilora.formats.hf_folder import shapes
+from minilora.formats.hf_folder import NEUTRAL, shapes
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import DTYPES, decode
 from minilora.generation import sample
@@ -262,12 +263,17 @@ FAMILIES = {
     "Qwen3": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
     "Gemma3Text": {"sliding_window": 3, "query_pre_attn_scalar": 8},
 }  # fmt: skip
-ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [1], {"a": 1})
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [1], {"a": 1}, MIXED, "gelu")
+# plausible values of fields that a family reads and another one does not
+FIRST = (
+    {}, {"layer_types": MIXED}, {"is_causal": False}, {"embedding_multiplier": 12.0},
+    {"hidden_act": "gelu"}, {"hidden_activation": "gelu"}, {"partial_rotary_factor": 0.5},
+)  # fmt: skip
 # transformers 5 refuses other types of these; what a model computes does not depend on them
 UNREAD = {
-    "attention_dropout", "initializer_range", "pad_token_id", "use_cache", "pretraining_tp",
-    "architectures", "dtype", "transformers_version", "bos_token_id", "eos_token_id",
-    "quantization_config",
+    *NEUTRAL, "bos_token_id", "eos_token_id", "pad_token_id", "output_attentions",
+    "output_hidden_states", "quantization_config", "_name_or_path", "_sliding_window_pattern",
 }  # fmt: skip
 DELIBERATE = {  # what is read here and refused there
     "hidden_act": "null and what is off mean the activation of the family",
@@ -276,7 +282,8 @@ DELIBERATE = {  # what is read here and refused there
     "final_logit_softcapping": "likewise",
     "use_bidirectional_attention": "likewise",
     "rms_norm_eps": "1 and 2 are numbers, with or without a point",
-    "layer_types": "Llama and Mistral do not use it; what is off is the default",
+    "layer_types": "Llama does not use it; what is off is the default",
+    "head_dim": "null is hidden_size / num_attention_heads, as in Llama",
     "sliding_window": "null is no window, also in Gemma 3, which transformers cannot compute",
 }
 
@@ -285,28 +292,35 @@ DELIBERATE = {  # what is read here and refused there
 def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused(
     random_model, tmp_path, tokens, rng, tries, family
 ):
-    """One or two fields of transformers' own file have another value, null, type, or are gone."""
+    """Or it is warned of.
+
+    One or two fields of the file of a family have another value, null, type, or are gone.
+    """
     folder = tmp_path / "model"
     shutil.copytree(random_model(family, **FAMILIES[family]), folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     path = folder / "config.json"
     raw = json.loads(path.read_text())
-    names = {*raw} - {"model_type", "vocab_size"}
-    names |= {"rope_theta", "rope_scaling", "max_window_layers", "mlp_bias", "attention_bias"}
-    for _ in range(tries(40, 600)):
-        drawn = rng.sample(sorted(names), rng.choice((1, 1, 2)))
-        changes = {name: rng.choice(ODD) for name in drawn}
+    names = {*raw, "rope_theta", "rope_scaling", *(name for changes in FIRST for name in changes)}
+    for each in FAMILIES:
+        names |= getattr(transformers, f"{each}Config")().to_dict().keys()
+    names = sorted(names - {"model_type", "vocab_size"})
+    for i in range(tries(40, 600)):
+        drawn = rng.sample(names, rng.choice((1, 1, 2)))
+        changes = FIRST[i] if i < len(FIRST) else {name: rng.choice(ODD) for name in drawn}
+        drawn = [*changes]
         changed = {n: v for n, v in (raw | changes).items() if v != "missing"}
         path.write_text(json.dumps(changed))
         try:
-            model, _ = load(folder)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                model, _ = load(folder)
         except InputError as error:
-            assert re.search(
-                "|".join([*drawn, "tensor", "head", "layer_types", "hidden_act"]), str(error)
-            ), (
-                changes,
-                error,
-            )
+            named = "|".join([*drawn, "tensor", "head", "layer_types", "hidden_act"])
+            assert re.search(named, str(error)), (changes, error)
+            continue
+        if said:
+            assert re.search(f"not read: ({'|'.join(drawn)})", str(said[0].message)), changes
             continue
         try:
             llama, info = transformers.AutoModelForCausalLM.from_pretrained(

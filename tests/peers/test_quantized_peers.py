@@ -30,11 +30,11 @@ def dense(random_model):
     return random_model(hidden_size=128, intermediate_size=384)
 
 
-def by_transformers(folder, scheme, dtype=torch.float32):
+def by_transformers(folder, scheme, dtype=torch.float32, **others):
     if scheme == "int8":
         settings = transformers.BitsAndBytesConfig(load_in_8bit=True)
     else:
-        settings = transformers.BitsAndBytesConfig(load_in_4bit=True, **FOUR_BIT[scheme])
+        settings = transformers.BitsAndBytesConfig(load_in_4bit=True, **FOUR_BIT[scheme], **others)
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=settings, dtype=dtype, device_map="cpu"
     )
@@ -107,6 +107,15 @@ def test_a_half_precision_folder_of_transformers_here(dense, tmp_path):
         w, theirs = ours[path].dequantize(), dequantized(module)
         assert theirs.dtype == torch.bfloat16
         assert np.all(np.abs(w - theirs.float().numpy()) <= 2.0**-8 * np.abs(w))
+
+
+def test_skipped_modules_stay_dense(dense, tmp_path):
+    llama = by_transformers(dense, "nf4-dq", llm_int8_skip_modules=["q_proj", "lm_head"])
+    llama.save_pretrained(tmp_path)
+    model, _ = load(tmp_path, "nf4-dq")
+    path = "model.layers.1.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(flatten(model.base)[path], llama.state_dict()[path])
+    assert model.source[1:3] == ("nf4-dq", 64)
 
 
 def test_biases_stay_dense(random_model, tmp_path):

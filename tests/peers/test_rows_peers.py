@@ -50,6 +50,9 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     "tools that the chat template does not show": lambda messages, tools, _: (
         tools or any("tool_calls" in m for m in messages)
     ),
+    "arguments of calls as text, which the chat template puts into quotes": lambda messages, *_: (
+        any("tool_calls" in m for m in messages)
+    ),
     "the chat template rejects these messages": lambda messages, tools, theirs: rejects(
         theirs, messages, tools
     ),
@@ -65,7 +68,9 @@ PIECES = [
     "<end_of_turn>",
 ]  # fmt: skip
 contents = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
-CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}
+calls = st.sampled_from([{"a": "é"}, '{"a": "é"}']).map(
+    lambda a: {"type": "function", "function": {"name": "add", "arguments": a}}
+)
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 
 
@@ -77,7 +82,7 @@ def rows(draw):
         free = st.sampled_from(["user", "assistant", "assistant", "system", "tool", "call"])
         roles = [*draw(st.lists(free, max_size=4)), "assistant"]
     messages = [
-        {"role": "assistant", "content": draw(contents), "tool_calls": [CALL]}
+        {"role": "assistant", "content": draw(contents), "tool_calls": [draw(calls)]}
         if role == "call"
         else {"role": role, "content": draw(contents)}
         for role in roles

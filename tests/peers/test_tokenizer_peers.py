@@ -5,13 +5,15 @@ import random
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minilora.config import InputError
 from minilora.formats import fetch, gguf_file, gguf_tokenizer
 from minilora.formats.hf_tokenizer import from_folder, save
 
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-pytest.importorskip("tokenizers")
+tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
 STRINGS = "SmolLM2: token ids of a string, and back", "transformers"
@@ -186,3 +188,96 @@ def test_a_folder_with_llama2s_kind_of_tokenizer(tmp_path):
         ids = ours.encode(text)
         assert ids == theirs.encode(text), repr(text)
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), repr(text)
+
+
+CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+PLACES = {  # {special token: (file, key) that may have it}
+    f"{name}_token": [(CONFIG, f"{name}_token"), (MAP, f"{name}_token")]
+    for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+} | {
+    "image_token": [(CONFIG, "image_token"), (CONFIG, "extra_special_tokens")],
+    "extra": [(file, "additional_special_tokens") for file in (CONFIG, MAP)],
+    "plain": [],  # not special
+}  # fmt: skip
+SHOWN = "{{ messages | tojson }}{{ tools | tojson }}" + "".join(f"{{{{ {n} }}}}" for n in PLACES)
+FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+
+
+@st.composite
+def folders(draw):
+    """Return {file: content} of a folder: where it names its tokens, and where its templates."""
+    files: dict = {CONFIG: {}, MAP: {}}
+    inside = {"vocabulary": ["a", "b"], "added": [], "listed": [], "nowhere": []}
+    for name in draw(st.lists(st.sampled_from(list(PLACES)), unique=True)):
+        token = f"<{name}>"
+        inside[draw(st.sampled_from(list(inside)))].append(token)
+        for file, key in draw(st.permutations(PLACES[name]))[: draw(st.integers(1, 2))]:
+            value = {name: token} if key == "extra_special_tokens" else [token]
+            if key == name:
+                value = token
+                if draw(st.booleans()):
+                    value = {"content": token} | {flag: draw(st.booleans()) for flag in FLAGS}
+                    value |= {"__type": "AddedToken"} if file == CONFIG else {}
+            files[file][key] = value
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(inside["vocabulary"])}, "a")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    for token in inside["added"]:
+        words.add_tokens([tokenizers.AddedToken(token, special=token != "<plain>")])
+    files["tokenizer.json"] = json.loads(words.to_str())
+    ids = {token: words.token_to_id(token) for token in inside["added"]}
+    ids |= {token: i for i, token in enumerate(inside["listed"], words.get_vocab_size())}
+    # transformers 5 takes the additional tokens of added_tokens.json as words
+    if "<extra>" not in inside["listed"] and draw(st.booleans()):
+        files[ADDED] = ids
+    else:
+        files[CONFIG]["added_tokens_decoder"] = {
+            str(i): {"content": token, "special": token != "<plain>"} for token, i in ids.items()
+        }
+    names = draw(st.lists(st.sampled_from(["default", "tool_use", "rag"]), unique=True))
+    templates = {name: name + SHOWN for name in names}
+    form = draw(st.sampled_from(["text", "list", "object", "files"]))
+    if form == "files":
+        for name, template in templates.items():
+            folder = "additional_chat_templates/" if name != "default" else ""
+            files[f"{folder}{name if folder else 'chat_template'}.jinja"] = template
+    elif form != "text" or names == ["default"]:
+        entries = [{"name": name, "template": template} for name, template in templates.items()]
+        given = {"text": templates.get("default"), "list": entries, "object": templates}
+        files[CONFIG]["chat_template"] = given[form]
+    return files
+
+
+def same_tokenizers(ours, folder):
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    text = " a".join(f" <{name}>b" for name in PLACES)
+    ids = theirs.encode(text)
+    assert ours.encode(text) == ids and ours.eos_token_id == theirs.eos_token_id
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert bool(ours.chat_template) == bool(theirs.chat_template)
+    for tools in (None, TOOLS):
+        if ours.chat_template:
+            expected = theirs.apply_chat_template(CHATS[0], tools, tokenize=False)
+            assert ours.render(CHATS[0], tools=tools) == expected
+
+
+@given(files=folders())
+@settings(max_examples=200, deadline=None, derandomize=True)  # as `rng` in conftest
+def test_what_a_folder_names_is_that_of_transformers(tmp_path_factory, files):
+    folder, saved = (tmp_path_factory.mktemp(name) for name in ("folder", "saved"))
+    (folder / "additional_chat_templates").mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    try:
+        ours = from_folder(folder)
+    except InputError as error:
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        wrong = theirs.eos_token is None, "default" not in (theirs.chat_template or ["default"])
+        assert wrong["none is the default" in str(error)]
+        return
+    same_tokenizers(ours, folder)
+    save(ours, saved)
+    for tokenizer in (ours, from_folder(saved)):
+        same_tokenizers(tokenizer, saved)

@@ -8,6 +8,7 @@ from models import TINY, random_model
 
 from minilora import Model, Source, nf4
 from minilora.config import InputError
+from minilora.kernels import ops, quantize_4bit
 from minilora.quant import int8, schemes
 from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
 from minilora.tree import flatten
@@ -58,10 +59,22 @@ def test_error_report_is_what_one_would_compute(scheme):
         assert row.bits == 8 * q.nbytes / w.size
 
 
-def test_projections_that_are_stored_in_two_ways_have_no_scheme():
-    leaf = {"weight": int8.quantize(np.ones((2, 2)))}
-    assert schemes.storage({"q_proj": leaf, "head": {"weight": np.ones(3)}}) == ("int8", None)
-    assert schemes.storage({"q_proj": leaf, "k_proj": {"weight": np.ones(3)}}) == ("none", None)
+def test_projections_that_are_quantized_in_two_ways_have_no_scheme():
+    w = np.ones((2, 2))
+    weights = {"q_proj": int8.quantize(w), "k_proj": w, "v_proj": nf4.quantize(w)}
+    base = {name: {"weight": leaf} for name, leaf in weights.items()}
+    assert schemes.storage(base) == ("none", None)
+    del base["v_proj"]
+    assert schemes.storage(base) == ("int8", None)
+
+
+@pytest.mark.parametrize("quantize", [nf4.quantize, quantize_4bit])
+def test_a_block_size_is_a_whole_number(quantize):
+    w = np.random.default_rng(0).standard_normal((32, 32), np.float32)
+    for size in (64.0, np.float32(64), True, "64"):
+        with pytest.raises(InputError, match=f"a block size of {size} is not a power of two"):
+            quantize(w, size)
+    np.testing.assert_array_equal(ops.dense(quantize(w, np.int64(64))), quantize(w).dequantize())
 
 
 def test_error_report_with_zeros_and_a_short_block():

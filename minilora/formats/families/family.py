@@ -28,6 +28,7 @@ class Family:
     architecture: str
     biases: tuple[tuple[str, ...], ...] = ()  # the projections of a group have biases or none has
     always_biased: bool = False
+    activation: str = "hidden_act"  # field of config.json that names the activation
     fields: dict[str, Any] = field(default_factory=dict)  # of ModelConfig, the same in each model
     defaults: dict[str, Any] = field(default_factory=dict)  # of config.json, if not Llama's
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}

@@ -16,7 +16,7 @@ def read(raw):
     for name in REFUSED:
         if raw.get(name):
             raise InputError(f"{name} {raw[name]!r} is not implemented; null is")
-    every = size(raw, "sliding_window_pattern", 6)
+    every = size(raw, "sliding_window_pattern")
     layers = range(1, raw["num_hidden_layers"] + 1)
     types = [SLIDING if i % every else FULL for i in layers]
     ropes = mapping(raw, "rope_parameters")
@@ -40,7 +40,6 @@ def read(raw):
 def write(config):
     """Return the fields of Gemma 3, which transformers 4 and 5 both read."""
     return {
-        "hidden_activation": config.hidden_act,
         "layer_types": config.layer_types,
         "sliding_window": config.sliding_window,
         "rope_local_base_freq": config.rope_local_base_freq,
@@ -52,6 +51,7 @@ FAMILY = Family(
     "gemma3_text",
     "Gemma3ForCausalLM",
     biases=(ATTENTION,),
+    activation="hidden_activation",
     read=read,
     write=write,
     fields={
@@ -60,5 +60,5 @@ FAMILY = Family(
         "norm_offset": 1.0,
         "qk_norm": True,
     },
-    defaults={"tie_word_embeddings": True, "head_dim": 256},
+    defaults={"tie_word_embeddings": True, "head_dim": 256, "sliding_window_pattern": 6},
 )
