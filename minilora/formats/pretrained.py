@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import kernels
 from ..config import InputError
 from ..data.tokenizer import ByteTokenizer
-from ..kernels import ops
 from ..model import Model, Source
 from ..quant.low_precision import LowPrecision
 from ..quant.schemes import is_projection, leaf_in, quantize_leaf, storage, storage_of
@@ -81,7 +81,9 @@ def load(
         stays_dense = stored_quantized and entry.dtype not in quantized_file.TYPES
         leaf = _leaf(path, entry.where, w, "none" if stays_dense else scheme, block_size)
         stored = leaf_in(leaf, compute_dtype)
-        rounded |= stored is not leaf and not np.array_equal(ops.dense(stored), ops.dense(leaf))
+        rounded |= stored is not leaf and not np.array_equal(
+            kernels.ops.dense(stored), kernels.ops.dense(leaf)
+        )
         set_leaf(base, path, stored)
     if rounded:
         warnings.warn(f"the dense weights of {name} are rounded to {compute_dtype}", stacklevel=2)
@@ -89,7 +91,7 @@ def load(
     known = name if name in NAMES else os.path.abspath(name)
     stored, block = storage(base)
     source = Source(known, stored, block, digest(files(name)))
-    return Pretrained(Model(config, base, ops, source), tokenizer)
+    return Pretrained(Model(config, base, kernels.ops, source), tokenizer)
 
 
 def check_vocabulary(place, config, tokenizer):
@@ -151,7 +153,7 @@ def has_other_head(tensors):
     """
     if not tensors.keys() >= set(TABLES):
         return False
-    embedding, head = (ops.dense(tensors[path].read()) for path in TABLES)
+    embedding, head = (kernels.ops.dense(tensors[path].read()) for path in TABLES)
     return not np.array_equal(embedding, head)
 
 
@@ -172,7 +174,7 @@ def _leaf(path, where, w, scheme, block_size):
         quantized = is_projection(path)
         return quantize_leaf(path, w, scheme, block_size) if quantized else w
     if not is_projection(path):  # a quantized output head
-        return ops.dense(w)
+        return kernels.ops.dense(w)
     stored = storage_of(w)
     if scheme != "none" and stored not in ((scheme, block_size), (scheme, None)):
         kind = f"{stored[0]}, blocks of {stored[1]}" if stored[1] else stored[0]

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import nf4
+from .. import kernels, nf4
 from ..config import ALL_LINEAR, POSITIVE_INT, InputError, check_setting, names_module
 from ..double_quant import DoubleQuantized
-from ..kernels import quantize_4bit
 from ..model import Model
 from ..rounding import to_bfloat16
 from ..tree import flatten, named_leaves, unflatten
@@ -78,7 +77,7 @@ def quantize_leaf(path, w, scheme, block_size=64):
             return int8.quantize(w)
         check_setting("block_size", block_size, POSITIVE_INT)
         code, _, double_quant = scheme.partition("-")
-        return quantize_4bit(w, block_size, double_quant, code)
+        return kernels.quantize_4bit(w, block_size, double_quant, code)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
