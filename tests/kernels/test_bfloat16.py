@@ -13,7 +13,7 @@ from minilora import InputError, LoraConfig, Model, TrainConfig, kernels, layers
 from minilora.batching import collate
 from minilora.kernels import bfloat16, threads, weights
 from minilora.quant.low_precision import LowPrecision
-from minilora.quant.schemes import SCHEMES, quantize, with_compute_dtype
+from minilora.quant.schemes import SCHEMES, leaf_in, quantize, with_compute_dtype
 from minilora.rounding import from_bfloat16, nearest, to_bfloat16
 from minilora.training import gradient_at
 from minilora.tree import flatten
@@ -158,3 +158,22 @@ def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatc
         loss, grads, _ = gradient_at(adapters, adapted, examples, 0, TrainConfig(batch_size=4))
         results.append((float(loss), [g.tobytes() for g in flatten(grads).values()]))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_the_loss_takes_the_logit_of_a_target_from_the_same_product(kind):
+    """Else log Z and the logit are rounded differently, and a loss near zero is mostly that."""
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((2, 9, 64)).astype(np.float32)
+    scales = rng.random((256, 2)).astype(np.float32) / 64
+    codes = rng.integers(-127, 128, (256, 64)).astype(np.int8)
+    head = LowPrecision("Q8_0", codes, scales)
+    head = leaf_in(head.dequantize() if kind == "BF16" else head, "bfloat16")
+    logits = h @ layers.dense(head).T
+    targets = logits.argmax(-1)
+    found, expected = (
+        float(ops.cross_entropy(h, head, targets, np.ones((2, 9), np.float32)))
+        for ops in (kernels.ops, layers)
+    )
+    # 64 + 256 additions in float32, of terms that add up to the largest logit in size
+    assert abs(found - expected) <= 320 * 2.0**-24 * np.abs(logits).max()
