@@ -68,16 +68,30 @@ def to_bfloat16(x):
 
 
 @jit
+def nearest_bits(x, bits):
+    """Return the bits (uint32) of a number x rounded to bfloat16, ties to even; NaN stays NaN."""
+    upper = np.uint32(bits >> SIXTEEN)
+    half = np.uint32(BELOW_HALF + np.uint32(upper & ONE))
+    near = np.uint32(np.uint32(bits + half) >> SIXTEEN)
+    return near if x == x else np.uint32(upper | QUIET)
+
+
+@jit
 def _round(lo, hi, x, out):
-    """Round the rows lo to hi - 1 to the nearest bfloat16, ties to even; NaN stays NaN."""
+    """Round the rows lo to hi - 1 to bits (uint16)."""
     for i in range(lo, hi):
         row = x[i]
         bits = row.view(np.uint32)
         for j in range(row.size):
-            upper = np.uint32(bits[j] >> SIXTEEN)
-            half = np.uint32(BELOW_HALF + np.uint32(upper & ONE))
-            near = np.uint32(np.uint32(bits[j] + half) >> SIXTEEN)
-            out[i, j] = near if row[j] == row[j] else upper | QUIET
+            out[i, j] = nearest_bits(row[j], bits[j])
+
+
+@jit
+def round_numbers(x):
+    """Round x (n,) float32 to numbers that bfloat16 holds, in place."""
+    bits = x.view(np.uint32)
+    for i in range(x.size):
+        bits[i] = nearest_bits(x[i], bits[i]) << SIXTEEN
 
 
 @jit

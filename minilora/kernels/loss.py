@@ -4,6 +4,7 @@ import numpy as np
 from autograd.extend import primitive
 from autograd.tracer import isbox
 
+from ..layers import operand
 from .gradients import define_gradients
 from .weights import product, product_transposed, tiles
 
@@ -31,8 +32,8 @@ def _cross_entropy(hidden, head, targets, mask, traced, grads):
     c = mask[at].astype(h.dtype) / np.sum(mask)
     mean = np.zeros_like(h) if 0 in traced else None
     log_z = _log_z(h, head, mean)
-    e_target = head[t]
-    nll = log_z - np.sum(h * e_target, axis=-1)
+    e_target = operand(head[t], head)
+    nll = log_z - np.sum(operand(h, head) * e_target, axis=-1)
     if mean is not None:
         grads[0] = np.zeros_like(hidden)
         grads[0][at] = c[:, None] * (mean - e_target)

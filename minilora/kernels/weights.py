@@ -15,6 +15,7 @@ from .. import layers
 from ..config import InputError
 from ..double_quant import Stored
 from . import bfloat16, low_precision, nf4
+from .bfloat16 import round_numbers
 from .lookup import decode_4bit
 from .loops import fast_jit, jit, rows
 from .threads import parallel_rows
@@ -107,13 +108,16 @@ def read(shape, parts, span):
 
 def matvec(w, x):
     """Compute W x for a stored W (out, in) and x (in,), without the dense W: (out,) float32."""
-    x = np.ascontiguousarray(x, np.float32)
+    rounds = w.compute_dtype == "bfloat16"
+    x = layers.operand(np.ascontiguousarray(x, np.float32), w)
     if x.shape != w.shape[1:]:
         raise ValueError(f"x has the shape {x.shape}, but the weight has {w.shape}")
     y = np.empty(w.shape[0], np.float32)
     parts = parts_of(w)
-    loop = low_precision.matvec_8bit if parts[0].dtype == np.int8 else _matvec
-    parallel_rows(loop, w.shape, parts, x, y)
+    if parts[0].dtype == np.int8 and not rounds:
+        parallel_rows(low_precision.matvec_8bit, w.shape, parts, x, y)
+    else:
+        parallel_rows(_matvec, w.shape, parts, x, y, rounds)
     return y
 
 
@@ -122,7 +126,7 @@ def tiled_matmul(x, w):
     flat = rows(x)
     if not isinstance(w, Stored):
         y = flat @ layers.dense(w).T
-    elif len(flat) == 1 and x.dtype == np.float32 and w.compute_dtype == "float32":
+    elif len(flat) == 1 and x.dtype == np.float32:
         y = matvec(w, flat[0])
     else:
         y = np.empty((len(flat), w.shape[0]), x.dtype)
@@ -153,8 +157,11 @@ def _read(lo, hi, start, parts, out):
 
 
 @fast_jit
-def _matvec(lo, hi, parts, x, y):
-    """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x."""
+def _matvec(lo, hi, parts, x, y, rounds):
+    """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x.
+
+    rounds: round the rows to bfloat16 first.
+    """
     width = x.size
     group = max(1, SPAN // width)
     buffer = np.empty(group * width + 16, np.float32)
@@ -164,6 +171,8 @@ def _matvec(lo, hi, parts, x, y):
         before = start % 16  # 4-bit codes are decoded by sixteens
         part = buffer[: before + (last - first) * width]
         decode(start - before, parts, part)
+        if rounds:
+            round_numbers(part)
         for i in range(first, last):
             row = part[before + (i - first) * width :]
             total = np.float32(0)

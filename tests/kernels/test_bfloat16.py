@@ -1,5 +1,7 @@
 """Products in bfloat16: the kernel, the reference, and what a model computes with them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,12 +9,13 @@ from hypothesis import strategies as st
 from models import TINY, random_base, random_examples
 
 import minilora
-from minilora import InputError, LoraConfig, Model, kernels, layers
+from minilora import InputError, LoraConfig, Model, TrainConfig, kernels, layers
 from minilora.batching import collate
-from minilora.kernels import bfloat16, weights
+from minilora.kernels import bfloat16, threads, weights
 from minilora.quant.low_precision import LowPrecision
-from minilora.quant.schemes import SCHEMES, quantize, with_compute_dtype
+from minilora.quant.schemes import SCHEMES, leaf_in, quantize, with_compute_dtype
 from minilora.rounding import from_bfloat16, nearest, to_bfloat16
+from minilora.training import gradient_at
 from minilora.tree import flatten
 
 SMALLEST = 2.0**-126  # the smallest normal number: the instruction makes what is below it zero
@@ -123,3 +126,54 @@ def test_dense_matrices_are_stored_in_bfloat16_and_vectors_are_not():
         assert isinstance(w, LowPrecision) == (len(w.shape) == 2)
     with pytest.raises(InputError, match="unknown compute_dtype 'float16'"):
         with_compute_dtype(model, "float16")
+
+
+def test_the_same_bits_for_any_number_of_cores(monkeypatch):
+    """Panels are dealt out to the cores: each sum is computed by one of them, in one order."""
+    rng = np.random.default_rng(0)
+    x, w, g = (rng.standard_normal(s).astype(np.float32) for s in ((25, 65), (321, 65), (25, 321)))
+    bits = to_bfloat16(w)
+
+    def products(cores):
+        monkeypatch.setattr(threads, "THREADS", cores)
+        out = np.empty((25, 321), np.float32)
+        bfloat16.matmul(x, bits, out)
+        return out.tobytes(), bfloat16.matmul_transposed(g, bits).tobytes()
+
+    alone = products(1)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
+    for cores in (2, 3, 5):
+        assert products(cores) == alone
+
+
+def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatch):
+    monkeypatch.setattr(threads, "THREADS", 2)
+    model = with_compute_dtype(quantize(Model(TINY, random_base(TINY)), "nf4-dq"), "bfloat16")
+    config = LoraConfig(target_modules="all-linear")
+    examples = [[example] for example in random_examples(TINY, 5)]
+    results = []
+    for parallel_map in (threads.parallel_map, map):
+        ops = SimpleNamespace(**{**vars(kernels.ops), "THREADS": 2, "parallel_map": parallel_map})
+        adapters, adapted = minilora.get_peft_model(model._replace(ops=ops), config, 0)
+        loss, grads, _ = gradient_at(adapters, adapted, examples, 0, TrainConfig(batch_size=4))
+        results.append((float(loss), [g.tobytes() for g in flatten(grads).values()]))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_the_loss_takes_the_logit_of_a_target_from_the_same_product(kind):
+    """Else log Z and the logit are rounded differently, and a loss near zero is mostly that."""
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((2, 9, 64)).astype(np.float32)
+    scales = rng.random((256, 2)).astype(np.float32) / 64
+    codes = rng.integers(-127, 128, (256, 64)).astype(np.int8)
+    head = LowPrecision("Q8_0", codes, scales)
+    head = leaf_in(head.dequantize() if kind == "BF16" else head, "bfloat16")
+    logits = h @ layers.dense(head).T
+    targets = logits.argmax(-1)
+    found, expected = (
+        float(ops.cross_entropy(h, head, targets, np.ones((2, 9), np.float32)))
+        for ops in (kernels.ops, layers)
+    )
+    # 64 + 256 additions in float32, of terms that add up to the largest logit in size
+    assert abs(found - expected) <= 320 * 2.0**-24 * np.abs(logits).max()
