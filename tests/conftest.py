@@ -9,8 +9,9 @@ import random
 import pytest
 from hypothesis import settings
 
-# Matrices are tiny here: a second thread in the products only waits for the first.
+# Matrices are tiny here, so a second thread only waits for the first; other tests use other cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 settings.register_profile("short", deadline=None, max_examples=30)
 settings.register_profile("long", deadline=None, max_examples=300)
@@ -24,9 +25,10 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help=text)
     text = "only the tests that --long or --all-combinations lengthens, with N draws per test"
     parser.addoption("--draw", type=int, metavar="N", help=text)
-    new = random.SystemRandom().randrange(10**6)
+    new = str(random.SystemRandom().randrange(10**6))
+    new = os.environ.setdefault("PYTEST_SEED", new)  # pytest-xdist's processes inherit it
     text = "seed of all draws (default: a new one, which is printed)"
-    parser.addoption("--seed", type=int, default=new, help=text)
+    parser.addoption("--seed", type=int, default=int(new), help=text)
 
 
 def pytest_configure(config):
@@ -34,9 +36,10 @@ def pytest_configure(config):
     settings.load_profile("long" if config.getoption("--long", default=False) else "short")
 
 
-def pytest_report_collectionfinish(config):
+def pytest_terminal_summary(terminalreporter, config):
     """Print how to repeat the draws of this run, also with -q."""
-    return f"What this run draws is repeated with --seed {config.getoption('--seed')}."
+    seed = config.getoption("--seed")
+    terminalreporter.write_line(f"What this run draws is repeated with --seed {seed}.")
 
 
 @pytest.fixture

@@ -3,9 +3,18 @@
 import builtins
 import io
 import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+
+from minilora.cli import run
+from minilora.kernels import threads
+
+KILLED = 9
 
 
 class Faults:
@@ -87,3 +96,43 @@ class File:
             self.faults("close", self.path)  # what is buffered is written now
         finally:
             self.file.close()
+
+
+def figure(path, *_):
+    """Write a file in place of a figure, which takes half the time of a short run."""
+    path.write_text("a figure")
+
+
+def _prepare():
+    """Let this process start no threads, print nothing and draw nothing."""
+    threads.THREADS = 1
+    run.curve = figure
+    sys.stdout = sys.stderr = io.StringIO()
+
+
+@cache
+def _process():
+    """Start a process without threads: a fork of another can wait forever for what they hold."""
+    return ProcessPoolExecutor(1, get_context("spawn"), _prepare)
+
+
+def apart(function, *args):
+    """Return function(*args), called in the process whose forks are killed."""
+    return _process().submit(function, *args).result()
+
+
+def kill(root, at, act, *args):
+    """Call act(*args) in a process that is killed at this operation; return its exit status."""
+    return apart(_fork, root, at, act, *args)
+
+
+def _fork(root, at, act, *args):
+    child = os.fork()
+    if child == 0:
+        try:
+            with Faults(root, at, lambda path: os._exit(KILLED)):
+                status = act(*args)
+            os._exit(status or 0)
+        finally:
+            os._exit(1)  # after an error
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

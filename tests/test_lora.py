@@ -126,6 +126,12 @@ def test_at_the_start_only_b_has_a_gradient():
         assert (np.abs(g).max() > 0) == path.endswith("lora_B"), path
 
 
+def test_plain_lora_has_no_magnitude_and_no_other_start():
+    for fields in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
+        with pytest.raises(InputError, match="use get_peft_model for DoRA, PiSSA and LoftQ"):
+            lora.init(random_base(TINY), LoraConfig(**fields), 0)
+
+
 def test_rank_scaling_and_dropout_are_in_the_adapter():
     adapters = fresh(
         random_base(TINY), r=4, lora_alpha=8, lora_dropout=0.25, rank_pattern={"v_proj": 2},

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -56,21 +57,11 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
     assert textwrap.indent(lines, "    ") in minilora.__doc__
     assert "iters=200" in lines
     names: dict = {}
-    exec(lines.replace("iters=200", "iters=20"), names)
+    exec(lines.replace("iters=200", "iters=8"), names)
 
-    adapters, model = names["adapters"], names["model"]
     losses = [row["loss"] for row in names["history"] if "loss" in row]
-    assert len(losses) == 20 and losses[-1] < losses[0] - 1
-
-    # merging is an equation between two calls; a logit is a sum through all layers, each of its
-    # float32 roundings 2⁻²⁴ of a state of size ten: far below 1e-3, and a wrong delta far above
-    tokens = np.array([names["tokenizer"].encode("Ada keeps a pink kite in the barn.")])
-    pairs = (adapters, model), ({}, names["dense"]), ({}, model)
-    ours, merged, without = (minilora.forward(*pair, tokens) for pair in pairs)
-    np.testing.assert_allclose(ours, merged, rtol=0, atol=1e-3)
-    assert np.abs(ours - without).max() > 0.1
-
-    assert Path("my_adapter", "adapter_model.safetensors").exists()
+    # tests/cli/test_commands.py reads the folder, and compares the merged weights
+    assert len(losses) == 8 and losses[-1] < losses[0] - 1
 
 
 @pytest.mark.long
@@ -411,7 +402,7 @@ def test_the_table_of_peers_adds_up():
 
 def test_the_debugger_stops_where_the_guide_says(tmp_path):
     block = page("design.md").split("```text\n", 1)[1].split("```")[0].splitlines()
-    command, typed = block[0].split(), [line.removeprefix("(Pdb) ") for line in block[1:]]
+    command, typed = shlex.split(block[0]), [line.removeprefix("(Pdb) ") for line in block[1:]]
     asked = ["p type(x).__name__", "where", *["continue"] * 3, "p type(x).__name__", "quit"]
     run = subprocess.run(
         [sys.executable, *command[1:]], cwd=tmp_path, input="\n".join([*typed, *asked]),

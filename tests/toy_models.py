@@ -71,6 +71,23 @@ def folder(tmp_path, tensors=None, **changes):
     return path
 
 
+def in_shards(path, tensors):
+    """Write the tensors of a folder again, in two files; return the path of their index."""
+    (path / "model.safetensors").unlink()
+    where = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for shard in set(where.values()):
+        part = {name: w for name, w in tensors.items() if where[name] == shard}
+        safetensors.numpy.save_file(part, path / shard)
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return index
+
+
+def change_json(path, **fields):
+    """Give these fields of the object in a JSON file other values."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
 def assert_same(tree, expected):
     actual = flatten(tree)
     assert actual.keys() == expected.keys()

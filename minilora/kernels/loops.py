@@ -14,6 +14,7 @@ import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numba
 import numpy as np
@@ -40,6 +41,9 @@ def jit(kernel=None, **options) -> Any:
     if compiled is not kernel:  # with NUMBA_DISABLE_JIT it is
         cache = compiled._cache._cache_file
         cache._source_stamp = cache._source_stamp, CONTENTS.digest()
+        # numba numbers the files of a kernel, so two processes that compile it for different types
+        # at the same time could give both files one name
+        cache._data_name = lambda _: f"{kernel.__name__}.{uuid4()}.nbc"
     return compiled
 
 

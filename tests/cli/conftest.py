@@ -1,7 +1,8 @@
 """The base and the rows of the tests of the command line."""
 
 import pytest
-from small_run import write_base, write_rows
+from faults import figure
+from small_run import write_adapter, write_base, write_rows
 
 
 @pytest.fixture(scope="session")
@@ -9,14 +10,35 @@ def base(tmp_path_factory):
     return write_base(tmp_path_factory.mktemp("bases") / "base")
 
 
+@pytest.fixture(scope="session")
+def adapter(base, tmp_path_factory):
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "adapter", base)
+
+
 @pytest.fixture
 def data(tmp_path):
     return write_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """The folder of a run, which does not exist yet."""
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a base, rows and an adapter, for the runs of one file."""
+    folder = tmp_path_factory.mktemp("place")
+    write_base(folder / "base")
+    write_rows(folder / "rows.jsonl")
+    write_adapter(folder / "adapter", folder / "base")
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_figures():
     """Skip drawing, which takes half the time of these runs, but write a file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilora.cli.run.curve", lambda path, *_: path.write_text("a figure"))
+        patch.setattr("minilora.cli.run.curve", figure)
         yield

@@ -1,17 +1,19 @@
 """A base of two layers and twenty rows, and short runs with them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+from toy_models import CONFIG, leaves, tiny
 
 from lessons.helpers.pretraining import llama, random_params
-from minilora import cli
+from minilora import LoraConfig, cli, get_peft_model
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats.checkpoint import read_metadata
-from minilora.formats.pretrained import save_pretrained
+from minilora.formats.checkpoint import read_metadata, save_adapter
+from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.model import Model
-from minilora.tree import arrays, overlay, tree_map
+from minilora.tree import arrays, overlay, tree_map, unflatten
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
 
@@ -21,6 +23,14 @@ def write_base(folder, seed=0):
     config = llama(16, 24, 2, 2, 1)
     model = Model(config, random_params(config, np.random.default_rng(seed)))
     save_pretrained(folder, model, ByteTokenizer())
+    return folder
+
+
+def write_chat_base(folder, template):
+    """Write a random Llama with a BPE tokenizer and this chat template into the new folder."""
+    config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
+    tokenizer = replace(tiny(), chat_template=template)
+    save_pretrained(folder, Model(config, unflatten(leaves(config))), tokenizer)
     return folder
 
 
@@ -44,6 +54,14 @@ def train(base, data, out, *more):
 def changed(adapters):
     """Return adapters that change the outputs, as training leaves them."""
     return overlay(adapters, tree_map(lambda w: w + np.float32(0.1), arrays(adapters)))
+
+
+def write_adapter(folder, base, **fields):
+    """Write an adapter of LoRA into the folder, as a Python program does; return the folder."""
+    config = LoraConfig(**fields)
+    adapters, model = get_peft_model(load(base).model, config)
+    save_adapter(folder, changed(adapters), model, config)
+    return folder
 
 
 def at(folder):

@@ -1,13 +1,12 @@
 """Flags, settings files, and input that every command refuses with one line."""
 
 import argparse
-import tomllib
 
 import pytest
 from small_run import at, error_of, run, write_rows
 
 from minilora import cli
-from minilora.cli.arguments import Parser, as_toml, parser, toml_settings
+from minilora.cli.arguments import Parser, parser, toml_settings
 from minilora.cli.commands import MERGED_RUN, run_settings
 from minilora.cli.stored_paths import absolute
 from minilora.config import InputError
@@ -44,6 +43,25 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--method dora --also-train bias": "--also-train bias",
     "--init-lora-weights loftq --quantize none": "loftq",
     "--method ia3 --lora-r 64": "--lora-r has no effect with --method ia3: leave it out",
+    "--method head --target-modules q_proj": "--target-modules has no effect",
+    "--method norm --no-use-rslora": "--use-rslora has no effect",
+    "--num-virtual-tokens 3": "--num-virtual-tokens has no effect",
+    "--method ia3 --vera-r 3": "--vera-r has no effect",
+    "--quantize none --block-size 32": "--block-size has no effect",
+    "--quantize int8 --block-size 64": "--block-size has no effect",
+    "--init-adapter {adapter} --lora-r 5": "--lora-r has no effect",
+    "--init-adapter {adapter} --method ia3": "--method has no effect",
+    "--also-train-lr-scale 0.1": "--also-train-lr-scale has no effect",
+    "--method ia3 --loraplus-lr-ratio 16": "--loraplus-lr-ratio has no effect",
+    "--layers-to-transform 1 --layer-lr-decay 0.5": "--layer-lr-decay has no effect",
+    "--optimizer muon --adam-beta1 0.8": "--adam-beta1 has no effect",
+    "--optimizer muon --method norm": "--optimizer muon has no effect",
+    "--data {few} --steps-per-eval 2": "--steps-per-eval has no effect",
+    "--data {few} --val-batches 2": "--val-batches has no effect",
+    "--data {few} --mask-prompt": "--mask-prompt has no effect",
+    "--chat-date 2001-02-03": "--chat-date has no effect",
+    "--no-keep-best --early-stopping-patience 2": "--keep-best has no effect",
+    "--keep-best --early-stopping-patience 2": "--keep-best has no effect",
     "--early-stopping-patience 2 --data {few}": "--early-stopping-patience needs held-out rows",
     "--keep-best --data {few}": "--keep-best needs held-out rows, but there are none",
     "--data {bad}": "{bad}, line 2: ",
@@ -56,17 +74,20 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--alpha-pattern k_proj=2": "--alpha-pattern has 'k_proj', which matches no adapted",
     "--rank-pattern .*=2 v_proj=3": "--rank-pattern has 'v_proj', which matches no adapted",
     "--exclude-modules k_proj": "--exclude-modules has no effect, because no target matches",
-    "--columns prompt": "--columns: must be KEY=COLUMN",
+    "--columns prompt": "--columns: must be KEY=COLUMN, got prompt",
+    "--columns prompt=q prompt=question": "prompt is given twice, as q and question",
     "--data questions --columns prompt=a": "is for files: the rows of questions",
 }
 
 
 @pytest.mark.parametrize("flags", TRAIN)
-def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(flags, base, data, tmp_path, capsys):
+def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(
+    flags, base, data, adapter, tmp_path, capsys
+):
     few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
     bad, out = tmp_path / "bad.jsonl", tmp_path / "out"
     bad.write_text('{"text": "a"}\n{"text": ')
-    places = {"few": few, "bad": bad, "out": out}
+    places = {"few": few, "bad": bad, "out": out, "adapter": adapter}
     words = "train --model", base, "--data", data, *at(out), flags.format(**places)
     assert TRAIN[flags].format(**places) in error_of(capsys, run(*words))
     assert not out.exists()
@@ -177,15 +198,6 @@ def test_a_bad_settings_file_is_one_line(text, tmp_path):
     with pytest.raises(InputError) as caught:
         toml_settings(path)
     assert str(path) in str(caught.value) and BAD_TOML[text] in str(caught.value)
-
-
-def test_settings_come_back_from_toml(tmp_path):
-    name = 'ä\u2028"\\\U0001f600a'
-    settings = {"model": name, "lora_r": 3, "mask_prompt": True, "target_modules": ["v_proj"]}
-    path = tmp_path / "train_config.toml"
-    path.write_text(as_toml(settings), encoding="utf-8")
-    assert tomllib.loads(as_toml(settings))["model"] == name
-    assert toml_settings(path) == settings
 
 
 def test_built_in_names_are_no_paths(tmp_path, monkeypatch):

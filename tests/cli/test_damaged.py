@@ -13,16 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import at, error_of, metrics, run, train, write_rows
+from small_run import at, error_of, metrics, run, train, write_adapter, write_rows
 
-from minilora import LoraConfig, get_peft_model
 from minilora.cli.arguments import as_toml, parse
 from minilora.cli.commands import load_model
 from minilora.cli.run import fine_tune
 from minilora.config import InputError
 from minilora.formats import safetensors_file
-from minilora.formats.checkpoint import RUN, read_metadata, save_adapter
-from minilora.formats.pretrained import load
+from minilora.formats.checkpoint import RUN, read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +37,21 @@ def sound(whole, tmp_path):
     return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
-def change(folder, edit, tensors=lambda entries: None):
-    """Rewrite the checkpoint with other metadata or other tensors."""
-    path = folder / "checkpoint.safetensors"
-    metadata = safetensors_file.read_json_header(path)[0]["__metadata__"]
-    entries = {
-        n: safetensors_file.entry(e.dtype, e.read())
-        for n, e in safetensors_file.read_header(path).items()
-    }
-    edit(metadata)
-    tensors(entries)
-    safetensors_file.write(path, entries, metadata)
+def change(edit=lambda metadata: None, tensors=lambda entries: None):
+    """Return a function that rewrites the checkpoint of a folder with what these change."""
+
+    def rewrite(folder):
+        path = folder / "checkpoint.safetensors"
+        metadata = safetensors_file.read_json_header(path)[0]["__metadata__"]
+        entries = {
+            n: safetensors_file.entry(e.dtype, e.read())
+            for n, e in safetensors_file.read_header(path).items()
+        }
+        edit(metadata)
+        tensors(entries)
+        safetensors_file.write(path, entries, metadata)
+
+    return rewrite
 
 
 def change_json(name, **values):
@@ -60,11 +62,7 @@ def change_json(name, **values):
         run[name] |= values
         metadata[RUN] = json.dumps(run)
 
-    return lambda folder: change(folder, edit)
-
-
-def change_tensors(edit):
-    return lambda folder: change(folder, lambda metadata: None, edit)
+    return change(edit)
 
 
 def transpose(entries):
@@ -76,20 +74,20 @@ def transpose(entries):
 
 def history(raw):
     entry = safetensors_file.entry("U8", np.frombuffer(raw, np.uint8))
-    return change_tensors(lambda entries: entries.update(history=entry))
+    return change(tensors=lambda entries: entries.update(history=entry))
 
 
 CHECKPOINTS = {
-    "of an older version": lambda folder: change(folder, lambda m: m.update(old=m.pop(RUN))),
+    "of an older version": change(lambda m: m.update(old=m.pop(RUN))),
     "settings in a list": change_json("facts", settings=[1]),
     "a setting of another type": change_json("facts", settings={"iters": "two"}),
     "a setting with a NUL": change_json("facts", settings={"model": "a\0b"}),
     "digests in a list": change_json("facts", digests=[]),
-    "facts in a list": lambda folder: change(folder, lambda m: m.update({RUN: '{"facts": [1]}'})),
+    "facts in a list": change(lambda m: m.update({RUN: '{"facts": [1]}'})),
     "a step beyond the last": change_json("state", step=5),
     "a best loss in a text": change_json("state", best_loss="2"),
-    "transposed factors": change_tensors(transpose),
-    "no history": change_tensors(lambda entries: entries.pop("history")),
+    "transposed factors": change(tensors=transpose),
+    "no history": change(tensors=lambda entries: entries.pop("history")),
     "a history that was changed": history(b"\xff\n"),
     "no size of the metrics": change_json("facts", metrics_size=None),
 }
@@ -107,8 +105,9 @@ def test_a_damaged_checkpoint_is_refused_by_name(sound, capsys, what):
     assert {path.name: path.read_bytes() for path in sound.iterdir()} == before
 
 
-DAMAGE = {
+DAMAGE = {  # (file, its new contents, or None: it becomes a pickle): part of the message
     ("train_config.toml", b"block_size = 3\n"): "train_config.toml is not that of checkpoint",
+    ("adapter_model.safetensors", None): "has only adapter_model.bin, a pickle",
     ("adapter_model.safetensors", b"\xff" * 40): "adapter_model.safetensors",
     ("adapter_config.json", b"[]"): "adapter_config.json",
     ("adapter_config.json", b'{"init_lora_weights": [[]]}'): "adapter_config.json",
@@ -118,24 +117,17 @@ DAMAGE = {
 
 @pytest.mark.parametrize(("file", "raw"), DAMAGE)
 def test_a_damaged_file_is_refused_by_name_and_written_again(sound, capsys, file, raw):
-    (sound / file).write_bytes(raw)
-    for words in ("evaluate --split valid", "merge --out never"):
-        assert DAMAGE[file, raw] in error_of(capsys, run(words, *at(sound)))
+    if raw is None:
+        (sound / file).rename(sound / "adapter_model.bin")
+    else:
+        (sound / file).write_bytes(raw)
+    for words in (
+        "evaluate --split valid --adapter-path",
+        "merge --out never --adapter-path",
+        "train --adapter-path never --init-adapter",
+    ):
+        assert DAMAGE[file, raw] in error_of(capsys, run(words, sound))
     assert run("train --resume", *at(sound)) == run("evaluate", *at(sound)) == 0
-
-
-def test_every_reader_of_an_adapter_refuses_a_killed_run_and_a_pickle(
-    sound, data, tmp_path, capsys
-):
-    words = "train --data", data, *at(tmp_path / "new"), "--init-adapter", sound
-    (sound / "train_config.toml").write_text("block_size = 3\n")
-    for line in (words, ["evaluate", *at(sound)]):
-        assert "train_config.toml is not that of checkpoint" in error_of(capsys, run(*line))
-    for name in ("train_config.toml", "checkpoint.safetensors"):
-        (sound / name).unlink()
-    (sound / "adapter_model.safetensors").rename(sound / "adapter_model.bin")
-    for line in (words, ["evaluate", *at(sound)]):
-        assert "has only adapter_model.bin, a pickle" in error_of(capsys, run(*line))
 
 
 # ------------------------------------------------------------------------ the date, the terminal
@@ -152,8 +144,7 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, tmp_path
     for flags, day in ((["--chat-date", "2001-02-03"], "2001-02-03"), ([], str(date.today()))):
         with pytest.raises(InputError, match=f"the date is {day}"):
             fine_tune(parse([*words, *flags]))
-    config = LoraConfig()
-    save_adapter(tmp_path, *get_peft_model(load(base).model, config), config)
+    write_adapter(tmp_path, base)
     (tmp_path / "train_config.toml").write_text(as_toml({"chat_date": "2001-02-03"}))
     assert load_model(parse(["evaluate"]), tmp_path).tokenizer.chat_date == "2001-02-03"
 
@@ -161,7 +152,7 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, tmp_path
 def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
     """Every command prints, with escapes for characters that the terminal lacks."""
     row = {"prompt": "é 漢 \U0001f600", "completion": "ü→"}
-    data, out = write_rows(tmp_path / "rows.jsonl", [row] * 20), tmp_path / "ä"
+    data, out = write_rows(tmp_path / "rows.jsonl", [row] * 20), tmp_path / 'ä\u2028"\\\U0001f600'
     monkeypatch.chdir(tmp_path)
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
@@ -202,9 +193,8 @@ def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
     ("number", "status"),
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
 )
-def test_an_interrupted_run_says_how_to_go_on(base, data, tmp_path, number, status):
+def test_an_interrupted_run_says_how_to_go_on(base, data, out, number, status):
     """Further signals during the handling of the first cause no traceback and damage no file."""
-    out = tmp_path / "run"
     words = f"train --model {base} --data {data} --iters 99999 --save-every 1 --batch-size 2"
     process = subprocess.Popen(
         [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", str(out)],

@@ -42,8 +42,8 @@ def states(loaded, state=None, **settings):
 
 @pytest.mark.parametrize(("method", "storage"), combinations())
 def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_path, capsys):
-    words = ["train", "--model", str(base), "--method", method, "--quantize", storage]
-    loaded = load_for_training(parse(words))
+    words = f"train --model {base} --method {method} --quantize {storage} --block-size 32"
+    loaded = load_for_training(parse(words.split()))
     *_, last = states(loaded)
     folder, merged = tmp_path / "run", tmp_path / "merged"
     save_adapter(folder, last.adapters, loaded.model, loaded.adapter_config)

@@ -7,34 +7,29 @@ from contextlib import suppress
 from itertools import product
 
 import pytest
-from faults import Faults
-from small_run import LEFT_BY_A_KILL, changed, contents, run, write_base, write_rows
+from faults import KILLED, Faults, apart, kill
+from small_run import LEFT_BY_A_KILL, contents, run, write_adapter
 
-import minilora
-from minilora.config import InputError, LoraConfig
-from minilora.formats.checkpoint import load_adapter, read_metadata, save_adapter
+from minilora.config import InputError
+from minilora.formats.checkpoint import load_adapter, read_metadata
 from minilora.formats.pretrained import load
 
 STEPS = (
     "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01 "
     "--lora-dropout 0.2 --keep-best"
 )
-KILLED = 9
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a base, rows, an older run in `old`, and the new one as it should be in `new`.
+def place(place):
+    """The folder with an older run in `old`, too, and the new one as it should be in `new`.
 
     Both are written under the name `run`, so that their settings are those of every other try.
     """
-    folder = tmp_path_factory.mktemp("faults")
-    write_base(folder / "base")
-    write_rows(folder / "rows.jsonl")
     for name, more in (("old", "--seed 5 --quantize none --lora-r 3 --save-every 1"), ("new", "")):
-        assert train(folder, more) == 0
-        (folder / "run").rename(folder / name)
-    return folder
+        assert train(place, more) == 0
+        (place / "run").rename(place / name)
+    return place
 
 
 def train(folder, more=""):
@@ -94,16 +89,6 @@ def fault(number):
     return fail
 
 
-def killed(root, number, act):
-    """Run `act` in a process of its own, which ends at this operation."""
-    child = os.fork()
-    if child == 0:
-        with Faults(root, number, lambda path: os._exit(KILLED)):
-            act()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
-
-
 RUNS = pytest.mark.parametrize(("old", "more"), [(False, ""), (True, "--overwrite")])
 
 
@@ -134,25 +119,22 @@ def test_an_error_at_any_file_operation_is_one_line_and_its_advice_works(
 @RUNS
 def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, rng, tries, capsys):
     started(place, old)
-    every = operations(place, more)
+    every = apart(operations, place, more)
     for at in rng.sample(every, tries(3, len(every))):
         started(place, old)
-        assert killed(place / "run", at, lambda: train(place, more)), at
+        assert kill(place / "run", at, train, place, more) == KILLED, at
         end_well(place, more, capsys)
+
+
+def save(folder, base, r):
+    write_adapter(folder, base, r=r)
 
 
 def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, rng, tries):
     """Between the two renames there are no weights, which is an error; saving again works."""
-    model, _ = load(place / "base")
+    base = place / "base"
+    model, _ = load(base)
     folder = tmp_path / "run"
-    saved = {}
-    for r in (2, 5):
-        config = LoraConfig(r=r)
-        adapters, _ = minilora.get_peft_model(model, config)
-        saved[r] = changed(adapters), model, config
-
-    def save(r):
-        save_adapter(folder, *saved[r])
 
     def loaded():
         try:
@@ -160,9 +142,9 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
         except InputError as error:
             assert "adapter_model.safetensors cannot be read: No such file" in str(error)
 
-    save(2)
+    save(folder, base, 2)
     with Faults(folder) as faults:
-        save(5)
+        save(folder, base, 5)
     names = [name for name, _ in faults.seen]
     gone, first = names.index("unlink") + 1, names.index("replace") + 1
     cases = list(product(range(1, len(names) + 1), (KILLED, errno.ENOSPC)))
@@ -171,15 +153,15 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
         (first + 1, KILLED),
         *rng.sample(cases, tries(9, len(cases))),
     ]:
-        save(2)
+        save(folder, base, 2)
         failed = True
         if kind == KILLED:
-            assert killed(folder, number, lambda: save(5))
+            assert kill(folder, number, save, folder, base, 5) == KILLED
         else:
             with Faults(folder, number, fault(kind)), suppress(InputError, OSError):
-                save(5)
+                save(folder, base, 5)
                 failed = False  # to make a folder that is there already may fail
         expected = (2,) if failed and number <= gone else (None, 5)
         assert loaded() in expected, (number, kind)
-        save(5)
+        save(folder, base, 5)
         assert loaded() == 5

@@ -1,41 +1,19 @@
 """Any two writers of the same folder: the second is refused, or its result is wholly its own."""
 
-import os
 import shutil
 from itertools import product
 
-import pytest
-from faults import Faults
-from small_run import changed, contents, run, write_base, write_rows
+from faults import kill
+from small_run import contents, run, write_adapter
 
-import minilora
-from minilora.config import InputError, LoraConfig
-from minilora.formats.checkpoint import save_adapter
-from minilora.formats.pretrained import load
+from minilora.config import InputError
 
 STEPS = "--iters 2 --batch-size 2 --save-every 1 --steps-per-eval 2 --quiet"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a base, rows and an adapter; the writers write into its folder `run`."""
-    folder = tmp_path_factory.mktemp("folders")
-    write_base(folder / "base")
-    write_rows(folder / "rows.jsonl")
-    write_adapter(folder / "adapter", folder, r=2)
-    return folder
-
-
-def write_adapter(out, folder, r):
-    """Write an adapter as a Python program does."""
-    config = LoraConfig(r=r)
-    adapters, model = minilora.get_peft_model(load(folder / "base").model, config)
-    save_adapter(out, changed(adapters), model, config)
-
-
 def from_python(folder):
     try:
-        write_adapter(folder / "run", folder, r=5)
+        write_adapter(folder / "run", folder / "base", r=5)
     except InputError:
         return 2
     return 0
@@ -51,14 +29,8 @@ def training(more):
     return command(f"train {STEPS} {where} {more}")
 
 
-def kill(folder, number):
-    """Train in a process of its own, which is killed at this file operation."""
-    child = os.fork()
-    if child == 0:
-        with Faults(folder / "run", number, lambda path: os._exit(9)):
-            status = training("--overwrite --lora-r 4")(folder)
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def train(folder):
+    return training("--overwrite --lora-r 4")(folder)
 
 
 ITSELF = "--model {f}/base --data {f}/rows.jsonl --adapter-path {f}/run --init-adapter {f}/run"
@@ -78,7 +50,9 @@ WRITERS = {
 
 def test_of_two_writers_of_a_folder_the_second_is_refused_or_leaves_only_its_own(place, rng, tries):
     def write(name):
-        return kill(place, rng.randrange(80)) if name == "kill" else WRITERS[name](place)
+        if name == "kill":
+            return kill(place / "run", rng.randrange(80), train, place)
+        return WRITERS[name](place)
 
     def found():
         return contents(place / "run") if (place / "run").exists() else {}
@@ -89,7 +63,7 @@ def test_of_two_writers_of_a_folder_the_second_is_refused_or_leaves_only_its_own
         write(first)
         return found(), write(second)
 
-    whole = training("--overwrite --lora-r 4")(place) == 0 and found()  # without the kill
+    whole = train(place) == 0 and found()  # without the kill
     cases = list(product(WRITERS, WRITERS))
     for first, second in rng.sample(cases, tries(15, len(cases))):
         case = first, second

@@ -176,7 +176,7 @@ def five_other_quotients():
 def attention_alone():
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     lora = {"r": 5, "lora_alpha": 10, "target_modules": targets}
-    return {**lora, "learning_rate": 0.01, "batch_size": 4, "iters": 240, "warmup_ratio": 0.0}
+    return {**lora, "learning_rate": 0.02, "batch_size": 8, "iters": 120, "warmup_ratio": 0.0}
 
 
 @right("design-bytes")

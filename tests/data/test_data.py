@@ -1,6 +1,7 @@
 """Rows to batches: the forms of rows, the mask, packing without loss, malformed files."""
 
 import json
+import re
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -84,6 +85,13 @@ def write(tmp_path, content, name="rows.jsonl"):
     return path
 
 
+def assert_refused(path, message):
+    """The rows are refused in one line, which begins with the path of their file."""
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}{message}") as error:
+        read_rows(path)
+    assert "\n" not in str(error.value)
+
+
 def test_rows_of_all_forms(tmp_path):
     some = [
         {"text": "é🙂 一"},
@@ -135,9 +143,7 @@ def test_rows_of_all_forms(tmp_path):
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, message):
     bad = line if isinstance(line, bytes) else line.encode()
     path = write(tmp_path, b'{"text": "sound"}\n\n' + bad + b'\n{"text": "sound"}\n')
-    with pytest.raises(InputError, match=rf"rows\.jsonl, line 3: {message}") as error:
-        read_rows(path)
-    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+    assert_refused(path, f", line 3: {message}")
 
 
 def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
@@ -178,10 +184,7 @@ def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     ("rows.csv", b"text\na\n\xff\n", ", line 3: not UTF-8: save the file as UTF-8"),
 ])  # fmt: skip
 def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
-    path = write(tmp_path, content, name)
-    with pytest.raises(InputError, match=name.replace(".", r"\.") + message) as error:
-        read_rows(path)
-    assert "\n" not in str(error.value)
+    assert_refused(write(tmp_path, content, name), message)
 
 
 def test_columns_name_the_keys_of_rows(tmp_path):
@@ -348,19 +351,20 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert kept == [encode(some[0], Chat()), encode(some[2], Chat())]
     why = "tools that the chat template does not show"
     assert capsys.readouterr().err == f"warning: 2 of 4 rows are left out: {why}\n"
-    told = TOOL_ROW["messages"][1] | {"content": "I look."}  # a call is dropped, its text is not
-    row = {"messages": [TOOL_ROW["messages"][0], told]}
+    ask, call = TOOL_ROW["messages"][:2]
+
+    def answered(**fields):
+        return {"messages": [ask, call | {"content": "I look."} | fields]}
+
+    row = answered()  # a call is dropped, its text is not
     assert bool(reason_to_leave_out(row, Chat(shows=shows))) == (shows != "calls")
     text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
     why = "arguments of calls as text, which the chat template puts into quotes"
-    escaped = {"messages": [row["messages"][0], told | {"tool_calls": text}]}
-    assert reason_to_leave_out(escaped, Chat()) == why
+    assert reason_to_leave_out(answered(tool_calls=text), Chat()) == why
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
     older = {"role": "assistant", "content": "I look.", "function_call": text[0]["function"]}
-    assert reason_to_leave_out({"messages": [row["messages"][0], older]}, Chat())
-    other = without(CALL, "type")
-    rows = [row, {"messages": [row["messages"][0], told | {"tool_calls": [other]}]}]
-    assert row_content(rows[0]) != row_content(rows[1])
+    assert reason_to_leave_out({"messages": [ask, older]}, Chat())
+    assert row_content(row) != row_content(answered(tool_calls=[without(CALL, "type")]))
 
 
 # -------------------------------------------------------------------------------- preparing
@@ -446,18 +450,14 @@ def test_packing_takes_the_tightest_place():
 
 
 def test_a_batch_by_hand():
-    one, two, three = (
-        Example([7, 8, 9], [1, 0, 1]),
-        Example([1, 2], [0, 1]),
-        Example([5, 6], [1, 1]),
-    )
-    batch = collate([[one, two], [three], [one]])
+    one, two = Example([7, 8, 9], [1, 0, 1]), Example([1, 2], [0, 1])
+    batch = collate([[one, two], [two]])
     # the padding never counts, sees no example, and sees at least itself
     assert {name: rows.tolist() for name, rows in batch.items()} == {
-        "tokens": [[7, 8, 1], [5, 0, 0], [7, 8, 0]],
-        "targets": [[8, 9, 2], [6, 0, 0], [8, 9, 0]],
-        "mask": [[0, 1, 1], [1, 0, 0], [0, 1, 0]],
-        "segment_starts": [[0, 0, 2], [0, 1, 1], [0, 0, 2]],
+        "tokens": [[7, 8, 1], [1, 0, 0]],
+        "targets": [[8, 9, 2], [2, 0, 0]],
+        "mask": [[0, 1, 1], [1, 0, 0]],
+        "segment_starts": [[0, 0, 2], [0, 1, 1]],
     }
     assert {rows.dtype for rows in batch.values()} == {np.dtype(np.int64), np.dtype(np.float32)}
 

@@ -7,9 +7,8 @@ import pytest
 from models import TINY, random_model
 
 from minilora.cli.arguments import parse
-from minilora.cli.examples import columns_of, load_examples
+from minilora.cli.examples import load_examples
 from minilora.cli.loading import LoadedModel
-from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer
 
 
@@ -61,13 +60,3 @@ def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
 def test_without_a_run_rows_are_cut_at_2048_tokens(path):
     path.write_text(json.dumps({"text": "a" * 3000}))
     assert loaded_examples(path)[0] == [2047]
-
-
-@pytest.mark.parametrize(("pairs", "message"), [
-    (["prompt"], "must be KEY=COLUMN, got prompt"),
-    (["prompt=q", "prompt=question"], "prompt is given twice, as q and question"),
-])  # fmt: skip
-def test_columns_that_cannot_be_meant_are_named(pairs, message):
-    with pytest.raises(InputError, match=message):
-        columns_of(pairs)
-    assert columns_of(["prompt=a=b"]) == {"prompt": "a=b"} and columns_of(None) == {}

@@ -9,7 +9,7 @@ from autograd import make_vjp
 from models import adapted, fast_model, quantized, random_batch
 
 import minilora
-from minilora.config import ALL_LINEAR, GEMMA_NORMS, LoraConfig, ModelConfig
+from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
 from minilora.formats.families import FAMILIES
@@ -55,28 +55,23 @@ def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
     assert predicted == pytest.approx(kept_by_a_step(adapters, model), rel=0.15)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_the_layers_of_a_family_keep_is_counted(family):
-    config = replace(CONFIG, **FAMILIES[family].fields)
-    adapters, model = adapted(fast_model(config), target_modules=ALL_LINEAR)
-    predicted = memory.memory_estimate(adapters, model, 8 * 128)["activations"]
-    assert predicted == pytest.approx(kept_by_a_step(adapters, model), rel=0.15)
+FIELDS = {name: value for family in FAMILIES.values() for name, value in family.fields.items()}
 
 
-@pytest.mark.parametrize(
-    "fields", [{"norms": GEMMA_NORMS}, {"hidden_act": "gelu_pytorch_tanh"}, {"qk_norm": True}]
-)
-def test_what_a_family_adds_to_llama_is_counted_alone(fields):
+@pytest.mark.parametrize("name", FIELDS)
+def test_what_a_family_adds_to_llama_is_counted_alone(name):
     """Both differences leave out the rest of the model; Python's objects are 1 % of the measured.
 
     In a sum over all fields, an error of one norm is as small as those objects, and two can cancel.
     """
     predicted, kept = [], []
-    for config in (CONFIG, replace(CONFIG, **fields)):
+    for config in (CONFIG, replace(CONFIG, **{name: FIELDS[name]})):
         adapters, model = adapted(fast_model(config), target_modules=ALL_LINEAR)
         predicted.append(memory.memory_estimate(adapters, model, 8 * 128)["activations"])
         kept.append(kept_by_a_step(adapters, model))
-    assert predicted[1] - predicted[0] == pytest.approx(kept[1] - kept[0], rel=0.02)
+    # some objects more or less, of 100 bytes or so, for a field that keeps no array
+    added = pytest.approx(kept[1] - kept[0], rel=0.02, abs=5_000)
+    assert predicted[1] - predicted[0] == added
 
 
 def test_weights_and_optimizer_are_exact():

@@ -26,6 +26,7 @@ from models import (
     seeds,
     target_sets,
 )
+from toy_models import change_json
 
 import minilora
 from minilora import lora
@@ -86,15 +87,23 @@ lora_configs = st.builds(
 # --- there and back
 
 
-@given(configs(), lora_configs, st.sets(st.sampled_from(("norm", "head"))), seeds)
-def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, shape, config, groups, seed):
+DTYPES = st.sampled_from(("float32", "bfloat16", "float16"))
+GROUPS = st.sets(st.sampled_from(("norm", "head")))
+
+
+@given(configs(), lora_configs, GROUPS, DTYPES, seeds)
+def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, shape, config, groups, dtype, seed):
+    """Half precision rounds once: what is read is written as the same bytes."""
     model = random_model(shape, seed)
     adapters = trained_adapter(model, config, groups, seed)
-    folder = tmp_path_factory.mktemp("adapter")
-    save_adapter(folder, adapters, model, config)
+    folder, again = (tmp_path_factory.mktemp("adapter") for _ in range(2))
+    save_adapter(folder, adapters, model, config, dtype)
     before = fingerprint(model.base)
     loaded, loaded_model, loaded_config = load_adapter(folder, model)
-    assert_same_bits(loaded, adapters)
+    assert_same_bits(loaded, overlay(adapters, round_to(arrays(adapters), dtype)))
+    save_adapter(again, loaded, model, config, dtype)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes()
     for path in lora.adapted_paths(adapters):
         assert loaded_config.rank_and_scaling(path) == config.rank_and_scaling(path)
     assert loaded_model.base is model.base and fingerprint(model.base) == before
@@ -114,18 +123,6 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
         assert (abs(found - b) <= 2**-24 * (1 + 1e-6) * (abs(b - own) + abs(found))).all()
         if math.frexp(node["lora_scaling"])[0] == 0.5 and not base_has_biases:
             assert (found == b).all()  # dividing by a power of two only moves the exponent
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_rounds_once(tmp_path, dtype):
-    model, config = random_model(TINY), LoraConfig()
-    adapters = trained_adapter(model, config, ("norm", "head"))
-    save_adapter(tmp_path / "a", adapters, model, config, dtype)
-    loaded, _, _ = load_adapter(tmp_path / "a", model)
-    assert_same_bits(loaded, overlay(adapters, round_to(arrays(adapters), dtype)))
-    save_adapter(tmp_path / "b", loaded, model, config, dtype)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_files_are_what_peft_expects(tmp_path):
@@ -271,13 +268,8 @@ def test_the_folder_of_a_run_is_not_changed(folder, name):
 
 def write_folder(path, ranks, **fields):
     """A folder as PEFT would write it: {projection: rank} and fields of its config."""
-    path.mkdir(exist_ok=True)
-    tensors, base = {}, random_base(TINY)
-    for module, r in ranks.items():
-        out, into = get(base, module)["weight"].shape
-        tensors[f"base_model.model.{module}.lora_A.weight"] = np.ones((r, into), "f4")
-        tensors[f"base_model.model.{module}.lora_B.weight"] = np.ones((out, r), "f4")
-    safetensors.numpy.save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
+    model, written = random_model(TINY), {"target_modules": [*ranks], "rank_pattern": ranks}
+    save_adapter(path, adapted(model, **written)[0], model, LoraConfig(**written))
     (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **fields}))
     return path
 
@@ -296,10 +288,7 @@ def everywhere(*names, r=8):
     [
         ("all-linear", None, ALL_LINEAR),
         (list(ALL_LINEAR), [], ALL_LINEAR),
-        ([Q0], None, [Q0]),
-        (r".*\.layers\.0\..*(q|k)_proj", None, [Q0, Q0.replace("q_proj", "k_proj")]),
         (["self_attn.q_proj"], 0, [Q0]),
-        (["q_proj"], [0], [Q0]),
     ],
 )
 def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
@@ -314,7 +303,7 @@ def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
 @pytest.mark.parametrize(
     ("pattern", "of_layer_0", "of_layer_1"),
     [
-        ({"q_proj": 3}, 3, 3), ({Q0: 3}, 3, 8), ({r"^model\.layers\.1\..*": 3}, 8, 3),
+        ({Q0: 3}, 3, 8), ({r"^model\.layers\.1\..*": 3}, 8, 3),
         ({r"layers.0.*q_proj": 3, "q_proj": 4}, 3, 4),
         ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
         ({"_proj": 3}, 8, 8),  # the end of a name is not a name
@@ -357,25 +346,24 @@ def refusal(folder, model=None):
 
 
 REFUSED = [
-    ("peft_type", "ADALORA"), ("peft_type", None), ("task_type", "SEQ_CLS"),
+    ("peft_type", "ADALORA"), ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"),
     ("use_dora", "yes"), ("fan_in_fan_out", True), ("exclude_modules", "(v_proj"),
     ("use_qalora", True),
     ("trainable_token_indices", [1]), ("init_lora_weights", "pissa_niter_4"),
     ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True),
     ("lora_alpha", 0), ("lora_alpha", math.nan), ("lora_dropout", 1),
-    ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}),
+    ("rank_pattern", ["q_proj"]), ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}),
     ("alpha_pattern", {"q_proj": [1]}), ("target_modules", ["q_proj", 1]),
     ("target_modules", ["q_proj", "nowhere"]),
     ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["mlp"]),
-    ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"),
+    ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"), ("modules_to_save", [5]),
     *((name, None) for name in peft_format.NEVER_NULL),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSED, ids=[f"{n} {v}"[:40] for n, v in REFUSED])
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    change_json(folder / "adapter_config.json", **{name: value})
     message = refusal(folder).removeprefix(str(folder))
     assert re.search(rf"\W{name}\W", message)
 
@@ -395,24 +383,10 @@ def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
         assert load_adapter(tmp_path / "b", random_model(TINY)).adapter_config == config
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("peft_type", ["IA3"]), ("r", 10**12), ("lora_alpha", 10**400),
-        ("rank_pattern", ["q_proj"]), ("target_modules", []), ("modules_to_save", [5]),
-    ],
-)  # fmt: skip
-def test_a_malformed_field_is_one_line(folder, name, value):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
-    refusal(folder)
-
-
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     """PEFT's "lora_only" trains the biases of the adapted projections, and "all" every bias."""
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "bias": bias}))
+    change_json(folder / "adapter_config.json", bias=bias)
     model = random_model(TINY, biases=("q_proj",))
     assert load_adapter(folder, model).adapter_config.bias == "none"
     name = f"base_model.model.{Q0}.bias"
@@ -431,8 +405,7 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     ],
 )  # fmt: skip
 def test_a_field_that_changes_nothing_is_let_by(folder, name, value):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    change_json(folder / "adapter_config.json", **{name: value})
     load_adapter(folder, random_model(TINY))
 
 
@@ -449,7 +422,6 @@ BAD_TENSORS = {
     "transposed": lambda t: t.update({KEY: t[KEY].T.copy()}),
     "NaN": lambda t: t[KEY].__setitem__((0, 0), np.nan),
     "infinite": lambda t: t[KEY].__setitem__((0, 0), -np.inf),
-    "float64": lambda t: t.update({KEY: t[KEY].astype("f8")}),
     "of DoRA": lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]}),
 }
 
@@ -468,8 +440,7 @@ def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     save_adapter(tmp_path, adapters, model, config)
     key = KEY.replace("lora_A.weight", "lora_B.bias")
     change_tensors(tmp_path, lambda t: t.update({key: np.full_like(t[key], 3e38)}))
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 80}))
+    change_json(tmp_path / "adapter_config.json", lora_alpha=80)
     assert f"{Q0}.bias has a NaN or an infinite number" in refusal(tmp_path)
 
 
@@ -494,6 +465,8 @@ def test_a_pickle_is_never_opened(folder):
 
 def test_folders_that_are_none(folder, tmp_path):
     assert "cannot be read" in refusal(tmp_path / "nowhere")
+    change_json(folder / "adapter_config.json", lora_alpha=10**400)
+    assert "OverflowError" in refusal(folder)
     (folder / "adapter_config.json").write_text("[]")
     assert "one JSON object" in refusal(folder)
     (folder / "adapter_config.json").unlink()
@@ -518,14 +491,6 @@ def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
         load_adapter(folder, random_model(TINY))
     assert [str(w.message)[: len(str(path))] for w in caught] == [str(path)]
     assert f"every {names[-1]} is zero" in str(caught[0].message)
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "half", "int8", "float64"])
-def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
-    model = random_model(TINY)
-    with pytest.raises(InputError, match="`dtype` must be float32, float16, bfloat16, got"):
-        save_adapter(tmp_path / "a", adapted(model)[0], model, LoraConfig(), dtype)
-    assert not (tmp_path / "a").exists()
 
 
 UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
@@ -615,22 +580,10 @@ def test_a_state_of_another_optimizer_is_refused(tmp_path, optimizer, other, tre
         load_state(tmp_path / "state", state.adapters, other)
 
 
-def test_every_truncated_state_is_refused(tmp_path):
-    tree = {"lm_head": {"weight": np.ones((2, 3), "f4")}}
-    save_state(tmp_path / "state", start(tree, TrainConfig()), FACTS)
-    whole = (tmp_path / "state").read_bytes()
-    for length in range(len(whole)):
-        (tmp_path / "cut").write_bytes(whole[:length])
-        with pytest.raises(InputError, match="cut"):
-            load_state(tmp_path / "cut", tree)
-
-
 BROKEN = {  # changes of a sound state: part of the message
     "no m": lambda t: t.pop("m.lm_head.weight"),
-    "other": lambda t: t.update({"other.lm_head.bias": np.ones((2, 3), "f4")}),
     "shape": lambda t: t.update({"v.lm_head.weight": np.ones((3, 2), "f4")}),
     "infinite": lambda t: t["v.lm_head.weight"].fill(np.inf),
-    "float64": lambda t: t.update({"m.lm_head.weight": np.ones((2, 3))}),
 }
 FACTS = {"settings": {}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
 NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}

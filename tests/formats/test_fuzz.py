@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from mutations import mutated, pick
 from toy_models import (
     CHAT,
@@ -29,6 +28,7 @@ from toy_models import (
     gguf,
     gguf_metadata,
     gguf_tensors,
+    in_shards,
     leaves,
     needs_hf,
     tiny,
@@ -156,13 +156,8 @@ def test_folders(fuzz, tmp_path, kind):
     """Folders of three families, with their tensors in two shards."""
     path = folder(tmp_path, model_type=kind, **FAMILIES[kind])
     (path / "generation_config.json").write_text('{"eos_token_id": [255, 254]}')
-    (path / "model.safetensors").unlink()
     config = hf_folder.read_config(path)[0]
-    w = leaves(config, biased=ATTENTION if kind == "llama" else ())
-    where = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(w)}
-    for shard in set(where.values()):
-        safetensors.numpy.save_file({n: w[n] for n in w if where[n] == shard}, path / shard)
-    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    in_shards(path, leaves(config, biased=ATTENTION if kind == "llama" else ()))
     fuzz(sorted(path.iterdir()), lambda: use(path))
 
 

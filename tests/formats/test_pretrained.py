@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from faults import Faults
-from toy_models import CONFIG, Q, assert_same, folder, leaves, raw_config, tiny
+from faults import KILLED, Faults, kill
+from toy_models import CONFIG, LLAMA3, Q, assert_same, folder, in_shards, leaves, raw_config, tiny
 
-from minilora.config import ALL_LINEAR, ATTENTION, InputError
+from minilora import lora
+from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
+from minilora.formats.checkpoint import save_adapter
 from minilora.formats.families import FAMILIES
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import files, load, save_pretrained, shapes
@@ -24,10 +25,6 @@ from minilora.model import Model, lm_head
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten, unflatten
 
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}  # fmt: skip
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 
 
@@ -60,13 +57,16 @@ def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "half", "int8", "float64", np.float32, None])
-@pytest.mark.parametrize("write", [save_pretrained, save_quantized])
-def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, write, dtype):
-    model = Model(CONFIG, unflatten(leaves()))
-    model = quantize(model, "nf4") if write is save_quantized else model
-    with pytest.raises(InputError, match="`dtype` must be float32, float16, bfloat16, got"):
-        write(tmp_path / "out", model, dtype=dtype)
-    assert list(tmp_path.iterdir()) == []
+def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
+    model, config = Model(CONFIG, unflatten(leaves())), LoraConfig()
+    adapters = lora.init(model.base, config, 0)
+    for write, *what in (
+        (save_pretrained, model), (save_quantized, quantize(model, "nf4")),
+        (save_adapter, adapters, model, config),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="`dtype` must be float32, float16, bfloat16, got"):
+            write(tmp_path / "out", *what, dtype=dtype)
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -94,20 +94,14 @@ def test_save_and_load(tmp_path, dtype, tied):
 
 def test_shards(tmp_path):
     path, w = folder(tmp_path), leaves()
-    (path / "model.safetensors").unlink()
-    names = sorted(w)
-    where = {n: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, n in enumerate(names)}
-    for shard in set(where.values()):
-        safetensors.numpy.save_file({n: w[n] for n in names if where[n] == shard}, path / shard)
-    index = path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    index = in_shards(path, w)
     assert_same(load(path).model.base, w)
     assert len(files(path)) == 4
 
     for weight_map, message in (
-        (dict.fromkeys(names, where[names[0]]), "is missing"),
-        ({names[0]: "../secret.safetensors"}, "weight_map must map"),
-        ({names[0]: "none\n\x1b[2J"}, r"none\\n\\x1b\[2J cannot be read"),
+        (dict.fromkeys(w, "model-0.safetensors"), "is missing"),
+        ({Q: "../secret.safetensors"}, "weight_map must map"),
+        ({Q: "none\n\x1b[2J"}, r"none\\n\\x1b\[2J cannot be read"),
         (["a"], "index.json is malformed: AttributeError"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
@@ -305,23 +299,22 @@ def test_a_failed_save_leaves_nothing(tmp_path, path, value, dtype, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def save(out):
+    save_pretrained(out, Model(CONFIG, unflatten(leaves())))
+
+
 def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):
     """A child process is killed at each file operation in turn."""
-    model = Model(CONFIG, unflatten(leaves()))
+    out = tmp_path / "out"
     with Faults(tmp_path) as faults:
-        save_pretrained(tmp_path / "out", model)
+        save(out)
     for at in range(1, len(faults.seen) + 1):
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        child = os.fork()
-        if child == 0:
-            with Faults(tmp_path, at, lambda path: os._exit(9)):
-                save_pretrained(tmp_path / "out", model)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, faults.seen[at - 1]
-        if not (tmp_path / "out").exists():
-            save_pretrained(tmp_path / "out", model)
+        shutil.rmtree(out, ignore_errors=True)
+        assert kill(tmp_path, at, save, out) == KILLED, faults.seen[at - 1]
+        if not out.exists():
+            save(out)
             assert os.listdir(tmp_path) == ["out"], faults.seen[at - 1]
-        assert_same(load(tmp_path / "out").model.base, leaves())
+        assert_same(load(out).model.base, leaves())
 
 
 def test_a_save_leaves_other_files_alone(tmp_path):

@@ -66,7 +66,6 @@ def of_w(*args):
         (HTML, r"model.safetensors: this is a web page \(HTML\): download"),
         (of_w()[:-20], "truncated"),
         (of_w()[:-1], "tensor w ends at byte"),
-        (b"\x80\x02}q\x00.", "truncated or not a safetensors"),
         (of_w("F8\nx"), r"unsupported type F8\\nx"),
     ],
 )

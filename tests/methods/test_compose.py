@@ -1,6 +1,7 @@
 """Several adapters on one base: stacked, one per row, combined, and generating together."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -122,6 +123,7 @@ def test_a_stack_of_three_merges(scheme):
     each = [adapted(model, seed, r=4, target_modules=x)[0] for seed, x in enumerate(targets)]
     stacked = several.stack(each[1], several.stack(each[0], model))
     apart = minilora.forward(each[2], stacked, TOKENS)
+    assert num_parameters(stacked.base) == sum(map(num_parameters, (model.base, *each[:2])))
     merged = minilora.merge(each[2], stacked)
     assert flatten(merged.base).keys() == flatten(model.base).keys()
     # the bound of test_lora's merged model, with three updates of rank 4 on a projection
@@ -185,6 +187,11 @@ def test_the_svd_is_the_nearest_of_its_rank(r):
         assert errors[path] == pytest.approx(error / size, rel=1e-6, abs=1e-9)
 
 
+def test_a_sum_that_is_zero_has_no_error():
+    one = get_peft_model(MODEL, LoraConfig()).adapters
+    assert set(compose.combine([one, one], [1.0, 1.0])[1].values()) == {0.0}
+
+
 def test_linear_is_no_average():
     """Exact for one adapter, also with a negative weight; two equal ones with ½ give 2·ΔW."""
     one = three(MODEL)[1]
@@ -233,22 +240,8 @@ def test_all_prompts_can_share_an_adapter_of_any_method(name):
             minilora.generate_batch([adapters, {}], model, prompts[:2])
 
 
-@pytest.mark.parametrize("weight", [np.nan, -np.inf, 1e39, "1", None])
-def test_a_weight_that_is_not_finite_is_refused(weight):
-    with pytest.raises(InputError, match="`weights` must be a finite number, got "):
-        compose.combine(three(MODEL), [1, weight, 1])
-
-
-@pytest.mark.parametrize("kind", ["cat", "linear"])
-def test_a_rank_that_would_not_be_used_is_refused(kind):
-    with pytest.raises(InputError, match=f"leave out `r`, which only svd has, not {kind}"):
-        compose.combine(three(MODEL), [1, 1, 1], kind, 4)
-
-
-@pytest.mark.parametrize("r", [-1, 0, 7, 2.0, True, "2"])
-def test_a_rank_out_of_range_is_refused(r):
-    with pytest.raises(InputError, match=f"`r` must be a whole .* 1 to 6, the sum .*, got {r!r}"):
-        compose.combine(three(MODEL), [1, 1, 1], "svd", r)
+def combined(kind="cat", r=None, weight=1):
+    return compose.combine(three(MODEL), [1, weight, 1], kind, r)
 
 
 @pytest.mark.parametrize(
@@ -265,9 +258,15 @@ def test_a_rank_out_of_range_is_refused(r):
         ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
         ("no low-rank factors", lambda: compose.combine([], [])),
         ("one of cat, svd, linear, not 'ties'", lambda: compose.combine([], [], "ties")),
-        ("equal rank", lambda: compose.combine(three(MODEL), [1, 1, 1], "linear")),
+        ("equal rank", lambda: combined("linear")),
+        ("`r`, which only svd has, not cat", lambda: combined("cat", 4)),
+        ("`r`, which only svd has, not linear", lambda: combined("linear", 4)),
+        *((f"`r` must be a whole .* 1 to 6, .* got {r!r}", partial(combined, "svd", r))
+          for r in (0, 7, 2.0, True)),
+        *(("`weights` must be a finite number", partial(combined, weight=w))
+          for w in (np.nan, 1e39, "1")),
     ],
-)
+)  # fmt: skip
 def test_what_is_refused(message, call):
     with pytest.raises(InputError, match=message):
         call()

@@ -4,15 +4,19 @@ Both sides compute in float32, so no two numbers are equal to the last bit: a su
 another order differs by about √n·6e-8 of its size, and a dozen such sums follow one another.
 """
 
+import re
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
 import pytest
+from models import moved
 
+import minilora
 from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR
+from minilora.methods.replaced import also_train
 from minilora.tree import flatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
@@ -63,6 +67,26 @@ def peft_folder(path, theirs, dtype=torch.float32):
     with quietly():
         theirs.save_pretrained(path)
     return path
+
+
+def our_adapter(model, config, groups=()):
+    """Our adapter of this LoraConfig and what is trained next to it, moved from where it starts."""
+    rng = np.random.default_rng(2)
+    adapters, _ = minilora.get_peft_model(model, config, rng)
+    adapters = also_train(adapters, model.base, groups)
+    return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
+
+
+def in_peft(llama, folder):
+    """PEFT's model of an adapter's folder, in which no tensor is missing or left over."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        theirs = peft.PeftModel.from_pretrained(llama, folder).eval()
+        result = theirs.load_adapter(folder, "default")
+    assert result.unexpected_keys == []
+    assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
+    assert not [w for w in said if re.search("missing|nexpected", str(w.message))]
+    return theirs
 
 
 def their_logits(theirs, tokens):

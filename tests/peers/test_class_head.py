@@ -1,9 +1,6 @@
 """The study `a_new_head_for_classes` against PEFT's `task_type="SEQ_CLS"`: logits, gradients."""
 
-import json
-
 import numpy as np
-import pytest
 from comparisons import in_float64, relative
 from peft_models import (
     ALL,
@@ -15,15 +12,14 @@ from peft_models import (
     torch,
     transformers,
 )
+from safetensors.torch import load_file, save_file
+from toy_models import change_json
 
 from lessons.helpers import class_head
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
 from minilora.tree import flatten
-
-load_file = pytest.importorskip("safetensors.torch").load_file
-save_file = pytest.importorskip("safetensors.torch").save_file
 
 CLASSES, PAD = 5, 0
 RNG = np.random.default_rng(0)
@@ -51,9 +47,7 @@ def ours_of(theirs, path, model):
     tensors = load_file(file)
     head = tensors.pop("base_model.model.score.weight")
     save_file(tensors, file, {"format": "pt"})  # without the head, it is an adapter as any other
-    settings = json.loads((path / "adapter_config.json").read_text())
-    settings |= {"task_type": "CAUSAL_LM", "modules_to_save": None}
-    (path / "adapter_config.json").write_text(json.dumps(settings))
+    change_json(path / "adapter_config.json", task_type="CAUSAL_LM", modules_to_save=None)
     adapters = load_adapter(path, model).adapters
     return {**adapters, "score": {"weight": head.numpy()}}
 

@@ -10,14 +10,14 @@ import numpy as np
 import phi3
 import pytest
 from comparisons import relative
-from models import moved
 from peft_models import (
     ALL,
     four_bit_peft,
+    in_peft,
     llama_of,
+    our_adapter,
     peft,
     peft_folder,
-    quietly,
     random_batch,
     random_peft,
     their_logits,
@@ -33,7 +33,6 @@ from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.families import FAMILIES
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.kernels import fused
-from minilora.methods.replaced import also_train
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten
 
@@ -86,6 +85,7 @@ VARIANTS = {  # other settings of config.json, and the window that transformers 
     ),
     **{name: (*model, 6) for name, model in JOINED.items()},
 }  # fmt: skip
+EVERYWHERE = LoraConfig(target_modules=ALL_LINEAR)
 EACH = pytest.mark.parametrize("name", MODELS)
 
 
@@ -134,7 +134,7 @@ def test_settings_of_a_config_json(random_model, tokens, same_logits, variant):
 def test_our_folder_in_transformers(folder, tmp_path, tokens, same_logits):
     """Without an adapter, and what `merge` makes of a base and an adapter."""
     model, tokenizer = load(folder)
-    adapters = our_adapter(model)
+    adapters = our_adapter(model, EVERYWHERE, ["norm"])
     saved = {"base": ({}, model), "merged": (adapters, minilora.merge(adapters, model))}
     for name, (ours, written) in saved.items():
         save_pretrained(tmp_path / name, written, tokenizer)
@@ -171,7 +171,7 @@ def test_greedy_generation_with_the_cache(folder, equal, name, scheme):
     """30 tokens after a prompt of 9: the window of 6 passes over both."""
     model, _ = load(folder)
     model = quantize(model, scheme)
-    adapters = our_adapter(model)
+    adapters = our_adapter(model, EVERYWHERE, ["norm"])
     dense = minilora.merge(adapters, model).base
     theirs = llama_of(folder)
     theirs.load_state_dict({p: torch.tensor(w) for p, w in flatten(dense).items()}, strict=False)
@@ -184,14 +184,6 @@ def test_greedy_generation_with_the_cache(folder, equal, name, scheme):
     ours = list(minilora.generate(adapters, endless, prompt, max_tokens=30))
     what = f"{RANDOM}: greedy tokens, with the cache"
     equal(what, "transformers", (ours, found[0, 9:]), case=name)
-
-
-def our_adapter(model):
-    """An adapter with random factors on every projection, and with trained norms."""
-    rng = np.random.default_rng(2)
-    adapters, _ = minilora.get_peft_model(model, LoraConfig(target_modules=ALL_LINEAR), rng)
-    adapters = also_train(adapters, model.base, ("norm",))
-    return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
 
 
 @pytest.mark.parametrize("prefix", [False, True], ids=["DoRA", "prefix"])
@@ -211,12 +203,8 @@ def test_an_adapter_of_peft_here(folder, tmp_path, tokens, same_logits, prefix):
 @EACH
 def test_our_adapter_in_peft(folder, tmp_path, tokens, same_logits):
     model, _ = load(folder)
-    adapters = our_adapter(model)
-    save_adapter(tmp_path, adapters, model, LoraConfig(target_modules=ALL_LINEAR))
-    with quietly():
-        theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
-        result = theirs.load_adapter(tmp_path, "default")
-    assert result.unexpected_keys == []
-    assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
+    adapters = our_adapter(model, EVERYWHERE, ["norm"])
+    save_adapter(tmp_path, adapters, model, EVERYWHERE)
+    theirs = in_peft(llama_of(folder), tmp_path)
     what, expected = "our adapters in PEFT", their_logits(theirs, tokens)
     same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)

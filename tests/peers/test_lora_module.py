@@ -3,13 +3,11 @@
 import re
 
 import numpy as np
-import pytest
 from lesson_functions import LESSONS
+from peft_models import torch
 
 from minilora import layers
 from minilora.layers import value_and_grad
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
 
 
 def lora_linear():

@@ -1,6 +1,5 @@
 """The page "From PEFT to minilora": its left column runs, and what differs does differ."""
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -20,6 +19,8 @@ from peft_models import (
     torch,
     transformers,
 )
+from safetensors.torch import load_file, save_file
+from toy_models import change_json
 
 import minilora
 from minilora import cli
@@ -28,8 +29,6 @@ from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
-load_file = pytest.importorskip("safetensors.torch").load_file
-save_file = pytest.importorskip("safetensors.torch").save_file
 
 GUIDE = Path(__file__).parents[2] / "lessons" / "guide" / "peft.md"
 IMPORTED = (
@@ -109,8 +108,7 @@ def test_the_defaults_that_differ():
 
 def changed(folder, change_config=None, change_tensors=None):
     """Rewrite the config or the tensors of an adapter's folder."""
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | (change_config or {})))
+    change_json(folder / "adapter_config.json", **change_config or {})
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path) | (change_tensors or {}), path, {"format": "pt"})
 

@@ -10,29 +10,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import toy_models
 from comparisons import forward, relative
-from peft_models import llama_of, their_logits
+from peft_models import llama_of, their_logits, torch, transformers
+from toy_models import CONFIG, GGUF_CONFIG, gguf_metadata, leaves
 
 from minilora import layers
-from minilora.config import InputError, ModelConfig
-from minilora.formats import gguf_file
-from minilora.formats.hf_folder import NEUTRAL, shapes
+from minilora.config import InputError
+from minilora.formats.gguf_file import SCALARS, read_header
+from minilora.formats.hf_folder import NEUTRAL
+from minilora.formats.peft_format import EMBEDDING
 from minilora.formats.pretrained import load, save_pretrained
-from minilora.formats.safetensors_file import DTYPES, decode
 from minilora.generation import sample
 from minilora.model import Model
 from minilora.tree import flatten, unflatten
 
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+gguf = pytest.importorskip("gguf", reason="the peers group is not installed")
 LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
 RANDOM, PEER = "random models", "transformers"
 WEIGHTS = "weights of folders and GGUF files, both ways"
-CONFIG = ModelConfig(
-    vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=(255,),
-)  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 
 
@@ -57,8 +54,7 @@ def test_half_precision_folders_here(random_model, tmp_path, equal, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_our_half_precision_folder_in_transformers(tmp_path, equal, dtype):
     """torch rounds the same numbers to the same bits."""
-    rng = np.random.default_rng(0)
-    w = {p: rng.standard_normal(shape, dtype=np.float32) for p, shape in shapes(CONFIG).items()}
+    w = leaves()
     save_pretrained(tmp_path / "out", Model(CONFIG, unflatten(w)), dtype=dtype)
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert llama.dtype == getattr(torch, dtype), "transformers 5 keeps the stored type"
@@ -82,52 +78,29 @@ def test_rotary_frequencies(equal, theta, head_dim, scaling):
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, tokens, same_logits, kind):
-    """Written by the library, read here and by transformers: the same numbers in the same rows."""
-    gguf = pytest.importorskip("gguf")
-    pytest.importorskip("tokenizers")
-    path = write_gguf(gguf, tmp_path / "m.gguf", kind)
+    """Names and blocks of the library, here and in transformers: the same numbers and rows."""
+    names, tensors, values = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2), {}, {}
+    for place, w in leaves(GGUF_CONFIG).items():
+        stored = gguf.GGMLQuantizationType["F32" if w.ndim == 1 else kind]
+        raw = gguf.quants.quantize(w * np.float32(0.2), stored)
+        name = names.get_name(place, try_suffixes=(".weight",))
+        tensors[name] = stored, w.shape, raw.tobytes()
+        values[place] = gguf.quants.dequantize(raw, stored)
+    metadata = gguf_metadata(llama__rope__freq_base=500.0)
+    path = toy_models.gguf(tmp_path / "m.gguf", metadata, tensors)
     llama = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="m.gguf", dtype=torch.float32
     )
     model, _ = load(path)
     state = llama.state_dict()
-    for name, x in flatten(model.base).items():
+    base = flatten(model.base)
+    for name, x in base.items():
         equal(WEIGHTS, PEER, (x, state[name]), case=name)
+    equal("blocks of GGUF files: values", "gguf", (base[EMBEDDING], values[EMBEDDING]), case=kind)
     same_logits(RANDOM, PEER, their_logits(llama, tokens), {}, model, tokens)
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-def test_dequantizing_equals_the_gguf_library(equal, name):
-    gguf = pytest.importorskip("gguf")
-    kind = gguf.GGMLQuantizationType[name]
-    w = np.random.default_rng(0).standard_normal((6, 96), dtype=np.float32) * 3
-    raw = np.ascontiguousarray(gguf.quants.quantize(w, kind)).view(np.uint8)
-    theirs = gguf.quants.dequantize(raw, kind).reshape(-1)
-    ours = decode(raw.reshape(-1).view(DTYPES[name]), name).reshape(-1)
-    equal("blocks of GGUF files: values", "gguf", (ours, theirs), case=name)
-
-
-NUMBERS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-STORED = {
-    0: (1, 4),
-    1: (1, 2),
-    2: (32, 18),
-    3: (32, 20),
-    8: (32, 34),
-    30: (1, 2),
-}  # (weights, bytes)
+KINDS = (0, 1, 2, 3, 8, 30)  # of tensors
 
 
 def drawn_gguf(rng):
@@ -148,21 +121,18 @@ def drawn_gguf(rng):
     def text(value):
         return struct.pack("<Q", field(len(value), 0, 99)) + value
 
-    def value(depth=0):
-        kind = field(rng.choice([*NUMBERS, 8, 9] if not depth else [*NUMBERS, 8]), 13, 99)
-        if kind == 9:
-            n = rng.randrange(3)
-            inner, first = value(1)
-            others = [first] + [value_of(inner) for _ in range(n - 1)]
-            return 9, struct.pack("<IQ", inner, field(n, 99)) + b"".join(others[:n])
-        return kind, value_of(kind)
+    def value():
+        kind = field(rng.randrange(13), 13, 99)
+        if kind != 9:
+            return kind, value_of(kind)
+        inner = field(rng.choice([*range(9), 10, 11, 12]), 13, 99)
+        items = [value_of(inner) for _ in range(rng.randrange(3))]
+        return 9, struct.pack("<IQ", inner, field(len(items), 99)) + b"".join(items)
 
     def value_of(kind):
-        return (
-            text(b"ab"[: rng.randrange(3)])
-            if kind == 8
-            else struct.pack("<" + NUMBERS.get(kind, "B"), rng.randrange(2))
-        )
+        if kind == 8:
+            return text(b"ab"[: rng.randrange(3)])
+        return struct.pack("<" + SCALARS.get(kind, "B"), rng.randrange(2))
 
     pairs = [(f"k{i}".encode(), *value()) for i in range(rng.randrange(4))]
     alignment = 32
@@ -174,8 +144,8 @@ def drawn_gguf(rng):
         pairs.append(pairs[0])
     table, data = [], b""
     for i in range(rng.randrange(4)):
-        kind = rng.choice([*STORED])
-        weights, size = STORED[kind]
+        kind = rng.choice(KINDS)
+        weights, size = gguf.GGML_QUANT_SIZES[kind]
         shape = [weights * rng.randrange(3), *(rng.randrange(3) for _ in range(rng.randrange(3)))]
         data += bytes(-len(data) % alignment)
         name = f"t{field(i, 0)}".encode()
@@ -195,7 +165,6 @@ def drawn_gguf(rng):
 def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads_or_is_refused(
     tmp_path, rng, tries
 ):
-    gguf = pytest.importorskip("gguf")
     path = tmp_path / "m.gguf"
     for _ in range(tries(300, 5000)):
         content, is_valid = drawn_gguf(rng)
@@ -203,11 +172,11 @@ def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads_or_is_refused(
         try:
             reader = gguf.GGUFReader(path)
             expected = {name: f.contents() for name, f in reader.fields.items()}
-            known = all(t.tensor_type in STORED for t in reader.tensors)
+            known = all(t.tensor_type in KINDS for t in reader.tensors)
         except Exception:
             known = False
         try:
-            metadata, tensors = gguf_file.read_header(path)
+            metadata, tensors = read_header(path)
         except InputError:
             assert not is_valid
             continue
@@ -223,38 +192,6 @@ def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads_or_is_refused(
             with np.errstate(all="ignore"):  # the bytes are random
                 w = gguf.quants.dequantize(theirs.data, kind) if ours.size else ours
             np.testing.assert_array_equal(ours, w.astype(np.float32))
-
-
-def write_gguf(gguf, path, kind):
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(128)
-    writer.add_embedding_length(64)
-    writer.add_feed_forward_length(96)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(16)
-    writer.add_rope_freq_base(500.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(256)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([*(chr(0x100 + i) for i in range(254)), "\u0100\u0101", "<end>"])
-    writer.add_token_types([1] * 256)
-    writer.add_token_merges(["\u0100 \u0101"])
-    writer.add_eos_token_id(255)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-    rng, quantization = np.random.default_rng(0), gguf.GGMLQuantizationType[kind]
-    for path_, shape in shapes(CONFIG).items():
-        w = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.2)
-        stored = gguf.GGMLQuantizationType.F32 if w.ndim == 1 else quantization
-        raw = gguf.quants.quantize(w, stored)
-        writer.add_tensor(names.get_name(path_, try_suffixes=(".weight",)), raw, raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 FAMILIES = {

@@ -1,10 +1,7 @@
 """What the page "Frequently asked questions" says about PEFT and transformers."""
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+from peft_models import peft, torch, transformers
 
 
 @pytest.mark.parametrize("zero", ["A", "B"])

@@ -100,34 +100,25 @@ def rejects(tokenizer, messages, tools):
 
 def byte_level():
     """A BPE over bytes that merges spaces, words and line ends, as those of GPT-2's kind."""
-    words = tokenizers.Tokenizer(tokenizers.models.BPE())
-    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=alphabet, show_progress=False
-    )
+    words = tokenizers.ByteLevelBPETokenizer()
     rng = random.Random(0)
     texts = ["".join(rng.choices(PIECES[:14], k=40)) for _ in range(200)]
-    words.train_from_iterator(["assistant\nuser\n\n", *texts], trainer)
-    return words
+    texts.append("assistant\nuser\n\n")
+    words.train_from_iterator(texts, vocab_size=600, show_progress=False)
+    return tokenizers.Tokenizer.from_str(words.to_str())
 
 
 def llama2_kind():
     """BPE over characters with bytes for the rest; a space, spelled ▁, is put before a text."""
-    alphabet = sorted(set("▁".join([*PIECES[:16], "assistant user model system ["])))
-    grown = ["▁▁", "th", "the", "▁the"]
-    names = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), *alphabet, *grown]
     merges = [("▁", "▁"), ("t", "h"), ("th", "e"), ("▁", "the")]
-    words = tokenizers.Tokenizer(tokenizers.models.BPE(
-        {name: i for i, name in enumerate(names)}, merges, byte_fallback=True, unk_token="<unk>",
-    ))  # fmt: skip
-    steps = tokenizers.normalizers
+    alphabet = sorted(set("▁".join([*PIECES[:16], "assistant user model system ["])))
+    every_byte = (f"<0x{b:02X}>" for b in range(256))
+    names = ["<unk>", *every_byte, *alphabet, *map("".join, merges)]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    words = transformers.LlamaTokenizer(vocabulary, merges).backend_tokenizer
+    words.pre_tokenizer = None
+    steps = tokenizers.normalizers  # as in the files of Llama 2, which transformers writes anew
     words.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
-    words.decoder = tokenizers.decoders.Sequence([
-        tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(),
-        tokenizers.decoders.Fuse(),
-    ])  # fmt: skip
     return words
 
 

@@ -96,6 +96,7 @@ PATH = "model.layers.0.mlp.up_proj.weight"
         (np.full((4, 4), np.nan), "nf4-dq", 64, f"{PATH}: a weight has a NaN"),
         (np.full((4, 4), np.inf), "int8", 64, f"{PATH}: a weight has a NaN"),
         (nf4.quantize(np.ones((4, 4))), "int8", 64, f"{PATH} is quantized already"),
+        (int8.quantize(np.ones((4, 4), "f4")), "nf4", 64, f"{PATH} is quantized already"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused_by_name(w, scheme, block_size, message):
