@@ -263,5 +263,6 @@ def load_with_adapter(folder, name, scheme, block_size, compute_dtype, load=load
     first_scheme, dtype = ("none", "float32") if dense else (scheme, compute_dtype)
     model, tokenizer = load(name, first_scheme, block_size, not dense, dtype)
     adapters, model, adapter_config = load_adapter(folder, model, scheme, block_size)
-    model = with_compute_dtype(model, compute_dtype)
+    if dense:  # PiSSA and LoftQ start from float32
+        model = with_compute_dtype(model, compute_dtype)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
