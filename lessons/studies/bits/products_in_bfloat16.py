@@ -226,7 +226,7 @@ assert largest < 0.03 < other, "the losses must differ far less than those of an
 #
 # <details><summary>Answer</summary>
 # A difference of the means is not shown, and one of more than 5 % is excluded. Single seeds differ
-# by up to 4 %, in both directions. With another last bit, the losses differ by less than 0.01 %.
+# by up to 7 %, in both directions. With another last bit, the losses differ by less than 0.01 %.
 # (Much more is tempting, because training magnifies differences. But the last bit of float32 is
 # 2⁻¹⁶ of that of bfloat16.)
 # </details>
@@ -265,7 +265,7 @@ print(f"SmolLM2, 20 steps, one seed: {small:.4f} in bfloat16, {large:.4f} in flo
 # Checks
 assert len(ratios) == len(nudged) == 8, "eight seeds"
 assert worse == OPEN and same == HOLDS, "not shown to be worse, and within 5 %"
-assert ratios.min() < 0 < ratios.max() and abs(ratios).max() < 0.05, "single seeds: up to 4 %"
+assert ratios.min() < 0 < ratios.max() and abs(ratios).max() < 0.075, "single seeds: up to 7 %"
 assert abs(nudged).max() < 1e-4, "another last bit must change the loss by less than 0.01 %"
 assert abs(ratios).mean() < seeds / 5, "and other seeds by much more than bfloat16"
 assert abs(served).max() < 0.01, "an adapter must compute the same with the other products, to 1 %"
