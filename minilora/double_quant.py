@@ -28,6 +28,8 @@ class Stored:
     """A dataclass of arrays that stands for numbers in more bits."""
 
     shape: Any  # of these numbers
+    # of the products with them: float32 or bfloat16, as bnb_4bit_compute_dtype of transformers
+    compute_dtype: str = "float32"
 
     @property
     def nbytes(self) -> int:

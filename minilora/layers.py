@@ -29,6 +29,7 @@ from autograd.extend import defvjp, primitive
 from autograd.tracer import isbox
 
 from .config import ALL_LINEAR, ModelConfig
+from .rounding import nearest
 from .tree import Array, Tree, arrays, flatten, overlay, unflatten, without
 
 Function = Callable[..., Any]
@@ -48,23 +49,30 @@ parallel_map = map
 def matmul(x: Array, w: Any) -> Array:
     """Compute x Wᵀ with W (out, in), an array or quantized: (..., in) -> (..., out).
 
-    A dense W may be trained or frozen. A quantized W is always frozen; it is dequantized for this
-    product, and again in the backward pass (QLoRA, Sec. 3, Eq. 5). Autograd keeps only its codes.
+    A dense W may be trained or frozen. A stored W, quantized or in 16 bits, is always frozen; it is
+    decoded for this product, and again in the backward pass. Autograd keeps only its codes. Both
+    operands are rounded to the `compute_dtype` of a stored W; the sums are in float32.
     """
-    return _matmul(x, dense(w).T)
+    # Y = X_bf16 · dequantize(W)_bf16   (QLoRA, Sec. 3, Eq. 5; here without rounding by default)
+    return _matmul(operand(x, w), operand(dense(w), w).T)
 
 
 # ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x, which autograd asks for only if W is trained
 defvjp(
     matmul,
-    lambda y, x, w: lambda g: _matmul(g, dense(w)),
+    lambda y, x, w: lambda g: _matmul(operand(g, w), operand(dense(w), w)),
     lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
 )
 
 
 def dense(w: Any) -> Array:
-    """Return a weight as an array (out, in); a quantized weight is dequantized."""
+    """Return a weight as an array (out, in); a stored weight is decoded."""
     return w.dequantize() if hasattr(w, "dequantize") else w
+
+
+def operand(x: Array, w: Any) -> Array:
+    """Return x as a product with w reads it: rounded to the `compute_dtype` of a stored w."""
+    return nearest(x, getattr(w, "compute_dtype", "float32"))
 
 
 def _matmul(x: Array, m: Array) -> Array:

@@ -66,6 +66,7 @@ class Quantized(Stored):
     shape: tuple[int, ...]  # of the tensor
     block_size: int
     quant_type: str  # "nf4" or "fp4"
+    compute_dtype: str = "float32"
 
     @property
     def absmax(self) -> Array:

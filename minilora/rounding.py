@@ -18,19 +18,30 @@ def round_to(params: Tree, dtype: str) -> Tree:
         return params
     rounded = {}
     for path, w in named_leaves(params):
-        with np.errstate(over="ignore"):
-            half = from_bfloat16(to_bfloat16(w)) if dtype == "bfloat16" else w.astype(np.float16)
+        half = nearest(w, dtype)
         if not bool(np.isfinite(half).all()):
             raise InputError(f"{path} has a number that {dtype} cannot hold: use float32 adapters")
-        rounded[path] = half.astype(np.float32)
+        rounded[path] = half
     return unflatten(rounded)
 
 
+def nearest(x: Array, dtype: str) -> Array:
+    """Round x to float32, float16 or bfloat16; return the numbers in float32."""
+    if dtype == "float32":
+        return x
+    if dtype == "bfloat16":
+        return from_bfloat16(to_bfloat16(x))
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(np.float32)
+
+
 def to_bfloat16(w: Array) -> Array:
-    """Round finite float32 numbers to bfloat16, ties to even; return the bits as uint16."""
+    """Round float32 numbers to bfloat16, ties to even; return the bits as uint16."""
     bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
     # add 0x8000 if the last bit that is kept is 1, else 0x7FFF, then drop them: ties go to even
-    return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    # a carry would turn some NaN into a number: keep its upper bits, and make it a quiet NaN
+    return np.where(np.isnan(w), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
 def from_bfloat16(bits: Array) -> Array:

@@ -23,7 +23,7 @@ from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
 from ..methods.registry import METHODS
 from ..methods.replaced import GROUPS
-from ..quant.schemes import SCHEMES
+from ..quant.schemes import COMPUTE_DTYPES, SCHEMES
 
 PATHS = {  # settings whose values are paths, of the course, too
     "model", "data", "adapter_path", "init_adapter", "config", "out", "source", "exercises",
@@ -259,6 +259,8 @@ def train_flags(sub):
     sub.epilog = "Some built-in data sets have other defaults." + recipes
     add = sub.add
     new_base_flags(sub)
+    text = "bfloat16 rounds both factors of a product with a frozen weight"
+    add("--compute-dtype", text, choices=COMPUTE_DTYPES, default="float32")
     add("--data", "built-in data, a .jsonl, .json or .csv file, a folder", default="questions")
     columns_flag(sub)
     add("--method", "see lessons/guide/methods.md", choices=tuple(METHODS), default="lora")

@@ -42,7 +42,8 @@ def load_model(args, path, load=load):
         run = read_run(path)  # first: its error says how to repair the folder of a killed run
         name, scheme, block_size = base_of(path, args)
         refuse_block_size(args, scheme)
-        loaded = load_with_adapter(path, name, scheme, block_size, load)
+        dtype = run[0].get("compute_dtype", "float32")
+        loaded = load_with_adapter(path, name, scheme, block_size, dtype, load)
     else:
         name, scheme = args.model or "tiny", args.quantize or "none"
         refuse_block_size(args, scheme)

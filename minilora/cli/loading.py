@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import kernels
 from ..config import INITIALIZERS, InputError, LoraConfig
 from ..formats.checkpoint import (
     CHECKPOINT,
@@ -23,7 +24,8 @@ from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
-from ..model import Model, Source
+from ..model import Model, Source, lm_head
+from ..quant.schemes import with_compute_dtype
 from ..training import learning_rates
 from ..tree import arrays, without
 from .arguments import as_toml, flag, number, toml_settings
@@ -42,8 +44,13 @@ class LoadedModel(NamedTuple):
 
 
 def base_line(model):
-    """Return the line of a report that names the base and its storage."""
-    return f"base: {model.source.name}, stored as {model.source.scheme}"
+    """Return the line of a report that names the base, its storage, and how it is multiplied."""
+    line = f"base: {model.source.name}, stored as {model.source.scheme}"
+    if getattr(lm_head(model.base), "compute_dtype", "float32") == "bfloat16":
+        line += ", products in bfloat16"
+        if model.ops is not kernels.ops or not kernels.HAS_BFLOAT16:
+            line += " without its instruction, which takes longer than float32"
+    return line
 
 
 def warn(text):
@@ -86,7 +93,9 @@ def load_for_training(args):
         run = read_run(args.init_adapter)  # first: see `commands.load_model`
         if not args.resume:  # else, the settings of the run have them already
             args.model, args.quantize, args.block_size = base_of(args.init_adapter, args)
-        loaded = load_with_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
+        loaded = load_with_adapter(
+            args.init_adapter, args.model, args.quantize, args.block_size, args.compute_dtype
+        )
         args.method = method_name(loaded.adapter_config)
         if args.method == "p-tuning":
             raise InputError(
@@ -149,6 +158,8 @@ def unused_settings(args, loaded, train_config, examples, valid):
     if args.init_adapter:
         why = f"with --init-adapter: the adapter in {args.init_adapter} has its own"
         unused = dict.fromkeys(("method", *OF_LORA, *SIZES), why)
+    if args.method == "full":
+        unused["compute_dtype"] = "with --method full, which has no frozen weights"
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
     trained = arrays(loaded.adapters)
@@ -224,12 +235,14 @@ def pattern(setting, values, as_number):
 
 def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
-    dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
-    scheme = "none" if dense else args.quantize
-    low_precision = not dense and args.method != "full"
-    model, tokenizer = load(args.model, scheme, args.block_size, low_precision)
-    stored = (args.quantize, args.block_size) if dense else ()
+    starts_dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
+    scheme = "none" if starts_dense else args.quantize
+    dense = starts_dense or args.method == "full"
+    dtype = "float32" if dense else args.compute_dtype
+    model, tokenizer = load(args.model, scheme, args.block_size, not dense, dtype)
+    stored = (args.quantize, args.block_size) if starts_dense else ()
     adapters, model = get_peft_model(model, adapter_config, args.seed, *stored)
+    model = with_compute_dtype(model, args.compute_dtype)
     if isinstance(adapter_config, LoraConfig):
         check_patterns(adapters, model.base, adapter_config)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
@@ -254,13 +267,16 @@ def check_patterns(adapters, base, adapter_config):
         raise InputError("`exclude_modules` has no effect, because no target matches: leave it out")
 
 
-def load_with_adapter(folder, name, scheme, block_size, load=load):
+def load_with_adapter(folder, name, scheme, block_size, compute_dtype, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
 
     Warns if it is not the base that the adapter was trained on; see `load_adapter`.
     """
     dense = needs_dense_base(folder)
-    model, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
+    first_scheme, dtype = ("none", "float32") if dense else (scheme, compute_dtype)
+    model, tokenizer = load(name, first_scheme, block_size, not dense, dtype)
     stored = (scheme, block_size) if changes_base(folder) else ()
     adapters, model, adapter_config = load_adapter(folder, model, *stored)
+    if dense:  # PiSSA and LoftQ start from float32
+        model = with_compute_dtype(model, compute_dtype)
     return LoadedModel(model, tokenizer, adapters, adapter_config)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from ..batching import Example, collate, token_array
 from ..config import InputError
@@ -119,6 +118,8 @@ def calibration_error(confidence, hit):
 
 def progress_bar(total, quiet, **options):
     """Return a bar of tqdm, which shows nothing with `quiet` and outside terminal and notebook."""
+    from tqdm.auto import tqdm  # here, because it imports asyncio, which --help does not need
+
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(total=total, disable=quiet or not watched, **options)
 

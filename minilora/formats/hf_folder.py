@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import kernels
 from ..config import ALL_LINEAR, ATTENTION, BOOLEAN, MLP, QK_NORMS, InputError, ModelConfig, Rule
 from ..data.tokenizer import PretrainedTokenizer
-from ..kernels import ops
 from ..methods.method import SIZE
 from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
@@ -259,7 +259,7 @@ def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
     tensors: dict = {}
     for path, leaf in leaves.items():
         own = quantized(path, leaf, dtype)
-        tensors |= own or {path: Entry(stored_type, leaf.shape, partial(ops.dense, leaf))}
+        tensors |= own or {path: Entry(stored_type, leaf.shape, partial(kernels.ops.dense, leaf))}
     tensors = family.join(config, tensors)
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)

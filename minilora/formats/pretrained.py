@@ -8,18 +8,19 @@ embedding and the head can stay in the type of their file.
 """
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import kernels
 from ..config import InputError
 from ..data.tokenizer import ByteTokenizer
-from ..kernels import ops
 from ..model import Model, Source
 from ..quant.low_precision import LowPrecision
-from ..quant.schemes import is_projection, quantize_leaf, storage, storage_of
+from ..quant.schemes import is_projection, leaf_in, quantize_leaf, storage, storage_of
 from ..tree import set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .families import FAMILIES
@@ -44,6 +45,7 @@ def load(
     scheme: str = "none",
     block_size: int = 64,
     low_precision: bool | None = None,
+    compute_dtype: str = "float32",
 ) -> Pretrained:
     """Load a model; return Pretrained(model, tokenizer).
 
@@ -51,9 +53,10 @@ def load(
     Face folder, or a .gguf file. Weights are float32 (out, in). The projections are quantized by
     `scheme` (none, int8, fp4, nf4, nf4-dq) in blocks of `block_size` weights; a folder that is
     stored quantized is not changed, nor are the projections that it stores dense. If
-    `low_precision` (default: if the base is quantized), an
-    embedding and a head stored in F16, BF16 or Q8_0 stay in that type, as an exact `LowPrecision`.
-    Raises InputError naming the file and the tensor or field that cannot be used.
+    `low_precision` (default: if the base is quantized), an embedding and a head stored in F16, BF16
+    or Q8_0 stay in that type, as an exact `LowPrecision`. compute_dtype: see `with_compute_dtype`;
+    warns if bfloat16 rounds a dense weight. Raises InputError naming the file and the tensor or
+    field that cannot be used.
     """
     place = _place(name)
     read = _folder if place.is_dir() else _gguf
@@ -70,18 +73,25 @@ def load(
     used = {p: e for p, e in tensors.items() if p in expected or not p.endswith(needless)}
     check_names_and_shapes(used, expected, place)
     base: dict = {}
+    rounded = False
     for path in expected:
         entry = tensors[path]
         keep = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep else entry.read()
         stays_dense = stored_quantized and entry.dtype not in quantized_file.TYPES
         leaf = _leaf(path, entry.where, w, "none" if stays_dense else scheme, block_size)
-        set_leaf(base, path, leaf)
+        stored = leaf_in(leaf, compute_dtype)
+        rounded |= stored is not leaf and not np.array_equal(
+            kernels.ops.dense(stored), kernels.ops.dense(leaf)
+        )
+        set_leaf(base, path, stored)
+    if rounded:
+        warnings.warn(f"the dense weights of {name} are rounded to {compute_dtype}", stacklevel=2)
     name = os.fspath(name)
     known = name if name in NAMES else os.path.abspath(name)
     stored, block = storage(base)
     source = Source(known, stored, block, digest(files(name)))
-    return Pretrained(Model(config, base, ops, source), tokenizer)
+    return Pretrained(Model(config, base, kernels.ops, source), tokenizer)
 
 
 def check_vocabulary(place, config, tokenizer):
@@ -147,7 +157,7 @@ def has_other_head(tensors):
     """
     if not tensors.keys() >= set(TABLES):
         return False
-    embedding, head = (ops.dense(tensors[path].read()) for path in TABLES)
+    embedding, head = (kernels.ops.dense(tensors[path].read()) for path in TABLES)
     return not np.array_equal(embedding, head)
 
 
@@ -168,7 +178,7 @@ def _leaf(path, where, w, scheme, block_size):
         quantized = is_projection(path)
         return quantize_leaf(path, w, scheme, block_size) if quantized else w
     if not is_projection(path):  # a quantized output head
-        return ops.dense(w)
+        return kernels.ops.dense(w)
     stored = storage_of(w)
     if scheme != "none" and stored not in ((scheme, block_size), (scheme, None)):
         kind = f"{stored[0]}, blocks of {stored[1]}" if stored[1] else stored[0]

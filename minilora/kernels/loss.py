@@ -4,8 +4,9 @@ import numpy as np
 from autograd.extend import primitive
 from autograd.tracer import isbox
 
+from ..layers import operand
 from .gradients import define_gradients
-from .weights import tiles
+from .weights import product, product_transposed, tiles
 
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
 #   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
@@ -31,8 +32,8 @@ def _cross_entropy(hidden, head, targets, mask, traced, grads):
     c = mask[at].astype(h.dtype) / np.sum(mask)
     mean = np.zeros_like(h) if 0 in traced else None
     log_z = _log_z(h, head, mean)
-    e_target = head[t]
-    nll = log_z - np.sum(h * e_target, axis=-1)
+    e_target = operand(head[t], head)
+    nll = log_z - np.sum(operand(h, head) * e_target, axis=-1)
     if mean is not None:
         grads[0] = np.zeros_like(hidden)
         grads[0][at] = c[:, None] * (mean - e_target)
@@ -58,7 +59,8 @@ def _log_z(h, head, mean):
     top = np.full(len(h), -np.inf, h.dtype)
     total = np.zeros_like(top)
     for _, tile in tiles(head):
-        z = h @ tile.T
+        z = np.empty((len(h), len(tile)), h.dtype)
+        product(h, tile, z)
         larger = np.maximum(top, z.max(axis=1))
         z -= larger[:, None]
         np.exp(z, out=z)
@@ -67,7 +69,7 @@ def _log_z(h, head, mean):
         top = larger
         if mean is not None:
             mean *= shrink[:, None]
-            mean += z @ tile
+            mean += product_transposed(z, tile)
     if mean is not None:
         mean /= total[:, None]
     return top + np.log(total)

@@ -14,7 +14,8 @@ from numba.extending import overload
 from .. import layers
 from ..config import InputError
 from ..double_quant import Stored
-from . import low_precision, nf4
+from . import bfloat16, low_precision, nf4
+from .bfloat16 import round_numbers
 from .lookup import decode_4bit
 from .loops import fast_jit, jit, rows
 from .threads import parallel_rows
@@ -65,15 +66,35 @@ def dense(w):
 
 
 def tiles(w):
-    """Yield (slice of rows, float32 matrix) of w, tile by tile."""
-    parts = None
-    if isinstance(w, Stored):
-        parts = parts_of(w)
-    else:
+    """Yield (slice of rows, matrix) of w, tile by tile: float32, or the bits in bfloat16.
+
+    The bits (uint16) are those of a stored w with this `compute_dtype`.
+    """
+    if not isinstance(w, Stored):
         w = layers.dense(w)
+    rounds = getattr(w, "compute_dtype", "float32") == "bfloat16"
+    has_bits = rounds and getattr(w, "kind", "") == "BF16"
+    parts = parts_of(w) if isinstance(w, Stored) else None
     for first in range(0, w.shape[0], TILE):
         span = slice(first, min(first + TILE, w.shape[0]))
-        yield span, read(w.shape, parts, span) if parts else w[span]
+        if has_bits:
+            yield span, w.codes[span]
+            continue
+        tile = read(w.shape, parts, span) if parts else w[span]
+        yield span, bfloat16.to_bfloat16(tile) if rounds else tile
+
+
+def product(x, tile, out, first=0):
+    """Write x tileᵀ to the columns of out from `first` on; see `tiles`."""
+    if tile.dtype == np.uint16:
+        bfloat16.matmul(x, tile, out, first)
+    else:
+        np.matmul(x, tile.T, out=out[:, first : first + len(tile)])
+
+
+def product_transposed(g, tile):
+    """Compute g tile; see `tiles`."""
+    return bfloat16.matmul_transposed(g, tile) if tile.dtype == np.uint16 else g @ tile
 
 
 def read(shape, parts, span):
@@ -87,13 +108,16 @@ def read(shape, parts, span):
 
 def matvec(w, x):
     """Compute W x for a stored W (out, in) and x (in,), without the dense W: (out,) float32."""
-    x = np.ascontiguousarray(x, np.float32)
+    rounds = w.compute_dtype == "bfloat16"
+    x = layers.operand(np.ascontiguousarray(x, np.float32), w)
     if x.shape != w.shape[1:]:
         raise ValueError(f"x has the shape {x.shape}, but the weight has {w.shape}")
     y = np.empty(w.shape[0], np.float32)
     parts = parts_of(w)
-    loop = low_precision.matvec_8bit if parts[0].dtype == np.int8 else _matvec
-    parallel_rows(loop, w.shape, parts, x, y)
+    if parts[0].dtype == np.int8 and not rounds:
+        parallel_rows(low_precision.matvec_8bit, w.shape, parts, x, y)
+    else:
+        parallel_rows(_matvec, w.shape, parts, x, y, rounds)
     return y
 
 
@@ -107,7 +131,7 @@ def tiled_matmul(x, w):
     else:
         y = np.empty((len(flat), w.shape[0]), x.dtype)
         for span, tile in tiles(w):
-            np.matmul(flat, tile.T, out=y[:, span])
+            product(flat, tile, y, span.start)
     return y.reshape(*x.shape[:-1], -1)
 
 
@@ -117,7 +141,7 @@ def tiled_matmul_backward(g, w):
     if not isinstance(w, Stored):
         dx = flat @ layers.dense(w)
     else:
-        dx = sum(flat[:, span] @ tile for span, tile in tiles(w))
+        dx = sum(product_transposed(flat[:, span], tile) for span, tile in tiles(w))
     return dx.reshape(*g.shape[:-1], -1)
 
 
@@ -133,8 +157,11 @@ def _read(lo, hi, start, parts, out):
 
 
 @fast_jit
-def _matvec(lo, hi, parts, x, y):
-    """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x."""
+def _matvec(lo, hi, parts, x, y, rounds):
+    """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x.
+
+    rounds: round the rows to bfloat16 first.
+    """
     width = x.size
     group = max(1, SPAN // width)
     buffer = np.empty(group * width + 16, np.float32)
@@ -144,6 +171,8 @@ def _matvec(lo, hi, parts, x, y):
         before = start % 16  # 4-bit codes are decoded by sixteens
         part = buffer[: before + (last - first) * width]
         decode(start - before, parts, part)
+        if rounds:
+            round_numbers(part)
         for i in range(first, last):
             row = part[before + (i - first) * width :]
             total = np.float32(0)

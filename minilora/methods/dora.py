@@ -5,9 +5,8 @@ from dataclasses import replace
 import autograd.numpy as np
 from autograd.extend import notrace_primitive
 
-from .. import lora
+from .. import kernels, lora
 from ..config import InputError
-from ..kernels import ops
 from ..layers import LORA, Hook, dropout
 from ..tree import get, without
 from .method import Method
@@ -57,7 +56,7 @@ def row_norms(node):
 
 @notrace_primitive
 def _row_norms(w, scaling, a, b):
-    w = ops.dense(w)
+    w = kernels.ops.dense(w)
     norms = np.linalg.norm(w + w.dtype.type(scaling) * (b @ a), axis=1)
     return np.where(norms == 0, norms.dtype.type(1), norms)
 

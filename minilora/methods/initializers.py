@@ -11,9 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from .. import lora
+from .. import kernels, lora
 from ..config import InputError
-from ..kernels import ops
 from ..layers import lora_delta
 from ..quant import schemes
 from ..tree import flatten, get, unflatten
@@ -69,7 +68,7 @@ def loftq(w, node, store):
     rest = w
     for _ in range(5):  # the largest number in the paper
         last = rest
-        rest = without_principal(w, w - ops.dense(store(last)), node)
+        rest = without_principal(w, w - kernels.ops.dense(store(last)), node)
     return last
 
 

@@ -25,6 +25,7 @@ class Int8(Stored):
 
     codes: np.ndarray  # (out, in) int8
     absmax: np.ndarray  # (out,) float32
+    compute_dtype: str = "float32"
 
     unit = np.float32(1 / 127)  # w ≈ code·scale·unit, with a scale per block
 

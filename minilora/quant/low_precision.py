@@ -26,6 +26,7 @@ class LowPrecision(Stored):
     kind: str  # Q8_0, F16 or BF16
     codes: np.ndarray  # (rows, width): int8 for Q8_0, otherwise the bits as uint16
     scales: Any = None  # (rows, width/32) float32 for Q8_0
+    compute_dtype: str = "float32"
 
     unit = np.float32(1)  # of Q8_0: w = code·scale·unit, with a scale per block
     block_size = GGUF_BLOCK_SIZE

@@ -5,18 +5,21 @@ embedding, the norms and the head would lose most by quantization (QLoRA, Sec. 2
 full precision). These stay in the type of their file: see `low_precision.py`.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from .. import nf4
+from .. import kernels, nf4
 from ..config import ALL_LINEAR, POSITIVE_INT, InputError, check_setting, names_module
 from ..double_quant import DoubleQuantized
-from ..kernels import quantize_4bit
 from ..model import Model
+from ..rounding import to_bfloat16
 from ..tree import flatten, named_leaves, unflatten
 from . import int8
+from .low_precision import LowPrecision
 
+COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # nf4-dq: with double quantization
 
 
@@ -74,9 +77,30 @@ def quantize_leaf(path, w, scheme, block_size=64):
             return int8.quantize(w)
         check_setting("block_size", block_size, POSITIVE_INT)
         code, _, double_quant = scheme.partition("-")
-        return quantize_4bit(w, block_size, double_quant, code)
+        return kernels.quantize_4bit(w, block_size, double_quant, code)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def with_compute_dtype(model: Model, dtype: str) -> Model:
+    """Return a model whose frozen matrices are multiplied in `dtype`, bfloat16 or float32.
+
+    bfloat16: both operands of a product are rounded to it, and the sums are in float32. Dense
+    matrices are then stored in bfloat16, too, as PyTorch does with `dtype=torch.bfloat16`.
+    """
+    leaves = {path: leaf_in(w, dtype) for path, w in flatten(model.base).items()}
+    return model._replace(base=unflatten(leaves))
+
+
+def leaf_in(w, dtype):
+    """Return a leaf of a base with this `compute_dtype`; a vector stays as it is."""
+    if dtype not in COMPUTE_DTYPES:
+        raise InputError(f"unknown compute_dtype {dtype!r}: choose {' or '.join(COMPUTE_DTYPES)}")
+    if isinstance(w, np.ndarray):
+        if dtype == "float32" or w.ndim == 1:
+            return w
+        w = LowPrecision("BF16", to_bfloat16(w))
+    return replace(w, compute_dtype=dtype)
 
 
 class ErrorRow(NamedTuple):

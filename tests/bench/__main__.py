@@ -4,16 +4,19 @@
 
 Each measurement is a process of its own. The two sides of a row take turns, and a ratio is the
 median over the rounds of minilora's time divided by the time of the other side. Needs the groups
-`test` and `peers`, `minilora fetch smollm2`, and a machine that does nothing else. Prints a
-Markdown table.
+`test` and `peers`, `minilora fetch smollm2`, and a machine that does nothing else. Prints the day,
+the processor, the versions and a Markdown table.
 """
 
 import argparse
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -29,6 +32,10 @@ ROWS = (
      "lora_step q_proj,v_proj none autocast"),
     ("step", "LoRA, q and v; theirs with bfloat16 weights", "lora_step q_proj,v_proj",
      "lora_step q_proj,v_proj none bfloat16"),
+    ("step", "LoRA, q and v, both with bfloat16 products and dense weights",
+     "lora_step q_proj,v_proj none bfloat16", ""),
+    ("step", "QLoRA (NF4, double quantization), q and v, both with bfloat16 products",
+     "lora_step q_proj,v_proj nf4-dq bfloat16", ""),
     ("step", "LoRA on 0.75 million parameters, 16 × 64 tokens", "small_step", ""),
     ("floor", "LoRA, q and v; only its own products", "lora_step q_proj,v_proj",
      "ours products q_proj,v_proj"),
@@ -36,6 +43,8 @@ ROWS = (
      "lora_step q_proj,v_proj none embedding32", "lora_step q_proj,v_proj"),
     ("memory", "QLoRA, q and v, embedding in float32 on both sides",
      "lora_step q_proj,v_proj nf4-dq embedding32", "lora_step q_proj,v_proj nf4-dq"),
+    ("memory", "LoRA, q and v, both with bfloat16 products, weights and embedding",
+     "lora_step q_proj,v_proj none embedding16", "lora_step q_proj,v_proj none bfloat16"),
     ("kernels", "quantize 4096 × 4096 to NF4", "quantize 4096 4096", ""),
     ("kernels", "quantize 1536 × 576 to NF4", "quantize 1536 576", ""),
     ("kernels", "dequantize 4096 × 4096", "dequantize 4096 4096", ""),
@@ -60,6 +69,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=groups, default=groups)
     args = parser.parse_args()
+    print(f"{date.today()}, {processor()}, {os.cpu_count()} cores")
     print(", ".join(f"{name} {version(name)}" for name in PACKAGES), end="\n\n")
     print("| what | ours | theirs | ratio | our peak | their peak |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +79,18 @@ def main():
         for group, what, ours, theirs in ROWS:
             if group in args.only:
                 print(compare(folder, what, ours, theirs or ours, args.rounds), flush=True)
+
+
+def processor():
+    """Return the name of the processor, on Linux with its model and AVX-512 BF16 if it has it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^(.+?)\s*: (.*)$", text, re.MULTILINE))
+    names = [f"{name} {fields[name]}" for name in ("cpu family", "model") if name in fields]
+    names += ["AVX-512 BF16"] * ("avx512_bf16" in fields.get("flags", "").split())
+    return ", ".join([fields.get("model name", platform.machine()), *names])
 
 
 def compare(folder, what, our_case, their_case, rounds):

@@ -44,9 +44,11 @@ def step(model, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 
 
 def lora_step(folder, targets, scheme="none", option=""):
-    """option: `checkpointed`, or `embedding32` for a float32 embedding as on the other side."""
-    low_precision = option != "embedding32"
-    model, _ = minilora.load("smollm2", scheme, low_precision=low_precision)
+    """option: `checkpointed`; `bfloat16` for products, and for the storage of a dense base; and for
+    the embedding of the other side, `embedding32`, or `embedding16` (with those products)."""
+    low_precision = not option.startswith("embedding")
+    dtype = "bfloat16" if option in ("bfloat16", "embedding16") else "float32"
+    model, _ = minilora.load("smollm2", scheme, 64, low_precision, dtype)
     names = tuple(targets.split(","))
     report(step(model, names, checkpointing=option == "checkpointed"), repeat=5)
 

@@ -24,9 +24,10 @@ from cases import (
 
 
 def load(folder, scheme="none", dtype=torch.float32):
+    """Load SmolLM2 in a storage; dtype: of dense weights, activations and 4-bit products."""
     quantization = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_compute_dtype=dtype,
     )  # fmt: skip
     options = {} if scheme == "none" else {"quantization_config": quantization}
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)

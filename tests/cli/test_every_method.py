@@ -76,6 +76,7 @@ RESUMED = {
     "loftq": f"--method dora --init-lora-weights loftq --lora-r 4 {TARGETS}",
     "muon": f"--optimizer muon {TARGETS}",
     "muon and AdamW": f"--optimizer muon --also-train norm head {TARGETS}",
+    "products in bfloat16": f"--compute-dtype bfloat16 {TARGETS}",
 }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ VALUES = {
     "model": ("{other}", "{base}"), "data": ("{more}", "{rows}"),
     "columns": (["prompt=question", "completion=answer"], ["prompt=prompt", "completion=answer"]),
     "quantize": ("fp4", "none"), "block_size": (32, 128), "method": ("ia3", "dora"),
+    "compute_dtype": ("bfloat16", "bfloat16"),
     "num_virtual_tokens": (3, 5), "bottleneck_size": (3, 5), "vera_r": (3, 5),
     "init_lora_weights": ("pissa", "loftq"), "lora_r": (2, 3), "lora_alpha": (0.5, 5),
     "lora_dropout": (0.2, 0.5), "target_modules": ([".*[01].*up_proj"], ["q_proj", "up_proj"]),

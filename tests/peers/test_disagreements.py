@@ -243,7 +243,8 @@ def test_bitsandbytes_rounds_to_bfloat16_in_evaluation():
     """A `Linear4bit` with the compute type float32 multiplies in float32 while it trains. In
     evaluation mode, bitsandbytes (version 0.50.2) repacks the weight on a CPU with AVX-512 and
     bfloat16, and computes with bfloat16 numbers, whatever the compute type says. Their error of
-    2⁻⁹ per number is far more than float32's 2⁻²⁴. minilora always computes in float32.
+    2⁻⁹ per number is far more than float32's 2⁻²⁴. minilora multiplies in its `compute_dtype`
+    always.
     """
     w, x = weights("normal", (256, 256), 1), weights("normal", (8, 256), 2)
     expected = x @ nf4.quantize(w, 64, True).dequantize().T

@@ -68,7 +68,7 @@ def test_the_left_column_runs(tmp_path, monkeypatch, capsys):
     rows = Rows(minilora.load_rows("questions", "train")[:20])
     names = {
         "load_dataset": lambda kind, data_files: {"train": rows},
-        "tokenize": tokenize, "tokenizer": ByteTokenizer(),
+        "tokenize": tokenize, "tokenizer": ByteTokenizer(), "torch": torch,
     }  # fmt: skip
     for library in (transformers, peft):
         names |= {name: getattr(library, name) for name in IMPORTED if hasattr(library, name)}

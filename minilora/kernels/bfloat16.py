@@ -1,0 +1,210 @@
+"""Products in bfloat16: both operands are rounded to bfloat16, and the sums are in float32.
+
+    x (m, k), w (n, k), g (m, n):    matmul(x, w) = x wᵀ    matmul_transposed(g, w) = g w
+
+The AVX-512 instruction vdpbf16ps adds x₀w₀ + x₁w₁ to each of sixteen sums: twice as many products
+as an instruction in float32. numba cannot express it, so `add_tile` is written in LLVM's
+intermediate representation. On other processors, NumPy multiplies the rounded operands in float32.
+
+A product is computed by tiles of ROWS × COLUMNS sums, which stay in registers. The first operand is
+copied in blocks of ROWS rows. The second one is packed in panels of COLUMNS columns: a word has two
+neighbours of a sum, and a row of a panel has the words of all columns (Goto and van de Geijn 2008).
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, config, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from ..rounding import from_bfloat16, nearest
+from .loops import jit, rows
+from .threads import parallel_rows
+
+_, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of the processor
+HAS_BFLOAT16 = "+avx512bf16" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
+ROWS = 12  # with two registers of sixteen sums per row, a tile fills 24 of 32 registers
+COLUMNS = 32
+DEPTH = 512  # terms of a sum that are packed at a time: a panel fits in the first-level cache
+# numba computes in 64 bits with a Python number
+ONE = np.uint32(1)
+SIXTEEN = np.uint32(16)
+BELOW_HALF = np.uint32(0x7FFF)
+QUIET = np.uint32(0x40)  # the bit of a quiet NaN
+
+
+def matmul(x, w, out, first=0):
+    """Write x wᵀ to the columns of out (m, ·) from `first` on: x (m, k) float32, bits w (n, k)."""
+    if HAS_BFLOAT16:
+        _multiply(to_bfloat16(x), w, False, out, first)
+    else:
+        out[:, first : first + len(w)] = nearest(x, "bfloat16") @ from_bfloat16(w).T
+
+
+def matmul_transposed(g, w):
+    """Compute g w (m, k) float32 from g (m, n) float32 and the bits w (n, k)."""
+    if not HAS_BFLOAT16:
+        return nearest(g, "bfloat16") @ from_bfloat16(w)
+    out = np.empty((len(g), w.shape[1]), np.float32)
+    _multiply(to_bfloat16(g), w, True, out, 0)
+    return out
+
+
+def _multiply(x, w, transposed, out, first):
+    depth, n = w.shape if transposed else w.shape[::-1]
+    if x.shape != (len(out), depth) or first + n > out.shape[1]:
+        raise ValueError(f"shapes {x.shape} and {w.shape} do not fit a result {out.shape}")
+    panels = -(-n // COLUMNS)
+    w = np.ascontiguousarray(w)
+    parallel_rows(_fill_panels, (panels, x.size), x, w, transposed, out, first)
+
+
+def to_bfloat16(x):
+    """Round x (..., n) float32 to the bits of bfloat16, as `rounding.to_bfloat16`."""
+    flat = rows(x)
+    out = np.empty(flat.shape, np.uint16)
+    parallel_rows(_round, flat.shape, flat, out)
+    return out.reshape(x.shape)
+
+
+@jit
+def nearest_bits(x, bits):
+    """Return the bits (uint32) of a number x rounded to bfloat16, ties to even; NaN stays NaN."""
+    upper = np.uint32(bits >> SIXTEEN)
+    half = np.uint32(BELOW_HALF + np.uint32(upper & ONE))
+    near = np.uint32(np.uint32(bits + half) >> SIXTEEN)
+    return near if x == x else np.uint32(upper | QUIET)
+
+
+@jit
+def _round(lo, hi, x, out):
+    """Round the rows lo to hi - 1 to bits (uint16)."""
+    for i in range(lo, hi):
+        row = x[i]
+        bits = row.view(np.uint32)
+        for j in range(row.size):
+            out[i, j] = nearest_bits(row[j], bits[j])
+
+
+@jit
+def round_numbers(x):
+    """Round x (n,) float32 to numbers that bfloat16 holds, in place."""
+    bits = x.view(np.uint32)
+    for i in range(x.size):
+        bits[i] = nearest_bits(x[i], bits[i]) << SIXTEEN
+
+
+@jit
+def _fill_panels(lo, hi, x, w, transposed, out, first):
+    """Fill panels lo to hi - 1 of the columns of out from `first` on."""
+    m, depth = x.shape
+    n = w.shape[1] if transposed else w.shape[0]
+    parts = max(1, -(-depth // DEPTH))
+    step = 2 * -(-depth // (2 * parts))  # even
+    blocks = np.zeros((-(-m // ROWS), ROWS, DEPTH), np.uint16)
+    panel = np.zeros((DEPTH // 2, COLUMNS), np.uint32)
+    edge = np.empty((ROWS, COLUMNS), np.float32)  # a tile that is not wholly in out
+    out[:, first + lo * COLUMNS : first + min(hi * COLUMNS, n)] = 0
+    for start in range(0, depth, step):
+        part = slice(start, min(start + step, depth))
+        pairs = (part.stop - start + 1) // 2
+        copy_blocks(x[:, part], blocks, 2 * pairs)
+        for j in range(lo, hi):
+            columns = slice(j * COLUMNS, min((j + 1) * COLUMNS, n))
+            if transposed:
+                pack_columns(w[part, columns], panel[:pairs])
+            else:
+                pack_rows(w[columns, part], panel[:pairs])
+            for i in range(len(blocks)):
+                tile = out[i * ROWS : (i + 1) * ROWS, first + columns.start : first + columns.stop]
+                if tile.size == edge.size:
+                    add_product(blocks[i], panel[:pairs], tile)
+                else:
+                    edge[:] = 0
+                    add_product(blocks[i], panel[:pairs], edge)
+                    tile += edge[: tile.shape[0], : tile.shape[1]]
+
+
+@jit
+def add_product(block, panel, tile):
+    """Add block (ROWS, DEPTH) times panel (pairs, COLUMNS) to a tile (ROWS, COLUMNS)."""
+    add_tile(  # type: ignore[call-arg]
+        block.ctypes.data, panel.ctypes.data, len(panel), tile.ctypes.data, tile.strides[0]
+    )
+
+
+@jit
+def copy_blocks(x, blocks, width):
+    """Copy x (m, at most width) to the rows of the blocks, with zeros up to `width`."""
+    for i in range(len(x)):
+        row = blocks[i // ROWS, i % ROWS]
+        row[: x.shape[1]] = x[i]
+        row[x.shape[1] : width] = 0
+
+
+@jit
+def pack_rows(w, panel):
+    """Write panel[p, j] = (w[j, 2p], w[j, 2p+1]) for the rows j of w."""
+    rows = np.zeros((COLUMNS, 2 * len(panel)), np.uint16)
+    rows[: w.shape[0], : w.shape[1]] = w
+    words = rows.view(np.uint32)
+    for first in range(0, COLUMNS, 8):  # by eight, which the compiler vectorizes
+        for p in range(len(panel)):
+            for j in range(first, first + 8):
+                panel[p, j] = words[j, p]
+
+
+@jit
+def pack_columns(w, panel):
+    """Write panel[p, j] = (w[2p, j], w[2p+1, j]) for the columns j of w."""
+    depth, width = w.shape
+    for p in range(depth // 2):
+        low = w[2 * p]
+        high = w[2 * p + 1]
+        for j in range(width):
+            panel[p, j] = np.uint32(low[j] | np.uint32(np.uint32(high[j]) << SIXTEEN))
+    if depth % 2:
+        panel[depth // 2, :width] = w[depth - 1]
+
+
+@intrinsic
+def add_tile(typingctx, block, panel, pairs, out, stride):
+    """Compute `add_product` from addresses, the rows of panel, and the bytes of a row of out."""
+    word = ir.IntType(32)
+    words = ir.VectorType(word, 16)
+    floats = ir.VectorType(ir.FloatType(), 16)
+
+    def generate(context, builder, signature, arguments):
+        block, panel, pairs, out, stride = arguments
+        kind = ir.FunctionType(floats, [floats, words, words])
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        vdpbf16ps = builder.module.declare_intrinsic(name, fnty=kind)
+
+        def place(address, index, size, offset, kind):  # address + index·size + offset
+            step = builder.mul(index, size)
+            start = builder.add(builder.add(address, step), size.type(offset))
+            return builder.inttoptr(start, kind.as_pointer())
+
+        tile = [(r, c) for r in range(ROWS) for c in range(COLUMNS // 16)]
+        places = [place(out, stride.type(r), stride, 64 * c, floats) for r, c in tile]
+        sums = [cgutils.alloca_once(builder, floats) for _ in tile]  # LLVM makes them registers
+        for total, at in zip(sums, places):
+            builder.store(builder.load(at, align=4), total)
+        with cgutils.for_range(builder, pairs, intp=pairs.type) as loop:
+            row = pairs.type(4 * COLUMNS)
+            columns = [
+                builder.load(place(panel, loop.index, row, 64 * c, words), align=4)
+                for c in range(COLUMNS // 16)
+            ]
+            for (r, c), total in zip(tile, sums):
+                if c == 0:
+                    at = place(block, loop.index, pairs.type(4), 2 * DEPTH * r, word)
+                    one = builder.insert_element(words(None), builder.load(at, align=4), word(0))
+                    pair = builder.shuffle_vector(one, one, words([0] * 16))
+                added = builder.call(vdpbf16ps, [builder.load(total), pair, columns[c]])
+                builder.store(added, total)
+        for total, at in zip(sums, places):
+            builder.store(builder.load(total), at, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp, types.intp), generate

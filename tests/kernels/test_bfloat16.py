@@ -1,0 +1,179 @@
+"""Products in bfloat16: the kernel, the reference, and what a model computes with them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import TINY, random_base, random_examples
+
+import minilora
+from minilora import InputError, LoraConfig, Model, TrainConfig, kernels, layers
+from minilora.batching import collate
+from minilora.kernels import bfloat16, threads, weights
+from minilora.quant.low_precision import LowPrecision
+from minilora.quant.schemes import SCHEMES, leaf_in, quantize, with_compute_dtype
+from minilora.rounding import from_bfloat16, nearest, to_bfloat16
+from minilora.training import gradient_at
+from minilora.tree import flatten
+
+SMALLEST = 2.0**-126  # the smallest normal number: the instruction makes what is below it zero
+SPECIAL = [0.0, -0.0, 1e-40, -1e-45, 1e-38, 3e38, -3.4e38, np.inf, -np.inf, np.nan]
+sizes = st.integers(1, 40) | st.sampled_from([64, 65, 511, 512, 513, 1025])
+
+
+def numbers(rng, shape, share):
+    """Return normal numbers of which some are special."""
+    x = rng.standard_normal(shape).astype(np.float32)
+    special = rng.choice(np.float32(SPECIAL), shape)
+    return np.where(rng.random(shape) < share, special, x)
+
+
+@given(st.integers(1, 40), sizes, sizes, st.integers(0, 2**32), st.sampled_from([0, 0, 0.01]))
+def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
+    """Both products, at any place of a larger result; other columns stay as they are."""
+    rng = np.random.default_rng(seed)
+    x, w, g = (numbers(rng, shape, share) for shape in ((m, k), (n, k), (m, n)))
+    bits = bfloat16.to_bfloat16(w)
+    np.testing.assert_array_equal(bits, to_bfloat16(w))
+    first = int(rng.integers(0, 40))
+    out = np.full((m, first + n + 3), 7, np.float32)
+    with np.errstate(all="ignore"):
+        bfloat16.matmul(x, bits, out, first)
+        dx = bfloat16.matmul_transposed(g, bits)
+    assert (out[:, :first] == 7).all() and (out[:, first + n :] == 7).all()
+    check(out[:, first : first + n], x, w.T)
+    check(dx, g, w)
+
+
+def check(found, a, b):
+    """Compare with float64: a product of two rounded numbers is exact, a sum of k is rounded."""
+    a, b = (nearest(m, "bfloat16").astype(np.float64) for m in (a, b))
+    with np.errstate(all="ignore"):
+        expected = a @ b
+        size = np.abs(a) @ np.abs(b)
+        sure = size < 2.0**127  # finite, and no partial sum overflows
+        # each of the k additions rounds a partial sum of at most `size`; a number below SMALLEST
+        # counts as 0, and so does a sum
+        small = SMALLEST * (1 + np.abs(a).max(1)[:, None] + np.abs(b).max(0))
+        bound = len(b) * (2.0**-23 * size + small)
+        assert (np.abs(found - expected)[sure] <= bound[sure]).all()
+    # what is not finite in exact arithmetic is not finite here
+    assert not np.isfinite(found[~np.isfinite(expected)]).any()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_rounding_is_to_the_nearest_with_ties_to_even_and_keeps_nan(bits):
+    x = np.array([bits], np.uint32).view(np.float32)
+    low, high = (from_bfloat16(np.array([(bits >> 16) + i]).astype(np.uint16)) for i in (0, 1))
+    found = from_bfloat16(to_bfloat16(x))
+    np.testing.assert_array_equal(bfloat16.to_bfloat16(x[None])[0], to_bfloat16(x))
+    if np.isnan(x[0]):
+        assert np.isnan(found[0])
+    elif bits & 0xFFFF == 0x8000:
+        assert to_bfloat16(x)[0] % 2 == 0
+    else:
+        nearer = low if bits & 0xFFFF < 0x8000 else high
+        assert found.tobytes() == nearer.tobytes()
+
+
+def test_an_infinite_number_meets_no_padding():
+    """An infinity times a zero behind the last term of an odd sum would be NaN."""
+    x = np.ones((1, 513), np.float32)
+    x[0, 255] = np.inf  # the first part of the sum has 258 terms, the second one 255
+    out = np.empty((1, 1), np.float32)
+    bfloat16.matmul(x, to_bfloat16(np.ones_like(x)), out)
+    assert out == np.inf
+
+
+def test_wrong_shapes_raise_an_error():
+    x = np.zeros((2, 3), np.float32)
+    w = np.zeros((4, 5), np.uint16)
+    with pytest.raises(ValueError, match=r"shape|dimension"):
+        bfloat16.matmul(x, w, np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match=r"shape|dimension"):
+        bfloat16.matmul_transposed(x, w)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_model_computes_as_the_reference(scheme):
+    """Projections, head, loss and gradient; a row alone and a batch; every storage."""
+    model = Model(TINY, random_base(TINY), kernels.ops)
+    model = with_compute_dtype(quantize(model, scheme), "bfloat16")
+    reference = model._replace(ops=layers)
+    rng = np.random.default_rng(0)
+    for path, w in flatten(model.base).items():
+        if len(w.shape) == 2:
+            assert w.compute_dtype == "bfloat16", path
+            for rows in (1, 5):
+                x, g = (rng.standard_normal((rows, n)).astype(np.float32) for n in w.shape[::-1])
+                dense = nearest(layers.dense(w), "bfloat16")
+                check(weights.tiled_matmul(x, w), x, dense.T)
+                check(weights.tiled_matmul_backward(g, w), g, dense)
+                check(layers.matmul(x, w), x, dense.T)
+    adapters, _ = minilora.get_peft_model(model, LoraConfig(target_modules="all-linear"), 0)
+    batch = collate([[example] for example in random_examples(TINY, 3)])
+    found = minilora.loss(adapters, model, batch)
+    # sums in another order change some activations by 2⁻²⁴, and then the rounding of a few by 2⁻⁸
+    assert abs(found - minilora.loss(adapters, reference, batch)) < 2.0**-8 * found
+    assert found != minilora.loss(adapters, with_compute_dtype(model, "float32"), batch)
+
+
+def test_dense_matrices_are_stored_in_bfloat16_and_vectors_are_not():
+    model = with_compute_dtype(Model(TINY, random_base(TINY)), "bfloat16")
+    for w in flatten(model.base).values():
+        assert isinstance(w, LowPrecision) == (len(w.shape) == 2)
+    with pytest.raises(InputError, match="unknown compute_dtype 'float16'"):
+        with_compute_dtype(model, "float16")
+
+
+def test_the_same_bits_for_any_number_of_cores(monkeypatch):
+    """Panels are dealt out to the cores: each sum is computed by one of them, in one order."""
+    rng = np.random.default_rng(0)
+    x, w, g = (rng.standard_normal(s).astype(np.float32) for s in ((25, 65), (321, 65), (25, 321)))
+    bits = to_bfloat16(w)
+
+    def products(cores):
+        monkeypatch.setattr(threads, "THREADS", cores)
+        out = np.empty((25, 321), np.float32)
+        bfloat16.matmul(x, bits, out)
+        return out.tobytes(), bfloat16.matmul_transposed(g, bits).tobytes()
+
+    alone = products(1)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
+    for cores in (2, 3, 5):
+        assert products(cores) == alone
+
+
+def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatch):
+    monkeypatch.setattr(threads, "THREADS", 2)
+    model = with_compute_dtype(quantize(Model(TINY, random_base(TINY)), "nf4-dq"), "bfloat16")
+    config = LoraConfig(target_modules="all-linear")
+    examples = [[example] for example in random_examples(TINY, 5)]
+    results = []
+    for parallel_map in (threads.parallel_map, map):
+        ops = SimpleNamespace(**{**vars(kernels.ops), "THREADS": 2, "parallel_map": parallel_map})
+        adapters, adapted = minilora.get_peft_model(model._replace(ops=ops), config, 0)
+        loss, grads, _ = gradient_at(adapters, adapted, examples, 0, TrainConfig(batch_size=4))
+        results.append((float(loss), [g.tobytes() for g in flatten(grads).values()]))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
+def test_the_loss_takes_the_logit_of_a_target_from_the_same_product(kind):
+    """Else log Z and the logit are rounded differently, and a loss near zero is mostly that."""
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((2, 9, 64)).astype(np.float32)
+    scales = rng.random((256, 2)).astype(np.float32) / 64
+    codes = rng.integers(-127, 128, (256, 64)).astype(np.int8)
+    head = LowPrecision("Q8_0", codes, scales)
+    head = leaf_in(head.dequantize() if kind == "BF16" else head, "bfloat16")
+    logits = h @ layers.dense(head).T
+    targets = logits.argmax(-1)
+    found, expected = (
+        float(ops.cross_entropy(h, head, targets, np.ones((2, 9), np.float32)))
+        for ops in (kernels.ops, layers)
+    )
+    # 64 + 256 additions in float32, of terms that add up to the largest logit in size
+    assert abs(found - expected) <= 320 * 2.0**-24 * np.abs(logits).max()
