@@ -25,7 +25,7 @@ _, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of the pro
 HAS_BFLOAT16 = "+avx512bf16" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 ROWS = 12  # with two registers of sixteen sums per row, a tile fills 24 of 32 registers
 COLUMNS = 32
-DEPTH = 512  # terms of a sum that are packed at a time: a panel fits in the first-level cache
+DEPTH = 512  # terms of a sum in a tile: so much of a panel fits in the first-level cache
 # numba computes in 64 bits with a Python number
 ONE = np.uint32(1)
 SIXTEEN = np.uint32(16)
@@ -97,85 +97,100 @@ def round_numbers(x):
 @jit
 def _fill_panels(lo, hi, x, w, transposed, out, first):
     """Fill panels lo to hi - 1 of the columns of out from `first` on."""
-    m, depth = x.shape
     n = w.shape[1] if transposed else w.shape[0]
-    parts = max(1, -(-depth // DEPTH))
-    step = 2 * -(-depth // (2 * parts))  # even
-    blocks = np.zeros((-(-m // ROWS), ROWS, DEPTH), np.uint16)
-    panel = np.zeros((DEPTH // 2, COLUMNS), np.uint32)
+    blocks = copy_blocks(x)
+    panels = pack_columns(w, lo, hi) if transposed else pack_rows(w, lo, hi)
+    pairs = blocks.shape[3] // 2
     edge = np.empty((ROWS, COLUMNS), np.float32)  # a tile that is not wholly in out
-    out[:, first + lo * COLUMNS : first + min(hi * COLUMNS, n)] = 0
-    for start in range(0, depth, step):
-        part = slice(start, min(start + step, depth))
-        pairs = (part.stop - start + 1) // 2
-        copy_blocks(x[:, part], blocks, 2 * pairs)
-        for j in range(lo, hi):
-            columns = slice(j * COLUMNS, min((j + 1) * COLUMNS, n))
-            if transposed:
-                pack_columns(w[part, columns], panel[:pairs])
-            else:
-                pack_rows(w[columns, part], panel[:pairs])
-            for i in range(len(blocks)):
-                tile = out[i * ROWS : (i + 1) * ROWS, first + columns.start : first + columns.stop]
+    for j in range(lo, hi):
+        left = first + j * COLUMNS
+        right = first + min((j + 1) * COLUMNS, n)
+        out[:, left:right] = 0
+        for part in range(len(blocks)):
+            panel = panels[j - lo, part * pairs : (part + 1) * pairs]
+            for i in range(blocks.shape[1]):
+                tile = out[i * ROWS : (i + 1) * ROWS, left:right]
                 if tile.size == edge.size:
-                    add_product(blocks[i], panel[:pairs], tile)
+                    add_product(blocks[part, i], panel, tile)
                 else:
                     edge[:] = 0
-                    add_product(blocks[i], panel[:pairs], edge)
+                    add_product(blocks[part, i], panel, edge)
                     tile += edge[: tile.shape[0], : tile.shape[1]]
 
 
 @jit
-def add_product(block, panel, tile):
-    """Add block (ROWS, DEPTH) times panel (pairs, COLUMNS) to a tile (ROWS, COLUMNS)."""
-    add_tile(  # type: ignore[call-arg]
-        block.ctypes.data, panel.ctypes.data, len(panel), tile.ctypes.data, tile.strides[0]
-    )
+def copy_blocks(x):
+    """Copy x (m, depth) to blocks (parts, ⌈m/ROWS⌉, ROWS, at most DEPTH, even)."""
+    m, depth = x.shape
+    parts = max(1, -(-depth // DEPTH))
+    width = 2 * -(-depth // (2 * parts))
+    blocks = np.empty((parts, -(-m // ROWS), ROWS, width), np.uint16)
+    for i in range(m):
+        row = x[i]
+        for part in range(parts):
+            block = blocks[part, i // ROWS, i % ROWS]
+            terms = row[part * width : (part + 1) * width]
+            for k in range(terms.size):  # a loop, because numba's copy of a slice is slower
+                block[k] = terms[k]
+            block[terms.size :] = 0
+    return blocks
 
 
 @jit
-def copy_blocks(x, blocks, width):
-    """Copy x (m, at most width) to the rows of the blocks, with zeros up to `width`."""
-    for i in range(len(x)):
-        row = blocks[i // ROWS, i % ROWS]
-        row[: x.shape[1]] = x[i]
-        row[x.shape[1] : width] = 0
-
-
-@jit
-def pack_rows(w, panel):
-    """Write panel[p, j] = (w[j, 2p], w[j, 2p+1]) for the rows j of w."""
-    rows = np.zeros((COLUMNS, 2 * len(panel)), np.uint16)
-    rows[: w.shape[0], : w.shape[1]] = w
+def pack_rows(w, lo, hi):
+    """Pack w (n, depth): panels[j - lo, p, i] = (w[32j + i, 2p], w[32j + i, 2p + 1])."""
+    n, depth = w.shape
+    panels = np.empty((hi - lo, (depth + 1) // 2, COLUMNS), np.uint32)
+    rows = np.zeros((8, depth + depth % 2), np.uint16)
     words = rows.view(np.uint32)
-    for first in range(0, COLUMNS, 8):  # by eight, which the compiler vectorizes
+    for first in range(lo * COLUMNS, min(hi * COLUMNS, n), 8):
+        for i in range(min(8, n - first)):
+            row = w[first + i]
+            to = rows[i]
+            for k in range(depth):
+                to[k] = row[k]
+        panel = panels[first // COLUMNS - lo]
+        left = first % COLUMNS
         for p in range(len(panel)):
-            for j in range(first, first + 8):
-                panel[p, j] = words[j, p]
+            for i in range(8):  # eight rows at a time, which the compiler vectorizes
+                panel[p, left + i] = words[i, p]
+    return panels
 
 
 @jit
-def pack_columns(w, panel):
-    """Write panel[p, j] = (w[2p, j], w[2p+1, j]) for the columns j of w."""
-    depth, width = w.shape
-    for p in range(depth // 2):
+def pack_columns(w, lo, hi):
+    """Pack w (depth, n): panels[j - lo, p, i] = (w[2p, 32j + i], w[2p + 1, 32j + i])."""
+    depth, n = w.shape
+    panels = np.empty((hi - lo, (depth + 1) // 2, COLUMNS), np.uint32)
+    none = np.zeros(n, np.uint16)  # behind the last row, if their number is odd
+    for p in range(panels.shape[1]):
         low = w[2 * p]
-        high = w[2 * p + 1]
-        for j in range(width):
-            panel[p, j] = np.uint32(low[j] | np.uint32(np.uint32(high[j]) << SIXTEEN))
-    if depth % 2:
-        panel[depth // 2, :width] = w[depth - 1]
+        high = w[2 * p + 1] if 2 * p + 1 < depth else none
+        for j in range(lo, hi):
+            words = panels[j - lo, p]
+            first = low[j * COLUMNS : (j + 1) * COLUMNS]
+            second = high[j * COLUMNS : (j + 1) * COLUMNS]
+            for i in range(first.size):
+                words[i] = np.uint32(first[i] | np.uint32(np.uint32(second[i]) << SIXTEEN))
+    return panels
+
+
+@jit
+def add_product(block, panel, tile):
+    """Add block (ROWS, 2·pairs or more) times panel (pairs, COLUMNS) to tile (ROWS, COLUMNS)."""
+    a, b, c = block.ctypes.data, panel.ctypes.data, tile.ctypes.data
+    add_tile(a, block.strides[0], b, len(panel), c, tile.strides[0])  # type: ignore[call-arg]
 
 
 @intrinsic
-def add_tile(typingctx, block, panel, pairs, out, stride):
-    """Compute `add_product` from addresses, the rows of panel, and the bytes of a row of out."""
+def add_tile(typingctx, block, row, panel, pairs, out, stride):
+    """Compute `add_product` from addresses; row and stride: bytes of a row of block and of out."""
     word = ir.IntType(32)
     words = ir.VectorType(word, 16)
     floats = ir.VectorType(ir.FloatType(), 16)
 
     def generate(context, builder, signature, arguments):
-        block, panel, pairs, out, stride = arguments
+        block, row, panel, pairs, out, stride = arguments
         kind = ir.FunctionType(floats, [floats, words, words])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         vdpbf16ps = builder.module.declare_intrinsic(name, fnty=kind)
@@ -191,14 +206,15 @@ def add_tile(typingctx, block, panel, pairs, out, stride):
         for total, at in zip(sums, places):
             builder.store(builder.load(at, align=4), total)
         with cgutils.for_range(builder, pairs, intp=pairs.type) as loop:
-            row = pairs.type(4 * COLUMNS)
+            width = pairs.type(4 * COLUMNS)
             columns = [
-                builder.load(place(panel, loop.index, row, 64 * c, words), align=4)
+                builder.load(place(panel, loop.index, width, 64 * c, words), align=4)
                 for c in range(COLUMNS // 16)
             ]
             for (r, c), total in zip(tile, sums):
                 if c == 0:
-                    at = place(block, loop.index, pairs.type(4), 2 * DEPTH * r, word)
+                    step = builder.mul(loop.index, pairs.type(4))
+                    at = place(builder.add(block, step), row.type(r), row, 0, word)
                     one = builder.insert_element(words(None), builder.load(at, align=4), word(0))
                     pair = builder.shuffle_vector(one, one, words([0] * 16))
                 added = builder.call(vdpbf16ps, [builder.load(total), pair, columns[c]])
@@ -207,4 +223,4 @@ def add_tile(typingctx, block, panel, pairs, out, stride):
             builder.store(builder.load(total), at, align=4)
         return context.get_dummy_value()
 
-    return types.void(types.intp, types.intp, types.intp, types.intp, types.intp), generate
+    return types.void(*[types.intp] * 6), generate
