@@ -103,15 +103,14 @@ class Blocked:
         if name.partition(".")[0] in ("numba", "llvmlite"):
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Blocked())
-with warnings.catch_warnings(record=True) as said:
-    warnings.simplefilter("always")
-    import minilora
-assert len([w for w in said if "without numba" in str(w.message)]) == 1, said
+import minilora
 from importlib import import_module
 for name in {CORE}:
     import_module("minilora." + name)
-import numpy as np
-model, tokenizer = minilora.load("micro", "nf4-dq")
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    model, tokenizer = minilora.load("micro", "nf4-dq")
+assert len([w for w in said if "without numba" in str(w.message)]) == 1, said
 adapters, model = minilora.get_peft_model(model, minilora.LoraConfig())
 from minilora.batching import Example
 examples = [Example(list(b"Ada keeps a red ball."), [1] * 21)]

@@ -81,9 +81,8 @@ def load(
         stays_dense = stored_quantized and entry.dtype not in quantized_file.TYPES
         leaf = _leaf(path, entry.where, w, "none" if stays_dense else scheme, block_size)
         stored = leaf_in(leaf, compute_dtype)
-        rounded |= stored is not leaf and not np.array_equal(
-            kernels.ops.dense(stored), kernels.ops.dense(leaf)
-        )
+        if isinstance(leaf, np.ndarray) and stored is not leaf:
+            rounded |= not np.array_equal(stored.dequantize(), leaf)
         set_leaf(base, path, stored)
     if rounded:
         warnings.warn(f"the dense weights of {name} are rounded to {compute_dtype}", stacklevel=2)

@@ -100,7 +100,7 @@ def leaf_in(w, dtype):
         if dtype == "float32" or w.ndim == 1:
             return w
         w = LowPrecision("BF16", to_bfloat16(w))
-    return replace(w, compute_dtype=dtype)
+    return w if w.compute_dtype == dtype else replace(w, compute_dtype=dtype)
 
 
 class ErrorRow(NamedTuple):
