@@ -279,7 +279,7 @@ def test_the_tokenizer_of_another_type_is_read_by_the_class_of_the_warning(tmp_p
     words = tiny()
     config = replace(CONFIG, model_type=kind, vocab_size=words.vocab_size)
     config = replace(config, sliding_window=3 if kind == "mistral" else None)
-    trained = {f"model.layers.0.self_attn.{bias}.bias": np.ones(64, "f4")}
+    trained = {f"model.layers.0.self_attn.{bias}.bias": np.ones(32, "f4")}
     own = ATTENTION[:3] if kind == "qwen2" else ()
     w = {path: np.zeros(shape, "f4") for path, shape in shapes(config, own).items()}
     with pytest.warns(
