@@ -1,8 +1,8 @@
 """dora-norm: compute the norm of each row of the updated weight.
 
-w is (out, in), a dense float32 array or a quantized weight, which `ops.dense(w)` turns into a
-matrix; a is (r, in), b is (out, r), scaling is a float. Return the norm (the root of the sum of the
-squares) of each row of W₀ + scaling·BA, (out,) float32, and 1 for a row of zeros. Keep the
+w is (out, in), a dense float32 array or a quantized weight, which `kernels.ops.dense(w)` turns into
+a matrix; a is (r, in), b is (out, r), scaling is a float. Return the norm (the root of the sum of
+the squares) of each row of W₀ + scaling·BA, (out,) float32, and 1 for a row of zeros. Keep the
 decorator, which hides the function from autograd.
 """
 
