@@ -46,4 +46,4 @@ def to_bfloat16(w: Array) -> Array:
 
 def from_bfloat16(bits: Array) -> Array:
     """Return the float32 numbers whose upper 16 bits are `bits` (uint16)."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)

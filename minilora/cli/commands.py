@@ -111,7 +111,7 @@ def chat(args):
         messages.append({"role": "assistant", "content": answer})
 
 
-MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 
 
 def typed_text():
@@ -119,14 +119,14 @@ def typed_text():
 
     Some programs of Windows begin it with a byte-order mark, which is no part of the text.
     """
-    return sys.stdin.read().removeprefix(MARK).replace("\r\n", "\n").removesuffix("\n")
+    return sys.stdin.read().removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").removesuffix("\n")
 
 
 def typed_lines():
     """Yield the lines of standard input, up to its end or a line `exit`; skip empty lines."""
     prompt = "> " if sys.stdin.isatty() else ""
     with suppress(EOFError):
-        while (line := input(prompt).removeprefix(MARK).removesuffix("\r")).strip() != "exit":
+        while (line := input(prompt).removeprefix(BYTE_ORDER_MARK).removesuffix("\r")).strip() != "exit":
             if line.strip():
                 yield line
 

@@ -277,7 +277,7 @@ def messages_of(row):
 
 
 def parts_of(row):
-    """Return (prompt, what stands between without a chat template, completion) of a row."""
+    """Return (prompt, the separator if there is no chat template, completion) of a row."""
     if "output" in row:
         given = filter(None, (row["instruction"], row.get("input")))
         return "\n".join(given), "\n", row["output"]
@@ -301,8 +301,8 @@ def split_turns(row, tokenizer):
     if not tokenizer.chat_template:
         if "messages" in row:
             raise InputError("the model has no chat template: use prompt and completion, or text")
-        prompt, between, completion = parts_of(row)
-        return [(prompt + between, completion)]
+        prompt, separator, completion = parts_of(row)
+        return [(prompt + separator, completion)]
     messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools"))
     whole = render(messages)

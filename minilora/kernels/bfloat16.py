@@ -17,7 +17,7 @@ from numba.core import cgutils, config, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from ..rounding import from_bfloat16, nearest
+from ..rounding import from_bfloat16
 from .loops import jit, rows
 from .threads import parallel_rows
 
@@ -38,13 +38,13 @@ def matmul(x, w, out, first=0):
     if HAS_BFLOAT16:
         _multiply(to_bfloat16(x), w, False, out, first)
     else:
-        out[:, first : first + len(w)] = nearest(x, "bfloat16") @ from_bfloat16(w).T
+        np.matmul(_rounded(x), from_bfloat16(w).T, out=out[:, first : first + len(w)])
 
 
 def matmul_transposed(g, w):
     """Compute g w (m, k) float32 from g (m, n) float32 and the bits w (n, k)."""
     if not HAS_BFLOAT16:
-        return nearest(g, "bfloat16") @ from_bfloat16(w)
+        return _rounded(g) @ from_bfloat16(w)
     out = np.empty((len(g), w.shape[1]), np.float32)
     _multiply(to_bfloat16(g), w, True, out, 0)
     return out
@@ -57,6 +57,13 @@ def _multiply(x, w, transposed, out, first):
     panels = -(-n // COLUMNS)
     w = np.ascontiguousarray(w)
     parallel_rows(_fill_panels, (panels, x.size), x, w, transposed, out, first)
+
+
+def _rounded(x):
+    """Return x (m, k) float32 with numbers that bfloat16 holds."""
+    x = np.array(x, np.float32, order="C")
+    round_numbers(x.reshape(-1))
+    return x
 
 
 def to_bfloat16(x):

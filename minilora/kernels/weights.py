@@ -15,7 +15,6 @@ from .. import layers
 from ..config import InputError
 from ..double_quant import Stored
 from . import bfloat16, low_precision, nf4
-from .bfloat16 import round_numbers
 from .lookup import decode_4bit
 from .loops import fast_jit, jit, rows
 from .threads import parallel_rows
@@ -172,7 +171,7 @@ def _matvec(lo, hi, parts, x, y, rounds):
         part = buffer[: before + (last - first) * width]
         decode(start - before, parts, part)
         if rounds:
-            round_numbers(part)
+            bfloat16.round_numbers(part)
         for i in range(first, last):
             row = part[before + (i - first) * width :]
             total = np.float32(0)
