@@ -126,7 +126,9 @@ def typed_lines():
     """Yield the lines of standard input, up to its end or a line `exit`; skip empty lines."""
     prompt = "> " if sys.stdin.isatty() else ""
     with suppress(EOFError):
-        while (line := input(prompt).removeprefix(BYTE_ORDER_MARK).removesuffix("\r")).strip() != "exit":
+        while (
+            line := input(prompt).removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
+        ).strip() != "exit":
             if line.strip():
                 yield line
 

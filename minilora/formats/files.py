@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from ..config import InputError
 
 # what the contents of a damaged file raise in the code that reads them
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def warn_of_unread(path, names, advice):
+    """Warn that a file has names which minilora does not read, if there are any."""
+    if names:
+        text = f"{path}: not read: {', '.join(names)}. {advice}"
+        warnings.warn(str(InputError(text)), stacklevel=5)
 
 
 @contextmanager

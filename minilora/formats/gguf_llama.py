@@ -4,13 +4,11 @@ llama.cpp uses different names and a different order of the rows of q_proj and k
 """
 
 import re
-import warnings
 from dataclasses import replace
 
 import numpy as np
 
-from ..config import InputError
-from .files import errors_in
+from .files import errors_in, warn_of_unread
 from .gguf_file import read_header, unsupported
 from .hf_folder import model_config
 
@@ -65,9 +63,7 @@ def read(path):
     known = {f"llama.{key}" for key in (*KEYS.values(), *ALSO_READ, *NEUTRAL)}
     keys = (key for key, value in metadata.items() if value and key not in known)
     unread = [key for key in keys if key.startswith("llama.") and not key.startswith(SCALING)]
-    if unread:
-        text = f"{path}: not read: {', '.join(unread)}. If the model needs one, use llama.cpp"
-        warnings.warn(str(InputError(text)), stacklevel=4)
+    warn_of_unread(path, unread, "If the model needs one, use llama.cpp")
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors = {}
     for name, entry in entries.items():

@@ -25,7 +25,7 @@ from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
 from .fields import POSITIVE_FLOAT32, ids, mapping, number, rope, size
-from .files import errors_in, new_folder, read_json, write_json
+from .files import errors_in, new_folder, read_json, warn_of_unread, write_json
 from .safetensors_file import Entry, check_names_and_shapes, format_name
 
 CONFIGS = ("config.json", "generation_config.json")
@@ -67,10 +67,8 @@ def read_config(folder):
         method = mapping(raw, "quantization_config").get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":
             raise InputError(f"quant_method {method!r} is not supported; only bitsandbytes is")
-    unread = ", ".join(unread_fields(raw, config))
-    if unread:
-        text = f"{path}: not read: {unread}. If the model needs a field of these, use transformers"
-        warnings.warn(str(InputError(text)), stacklevel=4)
+    advice = "If the model needs a field of these, use transformers"
+    warn_of_unread(path, unread_fields(raw, config), advice)
     return replace(config, generation_config=generation or None), biased
 
 

@@ -1,11 +1,9 @@
 """Read and write the tokenizer files of a Hugging Face folder, as transformers does."""
 
-import warnings
-
 from ..config import InputError
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
 from ..tree import without
-from .files import check_start, errors_in, read_json, read_text, write_json
+from .files import check_start, errors_in, read_json, read_text, warn_of_unread, write_json
 
 SPECIAL_MAP = "special_tokens_map.json"
 ADDED = "added_tokens.json"
@@ -45,10 +43,8 @@ def from_folder(folder, eos_token_id=None):
     config = folder / "tokenizer_config.json"
     settings = read_json(config, {})
     with errors_in(config):
-        unread = ", ".join(unread_settings(settings))
-    if unread:
-        text = f"{config}: not read: {unread}. If these change the tokens, use transformers"
-        warnings.warn(str(InputError(text)), stacklevel=4)
+        unread = unread_settings(settings)
+    warn_of_unread(config, unread, "If these change the tokens, use transformers")
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
         there = {"additional_special_tokens"} & settings.keys()  # transformers keeps these

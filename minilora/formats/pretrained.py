@@ -62,8 +62,7 @@ def load(
     read = _folder if place.is_dir() else _gguf
     config, tensors, tokenizer, biased = read(place)
     check_vocabulary(place, config, tokenizer)
-    types = {entry.dtype for entry in tensors.values()}
-    stored_quantized = not types.isdisjoint(quantized_file.TYPES)
+    stored_quantized = quantized_file.is_quantized(tensors)
     if low_precision is None:
         low_precision = scheme != "none" or stored_quantized
     expected = shapes(config, FAMILIES[config.model_type].biased(biased))
@@ -139,8 +138,8 @@ def _folder(folder):
     ends = dict.fromkeys((*config.eos_token_id, tokenizer.eos_token_id))
     config = replace(config, eos_token_id=tuple(ends))
     tensors = quantized_file.join(hf_folder.read_tensors(folder))
-    is_quantized = any(entry.dtype in quantized_file.TYPES for entry in tensors.values())
-    if read_json(folder / "config.json").get("quantization_config") and not is_quantized:
+    says_quantized = read_json(folder / "config.json").get("quantization_config")
+    if says_quantized and not quantized_file.is_quantized(tensors):
         what = f"{folder}: config.json has a quantization_config, but no weight is quantized"
         raise InputError(f"{what}: delete this field if the weights are those of the dense model")
     tensors = FAMILIES[config.model_type].split(config, tensors)

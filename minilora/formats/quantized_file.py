@@ -27,6 +27,11 @@ STATE = ".quant_state.bitsandbytes__"
 TYPES = ("int8", *nf4.CODEBOOKS)  # dtypes of the entries of quantized weights
 
 
+def is_quantized(tensors):
+    """Return whether one of {path: Entry} is a quantized weight."""
+    return any(entry.dtype in TYPES for entry in tensors.values())
+
+
 def join(tensors):
     """Return {path: Entry}, with the parts of each quantized weight joined into one Entry."""
     rest = dict(tensors)
