@@ -126,9 +126,10 @@ def typed_lines():
     """Yield the lines of standard input, up to its end or a line `exit`; skip empty lines."""
     prompt = "> " if sys.stdin.isatty() else ""
     with suppress(EOFError):
-        while (
-            line := input(prompt).removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
-        ).strip() != "exit":
+        while True:
+            line = input(prompt).removeprefix(BYTE_ORDER_MARK).removesuffix("\r")
+            if line.strip() == "exit":
+                return
             if line.strip():
                 yield line
 

@@ -70,7 +70,7 @@ def peft_folder(path, theirs, dtype=torch.float32):
 
 
 def our_adapter(model, config, groups=()):
-    """Our adapter of this LoraConfig and what is trained next to it, moved from where it starts."""
+    """Our adapter of this LoraConfig and the parameters trained with it, moved from their start."""
     rng = np.random.default_rng(2)
     adapters, _ = minilora.get_peft_model(model, config, rng)
     adapters = also_train(adapters, model.base, groups)
