@@ -78,9 +78,10 @@ def to_bfloat16(x):
 def nearest_bits(x, bits):
     """Return the bits (uint32) of a number x rounded to bfloat16, ties to even; NaN stays NaN."""
     upper = np.uint32(bits >> SIXTEEN)
+    if x != x:
+        return np.uint32(upper | QUIET)
     half = np.uint32(BELOW_HALF + np.uint32(upper & ONE))
-    near = np.uint32(np.uint32(bits + half) >> SIXTEEN)
-    return near if x == x else np.uint32(upper | QUIET)
+    return np.uint32(np.uint32(bits + half) >> SIXTEEN)
 
 
 @jit
