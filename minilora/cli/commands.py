@@ -20,7 +20,7 @@ from ..methods.compose import generate_batch
 from ..quant import schemes
 from ..tree import named_leaves
 from .arguments import as_toml
-from .examples import compare_with_run, load_examples, warn_of_long_texts
+from .examples import compare_with_run, load_examples
 from .loading import (
     MERGED_RUN,
     LoadedModel,
@@ -81,8 +81,6 @@ def generate(args):
         prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])
         for loaded, text in zip(chosen, texts)
     ]
-    limit = first.model.config.max_position_embeddings
-    warn_of_long_texts(list(map(len, prompts)), limit, "prompts", "shorten them")
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], options)
         return
@@ -105,8 +103,6 @@ def chat(args):
     for line in typed_lines():
         messages.append({"role": "user", "content": line})
         prompt = prompt_ids(args, loaded.tokenizer, messages)
-        limit = loaded.model.config.max_position_embeddings
-        warn_of_long_texts([len(prompt)], limit, "prompts", "end this chat and begin another")
         answer = print_answer(loaded, prompt, options)
         messages.append({"role": "assistant", "content": answer})
 
