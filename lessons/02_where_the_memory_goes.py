@@ -42,11 +42,11 @@ import numpy as np
 from autograd import make_vjp
 
 import minilora
-from lessons.helpers.common import table
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.batching import collate
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers.common import table
 from minilora.optim import adamw_init
 from minilora.tree import arrays, num_parameters, overlay
 

@@ -13,9 +13,9 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import best_rates, of, read_sweep, short, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers.common import best_rates, of, read_sweep, short, table
 from minilora.tree import arrays, get, named_leaves, overlay, unflatten
 
 rng = np.random.default_rng(0)

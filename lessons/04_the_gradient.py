@@ -13,9 +13,9 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import held_out_notes
 from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers.common import held_out_notes
 from minilora.lora import adapted_paths
 from minilora.optim import adamw, adamw_init, global_norm
 from minilora.tree import arrays, flatten, get, num_parameters, overlay, tree_map, unflatten

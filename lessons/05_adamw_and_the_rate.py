@@ -15,9 +15,9 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers.common import of, read_sweep, spread, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import lora_delta, value_and_grad
+from minilora.lessons.helpers.common import of, read_sweep, spread, table
 from minilora.lora import adapted_paths
 from minilora.optim import adamw, adamw_init
 from minilora.training import start, update

@@ -12,8 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from lessons.helpers.common import short, table
 from minilora import nf4
+from minilora.lessons.helpers.common import short, table
 
 rng = np.random.default_rng(0)
 

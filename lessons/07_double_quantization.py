@@ -14,10 +14,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora import TrainConfig, double_quant, nf4
 from minilora.double_quant import double_dequantize, double_quantize
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora.tree import flatten, num_parameters
 
 rng = np.random.default_rng(0)

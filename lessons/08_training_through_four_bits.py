@@ -19,7 +19,8 @@ import numpy as np
 from autograd import grad
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, TrainConfig, data, layers, nf4
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     belongs,
@@ -32,7 +33,6 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from minilora import LoraConfig, TrainConfig, data, layers, nf4
 from minilora.quant.schemes import SCHEMES
 from minilora.tree import arrays, flatten
 

@@ -14,7 +14,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers.common import (
     HOLDS,
     QUICK,
     belongs,
@@ -26,7 +27,6 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from minilora import LoraConfig, TrainConfig, data
 from minilora.tree import arrays, flatten, overlay, tree_map
 
 model, tokenizer = minilora.load("micro")

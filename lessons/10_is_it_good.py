@@ -15,10 +15,10 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, spread, table
-from lessons.studies.evaluation.label_check_sweep import check
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.data import tasks
+from minilora.lessons.helpers.common import QUICK, agrees, of, read_sweep, spread, table
+from minilora.lessons.studies.evaluation.label_check_sweep import check
 from minilora.tree import num_parameters
 
 PER_ANSWER = 23  # target tokens: 22 letters and the end

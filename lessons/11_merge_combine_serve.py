@@ -13,10 +13,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, short, table
-from lessons.studies.serving.combining_sweep import backwards, fit, forwards, held_out
 from minilora import nf4
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers.common import QUICK, short, table
+from minilora.lessons.studies.serving.combining_sweep import backwards, fit, forwards, held_out
 from minilora.methods import several
 from minilora.methods.compose import combine
 from minilora.rounding import round_to

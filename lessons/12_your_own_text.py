@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 import minilora
-from lessons.helpers.common import LESSONS, QUICK, short, table
 from minilora import LoraConfig, TrainConfig
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers.common import LESSONS, QUICK, short, table
 
 model, tokenizer = minilora.load("smollm2", "nf4-dq")
 settings = TrainConfig(iters=short(40, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True)

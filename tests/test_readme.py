@@ -179,7 +179,7 @@ def test_the_flags_of_train():
 
 def test_the_methods():
     assert [row[0].strip("`") for row in table("methods.md", "`--method` |")] == list(METHODS)
-    from lessons.helpers import compare
+    from minilora.lessons.helpers import compare
 
     rows = table("methods.md", "200 steps")
     assert [row[0].partition(",")[0] for row in rows] == list(compare.TABLE)
@@ -196,7 +196,7 @@ def test_the_methods():
 
 
 def test_the_scores_of_the_methods():
-    from lessons.helpers import common, compare
+    from minilora.lessons.helpers import common, compare
 
     stored = common.read_sweep("siblings")
     for method, row in zip(compare.TABLE, table("methods.md", "200 steps")):
@@ -226,7 +226,7 @@ def test_the_losses_of_the_small_models_on_their_language():
     said = re.search(
         r"([\d.]+) nats per byte.*`tiny` reaches ([\d.]+) and `micro` reaches (\S+)\.", text
     )
-    from lessons.helpers.common import held_out_notes
+    from minilora.lessons.helpers.common import held_out_notes
 
     for number, name in ((2, "tiny"), (3, "micro")):
         model, tokenizer = minilora.load(name)
@@ -250,7 +250,7 @@ def test_several_adapters(tmp_path, monkeypatch):
 
 
 def test_the_numbers_of_several_adapters():
-    from lessons.helpers import common
+    from minilora.lessons.helpers import common
 
     runs = common.read_sweep("combining")
 
@@ -339,7 +339,7 @@ def test_the_lessons_of_a_finding_assert_it():
 
 
 def test_the_merge_table_of_the_faq_is_that_of_its_study(tmp_path, monkeypatch):
-    from lessons.helpers import common
+    from minilora.lessons.helpers import common
 
     monkeypatch.setattr(common, "FIGURES", tmp_path)
     lesson = (LESSONS / "studies/serving/merging_into_four_bits.py").read_text("utf-8")
@@ -373,7 +373,7 @@ def rounds_to(values, said):
 ])  # fmt: skip
 def test_a_range_of_a_lesson_has_ends_of_intervals_that_it_prints(name, monkeypatch, capsys):
     """In its text and in its rows of the FAQ. A range may span two intervals."""
-    from lessons.helpers import common
+    from minilora.lessons.helpers import common
 
     monkeypatch.setattr(common, "QUICK", True)  # the intervals are of the sweep, in both kinds
     (path,) = LESSONS.rglob(f"{name}.py")

@@ -1,8 +1,8 @@
 """Helpers of the lessons: the quick switch, one fine-tuning run, tables, figures, sweeps.
 
 An experiment that takes too long for a lesson is a *sweep*: a module NAME_sweep.py next to its
-study, with a CSV of the same name. `python -m lessons.helpers.sweep NAME` writes the CSV. Its first
-line is this command, followed by one row per run.
+study, with a CSV of the same name. `python -m minilora.lessons.helpers.sweep NAME` writes the CSV.
+Its first line is this command, followed by one row per run.
 """
 
 import csv

@@ -10,9 +10,9 @@ from arrays import weights
 from comparisons import relative
 from four_bits import bitsandbytes, functional, reference_values, their_values, theirs, torch
 
-from lessons.helpers import llm_int8
 from minilora import double_quant, lora, nf4
 from minilora.config import LoraConfig
+from minilora.lessons.helpers import llm_int8
 from minilora.quant import int8
 
 pytestmark = pytest.mark.usefixtures("eager")

@@ -1,6 +1,6 @@
 """Lesson 8: one adapter on one base that is stored in five ways, twelve seeds."""
 
-from lessons.helpers.common import finetune
+from minilora.lessons.helpers.common import finetune
 from minilora.quant.schemes import SCHEMES
 
 JOBS = [(scheme, seed) for seed in range(12) for scheme in SCHEMES]

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from lessons.helpers.codes import rms
-from lessons.helpers.common import table
 from minilora import nf4
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
 from minilora.formats import quantized_file
+from minilora.lessons.helpers.codes import rms
+from minilora.lessons.helpers.common import table
 from minilora.tree import flatten, num_parameters
 
 rng = np.random.default_rng(0)

@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 
 import minilora
-from lessons.helpers import llm_int8
-from lessons.helpers.codes import rms
-from lessons.helpers.common import held_out_notes, table
 from minilora import TrainConfig, data
 from minilora.kernels import fused
+from minilora.lessons.helpers import llm_int8
+from minilora.lessons.helpers.codes import rms
+from minilora.lessons.helpers.common import held_out_notes, table
 from minilora.model import hidden_states
 from minilora.quant import int8
 from minilora.tree import get

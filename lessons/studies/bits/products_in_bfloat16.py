@@ -16,10 +16,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.codes import rms
-from lessons.helpers.common import HOLDS, OPEN, claim, finetune, of, read_sweep, table
 from minilora import LoraConfig, TrainConfig, data, nf4
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers.codes import rms
+from minilora.lessons.helpers.common import HOLDS, OPEN, claim, finetune, of, read_sweep, table
 from minilora.quant.schemes import quantize, with_compute_dtype
 from minilora.rounding import nearest
 from minilora.tree import arrays, named_leaves

@@ -17,7 +17,9 @@ from itertools import pairwise
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import InputError, TrainConfig, data, layers
+from minilora.layers import value_and_grad
+from minilora.lessons.helpers.common import (
     HOLDS,
     QUICK,
     belongs,
@@ -28,8 +30,6 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from minilora import InputError, TrainConfig, data, layers
-from minilora.layers import value_and_grad
 from minilora.rounding import round_to
 from minilora.tree import arrays, flatten, named_leaves
 

@@ -16,10 +16,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers import codes
-from lessons.helpers.codes import rms, rounded
-from lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora import TrainConfig, nf4
+from minilora.lessons.helpers import codes
+from minilora.lessons.helpers.codes import rms, rounded
+from minilora.lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 

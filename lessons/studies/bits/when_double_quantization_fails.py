@@ -12,9 +12,9 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.codes import rms
-from lessons.helpers.common import table
 from minilora import double_quant, nf4
+from minilora.lessons.helpers.codes import rms
+from minilora.lessons.helpers.common import table
 from minilora.tree import flatten
 
 rng = np.random.default_rng(0)

@@ -17,9 +17,9 @@
 # %%
 import numpy as np
 
-from lessons.helpers import common
-from lessons.helpers.common import OPEN, QUICK, agrees, claim, finetune, of, spread, table
-from lessons.studies.data import continuing_sweep as continuing
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import OPEN, QUICK, agrees, claim, finetune, of, spread, table
+from minilora.lessons.studies.data import continuing_sweep as continuing
 
 # %% [markdown]
 # ## Merged and stacked are the same function

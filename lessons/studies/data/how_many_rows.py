@@ -11,9 +11,9 @@
 # %%
 import numpy as np
 
-from lessons.helpers import common
-from lessons.helpers.common import HOLDS, QUICK, claim, interval, of, spread, table
-from lessons.studies.data import rows_sweep
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import HOLDS, QUICK, claim, interval, of, spread, table
+from minilora.lessons.studies.data import rows_sweep
 
 # %% [markdown]
 # ## How many rows does the task need?

@@ -16,8 +16,10 @@
 # %%
 import numpy as np
 
-from lessons.helpers import sounds
-from lessons.helpers.common import (
+from minilora import LoraConfig, data
+from minilora.evaluation import plot
+from minilora.lessons.helpers import sounds
+from minilora.lessons.helpers.common import (
     QUICK,
     agrees,
     figure,
@@ -28,9 +30,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.data import little_sweep as little
-from minilora import LoraConfig, data
-from minilora.evaluation import plot
+from minilora.lessons.studies.data import little_sweep as little
 
 sweep = read_sweep("little")
 PLAIN = little.PLAIN

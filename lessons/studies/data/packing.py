@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import table
 from minilora import TrainConfig, data, layers
+from minilora.lessons.helpers.common import table
 from minilora.model import hidden_states, logits
 
 model, tokenizer = minilora.load("micro")

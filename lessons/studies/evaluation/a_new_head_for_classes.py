@@ -15,11 +15,11 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers.class_head import class_logits, fit, last_states, probabilities
-from lessons.helpers.common import QUICK, short, table
 from minilora import LoraConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation.metrics import calibration_error
+from minilora.lessons.helpers.class_head import class_logits, fit, last_states, probabilities
+from minilora.lessons.helpers.common import QUICK, short, table
 
 ITERS, ROWS = short(150, 10), (24, 96, 400)
 model, words = minilora.load("micro")

@@ -11,10 +11,10 @@
 # %%
 import math
 
-from lessons.helpers.common import QUICK, figure, finetune, short, table
-from lessons.studies.evaluation.label_check_sweep import check
 from minilora.data import tasks
 from minilora.evaluation import plot
+from minilora.lessons.helpers.common import QUICK, figure, finetune, short, table
+from minilora.lessons.studies.evaluation.label_check_sweep import check
 
 ITERS, EVERY = short(200, 20), short(20, 10)
 FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 10)

@@ -6,8 +6,8 @@ seven projections.
 
 from itertools import product
 
-from lessons.helpers.common import finetune
 from minilora import LoraConfig
+from minilora.lessons.helpers.common import finetune
 
 # part "r": every alpha at one rate; part "rate": a grid of alpha and rate at r = 8
 ALPHAS = {4: (4, 8, 16, 32, 64, 128), 16: (16, 32, 64, 128), 64: (16, 32, 64, 128)}

@@ -13,8 +13,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
 from minilora import LoraConfig, layers, lora
+from minilora.lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
 from minilora.tree import get
 
 rng = np.random.default_rng(0)

@@ -13,7 +13,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import data
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     QUICK,
@@ -26,8 +27,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.lora import directions_sweep as experiment
-from minilora import data
+from minilora.lessons.studies.lora import directions_sweep as experiment
 
 model, valid = minilora.load("micro").model, data.load_rows("questions", "valid")
 rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     QUICK,
     agrees,
     curve_of_seeds,
@@ -23,7 +23,7 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from lessons.studies.lora import rates_sweep
+from minilora.lessons.studies.lora import rates_sweep
 
 # %% [markdown]
 # ## Four ways to train

@@ -12,10 +12,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers import common
-from lessons.helpers.common import QUICK, claim, of, spread, table
-from lessons.studies.lora import rank1_sweep as rank1
 from minilora.config import ALL_LINEAR
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import QUICK, claim, of, spread, table
+from minilora.lessons.studies.lora import rank1_sweep as rank1
 
 sweep = common.read_sweep("rank1")
 valid = [of(sweep, "valid_loss", rate=rate) for rate in rank1.RATES]

@@ -13,7 +13,9 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, TrainConfig, data
+from minilora.layers import lora_delta, value_and_grad
+from minilora.lessons.helpers.common import (
     HOLDS,
     QUICK,
     agrees,
@@ -27,9 +29,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.lora import alpha_sweep, scaling_sweep
-from minilora import LoraConfig, TrainConfig, data
-from minilora.layers import lora_delta, value_and_grad
+from minilora.lessons.studies.lora import alpha_sweep, scaling_sweep
 from minilora.lora import adapted_paths
 from minilora.optim import global_norm
 from minilora.training import update

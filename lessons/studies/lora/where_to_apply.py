@@ -16,8 +16,8 @@
 # %%
 import numpy as np
 
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, table
-from lessons.studies.lora import rank_sweep, targets_sweep
+from minilora.lessons.helpers.common import QUICK, agrees, of, read_sweep, table
+from minilora.lessons.studies.lora import rank_sweep, targets_sweep
 
 sweep = read_sweep("targets")
 
@@ -185,7 +185,7 @@ if not QUICK:  # runs of both sweeps again, each told apart from another case
 #
 # 1. `rate=rate` in the first loop: use `rate=1e-2`. Which rows get a higher loss?
 # 2. `SPENT` in `targets_sweep.py`: add "gate" alone and run
-#    `python -m lessons.helpers.sweep targets`.
+#    `python -m minilora.lessons.helpers.sweep targets`.
 # 3. `WHERE` in `rank_sweep.py`: add `("q v", 4e-3)` and run the sweep. Which r is the best?
 #
 # **Exercises.** lora-count, one-file-init-lora.

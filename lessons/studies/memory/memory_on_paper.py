@@ -12,9 +12,9 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import table
 from minilora import LoraConfig, Model, ModelConfig, lora
 from minilora.formats.hf_folder import shapes
+from minilora.lessons.helpers.common import table
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 

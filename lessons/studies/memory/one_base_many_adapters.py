@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import minilora
-from lessons.helpers.common import QUICK, finetune, scores_of, short, table
-from lessons.helpers.compare import file_bytes
 from minilora import LoraConfig, data
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers.common import QUICK, finetune, scores_of, short, table
+from minilora.lessons.helpers.compare import file_bytes
 from minilora.tree import arrays, flatten
 
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))

@@ -21,10 +21,10 @@ import numpy as np
 from autograd import make_vjp
 
 import minilora
-from lessons.helpers import toolcalls
-from lessons.helpers.common import LESSONS, short, table
 from minilora import LoraConfig, TrainConfig, data, layers, nf4
 from minilora.evaluation.memory import format_estimate, memory_estimate, nbytes
+from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers.common import LESSONS, short, table
 from minilora.tree import num_parameters
 
 rng = np.random.default_rng(0)
@@ -85,7 +85,7 @@ assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
 depth = short(8, 4)
 steps, rows = {}, []
 for scheme in ("none", "nf4-dq"):
-    command = [sys.executable, "-m", "lessons.helpers.one_step", scheme, str(depth)]
+    command = [sys.executable, "-m", "minilora.lessons.helpers.one_step", scheme, str(depth)]
     done = subprocess.run(command, cwd=LESSONS.parent, capture_output=True, text=True, check=True)
     steps[scheme] = [float(megabytes) for megabytes in done.stdout.split()]
     rows.append([scheme, *(f"{megabytes:.0f}" for megabytes in steps[scheme])])

@@ -22,7 +22,8 @@ from functools import partial
 
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.evaluation import plot
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -34,8 +35,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.methods import best_rates_sweep as experiment
-from minilora.evaluation import plot
+from minilora.lessons.studies.methods import best_rates_sweep as experiment
 
 sweep = read_sweep("best_rates")
 METHODS, FAMILY, VIRTUAL = experiment.RATES, experiment.FAMILY, ("prefix", "prompt", "p-tuning")

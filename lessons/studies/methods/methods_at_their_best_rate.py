@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -35,7 +35,7 @@ from lessons.helpers.common import (
     read_sweep,
     table,
 )
-from lessons.studies.methods import best_rates_sweep as experiment
+from minilora.lessons.studies.methods import best_rates_sweep as experiment
 
 sweep = read_sweep("best_rates")
 FAMILY, ALL = experiment.FAMILY, (*experiment.FAMILY, "full")

@@ -16,12 +16,12 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, scores_of, short, table
-from lessons.studies.methods import virtual_tokens_sweep as virtual_tokens
-from lessons.studies.methods.virtual_tokens_sweep import Job
 from minilora import TrainConfig, data, layers
 from minilora.data import tasks
 from minilora.evaluation.metrics import token_scores
+from minilora.lessons.helpers.common import QUICK, agrees, of, read_sweep, scores_of, short, table
+from minilora.lessons.studies.methods import virtual_tokens_sweep as virtual_tokens
+from minilora.lessons.studies.methods.virtual_tokens_sweep import Job
 from minilora.model import with_adapters
 from minilora.tree import get, num_parameters
 

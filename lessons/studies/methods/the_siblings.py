@@ -15,10 +15,19 @@
 import numpy as np
 
 import minilora
-from lessons.helpers import compare
-from lessons.helpers.common import QUICK, agrees, deviation, figure, of, read_sweep, short, table
-from lessons.helpers.compare import TABLE
 from minilora.evaluation import plot
+from minilora.lessons.helpers import compare
+from minilora.lessons.helpers.common import (
+    QUICK,
+    agrees,
+    deviation,
+    figure,
+    of,
+    read_sweep,
+    short,
+    table,
+)
+from minilora.lessons.helpers.compare import TABLE
 from minilora.tree import flatten, num_parameters
 
 model, tokenizer = minilora.load("micro")

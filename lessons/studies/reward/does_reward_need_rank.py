@@ -21,10 +21,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers import common, echoes, rollouts
-from lessons.helpers.common import HOLDS, OPEN, QUICK, belongs, claim, short, spread, table
-from lessons.studies.reward import rank_for_reward_sweep as experiment
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import common, echoes, rollouts
+from minilora.lessons.helpers.common import HOLDS, OPEN, QUICK, belongs, claim, short, spread, table
+from minilora.lessons.studies.reward import rank_for_reward_sweep as experiment
 from minilora.optim import global_norm
 
 model, tokenizer = minilora.load("micro")

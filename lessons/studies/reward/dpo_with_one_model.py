@@ -15,12 +15,21 @@ import time
 import numpy as np
 
 import minilora
-from lessons.helpers import preference
-from lessons.helpers.common import QUICK, agrees, best_rates, of, read_sweep, short, spread, table
-from lessons.studies.reward import dpo_sweep as dpo
 from minilora.data.tasks import ECHOES
 from minilora.evaluation.memory import nbytes
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import preference
+from minilora.lessons.helpers.common import (
+    QUICK,
+    agrees,
+    best_rates,
+    of,
+    read_sweep,
+    short,
+    spread,
+    table,
+)
+from minilora.lessons.studies.reward import dpo_sweep as dpo
 from minilora.model import with_adapters
 from minilora.tree import get
 

@@ -22,10 +22,10 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers import common, echoes, rollouts
-from lessons.helpers.common import HOLDS, QUICK, belongs, claim, of, short, spread, table
-from lessons.studies.reward import who_forgets_less_sweep as experiment
 from minilora.evaluation import plot
+from minilora.lessons.helpers import common, echoes, rollouts
+from minilora.lessons.helpers.common import HOLDS, QUICK, belongs, claim, of, short, spread, table
+from minilora.lessons.studies.reward import who_forgets_less_sweep as experiment
 
 model, tokenizer = minilora.load("micro")
 rows = echoes.rows("test", 64)

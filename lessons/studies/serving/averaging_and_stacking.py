@@ -12,8 +12,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
-from lessons.studies.serving import combining_sweep
+from minilora.lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
+from minilora.lessons.studies.serving import combining_sweep
 from minilora.methods import compose, several
 
 model, _ = minilora.load("micro")

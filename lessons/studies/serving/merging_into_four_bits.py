@@ -12,9 +12,9 @@
 # %%
 import numpy as np
 
-from lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
-from lessons.studies.serving import merging_sweep as merging
 from minilora import nf4
+from minilora.lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
+from minilora.lessons.studies.serving import merging_sweep as merging
 
 rng = np.random.default_rng(0)
 n = short(512, 256)

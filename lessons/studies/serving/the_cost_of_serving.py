@@ -14,12 +14,12 @@ import time
 import numpy as np
 
 import minilora
-from lessons.helpers.common import short, table
-from lessons.helpers.pretraining import random_params
 from minilora import LoraConfig, Model, kernels
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
 from minilora.kernels.weights import matvec
+from minilora.lessons.helpers.common import short, table
+from minilora.lessons.helpers.pretraining import random_params
 from minilora.tree import arrays, get, named_leaves, num_parameters, overlay, tree_map
 
 rng = np.random.default_rng(0)

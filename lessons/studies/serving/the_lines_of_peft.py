@@ -17,8 +17,8 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, short
 from minilora import LoraConfig, TrainConfig, data, layers, lora
+from minilora.lessons.helpers.common import QUICK, short
 from minilora.tree import arrays, get, num_parameters, overlay
 
 # %% [markdown]

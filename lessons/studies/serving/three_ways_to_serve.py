@@ -19,7 +19,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import data
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -33,8 +34,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.serving import serving_sweep as experiment
-from minilora import data
+from minilora.lessons.studies.serving import serving_sweep as experiment
 
 # %% [markdown]
 # ## The three ways, and two crossings

@@ -15,12 +15,21 @@
 import numpy as np
 
 import minilora
-from lessons.helpers import common, through_merge
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, scores_of, short, spread, table
-from lessons.studies.serving import through_merge_sweep as experiment
-from lessons.studies.serving.merging_sweep import median_size
 from minilora import nf4
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers import common, through_merge
+from minilora.lessons.helpers.common import (
+    QUICK,
+    agrees,
+    of,
+    read_sweep,
+    scores_of,
+    short,
+    spread,
+    table,
+)
+from minilora.lessons.studies.serving import through_merge_sweep as experiment
+from minilora.lessons.studies.serving.merging_sweep import median_size
 from minilora.lora import adapted_paths
 from minilora.tree import get, num_parameters
 

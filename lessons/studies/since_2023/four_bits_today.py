@@ -18,9 +18,9 @@ from functools import partial
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora import TrainConfig, nf4
 from minilora.double_quant import double_dequantize, double_quantize
+from minilora.lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 

@@ -16,7 +16,7 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -29,7 +29,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.since_2023 import capacity_sweep as capacity
+from minilora.lessons.studies.since_2023 import capacity_sweep as capacity
 
 sweep = read_sweep("capacity")
 

@@ -21,8 +21,18 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import HOLDS, QUICK, agrees, claim, figure, of, read_sweep, short, table
-from lessons.studies.since_2023 import intruders_sweep as experiment
+from minilora.lessons.helpers.common import (
+    HOLDS,
+    QUICK,
+    agrees,
+    claim,
+    figure,
+    of,
+    read_sweep,
+    short,
+    table,
+)
+from minilora.lessons.studies.since_2023 import intruders_sweep as experiment
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 

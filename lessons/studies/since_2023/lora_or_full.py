@@ -18,7 +18,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import TrainConfig
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -30,11 +33,8 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from lessons.studies.since_2023 import lora_or_full_sweep as experiment
-from lessons.studies.since_2023.lora_or_full_sweep import LETTERS, cipher, column, label
-from minilora import TrainConfig
-from minilora.data import tasks
-from minilora.evaluation import plot
+from minilora.lessons.studies.since_2023 import lora_or_full_sweep as experiment
+from minilora.lessons.studies.since_2023.lora_or_full_sweep import LETTERS, cipher, column, label
 
 model, tokenizer = minilora.load("micro")
 embedding = model.base["model"]["embed_tokens"]["weight"]

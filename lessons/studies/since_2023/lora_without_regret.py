@@ -23,7 +23,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora.evaluation import plot
+from minilora.layers import value_and_grad
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -35,10 +38,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.since_2023 import regret_sweep as regret
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
-from minilora.evaluation import plot
-from minilora.layers import value_and_grad
+from minilora.lessons.studies.since_2023 import regret_sweep as regret
 from minilora.tree import named_leaves
 
 # %% [markdown]

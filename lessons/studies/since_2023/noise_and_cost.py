@@ -16,10 +16,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, table
-from lessons.studies.since_2023 import lora_or_full_sweep as experiment
-from lessons.studies.since_2023.lora_or_full_sweep import column, label
 from minilora.evaluation.memory import memory_estimate
+from minilora.lessons.helpers.common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, table
+from minilora.lessons.studies.since_2023 import lora_or_full_sweep as experiment
+from minilora.lessons.studies.since_2023.lora_or_full_sweep import column, label
 from minilora.tree import flatten, num_parameters
 
 # %% [markdown]

@@ -18,11 +18,11 @@ import json
 import numpy as np
 
 import minilora
-from lessons.helpers import toolcalls
-from lessons.helpers.common import FIGURES, QUICK, short
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
 from minilora.evaluation.memory import peak_rss_mb
+from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers.common import FIGURES, QUICK, short
 from minilora.tree import num_parameters
 
 model, tokenizer = minilora.load("smollm2", "nf4-dq")
@@ -171,7 +171,7 @@ if not QUICK:
 # fine-tuning needs for its weights and their state. On the command line:
 #
 # ```sh
-# python -m lessons.helpers.toolcalls toolcalls    # writes train.jsonl, valid.jsonl and test.jsonl
+# python -m minilora.lessons.helpers.toolcalls toolcalls    # train.jsonl, valid.jsonl, test.jsonl
 # minilora train --model smollm2 --data toolcalls --mask-prompt --target-modules all-linear \
 #     --iters 260 --batch-size 4 --learning-rate 1e-3 --adapter-path tools
 # minilora evaluate --adapter-path tools

@@ -19,9 +19,9 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, table
-from lessons.studies.training.optimization_sweep import USUAL, again, case, show
 from minilora import LoraConfig, TrainConfig, data, optim
+from minilora.lessons.helpers.common import QUICK, table
+from minilora.lessons.studies.training.optimization_sweep import USUAL, again, case, show
 from minilora.training import gradient_at, num_targets
 from minilora.tree import tree_map
 

@@ -14,9 +14,9 @@ import numpy as np
 from autograd import grad
 
 import minilora
-from lessons.helpers import convnet, pictures
-from lessons.helpers.common import QUICK, short, table
 from minilora import TrainConfig
+from minilora.lessons.helpers import convnet, pictures
+from minilora.lessons.helpers.common import QUICK, short, table
 from minilora.optim import global_norm
 from minilora.tree import num_parameters, tree_map, unflatten
 

@@ -11,7 +11,7 @@
 # %%
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -24,7 +24,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.training import dropout_sweep as dropout
+from minilora.lessons.studies.training import dropout_sweep as dropout
 
 sweep = read_sweep("dropout")
 

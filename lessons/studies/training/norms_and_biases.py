@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -30,8 +31,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.training import freezing_sweep as freezing
-from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.studies.training import freezing_sweep as freezing
 from minilora.methods.replaced import also_train
 from minilora.tree import flatten, num_parameters, unflatten
 

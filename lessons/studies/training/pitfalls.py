@@ -19,8 +19,8 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, finetune, scores_of, short, table
 from minilora import LoraConfig, data
+from minilora.lessons.helpers.common import QUICK, finetune, scores_of, short, table
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, num_parameters, unflatten
 

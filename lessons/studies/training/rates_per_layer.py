@@ -12,8 +12,9 @@
 # %%
 import numpy as np
 
-from lessons.helpers import compare, convnet
-from lessons.helpers.common import (
+from minilora import TrainConfig
+from minilora.lessons.helpers import compare, convnet
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     QUICK,
@@ -23,8 +24,7 @@ from lessons.helpers.common import (
     read_sweep,
     table,
 )
-from lessons.studies.training import unfreezing_sweep as unfreezing
-from minilora import TrainConfig
+from minilora.lessons.studies.training import unfreezing_sweep as unfreezing
 from minilora.training import learning_rates
 
 sweep = read_sweep("unfreezing")

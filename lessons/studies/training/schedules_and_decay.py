@@ -15,10 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lessons.helpers.common import QUICK, figure, table
-from lessons.studies.training.optimization_sweep import CASES, USUAL, again, case, show
 from minilora import TrainConfig, optim
 from minilora.evaluation import plot
+from minilora.lessons.helpers.common import QUICK, figure, table
+from minilora.lessons.studies.training.optimization_sweep import CASES, USUAL, again, case, show
 
 defaults = TrainConfig(iters=200, learning_rate=4e-3)
 

@@ -22,11 +22,11 @@ from functools import partial
 import numpy as np
 
 import minilora
-from lessons.helpers import common
-from lessons.helpers.common import HOLDS, OPEN, QUICK, claim, deviation, short, table
-from lessons.studies.methods.best_rates_sweep import FRESH, TRIED
-from lessons.studies.training import factors_sweep as sweep
 from minilora import LoraConfig
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import HOLDS, OPEN, QUICK, claim, deviation, short, table
+from minilora.lessons.studies.methods.best_rates_sweep import FRESH, TRIED
+from minilora.lessons.studies.training import factors_sweep as sweep
 from minilora.tree import arrays, overlay, tree_map
 
 model, _ = minilora.load("micro")

@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.checklist import Rows, questions
-from lessons.helpers.common import QUICK, finetune, scores_of, short, table
 from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers.checklist import Rows, questions
+from minilora.lessons.helpers.common import QUICK, finetune, scores_of, short, table
 
 # %% [markdown]
 # ## Questions about a run

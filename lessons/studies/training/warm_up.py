@@ -10,8 +10,8 @@
 # parameters, five seeds.
 
 # %%
-from lessons.helpers.common import QUICK
-from lessons.studies.training.optimization_sweep import USUAL, again, case, show
+from minilora.lessons.helpers.common import QUICK
+from minilora.lessons.studies.training.optimization_sweep import USUAL, again, case, show
 
 # %% [markdown]
 # ## Runs without warm-up

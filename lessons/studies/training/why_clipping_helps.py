@@ -15,9 +15,9 @@ import math
 
 import numpy as np
 
-from lessons.helpers.common import QUICK, figure
-from lessons.studies.training.optimization_sweep import NEVER, USUAL, again, case, show
 from minilora.evaluation import plot
+from minilora.lessons.helpers.common import QUICK, figure
+from minilora.lessons.studies.training.optimization_sweep import NEVER, USUAL, again, case, show
 
 # %% [markdown]
 # ## Taking clipping away
