@@ -33,7 +33,7 @@
 # fast and safe.
 #
 # **Time:** a quarter of a minute to run, half an hour to read. **You need:** NumPy, the idea of a
-# gradient, and one lecture on transformers (attention, MLP, softmax). Lesson 1 explains each part
+# gradient, and one lecture on transformers (attention, MLP, softmax). Lesson 5 explains each part
 # of the Llama in part 4 with one equation and a small example; the later lessons explain the rest.
 # The [glossary](guide/glossary.md) has all words.
 #
@@ -230,7 +230,7 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # α is a fixed number, here 16, which scales the update. It is divided by r because B A x is a sum
 # of r terms, one per column of B and row of A: with 1/r, another rank does not need another
-# learning rate, or so the idea goes. Lesson 3 shows what α/r does, and the study [What α/r
+# learning rate, or so the idea goes. Lesson 1 shows what α/r does, and the study [What α/r
 # does](studies/lora/what_alpha_over_r_does.py) where the idea fails.
 #
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
@@ -252,8 +252,8 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # Yes. ("No" is tempting, because BA is zero.) The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is
 # the gradient for the sum W' = W₀ + (α/r) B A (it is never computed). A is not zero, so B moves at
 # the first step. (In part 6, the first step has the learning rate zero, so B moves at the second
-# step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. (Lesson 4 derives both.) Lesson
-# 3 tries all four starts: A and B each zero or random.
+# step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. (Lesson 1 derives both.) Lesson
+# 1 tries all four starts: A and B each zero or random.
 #
 # </details>
 
@@ -426,7 +426,7 @@ def generate(adapters, base, prompt, config):
 # by the first average divided by the square root of the second, times the learning rate. Both
 # averages begin at zero; dividing by 1 − βᵗ after t steps corrects that (`m_hat`, `v_hat`). The
 # learning rate rises from zero in a short *warm-up* and falls back to zero along half a cosine
-# (lesson 5). A gradient that is longer than 1, over all parameters, is shortened to length 1
+# (lesson 7). A gradient that is longer than 1, over all parameters, is shortened to length 1
 # (*clipping*). `value_and_grad(loss)` is a function that returns the loss and its gradient with
 # respect to the first argument, a dict with the names of `adapters`.
 

@@ -368,7 +368,7 @@ def rounds_to(values, said):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", [
-    "09_the_settings", "dropout_and_wrong_choices", "norms_and_biases", "lora_without_regret",
+    "08_the_settings", "dropout_and_wrong_choices", "norms_and_biases", "lora_without_regret",
     "how_much_fits_into_an_adapter", "methods_at_their_best_rate",
 ])  # fmt: skip
 def test_a_range_of_a_lesson_has_ends_of_intervals_that_it_prints(name, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 Two LoRA runs have the same learning rate η and the same α = 16. One has r = 8, the other r = 32. A
 is uniform between ±1/√in, B is zero, and the optimizer is AdamW without weight decay. Its first
-step moves each entry of B by η, whatever the size of its gradient is (lesson 5 shows why), and does
+step moves each entry of B by η, whatever the size of its gradient is (lesson 7 shows why), and does
 not move A. ΔW = (α/r)·BA, and its size is ‖ΔW‖, the root of the sum of the squares, over all
 projections of the model `micro`. Predict before you run anything: by which factor does ‖ΔW‖ after
 the first step of r = 32 differ from that of r = 8? Return the quotient, r = 32 divided by r = 8.

@@ -20,10 +20,14 @@ from minilora import LoraConfig, TrainConfig, data
 from minilora.data.tasks import FIRST_NAMES, notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import plot
+from minilora.layers import value_and_grad
+from minilora.tree import named_leaves
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parents[1]
 FIGURES = Path(os.environ.get("MINILORA_FIGURES", LESSONS.parent / "figures"))
+if QUICK or not FIGURES.is_dir():  # a wheel has no figures
+    FIGURES = Path(tempfile.gettempdir())
 STUDIES = LESSONS / "studies"
 
 
@@ -33,13 +37,12 @@ def short(full, quick):
 
 
 def figure(name, xlabel, ylabel, title, **options):
-    """Open a `plot.figure` in figures/, or in the temporary folder in a quick run.
+    """Open a `plot.figure` in FIGURES: the temporary folder in a quick run, and from a wheel.
 
     The book sets MINILORA_FIGURES to its own folder: another processor or number of threads adds in
     another order, training magnifies the last bits, and a line of a figure moves by a pixel.
     """
-    folder = Path(tempfile.gettempdir()) if QUICK else FIGURES
-    return plot.figure(folder / f"{name}.png", xlabel, ylabel, title, **options)
+    return plot.figure(FIGURES / f"{name}.png", xlabel, ylabel, title, **options)
 
 
 def curve_of_seeds(axes, x, results, label, line):
@@ -48,6 +51,22 @@ def curve_of_seeds(axes, x, results, label, line):
     axes.plot(x, results.mean(axis=1), marker="osD^"[line], markersize=4, label=label, **style)
     low, high = results.min(axis=1), results.max(axis=1)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def questions(split="train"):
+    """Return the examples of a split of the questions; the loss counts only their answers."""
+    rows = data.load_rows("questions", split)
+    return data.encode_rows(rows, ByteTokenizer(), TrainConfig(mask_prompt=True))[0]
+
+
+def batch_of(examples):
+    """Return the batch (a dict of arrays) whose rows are these examples."""
+    return data.collate([[example] for example in examples])
+
+
+def gradients_of(adapters, model, batch):
+    """Return {path: ∂L/∂(the matrix at this path)} of all matrices of the adapters."""
+    return dict(named_leaves(value_and_grad(minilora.loss)(adapters, model, batch)[1]))
 
 
 class Run(NamedTuple):

@@ -197,7 +197,7 @@ def warn_of_other_model(folder, model):
     now = model.source
     if then is None or not now.name:
         return
-    risk = "an adapter can lose all that it learned on another base (lesson 11)"
+    risk = "an adapter can lose all that it learned on another base (lesson 4)"
     if (then.scheme, then.block_size) != (now.scheme, now.block_size):
         stored = f"stored as {storage_text(then)}, not {storage_text(now)}"
         warnings.warn(f"{folder} was trained on a base {stored}: {risk}", stacklevel=3)

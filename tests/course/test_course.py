@@ -620,7 +620,7 @@ def test_a_fault_to_find(kinds):
             "ModuleNotFoundError: No module named 'minilora.n",
         ),
         (f"{ENTRY}hints = []\n", "not three hints"),
-        (ENTRY + HINTS, "there is no lesson 05"),
+        (ENTRY + HINTS, "there is no lesson 7"),
     ],
 )
 def test_faults_of_an_entry_are_told(broken_set, capsys, entry, says):

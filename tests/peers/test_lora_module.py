@@ -1,4 +1,4 @@
-"""The `nn.Module` that lesson 3 shows as text, against `layers.linear`: output and gradients."""
+"""The `nn.Module` that lesson 1 shows as text, against `layers.linear`: output and gradients."""
 
 import re
 
@@ -11,8 +11,8 @@ from minilora.layers import value_and_grad
 
 
 def lora_linear():
-    """Return the class of the only block of Python in lesson 3."""
-    lesson = (LESSONS / "03_two_small_matrices.py").read_text("utf-8")
+    """Return the class of the only block of Python in lesson 1."""
+    lesson = (LESSONS / "01_two_small_matrices.py").read_text("utf-8")
     (block,) = re.findall(r"^# ```python\n(.*?)^# ```$", lesson, re.MULTILINE | re.DOTALL)
     lines = [line.removeprefix("#").removeprefix(" ") for line in block.splitlines()]
     names = {}

@@ -1,4 +1,4 @@
-"""Lesson 8: adapters stored in three types, at three learning rates."""
+"""Lesson 3: adapters stored in three types, at three learning rates."""
 
 from minilora.lessons.helpers.common import finetune
 

@@ -1,4 +1,4 @@
-"""Lesson 8: one adapter on one base that is stored in five ways, twelve seeds."""
+"""Lesson 3: one adapter on one base that is stored in five ways, twelve seeds."""
 
 from minilora.lessons.helpers.common import finetune
 from minilora.quant.schemes import SCHEMES

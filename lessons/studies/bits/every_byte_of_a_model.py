@@ -4,9 +4,9 @@
 # **The question.** How are two codes packed into a byte, and where is every byte of a 4-bit model,
 # in memory and on disk?
 #
-# **Continues:** [lesson 7](../../07_double_quantization.py).
+# **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 7.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 2.
 
 # %%
 import math

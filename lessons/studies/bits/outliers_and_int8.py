@@ -4,9 +4,9 @@
 # **The question.** In eight bits, one can multiply whole numbers if the input is quantized, too.
 # What about inputs with outliers?
 #
-# **Continues:** [lesson 6](../../06_four_bits.py).
+# **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 6.
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 2.
 
 # %%
 from types import SimpleNamespace

@@ -8,9 +8,9 @@
 # bfloat16, and the sum is in float32. Everything else is in float32: the activations between the
 # products, the norms, softmax, the loss, and LoRA's A and B.
 #
-# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+# **Continues:** [lesson 3](../../03_training_through_four_bits.py).
 #
-# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lessons 4, 6 and 8.
+# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lessons 1, 2 and 3.
 
 # %%
 import numpy as np

@@ -4,9 +4,9 @@
 # **The question.** 256 blocks share a scale of their absmax. What if one block is much larger than
 # the others?
 #
-# **Continues:** [lesson 7](../../07_double_quantization.py).
+# **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** a second to run, five minutes to read. **You need:** lesson 7.
+# **Time:** a second to run, five minutes to read. **You need:** lesson 2.
 
 # %%
 import numpy as np
@@ -107,7 +107,7 @@ for double in (False, True):
 table(["", "largest |ŵ − w| / absmax", "same codes", "same absmax", "drift of the absmax"], rows)
 
 # %% [markdown]
-# The bound |ŵ − w| ≤ 0.152·absmax (lesson 6) does not hold either, because the absmax is rounded.
+# The bound |ŵ − w| ≤ 0.152·absmax (lesson 2) does not hold either, because the absmax is rounded.
 
 # %%
 # Checks

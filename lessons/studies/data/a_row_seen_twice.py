@@ -3,9 +3,9 @@
 #
 # **The question.** Why does the training loss fall in steps, one at each epoch's end?
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 10.
+# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 9.
 
 # %%
 import numpy as np

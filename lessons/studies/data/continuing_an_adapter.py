@@ -9,9 +9,9 @@
 # [litgpt](https://github.com/Lightning-AI/litgpt/issues/1464),
 # [mlx](https://github.com/ml-explore/mlx-examples/issues/606)). The answers there have no numbers.
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 11, and the study
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 4, and the study
 # [Averaging and stacking adapters](../serving/averaging_and_stacking.py).
 
 # %%

@@ -8,9 +8,9 @@
 # The data are pictures (a network that reads Sans gets an italic), sounds (a network that knows a
 # whistle gets a reed), and 64 questions for `micro`.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 10. The study [Batch
+# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 9. The study [Batch
 # statistics: frozen, and yet it changes](../training/batch_statistics.py) introduces the network.
 
 # %%

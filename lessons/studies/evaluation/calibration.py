@@ -7,9 +7,9 @@
 # The answer matters for decisions: if a person can answer in place of the model, the probability
 # decides who does.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 10.
+# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 9.
 
 # %%
 import numpy as np

@@ -4,9 +4,9 @@
 # **The question.** What do the training loss and the held-out loss say about a run? And does the
 # held-out loss rise when a model overfits?
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 10.
+# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 9.
 
 # %%
 import math
@@ -17,7 +17,7 @@ from minilora.lessons.helpers.common import QUICK, figure, finetune, short, tabl
 from minilora.lessons.studies.evaluation.label_check_sweep import check
 
 ITERS, EVERY = short(200, 20), short(20, 10)
-FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 10)
+FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 9)
 
 # %% [markdown]
 # ## Three runs

@@ -12,7 +12,7 @@
 # - [Zhu et al. 2024](https://arxiv.org/abs/2402.16842): training B is more effective than training
 #   A, and a random frozen A does nearly as well as a trained one.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** 15 seconds to run, twenty minutes to read. **You need:** the studies [Methods at their
 # best rate](../methods/methods_at_their_best_rate.py) and [All methods at their best

@@ -13,7 +13,7 @@ from minilora.lessons.helpers.common import finetune
 ALPHAS = {4: (4, 8, 16, 32, 64, 128), 16: (16, 32, 64, 128), 64: (16, 32, 64, 128)}
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
 SEEDS, MORE = (0, 1, 2), (3, 4, 5, 6, 7)
-# the runs that lesson 9 compares, with more seeds
+# the runs that lesson 8 compares, with more seeds
 COMPARED = (
     *(("r", r, alpha, 4e-3) for r, alpha in product((4, 64), (16, 64))),
     ("r", 4, 4, 4e-3), ("r", 4, 8, 4e-3), ("r", 64, 128, 4e-3),

@@ -4,9 +4,9 @@
 # **The question.** LoRA assumes that the change of the weights in fine-tuning "has a low intrinsic
 # rank" (Sec. 4.1). Is that true of full fine-tuning, where nothing limits the rank?
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 3, and what a
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 1, and what a
 # singular value decomposition is.
 
 # %%

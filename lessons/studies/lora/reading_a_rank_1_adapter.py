@@ -4,9 +4,9 @@
 # **The question.** At r = 1, an adapter computes one number per projection and token, A·x. What
 # does this number say, and which part of it does the model need?
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 1 and 3.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 1 and 5.
 
 # %%
 import numpy as np

@@ -4,9 +4,9 @@
 # **The question.** The QLoRA paper (Sec. 1) says that fine-tuning LLaMA-65B in 16 bits takes more
 # than 780 GB, and with QLoRA less than 48 GB. Do both numbers follow from the shapes?
 #
-# **Continues:** [lesson 2](../../02_where_the_memory_goes.py).
+# **Continues:** [lesson 6](../../06_where_the_memory_goes.py).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 2 and 7.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 2 and 6.
 
 # %%
 import numpy as np
@@ -55,7 +55,7 @@ def lora_count(base, config):
 
 R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
 # A trained weight and its gradient have 16 bits each, a moment 32. Bits of a frozen projection; for
-# QLoRA: 4 of the code, 8 per absmax of 64 weights, 32 per nested absmax of 256 (lesson 7)
+# QLoRA: 4 of the code, 8 per absmax of 64 weights, 32 per nested absmax of 256 (lesson 2)
 FROZEN_BITS = {"LoRA": 16, "QLoRA": 4 + 8 / 64 + 32 / (64 * 256)}
 
 
@@ -94,10 +94,10 @@ table(["GB, 512 tokens", *parts, "together"], rows)
 
 # %% [markdown]
 # Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the 780
-# GB. (Lesson 2 had sixteen bytes, because its weights and gradients are in float32, not in 16
+# GB. (Lesson 6 had sixteen bytes, because its weights and gradients are in float32, not in 16
 # bits.) For a frozen weight, LoRA saves ten of the twelve. The other two are the weight itself, and
 # they alone are more than 48 GB. With QLoRA's fewer bits the sum is below that. (Without double
-# quantization it would be 3 GB more: lesson 7.)
+# quantization it would be 3 GB more: lesson 2.)
 #
 # These sums leave out what a framework needs in addition, and the activations of the one layer that
 # is being recomputed ([gradient checkpointing](../../guide/glossary.md)). Below 48 GB, a few GB are

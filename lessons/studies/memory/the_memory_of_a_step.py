@@ -7,9 +7,9 @@
 # The first two sections measure it, for one product and for a step of a random model. The third
 # estimates a step of SmolLM2, a model of 135 million parameters.
 #
-# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+# **Continues:** [lesson 3](../../03_training_through_four_bits.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 8, and for the
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 3 and 6, and for the
 # last section `minilora fetch smollm2`.
 
 # %%

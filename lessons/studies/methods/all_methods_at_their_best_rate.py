@@ -12,7 +12,7 @@
 # - Lester et al. 2021: prompt tuning comes close to full fine-tuning only in models with billions
 #   of parameters.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** the studies [Other methods than
 # LoRA](the_siblings.py) and [Methods at their best rate](methods_at_their_best_rate.py).

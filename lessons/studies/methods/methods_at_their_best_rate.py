@@ -12,7 +12,7 @@
 # kinds of tasks. Their result: each method prefers other rates. Each at its own best rate, all
 # methods reach a similar score, within 1 to 2 %.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** the study [Other methods than
 # LoRA](the_siblings.py).

@@ -7,7 +7,7 @@
 # ![Prompt tuning: trained vectors before the embeddings. Prefix tuning: trained keys and values in
 # every layer](../../../figures/drawings/virtual_tokens.svg)
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
 # **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** the study [Other
 # methods than LoRA](the_siblings.py), and attention.

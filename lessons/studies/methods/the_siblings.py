@@ -7,9 +7,9 @@
 # A method is defined by the parameters it adds, their initialization, and the line that uses them.
 # The study [Prompts and prefixes](prompts_and_prefixes.py) asks why prompts answer nothing here.
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 3.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 1.
 
 # %%
 import numpy as np

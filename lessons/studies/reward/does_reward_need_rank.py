@@ -12,10 +12,10 @@
 # fine-tuning moves ahead and stays there
 # ([Kaitchup](https://kaitchup.substack.com/p/tiny-recursive-models-for-very-specific)).
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 20 seconds to run, a quarter of an hour to read. **You need:** lesson 4, what
-# a rank is, and what sampling from a model is (lesson 11).
+# **Time:** 20 seconds to run, a quarter of an hour to read. **You need:** lesson 1, what
+# a rank is, and what sampling from a model is (lesson 4).
 
 # %%
 import numpy as np

@@ -5,9 +5,9 @@
 # rejected answer, and compares the trained model with a frozen reference. Does the reference need a
 # second model in memory? And do the chosen answers become more likely?
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 4 and 11.
+# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 1 and 4.
 
 # %%
 import time

@@ -4,10 +4,10 @@
 # **The question.** A QLoRA adapter is trained on a 4-bit base. Into which weights should it be
 # merged, and may the result be quantized again?
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lesson 11, and what
-# quantizing to NF4 does (lessons 6 and 7).
+# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lesson 4, and what
+# quantizing to NF4 does (lesson 2).
 
 # %%
 import numpy as np
@@ -31,7 +31,7 @@ def update_of(size):
 # %% [markdown]
 # ## Why the error grows with each switch
 #
-# Lesson 11 added an update of 1 % to an NF4 weight and subtracted it again, ten times. The error
+# Lesson 4 added an update of 1 % to an NF4 weight and subtracted it again, ten times. The error
 # grew, although almost no code changed.
 #
 # **Predict.** If the codes do not change, what does?

@@ -10,9 +10,9 @@
 # bits](merging_into_four_bits.py) compares ways to merge *one* QLoRA adapter of one model. Here two
 # bases of training and three models are compared.
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 8 and 11 and the study
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 3 and 4 and the study
 # [Merging into four bits](merging_into_four_bits.py).
 
 # %%

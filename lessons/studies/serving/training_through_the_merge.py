@@ -6,9 +6,9 @@
 #
 # Yes, if the forward pass already computes with the weight that will be served. Is it also better?
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 15 seconds to run, fifteen minutes to read. **You need:** lessons 6 and 8, and the study
+# **Time:** 15 seconds to run, fifteen minutes to read. **You need:** lessons 2 and 3, and the study
 # [Merging into four bits](merging_into_four_bits.py).
 
 # %%

@@ -11,7 +11,7 @@
 #   does not help.
 # - Adapters on attention only are worse than adapters on the MLP, with equally many parameters.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** the studies [LoRA without
 # regret](lora_without_regret.py) and [Where to apply it](../lora/where_to_apply.py).

@@ -11,7 +11,7 @@
 # of the pretraining loss and costs the task almost nothing. PEFT offers this repair as
 # `reduce_intruder_dimension`.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
 # **Time:** 20 seconds to run, a quarter of an hour to read. **You need:** the studies [Is the
 # update of low rank?](../lora/is_the_update_of_low_rank.py) and [LoRA or full

@@ -9,7 +9,7 @@
 # at two distances between what the base knows and what it has to learn. The study [Little data,
 # wrong answers, and memory](noise_and_cost.py) continues with little data and wrong answers.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** half a minute to run, a quarter of an hour to read. **You need:** lesson 0, and what a
 # rank is.

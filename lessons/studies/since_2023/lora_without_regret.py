@@ -15,9 +15,9 @@
 # DistilBERT](https://github.com/thinking-machines-lab/tinker-feedback/issues/67) found about 3.
 # The study [Equal until it is full](equal_until_full.py) tests the second claim.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 5 and 9.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 7 and 8.
 
 # %%
 import numpy as np

@@ -7,7 +7,7 @@
 # The runs are those of the study [LoRA or full fine-tuning](lora_or_full.py): questions (the small
 # shift) and a language with permuted letters (the large shift), three or eight seeds.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [LoRA or full
 # fine-tuning](lora_or_full.py).

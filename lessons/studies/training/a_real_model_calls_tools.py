@@ -7,10 +7,10 @@
 # plain English with one line of JSON, which names a tool and its arguments. The study [The memory
 # of a step](../memory/the_memory_of_a_step.py) counts parameters and bytes.
 #
-# **Continues:** [lesson 12](../../12_your_own_text.py).
+# **Continues:** [lesson 10](../../10_your_own_text.py).
 #
 # **Time:** 5 minutes to run (half a minute with `MINILORA_QUICK=1`), ten minutes to read. It
-# needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 7 and 8.
+# needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 2 and 3.
 
 # %%
 import json

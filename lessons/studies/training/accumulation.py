@@ -9,9 +9,9 @@
 # [Warm-up](warm_up.py), [Why clipping helps](why_clipping_helps.py) and [Schedules and weight
 # decay](schedules_and_decay.py).
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 5.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 7.
 
 # %%
 from dataclasses import replace

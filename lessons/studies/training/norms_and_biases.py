@@ -4,9 +4,9 @@
 # **The question.** Norms and biases are few parameters. What happens when they are trained, alone
 # or together with LoRA? And what if the trained norms are lost afterwards?
 #
-# **Continues:** [lesson 4](../../04_the_gradient.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 4. The study
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 1. The study
 # [Learning rates per layer](rates_per_layer.py) is about rates per group and per layer.
 
 # %%

@@ -4,9 +4,9 @@
 # **The question.** Do vision models need smaller learning rates? And should lower layers learn more
 # slowly than upper ones?
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9. The study [Batch
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 8. The study [Batch
 # statistics: frozen, and yet it changes](batch_statistics.py) introduces the network.
 
 # %%

@@ -3,9 +3,9 @@
 #
 # **The question.** What do a falling learning rate and weight decay prevent in a short run?
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 5. `case`, `show` and
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 7. `case`, `show` and
 # `again` are those of the study [Accumulation and the batch](accumulation.py): `micro`, 0.1 million
 # parameters, five seeds.
 

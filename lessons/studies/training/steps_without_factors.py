@@ -10,9 +10,9 @@
 # 2026](https://arxiv.org/abs/2606.12921) (*LoRA-Muon*): with a step whose size is fixed for the
 # product BA, the best learning rate stays the same if the factors are rescaled.
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 5, and the singular
+# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 7, and the singular
 # value decomposition.
 
 # %%

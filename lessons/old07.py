@@ -8,7 +8,7 @@
 # study [When double quantization fails](studies/bits/when_double_quantization_fails.py) shows
 # weights for which the method fails.
 #
-# **Time:** a few seconds to run, fifteen minutes to read. **You need:** lesson 6.
+# **Time:** a few seconds to run, fifteen minutes to read. **You need:** lesson 2.
 
 # %%
 import numpy as np
@@ -37,7 +37,7 @@ def rms(x):
 #
 # $$4 + \frac{32}{64} = 4.5 \qquad\qquad 4 + \frac{8}{64} + \frac{32}{256 \cdot 64} = 4.127$$
 #
-# `load(name, scheme)` leaves the embedding in the type of its file, here float16 (in lessons 0 and
+# `load(name, scheme)` leaves the embedding in the type of its file, here float16 (in lesson 0 and
 # 2 it was float32), and the norms in float32.
 #
 # **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly? And `tiny`, in NF4

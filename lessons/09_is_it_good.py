@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10. Is it good?
+# # 9. Is it good?
 #
 # **The question.** A fine-tuning run has ended and printed a loss. Is this loss good? And if it is
 # bad, is the fault in the data?
@@ -7,7 +7,7 @@
 # Four questions are asked of a run: what would a guess pay, how does it do on held-out rows, is it
 # as often right as it is sure, and are its labels right?
 #
-# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** lesson 3.
+# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** lesson 1.
 
 # %%
 import math

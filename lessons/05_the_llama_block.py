@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 1. The Llama block
+# # 5. The Llama block
 #
 # **The question.** What does a Llama compute between its tokens and its loss?
 #

@@ -7,7 +7,7 @@
 # The gradient is derived by hand and compared with autograd. Then two ways to freeze a weight are
 # compared.
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 3.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 1.
 
 # %%
 import numpy as np
@@ -174,7 +174,7 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 # so it has no gradient, and the optimizer never gets it.
 #
 # Another recipe: give the optimizer *all* parameters, and set the gradients of the frozen ones to
-# zero. The optimizer here is AdamW, which is Adam with *weight decay*, of strength λ (lesson 5).
+# zero. The optimizer here is AdamW, which is Adam with *weight decay*, of strength λ (lesson 7).
 #
 # ![Two trees: the frozen base and the trained adapters](../figures/drawings/two_trees.svg)
 #
@@ -222,7 +222,7 @@ assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"
 # ## What was shown
 #
 # The gradients of A and B are s·BᵀG and s·GAᵀ, with the full gradient G. Frozen weights stay
-# unchanged if the optimizer never gets them. Lesson 5 follows the gradient through AdamW.
+# unchanged if the optimizer never gets them. Lesson 7 follows the gradient through AdamW.
 #
 # **What to try.**
 #

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 6. Four bits
+# # 2. Four bits
 #
 # **The question.** How can sixteen values represent a million weights? Which sixteen does NF4 use?
 #

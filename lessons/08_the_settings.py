@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9. The settings: where, rank, alpha, rate
+# # 8. The settings: where, rank, alpha, rate
 #
 # **The question.** A recipe of LoRA names the matrices, r, alpha and a learning rate. Which of them
 # matter, and which are one knob twice?
@@ -8,7 +8,7 @@
 # three to eight seeds. The verdicts are about this base and this task. The setting alpha
 # (`lora_alpha`) is α.
 #
-# **Time:** 10 seconds to run, twenty minutes to read. **You need:** lessons 3, 5 and 8.
+# **Time:** 10 seconds to run, twenty minutes to read. **You need:** lessons 1, 3 and 7.
 
 # %%
 import numpy as np
@@ -45,7 +45,7 @@ ALL = ("all-linear",)
 # <details><summary>Answer</summary>
 # Yes: adding o more than halves the mean loss, and all seven matrices more than halve it again.
 # ("No" is tempting for fear of overfitting, that is, of memorizing the training rows. But then the
-# training loss would be far below the held-out loss: lesson 10.)
+# training loss would be far below the held-out loss: lesson 9.)
 # </details>
 
 # %%
@@ -81,7 +81,7 @@ assert top.mean() < 0.5 * with_o.mean(), "all seven must halve the loss again"
 # <details><summary>Answer</summary>
 # r = 1 is too little. r = 64 is much worse than r = 32 at the rate 0.01, but the best of all at
 # 0.004. ("Too many parameters" is a tempting reason. But at 0.004 it has as many. With s
-# fixed, the first step changes more at a larger rank: lesson 3.)
+# fixed, the first step changes more at a larger rank: lesson 1.)
 # </details>
 
 # %%
@@ -117,7 +117,7 @@ assert min(RANKS, key=lambda r: by_rank[4e-3, r].mean()) == 64, "and be the best
 #
 # $$\frac{c^2\alpha}{r} \cdot \frac{B}{c} \cdot \frac{A}{c} = \frac{\alpha}{r} B A$$
 #
-# The gradients of the new factors are c times as large (lesson 4). Adam divides by their size, so
+# The gradients of the new factors are c times as large (lesson 1). Adam divides by their size, so
 # its steps do not depend on c. With η/c in place of the learning rate η, the new factors stay 1/c
 # of the old ones, step after step. Let A₀ be A at the start. Without clipping and weight decay, and
 # with Adam's ε times c, these two runs have the same ΔW on paper:
@@ -235,7 +235,7 @@ for alpha, other in ((8, 64), (64, 8)):
 # alpha matters more than the rank.
 #
 # So a recipe: all seven matrices, r = 8 or 16, a fixed alpha, such as 16, and then a search for the
-# rate (lesson 5 says where to begin). [Dropout, and what a wrong choice
+# rate (lesson 7 says where to begin). [Dropout, and what a wrong choice
 # costs](studies/training/dropout_and_wrong_choices.py) ranks the mistakes.
 #
 # **What to try.**

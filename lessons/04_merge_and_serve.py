@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 11. Merge, combine, serve
+# # 4. Merge and serve
 #
 # **The question.** An adapter is trained. How is it used: separate from the base, one of several,
 # or merged into the weights? What does each way change?
@@ -7,7 +7,7 @@
 # Each way is tried with two small adapters. The study [The cost of
 # serving](studies/serving/the_cost_of_serving.py) measures the speed of each way.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 3 and 7.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 1 and 2.
 
 # %%
 import numpy as np

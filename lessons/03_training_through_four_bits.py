@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 8. Training through four bits
+# # 3. Training through four bits
 #
 # **The question.** The base is in four bits. How does a gradient pass through it, and what does
 # that cost in quality?
@@ -9,7 +9,7 @@
 # precision of adapters](studies/bits/the_precision_of_adapters.py) asks of which type A and B may
 # be.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 4 and 7.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 1 and 2.
 
 # %%
 import pickle
@@ -49,7 +49,7 @@ rng = np.random.default_rng(0)
 #
 # <details><summary>Answer</summary>
 # With g·Ŵ: the gradient belongs to the function that is computed. (g·W is tempting, because W is
-# the "true" weight. It is off by about NF4's own error: 9 % of normal weights, lesson 6.) Rounding
+# the "true" weight. It is off by about NF4's own error: 9 % of normal weights, lesson 2.) Rounding
 # has the gradient zero almost everywhere: moving the weights by about 1e-6 changes no code.
 # </details>
 
@@ -109,7 +109,7 @@ assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a
 # ## The frozen bytes
 #
 # Scales and norms are numbers that could be trained. But they are in the base, which gets no
-# gradient (lesson 4). So 20 training steps must leave each byte of the base as it was, and change
+# gradient (lesson 1). So 20 training steps must leave each byte of the base as it was, and change
 # each array of the adapter.
 
 # %%

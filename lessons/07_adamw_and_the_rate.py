@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 5. AdamW and the learning rate
+# # 7. AdamW and the learning rate
 #
 # **The question.** What does AdamW do with a gradient, and why does an adapter need another
 # learning rate than the full model?
@@ -7,7 +7,7 @@
 # AdamW is written out for one array, and its first step is measured. From this step follow the idea
 # of a warm-up, and a part of the factor between the two learning rates.
 #
-# **Time:** a second to run, fifteen minutes to read. **You need:** lesson 4.
+# **Time:** a second to run, fifteen minutes to read. **You need:** lesson 1.
 
 # %%
 import math
@@ -161,7 +161,7 @@ rows.append(["width 4096", "", f"{wide:.3f}", f"{1 / wide:.1f}", ""])
 table(["‖ΔW‖ of LoRA / full", "measured", "predicted", "rate: same ‖ΔW‖", "same gain"], rows)
 
 # %% [markdown]
-# Lesson 3 measured the first step in another way, by how much it lowers the loss: about η times the
+# Lesson 1 measured the first step in another way, by how much it lowers the loss: about η times the
 # sum of all |∂L/∂B|, and η·Σ|∂L/∂W| for full fine-tuning. For the same gain, LoRA needs 6 times the
 # rate on `micro` and 17 times on `tiny`, not 2.2 and 3.7. Neither number is the factor of a run.
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 2. Where the memory goes
+# # 6. Where the memory goes
 #
 # **The question.** Where do the bytes of fine-tuning go, and which of them do LoRA and QLoRA save?
 #
@@ -7,7 +7,7 @@
 # that comes with the package. The study [Memory on paper](studies/memory/memory_on_paper.py)
 # computes the same for Llamas of 7 and 65 billion parameters.
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lessons 0 and 1.
+# **Time:** a second to run, ten minutes to read. **You need:** lessons 0 and 5.
 #
 # ## The names of the package
 #
@@ -22,7 +22,7 @@
 # | `quantize(model, "nf4-dq")` | the model with its projections in NF4 with double quantization |
 # | `get_peft_model(model, config, rng)` | (adapters, model), where A is drawn with `rng` |
 # | `load_rows`, `encode_rows`, `collate` | rows of text; examples (tokens and a mask); a batch |
-# | `loss(adapters, model, batch)` | the loss of lesson 1, part 5 |
+# | `loss(adapters, model, batch)` | the loss of lesson 5, part 5 |
 # | `value_and_grad(loss)` | a function that returns the loss, and its gradient for `adapters` |
 # | `train(adapters, model, examples, …)` | (trained adapters, one dict per step) |
 # | `evaluate(adapters, model, examples)` | the loss and other scores |
@@ -133,7 +133,7 @@ print("estimated for one row of 64 tokens: full {:,}, LoRA {:,}".format(*one_row
 # than a sixth of its size; its embedding stays dense.
 #
 # But with A and B on all seven projections, **LoRA saves no activations**: the gradient of A needs
-# the same inputs x as the gradient of W (lesson 4 shows why). With one row, the activations weigh
+# the same inputs x as the gradient of W (lesson 1 shows why). With one row, the activations weigh
 # less: by the estimate, LoRA then saves three fifths.
 #
 # ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 3. Two small matrices
+# # 1. Two small matrices
 #
 # **The question.** LoRA writes the change of a weight as ΔW = (α/r)·BA. Why two factors, why does
 # one of them start at zero and the other not, and what is α/r for?
@@ -7,7 +7,7 @@
 # The study [Is the update of low rank?](studies/lora/is_the_update_of_low_rank.py) asks whether
 # full fine-tuning changes weights by a matrix of low rank, too.
 #
-# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 2.
+# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 6.
 
 # %%
 import numpy as np
@@ -68,7 +68,7 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 # ## Where the factors start
 #
 # Let G = ∂L/∂(ΔW) be the gradient with respect to the whole update, and s = α/r. G has the shape of
-# W, and equals ∂L/∂W' (and ∂L/∂W), because W' = W + ΔW. The chain rule gives (lesson 4 derives it)
+# W, and equals ∂L/∂W' (and ∂L/∂W), because W' = W + ΔW. The chain rule gives (lesson 1 derives it)
 #
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #

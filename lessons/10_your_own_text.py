@@ -1,18 +1,18 @@
 # %% [markdown]
-# # 12. Your own text, and a real model
+# # 10. Your own text, and a real model
 #
 # **The question.** You have a file of your own rows, and a model that people use. Which steps lead
 # to a folder that transformers opens, and what has the model learned?
 #
 # [SmolLM2-135M-Instruct](guide/data-and-models.md#the-real-model) answers requests in English. The
-# file [`12_your_own_text.jsonl`](12_your_own_text.jsonl) has 60 notes, each with the line that we
+# file [`10_your_own_text.jsonl`](10_your_own_text.jsonl) has 60 notes, each with the line that we
 # want for it. Put your own rows into such a file, and follow the same steps.
 #
 # The downloaded model is already quantized, to another 4-bit type (Q4_1), with an 8-bit embedding.
 # `load` quantizes the projections once more, to NF4, and leaves the embedding in 8 bits.
 #
 # **Time:** a minute to run, ten minutes to read. It needs `minilora fetch smollm2` once
-# (93 MB), and 1 GB of memory, or 3 GB if PEFT is installed. **You need:** lessons 8, 10 and 11.
+# (93 MB), and 1 GB of memory, or 3 GB if PEFT is installed. **You need:** lessons 3, 4 and 9.
 
 # %%
 import importlib.util
@@ -44,7 +44,7 @@ settings = TrainConfig(iters=short(40, 2), batch_size=4, learning_rate=1e-3, mas
 # </details>
 
 # %%
-file = str(LESSONS / "12_your_own_text.jsonl")
+file = str(LESSONS / "10_your_own_text.jsonl")
 rows = {split: minilora.load_rows(file, split) for split in ("train", "valid")}
 examples = {
     split: minilora.encode_rows(some, tokenizer, settings)[0] for split, some in rows.items()
@@ -110,7 +110,7 @@ if not QUICK:
 #
 # <details><summary>Answer</summary>
 # Between five and six times: it is in float32, because the sum of a 4-bit weight and an update is
-# in general none of the sixteen values times a scale (lesson 11). ("Eight times", 32 bits for 4, is
+# in general none of the sixteen values times a scale (lesson 4). ("Eight times", 32 bits for 4, is
 # tempting. But the embedding had 8 bits, and the adapter had 32.)
 # </details>
 
@@ -204,7 +204,7 @@ if installed:
 # The same on the command line, with your file in place of this one:
 #
 # ```sh
-# minilora train --model smollm2 --data lessons/12_your_own_text.jsonl --mask-prompt \
+# minilora train --model smollm2 --data lessons/10_your_own_text.jsonl --mask-prompt \
 #     --target-modules all-linear --iters 40 --batch-size 4 --learning-rate 1e-3 \
 #     --adapter-path notes
 # minilora chat --adapter-path notes
@@ -213,7 +213,7 @@ if installed:
 #
 # **What to try.**
 #
-# 1. `12_your_own_text.jsonl`: replace it by 60 rows of your own. What does the model get wrong?
+# 1. `10_your_own_text.jsonl`: replace it by 60 rows of your own. What does the model get wrong?
 # 2. `iters=short(40, 2)`: train for 160 steps. Does the held-out loss rise again?
 # 3. `lora_config` in `save_adapter`: pass one with `lora_alpha=32`. What does PEFT compute?
 #
