@@ -5,15 +5,14 @@
 #
 # **Why.** Fine-tuning changes the weights of a trained model. Training a weight with Adam takes 16
 # bytes: 4 for the weight, 4 for its gradient, 8 for Adam's two averages (part 6). For the 6.74
-# billion weights of a LLaMA-7B, that is 108 GB. LoRA freezes them and trains two small matrices, A
-# and B, next to some of them. One such pair for each of two matrices per layer has 4 million
-# numbers in total, or 0.06 %, if A has 8 rows. A frozen weight has no gradient and no averages.
-# QLoRA also stores it in 4 bits, so the layers of the 7B model take 3.3 GB instead of 26 in float32
-# (or 13 in bfloat16). This works because a frozen weight is only read: for each product it is
-# turned back into float32, and A and B are trained next to the rounded weights.
+# billion weights of a LLaMA-7B, that is 108 GB. LoRA freezes them: a frozen weight has no gradient
+# and no averages. It trains two small matrices, A and B, next to some of the weights. QLoRA also
+# stores the frozen weights in 4 bits: the layers of the 7B model take 3.3 GB instead of 26 in
+# float32 (or 13 in bfloat16). A frozen weight is only read. For each product it is turned back into
+# float32, and A and B are trained next to the rounded weights.
 #
 # This file does all of it with a small model. It uses NumPy, autograd (it computes gradients
-# of NumPy code) and the standard library, and nothing from `minilora`. Read it from top to bottom:
+# of NumPy code) and the standard library, and nothing from `minilora`. Its parts:
 #
 # 1. the base model, read from a file
 # 2. NF4: a weight in 4 bits, and one number of 8 bits per block of 64 weights
@@ -27,15 +26,12 @@
 # the same, but stores W in 4 bits and dequantizes it for each matrix
 # product.](../figures/drawings/lora_and_qlora.svg)
 #
-# `minilora` computes the same numbers: its 4-bit weights are equal to these bit for bit, and the
-# losses of all 200 steps agree to 2·10⁻⁶ (`tests/test_one_file.py` checks both). The line in
-# italics at the start of each part names the files of the package that make this part general,
-# fast and safe.
+# The package `minilora` computes the same numbers (`tests/test_one_file.py` compares them). The
+# line in italics at the start of a part names the files that make it general and fast.
 #
-# **Time:** a quarter of a minute to run, half an hour to read. **You need:** NumPy, the idea of a
-# gradient, and one lecture on transformers (attention, MLP, softmax). Lesson 5 explains each part
-# of the Llama in part 4 with one equation and a small example; the later lessons explain the rest.
-# The [glossary](guide/glossary.md) has all words.
+# **Time:** a quarter of a minute to run, 20 minutes to read. **You need:** NumPy, the idea of a
+# gradient, and one lecture on transformers (attention, MLP, softmax). Lessons 1 to 4 explain LoRA
+# and four bits, and lesson 5 explains the Llama. The [glossary](guide/glossary.md) has all words.
 #
 # Letters in shapes: `N` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
 # heads, `hd` width of a head, `M` blocks of a weight matrix. Weight matrices have the shape (out,
@@ -102,16 +98,8 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
 #
-# **Predict.** Which number comes back exactly when a block is quantized and dequantized with a
+# **Predict.** Which numbers come back exactly when a block is quantized and dequantized with a
 # float32 absmax? And which with double quantization?
-#
-# <details><summary>Answer</summary>
-#
-# The number with the largest magnitude, because 1 and -1 are among the sixteen values, and every
-# zero, because 0 is one of them. With double quantization the absmax can change, so only the zeros
-# are sure to be exact. ("None" is tempting, because nearly every number is rounded.)
-#
-# </details>
 
 # %%
 NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -197,6 +185,10 @@ def double_quantize(absmax):
 
 
 # %% [markdown]
+# **Answer.** The number with the largest magnitude, because 1 and -1 are among the sixteen values,
+# and every zero, because 0 is one of them. With double quantization the absmax can change, so only
+# the zeros are sure to be exact.
+#
 # Now quantize the projections of the model. `path` is the name of a weight, such as
 # `model.layers.0.self_attn.q_proj`:
 
@@ -238,24 +230,14 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
 # how the base stays frozen. The functions below read `params`, one dict with the entries of both.
 #
-# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until it has computed the
-# gradients. `@primitive` tells it not to look inside `matmul`, so it keeps the quantized W.
-# `defvjp` (vector-Jacobian product) gives it the derivative, as a function in a function. Autograd
-# calls the outer one in the forward pass, with the output y and the inputs x and w. It calls the
-# inner one in the backward pass, with g = ∂L/∂y, the gradient of the loss L with respect to y. The
-# result is ∂L/∂x. W is dequantized for this once more.
+# Autograd could differentiate x Wᵀ by itself, but it would keep every dequantized W until the
+# backward pass. So `matmul` is a `@primitive`, a function that autograd does not look into, and
+# `defvjp` states its gradient: from g = ∂L/∂y, the gradient of the loss L with respect to the
+# product y = x Wᵀ, it computes ∂L/∂x = g W. W is dequantized once more for that. (`defvjp` takes
+# `lambda y, x, w: lambda g: …`, because y, x and w are known in the forward pass, and g only in the
+# backward pass.)
 #
-# **Predict.** B is zero. Can the adapter learn anything at the first step?
-#
-# <details><summary>Answer</summary>
-#
-# Yes. ("No" is tempting, because BA is zero.) The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is
-# the gradient for the sum W' = W₀ + (α/r) B A (it is never computed). A is not zero, so B moves at
-# the first step. (In part 6, the first step has the learning rate zero, so B moves at the second
-# step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. (Lesson 1 derives both.) Lesson
-# 1 tries all four starts: A and B each zero or random.
-#
-# </details>
+# **Predict.** B is zero, so BA is zero. Can the adapter learn anything at the first step?
 
 # %%
 RANK, ALPHA = 8, 16
@@ -298,19 +280,24 @@ def dense(w):
 
 
 # %% [markdown]
+# **Answer.** Yes. The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum
+# W' = W₀ + (α/r) B A (it is never computed). A is not zero, so B moves at the first step whose
+# learning rate is not zero. The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 1
+# derives both, and tries all four starts.
+#
 # ## 4. The Llama
 #
 # *In the package: `layers.py`, `model.py` (caches, packed rows), `kernels/fused.py` (speed).*
 #
-# A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
-# *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far
-# (`apply_rope` rotates queries and keys by angles proportional to their positions), then what the
-# MLP (three matrices, applied to each token alone) computes from the result. Both read the vector
-# after `rms_norm` has scaled it. At the end, the product of the vector with the embedding of each
-# token gives one number per token of the vocabulary, its *logit*. Softmax makes them the
-# probabilities p of the next token. The loss is the mean of −log p of the answers' tokens; with the
-# natural logarithm its unit is the *nat*. The logits that predict the questions' own tokens are cut
-# off.
+# - A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
+#   *embedding*.
+# - Each layer adds to this vector twice: what `attention` collects from the tokens so far, and what
+#   the `mlp` computes from each token alone. Both read the vector after `rms_norm` has scaled it.
+# - In attention, `apply_rope` rotates queries and keys by angles proportional to their positions.
+# - At the end, the product of the vector with the embedding of each token of the vocabulary is this
+#   token's *logit*. Softmax turns the logits into probabilities p of the next token.
+# - The loss is the mean of −log p of the answers' tokens, in *nats* (the unit of the natural
+#   logarithm). The questions' own tokens are not counted.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections.](../figures/drawings/llama_block.svg)
@@ -452,6 +439,8 @@ def report(when, adapters, base):
 
 report("before training", adapters, base)
 
+# a matrix of D × D weights gets 2·r·D numbers, a share of 2r/D: a third for this D = 48, and 0.4 %
+# for the 4096 of a 7B model; in micro, A and B take more bytes than the projections in 4 bits
 trained = sum(w.size for w in adapters.values())
 share = trained / sum(w.size for w in dense_base.values())
 print(f"A and B have {trained:,} numbers, {share:.1%} of the base's")
