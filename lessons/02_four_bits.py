@@ -130,10 +130,10 @@ print("built:   ", np.round(built, 3), "\nlesson 0:", np.round(nf4.NF4, 3))
 
 # %% [markdown]
 # **Answer.** The positive one (0.080, not −0.091): eight steps are smaller than seven. The widest
-# gap is the last of the seven, from −1 to −0.696, so a weight is off by at most 0.152·absmax.
+# gap is from −1 to −0.696. So a weight is off by at most half of it, 0.152·absmax.
 #
-# These are the values of the published code. Eq. 4 of the paper, $q_i =
-# \frac{1}{2}\left(Q(\frac{i}{2^k + 1}) + Q(\frac{i + 1}{2^k + 1})\right)$, cannot be used as
+# These are the values of the published code. The paper's Eq. 4,
+# $q_i = \frac{1}{2}\left(Q(\frac{i}{2^k + 1}) + Q(\frac{i + 1}{2^k + 1})\right)$, cannot be used as
 # printed: it has no range for i, and for i = 0 it needs Q(0), which is minus infinity.
 #
 # ## Double quantization
@@ -149,8 +149,8 @@ print("built:   ", np.round(built, 3), "\nlesson 0:", np.round(nf4.NF4, 3))
 # ![The bytes of a weight: codes, codes of absmax, nested absmax,
 # offset](../figures/drawings/double_quantized_bytes.svg)
 #
-# **Predict.** How many bytes does a weight of 1024 × 1024 need with a float32 per block, and how
-# many with double quantization? (1024 · 1024 = 1,048,576)
+# **Predict.** How many bytes does a matrix of 1024 × 1024 = 1,048,576 weights need with a float32
+# per block, and how many with double quantization?
 
 # %%
 single, double = nf4.quantize(w), nf4.quantize(w, double_quant=True)
@@ -193,7 +193,7 @@ print(f"absmax: off by {off:.2%}; weights: {before:.5f} and {after:.5f}, {after 
 #
 # 1. `outlier = np.array([10, *small[1:]])`: try 2. How many weights become zero?
 # 2. `rounded(w, values)`: use blocks of 16. Which code gains most?
-# 3. `p = 1 - (1 / 32 + 1 / 30) / 2`: move p towards 1. Where do the values of `built` go?
+# 3. `p = 1 - (1 / 32 + 1 / 30) / 2`: make eight values, for 3 bits, in the same way. What is p?
 #
 # **Where to stop with a debugger.** `nf4.normalize` (`absmax`), `nf4.nearest`
 # (`codebook.midpoints`), `double_quant.double_quantize` (`offset`, `nested_absmax`).
@@ -211,8 +211,9 @@ for block in (small, outlier):
     assert largest_error <= np.abs(block).max() / 14 + 1e-12, "off by at most half a step"
 assert np.count_nonzero(rounded(outlier, INT4, 8)) == 2, "only 10 and −0.72 remain"
 assert [len(values) for values in CODES.values()] == [16, 15, 15, 15], "only NF4 has sixteen"
-apart = CODES["FP4"] != np.float32(CODES["E2M1"])
-assert np.array_equal(np.float32([-1 / 192, 1 / 192]), CODES["FP4"][apart]), "FP4 has ±1/192"
+e2m1, fp4 = np.float32(CODES["E2M1"]), CODES["FP4"]
+assert list(np.abs(e2m1[e2m1 != fp4])) == [np.float32(1 / 12)] * 2, "apart only at ±1/12"
+assert list(np.abs(fp4[e2m1 != fp4])) == [np.float32(1 / 192)] * 2, "which is ±1/192 in FP4"
 # five standard errors of the RMS of a million errors, 5·RMSE/√(2n), are at most 0.0005
 for name, expected in {"NF4": 0.0920, "E2M1": 0.1057, "int4": 0.1077, "FP4": 0.1220}.items():
     assert abs(error[name] - expected) < 5e-4, f"{name}: {error[name]} is not {expected}"

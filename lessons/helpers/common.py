@@ -21,7 +21,7 @@ from minilora.data.tasks import FIRST_NAMES, notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import plot
 from minilora.layers import value_and_grad
-from minilora.tree import named_leaves
+from minilora.tree import arrays, named_leaves
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parents[1]
@@ -67,6 +67,22 @@ def batch_of(examples):
 def gradients_of(adapters, model, batch):
     """Return {path: ∂L/∂(the matrix at this path)} of all matrices of the adapters."""
     return dict(named_leaves(value_and_grad(minilora.loss)(adapters, model, batch)[1]))
+
+
+def lora_adapters(model, a=1, b=0, r=8, alpha=16, seed=0):
+    """Return LoRA for all projections; a and b: 1 for a random A or B, and 0 for zeros.
+
+    The random numbers are uniform in ±1/√(number of columns), for B as for A.
+    """
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=("all-linear",))
+    rng = np.random.default_rng(seed)
+    adapters, _ = minilora.get_peft_model(model, config, rng)  # its B is zero
+    for path, w in named_leaves(arrays(adapters)):
+        if path.endswith("lora_A"):
+            w *= a
+        else:
+            w += b * rng.uniform(-1, 1, w.shape) / r**0.5
+    return adapters
 
 
 class Run(NamedTuple):

@@ -20,7 +20,7 @@ def lora_linear():
     return names["LoRALinear"]
 
 
-def test_the_module_of_lesson_2_starts_at_the_base():
+def test_the_module_of_lesson_1_starts_at_the_base():
     base = torch.nn.Linear(48, 32)
     layer, x = lora_linear()(base), torch.randn(5, 48)
     assert torch.equal(layer(x), base(x))
@@ -29,7 +29,7 @@ def test_the_module_of_lesson_2_starts_at_the_base():
     assert 0.9 / 48**0.5 < bound <= 1.0001 / 48**0.5  # 384 numbers: one is near the bound
 
 
-def test_the_module_of_lesson_2_computes_what_linear_computes():
+def test_the_module_of_lesson_1_computes_what_linear_computes():
     rng = np.random.default_rng(0)
     (n, out, r), alpha = (48, 32, 4), 10
     layer = lora_linear()(torch.nn.Linear(n, out, dtype=torch.float64), r, alpha).double()
