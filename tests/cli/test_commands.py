@@ -88,7 +88,7 @@ def test_an_adapter_of_a_python_program_needs_no_flags(data, tmp_path, monkeypat
     score, said = evaluated(capsys, "--data rows.jsonl --adapter-path my_adapter")
     assert (score["model"], score["quantize"], said) == ("tiny", "nf4-dq", "")
     assert score["loss"] == minilora.evaluate(adapters, model, examples)["loss"]
-    words = "train --iters 1 --mask-prompt --data rows.jsonl --init-adapter my_adapter"
+    words = "train --iters 2 --mask-prompt --data rows.jsonl --init-adapter my_adapter"
     assert run(words) == 0 and capsys.readouterr().err == ""
     first, *_ = metrics(tmp_path / "adapters")  # of every tenth row, which is held out
     assert first["eval_loss"] == minilora.evaluate(adapters, model, examples[9::10])["loss"]
@@ -100,7 +100,7 @@ def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path
     model = load(base).model._replace(source=Source())
     adapters, model = get_peft_model(model, config)
     save_adapter(folder, changed(adapters), model, config)
-    words = "train --iters 1 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
+    words = "train --iters 2 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
     for line in (words, ["evaluate", *at(folder)]):
         error = error_of(capsys, run(*line))
         assert f"{folder} does not say on which base its adapter was trained: give --mo" in error

@@ -561,7 +561,7 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
     assert run("train -c", first / "train_config.toml", *at(second)) == 0
     assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
     # an adapter to start from has its own base, storage and settings, and trains its norms already
-    words = "train --iters 1 --also-train head --adapter-dtype bfloat16 --data", data, *at(third)
+    words = "train --iters 2 --also-train head --adapter-dtype bfloat16 --data", data, *at(third)
     capsys.readouterr()
     assert run(*words, "--init-adapter", first) == 0 and capsys.readouterr().err == ""
     entries = read_header(third / WEIGHTS)

@@ -16,6 +16,7 @@ from minilora.config import InputError, TrainConfig
 from minilora.data import tasks
 from minilora.data.packing import pack_examples
 from minilora.data.rows import (
+    check_row,
     encode,
     encode_rows,
     existing_split,
@@ -273,6 +274,10 @@ def test_a_folder_has_a_file_per_split(tmp_path):
     (tmp_path / "valid").mkdir()
     with pytest.raises(InputError, match="valid cannot be read: Is a directory"):
         load_rows(tmp_path, "valid")
+    (tmp_path / "valid").rmdir()
+    write(tmp_path, '{"text": "old"}', "valid.jsonl~")
+    with pytest.raises(InputError, match=r"valid\.jsonl~: a file of rows ends with .*: rename"):
+        load_rows(tmp_path, "valid")
 
 
 def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
@@ -361,14 +366,44 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     texts = {"messages": json.dumps(messages), "tools": json.dumps([SCHEMA])}  # as in a table
     nulls = {"tool_calls": None, "name": None}  # as datasets writes them
     full = TOOL_ROW | {"messages": [nulls | m for m in TOOL_ROW["messages"]]}
-    empty = TOOL_ROW | {"messages": [{"tool_calls": []} | m for m in TOOL_ROW["messages"]]}
-    row, same, *others = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full, empty])))
-    assert others == [row, row]
+    row, same, other = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full])))
+    assert other == row
     assert row == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
     example = encode(row, Chat(), mask_prompt=True)
     assert targets_of(example) == f"{json.dumps([CALL])}|a|"
     assert example == encode(same, Chat(), mask_prompt=True)
     assert bytes(example.tokens).startswith(b"[" + json.dumps([SCHEMA]).encode() + b"]\n<u:q|>")
+
+
+TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments": {"b": "two"}}}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "cut"),
+    [
+        ({"content": "<t>why</t>a"}, {"content": "a"}),
+        ({"content": "a", "reasoning_content": "why"}, {"content": "a"}),
+        ({"content": None, "tool_calls": TWO_CALLS}, {"tool_calls": TWO_CALLS[:1]}),
+    ],
+)
+def test_a_part_that_the_template_drops_is_noticed(monkeypatch, answer, cut):
+    render = Chat.render
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant"} | answer]}
+
+    def rest(self, messages, *args, **options):
+        shown = [m | cut if m["role"] == "assistant" else m for m in messages]
+        return render(self, shown, *args, **options)
+
+    assert "reasoning_content" in answer or not reason_to_leave_out(row, Chat())
+    monkeypatch.setattr(Chat, "render", rest)
+    assert reason_to_leave_out(row, Chat())
+
+
+def test_nulls_of_datasets_are_absent_in_calls_and_tools():
+    full = json.loads(json.dumps(TOOL_ROW))
+    full["tools"][0]["function"]["strict"] = None
+    full["messages"][1]["tool_calls"][0]["function"]["arguments"]["of_another"] = None
+    assert check_row(full, "row") == check_row(TOOL_ROW, "row")
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
@@ -384,8 +419,7 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     def answered(**fields):
         return {"messages": [ask, call | {"content": "I look."} | fields]}
 
-    row = answered()  # a call is dropped, its text is not
-    assert bool(reason_to_leave_out(row, Chat(shows=shows))) == (shows != "calls")
+    assert reason_to_leave_out(answered(), Chat(shows=shows))  # the call, or the text next to it
     text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
     why = "arguments of calls as text, which the chat template puts into quotes"
     for prints in (False, True):
@@ -393,7 +427,7 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
     older = {"role": "assistant", "content": "I look.", "function_call": text[0]["function"]}
     assert reason_to_leave_out({"messages": [ask, older]}, Chat())
-    assert row_content(row) != row_content(answered(tool_calls=[without(CALL, "type")]))
+    assert row_content(answered()) != row_content(answered(tool_calls=[without(CALL, "type")]))
 
 
 # -------------------------------------------------------------------------------- preparing

@@ -204,6 +204,9 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder):
     }  # fmt: skip
     words = with_part(folder, truncation=cut, padding=pad)
     assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    with pytest.raises(InputError, match="dropout makes the tokens random"):
+        with_part(folder, model=model | {"dropout": 0.5})
 
 
 def test_a_panic_of_the_library_is_one_line(folder):
