@@ -14,7 +14,8 @@ from ..config import InputError, TrainConfig
 from ..data.packing import pack_examples
 from ..layers import virtual_tokens
 from ..model import Model
-from ..training import Best, State, get_lr, train_step
+from ..optim import get_lr
+from ..training import Best, State, train_step
 from ..tree import Tree
 from .memory import peak_rss_mb
 from .metrics import check_examples, evaluate, progress_bar
