@@ -74,7 +74,8 @@ def train(
     """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
     adapters, model: from `get_peft_model`; they do not change. examples, valid: lists of `Example`,
-    from `encode_rows`. `valid` is evaluated at the end and every `train_config.steps_per_eval`
+    from `encode_rows`, which has applied `mask_prompt` and `max_seq_length`. `valid` (its first
+    `val_batches * batch_size`) is evaluated at the end and every `train_config.steps_per_eval`
     steps; early stopping and `keep_best` need it, and then the returned adapters are those with the
     lowest `eval_loss`. quiet: print nothing, and show no progress.
 

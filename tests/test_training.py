@@ -334,6 +334,21 @@ def test_early_stopping_keeps_the_best_and_says_so(monkeypatch, capsys):
     assert run(config, state=last) == run(SMALL, state=run(SMALL, ())[-1][0]) == []
 
 
+def test_an_evaluation_has_the_rows_of_val_batches():
+    done = run(replace(SMALL, val_batches=1))
+    state, records = done[-1]
+    few = VALID[: SMALL.batch_size]
+    assert records[-1]["eval_loss"] == metrics.evaluate(state.adapters, setting()[1], few)["loss"]
+
+
+def test_settings_that_fit_the_examples_or_have_no_effect_are_noticed():
+    unmasked = [Example([1, 2, 3], [1, 1, 1], [0, 0, 1])]
+    with pytest.raises(InputError, match="`mask_prompt` is true, but not all examples are masked"):
+        train(*setting(), unmasked, replace(SMALL, mask_prompt=True))
+    with pytest.warns(UserWarning, match="the only step has the learning rate 0"):
+        train(*setting(), unmasked, replace(SMALL, iters=1))
+
+
 def test_quiet_prints_nothing(capsys):
     (adapters, model), config = setting(), replace(SMALL, keep_best=True)
     train(adapters, model, EXAMPLES, config, VALID, quiet=True)

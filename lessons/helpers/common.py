@@ -112,10 +112,11 @@ def finetune(
     adapters, model = start or minilora.get_peft_model(model, config, seed)
     if ops:
         model = model._replace(ops=ops)
-    defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
-    train_config = TrainConfig(**{**defaults, "seed": seed, **settings})
-    rows = data.load_rows("questions", "train") if rows is None else rows
     held_out = data.load_rows("questions", "valid") if held_out is None else held_out
+    defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
+    defaults |= {"val_batches": len(held_out), "seed": seed}  # all rows in each evaluation
+    train_config = TrainConfig(**{**defaults, **settings})
+    rows = data.load_rows("questions", "train") if rows is None else rows
     examples, valid = (data.encode_rows(r, tokenizer, train_config)[0] for r in (rows, held_out))
     watched = valid if "steps_per_eval" in settings else ()
     state = minilora.start(adapters, train_config)

@@ -47,7 +47,7 @@ def schedule(iters, batch_size, learning_rate):
     return TrainConfig(
         iters=iters, batch_size=batch_size, max_seq_length=256, learning_rate=learning_rate,
         warmup_ratio=0.03, weight_decay=0.1, adam_beta2=0.99, packing=True,
-        also_train_lr_scale=1.0, steps_per_eval=200,
+        also_train_lr_scale=1.0, steps_per_eval=200, val_batches=16,
     )  # fmt: skip
 
 

@@ -250,6 +250,8 @@ def quantize(args):
     """Write the quantized base, and print the error of each weight."""
     refuse_block_size(args, args.quantize)
     model, tokenizer = load(args.model)
+    if model.source.scheme != "none":
+        raise InputError(f"{args.model} is stored as {model.source.scheme}: give a dense base")
     quantized = schemes.quantize(model, args.quantize, args.block_size)
     save_quantized(args.out, quantized, tokenizer)
     write_run_settings(args.out, run_settings(args.model))

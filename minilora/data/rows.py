@@ -18,7 +18,7 @@ from ..batching import Example
 from ..config import InputError, TrainConfig
 from ..tree import without
 from . import tasks
-from .row_files import SUFFIXES, parse_json, read_values
+from .row_files import OTHERS, SUFFIXES, parse_json, read_values
 
 DataRow = dict[str, Any]
 FORMS: dict[tuple, tuple] = {  # {keys that a row needs: other keys that are read with them}
@@ -39,7 +39,9 @@ NAMES = {  # {split: words in the name of its file in a folder}, as in Hugging F
     "valid": ("valid", "validation", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-WEIGHTS = ("weight", "train", "loss")  # keys of a message that other trainers multiply its loss by
+# keys of a message that other trainers multiply its loss by
+WEIGHTS = ("weight", "train", "loss", "trainable", "train_on_turn")
+PARTS = "a part of the last answer, of a call or of a tool that the chat template does not show"
 HIDDEN_TOOLS = "tools that the chat template does not show"
 ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
 REWRITTEN = (
@@ -103,10 +105,16 @@ def check_row(row, where, columns=None):
         if isinstance(row[key], str):  # in a CSV file, always
             row[key] = parse_json(row[key], f"{where}: {key} is not JSON")
         check_objects(key, row[key], where)
+    if "tools" in row:
+        row["tools"] = without_null(row["tools"])
     if "conversations" in row:
         row = sharegpt(row, where)
     if "messages" in row:
-        row["messages"] = [without_null(message) for message in row["messages"]]
+        row["messages"] = [
+            # the content of a call is null
+            {k: without_null(v) for k, v in message.items() if k == "content" or v is not None}
+            for message in row["messages"]
+        ]
         check_messages(row, where)
     else:
         for key in without(row, "tools"):
@@ -163,12 +171,15 @@ def check_objects(key, value, where):
         raise InputError(f"{where}: {key} must be a list of objects, not {value!r:.60}")
 
 
-def without_null(message):
-    """Return a message without the keys that have no value. Templates test whether they are there.
+def without_null(value):
+    """Return a value of JSON without the keys that are null, as TRL does.
 
-    The content stays: that of a call is null.
+    `datasets` gives each object the keys of all, with null, and templates test whether a key is
+    there.
     """
-    return {k: v for k, v in message.items() if k == "content" or v not in (None, [])}
+    if isinstance(value, dict):
+        return {k: without_null(v) for k, v in value.items() if v is not None}
+    return [without_null(v) for v in value] if isinstance(value, list) else value
 
 
 def check_messages(row, where):
@@ -258,12 +269,28 @@ def trouble_with_template(messages, tools, tokenizer):
     others = [(messages, None), (no_calls, tools)]
     if any(shown in (None, text(*o)) for o in others if o != (messages, tools)):
         return HIDDEN_TOOLS
-    calls = [call for message in messages for call in message.get("tool_calls", ())]
-    arguments = [call.get("function", call).get("arguments") for call in calls]
+    calls = [
+        call.get("function", call) for message in messages for call in message.get("tool_calls", ())
+    ]
+    arguments = [call.get("arguments") for call in calls]
     quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
     if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
         return "arguments of calls as text, which the chat template puts into quotes"
-    return ""
+    # a template may leave out thoughts of earlier answers, and parts of the schema of a tool
+    names = [item.get("function", item).get("name") for item in tools or ()]
+    last = list(without(messages[-1], "role", "name", "tool_calls").values())
+    needed = words([last, names, *([call.get("name"), call.get("arguments")] for call in calls)])
+    found = words(shown) | words(re.sub(r"\\[nrt]", " ", shown or ""))  # as text, and as JSON
+    return PARTS if shown and needed - found else ""
+
+
+def words(value):
+    """Count the words of all texts in a value of JSON, also of its keys."""
+    if isinstance(value, str):
+        return Counter(re.findall(r"\w+", value))
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    return sum(map(words, value), Counter()) if isinstance(value, list) else Counter()
 
 
 def messages_of(row):
@@ -464,6 +491,10 @@ def file_of(folder, split):
             "keep one, or write their rows into one"
         )
     if found:
+        if found[0].is_file() and found[0].suffix.lower() not in (*SUFFIXES, ".ndjson", *OTHERS):
+            raise InputError(
+                f"{found[0]}: a file of rows ends with {', '.join(SUFFIXES)}: rename or remove it"
+            )
         return found[0]
     instead = {"test": "valid", "valid": "train"}.get(split)
     return file_of(folder, instead) if instead else folder / "train.jsonl"

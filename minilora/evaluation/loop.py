@@ -6,6 +6,7 @@
 `run` adds evaluations, early stopping, the best adapters and a progress bar to `training.steps`.
 """
 
+import warnings
 from collections.abc import Generator, Sequence
 
 from ..batching import Example
@@ -13,6 +14,7 @@ from ..config import InputError, TrainConfig
 from ..data.packing import pack_examples
 from ..layers import virtual_tokens
 from ..model import Model
+from ..optim import get_lr
 from ..training import Best, State, train_step
 from ..tree import Tree
 from .memory import peak_rss_mb
@@ -30,17 +32,27 @@ def run(
     """Yield (state, records) after each step of a run, up to `train_config.iters`.
 
     state: from `training.start`, or the state of the run to continue. examples, valid: lists of
-    `Example`, from `encode_rows`. quiet: print nothing, and show no progress.
+    `Example`, from `encode_rows`; of `valid`, an evaluation uses the first `val_batches *
+    batch_size`. quiet: print nothing, and show no progress.
     records: first the record of the step (see `training.train_step`), with `peak_rss_mb`, the peak
     memory of the process. Every `steps_per_eval` steps and at the end, a second dict has `step`,
     `eval_loss`, `eval_exact_match` and the other scores of `evaluate` on `valid`.
     With early stopping or `keep_best`, `state.best` has the adapters with the lowest `eval_loss`.
-    The first iteration raises InputError if rows are not encoded, or if a setting needs held-out
-    rows and `valid` is empty.
+    The first iteration raises InputError if rows are not encoded, or without the `mask_prompt` of
+    `train_config`, or if a setting needs held-out rows and `valid` is empty.
     """
     check_packing(state.adapters, train_config)
     check_held_out(valid, train_config)
+    valid = valid[: train_config.val_batches * train_config.batch_size]
     check_examples("examples", examples, model.config.vocab_size)
+    if train_config.mask_prompt and any(e.answer not in (None, e.mask) for e in examples):
+        raise InputError(
+            "`mask_prompt` is true, but not all examples are masked: give `encode_rows` this config"
+        )
+    if train_config.iters == 1 and get_lr(0, train_config) == 0:
+        warnings.warn(
+            "the only step has the learning rate 0: set `warmup_ratio` to 0", stacklevel=2
+        )
     check_examples("valid", valid, model.config.vocab_size)
     rows: Sequence = examples
     if train_config.packing:

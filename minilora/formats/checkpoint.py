@@ -105,7 +105,7 @@ def load_adapter(
     scheme: str | None = None,
     block_size: int | None = None,
 ) -> LoadedAdapter:
-    """Read an adapter that PEFT or `save_adapter` wrote: LoadedAdapter(adapters, model, config).
+    """Read an adapter that PEFT or `save_adapter` wrote: its LoadedAdapter.
 
     The adapter of P-tuning is its prompt, because the file lacks the network that computes it. The
     returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
@@ -191,11 +191,15 @@ def read_source(folder: str | os.PathLike[str]) -> Source | None:
 def warn_of_other_model(folder, model):
     """Warn if `model` is not the one that the adapter in `folder` was trained on.
 
-    An adapter also corrects the errors of the storage. No warning if one of the sources is unknown.
+    An adapter also corrects the errors of the storage. No warning if the first source is unknown.
     """
     then = read_source(folder)
     now = model.source
-    if then is None or not now.name:
+    if then is None:
+        return
+    if not now.name:
+        what = f"the source of the model is unknown; {folder} was trained on {then.name}"
+        warnings.warn(f"{what}: load it anew if it has been merged", stacklevel=3)
         return
     risk = "an adapter can lose all that it learned on another base (lesson 4)"
     if (then.scheme, then.block_size) != (now.scheme, now.block_size):

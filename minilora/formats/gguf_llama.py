@@ -99,7 +99,7 @@ def _config(metadata, tied):
             raise unsupported(f"{key} {value!r}")
     values = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
     raw = {name: value for name, value in values.items() if value is not None}
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     raw |= {
         "model_type": "llama",
         "tie_word_embeddings": tied,

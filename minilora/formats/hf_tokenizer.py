@@ -38,6 +38,8 @@ def from_folder(folder, eos_token_id=None):
     text = read_text(path)
     with one_error(f"{path} is not a tokenizer"):
         backend = library("tokenizers").Tokenizer.from_str(text)
+    if getattr(backend.model, "dropout", None):
+        raise InputError(f"{path}: dropout makes the tokens random: set it to null")
     backend.no_padding()
     backend.no_truncation()
     config = folder / "tokenizer_config.json"

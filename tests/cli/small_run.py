@@ -34,9 +34,14 @@ def write_chat_base(folder, template):
     return folder
 
 
+def sums(numbers):
+    """Return the row `n+1=` of each number n."""
+    return [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in numbers]
+
+
 def write_rows(path, rows=None):
     """Write rows into a JSON Lines file; the default is twenty sums."""
-    rows = rows or [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(20)]
+    rows = rows or sums(range(20))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -18,13 +18,11 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--lora-r 1000000000000": "",
     "--lora-r eight": "--lora-r",
     "--rank 8": "unrecognized arguments: --rank 8 (see minilora train --help)",
-    "--learning-rate nan": "--learning-rate",
     "--save-every 0": "--save-every",
     "--layers-to-transform 7": "--layers-to-transform has 7",
     "--block-size 48": "a block size of 48 is not a power of two",
     "--block-size 1099511627776": "",
     "--batch-size 1000000000": "a step needs",
-    "--max-seq-length 1": "--max-seq-length",
     "--seed -1": "--seed",
     "--chat-date tomorrow": "--chat-date: invalid iso_date value",
     "--model nowhere": "nowhere",
@@ -35,10 +33,8 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--resume": "there is no run to resume in {out}: give its --adapter-path",
     "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
     "--quantize nf4dq": "(choose from ",
-    "--optimizer sgd": "--optimizer",
     "--method full": "set --quantize to none",
     "--method prompt --packing": "--packing",
-    "--method bottleneck --bottleneck-size 0": "--bottleneck-size",
     "--method ia3 --also-train norm": "--also-train",
     "--method dora --also-train bias": "--also-train bias",
     "--init-lora-weights pissa --also-train bias": "--also-train bias",
@@ -62,10 +58,8 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--data {few} --mask-prompt": "--mask-prompt has no effect",
     "--chat-date 2001-02-03": "--chat-date has no effect",
     "--no-keep-best --early-stopping-patience 2": "--keep-best has no effect",
-    "--keep-best --early-stopping-patience 2": "--keep-best has no effect",
     "--early-stopping-patience 2 --data {few}": "--early-stopping-patience needs held-out rows",
     "--keep-best --data {few}": "--keep-best needs held-out rows, but there are none",
-    "--data {bad}": "{bad}, line 2: ",
     "--epochs=nan": "--epochs must be",
     "--iters 3 --epochs 1": "--iters and --epochs both set the number of steps",
     "--target-modules .*q_prox": "such as '.*q_proj'",
@@ -80,7 +74,6 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--exclude-modules k_proj": "--exclude-modules has no effect, because no target matches",
     "--columns prompt": "--columns: must be KEY=COLUMN, got prompt",
     "--columns prompt=q prompt=question": "prompt is given twice, as q and question",
-    "--data questions --columns prompt=a": "is for files: the rows of questions",
 }
 
 
@@ -89,9 +82,8 @@ def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(
     flags, base, data, adapter, tmp_path, capsys
 ):
     few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
-    bad, out = tmp_path / "bad.jsonl", tmp_path / "out"
-    bad.write_text('{"text": "a"}\n{"text": ')
-    places = {"few": few, "bad": bad, "out": out, "adapter": adapter}
+    out = tmp_path / "out"
+    places = {"few": few, "out": out, "adapter": adapter}
     status = train(base, data, out, flags.format(**places), steps="")
     assert TRAIN[flags].format(**places) in error_of(capsys, status)
     assert not out.exists()
@@ -105,7 +97,6 @@ OTHERS = {  # command lines: part of the message
     "generate --prompt a --temp 1 --seed -1": "--seed: must be a whole number",
     "generate --prompt a --max-tokens 0": "--max-tokens",
     "generate --prompt a --temp -1": "--temp",
-    "generate --prompt a --top-p 0": "--top-p",
     "generate --prompt=": "--prompt: the value is empty",
     "generate --prompt a --adapter-path=": "--adapter-path: the value is empty",
     "generate --prompt - a -": "--prompt has - twice",
@@ -114,6 +105,7 @@ OTHERS = {  # command lines: part of the message
     "train -c a --config b": "--config is given 2 times",
     "teach grade x --jobs 1 --jobs 2": "--jobs is given 2 times",
     "chat --system-prompt=": "--system-prompt: the value is empty",
+    "chat --system-prompt S": "--system-prompt needs a chat template, and none is used here",
     "generate --prompt a --raw": "--raw has no effect on a model without a chat template",
     "teach grade x --out=": "--out: the value is empty",
     "evaluate --max-seq-length 0": "--max-seq-length",
@@ -125,6 +117,8 @@ OTHERS = {  # command lines: part of the message
     "inspect --tokens -5": "--tokens",
     "inspect --columns a=b": "--columns has no effect without --data",
     "inspect --no-mask-prompt": "--mask-prompt has no effect without --data",
+    "inspect --mask-prompt --data notes": "--mask-prompt has no effect on rows without a prompt",
+    "evaluate --mask-prompt --data notes": "--mask-prompt has no effect on rows without a prompt",
     "inspect --max-seq-length 9": "--max-seq-length has no effect without --data",
     "generate --prompt a --top-p 0.1": "--top-p has no effect with --temp 0",
     "chat --seed 0": "--seed has no effect with --temp 0",
@@ -134,9 +128,8 @@ OTHERS = {  # command lines: part of the message
 
 
 @pytest.mark.parametrize("words", OTHERS)
-def test_another_command_that_cannot_be_is_one_line(words, base, capsys):
-    status = cli.main(words.format(base=base).split())
-    assert OTHERS[words].format(base=base) in error_of(capsys, status)
+def test_another_command_that_cannot_be_is_one_line(words, capsys):
+    assert OTHERS[words] in error_of(capsys, cli.main(words.split()))
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\udcff", "a" * 300])
@@ -154,7 +147,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys):
         "fetch smollm2 --source=~/x", "teach grade ~/x", "learn list --exercises=~/x",
     ):  # fmt: skip
         assert f"{tmp_path}/x" in error_of(capsys, cli.main(words.split())), words
-    assert vars(parse(["merge", "--out=~/x"]))["out"] == f"{tmp_path}/x"
+    assert parse(["merge", "--out=~/x"]).out == f"{tmp_path}/x"
     (tmp_path / "x").write_text('adapter-path = "~/y"')
     assert toml_settings(tmp_path / "x") == {"adapter_path": f"{tmp_path}/y"}
 
@@ -200,7 +193,6 @@ BAD_TOML = {
     "lora-r = 3\nlora_r = 4": "a setting twice, with - and with _",
     "iters = 3\nepochs = 1": "--iters and --epochs both set",
     'target_modules = ["q_proj", "--quiet"]': "begins with a hyphen",
-    "lora-r = 'x'": "x",
     "iters = " + "9" * 5000: "is not TOML",
     "iters = " + "[" * 5000 + "]" * 5000: "is not TOML",
     r'adapter-path = "a\u0000b"': "NUL",
@@ -224,14 +216,11 @@ def test_a_bad_settings_file_is_one_line(text, tmp_path):
 
 def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("tiny", "questions", "smollm2"):
-        (tmp_path / name).mkdir()
-    for model in ("tiny", "micro", "smollm2"):
-        assert absolute("model", model) == model
+    (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / MERGED_RUN).write_text("a folder of this name is not read")
     assert run_settings("tiny") == {}
-    for name in ("questions", "notes"):
-        assert absolute("data", name) == name
+    names = {"tiny": "model", "smollm2": "model", "questions": "data", "lora": "method"}
+    for name, setting in names.items():
+        assert absolute(setting, name) == name
     for setting, name in (("data", "tiny"), ("model", "./tiny"), ("init_adapter", "tiny")):
         assert absolute(setting, name) == str(tmp_path / "tiny")
-    assert absolute("method", "lora") == "lora" and absolute("seed", 3) == 3

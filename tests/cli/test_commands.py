@@ -6,7 +6,6 @@ import re
 import textwrap
 import warnings
 from dataclasses import replace
-from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +16,7 @@ from small_run import (
     error_of,
     metrics,
     run,
+    sums,
     train,
     write_adapter,
     write_base,
@@ -26,16 +26,16 @@ from small_run import (
 from toy_models import SPECIAL, tiny
 
 import minilora
-from minilora import LoraConfig, cli, encode_rows, get_peft_model
-from minilora.cli.arguments import parse
+from minilora import LoraConfig, encode_rows, get_peft_model
+from minilora.cli.arguments import flag, parse
 from minilora.cli.commands import load_model, prompt_ids
-from minilora.cli.examples import load_examples, warn_of_common_rows
+from minilora.cli.examples import load_examples
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import first_row, prepare, print_sample
 from minilora.config import InputError, TrainConfig
 from minilora.data.rows import read_rows
 from minilora.evaluation import memory
-from minilora.formats.checkpoint import read_source, save_adapter
+from minilora.formats.checkpoint import save_adapter
 from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import read_header
 from minilora.model import Source
@@ -72,23 +72,20 @@ def test_an_adapter_of_a_python_program_needs_no_flags(data, tmp_path, monkeypat
     """The dozen lines of the README, and then each command on the base as it was stored there."""
     monkeypatch.chdir(tmp_path)
     lines = [line for line in minilora.__doc__.splitlines() if line.startswith("    ")]
-    code = textwrap.dedent("\n".join(lines)).replace("iters=200", "iters=2")
     of = {}
-    exec(code, of)
+    exec(textwrap.dedent("\n".join(lines)).replace("iters=200", "iters=8"), of)
+    losses = [row["loss"] for row in of["history"] if "loss" in row]
+    assert len(losses) == 8 and losses[-1] < losses[0] - 1
     adapters, model, tokenizer = of["adapters"], of["model"], of["tokenizer"]
     capsys.readouterr()
     assert run("merge --adapter-path my_adapter --out m") == 0
     for path, w in flatten(load("m").model.base).items():
         np.testing.assert_array_equal(w, get(of["dense"].base, path))
-    assert run("generate --max-tokens 9 --prompt a? --adapter-path my_adapter") == 0
-    answer = minilora.generate(adapters, model, tokenizer.encode("a?"), max_tokens=9)
-    printed, said = capsys.readouterr()
-    assert printed.endswith("\n" + tokenizer.decode(list(answer)) + "\n") and said == ""
     examples, _ = encode_rows(read_rows(data), tokenizer, of["train_config"])
     score, said = evaluated(capsys, "--data rows.jsonl --adapter-path my_adapter")
     assert (score["model"], score["quantize"], said) == ("tiny", "nf4-dq", "")
     assert score["loss"] == minilora.evaluate(adapters, model, examples)["loss"]
-    words = "train --iters 1 --mask-prompt --data rows.jsonl --init-adapter my_adapter"
+    words = "train --iters 2 --mask-prompt --data rows.jsonl --init-adapter my_adapter"
     assert run(words) == 0 and capsys.readouterr().err == ""
     first, *_ = metrics(tmp_path / "adapters")  # of every tenth row, which is held out
     assert first["eval_loss"] == minilora.evaluate(adapters, model, examples[9::10])["loss"]
@@ -100,13 +97,11 @@ def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path
     model = load(base).model._replace(source=Source())
     adapters, model = get_peft_model(model, config)
     save_adapter(folder, changed(adapters), model, config)
-    words = "train --iters 1 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
+    words = "train --iters 2 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
     for line in (words, ["evaluate", *at(folder)]):
         error = error_of(capsys, run(*line))
         assert f"{folder} does not say on which base its adapter was trained: give --mo" in error
     assert run(*words, "--model", base) == 0 and capsys.readouterr().err == ""
-    stored = f'quantize = "{read_source(tmp_path / "run").scheme}"\n'
-    assert stored in (tmp_path / "run" / "train_config.toml").read_text()
 
 
 # -------------------------------------------------------------------------------- evaluate
@@ -123,16 +118,13 @@ def evaluated(capsys, *words):
 def test_evaluate_says_what_it_has_scored(base, data, out, capsys):
     assert train(base, data, out, "--quantize nf4") == 0
     score, said = evaluated(capsys, *at(out))  # of the split that the run made itself
-    assert score.keys() == {
-        "loss", "perplexity", "tokens", "exact_match", "ece", "brier", "rows", "data", "left_out",
-        "cut", "max_seq_length", "mask_prompt", "trained_on", "model", "quantize",
-    }  # fmt: skip
     # the file has no test rows, so these are its validation rows
     facts = {
         "rows": 2, "data": f"valid split of {data}", "left_out": {}, "cut": 0, "trained_on": 0,
         "max_seq_length": 256, "mask_prompt": False, "model": str(base), "quantize": "nf4",
     }  # fmt: skip
-    assert {name: score[name] for name in facts} == facts and said == ""
+    numbers = {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
+    assert score == facts | {name: score[name] for name in numbers} and said == ""
     loss = metrics(out)[-1]["eval_loss"]  # on the same base, as stored
     assert score["loss"] == pytest.approx(loss, rel=1e-6)
     assert run("evaluate", *at(out)) == 0
@@ -147,7 +139,7 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, out,
     rows = [
         {"prompt": "30+1=", "completion": "31"},  # unseen
         {"instruction": "5+1=", "output": "6", "id": 7},
-        {"prompt": "8+1=", "completion": "9", "id": 1},
+        {"prompt": " 8+1=\n", "completion": "9 ", "id": 1},  # white space makes no other row
         {"completion": "20", "prompt": "19+1="},  # held out
     ]
     other = write_rows(tmp_path / "other.jsonl", rows)
@@ -162,39 +154,27 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, out,
     four_bits = "--quantize nf4 --block-size 32"
     assert run("quantize", four_bits, "--model", merged, "--out", stored) == 0
     assert "bits per weight" in capsys.readouterr().out
-    assert "exists" in error_of(capsys, run(*merge))
-    error = error_of(capsys, run("quantize --model", stored, "--out", tmp_path / "two"))
-    assert "q_proj.weight is quantized already: load the base without" in error
     losses = []
-    for model, more, scheme in (
-        (merged, "", "none"),
-        (merged, four_bits, "nf4"),
-        (stored, "", "nf4"),
-    ):
+    for model, more in ((merged, ""), (merged, four_bits), (stored, "")):
         found, _ = evaluated(capsys, "--model", model, more, "--data", other)
         for name in ("trained_on", "tokens", "max_seq_length", "data"):
             assert found[name] == score[name]
-        assert found["quantize"] == scheme
         losses.append(found["loss"])
     assert losses[0] != losses[1] == losses[2]
-    assert run("evaluate --model", merged) == 0
-    assert f"2 rows, valid split of {data}\n" in capsys.readouterr().out
-    turns = [{"role": "user", "content": "3+1="}, {"role": "assistant", "content": "4"}]
-    spaced = {"prompt": " 3+1=\n", "completion": "4 "}  # white space does not make another row
-    assert warn_of_common_rows([{"messages": turns}, rows[0]], [spaced], "rows", "others") == 1
+    found, _ = evaluated(capsys, "--model", merged)
+    assert found["data"] == f"valid split of {data}"
 
     data.write_text(data.read_text() + "\n")
-    assert run("evaluate --adapter-path", out, "--data", other) == 0
-    changed = f"warning: {data} has changed since the run: it may lack rows that the model"
-    assert changed in capsys.readouterr().err
+    _, said = evaluated(capsys, "--data", other, *at(out))
+    assert f"warning: {data} has changed since the run: it may lack rows that the model" in said
     data.unlink()
-    assert run("evaluate --adapter-path", out, "--data", other) == 0
-    assert "the model may have been trained on these rows; its data" in capsys.readouterr().err
+    _, said = evaluated(capsys, "--data", other, *at(out))
+    assert "the model may have been trained on these rows; its data" in said
 
 
 def test_rows_of_every_earlier_run_are_counted(base, tmp_path, capsys):
     """Runs that began with the adapter of a run on A, or with a base into which it was merged."""
-    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(60)]
+    rows = sums(range(60))
     a, b, c = (write_rows(tmp_path / f"{n}.jsonl", rows[n : n + 20]) for n in (0, 20, 5))
     a1, a2, b1, b2, b3, ma, mb = (tmp_path / f"run{n}" for n in range(7))
     assert train(base, a, a1) == 0
@@ -206,15 +186,13 @@ def test_rows_of_every_earlier_run_are_counted(base, tmp_path, capsys):
     assert run(start, b, *at(b3), "--init-adapter", b2) == 0
 
     def trained_on(*words):
-        capsys.readouterr()
-        assert run("evaluate --json --data", a, *words) == 0
-        printed, said = capsys.readouterr()
-        found = json.loads(printed).get("trained_on")
+        score, said = evaluated(capsys, "--data", a, *words)
+        found = score.get("trained_on")
         warned = "warning: 18 of 20 rows are among the rows that the model was" in said
         assert warned == (found == 18)
         return found
 
-    for words in (at(a1), at(b1), at(b2), at(b3), ("--model", ma), ("--model", mb)):
+    for words in (at(a1), at(b1), at(b3), ("--model", mb)):
         assert trained_on(*words) == 18, words
     assert run(start, c, *at(a2), "--init-adapter", b3, "--dry-run") == 0
     said = "warning: 2 of 2 held-out rows are among the rows that the model was trained on"
@@ -223,48 +201,30 @@ def test_rows_of_every_earlier_run_are_counted(base, tmp_path, capsys):
     assert trained_on(*at(a1)) is trained_on(*at(b1)) is None
 
 
-def test_rows_that_are_left_out_and_cut_are_counted(base, out, tmp_path, capsys):
-    """Of the answers after 8 letters, a length of 8 leaves nothing, and a length of 10 leaves 2."""
-    rows = [{"prompt": "aaaaaaaa"[: 1 + 7 * (n % 2)], "completion": "bcd"} for n in range(10)]
+def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
+    """A length of 8 leaves nothing of an answer after 8 letters."""
+    rows = [{"prompt": "a" * n, "completion": "bcd"} for n in (1, 8)]
     path = write_rows(tmp_path / "rows.jsonl", [*rows, {"text": ""}])
-    words = "evaluate --model", base, "--data", path
+    words = "evaluate --max-seq-length 8 --model", base, "--data", path
+    assert run(*words) == 0
     target = "no target token within --max-seq-length 8"
-    assert run(*words, "--max-seq-length 8") == 0
-    first = f"5 rows, all rows of {path}; 5 left out ({target}); 1 left out (an empty answer)\n"
+    first = f"1 row, all rows of {path}; 1 left out ({target}); 1 left out (an empty answer)\n"
     assert capsys.readouterr().out.startswith(first)
     # if the loss counts the prompts, rows without their answer are kept
-    assert run(*words, "--no-mask-prompt --max-seq-length 8") == 0
+    assert run(*words, "--no-mask-prompt") == 0
     line = capsys.readouterr().out.splitlines()[0]
-    assert line.endswith("; 5 cut to --max-seq-length 8")
+    assert line.endswith("; 1 cut to --max-seq-length 8")
 
-    texts = write_rows(tmp_path / "texts.jsonl", [{"text": "a"}])
-    for command in ("evaluate", "inspect"):
-        error = error_of(capsys, run(command, "--mask-prompt --model", base, "--data", texts))
-        assert "--mask-prompt has no effect on rows without a prompt: leave it out" in error
 
-    assert train(base, path, out, "--mask-prompt --max-seq-length 10") == 0
-    printed = capsys.readouterr().out
-    skipped = "1 left out (an empty answer)"
-    assert f"\n9 rows to train on; {skipped}; 4 cut to --max-seq-length 10\n" in printed
-    assert "\n1 row held out; 1 cut to --max-seq-length 10\n" in printed
+def test_columns_are_named_once_and_then_known_to_every_command(base, out, tmp_path, capsys):
+    rows = [{"the=question": f"{n}+1=", "answer": str(n + 1)} for n in range(20)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    assert train(base, data, out, "--columns prompt=the=question completion=answer") == 0
+    assert "asked: '9+1='" in capsys.readouterr().out
     score, _ = evaluated(capsys, *at(out))
-    assert (score["max_seq_length"], score["tokens"], score["cut"]) == (10, 2, 1)
-
-
-def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, capsys):
-    table, out = tmp_path / "rows.csv", tmp_path / "run"
-    lines = [f'{n},"{n}+1=\nis",{n + 1}' for n in range(20)]
-    table.write_text("\r\n".join(["id,the=question,answer", *lines, ""]))
-    assert "--columns prompt=KEY completion=KEY" in error_of(capsys, train(base, table, out))
-    assert train(base, table, out, "--columns prompt=the=question completion=answer") == 0
-    printed = capsys.readouterr().out
-    assert "\n18 rows to train on\n" in printed and "asked: '9+1=\\nis'" in printed
-    assert run("train --resume --iters 5", *at(out)) == 0
-    score, _ = evaluated(capsys, *at(out))
-    assert score["data"] == f"valid split of {table}"
+    assert score["data"] == f"valid split of {data}"
     # other data: the columns of the run, unless others are given; built-in data have their keys
-    rows = [{"prompt": f"{n}+1=\nis", "completion": str(n + 1)} for n in (3, 40)]
-    other = write_rows(tmp_path / "other.jsonl", rows)
+    other = write_rows(tmp_path / "other.jsonl", sums([3, 40]))
     assert run("evaluate --data", other, *at(out)) == 2
     assert f"no row of {other} has 'the=question'" in capsys.readouterr().err
     given = "--columns prompt=prompt completion=completion"
@@ -279,27 +239,21 @@ def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, 
 def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
     rows = [{"instruction": "Add", "input": f"{n}+1", "output": str(n + 1)} for n in range(20)]
     path = write_rows(tmp_path / "alpaca.jsonl", rows)
-    words = "inspect --tokens 100 --model", base, "--data", path
-    assert run(*words, "--mask-prompt") == 0
-    printed = capsys.readouterr().out
     parts = memory.memory_estimate({}, load(base, low_precision=True).model, 100)
-    assert f"over 100 tokens:\n{memory.format_estimate(parts)}\n" in printed
-    lines = printed.split("counts the tokens with *:\n")[1].splitlines()
-    marked = [(line[0], line.split(maxsplit=1 + (line[0] == "*"))[-1]) for line in lines]
-    assert "".join(eval(text) for _, text in marked) == "Add\n0+1\n1"
-    assert [text for mark, text in marked if mark == "*"] == ["'1'", "''"]  # and the end token
-    assert run(*words, "--no-mask-prompt") == 0
-    lines = capsys.readouterr().out.split("counts the tokens with *:\n")[1].splitlines()
-    assert "".join(line[0] for line in lines) == " " + "*" * 9  # nothing predicts the first token
+    # nothing predicts the first token; the last one is the end token
+    for mask, marks in (("--mask-prompt", " " * 8 + "**"), ("--no-mask-prompt", " " + "*" * 9)):
+        assert run("inspect --tokens 100 --model", base, "--data", path, mask) == 0
+        printed = capsys.readouterr().out
+        assert f"over 100 tokens:\n{memory.format_estimate(parts)}\n" in printed
+        lines = printed.split("counts the tokens with *:\n")[1].splitlines()
+        assert "".join(line[0] for line in lines) == marks
+        assert "".join(eval(line[10:]) for line in lines) == "Add\n0+1\n1"
 
 
 def test_inspect_shows_what_train_trains_on(base, chat_base, data, tmp_path, capsys):
-    row = {"prompt": "a", "completion": "b" * 300}
-    long = write_rows(tmp_path / "long.jsonl", [row])
-    for name, mask in product(
-        (data, long, "questions"), (None, "--mask-prompt", "--no-mask-prompt")
-    ):
-        words = ["--model", str(base), "--data", str(name), *filter(None, [mask])]
+    long = write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "completion": "b" * 300}])
+    for rows in ("questions", f"{long}", f"{long} --mask-prompt", f"{long} --no-mask-prompt"):
+        words = ["--model", str(base), "--data", *rows.split()]
         job = prepare(parse(["train", *words]), tmp_path / "none")
         found, _ = load_examples(parse(["inspect", *words]), job.loaded, "train")
         assert found.examples[0] == job.examples[0]
@@ -359,14 +313,15 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path, cap
     assert capsys.readouterr().out == expected
     assert run("generate --prompt 1+1= 3+1= --adapter-path", a, more) == 0  # one for all
     assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
-    error = error_of(capsys, run("generate --prompt x y z --adapter-path", a, b))
-    assert "3 prompts need one --adapter-path or 3, got 2: write none" in error
     c = write_adapter(tmp_path / "c", write_base(tmp_path / "other", seed=1))
-    error = error_of(capsys, run("generate --prompt x y --adapter-path", a, c))
-    assert "different bases" in error
     d = write_adapter(tmp_path / "d", base, init_lora_weights="pissa")
-    error = error_of(capsys, run("generate --prompt x y --adapter-path", d, "none"))
-    assert "changes the base, so none would not be the base" in error
+    for words, paths, message in (
+        ("x y z", (a, b), "3 prompts need one --adapter-path or 3, got 2: write none"),
+        ("x y", (a, c), "different bases"),
+        ("x y", (d, "none"), "changes the base, so none would not be the base"),
+    ):
+        error = error_of(capsys, run("generate --prompt", words, "--adapter-path", *paths))
+        assert message in error
 
 
 def test_the_sampling_flags_of_generate_reach_the_sampling(base, capsys):
@@ -378,11 +333,10 @@ def test_the_sampling_flags_of_generate_reach_the_sampling(base, capsys):
     seen = set()
     for other in ({}, {"max_tokens": 4}, {"temp": 0.3}, {"top_p": 0.05}, {"seed": 6}):
         given = first | other
-        words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+        words = [f"{flag(name)} {value}" for name, value in given.items()]
         assert run("generate --model", base, "--prompt", *prompts, *words) == 0
         printed = capsys.readouterr().out
-        options = {"rng": np.random.default_rng(given.pop("seed")), **given}
-        answers = minilora.generate_batch([{}] * len(ids), model, ids, **options)
+        answers = minilora.generate_batch([{}] * 2, model, ids, rng=given.pop("seed"), **given)
         texts = zip(prompts, map(tokenizer.decode, answers))
         assert printed == "".join(f"--- {prompt!r}\n{text}\n" for prompt, text in texts)
         seen.add(printed)
@@ -415,11 +369,11 @@ def asked(monkeypatch):
 
 def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffHi\r\n\r\n  \nand then?\n exit \nnever\n"))
-    flags = "chat --max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt"
-    assert cli.main([*flags.split(), "Be brief", "--model", str(chat_base)]) == 0
+    flags = "--max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt Briefly!"
+    assert run("chat --model", chat_base, flags) == 0
     printed = capsys.readouterr()
     assert printed.out == "yes 1\nyes 2\n" and printed.err == ""
-    first = "[system]Be brief[user]Hi[assistant]"
+    first = "[system]Briefly![user]Hi[assistant]"
     assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user]and then?[assistant]"]
     (_, one), (_, two) = asked
     assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
@@ -443,14 +397,13 @@ def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatc
 
 def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
     for words, prompt in (
-        (["Hi"], "[user]Hi[assistant]"),
-        (["Hi", "--raw"], "Hi"),
-        (["-", "--raw"], "\n from\na file "),
-        (["-", "--system-prompt", "S"], "[system]S[user]\n from\na file [assistant]"),
+        ("Hi", "[user]Hi[assistant]"),
+        ("Hi --raw", "Hi"),
+        ("- --raw", "\n from\na file "),
+        ("- --system-prompt S", "[system]S[user]\n from\na file [assistant]"),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
-        command = "generate", "--max-tokens", "7", "--model", str(chat_base), "--prompt"
-        assert cli.main([*command, *words]) == 0
+        assert run("generate --max-tokens 7 --model", chat_base, "--prompt", words) == 0
         text, options = asked.pop()
         assert (text, options["max_tokens"]) == (prompt, 7)
         assert capsys.readouterr().out == "yes 1\n"
@@ -464,11 +417,9 @@ def test_a_character_is_printed_when_its_last_byte_is_there(base, monkeypatch, c
         assert capsys.readouterr().out == text + "\n"
 
 
-def test_a_system_prompt_that_the_model_would_not_see_is_refused(base, chat_base, capsys):
-    says = "--system-prompt needs a chat template, and none is used here: put its text into"
-    words = "generate --prompt a --raw --system-prompt S --model", chat_base
-    for line in (["chat --system-prompt S --model", base], words):
-        assert says in error_of(capsys, run(*line))
+def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base, capsys):
+    status = run("generate --prompt a --raw --system-prompt S --model", chat_base)
+    assert "--system-prompt needs a chat template, and none is" in error_of(capsys, status)
     args = parse(["chat", "--system-prompt", "S"])
     messages = [{"role": "user", "content": "a"}]
     start = "{% if messages[0].role != 'system' %}[system]S{% endif %}"  # its default is as given

@@ -33,7 +33,6 @@ def train(folder):
     return training("--overwrite --lora-r 4")(folder)
 
 
-ITSELF = "--model {f}/base --data {f}/rows.jsonl --adapter-path {f}/run --init-adapter {f}/run"
 WRITERS = {
     "nothing": lambda folder: 0,
     "train": training(""),
@@ -42,7 +41,7 @@ WRITERS = {
     "merge": command("merge --model {f}/base --adapter-path {f}/adapter --out {f}/run"),
     "quantize": command("quantize --model {f}/base --out {f}/run"),
     "init-adapter": training("--init-adapter {f}/adapter --overwrite"),
-    "init-adapter of itself": command(f"train {STEPS} --quantize none {ITSELF} --overwrite"),
+    "init-adapter of itself": training("--quantize none --init-adapter {f}/run --overwrite"),
     "resume": command("train --resume --quiet --adapter-path {f}/run"),
     "kill": None,
 }

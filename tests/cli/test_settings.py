@@ -3,10 +3,11 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small_run import contents, run, write_base, write_chat_base, write_rows
+from small_run import contents, run, sums, write_base, write_chat_base, write_rows
 from toy_models import tiny
 
 from minilora import training
@@ -59,20 +60,15 @@ CONTEXTS = (  # in each of them, other flags act
 @pytest.fixture(scope="module")
 def place(place):
     """The folder with more bases and rows, and the names of all of them."""
-    of = {
-        n: str(place / n)
-        for n in ["base", "other", "chat", "rows", "few", "texts", "more", "adapter", "run"]
-    }
+    names = "base other chat rows.jsonl few.jsonl texts.jsonl more.jsonl adapter run"
+    of = {name.partition(".")[0]: str(place / name) for name in names.split()}
     write_base(place / "other", seed=1)
     template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
     write_chat_base(place / "chat", template)
-    sums = [
-        {"prompt": f"{n}+1=", "completion": str(n + 1), "question": f"{n}?", "answer": str(n)}
-        for n in range(60)
-    ]
-    for name, rows in {"rows": sums[:50], "few": sums[:3], "more": sums}.items():
-        of[name] = str(write_rows(place / f"{name}.jsonl", rows))
-    of["texts"] = str(write_rows(place / "texts.jsonl", [{"text": row["prompt"]} for row in sums]))
+    rows = [row | {"question": f"{row['prompt']}?", "answer": "no"} for row in sums(range(60))]
+    texts = [{"text": row["prompt"]} for row in rows]
+    for name, some in {"rows": rows[:50], "few": rows[:3], "more": rows, "texts": texts}.items():
+        write_rows(Path(of[name]), some)
     return SimpleNamespace(folder=place, of=of)
 
 

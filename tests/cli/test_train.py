@@ -1,6 +1,5 @@
 """`minilora train`: the folder of a run, resuming, and settings that a run refuses."""
 
-import re
 import shutil
 import tomllib
 from dataclasses import replace
@@ -18,19 +17,17 @@ from small_run import (
     run,
     tensors,
     train,
+    untimed,
     write_base,
     write_rows,
 )
 
 import minilora
-from minilora import LoraConfig, TrainConfig, encode_rows, get_peft_model, load_rows
+from minilora import LoraConfig, TrainConfig, encode_rows, load_rows
 from minilora.batching import Example
 from minilora.cli import run_folder, stored_paths
 from minilora.cli.arguments import flag, parse
-from minilora.cli.loading import (
-    LoadedModel,
-    make_adapter_config,
-)
+from minilora.cli.loading import LoadedModel, load_for_training, make_adapter_config
 from minilora.cli.run import (
     RunWriter,
     check_memory,
@@ -39,10 +36,11 @@ from minilora.cli.run import (
     warn_of_few_evaluations,
 )
 from minilora.config import InputError
-from minilora.data.packing import pack_examples
 from minilora.evaluation import plot
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import (
+    CHECKPOINT,
+    WEIGHTS,
     load_state,
     read_metadata,
     read_source,
@@ -55,11 +53,9 @@ from minilora.kernels import fused
 from minilora.model import Model, Source
 from minilora.training import State
 
-WEIGHTS, CHECKPOINT = "adapter_model.safetensors", "checkpoint.safetensors"
-
 
 def settings_of(folder):
-    return tomllib.loads((folder / "train_config.toml").read_text())
+    return tomllib.loads(Path(folder, "train_config.toml").read_text())
 
 
 def step_of(folder):
@@ -74,21 +70,15 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
 ):
     monkeypatch.setattr("minilora.cli.run.curve", plot.curve)
     assert train(base, data, out, "--save-every 4") == 0
-    names = {
-        "README.md", "adapter_config.json", WEIGHTS, CHECKPOINT, "curve.png", "metrics.jsonl",
-        "train_config.toml",
-    }  # fmt: skip
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == run_folder.FILES
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     first, *_, last = metrics(out)
     printed = capsys.readouterr().out
     for when, row in (("before", first), ("after", last)):
         assert f"{when}: held-out loss {row['eval_loss']:.4f} nats" in printed
-    settings = settings_of(out)
-    assert settings["quantize"] == "nf4-dq" and settings["block_size"] == 64
 
     before = files(out)
-    for name in names - {CHECKPOINT}:
+    for name in run_folder.FILES - {CHECKPOINT}:
         (out / name).unlink()
     assert "train --resume" in error_of(capsys, run("evaluate", *at(out)))
     assert run("train --resume", *at(out)) == 0
@@ -110,12 +100,10 @@ def test_a_save_does_not_write_the_records_of_earlier_saves(base, data, tmp_path
         written.append(bytes_written() - before)
 
     monkeypatch.setattr(RunWriter, "save", counting)
-    more = "--iters 60 --save-every 1 --steps-per-eval 60 --quiet"
+    more = "--iters 20 --save-every 1 --steps-per-eval 20 --quiet"
     assert train(base, data, tmp_path / "run", more) == 0
     *written, _ = written  # the last save has all records
-    assert len(written) == 59
-    assert max(written) - min(written) < 700  # the records of 60 steps are 10,000 bytes
-    assert len(metrics(tmp_path / "run")) == 62
+    assert max(written) - min(written) < 700  # the records of 20 steps are 3,000 bytes
 
 
 def test_a_killed_run_needs_its_metrics(base, data, out, monkeypatch, capsys):
@@ -157,8 +145,6 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, out, tmp_p
         assert train(base, data, tmp_path / "new") == 130
     assert not (tmp_path / "new").exists()
     assert capsys.readouterr().err.endswith("start the same command again\n")
-    assert train(base, data, out, "--overwrite --seed 3") == 0
-    assert files(out).keys() == before.keys() and files(out) != before
 
 
 def test_two_runs_in_one_folder(base, data, out, capsys):
@@ -166,7 +152,6 @@ def test_two_runs_in_one_folder(base, data, out, capsys):
         line = error_of(capsys, train(base, data, out))
         assert f"another process is writing {out}: wait for it" in line and out.exists()
     assert not out.exists()
-    assert train(base, data, out) == 0
 
 
 def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
@@ -194,10 +179,10 @@ def test_quiet_prints_the_last_line_only(base, data, out, monkeypatch, capsys):
     assert "quiet" not in settings_of(out)
 
 
-def test_a_run_without_held_out_rows_prints_its_loss(base, tmp_path, capsys):
+def test_a_run_without_held_out_rows_prints_its_loss(base, out, tmp_path, capsys):
     few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
-    assert run("train --model", base, "--data", few, "--iters 4", *at(tmp_path / "run")) == 0
-    losses = [row["loss"] for row in metrics(tmp_path / "run")]
+    assert run("train --model", base, "--data", few, "--iters 4", *at(out)) == 0
+    losses = [row["loss"] for row in metrics(out)]
     line = f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last\n"
     assert line in capsys.readouterr().out
 
@@ -205,11 +190,7 @@ def test_a_run_without_held_out_rows_prints_its_loss(base, tmp_path, capsys):
 def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     base, out, tmp_path, monkeypatch, capsys
 ):
-    folder, seen = tmp_path / "splits", []
-    folder.mkdir()
-    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(9)]
-    for split in ("train", "valid"):
-        write_rows(folder / f"{split}.jsonl", rows)
+    data, seen = write_rows(tmp_path / "rows.jsonl", [{"text": f"{n}"} for n in range(100)]), []
 
     def counting(adapters, model, examples, *more):
         seen.append(examples)
@@ -217,11 +198,11 @@ def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
 
     for place in ("minilora.cli.run.evaluate", "minilora.evaluation.loop.evaluate"):
         monkeypatch.setattr(place, counting)
-    assert train(base, folder, out, "--iters 2 --val-batches 2 --batch-size 3") == 0
-    first, _ = encode_rows(rows[:6], load(base)[1], TrainConfig())
+    assert train(base, data, out, "--iters 2 --val-batches 2 --batch-size 3") == 0
+    first, _ = encode_rows(load_rows(data, "valid")[:6], load(base)[1], TrainConfig())
     assert seen == [first, first]  # before the first step, and after the last
     printed = capsys.readouterr().out
-    assert len(re.findall(", on 6 of 9 held-out rows\n", printed)) == 2
+    assert printed.count(", on 6 of 10 held-out rows\n") == 2
     last = metrics(out)[-1]
     card = (out / "README.md").read_text()
     assert f"- Held-out rows: 6: loss {last['eval_loss']:.6g}, perplexity" in card
@@ -245,20 +226,13 @@ def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monke
         train(base, data, tmp_path / "run", "--overwrite")
 
 
-@pytest.mark.parametrize(
-    ("more", "tokens"),
-    [
-        ({"grad_accumulation_steps": 9}, 4 * 8),
-        ({"packing": True, "max_seq_length": 11}, 4 * 10),
-    ],
-)
-def test_the_memory_of_a_step_is_that_of_the_longest_row(base, more, tokens, capsys):
-    model, tokenizer = load(base)
-    loaded = LoadedModel(model, tokenizer, get_peft_model(model, LoraConfig()).adapters)
+def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys):
+    loaded = load_for_training(parse(["train", f"--model={base}"]))
     examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
-    train_config = TrainConfig(batch_size=4, **more)
-    check_memory(loaded, examples, train_config)
-    assert f"\na step over {tokens} tokens:\n" in capsys.readouterr().out
+    config = TrainConfig(batch_size=4, grad_accumulation_steps=9, max_seq_length=11)
+    for packing, tokens in ((False, 4 * 8), (True, 4 * 10)):
+        check_memory(loaded, examples, replace(config, packing=packing))
+        assert f"\na step over {tokens} tokens:\n" in capsys.readouterr().out
 
 
 CARDS = {  # flags: what the model card says
@@ -289,29 +263,25 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
 
 def test_a_finished_run_is_lengthened(base, data, out, tmp_path, capsys):
     """The definition: the state at the end of the first run, then steps of the longer run."""
-    assert train(base, data, out, "--lora-dropout 0.2") == 0
+    assert train(base, data, out) == 0
     capsys.readouterr()
     error = error_of(capsys, run("train --resume --iters 3", *at(out)))
     assert f"--iters 3: {out / CHECKPOINT} is at step 4 already" in error
-    model, tokenizer = load(base, "nf4-dq", low_precision=True)
-    lora_config = LoraConfig(lora_dropout=0.2)
-    adapters, _ = get_peft_model(model, lora_config)
-    state, *_ = load_state(out / CHECKPOINT, adapters)
+    loaded = load_for_training(parse(["train", f"--model={base}", f"--data={data}"]))
+    state, *_ = load_state(out / CHECKPOINT, loaded.adapters)
     assert run("train --resume --iters 9", *at(out)) == 0
     said = "from step 5 on, the learning rate is that of a run of 9 steps"
     assert said in capsys.readouterr().out
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
-    examples, _ = encode_rows(load_rows(str(data), "train"), tokenizer, settings)
+    examples, _ = encode_rows(load_rows(data, "train"), loaded.tokenizer, settings)
     records = []
-    for state, new in minilora.run(state, model, examples, settings):
+    for state, new in minilora.run(state, loaded.model, examples, settings):
         records += new
-    save_adapter(tmp_path / "expected", state.adapters, model, lora_config)
+    save_adapter(tmp_path / "expected", state.adapters, loaded.model, loaded.adapter_config)
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
     rows = [row for row in metrics(out) if "loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, 10))
-    assert [row["loss"] for row in rows[4:]] == [row["loss"] for row in records]
-    assert settings_of(out)["iters"] == 9 and "9 steps" in (out / "README.md").read_text()
+    assert len(rows) == 9 and untimed(rows[4:]) == untimed(records)
     assert run("train --resume", *at(out)) == 0  # the settings of the checkpoint are the new ones
     assert run("train --resume --epochs 2", *at(out)) == 0 and step_of(out) == 18
 
@@ -331,23 +301,19 @@ def test_a_run_says_if_it_has_too_few_evaluations(capsys):
 
 
 def test_epochs_are_steps(capsys):
-    """A packed sequence is one sequence: rows of 6 to 8 tokens, in sequences of 11 places."""
-    examples = [Example([1] * n, [1] * n) for n in (7, 8, 9) * 6]
-    config = TrainConfig(batch_size=2)
-    for epochs, steps in ((1, 9), (2.5, 23), (0.1, 1), (1.1, 10)):
+    """A packed sequence is one sequence: rows of 6 to 8 tokens, in sequences of 15 places."""
+    examples = [Example([1] * n, [1] * n) for n in (7, 8, 9) * 10]
+    config = TrainConfig(batch_size=3, grad_accumulation_steps=2)
+    for epochs, steps in ((1, 5), (2.5, 13), (0.1, 1), (1.1, 6), (2.2, 11)):
         assert steps_of_epochs(epochs, examples, config) == steps
-    config = TrainConfig(batch_size=3, grad_accumulation_steps=4)
-    assert steps_of_epochs(2, examples, config) == 3
-    packed = pack_examples(examples, 14)
-    assert len(packed) < len(examples)
-    config = TrainConfig(batch_size=1, packing=True, max_seq_length=14)
-    assert steps_of_epochs(4, examples, config) == 4 * len(packed)
-    for n in (len(packed), len(packed) + 1):
+    config = TrainConfig(batch_size=1, packing=True, max_seq_length=16)  # two rows a sequence
+    assert steps_of_epochs(4, examples, config) == 4 * 15
+    for n, epochs in ((15, "40.0"), (16, "42.7")):
         print_length(examples, replace(config, batch_size=n, iters=40))
-        line = f"18 rows in {len(packed)} packed sequences, 40 steps of {n} sequences: "
         printed, said = capsys.readouterr()
-        assert printed == f"{line}{40 * n / len(packed):.1f} epochs\n"
-        assert said.startswith("warning: each step repeats sequences") == (n > len(packed))
+        line = f"30 rows in 15 packed sequences, 40 steps of {n} sequences: {epochs} epochs\n"
+        assert printed == line
+        assert said.startswith("warning: each step repeats sequences") == (n > 15)
 
 
 @pytest.fixture
@@ -391,7 +357,6 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, out, scripted, 
     scripted(1.0, 2.0, 3.0)
     assert train(base, data, out, STOPPING) == 0
     printed = capsys.readouterr().out
-    assert "early stopping at step 6 of 8: " in printed
     assert "after: held-out loss 1.0000 nats per token, exact match 50.0 %\n" in printed
     card = (out / "README.md").read_text()
     assert "6 of 8 steps, because early stopping ended the run. The adapter is that of" in card
@@ -457,8 +422,14 @@ def test_a_resume_takes_no_other_value_of_any_setting(out, monkeypatch):
         changed = metadata | {"settings": metadata["settings"] | {name: "another"}}
         with pytest.raises(InputError, match=f"{flag(name)} is another, but the run in"):
             run_folder.check_same_run(out, changed)
+    other = metadata | {"digests": {"model": "another"}}
     with pytest.raises(InputError, match="the files of --model micro have changed"):
-        run_folder.check_same_run(out, metadata | {"digests": {"model": "another"}})
+        run_folder.check_same_run(out, other)
+    metadata["settings"] = metadata["settings"] | {"model": "moved"}
+    with pytest.raises(
+        InputError, match=r"--model is micro, .* has moved, and the contents differ"
+    ):
+        run_folder.check_same_run(out, other)
 
 
 def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
@@ -468,28 +439,26 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
     for split in ("train", "valid"):
         write_rows(rows / f"{split}.jsonl")
 
-    def of_data(folder):
-        return stored_paths.digest("data", folder)
+    def digests():
+        return stored_paths.digest("data", rows), files_digest(pretrained.files(own))
 
-    def of_model(folder):
-        return files_digest(pretrained.files(folder))
-
-    assert load(own).model.source.digest == of_model(own)
-    for digest, folder, read in (
-        (of_data, rows, ("train.jsonl", "valid.jsonl")),
-        (of_model, own, ("config.json", "model.safetensors", "tokenizer.json")),
+    before = digests()
+    assert load(own).model.source.digest == before[1]
+    for folder, name in product(
+        (rows, own), ("notes.txt", "test.jsonl", "model-00002-of-00002.safetensors")
     ):
-        before = digest(folder)
-        for name in ("notes.txt", "test.jsonl", "model-00002-of-00002.safetensors"):
-            (folder / name).write_text("{}")
-        assert digest(folder) == before
-        for name in read:
-            (folder / name).write_bytes(b"other")
-            assert digest(folder) != before
-            before = digest(folder)
+        (folder / name).write_text("{}")
+    assert digests() == before
+    for path in (
+        rows / "train.jsonl", rows / "valid.jsonl", own / "config.json", own / "model.safetensors",
+        own / "tokenizer.json",
+    ):  # fmt: skip
+        path.write_bytes(b"other")
+        assert digests() != before
+        before = digests()
 
 
-def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch, capsys):
+def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch):
     """Relative paths mean the same from every folder; a moved file may have another path."""
     project, moved = tmp_path / "project", tmp_path / "moved"
     project.mkdir()
@@ -498,21 +467,11 @@ def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch,
     monkeypatch.chdir(project)
     assert train("base", "rows.jsonl", "run", "--method ia3") == 0
     names = {"model": "base", "data": "rows.jsonl", "adapter_path": "run"}
-    written = settings_of(project / "run")
-    assert {k: written[k] for k in names} == {k: str(project / v) for k, v in names.items()}
-    monkeypatch.chdir(tmp_path)
-    assert run("evaluate", *at(project / "run")) == 0
+    assert settings_of("run").items() >= {k: str(project / v) for k, v in names.items()}.items()
     project.rename(moved)
-    where = "--model", moved / "base", "--data", moved / "rows.jsonl"
-    assert run("evaluate", *where, *at(moved / "run")) == 0
-    assert run("train --resume --iters 6", *where, *at(moved / "run")) == 0
-    written = settings_of(moved / "run")
-    assert {k: written[k] for k in names} == {k: str(moved / v) for k, v in names.items()}
-    other = write_rows(tmp_path / "other.jsonl", [{"text": "another row"}] * 20)
-    assert run("train --resume --data", other, *where[:2], *at(moved / "run")) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    then = f"the run in {moved / 'run'} has {where[3]}, and the contents differ: leave --data out"
-    assert error.startswith(f"error: --data is {other}, but {then}")
+    monkeypatch.chdir(moved)
+    assert run("train --resume --iters 6 --model base --data rows.jsonl --adapter-path run") == 0
+    assert settings_of("run").items() >= {k: str(moved / v) for k, v in names.items()}.items()
 
 
 def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(
@@ -524,9 +483,8 @@ def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(
     capsys.readouterr()
     assert train(other, data, second, "--init-adapter", first) == 0
     assert run("train --resume --iters 6", *at(second)) == 0
-    assert run("evaluate --model", other, *at(first)) == 0
     warning = f"warning: the files of {other} are not those of the base that {first} was trained"
-    assert [line.startswith(warning) for line in capsys.readouterr().err.splitlines()] == [True] * 3
+    assert [line.startswith(warning) for line in capsys.readouterr().err.splitlines()] == [True] * 2
     assert read_source(second) == load(other, "int8").model.source
     assert settings_of(second)["model"] == str(other) and step_of(second) == 6
 
@@ -556,12 +514,10 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     more = "--method dora --lora-r 3 --also-train norm --quantize int8"
     assert train(base, data, first, more) == 0
-    settings = settings_of(first)
-    assert not {"num_virtual_tokens", "bottleneck_size", "block_size"} & settings.keys()
     assert run("train -c", first / "train_config.toml", *at(second)) == 0
     assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
     # an adapter to start from has its own base, storage and settings, and trains its norms already
-    words = "train --iters 1 --also-train head --adapter-dtype bfloat16 --data", data, *at(third)
+    words = "train --iters 2 --also-train head --adapter-dtype bfloat16 --data", data, *at(third)
     capsys.readouterr()
     assert run(*words, "--init-adapter", first) == 0 and capsys.readouterr().err == ""
     entries = read_header(third / WEIGHTS)
@@ -570,7 +526,5 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
     assert '"r": 3' in (third / "adapter_config.json").read_text()
     assert "\n- dora\n" in (third / "README.md").read_text()
     settings = settings_of(third)
-    assert not {"method", "lora_r", "target_modules", "layers_to_transform"} & settings.keys()
-    assert settings["also_train"] == ["head"]
     assert (settings["model"], settings["quantize"]) == (str(base), "int8")
     assert run("train -c", third / "train_config.toml", "--overwrite") == 0

@@ -16,6 +16,7 @@ from minilora.config import InputError, TrainConfig
 from minilora.data import tasks
 from minilora.data.packing import pack_examples
 from minilora.data.rows import (
+    check_row,
     encode,
     encode_rows,
     existing_split,
@@ -115,41 +116,44 @@ def test_rows_of_all_forms(tmp_path):
     assert read_rows(write(tmp_path, '{"text": "a\u2028b\x85c"}')) == [{"text": "a\u2028b\x85c"}]
 
 
-@pytest.mark.parametrize("line, message", [
-    ('{"text": "a"', "not JSON"),
-    ('{"text": "a", "id": 1, "text": "b"}', "not JSON: the key 'text' is there twice"),
-    (b"[" * 100_000, "not JSON"),
-    (b'{"text": "\xff"}', "not UTF-8"),
-    ("[1]", "the row must be a JSON object"),
-    ('{"prompt": "a"}', r"the keys are \['prompt'\]: a row needs text, or prompt and completion"),
-    ('{"text": null}', r"the keys are \[\]: a row needs text"),
-    ('{"prompt": "a", "completion": 1.5}', "completion must be a string, not 1.5"),
-    ('{"prompt": "a", "messages": []}', "prompt would not .* messages: .*messages=messages"),
-    ('{"prompt": "a", "completion": "b", "system": "s"}', "system would not .* completion: .*=c"),
-    ('{"instruction": "a", "input": "b", "output": "c", "history": [["d"]]}',
-     "history would not be read .*=instruction output=output input=input"),
-    ('{"instruction": "a", "output": "b", "messages": [{}]}', "instruction and output would not"),
-    ('{"text": "a", "tools": [{}]}', "tools would not be read next to text"),
-    ('{"text": "a\\ud83d"}', r"not Unicode: '\\ud83d' is half of a character"),
-    ('{"messages": []}', "the last message must be of the assist"),
-    ('{"messages": [{"content": "a"}]}', "the role of a message must be a string, not None"),
-    ('{"messages": {"role": "assistant"}}', "messages must be a list of objects, not {'role'"),
-    ('{"messages": [{"role": "assistant", "tool_calls": ["f"]}]}', "tool_calls must be a list"),
-    ('{"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}', "the functions of"),
-    ('{"messages": [{"role": "user", "content": "a"}]}', ".* of the assistant, not of 'user'"),
-    ('{"messages": [{"role": "assistant", "content": null}]}', "content must be a string, not N"),
-    ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "weights of messages"),
-    ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools is not JSON"),
-    ('{"conversations": [{"from": "gpt", "value": "a", "weight": 0}]}', "weights of messages"),
-    ('{"conversations": [{"from": "gpt", "value": "a", "train": false}]}', "weights of messages"),
-    ('{"instruction": 1, "output": ""}', "instruction must be a string, not 1"),
-    ('{"conversations": [{"role": "user"}]}', "conversations must be .*=conversations"),
-    ('{"conversations": [{"from": ["gpt"], "value": ""}]}', r"from must be .*: \['gpt'\]"),
-])  # fmt: skip
-def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, message):
+BAD_ROWS = {  # line: beginning of the message
+    '{"text": "a"': "not JSON",
+    '{"text": "a", "id": 1, "text": "b"}': "not JSON: the key 'text' is there twice",
+    b"[" * 100_000: "not JSON",
+    b'{"text": "\xff"}': "not UTF-8",
+    "[1]": "the row must be a JSON object",
+    '{"prompt": "a"}':
+        r"the keys are \['prompt'\]: a row needs text, .* --columns prompt=KEY completion=KEY",
+    '{"text": null}': r"the keys are \[\]: a row needs text",
+    '{"prompt": "a", "completion": 1.5}': "completion must be a string, not 1.5",
+    '{"prompt": "a", "messages": []}': "prompt would not .* messages: .*messages=messages",
+    '{"prompt": "a", "completion": "b", "system": "s"}': "system would not .* completion: .*=c",
+    '{"instruction": "a", "input": "b", "output": "c", "history": [["d"]]}':
+        "history would not be read .*=instruction output=output input=input",
+    '{"instruction": "a", "output": "b", "messages": [{}]}': "instruction and output would not",
+    '{"text": "a", "tools": [{}]}': "tools would not be read next to text",
+    '{"text": "a\\ud83d"}': r"not Unicode: '\\ud83d' is half of a character",
+    '{"messages": []}': "the last message must be of the assist",
+    '{"messages": [{"content": "a"}]}': "the role of a message must be a string, not None",
+    '{"messages": {"role": "assistant"}}': "messages must be a list of objects, not {'role'",
+    '{"messages": [{"role": "assistant", "tool_calls": ["f"]}]}': "tool_calls must be a list",
+    '{"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}': "the functions of",
+    '{"messages": [{"role": "user", "content": "a"}]}': ".* of the assistant, not of 'user'",
+    '{"messages": [{"role": "assistant", "content": null}]}': "content must be a string, not N",
+    '{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}': "weights of messages",
+    '{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}': "tools is not JSON",
+    '{"conversations": [{"from": "gpt", "value": "a", "train": false}]}': "weights of messages",
+    '{"instruction": 1, "output": ""}': "instruction must be a string, not 1",
+    '{"conversations": [{"role": "user"}]}': "conversations must be .*=conversations",
+    '{"conversations": [{"from": ["gpt"], "value": ""}]}': r"from must be .*: \['gpt'\]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_ROWS)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, line):
     bad = line if isinstance(line, bytes) else line.encode()
     path = write(tmp_path, b'{"text": "sound"}\n\n' + bad + b'\n{"text": "sound"}\n')
-    assert_refused(path, f", line 3: {message}")
+    assert_refused(path, f", line 3: {BAD_ROWS[line]}")
 
 
 def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
@@ -212,7 +216,8 @@ def test_columns_name_the_keys_of_rows(tmp_path):
         load_rows("notes", "train", columns)
     some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
     optional = {"instruction": "q", "input": "c", "output": "a"}  # a row may lack a column
-    assert [row_content(row) for row in load_rows(some, "train", optional)] == ["a b", "a c b"]
+    found = [*load_rows(some, "train", optional), chat_row("a", "b")]
+    assert [row_content(row) for row in found] == ["a b", "a c b", "a b"]
 
 
 def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
@@ -232,9 +237,8 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     path = write(tmp_path, "\n".join(map(json.dumps, [*alpaca, sharegpt])))
     first, *short, chat = read_rows(path)
     assert short == 2 * [{"instruction": "Hi", "output": "Hello"}]
-    assert chat["messages"][-1]["tool_calls"] == [CALL]
-    roles = [(m["role"], m["content"]) for m in chat["messages"] + chat["tools"]]
-    assert roles == [
+    assert chat["messages"][-1].pop("tool_calls") == [CALL] and chat["tools"] == []
+    assert [tuple(message.values()) for message in chat["messages"]] == [
         ("system", "Be brief."), ("user", "1"), ("assistant", "one"), ("tool", "2"),
         ("assistant", "two"),
     ]  # fmt: skip
@@ -251,27 +255,27 @@ def test_a_folder_has_a_file_per_split(tmp_path):
     for split in tasks.SPLITS:  # without other files, as for a file
         assert load_rows(tmp_path, split) == load_rows(table, split)
     assert [len(row["text"]) for row in load_rows(table, "valid")] == [5, 200_000]
-    write(tmp_path, "text\ntrain\n", "train.csv")
-    for name, split in (
-        ("validation-00000-of-00001.jsonl", "valid"), ("valid_data.jsonl", "valid"),
-        ("valid.ndjson", "valid"), ("my dev2.jsonl", "valid"), ("dev.jsonl", "valid"),
-        ("Test.json", "test"),
-    ):  # fmt: skip
-        for path in tmp_path.glob("*valid*"), tmp_path.glob("my*"):
-            [file.unlink() for file in path]
-        assert existing_split(tmp_path, "test") == "valid"
-        write(tmp_path, f'[{{"text": "{split}"}}]', name)
-        assert load_rows(tmp_path, "test") == load_rows(tmp_path, split) == [{"text": split}]
-        assert load_rows(tmp_path, "train") == [{"text": "train"}]
-    assert existing_split(tmp_path, "test") == "test"
+    valid = ("validation-00000-of-00001.jsonl", "valid_data.jsonl", "valid.ndjson", "my dev2.jsonl")
+    for name in (*valid, "Test.json"):
+        path = write(tmp_path, '[{"text": "held out"}]', name)
+        split, left = ("test", 18) if name == "Test.json" else ("valid", 20)
+        assert existing_split(tmp_path, "test") == split
+        assert load_rows(tmp_path, "test") == load_rows(tmp_path, split) == [{"text": "held out"}]
+        assert len(load_rows(tmp_path, "train")) == left
+        path.unlink()
     assert existing_split("questions", "test") == "test"
-    write(tmp_path, b"PAR1", "validation.parquet")
+    for name in ("dev.jsonl", "validation.parquet"):
+        path = write(tmp_path, "", name)
     with pytest.raises(InputError, match=r"split valid: dev\.jsonl and validation\.parquet: keep"):
         load_rows(tmp_path, "train")
-    (tmp_path / "validation.parquet").unlink()
+    path.unlink()
     (tmp_path / "dev.jsonl").rename(tmp_path / ".dev.jsonl")
     (tmp_path / "valid").mkdir()
     with pytest.raises(InputError, match="valid cannot be read: Is a directory"):
+        load_rows(tmp_path, "valid")
+    (tmp_path / "valid").rmdir()
+    write(tmp_path, '{"text": "old"}', "valid.jsonl~")
+    with pytest.raises(InputError, match=r"valid\.jsonl~: a file of rows ends with .*: rename"):
         load_rows(tmp_path, "valid")
 
 
@@ -361,14 +365,43 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     texts = {"messages": json.dumps(messages), "tools": json.dumps([SCHEMA])}  # as in a table
     nulls = {"tool_calls": None, "name": None}  # as datasets writes them
     full = TOOL_ROW | {"messages": [nulls | m for m in TOOL_ROW["messages"]]}
-    empty = TOOL_ROW | {"messages": [{"tool_calls": []} | m for m in TOOL_ROW["messages"]]}
-    row, same, *others = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full, empty])))
-    assert others == [row, row]
-    assert row == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
+    row, same, other = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full])))
+    assert row == other == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
     example = encode(row, Chat(), mask_prompt=True)
     assert targets_of(example) == f"{json.dumps([CALL])}|a|"
     assert example == encode(same, Chat(), mask_prompt=True)
     assert bytes(example.tokens).startswith(b"[" + json.dumps([SCHEMA]).encode() + b"]\n<u:q|>")
+
+
+TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments": {"b": "two"}}}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "cut"),
+    [
+        ({"content": "<t>why</t>a"}, {"content": "a"}),
+        ({"content": "a", "reasoning_content": "why"}, {"content": "a"}),
+        ({"content": None, "tool_calls": TWO_CALLS}, {"tool_calls": TWO_CALLS[:1]}),
+    ],
+)
+def test_a_part_that_the_template_drops_is_noticed(monkeypatch, answer, cut):
+    render = Chat.render
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant"} | answer]}
+
+    def rest(self, messages, *args, **options):
+        shown = [m | cut if m["role"] == "assistant" else m for m in messages]
+        return render(self, shown, *args, **options)
+
+    assert "reasoning_content" in answer or not reason_to_leave_out(row, Chat())
+    monkeypatch.setattr(Chat, "render", rest)
+    assert reason_to_leave_out(row, Chat())
+
+
+def test_nulls_of_datasets_are_absent_in_calls_and_tools():
+    full = json.loads(json.dumps(TOOL_ROW))
+    full["tools"][0]["function"]["strict"] = None
+    full["messages"][1]["tool_calls"][0]["function"]["arguments"]["of_another"] = None
+    assert check_row(full, "row") == check_row(TOOL_ROW, "row")
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
@@ -384,16 +417,15 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     def answered(**fields):
         return {"messages": [ask, call | {"content": "I look."} | fields]}
 
-    row = answered()  # a call is dropped, its text is not
-    assert bool(reason_to_leave_out(row, Chat(shows=shows))) == (shows != "calls")
+    assert reason_to_leave_out(answered(), Chat(shows=shows))  # the call, or the text next to it
     text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
     why = "arguments of calls as text, which the chat template puts into quotes"
     for prints in (False, True):
         assert reason_to_leave_out(answered(tool_calls=text), Chat(prints=prints)) == why
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
-    older = {"role": "assistant", "content": "I look.", "function_call": text[0]["function"]}
+    older = {"role": "assistant", "content": "I look.", "function_call": CALL}
     assert reason_to_leave_out({"messages": [ask, older]}, Chat())
-    assert row_content(row) != row_content(answered(tool_calls=[without(CALL, "type")]))
+    assert row_content(answered()) != row_content(answered(tool_calls=[without(CALL, "type")]))
 
 
 # -------------------------------------------------------------------------------- preparing
@@ -403,19 +435,13 @@ def prepared(*rows, length=6, mask_prompt=True):
     return encode_rows(rows, BYTES, TrainConfig(max_seq_length=length, mask_prompt=mask_prompt))
 
 
-def test_long_rows_are_cut_and_counted():
-    short, exact = {"text": "abcde"}, {"text": "abcdefgh"}
-    (a, b), cut = prepared(short, exact)
-    assert a.tokens == [*b"abcde", EOS] and b.tokens == [*b"abcdef"] and cut == 1
-    assert len(a.mask) == len(b.mask) == len(a.answer) == len(b.answer) == 6
-
-
-def test_rows_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
+def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
     # the prompt alone fills the length
     empty = [{"text": ""}, chat_row("q", "  "), chat_row("q", "", "q", "a")]
     lost = [{"prompt": "abcdef", "completion": "x"}, *empty]
-    kept, cut = prepared(*lost, {"prompt": "abcde", "completion": "xyz"}, {"text": "a"})
-    assert [targets_of(e) for e in kept] == ["x", "a\xff"]
+    kept, cut = prepared(*lost, {"prompt": "abcde", "completion": "xyz"}, {"text": "abcde"})
+    assert [targets_of(e) for e in kept] == ["x", "abcde\xff"]
+    assert all(len(part) == 6 for example in kept for part in example)
     assert cut == 1  # of the rows that are kept
     why = ("no target token within --max-seq-length 6", 1), ("an empty answer", 3)
     warnings = [f"warning: {n} of 6 rows are left out: {reason}\n" for reason, n in why]
@@ -470,12 +496,10 @@ def test_packing_loses_nothing_and_fills_well(seed, n, length):
 
 
 def test_packing_takes_the_tightest_place():
-    examples = [Example([0] * (n + 1), [1] * (n + 1)) for n in (6, 5, 4, 3, 2)]
-    sequences = pack_examples(examples[::-1], 11)  # the longest example is the first
-    assert sorted(sorted(len(e.tokens) - 1 for e in b) for b in sequences) == [[2, 3, 5], [4, 6]]
-    # of two places of one size, it takes the one that was filled last
-    sequences = pack_examples([examples[0], examples[0], examples[4]], 11)
-    assert [[len(e.tokens) - 1 for e in b] for b in sequences] == [[6], [6, 2]]
+    """The longest example is the first; of two equal places, the one that was filled last."""
+    examples = [Example([0] * (n + 1), [1] * (n + 1)) for n in (2, 3, 4, 5, 6, 6)]
+    sequences = pack_examples(examples, 11)
+    assert [[len(e.tokens) - 1 for e in b] for b in sequences] == [[6, 3], [6, 4], [5, 2]]
 
 
 def test_a_batch_by_hand():

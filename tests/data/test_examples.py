@@ -21,8 +21,7 @@ def path(tmp_path):
 
 
 def loaded_examples(path, words="", limit=2048):
-    model = random_model(TINY, 0)
-    model = model._replace(config=replace(model.config, max_position_embeddings=limit))
+    model = random_model(replace(TINY, max_position_embeddings=limit))
     args = parse(["evaluate", "--data", str(path), *words.split()])
     data, described = load_examples(args, LoadedModel(model, ByteTokenizer()), args.split)
     return [len(example.tokens) - 1 for example in data.examples], described

@@ -6,14 +6,13 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CHATML, tiny, tiny_vocabulary
+from toy_models import CHAT, CHATML, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
 from minilora.formats.hf_tokenizer import from_folder, save
 
 tokenizers = pytest.importorskip("tokenizers")
-CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
 TINY = tiny()
 
 
@@ -32,7 +31,6 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
     assert t.encode("é🙂") == [0xC3, 0xA9, 0xF0, 0x9F, 0x99, 0x82]
     assert t.decode([72, 105, 255]) == "Hi"
     assert t.decode([72, 0xC3]) == "H�", "a cut-off character is shown as such, not raised"
-    assert t.chat_template is None and t.vocab_size == 256
     for tokenizer in (t, TINY):
         with pytest.raises(InputError, match=r"not Unicode: .* in position 2: surrogates"):
             tokenizer.encode("ab\ud83d")
@@ -71,9 +69,7 @@ def test_a_first_token_of_each_text():
     )
     assert t.encode("") == [1]
     assert t.encode("he<|im_end|>") == [1, he, 2], "only the end token of the text"
-    assert t.encode("he") == [1, he]
     assert t.encode("<|im_start|>he") == [1, he], "no second BOS"
-    assert t.encode("he", add_special_tokens=False) == [he]
     assert t.encode_pieces(["", "he", "l"]) == [[], [1, he], t.encode("l", False)]
     assert t.encode_pieces(["he", "l"], add_special_tokens=False) == [[he], t.encode("l", False)]
 
@@ -82,8 +78,8 @@ def test_a_first_token_of_each_text():
 @given(st.lists(st.text("ab ", max_size=4), min_size=1, max_size=4))
 def test_pieces_have_the_text_of_the_whole(scheme, pieces):
     """Also if the tokenizer begins each text with a space, as those of SentencePiece."""
-    scores = {"<unk>": 0.0, "</s>": 0.0, "▁": -2.0, "a": -2.0, "b": -2.0, "▁a": -2.5, "ab": -2.5}
-    backend = tokenizers.Tokenizer(tokenizers.models.Unigram([*scores.items()], unk_id=0))
+    scores = [(text, -2.0) for text in ("<unk>", "</s>", "▁", "a", "b", "▁a", "ab")]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk_id=0))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
     backend.decoder = tokenizers.decoders.Metaspace(prepend_scheme=scheme)
     words = PretrainedTokenizer(backend, 1, {}, None, {}, "")
@@ -118,8 +114,9 @@ def test_where_a_folder_has_its_template(folder):
         assert words.render([]) == "D" and words.render([], tools=[]) == "T"
     path.write_text(json.dumps({**config, "chat_template": "here"}))
     assert from_folder(folder).chat_template == "here"
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "rag.jinja").write_text("R")
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("R")
     with pytest.raises(InputError, match=r"templates are rag, and none is .* chat_template\.jinja"):
         from_folder(folder)
     file.write_text("F")
@@ -204,6 +201,9 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder):
     }  # fmt: skip
     words = with_part(folder, truncation=cut, padding=pad)
     assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    with pytest.raises(InputError, match="dropout makes the tokens random"):
+        with_part(folder, model=model | {"dropout": 0.5})
 
 
 def test_a_panic_of_the_library_is_one_line(folder):

@@ -134,17 +134,9 @@ def test_the_seed_chooses_the_sweep_and_each_has_its_turn(monkeypatch):
 # -------------------------------------------------------------------- what paired seeds show
 
 
-@pytest.mark.parametrize(
-    "level, degrees, t", [(0.95, 1, 12.7062), (0.99, 7, 3.49948), (0.95, 29, 2.04523)]
-)
-def test_students_t(level, degrees, t):
-    # The angles are 1.6e-5 apart, and dt = √ν·(1 + tan²θ)·dθ, so t is off by at most a part in a
-    # thousand here.
-    assert common.student(level, degrees) == pytest.approx(t, rel=1e-3)
-
-
 def test_the_interval_of_a_mean():
-    # s = √(5/3), and t for three degrees of freedom
+    # s = √(5/3), and Student's t for three degrees of freedom: its angles are 1.6e-5 apart, and
+    # dt = √ν·(1 + tan²θ)·dθ, so t is off by at most a part in a thousand here
     for level, t in ((0.95, 3.18245), (0.99, 5.84091)):
         half = t * math.sqrt(5 / 3) / 2
         found = common.interval([1, 2, 3, 4], level)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from models import TINY, adapted, as_dtype, configs, fast_model, random_examples, seeds
@@ -166,6 +166,7 @@ edges = st.integers(1, 15).map(lambda m: np.float32(m / 15))
     ),
     seeds,
 )
+@example(np.float32([0.9, 1]), 8)  # the last two bins; only the first answer is a hit
 def test_calibration_error(confidence, seed):
     hit = np.random.default_rng(seed).random(confidence.size) < 0.5
     assert calibration_error(confidence, hit) == pytest.approx(

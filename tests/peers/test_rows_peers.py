@@ -6,6 +6,7 @@ lessons/guide/data-and-models.md.
 """
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora.config import InputError
-from minilora.data.rows import ONLY_ANSWER, REWRITTEN, encode, reason_to_leave_out
+from minilora.data.rows import ONLY_ANSWER, PARTS, REWRITTEN, encode, reason_to_leave_out
 from minilora.formats.hf_tokenizer import from_folder
 
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
@@ -59,6 +60,10 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     "a message that the chat template does not show": lambda messages, tools, theirs: any(
         text_of(theirs, changed(messages, i), tools) == text_of(theirs, messages, tools)
         for i in range(len(messages))
+    ),
+    PARTS: lambda messages, tools, theirs: any(
+        text_of(theirs, messages, tools).count(word) < n
+        for word, n in Counter(re.findall(r"\w+", messages[-1]["content"])).items()
     ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts

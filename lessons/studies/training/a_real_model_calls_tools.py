@@ -30,8 +30,9 @@ lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 adapters, model = minilora.get_peft_model(model, lora_config, rng=0)
 minilora.print_trainable_parameters(adapters, model)
 settings = TrainConfig(
-    short(150, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True, steps_per_eval=50
-)
+    short(150, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True, steps_per_eval=50,
+    val_batches=100,
+)  # fmt: skip
 # full fine-tuning: weights, gradients, two moments
 FULL_MB = 16 * num_parameters(model.base) / 1e6
 
