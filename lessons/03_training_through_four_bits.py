@@ -1,40 +1,33 @@
 # %% [markdown]
 # # 3. Training through four bits
 #
-# **The question.** The base is in four bits. How does a gradient pass through it, and what does
-# that cost in quality?
-#
-# QLoRA is LoRA with a frozen weight in four bits, dequantized for each product. The study [The
-# memory of a step](studies/memory/the_memory_of_a_step.py) measures what that saves, and [The
-# precision of adapters](studies/bits/the_precision_of_adapters.py) asks of which type A and B may
-# be.
+# **The question.** The base is in four bits. How does a gradient pass through it, and what can an
+# adapter repair that rounding has broken?
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 1 and 2.
 
 # %%
-import pickle
-
 import autograd.numpy as anp
+import matplotlib.pyplot as plt
 import numpy as np
 from autograd import grad
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, nf4
+from minilora import LoraConfig, layers, nf4
+from minilora.lessons.helpers.codes import in_few_bits, normal_float
 from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     belongs,
     claim,
     finetune,
-    held_out_notes,
-    interval,
+    notes_loss,
     of,
     read_sweep,
     short,
     table,
 )
-from minilora.quant.schemes import SCHEMES
-from minilora.tree import arrays, flatten
+from minilora.tree import flatten
 
 rng = np.random.default_rng(0)
 
@@ -42,16 +35,15 @@ rng = np.random.default_rng(0)
 # ## The gradient through a 4-bit weight
 #
 # In the forward pass, y = x Ŵᵀ. Ŵ is the weight that dequantize computes from codes and scales. Let
-# g = ∂L/∂y (x, y and g have one row per token).
+# g = ∂L/∂y (x, y and g have one row per token). The codes are fixed, so Ŵ is a constant, and the
+# chain rule gives (QLoRA's Eq. 5, differentiated)
 #
-# **Predict.** Finite differences measure ∂L/∂x. Will they agree with g·Ŵ, or with g·W for the
-# weight before quantization? And what is the gradient with respect to the codes?
+# $$y_k = \sum_i \hat W_{ki}\, x_i \qquad \frac{\partial L}{\partial x} = g\,\hat W$$
 #
-# <details><summary>Answer</summary>
-# With g·Ŵ: the gradient belongs to the function that is computed. (g·W is tempting, because W is
-# the "true" weight. It is off by about NF4's own error: 9 % of normal weights, lesson 2.) Rounding
-# has the gradient zero almost everywhere: moving the weights by about 1e-6 changes no code.
-# </details>
+# ![Both passes dequantize W for one product](../figures/drawings/qlora_passes.svg)
+#
+# **Predict.** Is g·Ŵ right, or g·W, with the weight from before quantization? And if the weights
+# move by a millionth, how many codes change?
 
 # %%
 w = rng.standard_normal((16, 64)).astype(np.float32)
@@ -64,167 +56,125 @@ def loss(x):
     return anp.sum(g * layers.matmul(x, q))
 
 
-def finite_differences(f, x, h=1e-4):
-    """Compute ∂f/∂x, entry by entry, from f(x + h) and f(x − h)."""
-    gradient = np.empty_like(x)
-    for i in np.ndindex(*x.shape):
-        step = np.zeros_like(x)
-        step[i] = h
-        gradient[i] = (f(x + step) - f(x - step)) / (2 * h)
-    return gradient
-
-
-numeric = finite_differences(loss, x)
-candidates = {
-    "autograd": grad(loss)(x),
-    "g·Ŵ": g @ q.dequantize(),
-    "g·W, before quantization": g @ w,
-}
+by_autograd = grad(loss)(x)
 off = {}
-for name, candidate in candidates.items():
-    off[name] = np.linalg.norm(candidate - numeric) / np.linalg.norm(numeric)
-    print(f"{name:<26} differs from the finite differences by {off[name]:.0e}")
+for name, gradient in {"g·Ŵ": g @ q.dequantize(), "g·W": g @ w}.items():
+    off[name] = np.linalg.norm(gradient - by_autograd) / np.linalg.norm(by_autograd)
+    print(f"{name} differs from autograd's gradient by {off[name]:.0e}")
 
 moved = nf4.quantize(w + np.float32(1e-6) * rng.standard_normal(w.shape).astype(np.float32))
 print(f"codes that change when the weights move by 1e-6: {np.sum(moved.codes != q.codes)}")
 
 # %% [markdown]
-# Ŵ is a constant. So the chain rule gives (QLoRA's Eq. 5, differentiated)
+# **Answer.** g·Ŵ: the gradient belongs to the function that is computed. g·W is off by NF4's error,
+# 9 % of a normal weight. No code changes: as a function of the weight, a code is constant, or it
+# jumps. So no gradient can train the codes, and only the adapter learns.
 #
-# $$\frac{\partial L}{\partial x_i} = \sum_k g_k \frac{\partial y_k}{\partial x_i}
-#   = \sum_k g_k \hat W_{ki}, \qquad \frac{\partial L}{\partial x} = g\,\hat W$$
-#
-# ![Both passes dequantize W for one product](../figures/drawings/qlora_passes.svg)
-#
-# As a function of the weight, a code is constant, or it jumps. So no gradient can train the codes,
-# and only the adapter learns.
-
-# %%
-# Checks
-assert off["autograd"] < 1e-8 and off["g·Ŵ"] < 1e-8, "the gradient must be g·Ŵ"
-assert 0.05 < off["g·W, before quantization"] < 0.15, "g·W must be off by NF4's error, about 9 %"
-assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a code"
-
-# %% [markdown]
 # ## The frozen bytes
 #
-# Scales and norms are numbers that could be trained. But they are in the base, which gets no
-# gradient (lesson 1). So 20 training steps must leave each byte of the base as it was, and change
-# each array of the adapter.
+# Scales and norms are numbers that could be trained, but they are in the base, which gets no
+# gradient. So training must leave each byte of the base as it was.
 
 # %%
-model, tokenizer = minilora.load("micro", "nf4-dq")
+base, _ = minilora.load("micro", "nf4-dq")
+before = {path: np.copy(w.codes) for path, w in flatten(base.base).items() if "_proj" in path}
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, model = minilora.get_peft_model(model, lora_config, 0)
-settings = TrainConfig(iters=20, batch_size=16, learning_rate=4e-3, mask_prompt=True)
-examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
-valid, _ = data.encode_rows(data.load_rows("questions", "valid"), tokenizer, settings)
-
-before = pickle.dumps(model.base)  # every byte of codes, scales, embedding and norms
-trained, _ = minilora.train(adapters, model, examples, settings)
-after = pickle.dumps(model.base)
-old, new = flatten(arrays(adapters)), flatten(trained)
-changed = sum(np.any(old[path] != new[path]) for path in old)
-print(f"frozen: {len(before):,} bytes, unchanged: {after == before}")
-print(f"trained: {changed} of {len(old)} arrays have changed")
-
-# %%
-# Checks
-assert after == before, "training must not write to the base"
-assert changed == len(old), "every array of the adapter must change"
+start = minilora.get_peft_model(base, lora_config, 0)
+trained = finetune(start=start, iters=20)
+changed = sum(np.any(flatten(base.base)[path].codes != codes) for path, codes in before.items())
+print(f"after 20 steps, {changed} of {len(before)} projections have another code")
 
 # %% [markdown]
-# ## One adapter, five bases
+# ## What an adapter repairs
 #
-# The same LoRA (r = 8 on all projections, 200 steps) was trained on `micro` in five forms: dense,
-# int8, FP4, NF4, and NF4 with double quantization. There are twelve seeds for each
-# (`bases_sweep.py`). The *exact match* is the share of answers without a mistake. The seeds are
-# *paired*: the difference to the dense base is taken seed by seed. The mean of the twelve
-# differences has a 95 % interval: 95 of 100 such intervals contain the true mean. A claim *holds
-# here* if the whole interval agrees with it, *does not hold here* if the whole interval contradicts
-# it, and else is *not shown either way*.
-#
-# **Predict.** FP4 costs the base more than twice as much as NF4 before training. And after
-# training?
-#
-# <details><summary>Answer</summary>
-# After training, no difference is seen: all four intervals contain zero. ("Twice as much" is
-# tempting, but A and B are trained next to the rounded weights.) That is not a proof of no
-# difference. The intervals exclude a mean cost of more than 0.003 nats per token, which is about a
-# quarter of the loss of 0.011.
-# </details>
+# NF4 costs `micro` (0.1 million parameters) so little that there is nothing to repair. So the same
+# weights are also rounded to eight values, 3 bits, and to four values, 2 bits. The values are made
+# as those of NF4 are:
 
 # %%
 dense, _ = minilora.load("micro")
-notes = held_out_notes(tokenizer, TrainConfig())[0][:64]
-sweep = read_sweep("bases")
-bare, losses, exact, rows = {}, {}, {}, []
-for scheme in SCHEMES:
-    bare[scheme] = minilora.evaluate({}, minilora.quantize(dense, scheme), notes)["loss"]
-    losses[scheme] = np.array(of(sweep, "loss", scheme=scheme))
-    exact[scheme] = np.array(of(sweep, "exact_match", scheme=scheme))
-    cost = bare[scheme] - bare["none"]
-    _, low, high = interval(losses[scheme] - losses["none"])
-    cells = [f"{cost:.5f}", f"{losses[scheme].mean():.4f}", f"{low:+.4f} to {high:+.4f}"]
-    rows.append([scheme, *cells, f"{exact[scheme].mean():.1%}"])
-header = ["base", "cost to the bare base", "loss after training", "cost then (95 %)", "exact match"]
-table(header, rows)
-
-SMALL = 0.003  # nats per token
-# claim(sentence, differences, above, below): is their mean above `above` and below `below`?
-quantized = [scheme for scheme in SCHEMES if scheme != "none"]
-small, any_cost = {}, {}
-for scheme in quantized:
-    cost = losses[scheme] - losses["none"]
-    small[scheme] = claim(f"{scheme} costs less than {SMALL} nats", cost, -SMALL, SMALL, digits=4)
-    any_cost[scheme] = claim(f"{scheme} costs anything", cost, digits=4)
-fp4_or_nf4 = claim("FP4 is worse than NF4", losses["fp4"] - losses["nf4"], digits=4)
-ratio = np.log(losses["nf4-dq"] / losses["none"])
-at_most = claim("nf4-dq's loss is < 1.1 times", ratio, -np.inf, np.log(1.1), times=True)
-points = 100 * (exact["none"] - exact["nf4-dq"])
-right = claim("nf4-dq costs less than 2 points of exact match", points, -2, 2, digits=1)
-
-live = {}
-for scheme in short(["none", "nf4-dq"], []):  # two runs of the sweep again, seed 0
-    live[scheme] = finetune(scheme=scheme, seed=0).scores["loss"]
-    print(f"{scheme}, seed 0: {live[scheme]:.4f} now, {losses[scheme][0]:.4f} in the sweep")
+bases = {
+    "32 bits": dense, "NF4": base, "3 bits": in_few_bits(dense, 3), "2 bits": in_few_bits(dense, 2)
+}  # fmt: skip
+own_text = {name: notes_loss({}, model) for name, model in bases.items()}
+print("the four values of 2 bits, times absmax:", np.round(normal_float(2), 2))
+for name, nats in own_text.items():
+    print(f"{name:>7}: loss of the base on its own text {nats:.3f} nats per token")
 
 # %% [markdown]
-# QLoRA's main claim is that four bits cost the fine-tuned model nothing. On this model of 0.1
-# million parameters, no cost is seen. For nf4-dq, a mean cost of more than a tenth of the loss is
-# excluded (95 %), and a smaller one is not. QLoRA's other claim, that NF4 is better than FP4 after
-# training, is not shown either way. Before training, FP4 costs this base less than 3 % of its loss.
+# In 2 bits, the base is destroyed: 2.6 nats in place of 0.2.
+#
+# **Predict.** An adapter of rank 8 is trained on each of these bases, for 200 steps, to answer the
+# questions. On which bases does it learn to answer them? And does it also repair the base on its
+# own text?
 
 # %%
-# Checks
-fp4_cost, nf4_cost = bare["fp4"] - bare["none"], bare["nf4"] - bare["none"]
-assert fp4_cost > 2 * nf4_cost > 0, "FP4 must cost the bare base more than twice what NF4 costs"
-assert bare["fp4"] < 1.03 * bare["none"], "FP4 must cost this base less than 3 % of its loss"
-for scheme in quantized:
-    assert small[scheme] == HOLDS, f"{scheme} must cost less than {SMALL} nats per token"
-    assert any_cost[scheme] == OPEN, f"{scheme}: a cost must not be shown"
-assert fp4_or_nf4 == OPEN and right == HOLDS and at_most == HOLDS
-assert 0.2 < SMALL / losses["none"].mean() < 0.3, "0.003 nats: about a quarter of the loss"
-untrained = [np.log(minilora.evaluate({}, dense, valid)["loss"])]
-for scheme, value in live.items():
-    # on another processor, a run that is done again counts like one more seed
-    assert belongs(np.log(value), np.log(losses[scheme]), untrained), f"{scheme}: not the sweep's"
-if live:
-    assert abs(live["nf4-dq"] - live["none"]) < SMALL, "the cost must be small now, too"
+# Picture
+# the runs of a sweep, twelve seeds for each base: `studies/bits/bases_sweep.py`
+sweep = read_sweep("bases")
+SCHEMES = {"32 bits": "none", "NF4": "nf4-dq", "3 bits": "3 bits", "2 bits": "2 bits"}
+losses = {name: np.array(of(sweep, "loss", scheme=s)) for name, s in SCHEMES.items()}
+exact = {name: np.array(of(sweep, "exact_match", scheme=s)) for name, s in SCHEMES.items()}
+for place, seeds in enumerate(losses.values()):
+    plt.semilogy([place] * len(seeds), seeds, "o", alpha=0.4, color="C0")
+    plt.semilogy([place - 0.2, place + 0.2], [np.median(seeds)] * 2, color="C1", linewidth=2)
+plt.xticks(range(len(losses)), list(losses))
+plt.ylabel("held-out loss of the answers, in nats per token")
+plt.title("after training; a dot is a seed, a line the median of twelve")
+plt.show()
+cells = [
+    [name, f"{np.median(losses[name]):.3f}", f"{np.median(exact[name]):.0%}"] for name in exact
+]
+table(["base", "median loss", "median of right answers"], cells)
+
+# %%
+runs = {}
+for name in short(("32 bits", "2 bits"), ()):  # two runs of the sweep again, seed 0
+    start = minilora.get_peft_model(bases[name], lora_config, 0)
+    runs[name] = finetune(start=start, seed=0)
+    repaired = notes_loss(runs[name].adapters, bases[name])
+    score = runs[name].scores
+    print(
+        f"{name}: loss of the answers {score['loss']:.4f}, {score['exact_match']:.0%} right; "
+        f"on the base's own text {repaired:.2f} nats"
+    )
 
 # %% [markdown]
+# **Answer.** On all of them. In 2 bits, the adapter learns the answers on a base that has forgotten
+# its language: A and B are trained next to the rounded weights, so they also correct the rounding
+# where the answers need it. They do not repair the base: on its own text its loss rises, as that of
+# the dense base does, because no row asks for that text. And the repair is not free. The median
+# loss in 2 bits is three times that of 32 bits, and some answers stay wrong.
+#
+# How small is the cost of NF4? The seeds are *paired*: the difference to the dense base is taken
+# seed by seed. The mean of the twelve differences has a 95 % interval: 95 of 100 such intervals
+# contain the true mean.
+
+# %%
+# Table
+SMALL = 0.003  # nats per token
+paired = {name: losses[name] - losses["32 bits"] for name in losses}
+any_cost = claim("NF4 costs anything", paired["NF4"], digits=4)
+small = claim(f"NF4 costs less than {SMALL} nats", paired["NF4"], -SMALL, SMALL, digits=4)
+of_two_bits = claim("2 bits cost anything", paired["2 bits"], digits=4)
+
+# %% [markdown]
+# QLoRA's main claim is that four bits cost the fine-tuned model nothing. On this model, no cost is
+# shown, and a mean cost of more than 0.003 nats, a quarter of the loss, is excluded. For 2 bits, a
+# cost is shown. The studies [The memory of a step](studies/memory/the_memory_of_a_step.py) and [The
+# precision of adapters](studies/bits/the_precision_of_adapters.py) go on from here.
+#
 # ## What was shown
 #
 # QLoRA needs no gradient of a code, only products with the dequantized weight. The frozen bytes do
-# not change. On a model of 0.1 million parameters, no cost of four bits is shown after training. A
-# cost of more than a tenth of the loss is excluded (nf4-dq, 95 % interval of the mean of twelve
-# seeds).
+# not change. An adapter is trained next to the rounded weights and corrects them where its rows
+# need it, even on a base in 2 bits, but it does not repair the base.
 #
 # **What to try.**
 #
 # 1. `double_quant=True`: leave it out. How far is g·W off now?
-# 2. `minilora.load("micro", "nf4-dq")`: use "fp4". Does `trained` change?
-# 3. `notes = held_out_notes(...)[0][:64]`: use all notes. How stable are the costs?
+# 2. `in_few_bits(dense, 2)`: use 1, two values. Does it still learn?
+# 3. `r=8`: use 1 and 32 with "2 bits". What does a larger adapter repair?
 #
 # **Where to stop with a debugger.** `layers.dense`: called in `layers.matmul`, and once more
 # for its gradient.
@@ -232,3 +182,25 @@ if live:
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, debug-export, design-bytes.
 #
 # **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).
+
+# %%
+# Checks
+assert off["g·Ŵ"] < 1e-6, "the gradient must be g·Ŵ: the same product, rounded otherwise"
+assert 0.05 < off["g·W"] < 0.15, "g·W must be off by NF4's error, about 9 %"
+assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a code"
+assert changed == 0, "training must not write to the base"
+assert trained.scores["loss"] < 4, "but it must learn"
+assert own_text["NF4"] < 1.02 * own_text["32 bits"], "NF4 must cost this base almost nothing"
+assert own_text["2 bits"] > 10 * own_text["32 bits"], "2 bits must destroy it"
+for name in losses:
+    assert np.median(exact[name]) > 0.85, f"{name}: most answers must be right"
+ratio = np.median(losses["2 bits"]) / np.median(losses["32 bits"])
+assert 2 < ratio < 4, f"2 bits must cost about three times the loss, not {ratio}"
+assert any_cost == OPEN and small == HOLDS and of_two_bits == HOLDS
+assert 0.2 < SMALL / losses["32 bits"].mean() < 0.3, "0.003 nats: about a quarter of the loss"
+for name, done in runs.items():
+    # on another processor, a run that is done again counts like one more seed
+    assert belongs(np.log(done.scores["loss"]), np.log(losses[name])), f"{name}: not the sweep's"
+if runs:
+    forgotten = notes_loss(runs["2 bits"].adapters, bases["2 bits"])
+    assert forgotten > own_text["2 bits"], "the adapter must not repair the base on its own text"
