@@ -15,7 +15,7 @@
 # **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** 20 seconds to run, a quarter of an hour to read. **You need:** lesson 1, what
-# a rank is, and what sampling from a model is (lesson 4).
+# a rank is, and what sampling from a model is.
 
 # %%
 import numpy as np

@@ -118,7 +118,7 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 # ## 4 bits, and merging into them
 #
 # `BitsAndBytesConfig(load_in_4bit=True)` alone means fp4 without double quantization: lesson 2
-# compares the errors of both codes, and lesson 2 counts the bytes. In minilora a scheme has one
+# compares the errors of both codes and counts the bytes. In minilora a scheme has one
 # name, and the command uses `nf4-dq` by default.
 #
 # On a 4-bit base, PEFT's `merge_and_unload` rounds the merged weight to 4 bits again and warns. In

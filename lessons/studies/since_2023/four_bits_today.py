@@ -9,8 +9,8 @@
 #
 # **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** a quarter of a minute to run, a quarter of an hour to read. **You need:** lesson 2 and
-# 7, and the study [When double quantization fails](../bits/when_double_quantization_fails.py).
+# **Time:** a quarter of a minute to run, a quarter of an hour to read. **You need:** lesson 2,
+# and the study [When double quantization fails](../bits/when_double_quantization_fails.py).
 
 # %%
 from functools import partial
