@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import traceback
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def module_of(path):
 FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
 def imports(module):
     """(modules of the package, other packages) that `module` imports anywhere, in functions too."""
     path, inside, outside = FILES[module], set(), set()
@@ -45,8 +47,8 @@ def imports(module):
     return inside - {module, ""}, outside
 
 
-EDGES = {module: imports(module)[0] for module in FILES if module not in ("", "__main__")}
-CORE = {module for module in EDGES if module.partition(".")[0] not in ORDER}
+PARTS = FILES.keys() - {"", "__main__"}
+CORE = {module for module in PARTS if module.partition(".")[0] not in ORDER}
 
 
 def place(module):
@@ -56,18 +58,14 @@ def place(module):
 
 def test_a_subpackage_imports_only_those_before_it():
     core = {"config", "double_quant", "model", "nf4", "tree"}
-    assert EDGES["quant.schemes"] == {
-        *core,
-        "kernels",
-        "rounding",
-        "quant.int8",
-        "quant.low_precision",
-    }
+    edges = {module: imports(module)[0] for module in PARTS}
+    others = {"kernels", "rounding", "quant.int8", "quant.low_precision"}
+    assert edges["quant.schemes"] == core | others
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert folders == set(ORDER[1:])
-    assert not {(a, b) for a, found in EDGES.items() for b in found if place(b) > place(a)}
-    TopologicalSorter(EDGES).prepare()  # raises CycleError
-    users = {module.partition(".")[0] for module in EDGES if "tqdm" in imports(module)[1]}
+    assert not {(a, b) for a, found in edges.items() for b in found if place(b) > place(a)}
+    TopologicalSorter(edges).prepare()  # raises CycleError
+    users = {module.partition(".")[0] for module in edges if "tqdm" in imports(module)[1]}
     assert users == {"evaluation"}
 
 
@@ -126,13 +124,15 @@ assert not {{"numba", "llvmlite"}} & set(sys.modules)
 def test_importing_changes_nothing_of_the_process():
     """Imports set no environment variable, thread, listener of numba or warning filter."""
     run_python(
-        "import os, threading, warnings, numpy, autograd, numba, matplotlib\n"
+        "import os, sys, threading, warnings, numpy, autograd, numba, matplotlib\n"
         "from numba.core import event\n"
         "def state():\n"
         "    listeners = sum(map(len, event._registered.values()))\n"
         "    return dict(os.environ), threading.active_count(), listeners, list(warnings.filters)\n"
         "before = state()\n"
-        "import minilora, minilora.cli\n"
+        "import minilora\n"
+        "assert not [name for name in sys.modules if 'minilora.course' in name]\n"
+        "import minilora.cli\n"
         "assert state() == before\n"
         "from minilora.kernels import fused, ops\n"
         "assert ops is fused\n",

@@ -31,12 +31,6 @@ def asked(**changes):
     return questions(**{**parts, **PLAN, **changes})
 
 
-def test_no_recipe_is_questioned():
-    assert asked() == []
-    smollm2 = ModelConfig(49152, 576, 1536, 30, 9, 3, 64)
-    assert asked(iters=260, batch_size=4, learning_rate=1e-3, model_config=smollm2) == []
-
-
 FIRES = {
     "r 48 trains 9,216 numbers on k_proj's 8,192": {"r": 48, "lora_alpha": 48},
     "scales the update by 8": {"lora_alpha": 64},
@@ -68,7 +62,9 @@ def test_each_rule_fires_alone(says):
     assert re.search(r"\((lesson|study) \w+\)$", found[0]) and "\n" not in found[0]
 
 
+SMOLLM2 = ModelConfig(49152, 576, 1536, 30, 9, 3, 64)
 SILENT = (
+    {}, {"iters": 260, "batch_size": 4, "learning_rate": 1e-3, "model_config": SMOLLM2},
     {"lora_dropout": 0.1, "iters": 251}, {"target_modules": ("q_proj", "o_proj")},
     {"learning_rate": 1e-4}, {"warmup_ratio": 0.1}, {"weight_decay": 0.1}, {"scheme": "none"},
     {"also_train": ["bias"], "also_train_lr_scale": 1.0}, {"mask_prompt": False, "prompts": False},
@@ -76,9 +72,9 @@ SILENT = (
 )  # fmt: skip
 
 
-def test_what_is_usual_is_not_questioned():
-    for changes in SILENT:
-        assert asked(**changes) == [], changes
+@pytest.mark.parametrize("changes", SILENT)
+def test_recipes_and_what_is_usual_are_not_questioned(changes):
+    assert asked(**changes) == []
 
 
 # ------------------------------------------------------------------ what the sentences say is so

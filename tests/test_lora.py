@@ -46,16 +46,14 @@ def fresh(base, seed=0, **lora_fields):
 # --------------------------------------------------------------------------------- counting
 
 
-@given(configs(), target_sets, st.integers(1, 9), st.booleans())
-def test_parameter_counts(config, names, r, four_bit):
-    model = random_model(config)
-    base = quantized(model).base if four_bit else model.base
+@given(configs(), target_sets, st.integers(1, 9))
+def test_parameter_counts(config, names, r):
+    base = random_base(config)
     adapters = fresh(base, target_modules=names, r=r)
     L, D, shapes = config.num_hidden_layers, config.hidden_size, projection_shapes(config)
     # a projection of (out, in) gets r·(out + in)
     count = L * sum(r * sum(shapes[name]) for name in names)
     assert num_parameters(adapters) == count
-    assert num_parameters(base) == num_parameters(model.base)
     count += (2 * L + 1) * D + config.qk_norm * L * 2 * config.head_dim  # the norms
     count += L * sum(shapes[name][0] for name in names)  # the biases of the adapted projections
     count += config.vocab_size * D  # the head
@@ -165,10 +163,8 @@ TARGETS = [  # target_modules, exclude_modules, layers_to_transform, and what is
     ("all-linear", None, (0,), paths_of(*ALL_LINEAR, layers=[0])),
     (("q_proj", "all-linear"), None, None, paths_of(*ALL_LINEAR)),
     # a string is an expression that matches a whole path, as in PEFT
-    (".*q_proj", None, None, Q),
     (".*(all-linear|q_proj)", None, None, Q),
     (r".*\.(q|v)_proj", None, None, paths_of("q_proj", "v_proj")),
-    (r".*mlp\..*_proj", None, None, paths_of(*MLP)),
     ("all-linear", ("lm_head", "mlp"), None, paths_of(*ALL_LINEAR)),  # no projection is named mlp
     (r".*_proj", r".*mlp.*", None, paths_of(*ATTENTION)),
     (ALL_LINEAR, (*MLP, "self_attn.q_proj"), None, paths_of("k_proj", "v_proj", "o_proj")),

@@ -1,9 +1,6 @@
 """NF4, FP4 and double quantization: properties that hold for every array."""
 
 import math
-import os
-import subprocess
-import sys
 import zlib
 from bisect import bisect_left
 from dataclasses import FrozenInstanceError, replace
@@ -268,23 +265,6 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
     error = 2 * (len(m) + 1) * EPS * (np.abs(x) @ np.abs(m)) + 1e-30
     assert (np.abs(y - x @ m) <= error).all()
     assert sizes == [min(tile, out - i) for i in range(0, out, tile)] or (n == 1 and not back)
-
-
-@pytest.mark.long
-def test_a_processor_without_the_instruction_gives_the_same_bits(tmp_path):
-    """Compiled for the most basic processor of this kind, the loops do not use the instruction."""
-    script = (
-        "import minilora, numpy as np\n"
-        "from minilora.kernels import lookup, weights\n"
-        "w = np.random.default_rng(0).standard_normal((5, 96), np.float32)\n"
-        "q = minilora.nf4.quantize(w)\n"
-        "assert lookup.decode_4bit is lookup.decode_by_table\n"
-        "assert weights.dense(q).tobytes() == q.dequantize().tobytes()\n"
-        "w, x = q.dequantize().astype(np.float64), w[0]\n"  # the bound: test_matvec_is_the_product
-        "assert (abs(weights.matvec(q, x) - w @ x) <= 98 * 2.0**-24 * (abs(w) @ abs(x))).all()\n"
-    )
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 # ------------------------------------------------------- what is stored, and what is refused

@@ -1,6 +1,7 @@
 """Rollouts: a row's answer is its own, and the policy gradient is that of the log-likelihood."""
 
 import numpy as np
+import pytest
 
 import minilora
 from minilora import LoraConfig
@@ -11,32 +12,36 @@ from minilora.tree import flatten
 MODEL, _ = minilora.load("micro")
 ROWS = echoes.rows("valid", 12)
 PROMPTS = [row.prompt for row in ROWS]
-ANSWERS = rollouts.sample({}, MODEL, PROMPTS, 3)
 
 
-def test_the_answer_of_a_row_does_not_depend_on_the_other_rows():
-    assert rollouts.sample({}, MODEL, PROMPTS[:5], 3) == ANSWERS[:5]
+@pytest.fixture(scope="module")
+def answers():
+    return rollouts.sample({}, MODEL, PROMPTS, 3)
+
+
+def test_the_answer_of_a_row_does_not_depend_on_the_other_rows(answers):
+    assert rollouts.sample({}, MODEL, PROMPTS[:5], 3) == answers[:5]
     others = [*PROMPTS[6:], *PROMPTS[:6]]
     others[2] = PROMPTS[2]
-    assert rollouts.sample({}, MODEL, others, 3)[2] == ANSWERS[2]
+    assert rollouts.sample({}, MODEL, others, 3)[2] == answers[2]
 
 
-def test_answers_end_with_their_stop_and_have_the_frequencies_of_the_model():
-    assert all(rollouts.STOP not in answer[:-1] and len(answer) <= 14 for answer in ANSWERS)
-    answers = rollouts.sample({}, MODEL, [PROMPTS[0]] * 400, 0, max_tokens=1)
+def test_answers_end_with_their_stop_and_have_the_frequencies_of_the_model(answers):
+    assert all(rollouts.STOP not in answer[:-1] and len(answer) <= 14 for answer in answers)
+    first = rollouts.sample({}, MODEL, [PROMPTS[0]] * 400, 0, max_tokens=1)
     batch = echoes.batch_of([ROWS[0]] * 2, [[ord(" "), ord("I")], [ord(" "), ord("W")]])
     second = rollouts.sample({}, MODEL, [[*PROMPTS[0], ord(" ")]] * 400, 0, max_tokens=1)
     p = np.exp(rollouts.of_targets(rollouts.log_probabilities({}, MODEL, batch), batch))
-    assert np.mean([answer == [ord(" ")] for answer in answers]) > 0.98
+    assert np.mean([answer == [ord(" ")] for answer in first]) > 0.98
     for letter, probability in zip("IW", p):
         share = np.mean([answer == [ord(letter)] for answer in second])
         assert abs(share - probability) < 4 * np.sqrt(0.25 / 400)
 
 
-def test_the_policy_gradient_with_advantages_of_one_is_that_of_the_loss():
+def test_the_policy_gradient_with_advantages_of_one_is_that_of_the_loss(answers):
     lora = LoraConfig(r=2, target_modules="all-linear")
     adapters, _ = minilora.get_peft_model(MODEL, lora, 0)
-    batch = echoes.batch_of(ROWS, ANSWERS)
+    batch = echoes.batch_of(ROWS, answers)
     ones = np.ones(len(ROWS), np.float32)
     value, grads = value_and_grad(rollouts.policy_loss)(adapters, MODEL, batch, ones)
     mean, expected = value_and_grad(minilora.loss)(adapters, MODEL, batch)

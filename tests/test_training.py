@@ -306,16 +306,10 @@ def test_the_rate_of_every_leaf(depth, decay, ratio, factors):
 # --------------------------------------------------------------------------------- stopping
 
 
-def scripted(monkeypatch, scores):
-    """An evaluation that returns these losses, one per call."""
-    remaining = iter(scores)
-    monkeypatch.setattr(
-        loop, "evaluate", lambda *args, **kwargs: {"loss": next(remaining), "exact_match": 0.0}
-    )
-
-
 def test_early_stopping_keeps_the_best_and_says_so(monkeypatch, capsys):
-    scripted(monkeypatch, 2 * [3.0, 2.0, 2.5, 2.0, 2.1])
+    losses = iter(2 * [3.0, 2.0, 2.5, 2.0, 2.1])
+    result = {"exact_match": 0.0}
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: result | {"loss": next(losses)})
     config = replace(SMALL, iters=20, steps_per_eval=1, early_stopping_patience=3)
     done = run(config)
     history, last = history_of(done), done[-1][0]

@@ -165,15 +165,12 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
     model = random_model(replace(TINY, tie_word_embeddings=tied), ops=ops)
     embedding = model.base["model"]["embed_tokens"]["weight"]
     head = lm_head(model.base)
+    untied = model._replace(base={**model.base, "lm_head": {"weight": head}})
     adapters, _ = adapted(model)
     set_leaf(adapters, "model.embed_tokens.weight", embedding[::-1].copy())
-    tensors = {peft_format.key(path): w for path, w in named_leaves(arrays(adapters))}
-    safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors", {"format": "pt"})
-    fields = {"peft_type": "LORA", "modules_to_save": ["embed_tokens"], "lora_alpha": 16}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    save_adapter(tmp_path, adapters, untied, LoraConfig())
     loaded, loaded_model, config = load_adapter(tmp_path, model)
     tokens = random_batch(TINY)["tokens"]
-    untied = model._replace(base={**model.base, "lm_head": {"weight": head}})
     expected = minilora.forward(adapters, untied, tokens)
     assert bits(minilora.forward(loaded, loaded_model, tokens)) == bits(expected)
     assert bits(lm_head(minilora.merge(loaded, loaded_model).base)) == bits(head)
@@ -215,7 +212,7 @@ def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, n
 
 @pytest.mark.parametrize("kind", ["pissa", "loftq"])
 def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
-    """Its own adapter is loaded onto the weights of the files, and only that one without a word."""
+    """Only its own adapter is loaded onto the weights of the files without a word."""
     model = random_model(TINY)._replace(source=Source("tiny", digest="0f"))
     started = get_peft_model(model, LoraConfig(init_lora_weights=kind), 0, "nf4", 16)
     save_adapter(tmp_path / "own", *started, LoraConfig(init_lora_weights=kind))
@@ -223,14 +220,10 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
         save_adapter(tmp_path / "none", *started, LoraConfig())
     plain = model._replace(source=Source("tiny", "nf4", 16, "0f"))
     save_adapter(tmp_path / "plain", adapted(model)[0], plain, LoraConfig())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert load_adapter(tmp_path / "own", model).model.source == started.model.source
-    with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
-        load_adapter(tmp_path / "plain", started.model)
     other = started.model._replace(base=model.base)  # dense, so that it starts once more
-    with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
-        load_adapter(tmp_path / "own", other)
+    for name, onto in (("plain", started.model), ("own", other)):
+        with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
+            load_adapter(tmp_path / name, onto)
 
 
 SOURCE = {"name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f"}
@@ -288,19 +281,18 @@ def everywhere(*names, r=8):
 
 
 @pytest.mark.parametrize(
-    ("targets", "layers", "names"),
+    ("fields", "paths"),
     [
-        ("all-linear", None, ALL_LINEAR),
-        (list(ALL_LINEAR), [], ALL_LINEAR),
-        (["self_attn.q_proj"], 0, [Q0]),
+        ({}, ["q_proj", "v_proj"]), ({"layers_to_transform": []}, ["q_proj", "v_proj"]),
+        ({"layers_to_transform": 0}, [Q0, "0.self_attn.v_proj"]),
     ],
-)
-def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
-    ranks = everywhere(*names)
-    folder = write_folder(tmp_path / "a", ranks, target_modules=targets, layers_to_transform=layers)
+)  # fmt: skip
+def test_fields_that_are_absent_or_empty_have_the_defaults_of_peft(tmp_path, fields, paths):
+    ranks = everywhere(*paths)
+    folder = write_folder(tmp_path / "a", ranks, **fields)
     adapters, _, config = load_adapter(folder, random_model(TINY))
     assert sorted(lora.adapted_paths(adapters)) == sorted(ranks) and config.r == 8
-    node = get(adapters, Q0)  # fields that are absent have PEFT's defaults
+    node = get(adapters, Q0)
     assert node["lora_scaling"] == 1.0 and node["lora_dropout"] == 0.0
 
 
@@ -314,19 +306,12 @@ def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
         ({"q.proj": 3}, 3, 3),  # a dot matches anything
     ],
 )  # fmt: skip
-def test_the_keys_of_a_pattern_are_regular_expressions(tmp_path, pattern, of_layer_0, of_layer_1):
-    ranks = {Q0: of_layer_0, Q0.replace("0", "1"): of_layer_1}
-    patterns = {"rank_pattern": pattern, "alpha_pattern": pattern}
-    folder = write_folder(
-        tmp_path / "a", ranks, target_modules=["q_proj"], use_rslora=True, **patterns
+def test_the_keys_of_a_pattern_are_regular_expressions(pattern, of_layer_0, of_layer_1):
+    config = LoraConfig(
+        r=8, lora_alpha=8, use_rslora=True, rank_pattern=pattern, alpha_pattern=pattern
     )
-    adapters, model, config = load_adapter(folder, random_model(TINY))
-    for path, r in ranks.items():
+    for path, r in {Q0: of_layer_0, Q0.replace("0", "1"): of_layer_1}.items():
         assert config.rank_and_scaling(path) == (r, r / math.sqrt(r))
-        assert len(get(adapters, path)["lora_A"]) == r
-        assert get(adapters, path)["lora_scaling"] == r / math.sqrt(r)
-    save_adapter(tmp_path / "b", adapters, model, config)  # and back
-    assert load_adapter(tmp_path / "b", random_model(TINY)).adapter_config == config
 
 
 # --- what is refused
@@ -354,11 +339,8 @@ REFUSED = [
     ("use_dora", "yes"), ("fan_in_fan_out", True), ("exclude_modules", "(v_proj"),
     ("use_qalora", True), ("bias", "nonsense"), ("bias", None),
     ("trainable_token_indices", [1]), ("init_lora_weights", "pissa_niter_4"),
-    ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True),
-    ("lora_alpha", 0), ("lora_alpha", math.nan), ("lora_dropout", 1),
-    ("rank_pattern", ["q_proj"]), ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}),
-    ("alpha_pattern", {"q_proj": [1]}), ("target_modules", ["q_proj", 1]),
-    ("target_modules", ["q_proj", "nowhere"]),
+    ("a_field_of_tomorrow", "x"), ("r", 0), ("rank_pattern", ["q_proj"]),
+    ("rank_pattern", {"(": 4}), ("target_modules", ["q_proj", "nowhere"]),
     ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["mlp"]),
     ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"), ("modules_to_save", [5]),
     *((name, None) for name in peft_format.NEVER_NULL),
@@ -401,10 +383,9 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("init_lora_weights", "gaussian"), ("init_lora_weights", False), ("revision", "main"),
+        ("init_lora_weights", "gaussian"), ("revision", "main"),
         ("auto_mapping", {"x": 1}), ("eva_config", {"rho": 2.0}), ("a_field_of_tomorrow", False),
-        ("another", None), ("layers_pattern", ["layers"]), ("bias", "all"),
-        ("bias", "lora_only"), ("exclude_modules", ["lm_head", "k_proj", "nowhere"]),
+        ("another", None), ("layers_pattern", ["layers"]),
         ("exclude_modules", "v_proj"),  # an expression that matches no whole path: PEFT warns
     ],
 )  # fmt: skip
@@ -421,9 +402,7 @@ def change_tensors(folder, change, **texts):
 
 
 BAD_TENSORS = {
-    "missing": lambda t: t.pop(KEY),
     "left over": lambda t: t.update({KEY.replace("q_proj", "k_proj"): t[KEY]}),
-    "transposed": lambda t: t.update({KEY: t[KEY].T.copy()}),
     "NaN": lambda t: t[KEY].__setitem__((0, 0), np.nan),
     "infinite": lambda t: t[KEY].__setitem__((0, 0), -np.inf),
     "of DoRA": lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]}),
@@ -481,20 +460,20 @@ def test_folders_that_are_none(folder, tmp_path):
 
 @pytest.mark.parametrize("names", [["lora_A"], ["lora_B"], ["lora_A", "lora_B"]])
 def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
-    def zero(tensors, but=None):
+    def zero(tensors, end=""):
         for key in tensors:
-            if any(name in key for name in names) and (but is None or but not in key):
+            if any(f"{end}.{name}" in key for name in names):
                 tensors[key][:] = 0
 
-    path = folder / "adapter_model.safetensors"
-    change_tensors(folder, lambda tensors: zero(tensors, but=Q0))
+    change_tensors(folder, lambda tensors: zero(tensors, "v_proj"))
     with warnings.catch_warnings(action="error"):
         load_adapter(folder, random_model(TINY))
     change_tensors(folder, zero)
     with pytest.warns() as caught:
         load_adapter(folder, random_model(TINY))
-    assert [str(w.message)[: len(str(path))] for w in caught] == [str(path)]
-    assert f"every {names[-1]} is zero" in str(caught[0].message)
+    (warning,) = caught
+    said = f"{folder / 'adapter_model.safetensors'}: every {names[-1]} is zero"
+    assert str(warning.message).startswith(said)
 
 
 UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
@@ -514,19 +493,16 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
     for path, (w, says) in UNSAVABLE.items():
         changed = unflatten({**flatten(adapters), path: w})
         cases.append((changed, LoraConfig(), says))
-    for tree, config, says in cases:
+    cases = [(tree, model, config, says) for tree, config, says in cases]
+    for fields in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
+        config = LoraConfig(**fields)
+        tree, changed = get_peft_model(model, config)
+        tree = also_train(tree, changed.base, ("bias",))
+        cases.append((tree, changed, config, "cannot hold trained biases of DoRA or PiSSA"))
+    for tree, base, config, says in cases:
         with pytest.raises(InputError, match=re.escape(says)):
-            save_adapter(tmp_path / "a", tree, model, config, "float16")
+            save_adapter(tmp_path / "a", tree, base, config, "float16")
         assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
-
-
-@pytest.mark.parametrize("fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
-def test_trained_biases_that_peft_refuses_are_not_saved(tmp_path, fields):
-    config = LoraConfig(**fields)
-    adapters, model = get_peft_model(random_model(TINY), config)
-    adapters = also_train(adapters, model.base, ("bias",))
-    with pytest.raises(InputError, match="cannot hold trained biases of DoRA or PiSSA"):
-        save_adapter(tmp_path / "a", adapters, model, config)
 
 
 # --- the state of a run
@@ -548,31 +524,18 @@ def random_state(seed, optimizer, best):
     return State(moved(like, any_bits), moments, best)
 
 
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**18), 10**18)
-    | st.floats(allow_nan=False)
-    | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
-)
-
-
 @given(
     seeds, st.booleans(), st.sampled_from(("adamw", "muon")), st.integers(0, 10**9),
-    st.floats(allow_nan=False), st.integers(0, 99), st.integers(1, 10**9),
-    st.dictionaries(st.text(), json_values),
-    st.text(),
+    st.floats(allow_nan=False), st.integers(0, 99), st.integers(1, 10**9), st.text(),
 )  # fmt: skip
 def test_a_state_comes_back_bit_for_bit(
-    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts, text
+    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, text
 ):
     path = tmp_path_factory.mktemp("run") / "state"
     best = Best(best_loss, best_step if with_best else 0, None, worse)
     saved = random_state(seed, optimizer, best)
     saved.moments["step"] = step
-    facts |= FACTS
+    facts = FACTS | {"settings": {"text": text}}
     save_state(path, saved, facts, text)
     loaded, loaded_facts, history = load_state(path, saved.adapters, optimizer)
     assert history.decode() == text and loaded_facts == facts
@@ -594,11 +557,6 @@ def test_a_state_of_another_optimizer_is_refused(tmp_path, optimizer, other, tre
         load_state(tmp_path / "state", state.adapters, other)
 
 
-BROKEN = {  # changes of a sound state: part of the message
-    "no m": lambda t: t.pop("m.lm_head.weight"),
-    "shape": lambda t: t.update({"v.lm_head.weight": np.ones((3, 2), "f4")}),
-    "infinite": lambda t: t["v.lm_head.weight"].fill(np.inf),
-}
 FACTS = {"settings": {}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
 NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}
 NO_NUMBERS = (
@@ -624,10 +582,8 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
 
     safetensors.numpy.save_file(sound, path, marks)
     assert load_state(path, like)[0].step == 1
-    for change in BROKEN.values():
-        tensors = {name: w.copy() for name, w in sound.items()}
-        change(tensors)
-        assert ".lm_head" in refused(tensors, marks)
+    for w in (np.ones((3, 2), "f4"), np.full((2, 3), np.inf, "f4")):
+        assert "v.lm_head.weight" in refused(sound | {"v.lm_head.weight": w}, marks)
     for text in NO_NUMBERS:
         assert "not a checkpoint" in refused(sound, {RUN: text})
     assert "not a checkpoint" in refused(sound, {})

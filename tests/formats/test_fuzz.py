@@ -40,7 +40,7 @@ from minilora.cli.arguments import parse
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats import hf_folder, hf_tokenizer, safetensors_file
+from minilora.formats import hf_folder, hf_tokenizer
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
@@ -126,20 +126,6 @@ def check_finite(tree):
     """All numbers of the arrays must be finite."""
     for path, leaf in named_leaves(tree):
         assert not isinstance(leaf, np.ndarray) or np.isfinite(leaf).all(), path
-
-
-def test_safetensors_files(fuzz, tmp_path):
-    path = tmp_path / "model.safetensors"
-    w = np.arange(12, dtype=np.float32).reshape(3, 4)
-    entries = {f: safetensors_file.entry(f, w) for f in ("F32", "F16")}
-    entries["U8"] = safetensors_file.entry("U8", w.astype(np.uint8))
-    safetensors_file.write(path, entries)
-
-    def read():
-        for entry in safetensors_file.read_header(path).values():
-            assert entry.read().shape == entry.shape
-
-    fuzz([path], read)
 
 
 FAMILIES = {  # of config.json

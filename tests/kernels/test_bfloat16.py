@@ -36,7 +36,6 @@ def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
     rng = np.random.default_rng(seed)
     x, w, g = (numbers(rng, shape, share) for shape in ((m, k), (n, k), (m, n)))
     bits = bfloat16.to_bfloat16(w)
-    np.testing.assert_array_equal(bits, to_bfloat16(w))
     first = int(rng.integers(0, 40))
     out = np.full((m, first + n + 3), 7, np.float32)
     with np.errstate(all="ignore"):
@@ -64,19 +63,13 @@ def check(found, a, b):
 
 
 @given(st.integers(0, 2**32 - 1))
+@example(0x3F808000)  # a tie
 @example(2**32 - 1)  # a NaN to whose bits nothing can be added
-def test_rounding_is_to_the_nearest_with_ties_to_even_and_keeps_nan(bits):
-    x = np.array([bits], np.uint32).view(np.float32)
-    low, high = (from_bfloat16(np.array([(bits >> 16) + i]).astype(np.uint16)) for i in (0, 1))
-    found = from_bfloat16(to_bfloat16(x))
-    np.testing.assert_array_equal(bfloat16.to_bfloat16(x[None])[0], to_bfloat16(x))
-    if np.isnan(x[0]):
-        assert np.isnan(found[0])
-    elif bits & 0xFFFF == 0x8000:
-        assert to_bfloat16(x)[0] % 2 == 0
-    else:
-        nearer = low if bits & 0xFFFF < 0x8000 else high
-        assert found.tobytes() == nearer.tobytes()
+def test_rounding_is_that_of_the_reference_which_keeps_nan(bits):
+    x = np.array([[bits]], np.uint32).view(np.float32)
+    rounded = to_bfloat16(x)
+    np.testing.assert_array_equal(bfloat16.to_bfloat16(x), rounded)
+    assert np.isnan(from_bfloat16(rounded)) == np.isnan(x)
 
 
 def test_an_infinite_number_meets_no_padding():
@@ -105,7 +98,9 @@ def test_a_model_computes_as_the_reference(scheme):
     reference = model._replace(ops=layers)
     rng = np.random.default_rng(0)
     for path, w in flatten(model.base).items():
-        if len(w.shape) == 2:
+        if len(w.shape) == 1:
+            assert type(w) is np.ndarray, path
+        else:
             assert w.compute_dtype == "bfloat16", path
             for rows in (1, 5):
                 x, g = (rng.standard_normal((rows, n)).astype(np.float32) for n in w.shape[::-1])
@@ -121,30 +116,9 @@ def test_a_model_computes_as_the_reference(scheme):
     assert found != minilora.loss(adapters, with_compute_dtype(model, "float32"), batch)
 
 
-def test_dense_matrices_are_stored_in_bfloat16_and_vectors_are_not():
-    model = with_compute_dtype(Model(TINY, random_base(TINY)), "bfloat16")
-    for w in flatten(model.base).values():
-        assert isinstance(w, LowPrecision) == (len(w.shape) == 2)
+def test_another_dtype_is_refused():
     with pytest.raises(InputError, match="unknown compute_dtype 'float16'"):
-        with_compute_dtype(model, "float16")
-
-
-def test_the_same_bits_for_any_number_of_cores(monkeypatch):
-    """Panels are dealt out to the cores: each sum is computed by one of them, in one order."""
-    rng = np.random.default_rng(0)
-    x, w, g = (rng.standard_normal(s).astype(np.float32) for s in ((25, 65), (321, 65), (25, 321)))
-    bits = to_bfloat16(w)
-
-    def products(cores):
-        monkeypatch.setattr(threads, "THREADS", cores)
-        out = np.empty((25, 321), np.float32)
-        bfloat16.matmul(x, bits, out)
-        return out.tobytes(), bfloat16.matmul_transposed(g, bits).tobytes()
-
-    alone = products(1)
-    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
-    for cores in (2, 3, 5):
-        assert products(cores) == alone
+        with_compute_dtype(Model(TINY, random_base(TINY)), "float16")
 
 
 def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatch):

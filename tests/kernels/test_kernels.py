@@ -13,7 +13,8 @@ from models import bits, compiled_only
 from test_fused import NAMES, call, value_and_gradients
 from threadpoolctl import threadpool_info
 
-from minilora.kernels import fused, loops, threads
+from minilora.kernels import bfloat16, fused, loops, threads
+from minilora.rounding import to_bfloat16
 
 # ------------------------------------------------------------------------------ exponential
 
@@ -74,8 +75,12 @@ def test_every_row_is_done_once_on_any_number_of_cores(monkeypatch, cpus):
 
 
 def all_operations():
-    """The bytes of every fused operation's value and gradients."""
-    results = []
+    """The bytes of every fused operation's value and gradients, and of products in bfloat16."""
+    rng = np.random.default_rng(0)
+    x, w, g = (np.float32(rng.standard_normal(s)) for s in ((25, 65), (321, 65), (25, 321)))
+    matrix, out = to_bfloat16(w), np.empty_like(g)
+    bfloat16.matmul(x, matrix, out)
+    results = [bits(out), bits(bfloat16.matmul_transposed(g, matrix))]
     for name in NAMES:
         args, rest = call(name)
         f = lambda *a: getattr(fused, name)(*a, *rest)  # noqa: B023, E731

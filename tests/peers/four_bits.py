@@ -20,6 +20,16 @@ def theirs(w, block_size, double_quant, code):
     return packed.numpy().ravel(), state
 
 
+def linear4bit(w, compute_dtype):
+    """The layer with the weight w in NF4, double quantization."""
+    out, into = w.shape
+    layer = bitsandbytes.nn.Linear4bit(into, out, False, compute_dtype, True, "nf4")
+    layer.weight = bitsandbytes.nn.Params4bit(
+        torch.from_numpy(w), requires_grad=False, compress_statistics=True, quant_type="nf4"
+    )
+    return layer.to("cpu")
+
+
 def their_absmax(state):
     if state.state2 is None:
         return state.absmax.numpy()

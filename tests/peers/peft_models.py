@@ -174,20 +174,14 @@ def small_random_peft(llama):
 
 def in_four_bits(llama):
     """`llama` with bitsandbytes' Linear4bit for its projections: NF4, double quantization."""
-    bnb = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
+    four_bits = pytest.importorskip("four_bits")
     for layer in llama.model.layers:
         for name in ALL:
             part = layer.mlp if hasattr(layer.mlp, name) else layer.self_attn
             dense = getattr(part, name)
-            four = bnb.nn.Linear4bit(
-                dense.in_features, dense.out_features, bias=dense.bias is not None,
-                compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4",
-            )  # fmt: skip
+            four = four_bits.linear4bit(dense.weight.detach().numpy(), torch.float32)
             four.bias = dense.bias
-            four.weight = bnb.nn.Params4bit(
-                dense.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
-            )
-            setattr(part, name, four.to("cpu"))
+            setattr(part, name, four)
     llama.is_loaded_in_4bit = True  # what PEFT asks before it wraps a Linear4bit
     return llama
 

@@ -9,14 +9,12 @@ from functools import partial
 import numpy as np
 import pytest
 from arrays import weights
-from four_bits import bitsandbytes, torch
+from four_bits import linear4bit, torch
 from peft_models import llama_of, peft, peft_folder
-from test_peft_training import train_theirs
+from test_peft_training import EXAMPLES, RUN, train_theirs
 
 import minilora
 from minilora import nf4, train
-from minilora.batching import Example
-from minilora.config import TrainConfig
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.kernels.weights import tiled_matmul, tiled_matmul_backward
@@ -48,33 +46,40 @@ def same_product(compared):
     return same_product
 
 
+@pytest.fixture
+def same_products(same_product):
+    """same_products(what, against, linear, stored, x, g): forward and backward, of torch's layer
+    and of its weight here."""
+
+    def same_products(what, against, linear, stored, x, g):
+        x_theirs, w = torch.from_numpy(x).requires_grad_(), stored.dequantize()
+        y = linear(x_theirs)
+        y.backward(torch.from_numpy(g))
+        same_product(what, against, tiled_matmul(x, stored), y.detach().numpy(), x, w.T)
+        dx = x_theirs.grad.numpy()
+        same_product(what, against, tiled_matmul_backward(g, stored), dx, g, w)
+
+    return same_products
+
+
 @pytest.mark.parametrize("m, n, k", [(1, 96, 128), (5, 33, 65), (512, 192, 576)])
-def test_products_are_those_of_torch(same_product, m, n, k):
+def test_products_are_those_of_torch(same_products, m, n, k):
     x, w, g = (weights("normal", shape, i) for i, shape in enumerate([(m, k), (n, k), (m, n)]))
-    stored = leaf_in(w, "bfloat16")
-    x_bfloat16, w_bfloat16, g_bfloat16 = (torch.from_numpy(a).bfloat16() for a in (x, w, g))
-    y = (x_bfloat16 @ w_bfloat16.T).float().numpy()
-    dx = (g_bfloat16 @ w_bfloat16).float().numpy()
-    same_product(PRODUCTS, "PyTorch", tiled_matmul(x, stored), y, x, w.T)
-    same_product(PRODUCTS, "PyTorch", tiled_matmul_backward(g, stored), dx, g, w)
+    w_theirs = torch.from_numpy(w).bfloat16()
+
+    def linear(x):
+        return (x.bfloat16() @ w_theirs.T).float()
+
+    same_products(PRODUCTS, "PyTorch", linear, leaf_in(w, "bfloat16"), x, g)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 48])
-def test_products_are_those_of_linear4bit(same_product, rows):
+def test_products_are_those_of_linear4bit(same_products, rows):
     """In training mode; both sides dequantize the same codes and round the numbers to bfloat16."""
     w, x, g = (weights("normal", s, i) for i, s in enumerate([(96, 128), (rows, 128), (rows, 96)]))
-    linear = bitsandbytes.nn.Linear4bit(128, 96, False, torch.bfloat16, True, "nf4")
-    linear.weight = bitsandbytes.nn.Params4bit(
-        torch.from_numpy(w), False, compress_statistics=True, quant_type="nf4"
-    )
-    linear = linear.to("cpu").train()
-    x_theirs = torch.from_numpy(x).requires_grad_()
-    y = linear(x_theirs)
-    y.backward(torch.from_numpy(g))
-    q = leaf_in(nf4.quantize(w, 64, True), "bfloat16")
-    against, ŵ = "bitsandbytes", q.dequantize()
-    same_product(FOUR_BITS, against, tiled_matmul(x, q), y.detach().numpy(), x, ŵ.T)
-    same_product(FOUR_BITS, against, tiled_matmul_backward(g, q), x_theirs.grad.numpy(), g, ŵ)
+    linear = linear4bit(w, torch.bfloat16).train()
+    stored = leaf_in(nf4.quantize(w, 64, True), "bfloat16")
+    same_products(FOUR_BITS, "bitsandbytes", linear, stored, x, g)
 
 
 def in_another_order(llama, seed):
@@ -127,18 +132,13 @@ def test_twenty_steps_in_bfloat16_follow_peft(tiny_llama, compared, tmp_path):
     folder = tmp_path / "base"
     llama = llama_of(tiny_llama()).bfloat16()
     llama.save_pretrained(folder)
-    rng = np.random.default_rng(5)
-    examples = [Example(rng.integers(256, size=n).tolist(), [1] * n) for n in range(12, 36)]
-    run = TrainConfig(
-        iters=20, batch_size=4, learning_rate=1e-2, warmup_ratio=0.1, max_grad_norm=0.1
-    )
 
     def of_peft(dtype, change=lambda llama: llama):
         torch.manual_seed(4)
         config = peft.LoraConfig(task_type="CAUSAL_LM")
         theirs = peft.get_peft_model(change(llama_of(folder).to(dtype)), config)
         peft_folder(tmp_path / "start", theirs)
-        return np.array([loss for loss, _ in train_theirs(theirs, examples, run)])
+        return np.array([loss for loss, _ in train_theirs(theirs, EXAMPLES, RUN)])
 
     orders = [partial(in_another_order, seed=seed) for seed in (1, 2)]
     others = [of_peft(torch.bfloat16, order) for order in orders]
@@ -146,7 +146,7 @@ def test_twenty_steps_in_bfloat16_follow_peft(tiny_llama, compared, tmp_path):
     theirs = of_peft(torch.bfloat16)
     model = with_compute_dtype(load(folder).model, "bfloat16")
     start, model, _ = load_adapter(tmp_path / "start", model)
-    _, history = train(start, model, examples, run)
+    _, history = train(start, model, EXAMPLES, RUN)
     ours = np.array([row["loss"] for row in history])
     spread = [losses / theirs - 1 for losses in others]
     compared(

@@ -1,4 +1,4 @@
-"""Combined adapters: ours against PEFT's add_weighted_adapter, and each against the exact sum."""
+"""Combined adapters: ours against PEFT's add_weighted_adapter."""
 
 import pytest
 from comparisons import relative
@@ -45,22 +45,18 @@ def test_what_peft_combines(tiny_llama, tmp_path, tokens, compared, how, weights
         theirs.set_adapter("both")
     model, _ = load(folder)
     trees = [load_adapter(tmp_path / name, model).adapters for name in "ab"]
-    adapters, errors = compose.combine(trees, weights, how, 5 if how == "svd" else None)
+    adapters, _ = compose.combine(trees, weights, how, 5 if how == "svd" else None)
 
-    ours, modules = {}, dict(theirs.base_model.model.named_modules())
-    for path in lora.adapted_paths(adapters):
-        ours[path] = lora_delta(get(adapters, path))
+    paths, modules = lora.adapted_paths(adapters), dict(theirs.base_model.model.named_modules())
+    assert len(paths) == 7 * model.config.num_hidden_layers
+    for path in paths:
+        ours = lora_delta(get(adapters, path))
         with torch.no_grad():
             delta = modules[path].get_delta_weight("both").numpy()
         # A float32 sum of at most 7 products; and PEFT's SVD of a whole matrix in float32, which
         # errs by its size, 96, in units of roundoff: 6e-6 of the largest singular value.
-        compared(f"combined by {how}: each update", PEFT, relative(ours[path], delta), 6e-6)
-    assert len(ours) == 7 * model.config.num_hidden_layers
+        compared(f"combined by {how}: each update", PEFT, relative(ours, delta), 6e-6)
     logits = minilora.forward(adapters, model, tokens)
     compared(
         "combined adapters: logits", PEFT, relative(logits, their_logits(theirs, tokens)), 1e-5
     )
-
-    # What the way of combining costs, by our own measure: nothing, little, nearly everything.
-    worst = max(errors.values())
-    assert {"cat": worst < 1e-7, "svd": 1e-3 < worst < 1, "linear": worst > 0.8}[how], worst

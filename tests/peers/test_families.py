@@ -39,13 +39,7 @@ from minilora.tree import flatten
 RANDOM = "random models"
 TIED, BIASED = {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}
 SCALED = {"rope_theta": 500.0, **LLAMA3, "original_max_position_embeddings": 16}
-LINEAR = {"rope_type": "linear", "factor": 4.0}
-ONE_BASE = {
-    "full_attention": {"rope_theta": 500.0, **LINEAR},
-    "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
-}  # fmt: skip
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
-FULL, SLIDING = ["full_attention"] * 3, ["sliding_attention"] * 3
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = {  # a scale of the scores that is not that of head_dim
     "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 6, "layer_types": MIXED,
@@ -63,28 +57,6 @@ MODELS = {  # one or two of each family, for all tests
 }  # fmt: skip
 # Families whose files join tensors. PEFT adapts the joined tensors, so only folders are compared.
 JOINED = {"Phi-3 with a window": ("Phi3", {"sliding_window": 6, "pad_token_id": None})}
-VARIANTS = {  # other settings of config.json, and the window that transformers reads in them
-    "Llama, linear rope": ("Llama", {"rope_parameters": {"rope_theta": 500.0, **LINEAR}}, None),
-    "Llama, wide heads": ("Llama", {"head_dim": 32, "rms_norm_eps": 1e-2}, None),
-    "Mistral": ("Mistral", {"sliding_window": None}, None),
-    "Qwen2, from layer 3": ("Qwen2", {**WINDOW, "max_window_layers": 3}, None),
-    "Qwen2, off": ("Qwen2", {**WINDOW, "use_sliding_window": False}, None),
-    "Qwen2, from layer 1": ("Qwen2", {**WINDOW, "max_window_layers": 1}, 6),
-    "Qwen3": ("Qwen3", {"head_dim": 32, **TIED}, None),
-    "Qwen3, types": ("Qwen3", {**WINDOW, "max_window_layers": 3, "layer_types": SLIDING}, 6),
-    "Qwen3, full": ("Qwen3", {**WINDOW, "layer_types": FULL}, None),
-    "Qwen3, mixed": ("Qwen3", {**WINDOW, "layer_types": MIXED}, 6),
-    "Gemma 3, pattern": (
-        "Gemma3Text", {**GEMMA, "layer_types": None, "sliding_window_pattern": 2}, 6,
-    ),
-    "Gemma 3, one base": (
-        "Gemma3Text", {**GEMMA, "rope_scaling": LINEAR, "rope_theta": 500.0}, 6,
-    ),
-    "Gemma 3, two bases": (
-        "Gemma3Text", {**GEMMA, "rope_parameters": ONE_BASE, "attention_bias": True}, 6,
-    ),
-    **{name: (*model, 6) for name, model in JOINED.items()},
-}  # fmt: skip
 EVERYWHERE = LoraConfig(target_modules=ALL_LINEAR)
 EACH = pytest.mark.parametrize("name", MODELS)
 
@@ -112,22 +84,6 @@ def test_a_folder_of_transformers_here(folder, tokens, same_logits, compared):
     same_logits(RANDOM, "transformers", expected, {}, model, tokens, loss=True)
     plain = minilora.forward({}, model._replace(ops=layers), tokens)
     compared(f"{RANDOM}, --plain: logits", "transformers", relative(plain, expected), 1e-5)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_settings_of_a_config_json(random_model, tokens, same_logits, variant):
-    """Which of several fields decides is decided by transformers.
-
-    In Gemma 3 it is also decided which layers rotate with which base and scaling.
-    """
-    family, fields, window = VARIANTS[variant]
-    folder = random_model(family, **fields)
-    theirs = llama_of(folder)
-    model, _ = load(folder)
-    assert model.config.sliding_window == window
-    assert model.config.model_type == theirs.config.model_type
-    expected = their_logits(theirs, tokens)
-    same_logits(RANDOM, "transformers", expected, {}, model, tokens, loss=True)
 
 
 @pytest.mark.parametrize("name", [*MODELS, *JOINED])

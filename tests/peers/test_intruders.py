@@ -11,19 +11,16 @@ IN, OUT, R = 48, 64, 4
 
 
 def model_with_adapter(size):
-    """Return (PEFT model of one linear layer, W0, ΔW): ‖ΔW‖ is `size` times ‖W0‖."""
+    """Return (PEFT model of one linear layer, the layer, W0): ‖ΔW‖ is `size` times ‖W0‖."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(IN, OUT, bias=False)).double()
-    config = peft.LoraConfig(r=R, lora_alpha=2 * R, target_modules=["0"])
+    config = peft.LoraConfig(r=R, target_modules=["0"], init_lora_weights=False)  # B is random, too
     model = peft.get_peft_model(net, config)
     layer = model.base_model.model[0]
     W0 = layer.get_base_layer().weight.data
-    A, B = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
-    A.copy_(torch.randn_like(A))
-    B.copy_(torch.randn_like(B))
-    delta = layer.get_delta_weight("default")
-    B.mul_(size * W0.norm() / delta.norm())
-    return model, layer, W0.double().numpy().copy()
+    B = layer.lora_B["default"].weight.data
+    B.mul_(size * W0.norm() / layer.get_delta_weight("default").norm())
+    return model, layer, W0.numpy().copy()
 
 
 def low_rank(update, r):

@@ -30,24 +30,23 @@ def test_the_module_of_lesson_1_starts_at_the_base():
 
 
 def test_the_module_of_lesson_1_computes_what_linear_computes():
-    rng = np.random.default_rng(0)
-    (n, out, r), alpha = (48, 32, 4), 10
-    layer = lora_linear()(torch.nn.Linear(n, out, dtype=torch.float64), r, alpha).double()
-    x, C = rng.standard_normal((5, n)), rng.standard_normal((5, out))
-    factors = {"lora_A": rng.standard_normal((r, n)), "lora_B": rng.standard_normal((out, r))}
-    with torch.no_grad():
-        layer.A.copy_(torch.from_numpy(factors["lora_A"]))
-        layer.B.copy_(torch.from_numpy(factors["lora_B"]))
-    fixed = {name: p.detach().numpy() for name, p in layer.base.named_parameters()}
-    fixed |= {"lora_scaling": alpha / r, "lora_dropout": 0.0}
+    torch.manual_seed(0)
+    layer = lora_linear()(torch.nn.Linear(48, 32, dtype=torch.float64), 4, 10).double()
+    torch.nn.init.normal_(layer.B)
+    x, C = (torch.randn(5, n, dtype=torch.float64) for n in (48, 32))
+    theirs = (C * torch.tanh(layer(x))).sum()
+    theirs.backward()
+    trained = {"lora_A": layer.A, "lora_B": layer.B}
+    numbers = trained | dict(layer.base.named_parameters())
+    node = {name: p.detach().numpy() for name, p in numbers.items()}
+    node |= {"lora_scaling": 10 / 4, "lora_dropout": 0.0}
 
     def loss(factors):
-        return layers.np.sum(C * layers.np.tanh(layers.linear(x, fixed | factors)))
+        y = layers.linear(x.numpy(), node | factors)
+        return layers.np.sum(C.numpy() * layers.np.tanh(y))
 
-    theirs = (torch.from_numpy(C) * torch.tanh(layer(torch.from_numpy(x)))).sum()
-    theirs.backward()
-    ours, gradient = value_and_grad(loss)(factors)
+    ours, gradient = value_and_grad(loss)({name: node[name] for name in trained})
     assert np.isclose(ours, theirs.item(), rtol=1e-12, atol=0)
-    np.testing.assert_allclose(gradient["lora_A"], layer.A.grad.numpy(), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(gradient["lora_B"], layer.B.grad.numpy(), rtol=1e-9, atol=1e-12)
+    for name, p in trained.items():
+        np.testing.assert_allclose(gradient[name], p.grad.numpy(), rtol=1e-9, atol=1e-12)
     assert layer.base.weight.grad is None and layer.base.bias.grad is None

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,11 @@ def same_losses(compared, tmp_path):
     return same_losses
 
 
+RNG = np.random.default_rng(5)
+EXAMPLES = [Example(RNG.integers(256, size=n).tolist(), [1] * n) for n in range(12, 36)]
+RUN = TrainConfig(iters=20, batch_size=4, learning_rate=1e-2, warmup_ratio=0.1, max_grad_norm=0.1)
+
+
 @pytest.mark.parametrize("fields", [{}, {"target_modules": ALL, "use_rslora": True}])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, decay):
@@ -113,15 +119,9 @@ def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, d
     theirs = llama_of(tiny_llama())
     torch.manual_seed(4)
     theirs = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **fields))
-    model, _ = load(tiny_llama())
-    rng = np.random.default_rng(5)
-    examples = [Example(rng.integers(256, size=n).tolist(), [1] * n) for n in range(12, 36)]
-    run = TrainConfig(
-        iters=20, batch_size=4, learning_rate=1e-2, warmup_ratio=0.1, weight_decay=decay,
-        max_grad_norm=0.1,
-    )  # fmt: skip
+    model, run = load(tiny_llama()).model, replace(RUN, weight_decay=decay)
     row = "random Llama", PEFT
-    trained, start, norms = same_losses(*row, theirs, model, examples, run, bound=2e-6)
+    trained, start, norms = same_losses(*row, theirs, model, EXAMPLES, run, bound=2e-6)
     assert min(norms) > run.max_grad_norm, "clipping is at work"
     for path, w in flatten(arrays(trained)).items():
         w_theirs = dict(theirs.named_parameters())[f"base_model.model.{path}.default.weight"]

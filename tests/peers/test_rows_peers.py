@@ -243,6 +243,7 @@ def check_texts(ours, theirs, texts):
         start = start[1:]  # transformers puts another BOS before a written one
         whole = whole[1:]
     eos = theirs.eos_token_id
+    assert ours.decode(whole) == theirs.decode(whole, skip_special_tokens=True)
     assert encode({"text": "".join(texts)}, ours).tokens == [*whole, eos]
     tokens, mask, _ = encode({"prompt": prompt, "completion": completion}, ours, mask_prompt=True)
     assert theirs.decode(tokens) == theirs.decode([*whole, eos])

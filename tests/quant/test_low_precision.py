@@ -128,16 +128,6 @@ def test_matvec_of_small_numbers():
     assert (weights.matvec(w, x) == 32 * 2.0**-44).all()
 
 
-@EACH
-def test_tiles(monkeypatch, kind):
-    w = some(kind)
-    for size in (1, 3, 4096):
-        monkeypatch.setattr(weights, "TILE", size)
-        tiles = list(weights.tiles(w))
-        assert all(bits(tile) == bits(exact(w)[rows]) for rows, tile in tiles)
-        assert bits(np.concatenate([tile for _, tile in tiles])) == bits(exact(w))
-
-
 # ------------------------------------------------------------------------------ in a model
 
 
