@@ -4,248 +4,187 @@
 # **The question.** A recipe of LoRA names the matrices, r, alpha and a learning rate. Which of them
 # matter, and which are one knob twice?
 #
-# The tables are sweeps on `micro` (0.1 million parameters): 200 steps of 8 rows of the questions,
-# three to eight seeds. The verdicts are about this base and this task. The setting alpha
-# (`lora_alpha`) is α.
+# The pictures show stored runs of `micro` (0.1 million parameters), 200 steps of 8 questions each.
+# What they show is about this base and this task. The setting `lora_alpha` is α, and s = α/r.
 #
-# **Time:** 10 seconds to run, twenty minutes to read. **You need:** lessons 1, 3 and 7.
+# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lessons 1 and 7.
 
 # %%
+import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
-from minilora.lessons.helpers.common import (
-    HOLDS,
-    QUICK,
-    belongs,
-    claim,
-    finetune,
-    interval,
-    of,
-    read_sweep,
-    short,
-    table,
-)
-from minilora.tree import arrays, flatten, overlay, tree_map
-
-model, tokenizer = minilora.load("micro")
-rows = data.load_rows("questions", "train")
-ALL = ("all-linear",)
+from minilora.lessons.helpers import common
+from minilora.tree import arrays, flatten
 
 # %% [markdown]
 # ## Where
 #
 # A layer has seven projections. In most experiments, the LoRA paper trains those of q and v only.
-# Each row below has r = 8, s = α/r = 2, the rate 0.01 and five seeds.
+# Here r = 8, s = 2 and the rate is 0.01.
 #
-# **Predict.** The training loss of q and v is as high as the held-out loss. Is it better to add
-# more matrices, although this trains up to five times as many parameters on the same rows?
-#
-# <details><summary>Answer</summary>
-# Yes: adding o more than halves the mean loss, and all seven matrices more than halve it again.
-# ("No" is tempting for fear of overfitting, that is, of memorizing the training rows. But then the
-# training loss would be far below the held-out loss: lesson 9.)
-# </details>
+# **Predict.** With q and v only, the training loss is as high as the held-out loss. Do more
+# matrices help, although they train up to five times as many parameters on the same rows?
 
 # %%
-sweep = read_sweep("targets")
-rungs, trained_on, cells = {}, {}, []
-for name in ("q v", "q v o", "q v o, every MLP", "all seven"):
-    columns = ("trained", "train_loss", "loss")
-    trained, on_train, held_out = (np.array(of(sweep, c, part="climb", name=name)) for c in columns)
-    rungs[name], trained_on[name] = held_out, on_train.mean()
-    cells.append([name, int(trained[0]), f"{on_train.mean():.3f}", f"{held_out.mean():.3f}"])
-table(["matrices", "parameters", "training loss", "held-out loss"], cells)
+# Picture
+targets = common.read_sweep("targets")
+held_out, on_train = {}, {}
+_, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
+for name in ("all seven", "q v o, every MLP", "q v o", "q v"):
+    held_out[name] = np.array(common.of(targets, "loss", part="climb", name=name))
+    on_train[name] = np.mean(common.of(targets, "train_loss", part="climb", name=name))
+    trained = common.of(targets, "trained", part="climb", name=name)[0]
+    label = f"{name}: {trained:,.0f} parameters"
+    axes.semilogx(held_out[name], [label] * 5, "o", color="C0", alpha=0.5)
+    axes.semilogx(on_train[name], label, "|", color="C1", markersize=16)
+axes.set_xlabel("loss, in nats per token; dots: held-out; |: training, mean")
+plt.show()
 
 # %% [markdown]
-# So begin with all seven (`all-linear`). The study [Where to apply
+# **Answer.** Yes: adding o more than halves the mean loss, and all seven more than halve it again.
+# Equal losses mean that the adapter has not learned even its own rows; with *overfitting*, the
+# training loss would be far lower (lesson 9). The study [Where to apply
 # it](studies/lora/where_to_apply.py) compares matrices with equal numbers of parameters.
-
-# %%
-# Checks
-bottom, with_o, top = rungs["q v"], rungs["q v o"], rungs["all seven"]
-assert 0.75 < bottom.mean() / trained_on["q v"] < 1.25, "q v must underfit"
-assert with_o.mean() < 0.5 * bottom.mean(), "adding o must halve the loss"
-assert top.mean() < 0.5 * with_o.mean(), "all seven must halve the loss again"
-
-# %% [markdown]
+#
 # ## How much rank
 #
-# Here all seven matrices are trained. alpha = 2r, so s = 2 at every rank. The losses are means of
-# five seeds.
+# Now all seven matrices are trained, with α = 2r, so s = 2 at every rank.
 #
-# **Predict.** Is r = 1 enough? At the rate 0.01, is r = 64 better than r = 32? (A weight of
-# attention is 48 × 48. So BA has rank 48 at most, and at r = 64, A and B have more numbers than W.)
-#
-# <details><summary>Answer</summary>
-# r = 1 is too little. r = 64 is much worse than r = 32 at the rate 0.01, but the best of all at
-# 0.004. ("Too many parameters" is a tempting reason. But at 0.004 it has as many. With s
-# fixed, the first step changes more at a larger rank: lesson 1.)
-# </details>
+# **Predict.** Is r = 1 enough? Is r = 64 better than r = 32, at the rate 0.01 and at 0.004? (An
+# attention weight is 48 × 48. So at r = 64, A and B have more numbers than W.)
 
 # %%
-sweep = read_sweep("rank")
-by_rank, cells = {}, []
+# Picture
+ranks = common.read_sweep("rank")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-for rate in (1e-2, 4e-3):
-    for r in RANKS:
-        by_rank[rate, r] = np.array(of(sweep, "loss", targets="all", rate=rate, r=r))
-    cells.append([f"rate {rate:g}", *(f"{by_rank[rate, r].mean():.3f}" for r in RANKS)])
-table(["held-out loss at r =", *map(str, RANKS)], cells)
+by_rank = {}
+for rate in (0.01, 0.004):
+    cells = [common.of(ranks, "loss", targets="all", rate=rate, r=r) for r in RANKS]
+    by_rank[f"rate {rate}"] = np.array(cells)
+common.show_losses(by_rank, RANKS, "rank", "means and ranges of five seeds")
 
 # %% [markdown]
-# At the rate 0.01, the mean loss varies by up to 2.3 times from r = 4 to 32, and r = 1 is about
-# 7 times worse than the worst of these. So the rank matters less in this range, and much below it.
-
-# %%
-# Checks
-assert by_rank[1e-2, 1].min() > 4 * by_rank[1e-2, 4].max(), "r = 1 must be too little"
-flat = [by_rank[1e-2, r].mean() for r in (4, 8, 16, 32)]
-assert 2.2 < max(flat) / min(flat) < 2.4, "r = 4 to 32: up to 2.3 times"
-worse = [by_rank[1e-2, 1].mean() / mean for mean in flat]
-assert 6.5 < min(worse) < 7.5 and 15.5 < max(worse) < 16.5, "r = 1: 7 to 16 times worse"
-assert by_rank[1e-2, 64].mean() > 5 * by_rank[1e-2, 32].mean(), "r = 64 must fail"
-assert min(RANKS, key=lambda r: by_rank[4e-3, r].mean()) == 64, "and be the best at 0.004"
-
-# %% [markdown]
+# **Answer.** r = 1 is too little, at both rates. From r = 4 to 32, at 0.01, the rank matters much
+# less. r = 64 is far worse than r = 32 at 0.01, but the best of all at 0.004. So not its parameters
+# are too many: the rate is too high. With s fixed, a step changes more at a larger rank (lesson 1).
+#
 # ## Alpha is a learning rate and a start
 #
 # "Tuning α is roughly the same as tuning the learning rate, if we scale the initialization
 # appropriately" (LoRA, Sec. 4.1, under Adam). For an exact version, let c be a positive number.
-# Replace A by A/c, B by B/c, and α by c²·α. Then the update is the same:
+# Replace A by A/c, B by B/c, and α by c²·α. Then (α/r)·BA is the same.
 #
-# $$\frac{c^2\alpha}{r} \cdot \frac{B}{c} \cdot \frac{A}{c} = \frac{\alpha}{r} B A$$
-#
-# The gradients of the new factors are c times as large (lesson 1). Adam divides by their size, so
-# its steps do not depend on c. With η/c in place of the learning rate η, the new factors stay 1/c
-# of the old ones, step after step. Let A₀ be A at the start. Without clipping and weight decay, and
-# with Adam's ε times c, these two runs have the same ΔW on paper:
+# The gradients of the new factors are c times as large (lesson 1), but Adam's steps do not depend
+# on that (lesson 7). So with the rate η/c, the new factors stay 1/c of the old ones, step after
+# step. With A₀ for A at the start, without clipping and weight decay, and with Adam's ε times c,
+# these two runs have the same ΔW:
 #
 # $$(\alpha,\; \eta,\; A_0) \quad\text{and}\quad (c^2\alpha,\; \eta/c,\; A_0/c)$$
 #
-# **Predict.** One run has α, η and A₀, another one c²·α, η/c and A₀/c. For c = 2, are the losses of
-# 60 steps in float32 equal, or only close?
-#
-# <details><summary>Answer</summary>
-# Equal, bit for bit: multiplying by a power of two rounds nothing. ("Close" is tempting, because
-# training magnifies each rounding. Here both runs round alike.)
-# </details>
-
+# **Predict.** For c = 2, α is four times as large. Are the losses of the two runs in float32 equal
+# after 60 steps, or only close?
 
 # %%
-def run(alpha, rate, c=1.0):
-    """Train at r = 8 with A₀ divided by c and ε multiplied by c: (losses, trained tree)."""
-    config = LoraConfig(r=8, lora_alpha=alpha, target_modules=ALL)
-    adapters, _ = minilora.get_peft_model(model, config, 0)
-    adapters = overlay(adapters, tree_map(lambda w: w / np.float32(c), arrays(adapters)))
-    # with such a max_grad_norm, no gradient is clipped
-    fixed = {"iters": short(60, 20), "batch_size": 8, "mask_prompt": True, "max_grad_norm": 1e9}
-    settings = TrainConfig(learning_rate=rate, adam_eps=c * 1e-8, **fixed)
-    examples, _ = data.encode_rows(rows, tokenizer, settings)
-    adapters, history = minilora.train(adapters, model, examples, settings)
-    return np.array([step["loss"] for step in history]), flatten(arrays(adapters))
+model, _ = minilora.load("micro")
 
 
-losses_1, factors_1 = run(alpha=16, rate=4e-3)
-losses_2, factors_2 = run(alpha=64, rate=2e-3, c=2)
-print(f"last loss with (α, η, A₀):      {losses_1[-1]:.8f}")
-print(f"last loss with (4α, η/2, A₀/2): {losses_2[-1]:.8f}")
+def run(alpha, rate, c):
+    """Train at r = 8 from A₀/c with Adam's ε times c, without clipping."""
+    start = common.lora_adapters(model, a=1 / c, alpha=alpha), model
+    settings = {"iters": common.short(60, 20), "batch_size": 8, "max_grad_norm": 1e9}
+    return common.finetune(start=start, learning_rate=rate, adam_eps=c * 1e-8, **settings)
 
-# %%
-# Checks
-assert np.array_equal(losses_1, losses_2), "the losses must be equal, not only close"
-for path, factor in factors_1.items():
-    assert np.array_equal(factor, 2 * factors_2[path]), f"{path} must be twice the other"
+
+one, other = run(alpha=16, rate=4e-3, c=1), run(alpha=64, rate=2e-3, c=2)
+print(f"last loss with (α, η, A₀):      {one.history[-1]['loss']:.8f}")
+print(f"last loss with (4α, η/2, A₀/2): {other.history[-1]['loss']:.8f}")
 
 # %% [markdown]
-# ## Alpha or rank
+# **Answer.** Equal, bit for bit: a power of two rounds nothing. So a change of α is a change of the
+# rate and of A₀. In practice nobody rescales A₀, so the two are *nearly* one knob.
 #
-# **Predict.** The learning rate is fixed, and r or alpha becomes 16 times larger. Which matters
-# more?
+# ## Alpha at one rate, and at its own
 #
-# <details><summary>Answer</summary>
-# Alpha. (r is tempting, because it decides how many parameters are trained.) At r = 4, alpha = 4
-# has 26 to 35 times the loss of alpha = 64. At alpha = 64, r = 4 has only 1.3 to 2 times the loss
-# of r = 64. (95 % intervals of the mean ratio of eight seeds.)
-# </details>
+# **Predict.** At the rate 0.004, which costs more: an α that is 16 times too small, or such an r?
+# And does such an α have another rate at which it does well?
 
 # %%
-sweep = read_sweep("alpha")
-ALPHAS = (4, 8, 16, 32, 64, 128)
-losses, cells = {}, []
-for alpha in ALPHAS:
-    cells.append([str(alpha)])
-    for r in (4, 16, 64):
-        if r == 4 or alpha >= 16:
-            losses[r, alpha] = np.array(of(sweep, "loss", part="r", r=r, alpha=alpha))
-            cells[-1].append(f"{losses[r, alpha].mean():.3f}")
-        else:
-            cells[-1].append("")
-table(["alpha, rate 0.004", "r = 4", "r = 16", "r = 64"], cells)
+# Table
+alphas = common.read_sweep("alpha")
 
 
-def times(higher, lower):
-    """Return the logarithms of the ratios of the losses of two settings, one per seed."""
-    return np.log(losses[higher] / losses[lower])
+def logs(r, alpha):
+    """Return the logarithms of the losses at the rate 0.004, one per seed."""
+    return np.log(common.of(alphas, "loss", part="r", r=r, alpha=alpha))
 
 
-of_alpha, of_rank = times((4, 4), (4, 64)), times((4, 64), (64, 64))
-at_2r, smaller = times((4, 8), (4, 64)), times((4, 16), (4, 64))
-verdicts = {
-    "alpha": claim("r = 4: alpha 4 against 64, > 10 times", of_alpha, np.log(10), times=True),
-    "rank": claim("alpha = 64: r = 4 against 64, > 1 times", of_rank, times=True),
-    "both": claim("alpha costs more than r, > 5 times", of_alpha - of_rank, np.log(5), times=True),
-    "2r": claim("r = 4: alpha 8 against 64, > 5 times", at_2r, np.log(5), times=True),
-    "64": claim("r = 4: alpha 16 against 64, > 1 times", smaller, times=True),
-}
-
-# %% [markdown]
-# So at r = 4 and this rate, alpha = 64 has a lower loss than three rules of thumb:
-#
-# - "alpha = r": alpha = 4 has more than ten times the loss.
-# - "alpha = 2r": alpha = 8 has more than five times the loss.
-# - "alpha = 16" at every r (QLoRA, with r = 64): alpha = 16 has two to six times the loss.
-#
-# At a higher rate, alpha = 64 fails (the study [What α/r
-# does](studies/lora/what_alpha_over_r_does.py), which also tests rsLoRA's α/√r). So no alpha is
-# good or bad without its rate.
+of_alpha, of_rank = logs(4, 4) - logs(4, 64), logs(4, 64) - logs(64, 64)
+ten_times = common.claim("α = 4 for 64, at r = 4, > 10 times", of_alpha, np.log(10), times=True)
+any_cost = common.claim("r = 4 for 64, at α = 64, > 1 times", of_rank, times=True)
+more = common.claim("α costs more than r, > 1 times", of_alpha - of_rank, times=True)
 
 # %%
-# Checks
-for name, found in verdicts.items():
-    assert found == HOLDS, name
-for logs, ends in ((of_alpha, (26, 35)), (of_rank, (1.3, 2.0)), (smaller, (2.1, 6.0))):
-    _, low, high = np.exp(interval(logs))
-    assert abs(low / ends[0] - 1) < 0.05 and abs(high / ends[1] - 1) < 0.05, f"{low} to {high}"
-live = {}
-for alpha in (8, 64):  # two runs of the sweep again
-    config = LoraConfig(r=4, lora_alpha=alpha, target_modules=ALL)
-    live[alpha] = finetune(config, batch_size=8, iters=short(200, 20)).scores["loss"]
-for alpha, other in ((8, 64), (64, 8)):
-    cell, rival = np.log(losses[4, alpha]), np.log(losses[4, other])
-    assert QUICK or belongs(np.log(live[alpha]), cell, rival), f"alpha = {alpha}: not the sweep's"
+# Picture
+GRID = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
+of_rate = {}
+for alpha in (4, 16, 64):
+    cells = [common.of(alphas, "loss", part="rate", alpha=alpha, rate=rate) for rate in GRID]
+    of_rate[f"α = {alpha}"] = np.array(cells)
+common.show_losses(of_rate, GRID, "learning rate", "r = 8: means and ranges of three seeds")
 
 # %% [markdown]
+# **Answer.** At this rate α costs far more: 26 to 35 times the loss, and r 1.3 to 2.0 times (95 %
+# intervals of the mean ratio of eight seeds). The picture shows why: with a smaller α, the best
+# rate is higher. At 0.004, α = 4 fails. At 0.016 it does well, and α = 64 fails. That the lowest
+# points differ is not shown with three seeds. So no α is good or bad without its rate. The study
+# [What α/r does](studies/lora/what_alpha_over_r_does.py) has more.
+#
+# **The recipe.** Train all seven matrices with r = 8 and α = 16. Leave α there, also at another
+# rank (lesson 1), and tune only the rate: begin at four times the best rate of full fine-tuning
+# (lesson 7), and try half and twice as much. [Decisions](guide/decisions.md) has the sources. The
+# study [What a wrong choice costs](studies/training/dropout_and_wrong_choices.py) ranks mistakes.
+#
 # ## What was shown
 #
-# On a model of 0.1 million parameters: all seven matrices are better than q and v. Ranks 4 to 32
-# differ by up to 2.3 times at one rate, and a larger one needs a lower rate if s is fixed. Without
-# clipping and decay, a change of alpha is a change of the rate, the start of A and ε. At one rate,
-# alpha matters more than the rank.
-#
-# So a recipe: all seven matrices, r = 8 or 16, a fixed alpha, such as 16, and then a search for the
-# rate (lesson 7 says where to begin). [Dropout, and what a wrong choice
-# costs](studies/training/dropout_and_wrong_choices.py) ranks the mistakes.
+# On `micro`, all seven matrices are better than q and v, and a rank of 1 is too small. A larger
+# rank needs a lower rate if s is fixed. α and the rate are nearly one knob, so only one is tuned.
 #
 # **What to try.**
 #
 # 1. `run(alpha=64, rate=2e-3, c=2)`: use c = 3, with its alpha and rate. Why only close?
 # 2. `"max_grad_norm": 1e9`: use 1. What breaks?
-# 3. `("q v", "q v o", …)`: add "q v o, MLP of layer 0". How much does one MLP bring?
+# 3. `"q v o, every MLP"`: use "q v o, MLP of layer 0". How much does one MLP bring?
 #
 # **Where to stop with a debugger.** `config.rank_and_scaling`: the place where α/r is computed.
 #
 # **Exercises.** adamw, one-file-init-lora, design-rows.
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685).
+
+# %%
+# Checks
+qv, qvo, seven = (held_out[name].mean() for name in ("q v", "q v o", "all seven"))
+assert 0.75 < qv / on_train["q v"] < 1.25, "q v: training and held-out loss are equal"
+assert qvo < 0.5 * qv and seven < 0.5 * qvo, "o must halve the loss, and all seven once more"
+fast, slow = (dict(zip(RANKS, losses)) for losses in by_rank.values())
+for curve in (fast, slow):
+    assert curve[1].min() > 1.5 * curve[4].max(), "r = 1 must be too little"
+middle = [fast[r].mean() for r in (4, 8, 16, 32)]
+assert max(middle) / min(middle) < 2.5 < 5 < fast[1].mean() / max(middle), "4 to 32: much less"
+assert fast[64].mean() > 5 * fast[32].mean(), "r = 64 must fail at 0.01"
+assert min(RANKS, key=lambda r: slow[r].mean()) == 64, "and be the best at 0.004"
+first, second = ([step["loss"] for step in done.history] for done in (one, other))
+assert first == second, "the losses must be equal, not only close"
+for path, factor in flatten(arrays(one.adapters)).items():
+    assert np.array_equal(factor, 2 * flatten(arrays(other.adapters))[path]), f"{path}: not twice"
+assert ten_times == any_cost == more == common.HOLDS, "the three claims must hold"
+for ratios, ends in ((of_alpha, (26, 35)), (of_rank, (1.3, 2.0))):
+    found = np.exp(common.interval(ratios)[1:])
+    assert np.allclose(found, ends, rtol=0.05), f"the ends of the interval are {found}"
+small, usual, large = of_rate.values()
+assert small.mean(axis=1).argmin() == 2 and large.mean(axis=1).argmin() == 1, "at 0.016 and 0.004"
+assert small[1].min() > 5 * small[2].max(), "α = 4 must fail at 0.004"
+assert large[2].min() > 5 * large[1].max(), "α = 64 must fail at 0.016"
+for lowest in (small[2], usual[2]):  # no difference is shown
+    assert common.verdict(np.log(lowest / large[1])) == common.OPEN, f"{lowest}: a difference"

@@ -9,19 +9,23 @@ import csv
 import math
 import os
 import tempfile
+import tracemalloc
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from autograd import make_vjp
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.data.tasks import FIRST_NAMES, notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import plot
+from minilora.evaluation.memory import nbytes
 from minilora.layers import value_and_grad
-from minilora.tree import arrays, named_leaves
+from minilora.optim import adamw_init
+from minilora.tree import arrays, named_leaves, overlay
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parents[1]
@@ -53,6 +57,21 @@ def curve_of_seeds(axes, x, results, label, line):
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
+def show_losses(curves, x, xlabel, title):
+    """Show held-out losses over x: means and ranges; curves: {label: losses, (x, seeds)}."""
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for line, (label, losses) in enumerate(curves.items()):
+        curve_of_seeds(axes, x, losses, label, line)
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
+    axes.set_xticks(x, [f"{tick:g}" for tick in x])
+    axes.minorticks_off()
+    axes.set_ylabel("held-out loss, in nats per token")
+    axes.legend(frameon=False)
+    plt.show()
+
+
 def questions(split="train"):
     """Return the examples of a split of the questions; the loss counts only their answers."""
     rows = data.load_rows("questions", split)
@@ -67,6 +86,26 @@ def batch_of(examples):
 def gradients_of(adapters, model, batch):
     """Return {path: ∂L/∂(the matrix at this path)} of all matrices of the adapters."""
     return dict(named_leaves(value_and_grad(minilora.loss)(adapters, model, batch)[1]))
+
+
+def bytes_of_step(adapters, model, batch):
+    """Return {part: bytes} of a step: its weights, gradients, Adam's averages and activations."""
+
+    def loss(traced):
+        return minilora.loss(overlay(adapters, traced), model, batch)
+
+    trained = arrays(adapters)
+    make_vjp(loss)(trained)  # the first call also compiles the fast kernels
+    tracemalloc.start()  # count the bytes that Python and NumPy allocate, until they are freed
+    backward, value = make_vjp(loss)(trained)
+    activations, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {
+        "weights": nbytes(overlay(model.base, adapters)),
+        "gradients": nbytes(backward(np.ones_like(value))),
+        "Adam": nbytes(adamw_init(trained)),
+        "activations": activations,
+    }
 
 
 def lora_adapters(model, a=1, b=0, r=8, alpha=16, seed=0):
