@@ -297,7 +297,8 @@ def test_a_finished_run_is_lengthened(base, data, out, tmp_path, capsys):
     lora_config = LoraConfig(lora_dropout=0.2)
     adapters, _ = get_peft_model(model, lora_config)
     state, *_ = load_state(out / CHECKPOINT, adapters)
-    assert run("train --resume --iters 9", *at(out)) == 0
+    (out / "notes.tmp").touch()
+    assert run("train --resume --iters 9", *at(out)) == 0 and (out / "notes.tmp").exists()
     said = "from step 5 on, the learning rate is that of a run of 9 steps"
     assert said in capsys.readouterr().out
 
@@ -487,6 +488,8 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
             (folder / name).write_bytes(b"other")
             assert digest(folder) != before
             before = digest(folder)
+    with pytest.raises(InputError, match="none cannot be read"):
+        files_digest([tmp_path / "none"])
 
 
 def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch, capsys):
