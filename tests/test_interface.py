@@ -114,5 +114,6 @@ def test_token_ids_may_be_lists():
 
 def test_each_token_of_an_example_has_an_entry_in_its_mask():
     """A mask of two entries for three tokens would be broadcast to all of them."""
-    with pytest.raises(InputError, match=r"the mask of examples\[0\] has another length"):
-        minilora.evaluate({}, random_model(TINY), [Example([1, 2, 3, 4], [0, 1])])
+    for mask in ([0, 1], [0, 1, 1, 1, 1]):
+        with pytest.raises(InputError, match=r"the mask of examples\[0\] has another length"):
+            minilora.evaluate({}, random_model(TINY), [Example([1, 2, 3, 4], mask)])

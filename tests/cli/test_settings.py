@@ -78,9 +78,10 @@ def as_words(settings, of):
     for name, value in settings.items():
         if isinstance(value, bool):
             words.append(flag(name if value else f"no_{name}"))
+        elif isinstance(value, list):
+            words += [flag(name), *(str(v).format(**of) for v in value)]
         else:
-            values = value if isinstance(value, list) else [value]
-            words += [flag(name), *(str(v).format(**of) for v in values)]
+            words.append(f"{flag(name)}={value}".format(**of))
     return words
 
 

@@ -269,7 +269,8 @@ def test_a_finished_run_is_lengthened(base, data, out, tmp_path, capsys):
     assert f"--iters 3: {out / CHECKPOINT} is at step 4 already" in error
     loaded = load_for_training(parse(["train", f"--model={base}", f"--data={data}"]))
     state, *_ = load_state(out / CHECKPOINT, loaded.adapters)
-    assert run("train --resume --iters 9", *at(out)) == 0
+    (out / "notes.tmp").touch()
+    assert run("train --resume --iters 9", *at(out)) == 0 and (out / "notes.tmp").exists()
     said = "from step 5 on, the learning rate is that of a run of 9 steps"
     assert said in capsys.readouterr().out
 
@@ -456,6 +457,8 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
         path.write_bytes(b"other")
         assert digests() != before
         before = digests()
+    with pytest.raises(InputError, match="none cannot be read"):
+        files_digest([tmp_path / "none"])
 
 
 def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch):

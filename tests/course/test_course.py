@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import multiprocessing
 import os
 import re
 import runpy
@@ -302,6 +303,15 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch):
     assert not Path("mine").exists() and os.environ[commands.SEED] == "77"
 
 
+def test_the_end_of_a_student_wakes_who_waits_for_an_answer():
+    """Also if a process of another session holds the other end of the connection open."""
+    mine, other = multiprocessing.Pipe()
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    isolation.Student(process, mine).end()
+    assert mine.poll() and not other.closed
+    process.wait()
+
+
 def test_results_are_only_data(tmp_path):
     mark = tmp_path / "mark"
     hostile = (
@@ -394,8 +404,9 @@ def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for text, says in (("{}", "no exercise"), ('["nearest-code"]', "progress.json")):
         Path("progress.json").write_text(text, encoding="utf-8")
-        assert own(["learn", "list"]) == 2
-        assert says in capsys.readouterr().err
+        for command in ("list", "next"):
+            assert own(["learn", command]) == 2
+            assert says in capsys.readouterr().err
 
 
 # --- a teacher's side ---
@@ -406,12 +417,12 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     secret.write_text("secret", encoding="utf-8")
     folder = tmp_path / "ann"
     (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / NEAREST.file).write_text("deep", encoding="utf-8")
+    (folder / "deep" / NEAREST.file).write_bytes(bytes(2**20))
     (folder / "warmup.py").symlink_to(secret)
-    (folder / PACK.file).write_text("x" * 2**21, encoding="utf-8")
+    (folder / PACK.file).write_bytes(bytes(2**20 + 1))
     exercises.FOLDER = str(SET)
     found, notes = submission.read(folder)
-    assert found == {NEAREST.file: b"deep"}
+    assert found == {NEAREST.file: bytes(2**20)}
     assert notes == [
         f"{PACK.file} cannot be read: it has more than 1048576 bytes",
         "warmup.py cannot be read: it is not a file",  # a link out of the folder
@@ -463,8 +474,10 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text("utf-8")
     assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text("utf-8")
     passed = report.grade(NEAREST, judge.PASSED, judge.PASSED)
-    every = {name: ({NEAREST.id: g}, []) for name, g in zip("abc", (grade, passed, passed))}
-    assert "| nearest-code | passed 2, failed 1 |" in report.class_table(every)
+    marks = zip("abc", (grade, passed, passed))
+    every = {name: ({PACK.id: g, NEAREST.id: g}, []) for name, g in marks}
+    rows = [f"| {id} | passed 2, failed 1 |" for id in (PACK.id, NEAREST.id)]
+    assert report.class_table(every).splitlines()[-2:] == rows
 
 
 def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, capsys):
@@ -662,6 +675,11 @@ def test_gradients_are_checked_where_an_entry_says_so(stop):
 
     found = answer(ALL["one-file-rms-norm"], norm)
     assert f"rule      {judge.SLOPES}" in found.text and 0 < found.share < 1
+
+
+def test_the_difference_of_two_results():
+    assert judge.difference(np.array([np.inf, np.nan]), np.array([np.inf, np.nan])) == ""
+    assert judge.difference("a", 1.5).endswith("expected () <U1 'a', got () float64 1.5")
 
 
 def test_a_property_names_the_call_that_breaks_it(monkeypatch):

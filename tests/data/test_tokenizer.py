@@ -130,12 +130,16 @@ def test_which_file_names_a_special_token(folder):
         return from_folder(folder, eos_token_id=0)
 
     sep = {"__type": "AddedToken", "content": "<s>", "lstrip": True}
-    config = {"pad_token": "<p>", "sep_token": sep, "unk_token": None, "add_bos_token": True}
+    config = {"pad_token": "<q>", "sep_token": sep, "unk_token": None, "add_bos_token": True}
     config |= {"extra_special_tokens": {"image": "<i>"}, "additional_special_tokens": ["<u>"]}
     assert reread(tokenizer_config=config).eos_token_id == 0
     end = {"content": "<|im_end|>", "lstrip": True}
     words = reread(
-        special_tokens_map={"eos_token": end, "additional_special_tokens": ["<v>"]},
+        special_tokens_map={
+            "eos_token": end,
+            "pad_token": "<p>",
+            "additional_special_tokens": ["<v>"],
+        },
         added_tokens={"<t>": 261, "<|im_start|>": 1},
     )
     named = {"sep_token": "<s>", "pad_token": "<p>", "image": "<i>", "eos_token": "<|im_end|>"}

