@@ -70,7 +70,8 @@ table(["GB, 512 tokens", "", *steps["7B", "full"]], rows)
 # paper](studies/memory/memory_on_paper.py) derives the formulas from the shapes of the arrays.)
 #
 # QLoRA's third part are *paged optimizers*: Adam's averages live in memory that the GPU pages to
-# the CPU when a step needs more than the GPU has. So one batch of long rows does not end a run.
+# the CPU when a step needs more than the GPU has. So one batch of long rows does not end a run. (A
+# [study](studies/memory/paged_optimizers.py) does it with a file.)
 #
 # **Predict.** The table has one row of 512 tokens. You train LLaMA-7B with QLoRA on batches of 16
 # such rows, on a GPU with 24 GB. Does a step fit, without and with checkpointing?
