@@ -61,12 +61,14 @@ table(["right answers with the adapter", *tasks], cells)
 # By how much do its logits differ from those of six calls, one per row?
 
 # %%
-adapters = [first, second, {}]
+served = [first, second, {}]
 adapter_of_row = [0, 1, 2, 1, 0, 2]
-sentence = "Ada keeps a blue book in the barn. Who, what, where?"
-batch = np.array([list(sentence.encode())] * 6)
-together = minilora.forward(several.per_row(adapters, adapter_of_row), base, batch)
-alone = [minilora.forward(adapters[i], base, batch[:1])[0] for i in adapter_of_row]
+prompts = [row["prompt"].encode() for row in held_out]
+batch = np.array([list(prompt) for prompt in prompts if len(prompt) == len(prompts[0])][:6])
+together = minilora.forward(several.per_row(served, adapter_of_row), base, batch)
+alone = []
+for row, i in enumerate(adapter_of_row):
+    alone.append(minilora.forward(served[i], base, batch[row : row + 1])[0])
 difference = np.abs(together - np.array(alone)).max() / np.abs(together).max()
 print(f"six rows, three adapters, one call: they differ by {difference:.0e} of the largest logit")
 
@@ -84,8 +86,8 @@ print(f"six rows, three adapters, one call: they differ by {difference:.0e} of t
 #
 # Then nothing is computed but W'x, and the model is an ordinary one, which any program can load.
 # Ŵ is the weight that was read from the four bits. W' is not one of NF4's numbers, so it is
-# stored in float32, or rounded: to 8 binary digits in bfloat16, to the nearest of sixteen values in
-# NF4.
+# stored in float32, or rounded: to 8 significant binary digits in bfloat16, to the nearest of
+# sixteen values in NF4.
 #
 # ![Number lines of what can be stored near a weight. A small update moves the weight in float32
 # and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
@@ -110,14 +112,18 @@ table(["model", "loss", "right answers"], cells)
 
 # %% [markdown]
 # **Answer.** Float32 and bfloat16 do. NF4 rounds the merged weight once more, and the loss rises.
-# It also rises with the W from before quantization, although this is the better base: the adapter
-# was trained next to Ŵ. (On this model of 0.1 million parameters, most answers stay right.)
+# It also rises with the W from before quantization: the adapter was trained next to Ŵ. (In this
+# run, nearly all answers stay right. A loss shows a change before the answers do.)
+#
+# Both are usual in practice. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again, and
+# a base that is loaded again in 16 bits before merging is the W from before quantization.
 #
 # ## How much of an update survives rounding?
 #
-# In lesson 2, rounding to NF4 moved a normal weight by 9 % of its norm. Rounding to bfloat16 moves
-# it by 0.17 %. This does not depend on the update: the error is a share of W', not of ΔW. So it is
-# small against a large update, and large against a small one.
+# In lesson 2, NF4's error was 9 % of normal weights, ‖Ŵ − W‖/‖W‖. That of bfloat16 is 0.17 %. Both
+# do not depend on the update, with one exception: Ŵ has NF4's values already, so without an update
+# it comes back exactly. If the update is small, nearly every weight returns to where it was, and
+# what is lost is the update itself. So the error is 9 % of ‖W‖ or ‖ΔW‖, whichever is smaller.
 #
 # **Predict.** ‖ΔW‖ is 23 % of ‖W‖, as in the adapter above. Which share of ΔW is lost in bfloat16,
 # and in NF4? And if ‖ΔW‖ is 1 % of ‖W‖?
@@ -141,14 +147,16 @@ def difference_of(one, other):
 
 def stored(w, kind):
     """Return a weight as it is read back after it was stored in bfloat16 or NF4."""
-    return round_to({"w": w}, kind)["w"] if kind == "bfloat16" else nf4.quantize(w).dequantize()
+    if kind == "bfloat16":
+        return round_to({"w": w}, kind)["w"]
+    return nf4.quantize(w, double_quant=True).dequantize()
 
 
-w_hat = projections(minilora.merge({}, base))
+w_hat = projections(minilora.merge({}, base))  # the base, dequantized
 update = difference_of(projections(merged), w_hat)
 lost = {"bfloat16": [], "NF4": []}
 sizes = []
-for share in (0.01, 0.03, 0.1, 0.3, 1.0):  # of the trained update
+for share in (0.01, 0.044, 0.1, 0.3, 1.0):  # of the trained update
     exact = {path: w_hat[path] + np.float32(share) * update[path] for path in update}
     sizes.append(share * norm(update) / norm(w_hat))
     for kind in lost:
@@ -163,29 +171,29 @@ for kind, line in expected.items():
     plt.loglog(sizes, lost[kind], "o", label=kind)
 plt.xlabel("‖ΔW‖ / ‖W‖")
 plt.ylabel("lost share of ΔW")
-plt.title("dashed: errors of 0.17 % and 9 % of ‖W‖")
+plt.title("dashed: 0.17 % of ‖W‖, and the smaller of ‖ΔW‖ and 9 % of ‖W‖")
 plt.legend()
 plt.show()
 
 # %% [markdown]
 # **Answer.** In bfloat16, 0.17/23, less than one per cent, and 17 % of the small update. In NF4,
-# 9/23, four tenths of the large one, and all of the small one: nearly every weight returns to the
-# value of NF4 where it was. So the answers above stayed right because this update is large. The
-# safe way is to keep base and adapter, and to merge into bfloat16 or float32. The study [Merging
-# into four bits](studies/serving/merging_into_four_bits.py) merges and unmerges many times.
+# 9/23, four tenths of the large one, and all of the small one. Updates of large models are mostly
+# small. So the safe way is to keep base and adapter apart, or to merge into bfloat16 or float32.
+# The study [Merging into four bits](studies/serving/merging_into_four_bits.py) merges and unmerges
+# many times.
 #
 # ## What was shown
 #
 # Adapters share one base, and each row of a batch can have its own. Merged in float32 or bfloat16,
-# base and adapter answer as before. Rounding to NF4 adds an error of 9 % of the weight, however
-# small the update is. An adapter belongs to the weights next to which it was trained.
+# base and adapter answer as before. Rounding to NF4 loses 9 % of the weight or the whole update,
+# whichever is smaller. An adapter belongs to the weights next to which it was trained.
 #
 # **What to try.**
 #
 # 1. `adapter_of_row`: give all rows the same adapter. How large is the difference?
 # 2. `"nf4-dq"` in the first cell: train on "none", a dense base. What does "merged, NF4 again"
 #    lose?
-# 3. `nf4.quantize(w)`: use blocks of 16, `nf4.quantize(w, 16)`. Which share is lost?
+# 3. `nf4.quantize(w, double_quant=True)`: use blocks of 16. Which share is lost?
 #
 # **Where to stop with a debugger.** `several.per_row` (the shapes of the gathered factors),
 # `lora.merge`.
@@ -202,7 +210,7 @@ for task, own in zip(tasks, ("first", "second")):
     others = [right[task, name] for name in ("none", "first", "second") if name != own]
     assert QUICK or right[task, own] > 0.8 > 0.1 > max(others), f"{task}: only its own adapter"
 assert difference < 21 * 128 * 2**-24, "21 projections of at most 128 terms, each rounded once"
-wrong = minilora.forward(several.per_row(adapters, adapter_of_row[::-1]), base, batch)
+wrong = minilora.forward(several.per_row(served, adapter_of_row[::-1]), base, batch)
 assert np.abs(wrong - np.array(alone)).max() > 0.01 * np.abs(together).max(), "adapters matter"
 loss = {name: s["loss"] for name, s in scores.items()}
 apart = loss["base and adapter"]
@@ -211,6 +219,9 @@ assert QUICK or abs(loss["merged, bfloat16"] / apart - 1) < 0.05, "nor does bflo
 for name in ("merged, NF4 again", "onto W before NF4"):
     assert QUICK or loss[name] > 1.2 * apart, f"{name}: the loss must rise"
     assert QUICK or scores[name]["exact_match"] > 0.8, f"{name}: most answers stay right"
-for kind, line in expected.items():
-    for size, share, known in zip(sizes, lost[kind], line):
-        assert 0.7 < share / known < 1.3, f"{kind}: lost {share}, not {known}, of {size}"
+assert QUICK or (0.22 < sizes[-1] < 0.24 and 0.009 < sizes[1] < 0.011), "23 % and 1 % of ‖W‖"
+back = {path: stored(w, "NF4") for path, w in w_hat.items()}
+assert norm(difference_of(back, w_hat)) < 1e-3 * norm(w_hat), "Ŵ comes back, up to its absmax"
+for kind, margin in (("bfloat16", 0.05), ("NF4", 0.15)):
+    for size, share, known in zip(sizes, lost[kind], expected[kind]):
+        assert abs(share / known - 1) < margin, f"{kind}: lost {share}, not {known}, of {size}"

@@ -11,6 +11,7 @@ import os
 import tempfile
 import tracemalloc
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,6 +189,17 @@ def held_out_notes(tokenizer, settings, n=256):
     targets = sum(len(e.tokens) - 1 for e in examples)
     # The first byte is no target. It is the initial that tells the first name: log 24 nats.
     return examples, float(nats.sum() - n * math.log(len(FIRST_NAMES))) / targets
+
+
+def transformers_logits(folder, ids):
+    """Return {"transformers": its logits with the model of a folder}; {} if it is not installed."""
+    if not (find_spec("torch") and find_spec("transformers")):
+        return {}
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return {"transformers": model(torch.tensor(ids)).logits.detach().numpy()}
 
 
 def table(header, rows):

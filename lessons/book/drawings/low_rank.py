@@ -1,11 +1,8 @@
-"""LoRA: the two matrices, their start, their gradient, and the two trees."""
+"""LoRA: the two matrices, and their gradient."""
 
 from matplotlib.patches import Polygon
 
-import minilora
 from lessons.book.drawings.elements import *
-from minilora import LoraConfig
-from minilora.tree import num_parameters
 
 
 @drawing(
@@ -145,43 +142,3 @@ def lora_gradient(ax):
     text(ax, 44.8, 16.2, "backward", color=GREEN)
     words = "∂L/∂W = g xᵀ (out, in) is never computed: W is not an argument of the gradient"
     text(ax, 35, 1.4, words, color=BLUE)
-
-
-@drawing(
-    3.4,
-    "Two trees side by side. The base has a weight at each path. The adapters have lora_A and "
-    "lora_B, their scaling and their dropout at the paths of the seven projections of each layer, "
-    "and nothing elsewhere.",
-)
-def two_trees(ax):
-    model, _ = minilora.load("micro")
-    chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(model, chosen, 0)
-    title(ax, 2, 31.6, f"base: {num_parameters(model.base):,} numbers, frozen", color=BLUE)
-    title(ax, 40, 31.6, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
-    places = (
-        (28.8, "model"),
-        (26.6, "model.embed_tokens"),
-        (22.2, "model.layers"),
-        (20, "model.layers.0"),
-        (17.8, "model.layers.0.self_attn"),
-        (15.6, "model.layers.0.self_attn.q_proj"),
-    )
-    for x, tree, color in ((2, model.base, BLUE), (40, adapters, ORANGE)):
-        for y, place in places:
-            *above, name = place.split(".")
-            indent = x + 2.2 * len(above)
-            node = tree
-            for key in (*above, name):
-                node = node.get(key, {})
-            if node:
-                text(ax, indent, y, name, ha="left", family="monospace")
-            leaves = [(key, leaf) for key, leaf in node.items() if not isinstance(leaf, dict)]
-            for i, (key, leaf) in enumerate(leaves, 1):
-                shade = color if hasattr(leaf, "shape") else GREY  # a float is not trained
-                words = f"{key}  {getattr(leaf, 'shape', leaf)}"
-                text(ax, indent + 2.2, y - 2.2 * i, words, 9, shade, "left", family="monospace")
-        text(ax, x + 6.6, 4, "k, v, o, gate, up, down too", color=GREY, ha="left")
-        text(ax, x + 4.4, 1.8, "layers 1 and 2: the same", color=GREY, ha="left")
-    arrow(ax, (16, 15.6), (48.5, 15.6), color=GREY)
-    text(ax, 32, 16.7, "the same path", 8.5, GREY)
