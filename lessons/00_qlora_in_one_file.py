@@ -9,7 +9,8 @@
 # and no averages. It trains two small matrices, A and B, next to some of the weights. QLoRA also
 # stores the frozen weights in 4 bits: the layers of the 7B model take 3.3 GB instead of 26 in
 # float32 (or 13 in bfloat16). A frozen weight is only read. For each product it is turned back into
-# bfloat16 (here into float32), and A and B are trained next to the rounded weights.
+# bfloat16, a float of 16 bits (here into float32), and A and B are trained next to the rounded
+# weights.
 #
 # This file does all of it with a small model. It uses NumPy, autograd (it computes gradients
 # of NumPy code) and the standard library, and nothing from `minilora`. Its parts:
@@ -29,7 +30,7 @@
 # The package `minilora` computes the same numbers (`tests/test_one_file.py` compares them). The
 # line in italics at the start of a part names the files that make it general and fast.
 #
-# **Time:** a quarter of a minute to run, half an hour to read. **You need:** NumPy, the idea of a
+# **Time:** a quarter of a minute to run, 25 minutes to read. **You need:** NumPy, the idea of a
 # gradient, and one lecture on transformers (attention, MLP, softmax). Lessons 1 to 4 explain LoRA
 # and four bits, and lesson 5 explains the Llama. The [glossary](guide/glossary.md) has all words.
 #
@@ -112,12 +113,12 @@ NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.3949174880981
     0.5626170039176941, 0.7229568362236023, 1.0], np.float32)  # fmt: skip
 
 # %% [markdown]
-# **You may skip the next cell.** It computes the 256 values (Dettmers 2016): 0, 1, and 127 positive
-# values with their negatives. The positive values come in seven decades, so that small differences
-# keep their relative precision. Decade i (0 to 6) divides the range from 0.1 to 1 into 2ⁱ equal
-# steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶. (`np.linspace` would be shorter, but
-# float32 rounds. As below, the values equal those of bitsandbytes, the 4-bit library of QLoRA's
-# authors, bit for bit.)
+# **You may skip this paragraph and the next cell.** It computes the 256 values (Dettmers 2016): 0,
+# 1, and 127 positive values with their negatives. The positive values come in seven decades, so
+# that small differences keep their relative precision. Decade i (0 to 6) divides the range from 0.1
+# to 1 into 2ⁱ equal steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶. (`np.linspace`
+# would be shorter, but float32 rounds. As below, the values equal those of bitsandbytes bit for
+# bit.)
 
 # %%
 values, low = [np.array([0, 1], np.float32)], np.float32(0.1)
@@ -131,9 +132,10 @@ DYNAMIC_MAP = np.sort(np.concatenate(values))
 
 # %% [markdown]
 # Now the two functions, `quantize` and `dequantize`, with their helpers. **You may skip**
-# `double_quantize`. Some details are there only to equal bitsandbytes bit for bit: a block is
-# multiplied by 1/absmax and not divided by absmax (this changes about one code in a million), and
-# `double_quantize` rounds to one of 65,536 equal steps before it takes the nearest value.
+# `double_quantize`. Some details are there only to equal bitsandbytes, the 4-bit library of QLoRA's
+# authors, bit for bit: a block is multiplied by 1/absmax and not divided by absmax (this changes
+# about one code in a million), and `double_quantize` rounds to one of 65,536 equal steps before it
+# takes the nearest value.
 
 
 # %%
@@ -212,7 +214,8 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
     print(f"{when}: the projections take {projections:,} bytes, the whole model {whole:,}")
 
 # %% [markdown]
-# The projections take an eighth of their bytes, 42,936 of 331,776: 4.14 bits per weight.
+# The projections take an eighth of their bytes, 42,936 of 331,776: 4.14 bits per weight. (Small
+# matrices do not fill their blocks of 256, and each has an offset.)
 #
 # ## 3. LoRA
 #
@@ -239,10 +242,10 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # Autograd could differentiate y = x Wᵀ by itself, but it would keep every dequantized W until the
 # backward pass. So `matmul` is a `@primitive`, a function that autograd does not look into, and
-# `defvjp` states its gradient. Let L be the loss and g = ∂L/∂y. Each y is a sum of x's, weighted by
-# W, so the chain rule gives ∂L/∂x = g W. W is dequantized once more for this. (`defvjp` takes
-# `lambda y, x, w: lambda g: …`, because y, x and w are known in the forward pass, and g only in the
-# backward pass.)
+# `defvjp` states its gradient. Let L be the loss and g = ∂L/∂y. With y_k = Σᵢ W_ki·xᵢ, the chain
+# rule gives ∂L/∂xᵢ = Σ_k g_k·W_ki, which is g W. W is dequantized once more for this. (`defvjp`
+# takes `lambda y, x, w: lambda g: …`, because y, x and w are known in the forward pass, and g only
+# in the backward pass.)
 #
 # **Predict.** B is zero, so BA is zero. Is any gradient different from zero at the first step?
 
@@ -287,9 +290,8 @@ def dense(w):
 
 
 # %% [markdown]
-# **Answer.** That of B: it is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum W' = W₀ +
-# (α/r) B A (it is never computed), and A is not zero. The gradient of A is (α/r) Bᵀ G. It is zero
-# until B has moved. Lesson 1 derives both, and tries all four starts.
+# **Answer.** That of B: it is a product with A, which is not zero. The gradient of A is a product
+# with B, so it is zero until B has moved. Lesson 1 derives both.
 #
 # ## 4. The Llama
 #
@@ -420,11 +422,12 @@ def generate(adapters, base, prompt, config):
 # Adam (AdamW without weight decay) keeps two running averages per parameter: of the gradient, m,
 # and of its square, v. At each step, an average keeps a share β of its old value. A parameter moves
 # by the first average divided by the square root of the second, times the learning rate. Both
-# averages begin at zero; dividing by 1 − βᵗ after t steps corrects that (`m_hat`, `v_hat`). The
-# learning rate rises from zero in a short *warm-up* and falls back to zero along half a cosine
-# (lesson 7). A gradient that is longer than 1, over all parameters, is shortened to length 1
-# (*clipping*). `value_and_grad(loss)` is a function that returns the loss and its gradient with
-# respect to the first argument, a dict with the names of `adapters`.
+# averages begin at zero, so after one step m is only (1 − β)g; divided by 1 − βᵗ, it is g (`m_hat`,
+# `v_hat`). The learning rate rises from zero in a short *warm-up* (so step 1 moves nothing here)
+# and falls back to zero along half a cosine (lesson 7). A gradient that is longer than 1, over all
+# parameters, is shortened to length 1 (*clipping*). `value_and_grad(loss)` is a function that
+# returns the loss and its gradient with respect to the first argument, a dict with the names of
+# `adapters`.
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
@@ -473,9 +476,10 @@ report("after training", adapters, base)
 # %% [markdown]
 # The held-out loss falls from 4.12 to 0.03, and the answer is right.
 #
-# A and B have 22.9 % of the base's numbers, and in float32 they take more bytes than the
+# A and B have 22.9 % of all the base's numbers, and in float32 they take more bytes than the
 # projections in 4 bits. That is because `micro` is small: a matrix of D × D weights gets 2·r·D
-# numbers, a share of 2r/D, a third for D = 48. For the D = 4096 of a 7B model it is 0.4 %.
+# numbers, a share of 2r/D: a third of such a matrix for D = 48. For the D = 4096 of a 7B model it
+# is 0.4 %.
 #
 # ## 7. Merging
 #

@@ -53,9 +53,11 @@ print(f"{in_W:,} numbers in W, {in_factors:,} in A and B")
 #
 # So **LoRA sees G only through A and B**. What follows for ΔW? Take one step of gradient descent
 # (without Adam) with the learning rate η, from B = 0. A does not move, because its gradient is
-# zero. B becomes −η·s·G Aᵀ, and so (with Adam, too, the rows of this ΔW are sums of A's rows)
+# zero. B becomes −η·s·G Aᵀ, and so
 #
 # $$\Delta W = s B A = -\eta s^2\, G A^\top A \qquad \text{(full fine-tuning: } -\eta\,G)$$
+#
+# (With Adam, too, the rows of this ΔW are sums of multiples of A's rows.)
 #
 # ![∂L/∂B is s times G times Aᵀ, ∂L/∂A is s times Bᵀ times G. After one step from B = 0, each row of
 # ΔW is a sum of multiples of the rows of A.](../figures/drawings/seen_through_factors.svg)
@@ -76,9 +78,9 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 # **Answer.** ∂L/∂A = 0, ∂L/∂B = (8, 4)ᵀ, and ΔW has the rows (−1.6, 0) and (−0.8, 0). The second
 # column of G is lost, because A's row has a zero there. Once B is not zero, A moves, too.
 #
-# G itself is not computed. It is the sum of $g_t x_t^\top$ over the tokens t, where $x_t$ is the
-# input and $g_t$ the gradient of the output. In code, the tokens are the rows of x and g, so
-# G = gᵀx, and the layer computes
+# G itself is not computed. With $y_t = W' x_t$, it is the sum of $g_t x_t^\top$ over the tokens t,
+# where $x_t$ is the input and $g_t$ the gradient of the output. In code, the tokens are the rows of
+# x and g, so G = gᵀx, and the layer computes
 #
 # $$\frac{\partial L}{\partial B} = s\,g^\top (x A^\top) \qquad
 #   \frac{\partial L}{\partial A} = s\,(g B)^\top x \qquad
@@ -97,7 +99,7 @@ valid = common.questions("valid")  # held-out rows
 
 def full_gradients(model):
     """Return {path: G} of the weights of a model without adapters."""
-    weights, model = minilora.get_peft_model(model, MethodConfig("full"))
+    weights, model = minilora.get_peft_model(model, MethodConfig("full"))  # all are trained
     return common.gradients_of(weights, model, batch)
 
 
@@ -116,9 +118,9 @@ print(f"{len(off)} gradients by autograd: the formulas differ from them by up to
 # %% [markdown]
 # ## How much of G passes
 #
-# A row of G is a vector of `in` numbers. G AᵀA keeps only its part in the r directions of A's rows
-# (not evenly, because these rows are not orthonormal). So what passes is G, projected onto the span
-# of A's rows. At the start, these are random. Let ‖G‖² be the sum of the squares of G's numbers.
+# A row of G is a vector of `in` numbers. G AᵀA keeps only its part in the directions of A's r rows.
+# (It also stretches them. To count only what passes, we project G onto the span of A's rows.) At
+# the start, these rows are random. Let ‖G‖² be the sum of the squares of G's numbers.
 #
 # **Predict.** A `q_proj` of `micro` has 48 inputs. Which share of ‖G‖² passes for r = 1, 8 and 64?
 
@@ -150,7 +152,7 @@ plt.show()
 # **Answer.** On average r/48, because no direction is preferred: 2 %, 17 %, and all, because 64
 # random rows reach all 48 directions. In the pictures (each with its own colour scale), all rows
 # for r = 1 are multiples of one row, and for r = 64 G can be recognized. With 4096 inputs, r = 16
-# passes 0.4 %. (A small share can be enough: lesson 0 learned with r = 8.)
+# passes 0.4 % at the first step.
 #
 # ## Where the factors start
 #
@@ -163,7 +165,7 @@ STARTS = {
     "both zero": (0, 0),
 }  # fmt: skip
 bare = minilora.evaluate({}, model, valid, quiet=True)["loss"]
-n = common.short(60, 20)  # of a full run, and of a short one
+n = common.short(60, 20)  # 60 steps, or 20 in a quick run
 results, lines = [], []
 for name, (a, b) in STARTS.items():
     for seed in common.short((0, 1), (0,)):
@@ -223,9 +225,10 @@ plt.show()
 # %% [markdown]
 # **Answer.** With α = 16 the same rate, with α = 2r a rate 16 times smaller. In whole runs, the
 # best rate gets 4 times smaller with α = 2r (3 to 6, by seed), and 1.3 times larger with α = 16 (1
-# to 2): the later steps do not follow the argument of the first. On this model, α/r lets one rate
-# serve the ranks 2 and 32, as LoRA (Sec. 4.1) says. PEFT's `use_rslora` takes α/√r. The study [What
-# α/r does](studies/lora/what_alpha_over_r_does.py) compares both.
+# to 2): the later steps do not follow the argument of the first. On this model, a fixed α, divided
+# by r, lets one rate serve the ranks 2 and 32, as LoRA (Sec. 4.1) says. Hugging Face's PEFT can
+# divide by √r instead (`use_rslora`). The study [What α/r
+# does](studies/lora/what_alpha_over_r_does.py) compares both.
 
 # %% [markdown]
 # ## The same in PyTorch
@@ -253,8 +256,8 @@ plt.show()
 #
 # Two thin factors have fewer numbers than W. Each gets the full gradient G only through the other:
 # s·G Aᵀ and s·Bᵀ G. One of them starts at zero, so that training begins at the base; the other does
-# not, so that there is a gradient. With α/r, one learning rate serves the ranks 2 and 32 of `micro`
-# (0.1 million parameters), within a factor of 2.
+# not, so that there is a gradient. With a fixed α and α/r, one learning rate serves the ranks 2 and
+# 32 of `micro` (0.1 million parameters), within a factor of 2.
 #
 # **What to try.**
 #

@@ -4,7 +4,7 @@
 # **The question.** How can sixteen values represent a million weights? Which sixteen does NF4 use,
 # and what do their scales cost?
 #
-# **Time:** a second to run, twelve minutes to read. **You need:** lesson 0.
+# **Time:** a second to run, a quarter of an hour to read. **You need:** lesson 0.
 
 # %%
 from statistics import NormalDist
@@ -91,11 +91,10 @@ bottom.set(yticks=range(4), yticklabels=CODES, ylim=(3.6, -0.6), xlabel="weight 
 plt.show()
 
 # %% [markdown]
-# **Answer.** NF4 has the least error, 9 % of the weights' RMS. Its values are close together where
-# most weights are, and it has one more than the others. (An int4 that uses −8, too, with a scale
-# that has a sign, comes nearer: 0.095.) FP4 has the most error: it has no value between
-# 1/192 and 1/6. (The bars at −1 and 1 are the largest weights of the blocks.) For other
-# distributions, another code can be better.
+# **Answer.** NF4 has the least error, 9 % of the weights' RMS (root mean square), which is 1. Its
+# values are close together where most weights are, and it has one more than the others. FP4 has the
+# most error: it has no value between 1/192 and 1/6. (The bars at −1 and 1 are the largest weights
+# of the blocks.) For other distributions, another code can be better.
 #
 # Here is one block, weight by weight. In the book, you can change the weights: add an outlier.
 #
@@ -104,9 +103,10 @@ plt.show()
 #
 # ## Where NF4's values come from
 #
-# The idea: cut the normal distribution into bins of equal probability, and take the middle of each.
-# A normal number is below its *quantile* Q(p) with the probability p. The last of n bins goes from
-# p = 1 − 1/n to 1. The middle of these probabilities is 1 − 1/(2n), and its value is Q(1 − 1/(2n)).
+# The idea: cut the normal distribution into bins of equal probability, and take the middle of each
+# as a value. A normal number is below its *quantile* Q(p) with the probability p. The last of n
+# bins goes from p = 1 − 1/n to 1. The middle of these probabilities is 1 − 1/(2n), and its value is
+# Q(1 − 1/(2n)).
 #
 # How many bins? A weight of zero should stay zero. But sixteen values cannot contain zero and be
 # the same on both sides of it:
@@ -117,11 +117,11 @@ plt.show()
 # | with zero, only fifteen | 7 | 1 | 7 | 15 | Q(1 − 1/30) |
 # | **NF4** | **7** | **1** | **8** | 15 and 17.1 | Q(p), p = 1 − (1/32 + 1/30)/2 |
 #
-# NF4's authors take the mean of both probabilities. Q(½) is zero. Eight equal steps of probability
-# from ½ up to p give the positive values, and seven the magnitudes of the negative ones. All are
-# divided by Q(p) = 1.85. (The absmax of 64 normal numbers is larger, about 2.6. So the sixteen
-# codes are not used equally: see the study [What makes a code
-# good?](studies/bits/what_makes_a_code_good.py))
+# NF4's authors take the mean of both probabilities, a compromise. Q(½) is zero. Eight equal steps
+# of probability from ½ up to p give the positive values, and seven the magnitudes of the negative
+# ones. (A step is as wide as a bin: 1/17.1 and 1/15.) All are divided by Q(p) = 1.85. (The absmax
+# of 64 normal numbers is larger, about 2.6. So the values are stretched, and the inner ones are
+# used more: see the study [What makes a code good?](studies/bits/what_makes_a_code_good.py))
 #
 # **Predict.** Which of zero's two neighbours is nearer to it?
 
@@ -234,9 +234,6 @@ assert np.allclose([7 / (p - 0.5), 8 / (p - 0.5)], [15.0, 17.1], atol=0.05), "bi
 blocks = w.reshape(-1, 64)
 absmax = np.abs(blocks).max(axis=1, keepdims=True)
 assert abs(Q(p) - 1.85) < 0.005 and abs(absmax.mean() - 2.6) < 0.05, "where absmax is"
-largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
-signed = np.clip(np.rint(blocks / -largest * 8), -8, 7) / -8 * largest  # the largest is −8
-assert abs(rms(signed - blocks) - 0.095) < 5e-4, "int4 with −8"
 assert single.nbytes == 524_288 + 4 * 16_384 == 589_824, "codes, and a float32 per block"
 assert double.nbytes == 524_288 + 16_384 + 4 * 64 + 4 == 540_932, "codes, bytes, scales, offset"
 saved = (32 - 8 - 32 / 256) / 64

@@ -4,7 +4,8 @@
 # **The question.** An adapter is trained. How is it used: separate from the base, one of several,
 # or merged into the weights? What does each way change?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 1 to 3.
+# **Time:** a quarter of a minute to run, a quarter of an hour to read. **You need:** lessons 1 to
+# 3.
 
 # %%
 import matplotlib.pyplot as plt
@@ -50,7 +51,8 @@ cells = [
 table(["right answers with the adapter", *tasks], cells)
 
 # %% [markdown]
-# To switch from one task to the other, pass the other adapter. The base is in memory once.
+# Each adapter answers its own question only. To switch from one task to the other, pass the other
+# adapter. The base is in memory once.
 #
 # ## One adapter per row
 #
@@ -63,8 +65,8 @@ table(["right answers with the adapter", *tasks], cells)
 # %%
 served = [first, second, {}]
 adapter_of_row = [0, 1, 2, 1, 0, 2]
-prompts = [row["prompt"].encode() for row in held_out]
-batch = np.array([list(prompt) for prompt in prompts if len(prompt) == len(prompts[0])][:6])
+prompts = sorted((row["prompt"].encode() for row in held_out), key=len)[:6]  # of one length
+batch = np.array([list(prompt) for prompt in prompts])
 together = minilora.forward(several.per_row(served, adapter_of_row), base, batch)
 alone = []
 for row, i in enumerate(adapter_of_row):
@@ -93,7 +95,7 @@ print(f"six rows, three adapters, one call: they differ by {difference:.0e} of t
 # and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
 # same.](../figures/drawings/merging_precision.svg)
 #
-# **Predict.** Which of these models answers as well as base and adapter apart: W' in float32, in
+# **Predict.** Which of these models has the same loss as base and adapter apart: W' in float32, in
 # bfloat16, in NF4? And W + (α/r)·BA, with the W from before quantization?
 
 # %%
@@ -111,19 +113,21 @@ cells = [[name, f"{s['loss']:.4f}", f"{s['exact_match']:.1%}"] for name, s in sc
 table(["model", "loss", "right answers"], cells)
 
 # %% [markdown]
-# **Answer.** Float32 and bfloat16 do. NF4 rounds the merged weight once more, and the loss rises.
-# It also rises with the W from before quantization: the adapter was trained next to Ŵ. (In this
-# run, nearly all answers stay right. A loss shows a change before the answers do.)
+# **Answer.** Float32 and bfloat16: 0.0081. NF4 rounds the merged weight once more, and the loss
+# rises to 0.0155. It also rises, to 0.0179, with the W from before quantization: the adapter was
+# trained next to Ŵ, and not next to other weights. (In this run, nearly all answers stay right. A
+# loss shows a change before the answers do.)
 #
-# Both are usual in practice. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again, and
+# Both mistakes are common. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again, and
 # a base that is loaded again in 16 bits before merging is the W from before quantization.
 #
 # ## How much of an update survives rounding?
 #
-# In lesson 2, NF4's error was 9 % of normal weights, ‖Ŵ − W‖/‖W‖. That of bfloat16 is 0.17 %. Both
-# do not depend on the update, with one exception: Ŵ has NF4's values already, so without an update
-# it comes back exactly. If the update is small, nearly every weight returns to where it was, and
-# what is lost is the update itself. So the error is 9 % of ‖W‖ or ‖ΔW‖, whichever is smaller.
+# In lesson 2, NF4's error was 9 % of normal weights, ‖Ŵ − W‖/‖W‖. That of bfloat16, with 8 binary
+# digits, is 0.17 %. These do not depend on the update. But NF4 has an exception: Ŵ has its values
+# already, so without an update it comes back exactly. If the update is small, nearly every weight
+# returns to where it was, and what is lost is the update itself. So the error is the smaller of
+# ‖ΔW‖ and 9 % of ‖W‖.
 #
 # **Predict.** ‖ΔW‖ is 23 % of ‖W‖, as in the adapter above. Which share of ΔW is lost in bfloat16,
 # and in NF4? And if ‖ΔW‖ is 1 % of ‖W‖?
@@ -156,7 +160,7 @@ w_hat = projections(minilora.merge({}, base))  # the base, dequantized
 update = difference_of(projections(merged), w_hat)
 lost = {"bfloat16": [], "NF4": []}
 sizes = []
-for share in (0.01, 0.044, 0.1, 0.3, 1.0):  # of the trained update
+for share in (0.01, 0.044, 0.1, 0.3, 1.0):  # 0.044 · 23 % is 1 %  # of the trained update
     exact = {path: w_hat[path] + np.float32(share) * update[path] for path in update}
     sizes.append(share * norm(update) / norm(w_hat))
     for kind in lost:
@@ -178,21 +182,21 @@ plt.show()
 # %% [markdown]
 # **Answer.** In bfloat16, 0.17/23, less than one per cent, and 17 % of the small update. In NF4,
 # 9/23, four tenths of the large one, and all of the small one. Updates of large models are mostly
-# small. So the safe way is to keep base and adapter apart, or to merge into bfloat16 or float32.
+# small. So the safe way is to keep base and adapter apart, or to merge into float32.
 # The study [Merging into four bits](studies/serving/merging_into_four_bits.py) merges and unmerges
 # many times.
 #
 # ## What was shown
 #
-# Adapters share one base, and each row of a batch can have its own. Merged in float32 or bfloat16,
-# base and adapter answer as before. Rounding to NF4 loses 9 % of the weight or the whole update,
-# whichever is smaller. An adapter belongs to the weights next to which it was trained.
+# Adapters share one base, and each row of a batch can have its own. Merged in float32, base and
+# adapter compute the same, and in bfloat16 nearly the same if the update is large. Rounding to NF4
+# loses the whole update or 9 % of the weight, the smaller of both. An adapter belongs to the
+# weights next to which it was trained.
 #
 # **What to try.**
 #
 # 1. `adapter_of_row`: give all rows the same adapter. How large is the difference?
-# 2. `"nf4-dq"` in the first cell: train on "none", a dense base. What does "merged, NF4 again"
-#    lose?
+# 2. `minilora.load("micro", "nf4-dq")`: train on a dense base, "none". What does NF4 cost then?
 # 3. `nf4.quantize(w, double_quant=True)`: use blocks of 16. Which share is lost?
 #
 # **Where to stop with a debugger.** `several.per_row` (the shapes of the gathered factors),

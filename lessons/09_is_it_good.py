@@ -4,7 +4,7 @@
 # **The question.** A fine-tuning run has ended and printed a loss. Is this loss good? And if it is
 # bad, is the fault in the data?
 #
-# **Time:** a quarter of a minute to run, twelve minutes to read. **You need:** lesson 1.
+# **Time:** a few seconds to run, twelve minutes to read. **You need:** lesson 1.
 
 # %%
 import math
