@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lessons.helpers import compare
-from lessons.helpers.checklist import Rows, questions, total_rate
-from lessons.helpers.pretraining import llama
 from minilora import optim
 from minilora.cli.arguments import parse
 from minilora.config import LoraConfig, ModelConfig, TrainConfig
+from minilora.lessons.helpers import compare
+from minilora.lessons.helpers.checklist import Rows, questions, total_rate
+from minilora.lessons.helpers.pretraining import llama
 from minilora.methods.method import MethodConfig
 from minilora.rounding import round_to
 

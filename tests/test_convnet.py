@@ -3,7 +3,7 @@
 import numpy as np
 from autograd import grad
 
-from lessons.helpers import convnet
+from minilora.lessons.helpers import convnet
 
 
 def test_a_convolution_is_a_linear_layer_on_patches():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lessons.helpers.curvature import largest_curvature
+from minilora.lessons.helpers.curvature import largest_curvature
 from minilora.tree import flatten, unflatten
 
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers import preference
 from minilora import LoraConfig
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import preference
 from minilora.tree import flatten
 
 MODEL, _ = minilora.load("micro")

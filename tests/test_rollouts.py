@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import minilora
-from lessons.helpers import echoes, rollouts
 from minilora import LoraConfig
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import echoes, rollouts
 from minilora.tree import flatten
 
 MODEL, _ = minilora.load("micro")

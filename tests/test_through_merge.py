@@ -6,8 +6,8 @@ from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
 
 import minilora
-from lessons.helpers import through_merge
 from minilora import LoraConfig, TrainConfig, nf4
+from minilora.lessons.helpers import through_merge
 from minilora.tree import flatten
 
 

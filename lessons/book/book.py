@@ -104,9 +104,12 @@ def add_to_lesson(app, docname, source):
     if docname in app.config.book_quick:
         cells += f'# %% tags=["{BOOK_ONLY}", "remove-cell"]\nimport os\n\n'
         cells += 'os.environ["MINILORA_QUICK"] = "1"\n\n'
+    rest = COLLAPSED.sub('# %% tags=["hide-input"]\n', rest)
     source[0] = link_exercises(f"{cells}# %% [markdown]\n{rest}", "../" * docname.count("/"))
 
 
+# the first line of a code cell that the page shows when a reader clicks
+COLLAPSED = re.compile(r"^# %%\n(?=# (?:Checks|Table|Picture)\b)", re.MULTILINE)
 EXERCISES = re.compile(r"\*\*Exercises\.\*\*.*?(?=\n#\n|\n\n|\Z)", re.DOTALL)
 
 

@@ -40,9 +40,17 @@ def others():
     return [quotient(seed) for seed in range(20)]
 
 
+def compare(answer):
+    """Return a word for five numbers, compared with twenty other matrices."""
+    return SEEDS["compare"](answer, others(), 3.9)  # 999 of 1000, 19 degrees of freedom
+
+
 def observe(answer):
     """Return a word for this kind of answer."""
-    return SEEDS["compare"](answer, others(), 3.9)  # 999 of 1000, 19 degrees of freedom
+    found = compare(answer)
+    if found == "a lower mean" and compare(np.square(answer)) == SEEDS["RIGHT"]:
+        return "roots of the quotients"
+    return found
 
 
 def property_five_matrices(function):

@@ -2,8 +2,9 @@
 
 Compute h = W₀x + (α/r)·BAx, with α = ALPHA and r = RANK. W₀ is params[path], and
 `matmul(x, params[path])` multiplies x (…, in) by it. If `params` has f"{path}.lora_A" (r, in), it
-also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out). autograd must be able
-to differentiate it by x, so do not assign into arrays.
+also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out). Every order of the
+products passes, but multiply from left to right: x Aᵀ has r numbers per token, while BA has as many
+as W₀. autograd must be able to differentiate it by x, so do not assign into arrays.
 """
 
 import numpy as np
@@ -11,19 +12,20 @@ import numpy as np
 from minilora.course.one_file import RANK, dense, quantize
 from minilora.course.outcome import close
 
-CASES = {"rows": range(1, 4), "out": [16, 32], "width": [32, 64], "kind": ["dense", "nf4"],
-         "adapted": [True, True, False]}  # fmt: skip
+# where sizes equal RANK, a product without its transposition has values, which tell it apart
+CASES = {"rows": range(1, 4), "tokens": [2, RANK], "out": [RANK, 16], "width": [RANK, 64],
+         "kind": ["dense", "nf4"], "adapted": [True, True, False]}  # fmt: skip
 HIDDEN = {"rows": range(4, 7), "out": [48], "width": [128, 96]}
 
 
-def arguments(rng, rows, out, width, kind, adapted):
+def arguments(rng, rows, tokens, out, width, kind, adapted):
     w, path = rng.standard_normal((out, width)), "model.layers.0.mlp.up_proj"
     params = {path: w if kind == "dense" else quantize(w.astype("f4"))}
     a, b = rng.uniform(-1, 1, (RANK, width)), rng.uniform(-1, 1, (out, RANK))
     if adapted:
         params |= {f"{path}.lora_A": a, f"{path}.lora_B": b}
     params["model.layers.1.mlp.up_proj.lora_A"] = np.ones((RANK, width))  # another projection's
-    return rng.uniform(-2, 2, (rows, 2, width)), path, params
+    return rng.uniform(-2, 2, (rows, tokens, width)), path, params
 
 
 def tolerance(x, *_):

@@ -1,7 +1,7 @@
 """predict-bits: how many bits does a weight of a small matrix need?
 
 A projection with weights of shape (32, 64) is stored in NF4 with double quantization: blocks of 64
-weights, groups of 256 absmax values, and everything that is needed to dequantize it (lesson 7).
+weights, groups of 256 absmax values, and everything that is needed to dequantize it (lesson 2).
 Predict before you run anything: how many bits per weight are stored? Give three digits
 after the point. Write into REASON which arrays are stored, with their bytes, and why the number
 is not the 4.127 of a large matrix.

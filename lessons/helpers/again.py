@@ -1,8 +1,8 @@
 """Run a sweep again, and compare the new runs with the stored ones.
 
-    python -m lessons.helpers.again             # the sweep of today: another one every day
-    python -m lessons.helpers.again --seed 5    # the sweep and the order of the runs of seed 5
-    python -m lessons.helpers.again targets     # this sweep
+    python -m minilora.lessons.helpers.again             # the sweep of today, another every day
+    python -m minilora.lessons.helpers.again --seed 5    # the sweep and the order of seed 5
+    python -m minilora.lessons.helpers.again targets     # this sweep
 
 The runs come in a random order, and no further run begins after a minute. Each result is
 compared with those of the seeds of its case, in the CSV. Of twenty results, nineteen should be
@@ -20,12 +20,12 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from lessons.helpers.common import STUDIES, further_seeds, number, read_sweep, table
-from lessons.helpers.sweep import load, one_thread
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError
 from minilora.kernels import threads
+from minilora.lessons.helpers.common import STUDIES, further_seeds, number, read_sweep, table
+from minilora.lessons.helpers.sweep import load, one_thread
 
 NAMES = sorted(path.stem.removesuffix("_sweep") for path in STUDIES.glob("*/*.csv"))
 

@@ -40,12 +40,12 @@ def _shape(lora, model_config):
     (r, scaling), names = lora.rank_and_scaling(""), lora.target_modules
     for name, (n, m) in projection_shapes(model_config).items():
         if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
-            yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 3)"
+            yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 1)"
             break
     if not 1 <= scaling <= 2:
         yield (
             f"lora_alpha {lora.lora_alpha} at r {r} scales the update by {scaling:.3g}, usual is 1 "
-            "to 2: that acts much like a factor of the rate; was that chosen with it? (lesson 9)"
+            "to 2: that acts much like a factor of the rate; was that chosen with it? (lesson 8)"
         )
     if set(names) <= {"q_proj", "v_proj"}:
         yield "only q_proj and v_proj learn: is the task so near the base's? (study where_to_apply)"
@@ -56,7 +56,7 @@ def _rate(lora, settings, model_config, rows, also_train):
     if rate <= 5e-5:
         yield (
             f"--learning-rate {rate:g} is full fine-tuning's: B starts at zero and moves some "
-            f"{total_rate(settings):.1g} at most in this run; is 1e-4 or more meant? (lesson 5)"
+            f"{total_rate(settings):.1g} at most in this run; is 1e-4 or more meant? (lesson 7)"
         )
     if rate >= 1e-2:
         yield (
@@ -84,14 +84,14 @@ def _rate(lora, settings, model_config, rows, also_train):
 
 def _base(scheme, model_config, block_size):
     if scheme == "fp4":
-        yield "fp4 takes the bits of nf4 and has a third more error: is nf4 meant? (lesson 6)"
+        yield "fp4 takes the bits of nf4 and has a third more error: is nf4 meant? (lesson 2)"
     if scheme == "nf4":
         # 32/B bits a weight become 8/B + 32/(256·B)   (QLoRA, Sec. 3)
         bits = (32 - 8 - 32 / 256) / block_size
         per_layer = sum(map(math.prod, projection_shapes(model_config).values()))
         weights = model_config.num_hidden_layers * per_layer
         saved = f"{bits:.3f} bits a weight, {bits * weights / 8e6:.2g} MB here"
-        yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 7)"
+        yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 2)"
 
 
 def _run(settings, rows):

@@ -1,29 +1,38 @@
 """Helpers of the lessons: the quick switch, one fine-tuning run, tables, figures, sweeps.
 
 An experiment that takes too long for a lesson is a *sweep*: a module NAME_sweep.py next to its
-study, with a CSV of the same name. `python -m lessons.helpers.sweep NAME` writes the CSV. Its first
-line is this command, followed by one row per run.
+study, with a CSV of the same name. `python -m minilora.lessons.helpers.sweep NAME` writes the CSV.
+Its first line is this command, followed by one row per run.
 """
 
 import csv
 import math
 import os
 import tempfile
+import tracemalloc
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from autograd import make_vjp
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.data.tasks import FIRST_NAMES, notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import plot
+from minilora.evaluation.memory import nbytes
+from minilora.layers import value_and_grad
+from minilora.optim import adamw_init
+from minilora.tree import arrays, named_leaves, overlay
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parents[1]
 FIGURES = Path(os.environ.get("MINILORA_FIGURES", LESSONS.parent / "figures"))
+if QUICK or not FIGURES.is_dir():  # a wheel has no figures
+    FIGURES = Path(tempfile.gettempdir())
 STUDIES = LESSONS / "studies"
 
 
@@ -33,13 +42,12 @@ def short(full, quick):
 
 
 def figure(name, xlabel, ylabel, title, **options):
-    """Open a `plot.figure` in figures/, or in the temporary folder in a quick run.
+    """Open a `plot.figure` in FIGURES: the temporary folder in a quick run, and from a wheel.
 
     The book sets MINILORA_FIGURES to its own folder: another processor or number of threads adds in
     another order, training magnifies the last bits, and a line of a figure moves by a pixel.
     """
-    folder = Path(tempfile.gettempdir()) if QUICK else FIGURES
-    return plot.figure(folder / f"{name}.png", xlabel, ylabel, title, **options)
+    return plot.figure(FIGURES / f"{name}.png", xlabel, ylabel, title, **options)
 
 
 def curve_of_seeds(axes, x, results, label, line):
@@ -48,6 +56,73 @@ def curve_of_seeds(axes, x, results, label, line):
     axes.plot(x, results.mean(axis=1), marker="osD^"[line], markersize=4, label=label, **style)
     low, high = results.min(axis=1), results.max(axis=1)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def show_losses(curves, x, xlabel, title):
+    """Show held-out losses over x: means and ranges; curves: {label: losses, (x, seeds)}."""
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for line, (label, losses) in enumerate(curves.items()):
+        curve_of_seeds(axes, x, losses, label, line)
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
+    axes.set_xticks(x, [f"{tick:g}" for tick in x])
+    axes.minorticks_off()
+    axes.set_ylabel("held-out loss, in nats per token")
+    axes.legend(frameon=False)
+    plt.show()
+
+
+def questions(split="train"):
+    """Return the examples of a split of the questions; the loss counts only their answers."""
+    rows = data.load_rows("questions", split)
+    return data.encode_rows(rows, ByteTokenizer(), TrainConfig(mask_prompt=True))[0]
+
+
+def batch_of(examples):
+    """Return the batch (a dict of arrays) whose rows are these examples."""
+    return data.collate([[example] for example in examples])
+
+
+def gradients_of(adapters, model, batch):
+    """Return {path: ∂L/∂(the matrix at this path)} of all matrices of the adapters."""
+    return dict(named_leaves(value_and_grad(minilora.loss)(adapters, model, batch)[1]))
+
+
+def bytes_of_step(adapters, model, batch):
+    """Return {part: bytes} of a step: its weights, gradients, Adam's averages and activations."""
+
+    def loss(traced):
+        return minilora.loss(overlay(adapters, traced), model, batch)
+
+    trained = arrays(adapters)
+    make_vjp(loss)(trained)  # the first call also compiles the fast kernels
+    tracemalloc.start()  # count the bytes that Python and NumPy allocate, until they are freed
+    backward, value = make_vjp(loss)(trained)
+    activations, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {
+        "weights": nbytes(overlay(model.base, adapters)),
+        "gradients": nbytes(backward(np.ones_like(value))),
+        "Adam": nbytes(adamw_init(trained)),
+        "activations": activations,
+    }
+
+
+def lora_adapters(model, a=1, b=0, r=8, alpha=16, seed=0):
+    """Return LoRA for all projections; a and b: 1 for a random A or B, and 0 for zeros.
+
+    The random numbers are uniform in ±1/√(number of columns), for B as for A.
+    """
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=("all-linear",))
+    rng = np.random.default_rng(seed)
+    adapters, _ = minilora.get_peft_model(model, config, rng)  # its B is zero
+    for path, w in named_leaves(arrays(adapters)):
+        if path.endswith("lora_A"):
+            w *= a
+        else:
+            w += b * rng.uniform(-1, 1, w.shape) / r**0.5
+    return adapters
 
 
 class Run(NamedTuple):
@@ -114,6 +189,17 @@ def held_out_notes(tokenizer, settings, n=256):
     targets = sum(len(e.tokens) - 1 for e in examples)
     # The first byte is no target. It is the initial that tells the first name: log 24 nats.
     return examples, float(nats.sum() - n * math.log(len(FIRST_NAMES))) / targets
+
+
+def transformers_logits(folder, ids):
+    """Return {"transformers": its logits with the model of a folder}; {} if it is not installed."""
+    if not (find_spec("torch") and find_spec("transformers")):
+        return {}
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return {"transformers": model(torch.tensor(ids)).logits.detach().numpy()}
 
 
 def table(header, rows):

@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import minilora
-from lessons.helpers.common import finetune, notes_loss
 from minilora import LoraConfig, MethodConfig, data
 from minilora.config import ALL_LINEAR
 from minilora.formats.checkpoint import WEIGHTS, save_adapter
+from minilora.lessons.helpers.common import finetune, notes_loss
 from minilora.tree import num_parameters
 
 BUDGET = 5472  # micro's seven projections at r = 2

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 import minilora
-from lessons.helpers import rollouts
 from minilora.batching import Example, collate
 from minilora.data import tasks
+from minilora.lessons.helpers import rollouts
 
 OWN = " In the {place}."  # the base's own form
 FORMS = {"own": OWN, "near": " At the {place}.", "foreign": " Where? {place}."}

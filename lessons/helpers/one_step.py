@@ -1,6 +1,6 @@
 """One training step in a process of its own: its peak memory, measured and predicted.
 
-python -m lessons.helpers.one_step SCHEME LAYERS prints, in MB, by how much the
+python -m minilora.lessons.helpers.one_step SCHEME LAYERS prints, in MB, by how much the
 process grew, what the estimate predicts, and how much of that is activations.
 The study `the_memory_of_a_step` runs it.
 """

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.ft2font import FT2Font
 
-from lessons.helpers import convnet
+from minilora.lessons.helpers import convnet
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIDE = 16  # pixels

@@ -8,9 +8,9 @@ Letters: N pairs, T tokens.
 
 import autograd.numpy as np
 
-from lessons.helpers.rollouts import as_example, descend, log_probabilities, of_targets
 from minilora.batching import batch_at, collate
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers.rollouts import as_example, descend, log_probabilities, of_targets
 from minilora.training import start
 
 

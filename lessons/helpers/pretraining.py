@@ -1,6 +1,6 @@
 """Where the embedded bases come from: the same training loop, with the whole model as argument 0.
 
-python -m lessons.helpers.pretraining micro --out DIR
+python -m minilora.lessons.helpers.pretraining micro --out DIR
 """
 
 import argparse
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lessons.helpers.common import held_out_notes
 from minilora import Model, kernels, train
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
@@ -22,6 +21,7 @@ from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.files import require_new
 from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import save_pretrained
+from minilora.lessons.helpers.common import held_out_notes
 from minilora.tree import unflatten
 
 

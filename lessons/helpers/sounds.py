@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lessons.helpers import convnet
+from minilora.lessons.helpers import convnet
 
 RATE = 8000  # samples per second
 WINDOW, HOP = 256, 128  # samples: a column of the spectrogram, and from one to the next

@@ -1,6 +1,6 @@
 """Run the jobs of a sweep in parallel, and write its CSV.
 
-    python -m lessons.helpers.sweep alpha rank    # all runs of these two sweeps
+    python -m minilora.lessons.helpers.sweep alpha rank    # all runs of these two sweeps
 
 A sweep is a module NAME_sweep.py next to its study, with `JOBS` and `run(job)`, which returns the
 row of a run as a dict. Some have `more(rows)`, too: further jobs, which follow from the rows of
@@ -17,8 +17,8 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from lessons.helpers.common import STUDIES
 from minilora.kernels import threads
+from minilora.lessons.helpers.common import STUDIES
 
 
 def mapped(function, jobs, executor=None):
@@ -43,7 +43,7 @@ def one_thread():
 def load(name):
     """Import the module of a sweep."""
     path = next(STUDIES.glob(f"*/{name}_sweep.py"))
-    return import_module(f"lessons.studies.{path.parent.name}.{path.stem}")
+    return import_module(f"minilora.lessons.studies.{path.parent.name}.{path.stem}")
 
 
 def write(name):
@@ -53,7 +53,7 @@ def write(name):
     if hasattr(sweep, "more"):
         rows += mapped(sweep.run, sweep.more(rows))
     with open(Path(sweep.__file__).with_suffix(".csv"), "w", newline="") as file:
-        file.write(f"# python -m lessons.helpers.sweep {name}\n")
+        file.write(f"# python -m minilora.lessons.helpers.sweep {name}\n")
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

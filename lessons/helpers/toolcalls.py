@@ -1,6 +1,6 @@
 """Generate rows of tool calls: a request in plain English, and one line of JSON.
 
-python -m lessons.helpers.toolcalls FOLDER    # writes train.jsonl, valid.jsonl and test.jsonl
+python -m minilora.lessons.helpers.toolcalls FOLDER    # train.jsonl, valid.jsonl and test.jsonl
 With --few-shot, the requests come after rules and examples.
 
     Could you wake me tomorrow at 6:30 am?

@@ -201,7 +201,7 @@ def warn_of_other_model(folder, model):
         what = f"the source of the model is unknown; {folder} was trained on {then.name}"
         warnings.warn(f"{what}: load it anew if it has been merged", stacklevel=3)
         return
-    risk = "an adapter can lose all that it learned on another base (lesson 11)"
+    risk = "an adapter can lose all that it learned on another base (lesson 4)"
     if (then.scheme, then.block_size) != (now.scheme, now.block_size):
         stored = f"stored as {storage_text(then)}, not {storage_text(now)}"
         warnings.warn(f"{folder} was trained on a base {stored}: {risk}", stacklevel=3)

@@ -17,10 +17,10 @@ from cases import (
 )
 
 import minilora
-from lessons.helpers.pretraining import random_params
 from minilora import LoraConfig, Model, ModelConfig, TrainConfig, kernels, training
 from minilora.batching import Example
 from minilora.kernels import nf4, weights
+from minilora.lessons.helpers.pretraining import random_params
 from minilora.optim import clip
 from minilora.tree import named_leaves
 

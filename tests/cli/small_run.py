@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 from toy_models import CONFIG, leaves, tiny
 
-from lessons.helpers.pretraining import llama, random_params
 from minilora import LoraConfig, cli, get_peft_model
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import read_metadata, save_adapter
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
+from minilora.lessons.helpers.pretraining import llama, random_params
 from minilora.model import Model
 from minilora.tree import arrays, overlay, tree_map, unflatten
 

@@ -377,7 +377,7 @@ def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, is_cell):
     path = str(written(FIRST, tmp_path / FIRST.file, body))
     cell = f"exec(compile(open({path!r}).read(), '<cell 1>', 'exec'), {{'__name__': '__main__'}})"
     done = python(*(["-c", cell] if is_cell else [path]), check=True)
-    assert "here" in done.stdout and "not for   nearest(x, values), where" in done.stdout
+    assert "here" in done.stdout and "broken by nearest(x, values), where" in done.stdout
     assert re.search(r"raised    AttributeError: .*\n    line \d\d: ", done.stdout)
 
 
@@ -674,7 +674,7 @@ def test_gradients_are_checked_where_an_entry_says_so(stop):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weight
 
     found = answer(ALL["one-file-rms-norm"], norm)
-    assert f"is true   {judge.SLOPES}" in found.text and 0 < found.share < 1
+    assert f"rule      {judge.SLOPES}" in found.text and 0 < found.share < 1
 
 
 def test_the_difference_of_two_results():
@@ -690,7 +690,7 @@ def test_a_property_names_the_call_that_breaks_it(monkeypatch):
     e = replace(PACK)
     monkeypatch.setattr(e.checks, "property_of_zeros", property_of_zeros, raising=False)
     text = judge.check(e, Local(lambda codes: nf4.pack_4bit(codes) + (codes.max() == 0))).text
-    assert "is true   zeros are packed as zeros" in text and "there     something is not" in text
+    assert "rule      zeros are packed as zeros" in text and "there     something is not" in text
     assert "codes     (4,) uint8 [0, 0, 0, 0]\n" in text and "uint8 [1, 1]" in text
 
 
@@ -699,8 +699,10 @@ def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_show
     assert names == ["x", "w", "step"]  # decorators hide two of them
     text = answer(OWN["warmup"], lambda step, config: 7.0).text
     assert "train_config TrainConfig(iters=" in text and "lr_schedule=" in text
-    text = answer(ALL["one-file-mlp"], lambda x, layer, params: x * 0).text
-    assert re.search(r"params\['model.norm'\] \(\d,\) float64 \[\d", text)
+    text = answer(ALL["one-file-forward"], lambda adapters, base, *_: 0.0).text
+    assert re.search(r"base\['model.norm'\] \(\d,\) float64 \[\d", text)
+    text = answer(ALL["one-file-mlp"], lambda x, layer, params: x).text
+    assert "expected  (" in text and "…" not in text  # of its property's last call
 
 
 def test_a_call_is_run_again_in_this_process(space, capsys):
@@ -748,6 +750,11 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]
     assert main(["teach", "check", *exam]) == 0  # proves a set with a fault and a prediction
     assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in capsys.readouterr().out
+    solved = Path("solved/guess.py").read_text("utf-8")
+    for text, status in ((solved, 1), (solved.replace(exercises.TODO, "absmax"), 0)):
+        Path("guess.py").write_text(text, "utf-8")
+        assert main(["learn", "check", "guess", *exam]) == status
+        assert ("REASON is not written yet" in capsys.readouterr().out) == status
 
 
 def test_teachers_import_students_and_never_the_other_way():

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from lessons.helpers import toolcalls
-from lessons.helpers.toolcalls import POOLS, TOOLS, rows
 from minilora.data.rows import load_rows
+from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers.toolcalls import POOLS, TOOLS, rows
 
 SPLITS = {"train": 600, "valid": 300, "test": 600}  # rows of each split for the tests
 

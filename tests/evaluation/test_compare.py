@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import minilora
-from lessons.helpers import again, common, compare
-from lessons.helpers import sweep as runner
-from lessons.helpers.compare import TABLE, Job
-from lessons.studies.methods import best_rates_sweep as best_rates
 from minilora.config import InputError
+from minilora.lessons.helpers import again, common, compare
+from minilora.lessons.helpers import sweep as runner
+from minilora.lessons.helpers.compare import TABLE, Job
+from minilora.lessons.studies.methods import best_rates_sweep as best_rates
 from minilora.methods import registry
 from minilora.tree import num_parameters
 
@@ -27,7 +27,9 @@ def test_every_method_is_in_the_table_and_in_its_sweeps(method):
         assert name in best_rates.ENDS, f"add {name} to ENDS in best_rates_sweep.py: {ends}"
         for sweep in ("siblings", "best_rates"):
             measured = {row["method"] for row in common.read_sweep(sweep)}
-            run = f"run python -m lessons.helpers.sweep {sweep}, which writes all rows again"
+            run = (
+                f"run python -m minilora.lessons.helpers.sweep {sweep}, which writes all rows again"
+            )
             assert name in measured, f"{sweep}_sweep.csv has no row of {name}: {run}"
 
 
@@ -78,7 +80,7 @@ def test_a_sweep_writes_its_csv(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "STUDIES", tmp_path)
     (tmp_path / "subject").mkdir()
     runner.write("twice")
-    first = "# python -m lessons.helpers.sweep twice\njob,"
+    first = "# python -m minilora.lessons.helpers.sweep twice\njob,"
     assert path.with_suffix(".csv").read_text().startswith(first)
     assert common.read_sweep("twice") == [Sweep.run(float(job)) for job in (1, 2, 6)]
 

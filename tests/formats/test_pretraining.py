@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lessons.helpers import pretraining
 from minilora.formats.pretrained import load
+from minilora.lessons.helpers import pretraining
 from minilora.tree import flatten
 
 

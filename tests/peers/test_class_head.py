@@ -15,10 +15,10 @@ from peft_models import (
 from safetensors.torch import load_file, save_file
 from toy_models import change_json
 
-from lessons.helpers import class_head
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import class_head
 from minilora.tree import flatten
 
 CLASSES, PAD = 5, 0

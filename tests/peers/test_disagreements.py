@@ -18,8 +18,8 @@ from four_bits import (
     torch,
 )
 
-from lessons.helpers import llm_int8
 from minilora import double_quant, nf4
+from minilora.lessons.helpers import llm_int8
 from minilora.quant import int8
 
 pytestmark = pytest.mark.usefixtures("eager")

@@ -15,10 +15,10 @@ from peft_models import (
     torch,
 )
 
-from lessons.helpers import preference
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import preference
 from minilora.tree import flatten
 
 BETA = 0.3

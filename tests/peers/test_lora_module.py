@@ -1,4 +1,4 @@
-"""The `nn.Module` that lesson 3 shows as text, against `layers.linear`: output and gradients."""
+"""The `nn.Module` that lesson 1 shows as text, against `layers.linear`: output and gradients."""
 
 import re
 
@@ -11,8 +11,8 @@ from minilora.layers import value_and_grad
 
 
 def lora_linear():
-    """Return the class of the only block of Python in lesson 3."""
-    lesson = (LESSONS / "03_two_small_matrices.py").read_text("utf-8")
+    """Return the class of the only block of Python in lesson 1."""
+    lesson = (LESSONS / "01_two_small_matrices.py").read_text("utf-8")
     (block,) = re.findall(r"^# ```python\n(.*?)^# ```$", lesson, re.MULTILINE | re.DOTALL)
     lines = [line.removeprefix("#").removeprefix(" ") for line in block.splitlines()]
     names = {}
@@ -20,7 +20,7 @@ def lora_linear():
     return names["LoRALinear"]
 
 
-def test_the_module_of_lesson_2_starts_at_the_base():
+def test_the_module_of_lesson_1_starts_at_the_base():
     base = torch.nn.Linear(48, 32)
     layer, x = lora_linear()(base), torch.randn(5, 48)
     assert torch.equal(layer(x), base(x))
@@ -29,7 +29,7 @@ def test_the_module_of_lesson_2_starts_at_the_base():
     assert 0.9 / 48**0.5 < bound <= 1.0001 / 48**0.5  # 384 numbers: one is near the bound
 
 
-def test_the_module_of_lesson_2_computes_what_linear_computes():
+def test_the_module_of_lesson_1_computes_what_linear_computes():
     torch.manual_seed(0)
     layer = lora_linear()(torch.nn.Linear(48, 32, dtype=torch.float64), 4, 10).double()
     torch.nn.init.normal_(layer.B)

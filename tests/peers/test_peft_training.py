@@ -18,13 +18,13 @@ from peft_models import (
     transformers_loss,
 )
 
-from lessons.helpers import toolcalls
 from minilora import train
 from minilora.batching import Example, batch_at, collate
 from minilora.config import TrainConfig
 from minilora.data.rows import encode_rows
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
+from minilora.lessons.helpers import toolcalls
 from minilora.optim import get_lr
 from minilora.quant.schemes import quantize
 from minilora.tree import arrays, flatten, get

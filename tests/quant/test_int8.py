@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import seeds
 
-from lessons.helpers import llm_int8
 from minilora.kernels.weights import dense, matmul, matvec
+from minilora.lessons.helpers import llm_int8
 from minilora.quant import int8
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation

@@ -42,7 +42,7 @@ def nf4_number_line(ax):
 
 def block_of_eight():
     """Return eight weights and their largest magnitude, both float32."""
-    # RMSE of NF4, E2M1, int4 and FP4: in the order and about in the ratios of lesson 6
+    # RMSE of NF4, E2M1, int4 and FP4: in the order and about in the ratios of lesson 2
     weights = np.float32([0.60, 0.05, -0.25, -0.18, -0.31, -0.55, 0.30, -0.10])
     return weights, np.abs(weights).max()
 

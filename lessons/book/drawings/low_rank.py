@@ -1,11 +1,8 @@
-"""LoRA: the two matrices, their start, their gradient, and the two trees."""
+"""LoRA: the two matrices, and their gradient."""
 
 from matplotlib.patches import Polygon
 
-import minilora
 from lessons.book.drawings.elements import *
-from minilora import LoraConfig
-from minilora.tree import num_parameters
 
 
 @drawing(
@@ -79,30 +76,37 @@ def low_rank_update(ax):
 
 
 @drawing(
-    3.0,
-    "The four starts of B and A. If both are zero, both gradients are zero for ever. If one is "
-    "zero, the product is zero and the zero factor has a gradient. If both are random, the model "
-    "starts changed.",
+    3.2,
+    "The gradient of B is s times G times A transposed, of shape (out, r). The gradient of A is s "
+    "times B transposed times G, of shape (r, in). With B = 0, a step of gradient descent changes "
+    "W by minus η s² times G Aᵀ times A: each row of the change is a sum of multiples of the rows "
+    "of A.",
 )
-def four_starts(ax):
-    starts = (
-        ("B zero, A random", 0, 1, "LoRA's start: equals the base, learns", GREEN),
-        ("B random, A zero", 1, 0, "equals the base, learns", GREEN),
-        ("both random", 1, 1, "starts from a changed model", PURPLE),
-        ("both zero", 0, 0, "equals the base, never learns", PURPLE),
-    )
-    signs = "=≠"
-    for i, (name, b, a, verdict, color) in enumerate(starts):
-        x, y = 1.5 + 35 * (i % 2), 17.5 - 14 * (i // 2)
-        title(ax, x, y + 10, name, 10)
-        rectangle(ax, x + 1, y + 1, 2, 7, "trained", fill=bool(b))
-        rectangle(ax, x + 4, y + 3.6, 7, 2, "trained", fill=bool(a))
-        text(ax, x + 2, y + 4.5, "B")
-        text(ax, x + 7.5, y + 4.6, "A")
-        text(ax, x + 13, y + 7.4, f"BA {signs[a * b]} 0", ha="left")
-        text(ax, x + 13, y + 5.1, f"∂L/∂B = s·G Aᵀ {signs[a]} 0", ha="left")
-        text(ax, x + 13, y + 2.8, f"∂L/∂A = s·BᵀG {signs[b]} 0", ha="left")
-        text(ax, x + 13, y + 0.2, verdict, 8.5, color, ha="left")
+def seen_through_factors(ax):
+    text(ax, 3.4, 24.2, "∂L/∂B\n(out, r)", color=ORANGE)
+    matrix(ax, 7, 20, 2.2, 8.5, "", "trained")
+    text(ax, 12, 24.2, "= s ·", 12)
+    matrix(ax, 15, 20, 8.5, 8.5, "G", "temporary")
+    matrix(ax, 24.9, 20, 2.2, 8.5, "Aᵀ", "trained")
+    text(ax, 37, 26.8, "∂L/∂A  (r, in)", color=ORANGE)
+    matrix(ax, 32.7, 23.1, 8.5, 2.2, "", "trained")
+    text(ax, 44, 24.2, "= s ·", 12)
+    matrix(ax, 47, 23.1, 8.5, 2.2, "Bᵀ", "trained")
+    matrix(ax, 57, 20, 8.5, 8.5, "G", "temporary")
+    for x in (19.2, 61.2):
+        text(ax, x, 30, "full fine-tuning sees G", color=GREEN)
+    text(ax, 17, 17.6, "B sees G through the rows of A")
+    text(ax, 49, 17.6, "A sees G through the columns of B")
+    ax.plot([1.5, 68.5], [15, 15], color=GREY, lw=0.8)
+    text(ax, 3.4, 7, "(out, in)", color=GREY)
+    matrix(ax, 7, 2.8, 8.5, 8.5, "ΔW", "temporary")
+    text(ax, 20, 7, "= −η s² ·", 12)
+    matrix(ax, 24.9, 2.8, 2.2, 8.5, "", "temporary")
+    text(ax, 26, 12.5, "G Aᵀ", color=GREEN)
+    matrix(ax, 28.6, 5.9, 8.5, 2.2, "A", "trained")
+    title(ax, 40.5, 11, "One gradient step from B = 0", 9)
+    text(ax, 40.5, 7.6, "Each row of ΔW is a sum of\nmultiples of the r rows of A.", ha="left")
+    text(ax, 40.5, 3.8, "G's part in other directions is lost.", ha="left")
 
 
 @drawing(
@@ -138,43 +142,3 @@ def lora_gradient(ax):
     text(ax, 44.8, 16.2, "backward", color=GREEN)
     words = "∂L/∂W = g xᵀ (out, in) is never computed: W is not an argument of the gradient"
     text(ax, 35, 1.4, words, color=BLUE)
-
-
-@drawing(
-    3.4,
-    "Two trees side by side. The base has a weight at each path. The adapters have lora_A and "
-    "lora_B, their scaling and their dropout at the paths of the seven projections of each layer, "
-    "and nothing elsewhere.",
-)
-def two_trees(ax):
-    model, _ = minilora.load("micro")
-    chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(model, chosen, 0)
-    title(ax, 2, 31.6, f"base: {num_parameters(model.base):,} numbers, frozen", color=BLUE)
-    title(ax, 40, 31.6, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
-    places = (
-        (28.8, "model"),
-        (26.6, "model.embed_tokens"),
-        (22.2, "model.layers"),
-        (20, "model.layers.0"),
-        (17.8, "model.layers.0.self_attn"),
-        (15.6, "model.layers.0.self_attn.q_proj"),
-    )
-    for x, tree, color in ((2, model.base, BLUE), (40, adapters, ORANGE)):
-        for y, place in places:
-            *above, name = place.split(".")
-            indent = x + 2.2 * len(above)
-            node = tree
-            for key in (*above, name):
-                node = node.get(key, {})
-            if node:
-                text(ax, indent, y, name, ha="left", family="monospace")
-            leaves = [(key, leaf) for key, leaf in node.items() if not isinstance(leaf, dict)]
-            for i, (key, leaf) in enumerate(leaves, 1):
-                shade = color if hasattr(leaf, "shape") else GREY  # a float is not trained
-                words = f"{key}  {getattr(leaf, 'shape', leaf)}"
-                text(ax, indent + 2.2, y - 2.2 * i, words, 9, shade, "left", family="monospace")
-        text(ax, x + 6.6, 4, "k, v, o, gate, up, down too", color=GREY, ha="left")
-        text(ax, x + 4.4, 1.8, "layers 1 and 2: the same", color=GREY, ha="left")
-    arrow(ax, (16, 15.6), (48.5, 15.6), color=GREY)
-    text(ax, 32, 16.7, "the same path", 8.5, GREY)

@@ -65,8 +65,8 @@ def rope(ax):
     clock(ax, 10.5, 17.5, 7.5, cos[1, 0], sin[1, 0], ORANGE)
     arrow(ax, (10.5, 17.5), (18, 17.5), color=GREY)
     text(ax, 19.5, 17.5, "(a, b)", color=GREY, ha="left")
-    text(ax, 14, 25.5, "(a cos θ − b sin θ,\n b cos θ + a sin θ)", color=ORANGE, ha="left")
-    text(ax, 12.9, 19, "θ", 10)
+    text(ax, 14, 25.5, "(a cos φ − b sin φ,\n b cos φ + a sin φ)", color=ORANGE, ha="left")
+    text(ax, 12.9, 19, "φ", 10)
     text(ax, 1.5, 5.6, "a: element j of a head\nb: element j + hd/2", color=GREY, ha="left")
     text(ax, 51.4, 29.5, "position t in the sequence")
     for t in range(8):

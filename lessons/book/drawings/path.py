@@ -30,21 +30,21 @@ def branches():
 
 @drawing(
     4.8,
-    "The path of thirteen lessons as a line in two rows, each lesson with its number and title. "
-    "Below a lesson hang the subjects of the studies that continue it.",
+    "The path of eleven lessons as a line in two rows, each lesson with its number and title. The "
+    "first row is the hour. Below a lesson hang the subjects of the studies that continue it.",
     width=7.6,
 )
 def path(ax):
     below = branches()
     disc = {"boxstyle": "circle", "fc": BLUE, "ec": BLUE}
-    rows = (lessons()[:7], lessons()[7:])
+    rows = (lessons()[:5], lessons()[5:])
     words = "below a lesson: subjects of\nthe studies that continue it"
     text(ax, 1.5, 3.5, words, 8.5, GREY, ha="left")
     for row, titles in enumerate(rows):
         y = 40 - 20 * row
         ax.plot([1.5, 10.5 * len(titles) - 1], [y, y], color=BLUE, lw=2.5)
         for column, name in enumerate(titles):
-            x, number = 6.5 + 10.5 * column, 7 * row + column
+            x, number = 6.5 + 10.5 * column, 5 * row + column
             text(ax, x, y + 2.2, textwrap.fill(name, 13), 8.5, va="bottom")
             for i, subject in enumerate(below.get(number, [])):
                 top = y - 3.6 - 2.9 * i

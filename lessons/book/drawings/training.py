@@ -1,41 +1,9 @@
-"""A run: its memory, the first step of Adam, the schedules, and what to do if it goes wrong."""
+"""A run: the first step of Adam, the schedules, and what to do if it goes wrong."""
 
 import numpy as np
 
 from lessons.book.drawings.elements import *
 from minilora import TrainConfig, optim
-from minilora.formats.hf_folder import projection_shapes
-
-
-@drawing(
-    3.1,
-    "Bytes per weight of the base in a training step: full fine-tuning 16, LoRA 4.37, QLoRA 0.88. "
-    "Of LoRA's, 4 are the frozen weights. The others are the adapters, their gradients and Adam's "
-    "moments.",
-)
-def step_memory(ax):
-    shapes = projection_shapes(SMOLLM2).values()
-    share = sum(8 * (out + n) for out, n in shapes) / sum(out * n for out, n in shapes)
-    words = f"SmolLM2's projections; A and B have {100 * share:.1f} % of their weights"
-    text(ax, 15, 28.8, words, ha="left")
-    plot = plot_axes(ax, 15, 7, 53, 20, xlim=(0, 17.5))
-    plot.set_xlabel("bytes per projection weight, float32 (without activations)", size=9)
-    names = ["QLoRA, r = 8", "LoRA, r = 8", "full fine-tuning"]
-    trained = np.array([share, share, 1])
-    parts = (
-        ("frozen weights", [bits_per_weight() / 8, 4, 0], "#9ecae9", ""),
-        ("trained weights", 4 * trained, ORANGE, ""),
-        ("their gradients", 4 * trained, "#f0b37e", "//"),
-        ("Adam's two moments", 8 * trained, "#fbdcc4", ".."),
-    )
-    left = np.zeros(3)
-    for part, sizes, color, hatch in parts:
-        style = {"color": color, "hatch": hatch, "edgecolor": INK, "lw": 0.6}
-        plot.barh(names, sizes, 0.6, left, label=part, **style)
-        left = left + sizes
-    for y, total in enumerate(left):
-        plot.text(total + 0.2, y, f"{total:.2f}", va="center", size=9)
-    plot.legend(frameon=False, fontsize=8.5, loc="lower right")
 
 
 @drawing(

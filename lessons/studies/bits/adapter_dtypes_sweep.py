@@ -1,6 +1,6 @@
-"""Lesson 8: adapters stored in three types, at three learning rates."""
+"""Lesson 3: adapters stored in three types, at three learning rates."""
 
-from lessons.helpers.common import finetune
+from minilora.lessons.helpers.common import finetune
 
 RATES = (4e-3, 5e-4, 6e-5)
 DTYPES = ("float32", "bfloat16", "float16")

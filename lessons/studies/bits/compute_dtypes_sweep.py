@@ -10,9 +10,9 @@ Three minutes per core. The base is NF4 with double quantization. `micro` learns
 import numpy as np
 
 import minilora
-from lessons.helpers import toolcalls
-from lessons.helpers.common import finetune
 from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers.common import finetune
 from minilora.quant.schemes import COMPUTE_DTYPES, with_compute_dtype
 from minilora.tree import arrays, overlay, tree_map
 

@@ -4,9 +4,9 @@
 # **The question.** How are two codes packed into a byte, and where is every byte of a 4-bit model,
 # in memory and on disk?
 #
-# **Continues:** [lesson 7](../../07_double_quantization.py).
+# **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 7.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 2.
 
 # %%
 import math
@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from lessons.helpers.codes import rms
-from lessons.helpers.common import table
 from minilora import nf4
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
 from minilora.formats import quantized_file
+from minilora.lessons.helpers.codes import rms
+from minilora.lessons.helpers.common import table
 from minilora.tree import flatten, num_parameters
 
 rng = np.random.default_rng(0)

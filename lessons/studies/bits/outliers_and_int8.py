@@ -4,9 +4,9 @@
 # **The question.** In eight bits, one can multiply whole numbers if the input is quantized, too.
 # What about inputs with outliers?
 #
-# **Continues:** [lesson 6](../../06_four_bits.py).
+# **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 6.
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 2.
 
 # %%
 from types import SimpleNamespace
@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 
 import minilora
-from lessons.helpers import llm_int8
-from lessons.helpers.codes import rms
-from lessons.helpers.common import held_out_notes, table
 from minilora import TrainConfig, data
 from minilora.kernels import fused
+from minilora.lessons.helpers import llm_int8
+from minilora.lessons.helpers.codes import rms
+from minilora.lessons.helpers.common import held_out_notes, table
 from minilora.model import hidden_states
 from minilora.quant import int8
 from minilora.tree import get

@@ -8,18 +8,18 @@
 # bfloat16, and the sum is in float32. Everything else is in float32: the activations between the
 # products, the norms, softmax, the loss, and LoRA's A and B.
 #
-# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+# **Continues:** [lesson 3](../../03_training_through_four_bits.py).
 #
-# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lessons 4, 6 and 8.
+# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lessons 1, 2 and 3.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.codes import rms
-from lessons.helpers.common import HOLDS, OPEN, claim, finetune, of, read_sweep, table
 from minilora import LoraConfig, TrainConfig, data, nf4
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers.codes import rms
+from minilora.lessons.helpers.common import HOLDS, OPEN, claim, finetune, of, read_sweep, table
 from minilora.quant.schemes import quantize, with_compute_dtype
 from minilora.rounding import nearest
 from minilora.tree import arrays, named_leaves

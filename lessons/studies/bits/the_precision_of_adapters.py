@@ -7,9 +7,9 @@
 # float32 has 24 significant bits, float16 has 11, and bfloat16 has 8. But bfloat16 has float32's
 # range, while float16 ends at 65504, and its smallest number above zero is 6e-8.
 #
-# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+# **Continues:** [lesson 3](../../03_training_through_four_bits.py).
 #
-# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lessons 5 and 8.
+# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lessons 3 and 7.
 
 # %%
 from itertools import pairwise
@@ -17,7 +17,9 @@ from itertools import pairwise
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import InputError, TrainConfig, data, layers
+from minilora.layers import value_and_grad
+from minilora.lessons.helpers.common import (
     HOLDS,
     QUICK,
     belongs,
@@ -28,8 +30,6 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from minilora import InputError, TrainConfig, data, layers
-from minilora.layers import value_and_grad
 from minilora.rounding import round_to
 from minilora.tree import arrays, flatten, named_leaves
 

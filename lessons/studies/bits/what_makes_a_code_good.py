@@ -6,20 +6,20 @@
 # error also cost the model the least?
 #
 # `codes.py` has four codes (NF4, FP4, E2M1 and int4), and `rounded`, which quantizes and
-# dequantizes with one absmax per block, as in lesson 6.
+# dequantizes with one absmax per block, as in lesson 2.
 #
-# **Continues:** [lesson 6](../../06_four_bits.py).
+# **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** half a minute to run, 15 minutes to read. **You need:** lesson 6.
+# **Time:** half a minute to run, 15 minutes to read. **You need:** lesson 2.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers import codes
-from lessons.helpers.codes import rms, rounded
-from lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora import TrainConfig, nf4
+from minilora.lessons.helpers import codes
+from minilora.lessons.helpers.codes import rms, rounded
+from minilora.lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 
@@ -124,7 +124,7 @@ table(["RMSE / RMS of w", *codes.VALUES, *(f"nf4 in {size}" for size in SIZES)],
 # %% [markdown]
 # With heavy tails or outliers, blocks of 64 have less than half the error of blocks of 4096. With
 # uniform weights, the error grows by less than 5 %. A float32 absmax per block costs 32/B bits per
-# weight, with B the block size. Lesson 7 reduces that cost.
+# weight, with B the block size. Lesson 2 reduces that cost.
 
 # %%
 # Checks

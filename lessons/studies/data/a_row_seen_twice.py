@@ -3,21 +3,29 @@
 #
 # **The question.** Why does the training loss fall in steps, one at each epoch's end?
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 10.
+# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 9.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers import common
-from lessons.helpers.common import QUICK, finetune, interval, scores_of, short, spread, table
-from lessons.studies.since_2023.capacity_sweep import facts
 from minilora import LoraConfig, MethodConfig
 from minilora.batching import batch_at
 from minilora.data.tasks import questions
 from minilora.evaluation import plot
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import (
+    QUICK,
+    finetune,
+    interval,
+    scores_of,
+    short,
+    spread,
+    table,
+)
+from minilora.lessons.studies.since_2023.capacity_sweep import facts
 
 SEEDS = range(short(5, 1))
 ROWS, BATCH, EPOCHS = 64, 16, short(20, 12)

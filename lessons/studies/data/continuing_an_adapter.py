@@ -9,17 +9,17 @@
 # [litgpt](https://github.com/Lightning-AI/litgpt/issues/1464),
 # [mlx](https://github.com/ml-explore/mlx-examples/issues/606)). The answers there have no numbers.
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 11, and the study
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 4, and the study
 # [Averaging and stacking adapters](../serving/averaging_and_stacking.py).
 
 # %%
 import numpy as np
 
-from lessons.helpers import common
-from lessons.helpers.common import OPEN, QUICK, agrees, claim, finetune, of, spread, table
-from lessons.studies.data import continuing_sweep as continuing
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import OPEN, QUICK, agrees, claim, finetune, of, spread, table
+from minilora.lessons.studies.data import continuing_sweep as continuing
 
 # %% [markdown]
 # ## Merged and stacked are the same function

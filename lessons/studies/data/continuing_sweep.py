@@ -12,9 +12,9 @@ from functools import cache
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, of, scores_of
-from lessons.studies.serving.combining_sweep import backwards
 from minilora import LoraConfig, data
+from minilora.lessons.helpers.common import finetune, of, scores_of
+from minilora.lessons.studies.serving.combining_sweep import backwards
 from minilora.methods import several
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))

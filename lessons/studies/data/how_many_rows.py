@@ -3,17 +3,17 @@
 #
 # **The question.** How many rows does a task need, and when does a second epoch help?
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 10, and the study [A row
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9, and the study [A row
 # seen twice](a_row_seen_twice.py).
 
 # %%
 import numpy as np
 
-from lessons.helpers import common
-from lessons.helpers.common import HOLDS, QUICK, claim, interval, of, spread, table
-from lessons.studies.data import rows_sweep
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import HOLDS, QUICK, claim, interval, of, spread, table
+from minilora.lessons.studies.data import rows_sweep
 
 # %% [markdown]
 # ## How many rows does the task need?

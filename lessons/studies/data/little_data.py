@@ -8,16 +8,18 @@
 # The data are pictures (a network that reads Sans gets an italic), sounds (a network that knows a
 # whistle gets a reed), and 64 questions for `micro`.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 10. The study [Batch
+# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 9. The study [Batch
 # statistics: frozen, and yet it changes](../training/batch_statistics.py) introduces the network.
 
 # %%
 import numpy as np
 
-from lessons.helpers import sounds
-from lessons.helpers.common import (
+from minilora import LoraConfig, data
+from minilora.evaluation import plot
+from minilora.lessons.helpers import sounds
+from minilora.lessons.helpers.common import (
     QUICK,
     agrees,
     figure,
@@ -28,9 +30,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.data import little_sweep as little
-from minilora import LoraConfig, data
-from minilora.evaluation import plot
+from minilora.lessons.studies.data import little_sweep as little
 
 sweep = read_sweep("little")
 PLAIN = little.PLAIN

@@ -3,9 +3,9 @@
 import numpy as np
 
 import minilora
-from lessons.helpers import convnet, pictures, sounds
-from lessons.helpers.common import finetune, scores_of
 from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers import convnet, pictures, sounds
+from minilora.lessons.helpers.common import finetune, scores_of
 
 PLAIN = "plain, r = 8"
 VARIANTS = {  # r, lora_dropout, augmented

@@ -4,9 +4,9 @@
 # **The question.** Short examples leave padding in a batch. What is gained by packing several
 # examples into one row, and what must be done so that they do not see each other?
 #
-# **Continues:** [lesson 1](../../01_the_llama_block.py).
+# **Continues:** [lesson 5](../../05_the_llama_block.py).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0 and 1.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0 and 5.
 
 # %%
 from types import SimpleNamespace
@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import table
 from minilora import TrainConfig, data, layers
+from minilora.lessons.helpers.common import table
 from minilora.model import hidden_states, logits
 
 model, tokenizer = minilora.load("micro")

@@ -7,9 +7,9 @@ rows of their own, and the test rows.
 
 import numpy as np
 
-from lessons.helpers.common import finetune, of, scores_of
 from minilora import data
 from minilora.data.tasks import questions
+from minilora.lessons.helpers.common import finetune, of, scores_of
 
 BATCH = 16
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)

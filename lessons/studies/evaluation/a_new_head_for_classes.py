@@ -4,9 +4,9 @@
 # **The question.** The answer is one of eight classes. Is a new head on the frozen model enough, or
 # must the model itself be trained, too? And which score shows the difference?
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 3 and the study
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 1 and the study
 # [Calibration](calibration.py).
 
 # %%
@@ -15,11 +15,11 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers.class_head import class_logits, fit, last_states, probabilities
-from lessons.helpers.common import QUICK, short, table
 from minilora import LoraConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation.metrics import calibration_error
+from minilora.lessons.helpers.class_head import class_logits, fit, last_states, probabilities
+from minilora.lessons.helpers.common import QUICK, short, table
 
 ITERS, ROWS = short(150, 10), (24, 96, 400)
 model, words = minilora.load("micro")
@@ -68,7 +68,7 @@ for end in ENDS:
 # <details><summary>Answer</summary>
 # log 8 = 2.08 nats: all classes are equally likely. Only W has a gradient. The gradient of h is
 # Wᵀ(p − y), with y = 1 at the right class and 0 elsewhere: zero while W is zero. So the adapter
-# begins one step later. To name the adapter's B, too, is tempting: in lesson 3 it has a gradient at
+# begins one step later. To name the adapter's B, too, is tempting: in lesson 1 it has a gradient at
 # the start. But there the model's own head, which is not zero, passes it on.
 # </details>
 #

@@ -7,15 +7,19 @@
 # The answer matters for decisions: if a person can answer in place of the model, the probability
 # decides who does.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 10.
+# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 9.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import TrainConfig, data
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.evaluation.metrics import BINS, calibration_error
+from minilora.lessons.helpers.common import (
     QUICK,
     agrees,
     figure,
@@ -26,11 +30,13 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from lessons.studies.evaluation.confidence_sweep import COSTS, answers, confidence, fitted, scored
-from minilora import TrainConfig, data
-from minilora.data import tasks
-from minilora.evaluation import plot
-from minilora.evaluation.metrics import BINS, calibration_error
+from minilora.lessons.studies.evaluation.confidence_sweep import (
+    COSTS,
+    answers,
+    confidence,
+    fitted,
+    scored,
+)
 
 PER_ANSWER = 23  # target tokens: 22 letters and the end
 model, words = minilora.load("micro")

@@ -7,10 +7,10 @@ r = 8, whatever the number of rows.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune
 from minilora.data import tasks
 from minilora.evaluation.metrics import calibration_error
 from minilora.layers import LayerCache
+from minilora.lessons.helpers.common import finetune
 from minilora.model import hidden_states, logits, with_adapters
 
 ROWS = (16, 32, 64, 128, 512, 4000)

@@ -1,38 +1,44 @@
 # %% [markdown]
 # # Underfitting and overfitting
 #
-# **The question.** What do the training loss and the held-out loss say about a run? And does the
-# held-out loss rise when a model overfits?
+# **The question.** What do the training loss and the held-out loss say about a run? Does the
+# held-out loss rise when a model overfits? And which adapter can test the labels?
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 10.
+# **Time:** half a minute to run, eight minutes to read. **You need:** lesson 9.
 
 # %%
 import math
 
-from lessons.helpers.common import QUICK, figure, finetune, short, table
-from lessons.studies.evaluation.label_check_sweep import check
 from minilora.data import tasks
 from minilora.evaluation import plot
+from minilora.lessons.helpers.common import (
+    QUICK,
+    agrees,
+    figure,
+    finetune,
+    of,
+    read_sweep,
+    short,
+    spread,
+    table,
+)
+from minilora.lessons.studies.evaluation.label_check_sweep import check
 
 ITERS, EVERY = short(200, 20), short(20, 10)
-FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 10)
+GUESS = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 9)
 
 # %% [markdown]
 # ## Three runs
 #
 # Each run has 200 steps of 16 rows, on `micro` (0.1 million parameters), with one seed. A linear
-# head is trained on 4,000 rows, and an adapter of rank 8 on 32 rows and on 4,000 rows. If both
-# losses are high, the model underfits. If only the held-out loss is high, the model overfits.
+# head (a copy of the embedding that computes the logits) is trained on 4,000 rows, and an adapter
+# of rank 8 on 32 rows and on 4,000 rows. If both losses are high, the model underfits. If only the
+# held-out loss is high, it overfits.
 #
 # **Predict.** Sketch both losses of a head on 4,000 rows, and of rank 8 on 32 rows and on 4,000.
 # Where does the held-out loss of the run on 32 rows rise again?
-#
-# <details><summary>Answer</summary>
-# Nowhere by much: at the end it is less than a tenth above its lowest value. It is also more than
-# ten times as high as the training loss. A rise is tempting, because textbooks draw one.
-# </details>
 
 # %%
 _, underfit = check(("head", "none", 0), ITERS, steps_per_eval=EVERY)
@@ -44,6 +50,8 @@ HISTORIES = {
     "fits: r = 8, 4,000 rows": many.history,
 }
 
+# %%
+# Picture
 ends, cells = [], []
 xlabel, ylabels = "optimizer step", ["loss (nats per target token)", "", ""]
 size = {"width": 9.6, "height": 3.4, "columns": 3}
@@ -58,8 +66,8 @@ with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as pan
         cells.append([title, *(f"{loss:.4f}" for loss in ends[-1])])
         axes.plot(steps, train, label="training", **plot.LINES[0])
         axes.plot(evaluated, held_out, label="held out", marker="o", markersize=4, **plot.LINES[1])
-        axes.axhline(FLOOR, color=plot.GREY, linewidth=0.8)
-        axes.text(ITERS, FLOOR + 0.02, "ignores the question", ha="right", fontsize=8)
+        axes.axhline(GUESS, color=plot.GREY, linewidth=0.8)
+        axes.text(ITERS, GUESS + 0.02, "ignores the question", ha="right", fontsize=8)
         axes.set_ylim(0, 1.25)
         axes.legend(frameon=False, loc="upper right")
 table(["", "train loss", "held-out loss", "lowest held-out"], cells)
@@ -68,35 +76,48 @@ table(["", "train loss", "held-out loss", "lowest held-out"], cells)
 # ![Training and held-out loss: both high, far apart, both
 # low](../../../figures/underfit_overfit.png)
 #
-# **Underfitting:** both losses are high and close together, here with 4,000 rows. With an adapter
-# of rank 8, both are low.
+# **Answer.** Nowhere by much: the run on 32 rows ends less than a tenth above its lowest held-out
+# loss, although textbooks draw a rise. But this loss is more than ten times as high as the training
+# loss: that is overfitting. The head underfits: both of its losses are high and close together.
 #
-# **Overfitting:** there is a gap between the two losses, here a factor of more than ten. **The rise
-# of the textbooks does not come:** the last held-out loss is less than a tenth above the lowest. So
-# compare the two losses.
+# ## Which adapter can test the labels?
+#
+# Lesson 9 trains few parameters on right and on shuffled labels. There are two candidates: the head
+# alone (12,288 numbers), or LoRA with r = 1 on all projections (2,736). The sweep has five seeds.
+#
+# **Predict.** With right labels, which of the two can learn to answer the questions?
 
 # %%
-# Checks
-under, over, fit = ends
-assert under[1] < 1.2 * under[0], "underfitting: both losses must be close together"
-assert under[0] > FLOOR, "underfitting: the training loss must be above that of a guess"
-if not QUICK:
-    assert over[1] > 10 * over[0], "overfitting: a gap of more than a factor of ten"
-    assert fit[1] < 2 * fit[0] and fit[1] < FLOOR / 10, "a good fit: both losses are low"
-    assert over[1] < 1.1 * over[2], "the held-out loss must not rise"
+# Table
+sweep = read_sweep("label_check")
+CASES = [
+    (trained, fault) for trained in ("head", "rank 1") for fault in ("none", "shuffled labels")
+]
+runs, cells = {}, []
+for trained, fault in CASES:
+    for name in ("loss", "exact_match"):
+        runs[trained, fault, name] = of(sweep, name, trained=trained, fault=fault)
+    right = runs[trained, fault, "exact_match"]
+    losses = spread(runs[trained, fault, "loss"], 3)
+    cells.append([trained, fault, losses, f"{min(right):.0%} to {max(right):.0%}"])
+table(["trained", "fault", "held-out loss", "right answers"], cells)
 
 # %% [markdown]
+# **Answer.** Only rank 1. The head has more parameters, but it cannot change what the layers
+# compute: with right labels, too, its loss is above that of a guess. A check that fails on right
+# labels shows nothing about them.
+#
 # ## What was shown
 #
 # In these three runs, the gap between the two losses shows overfitting, and their height
 # underfitting. The held-out loss of the run that overfits ends less than a tenth above its lowest
-# value.
+# value. A head alone cannot test the labels of this task, and rank 1 can.
 #
 # **What to try.**
 #
 # 1. `finetune(rows=tasks.questions("train", 32, ...))`: add `lr_schedule="constant"`. Does it rise?
 # 2. `32` rows: use 128. How large is the gap?
-# 3. `plot.smooth(losses, 10)`: use 1. How much does the loss vary from step to step?
+# 3. `check(("head", "none", 0), ITERS, …)`: use 1,000 steps. Does the head reach the guess?
 #
 # **Where to stop with a debugger.** `loop.better`: it gets each held-out loss.
 #
@@ -105,3 +126,23 @@ if not QUICK:
 # **Further reading.** The study [Little data](../data/little_data.py), where the held-out loss of
 # another model does rise. Nakkiran et al. 2019, *Deep Double Descent*:
 # [arXiv:1912.02292](https://arxiv.org/abs/1912.02292).
+
+# %%
+# Checks
+under, over, fit = ends
+assert under[1] < 1.2 * under[0], "underfitting: both losses must be close together"
+assert under[0] > GUESS, "underfitting: the training loss must be above that of a guess"
+for fault in ("none", "shuffled labels"):
+    assert min(runs["head", fault, "loss"]) > 1.1 * GUESS, f"head, {fault}: worse than a guess"
+    assert max(runs["head", fault, "exact_match"]) < 0.01, "the head cannot answer the question"
+assert max(runs["rank 1", "none", "loss"]) < GUESS / 4, "rank 1 must learn the task"
+assert min(runs["rank 1", "none", "exact_match"]) > 0.5, "and answer most questions"
+if not QUICK:
+    assert over[1] > 10 * over[0], "overfitting: a gap of more than a factor of ten"
+    assert fit[1] < 2 * fit[0] and fit[1] < GUESS / 10, "a good fit: both losses are low"
+    assert over[1] < 1.1 * over[2], "the held-out loss must not rise"
+    # two runs of the sweep again, each told apart from shuffled labels; the head has run above
+    again, _ = check(("rank 1", "none", 0))
+    for trained, loss in (("head", under[1]), ("rank 1", again["loss"])):
+        own, others = (runs[trained, fault, "loss"] for fault in ("none", "shuffled labels"))
+        assert agrees(loss, own, others), f"{trained}: {loss}"

@@ -12,7 +12,7 @@
 # - [Zhu et al. 2024](https://arxiv.org/abs/2402.16842): training B is more effective than training
 #   A, and a random frozen A does nearly as well as a trained one.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** 15 seconds to run, twenty minutes to read. **You need:** the studies [Methods at their
 # best rate](../methods/methods_at_their_best_rate.py) and [All methods at their best
@@ -24,12 +24,21 @@ from functools import partial
 
 import numpy as np
 
-from lessons.helpers import common
-from lessons.helpers.common import FAILS, HOLDS, best_rates, claim, deviation, of, short, table
-from lessons.studies.lora import curvature_sweep as curvature
-from lessons.studies.lora import one_factor_sweep as one_factor
-from lessons.studies.methods import best_rates_sweep as experiment
 from minilora.evaluation import plot
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import (
+    FAILS,
+    HOLDS,
+    best_rates,
+    claim,
+    deviation,
+    of,
+    short,
+    table,
+)
+from minilora.lessons.studies.lora import curvature_sweep as curvature
+from minilora.lessons.studies.lora import one_factor_sweep as one_factor
+from minilora.lessons.studies.methods import best_rates_sweep as experiment
 
 results = common.read_sweep("one_factor") + common.read_sweep("best_rates")
 A, B = (one_factor.name_of(factor, 2) for factor in "AB")

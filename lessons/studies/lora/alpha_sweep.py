@@ -6,14 +6,14 @@ seven projections.
 
 from itertools import product
 
-from lessons.helpers.common import finetune
 from minilora import LoraConfig
+from minilora.lessons.helpers.common import finetune
 
 # part "r": every alpha at one rate; part "rate": a grid of alpha and rate at r = 8
 ALPHAS = {4: (4, 8, 16, 32, 64, 128), 16: (16, 32, 64, 128), 64: (16, 32, 64, 128)}
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
 SEEDS, MORE = (0, 1, 2), (3, 4, 5, 6, 7)
-# the runs that lesson 9 compares, with more seeds
+# the runs that lesson 8 compares, with more seeds
 COMPARED = (
     *(("r", r, alpha, 4e-3) for r, alpha in product((4, 64), (16, 64))),
     ("r", 4, 4, 4e-3), ("r", 4, 8, 4e-3), ("r", 64, 128, 4e-3),

@@ -4,13 +4,13 @@ About a minute of one core: 14 methods, A alone and B alone, three seeds each.
 """
 
 import minilora
-from lessons.helpers import compare
-from lessons.helpers.curvature import largest_curvature
-from lessons.studies.lora import one_factor_sweep as one_factor
-from lessons.studies.methods.best_rates_sweep import FAMILY, RANK, RATES
 from minilora import TrainConfig, data
 from minilora.batching import collate
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import compare
+from minilora.lessons.helpers.curvature import largest_curvature
+from minilora.lessons.studies.lora import one_factor_sweep as one_factor
+from minilora.lessons.studies.methods.best_rates_sweep import FAMILY, RANK, RATES
 from minilora.training import learning_rates
 from minilora.tree import arrays, overlay
 

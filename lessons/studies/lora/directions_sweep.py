@@ -8,8 +8,8 @@ rank 2.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, scores_of
 from minilora import LoraConfig, data
+from minilora.lessons.helpers.common import finetune, scores_of
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, unflatten
 

@@ -4,17 +4,17 @@
 # **The question.** Two adapters are trained from different random starts. Are their updates
 # similar? And how are the updates related to the weight W that they are added to?
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** 20 seconds to run, fifteen minutes to read. **You need:** lesson 3, and singular
+# **Time:** 20 seconds to run, fifteen minutes to read. **You need:** lesson 1, and singular
 # vectors.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
 from minilora import LoraConfig, layers, lora
+from minilora.lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
 from minilora.tree import get
 
 rng = np.random.default_rng(0)

@@ -4,16 +4,17 @@
 # **The question.** LoRA assumes that the change of the weights in fine-tuning "has a low intrinsic
 # rank" (Sec. 4.1). Is that true of full fine-tuning, where nothing limits the rank?
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 3, and what a
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 1, and what a
 # singular value decomposition is.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import data
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     QUICK,
@@ -26,8 +27,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.lora import directions_sweep as experiment
-from minilora import data
+from minilora.lessons.studies.lora import directions_sweep as experiment
 
 model, valid = minilora.load("micro").model, data.load_rows("questions", "valid")
 rng = np.random.default_rng(0)

@@ -7,10 +7,10 @@ settings, are in the sweep `best_rates`.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, scores_of
-from lessons.studies.methods.best_rates_sweep import FRESH, TRIED, of_seeds
 from minilora import LoraConfig, data
 from minilora.config import ALL_LINEAR
+from minilora.lessons.helpers.common import finetune, scores_of
+from minilora.lessons.studies.methods.best_rates_sweep import FRESH, TRIED, of_seeds
 from minilora.model import with_adapters
 from minilora.tree import flatten, num_parameters, unflatten
 

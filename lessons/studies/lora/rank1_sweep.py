@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune
 from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.batching import collate
 from minilora.config import ALL_LINEAR
 from minilora.kernels import fused
+from minilora.lessons.helpers.common import finetune
 from minilora.lora import adapted_paths
 from minilora.tree import get
 

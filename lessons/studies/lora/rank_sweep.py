@@ -5,8 +5,8 @@ About six minutes of one core. A run is 200 steps of 8 rows of the questions on 
 
 from itertools import product
 
-from lessons.helpers.common import finetune
 from minilora import LoraConfig
+from minilora.lessons.helpers.common import finetune
 from minilora.tree import num_parameters
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)

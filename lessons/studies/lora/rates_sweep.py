@@ -9,9 +9,9 @@ from itertools import product
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune
-from lessons.helpers.pretraining import random_params
 from minilora import LoraConfig, MethodConfig
+from minilora.lessons.helpers.common import finetune
+from minilora.lessons.helpers.pretraining import random_params
 from minilora.quant.schemes import is_projection
 from minilora.tree import named_leaves, unflatten
 

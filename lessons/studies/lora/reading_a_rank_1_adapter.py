@@ -4,18 +4,18 @@
 # **The question.** At r = 1, an adapter computes one number per projection and token, A·x. What
 # does this number say, and which part of it does the model need?
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 1 and 3.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 1 and 5.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers import common
-from lessons.helpers.common import QUICK, claim, of, spread, table
-from lessons.studies.lora import rank1_sweep as rank1
 from minilora.config import ALL_LINEAR
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import QUICK, claim, of, spread, table
+from minilora.lessons.studies.lora import rank1_sweep as rank1
 
 sweep = common.read_sweep("rank1")
 valid = [of(sweep, "valid_loss", rate=rate) for rate in rank1.RATES]

@@ -6,8 +6,8 @@ projections. The rules agree at r = 8, where the factor is 2.
 
 from itertools import product
 
-from lessons.helpers.common import finetune
 from minilora import LoraConfig
+from minilora.lessons.helpers.common import finetune
 
 RANKS = (2, 32)
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)

@@ -8,8 +8,8 @@ from itertools import product
 
 import numpy as np
 
-from lessons.helpers.common import finetune
 from minilora import LoraConfig
+from minilora.lessons.helpers.common import finetune
 from minilora.tree import num_parameters
 
 # micro has 3 layers, d = 48, f = 128: rank 1 costs 288 parameters on an attention matrix of every

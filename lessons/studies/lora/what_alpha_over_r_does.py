@@ -4,16 +4,18 @@
 # **The question.** LoRA multiplies BA by s = α/r. What is this factor for, should it be α/√r
 # instead, as rsLoRA says, and how must the learning rate change when α changes?
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 3 and 5,
-# and for the last section lesson 9.
+# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 1 and 7,
+# and for the last section lesson 8.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, TrainConfig, data
+from minilora.layers import lora_delta, value_and_grad
+from minilora.lessons.helpers.common import (
     HOLDS,
     QUICK,
     agrees,
@@ -27,9 +29,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.lora import alpha_sweep, scaling_sweep
-from minilora import LoraConfig, TrainConfig, data
-from minilora.layers import lora_delta, value_and_grad
+from minilora.lessons.studies.lora import alpha_sweep, scaling_sweep
 from minilora.lora import adapted_paths
 from minilora.optim import global_norm
 from minilora.training import update
@@ -44,7 +44,7 @@ batch = data.collate([[example] for example in examples[:16]])
 # %% [markdown]
 # ## The first step
 #
-# The first step of AdamW ([lesson 5](../../05_adamw_and_the_rate.py)) moves each number of B by the
+# The first step of AdamW ([lesson 7](../../07_adamw_and_the_rate.py)) moves each number of B by the
 # learning rate η (up to Adam's ε), whatever the size of its gradient. A does not move, because B is
 # zero. So after one step
 #
@@ -201,7 +201,7 @@ if not QUICK:  # four runs of the sweep again, each told apart from the other ra
 # - The first step's gain is about proportional to α·η. By this, a 16 times larger alpha needs a 16
 #   times smaller rate.
 # - Without clipping and decay, and with Adam's ε times c, (α, η, A₀) and (c²·α, η/c, A₀/c) are the
-#   same run (lesson 9). If the start of A does not matter, α·η² does, and a 16 times larger alpha
+#   same run (lesson 8). If the start of A does not matter, α·η² does, and a 16 times larger alpha
 #   needs a 4 times smaller rate.
 #
 # **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?

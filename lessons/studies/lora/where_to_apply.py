@@ -9,15 +9,15 @@
 # depend on the width may differ. The study [Do two runs find the same
 # directions?](do_two_runs_agree.py) looks at the trained matrices.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 9.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 8.
 
 # %%
 import numpy as np
 
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, table
-from lessons.studies.lora import rank_sweep, targets_sweep
+from minilora.lessons.helpers.common import QUICK, agrees, of, read_sweep, table
+from minilora.lessons.studies.lora import rank_sweep, targets_sweep
 
 sweep = read_sweep("targets")
 
@@ -100,7 +100,7 @@ for name, best in targets_sweep.BEST.items():
 # brings most? Does it matter which layer's MLP is added?
 #
 # <details><summary>Answer</summary>
-# Adding o more than halves the mean loss (lesson 9), and all seven matrices more than halve it
+# Adding o more than halves the mean loss (lesson 8), and all seven matrices more than halve it
 # again. Which layer's MLP should come first is not shown: their seeds overlap. (The last is
 # tempting, because it is nearest to the answer.)
 # </details>
@@ -120,7 +120,7 @@ table(["rung", "parameters", "training loss", "held-out loss", "of seeds"], cell
 # %%
 # Checks
 top = rungs["all seven"]
-assert (rungs["q v o"] < rungs["q v"]).all(), "adding o must help, with every seed (lesson 9)"
+assert (rungs["q v o"] < rungs["q v"]).all(), "adding o must help, with every seed (lesson 8)"
 assert (top < rungs["q v o, every MLP"]).all(), "k must help, with every seed"
 for name, loss in rungs.items():
     assert name == "all seven" or (top < loss).sum() >= 4, f"all seven must beat {name}"
@@ -152,7 +152,7 @@ cells = [[str(r), *(f"{losses[r].mean():.3f}" for losses in by_rank)] for r in R
 table(["r", *(f"{where}, rate {rate:g}" for where, rate in rank_sweep.WHERE)], cells)
 
 # %% [markdown]
-# "Rank hardly matters" **holds here in a range** (lesson 9): on all seven matrices of `micro` and
+# "Rank hardly matters" **holds here in a range** (lesson 8): on all seven matrices of `micro` and
 # at rate 0.01, the mean losses from r = 4 to 32 differ by less than a factor of 2.5. r = 1 is too
 # little, and on q and v the mean loss falls up to r = 32. On all seven, rank 64 has a higher loss
 # than rank 32 at rate 0.01, and the lowest of its column at 0.4 of that rate, each with every seed.
@@ -185,7 +185,7 @@ if not QUICK:  # runs of both sweeps again, each told apart from another case
 #
 # 1. `rate=rate` in the first loop: use `rate=1e-2`. Which rows get a higher loss?
 # 2. `SPENT` in `targets_sweep.py`: add "gate" alone and run
-#    `python -m lessons.helpers.sweep targets`.
+#    `python -m minilora.lessons.helpers.sweep targets`.
 # 3. `WHERE` in `rank_sweep.py`: add `("q v", 4e-3)` and run the sweep. Which r is the best?
 #
 # **Exercises.** lora-count, one-file-init-lora.

@@ -4,16 +4,18 @@
 # **The question.** The QLoRA paper (Sec. 1) says that fine-tuning LLaMA-65B in 16 bits takes more
 # than 780 GB, and with QLoRA less than 48 GB. Do both numbers follow from the shapes?
 #
-# **Continues:** [lesson 2](../../02_where_the_memory_goes.py).
+# Lesson 6 has a table of the parts, from formulas. Here, the same is counted from all arrays.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 2 and 7.
+# **Continues:** [lesson 6](../../06_where_the_memory_goes.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 2 and 6.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import table
 from minilora import LoraConfig, Model, ModelConfig, lora
+from minilora.evaluation.memory import activation_floats
 from minilora.formats.hf_folder import shapes
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, num_parameters, unflatten
@@ -29,8 +31,8 @@ from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 #
 # <details><summary>Answer</summary>
 # The largest part is Adam's moments of the adapters: with r = 64 on all projections, the adapters
-# have 0.8 billion parameters. (Activations are a tempting guess. But here only the input of each
-# layer is kept, 0.7 GB for 512 tokens.)
+# have 0.8 billion parameters. (Activations are few, because only the input of each layer is kept,
+# and one layer is computed again at a time: 0.8 GB for 512 tokens.)
 # </details>
 
 
@@ -54,54 +56,52 @@ def lora_count(base, config):
 
 
 R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
-# A trained weight and its gradient have 16 bits each, a moment 32. Bits of a frozen projection; for
-# QLoRA: 4 of the code, 8 per absmax of 64 weights, 32 per nested absmax of 256 (lesson 7)
+# Bits of a frozen projection; for QLoRA: 4 of the code, 8 per absmax of 64 weights, 32 per nested
+# absmax of 256 (lesson 2)
 FROZEN_BITS = {"LoRA": 16, "QLoRA": 4 + 8 / 64 + 32 / (64 * 256)}
 
 
-def step_on_paper(model, method, tokens=512):
-    """Return {part: GB} of a step that keeps only the input of each layer, per token.
+def numbers_kept(model):
+    """Return how many numbers a layer keeps per token for the backward pass."""
+    config = model.config
+    whole = activation_floats(model.base, config) - (config.hidden_size + 1)  # the last norm
+    return whole / config.num_hidden_layers
 
-    (The rest is recomputed in the backward pass: *gradient checkpointing*.) Frozen weights that are
-    no projections have 16 bits.
-    """
+
+def step_on_paper(model, method, tokens=512):
+    """Return {part: GB} of a step with gradient checkpointing; weights that stay dense: 16 bits."""
+    config = model.config
     n = num_parameters(model.base)
     frozen_bits = 0
     if method != "full":
         n = lora_count(model.base, R64)
         for path, w in named_leaves(model.base):
             frozen_bits += w.size * (FROZEN_BITS[method] if is_projection(path) else 16)
+    inputs = config.num_hidden_layers * config.hidden_size  # the input of each layer is kept
     sizes = {
         "frozen": frozen_bits / 8,
         "trained": 2 * n,
         "gradients": 2 * n,
         "moments": 8 * n,
-        "layers' inputs": 2 * model.config.num_hidden_layers * model.config.hidden_size * tokens,
+        "activations": 2 * tokens * (inputs + numbers_kept(model)),  # and one layer's at a time
     }
     return {part: size / 1e9 for part, size in sizes.items()}
 
 
 llamas = {"7B": llama_on_paper(4096, 11008, 32, 32), "65B": llama_on_paper(8192, 22016, 80, 64)}
-paper, sums, rows = {}, {}, []
-for name, llama in llamas.items():
-    for method in ("full", *FROZEN_BITS):
-        parts = step_on_paper(llama, method)
-        paper[name, method] = parts
-        sums[name, method] = sum(parts.values())
-        sizes = [*parts.values(), sums[name, method]]
-        rows.append([f"{name} {method}", *(f"{size:.1f}" for size in sizes)])
-table(["GB, 512 tokens", *parts, "together"], rows)
+paper = {method: step_on_paper(llamas["65B"], method) for method in ("full", *FROZEN_BITS)}
+sums = {method: sum(parts.values()) for method, parts in paper.items()}
+print("65B, a row of 512 tokens:", {method: f"{gb:.1f} GB" for method, gb in sums.items()})
 
 # %% [markdown]
 # Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the 780
-# GB. (Lesson 2 had sixteen bytes, because its weights and gradients are in float32, not in 16
-# bits.) For a frozen weight, LoRA saves ten of the twelve. The other two are the weight itself, and
+# GB. For a frozen weight, LoRA saves ten of the twelve. The other two are the weight itself, and
 # they alone are more than 48 GB. With QLoRA's fewer bits the sum is below that. (Without double
-# quantization it would be 3 GB more: lesson 7.)
+# quantization it would be 3 GB more: lesson 2.)
 #
-# These sums leave out what a framework needs in addition, and the activations of the one layer that
-# is being recomputed ([gradient checkpointing](../../guide/glossary.md)). Below 48 GB, a few GB are
-# left.
+# A layer keeps 6D + 2F numbers per token, and one per norm and head: the formula of lesson 6, whose
+# table has the parts of each step. These sums leave out what a framework needs in addition. Below
+# 48 GB, a few GB are left.
 
 # %%
 # Checks
@@ -115,15 +115,16 @@ assert num_parameters(llama_65b) == 65_285_660_672, "LLaMA-65B"
 assert lora_count(llama_7b, LoraConfig(r=8)) == 4_194_304, "r = 8 on q_proj and v_proj of 7B"
 assert lora_count(llama_7b, R64) == 159_907_840, "r = 64 on all projections of 7B"
 assert lora_count(llama_65b, R64) == 799_539_200, "r = 64 on all projections of 65B"
-assert 780 < sums["65B", "full"] < 790, "more than 780 GB"
-assert paper["65B", "LoRA"]["frozen"] > 48 and sums["65B", "QLoRA"] < 48, (
-    "only QLoRA fits into 48 GB"
-)
+for llama in llamas.values():
+    D, F = llama.config.hidden_size, llama.config.intermediate_size
+    assert 0 < numbers_kept(llama) / (6 * D + 2 * F) - 1 < 1e-3, "lesson 6 must count every array"
+assert 780 < sums["full"] < 790, "more than 780 GB"
+assert sums["QLoRA"] < 48 < paper["LoRA"]["frozen"], "only QLoRA fits into 48 GB"
 projections = sum(w.size for path, w in named_leaves(llama_65b) if is_projection(path))
 assert 33 < projections * FROZEN_BITS["QLoRA"] / 8e9 < 34, "33 GB of codes and scales"
-others = {part: size for part, size in paper["65B", "QLoRA"].items() if part != "frozen"}
+others = {part: size for part, size in paper["QLoRA"].items() if part != "frozen"}
 assert max(others, key=others.get) == "moments", "the moments must be the largest of the rest"
-assert 2 < 48 - sums["65B", "QLoRA"] < 6, "a few GB are left"
+assert 2 < 48 - sums["QLoRA"] < 6, "a few GB are left"
 
 # %% [markdown]
 # ## What was shown

@@ -3,9 +3,9 @@
 #
 # **The question.** What is stored per task, and what changes in memory when the task changes?
 #
-# **Continues:** [lesson 2](../../02_where_the_memory_goes.py).
+# **Continues:** [lesson 6](../../06_where_the_memory_goes.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 2.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 6.
 
 # %%
 import pickle
@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import minilora
-from lessons.helpers.common import QUICK, finetune, scores_of, short, table
-from lessons.helpers.compare import file_bytes
 from minilora import LoraConfig, data
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers.common import QUICK, finetune, scores_of, short, table
+from minilora.lessons.helpers.compare import file_bytes
 from minilora.tree import arrays, flatten
 
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
@@ -78,7 +78,7 @@ assert 10.5 < whole / size < 11.5, "a checkpoint of tiny must shrink eleven time
 #
 # <details><summary>Answer</summary>
 # Nothing. The other tree is passed as the first argument. Both use the same arrays of the base. (If
-# the adapters were merged into the base, as in lesson 11, all its projections would be written.)
+# the adapters were merged into the base, as in lesson 4, all its projections would be written.)
 # </details>
 
 

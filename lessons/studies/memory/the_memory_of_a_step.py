@@ -7,9 +7,9 @@
 # The first two sections measure it, for one product and for a step of a random model. The third
 # estimates a step of SmolLM2, a model of 135 million parameters.
 #
-# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+# **Continues:** [lesson 3](../../03_training_through_four_bits.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 8, and for the
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 3 and 6, and for the
 # last section `minilora fetch smollm2`.
 
 # %%
@@ -21,10 +21,10 @@ import numpy as np
 from autograd import make_vjp
 
 import minilora
-from lessons.helpers import toolcalls
-from lessons.helpers.common import LESSONS, short, table
 from minilora import LoraConfig, TrainConfig, data, layers, nf4
 from minilora.evaluation.memory import format_estimate, memory_estimate, nbytes
+from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers.common import LESSONS, short, table
 from minilora.tree import num_parameters
 
 rng = np.random.default_rng(0)
@@ -85,7 +85,7 @@ assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
 depth = short(8, 4)
 steps, rows = {}, []
 for scheme in ("none", "nf4-dq"):
-    command = [sys.executable, "-m", "lessons.helpers.one_step", scheme, str(depth)]
+    command = [sys.executable, "-m", "minilora.lessons.helpers.one_step", scheme, str(depth)]
     done = subprocess.run(command, cwd=LESSONS.parent, capture_output=True, text=True, check=True)
     steps[scheme] = [float(megabytes) for megabytes in done.stdout.split()]
     rows.append([scheme, *(f"{megabytes:.0f}" for megabytes in steps[scheme])])

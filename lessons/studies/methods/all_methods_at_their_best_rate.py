@@ -12,7 +12,7 @@
 # - Lester et al. 2021: prompt tuning comes close to full fine-tuning only in models with billions
 #   of parameters.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** the studies [Other methods than
 # LoRA](the_siblings.py) and [Methods at their best rate](methods_at_their_best_rate.py).
@@ -22,7 +22,8 @@ from functools import partial
 
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.evaluation import plot
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -34,8 +35,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.methods import best_rates_sweep as experiment
-from minilora.evaluation import plot
+from minilora.lessons.studies.methods import best_rates_sweep as experiment
 
 sweep = read_sweep("best_rates")
 METHODS, FAMILY, VIRTUAL = experiment.RATES, experiment.FAMILY, ("prefix", "prompt", "p-tuning")

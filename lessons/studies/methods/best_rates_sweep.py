@@ -7,9 +7,9 @@ About a quarter of an hour of one core. The studies `methods_at_their_best_rate`
 import numpy as np
 
 import minilora
-from lessons.helpers import compare
-from lessons.helpers.common import finetune, of, scores_of
 from minilora import data
+from minilora.lessons.helpers import compare
+from minilora.lessons.helpers.common import finetune, of, scores_of
 from minilora.tree import num_parameters
 
 FAMILY = ("lora", "lora+", "pissa", "dora")

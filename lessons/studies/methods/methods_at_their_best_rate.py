@@ -12,7 +12,7 @@
 # kinds of tasks. Their result: each method prefers other rates. Each at its own best rate, all
 # methods reach a similar score, within 1 to 2 %.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** the study [Other methods than
 # LoRA](the_siblings.py).
@@ -22,7 +22,7 @@ from functools import partial
 
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -35,7 +35,7 @@ from lessons.helpers.common import (
     read_sweep,
     table,
 )
-from lessons.studies.methods import best_rates_sweep as experiment
+from minilora.lessons.studies.methods import best_rates_sweep as experiment
 
 sweep = read_sweep("best_rates")
 FAMILY, ALL = experiment.FAMILY, (*experiment.FAMILY, "full")

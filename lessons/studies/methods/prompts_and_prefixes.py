@@ -7,7 +7,7 @@
 # ![Prompt tuning: trained vectors before the embeddings. Prefix tuning: trained keys and values in
 # every layer](../../../figures/drawings/virtual_tokens.svg)
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
 # **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** the study [Other
 # methods than LoRA](the_siblings.py), and attention.
@@ -16,12 +16,12 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, scores_of, short, table
-from lessons.studies.methods import virtual_tokens_sweep as virtual_tokens
-from lessons.studies.methods.virtual_tokens_sweep import Job
 from minilora import TrainConfig, data, layers
 from minilora.data import tasks
 from minilora.evaluation.metrics import token_scores
+from minilora.lessons.helpers.common import QUICK, agrees, of, read_sweep, scores_of, short, table
+from minilora.lessons.studies.methods import virtual_tokens_sweep as virtual_tokens
+from minilora.lessons.studies.methods.virtual_tokens_sweep import Job
 from minilora.model import with_adapters
 from minilora.tree import get, num_parameters
 

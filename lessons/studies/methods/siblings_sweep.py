@@ -3,6 +3,6 @@
 About twelve minutes of one core: 14 methods, five seeds, 200 steps each, scored on the test rows.
 """
 
-from lessons.helpers.compare import TABLE, Job, run  # noqa: F401
+from minilora.lessons.helpers.compare import TABLE, Job, run  # noqa: F401
 
 JOBS = [Job(method, seed) for method in TABLE for seed in range(5)]

@@ -7,18 +7,27 @@
 # A method is defined by the parameters it adds, their initialization, and the line that uses them.
 # The study [Prompts and prefixes](prompts_and_prefixes.py) asks why prompts answer nothing here.
 #
-# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 3.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 1.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers import compare
-from lessons.helpers.common import QUICK, agrees, deviation, figure, of, read_sweep, short, table
-from lessons.helpers.compare import TABLE
 from minilora.evaluation import plot
+from minilora.lessons.helpers import compare
+from minilora.lessons.helpers.common import (
+    QUICK,
+    agrees,
+    deviation,
+    figure,
+    of,
+    read_sweep,
+    short,
+    table,
+)
+from minilora.lessons.helpers.compare import TABLE
 from minilora.tree import flatten, num_parameters
 
 model, tokenizer = minilora.load("micro")

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune
 from minilora import LoraConfig, MethodConfig, data
+from minilora.lessons.helpers.common import finetune
 
 RATES = {"lora": 1e-2, "prompt": 1e-1, "prefix": 5e-1}
 

@@ -12,19 +12,19 @@
 # fine-tuning moves ahead and stays there
 # ([Kaitchup](https://kaitchup.substack.com/p/tiny-recursive-models-for-very-specific)).
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 20 seconds to run, a quarter of an hour to read. **You need:** lesson 4, what
-# a rank is, and what sampling from a model is (lesson 11).
+# **Time:** 20 seconds to run, a quarter of an hour to read. **You need:** lesson 1, what
+# a rank is, and what sampling from a model is.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers import common, echoes, rollouts
-from lessons.helpers.common import HOLDS, OPEN, QUICK, belongs, claim, short, spread, table
-from lessons.studies.reward import rank_for_reward_sweep as experiment
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import common, echoes, rollouts
+from minilora.lessons.helpers.common import HOLDS, OPEN, QUICK, belongs, claim, short, spread, table
+from minilora.lessons.studies.reward import rank_for_reward_sweep as experiment
 from minilora.optim import global_norm
 
 model, tokenizer = minilora.load("micro")

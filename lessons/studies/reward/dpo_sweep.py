@@ -7,9 +7,9 @@ projections at r = 8. The rewards of the three answers are known, and so is the 
 import numpy as np
 
 import minilora
-from lessons.helpers import echoes, preference
 from minilora import LoraConfig, TrainConfig
 from minilora.data.tasks import ECHOES
+from minilora.lessons.helpers import echoes, preference
 
 LABELS = ("noisy", "certain")
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)

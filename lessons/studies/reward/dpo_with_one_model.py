@@ -5,9 +5,9 @@
 # rejected answer, and compares the trained model with a frozen reference. Does the reference need a
 # second model in memory? And do the chosen answers become more likely?
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 4 and 11.
+# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 1 and 4.
 
 # %%
 import time
@@ -15,12 +15,21 @@ import time
 import numpy as np
 
 import minilora
-from lessons.helpers import preference
-from lessons.helpers.common import QUICK, agrees, best_rates, of, read_sweep, short, spread, table
-from lessons.studies.reward import dpo_sweep as dpo
 from minilora.data.tasks import ECHOES
 from minilora.evaluation.memory import nbytes
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers import preference
+from minilora.lessons.helpers.common import (
+    QUICK,
+    agrees,
+    best_rates,
+    of,
+    read_sweep,
+    short,
+    spread,
+    table,
+)
+from minilora.lessons.studies.reward import dpo_sweep as dpo
 from minilora.model import with_adapters
 from minilora.tree import get
 

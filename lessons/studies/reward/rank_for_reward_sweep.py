@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 
 import minilora
-from lessons.helpers import echoes, rollouts
-from lessons.helpers.codes import VALUES, rounded
 from minilora import LoraConfig, MethodConfig, TrainConfig
 from minilora.config import ALL_LINEAR
 from minilora.data import tasks
+from minilora.lessons.helpers import echoes, rollouts
+from minilora.lessons.helpers.codes import VALUES, rounded
 from minilora.tree import named_leaves, num_parameters, unflatten
 
 STEPS, EVERY = 40, 10

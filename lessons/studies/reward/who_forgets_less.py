@@ -11,7 +11,7 @@
 # stays near its base. *Self-Distillation Enables Continual Learning* (Shenfeld et al. 2026) also
 # forgets less, with demonstrations that are turned into answers in the model's own words.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
 # **Time:** 10 seconds to run, a quarter of an hour to read. **You need:** the study [Does a reward
 # need rank?](does_reward_need_rank.py), and what a Kullback-Leibler divergence is.
@@ -22,10 +22,10 @@ import math
 import numpy as np
 
 import minilora
-from lessons.helpers import common, echoes, rollouts
-from lessons.helpers.common import HOLDS, QUICK, belongs, claim, of, short, spread, table
-from lessons.studies.reward import who_forgets_less_sweep as experiment
 from minilora.evaluation import plot
+from minilora.lessons.helpers import common, echoes, rollouts
+from minilora.lessons.helpers.common import HOLDS, QUICK, belongs, claim, of, short, spread, table
+from minilora.lessons.studies.reward import who_forgets_less_sweep as experiment
 
 model, tokenizer = minilora.load("micro")
 rows = echoes.rows("test", 64)

@@ -9,9 +9,9 @@ the result.
 import numpy as np
 
 import minilora
-from lessons.helpers import echoes, rollouts
-from lessons.studies.reward.rank_for_reward_sweep import start_of
 from minilora import TrainConfig
+from minilora.lessons.helpers import echoes, rollouts
+from minilora.lessons.studies.reward.rank_for_reward_sweep import start_of
 
 STEPS, EVERY = 120, 5
 GOAL = 0.8

@@ -4,16 +4,16 @@
 # **The question.** Two adapters have been trained. Can their average, or their sum, do the work of
 # both?
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 3 and 11.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 1 and 4.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
-from lessons.studies.serving import combining_sweep
+from minilora.lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
+from minilora.lessons.studies.serving import combining_sweep
 from minilora.methods import compose, several
 
 model, _ = minilora.load("micro")
@@ -136,7 +136,7 @@ table(["held-out loss, five seeds", *tasks], [[way, *map(show, WAYS[way])] for w
 # %% [markdown]
 # **Almost orthogonal updates are not independent tasks.** Here, a stack keeps the task of the upper
 # adapter only. So measure the loss of each task. If a batch needs both, use one adapter per row
-# (lesson 11).
+# (lesson 4).
 
 # %%
 # Checks

@@ -7,10 +7,10 @@ r = 4. The second task is the first one turned round.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune
 from minilora import LoraConfig, TrainConfig, data
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.layers import lora_delta
+from minilora.lessons.helpers.common import finetune
 from minilora.lora import adapted_paths
 from minilora.methods import compose, several
 from minilora.tree import get, tree_map

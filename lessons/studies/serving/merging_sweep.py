@@ -7,9 +7,9 @@ quantization, all seven projections at r = 8.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, scores_of
 from minilora import data
 from minilora.layers import dense, lora_delta
+from minilora.lessons.helpers.common import finetune, scores_of
 from minilora.lora import adapted_paths
 from minilora.tree import get
 

@@ -10,12 +10,12 @@ the study `a_real_model_calls_tools` by heart in 40 steps of 4 rows, and is scor
 import numpy as np
 
 import minilora
-from lessons.helpers import toolcalls
-from lessons.helpers.common import finetune
-from lessons.helpers.rollouts import log_softmax
-from lessons.studies.serving.merging_sweep import median_size
 from minilora import TrainConfig, data
 from minilora.data.tasks import notes
+from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers.common import finetune
+from minilora.lessons.helpers.rollouts import log_softmax
+from minilora.lessons.studies.serving.merging_sweep import median_size
 from minilora.quant.schemes import error_report
 
 SCHEMES = {"dense": "none", "nf4": "nf4-dq"}

@@ -4,9 +4,9 @@
 # **The question.** How fast does a model generate with a separate adapter, a merged one, an 8-bit
 # or a 4-bit base, for one prompt and for eight at the same time?
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 10 seconds to run, seven minutes to read. **You need:** lessons 7 and 11.
+# **Time:** 10 seconds to run, seven minutes to read. **You need:** lessons 2 and 4.
 
 # %%
 import time
@@ -14,12 +14,12 @@ import time
 import numpy as np
 
 import minilora
-from lessons.helpers.common import short, table
-from lessons.helpers.pretraining import random_params
 from minilora import LoraConfig, Model, kernels
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
 from minilora.kernels.weights import matvec
+from minilora.lessons.helpers.common import short, table
+from minilora.lessons.helpers.pretraining import random_params
 from minilora.tree import arrays, get, named_leaves, num_parameters, overlay, tree_map
 
 rng = np.random.default_rng(0)

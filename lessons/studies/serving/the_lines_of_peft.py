@@ -7,9 +7,9 @@
 # The study [The checklist](../training/the_checklist.py) asks about the settings of a run before it
 # starts.
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 3 and 7.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 1 and 2.
 
 # %%
 from dataclasses import replace
@@ -17,8 +17,8 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, short
 from minilora import LoraConfig, TrainConfig, data, layers, lora
+from minilora.lessons.helpers.common import QUICK, short
 from minilora.tree import arrays, get, num_parameters, overlay
 
 # %% [markdown]
@@ -75,7 +75,7 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # ## Trained and changed parameters
 #
 # **Trained.** In PEFT, `get_peft_model` sets `requires_grad`. In minilora, the gradient has the
-# arrays of the first argument, and no others (lesson 4 checks it).
+# arrays of the first argument, and no others (lesson 1 checks it).
 #
 # **Changed.** In PEFT, `get_peft_model` puts its layers into the model that it gets. In minilora,
 # the base gets no array of the adapter: the adapter is a tree of its own.
@@ -117,8 +117,8 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 # %% [markdown]
 # ## 4 bits, and merging into them
 #
-# `BitsAndBytesConfig(load_in_4bit=True)` alone means fp4 without double quantization: lesson 6
-# compares the errors of both codes, and lesson 7 counts the bytes. In minilora a scheme has one
+# `BitsAndBytesConfig(load_in_4bit=True)` alone means fp4 without double quantization: lesson 2
+# compares the errors of both codes and counts the bytes. In minilora a scheme has one
 # name, and the command uses `nf4-dq` by default.
 #
 # On a 4-bit base, PEFT's `merge_and_unload` rounds the merged weight to 4 bits again and warns. In

@@ -10,16 +10,17 @@
 # bits](merging_into_four_bits.py) compares ways to merge *one* QLoRA adapter of one model. Here two
 # bases of training and three models are compared.
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 8 and 11 and the study
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 3 and 4 and the study
 # [Merging into four bits](merging_into_four_bits.py).
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import data
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -33,8 +34,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.serving import serving_sweep as experiment
-from minilora import data
+from minilora.lessons.studies.serving import serving_sweep as experiment
 
 # %% [markdown]
 # ## The three ways, and two crossings

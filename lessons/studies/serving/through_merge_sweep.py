@@ -8,9 +8,9 @@ to serve is tuned with seed 0, and `more` runs the other seeds at the best rates
 """
 
 import minilora
-from lessons.helpers import through_merge, toolcalls
-from lessons.helpers.common import finetune, of
 from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers import through_merge, toolcalls
+from minilora.lessons.helpers.common import finetune, of
 
 SCHEME = "nf4-dq"
 SEEDS = (0, 1, 2, 3, 4)

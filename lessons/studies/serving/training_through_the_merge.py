@@ -6,21 +6,30 @@
 #
 # Yes, if the forward pass already computes with the weight that will be served. Is it also better?
 #
-# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+# **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** 15 seconds to run, fifteen minutes to read. **You need:** lessons 6 and 8, and the study
+# **Time:** 15 seconds to run, fifteen minutes to read. **You need:** lessons 2 and 3, and the study
 # [Merging into four bits](merging_into_four_bits.py).
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers import common, through_merge
-from lessons.helpers.common import QUICK, agrees, of, read_sweep, scores_of, short, spread, table
-from lessons.studies.serving import through_merge_sweep as experiment
-from lessons.studies.serving.merging_sweep import median_size
 from minilora import nf4
 from minilora.evaluation.memory import nbytes
+from minilora.lessons.helpers import common, through_merge
+from minilora.lessons.helpers.common import (
+    QUICK,
+    agrees,
+    of,
+    read_sweep,
+    scores_of,
+    short,
+    spread,
+    table,
+)
+from minilora.lessons.studies.serving import through_merge_sweep as experiment
+from minilora.lessons.studies.serving.merging_sweep import median_size
 from minilora.lora import adapted_paths
 from minilora.tree import get, num_parameters
 

@@ -8,9 +8,9 @@ CHOOSING; the runs that are compared have the seeds FRESH.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, of, scores_of
 from minilora import LoraConfig, MethodConfig, nf4
 from minilora.config import ALL_LINEAR, ATTENTION, MLP
+from minilora.lessons.helpers.common import finetune, of, scores_of
 from minilora.rounding import from_bfloat16, to_bfloat16
 from minilora.tree import arrays, get, num_parameters, overlay, tree_map, unflatten
 

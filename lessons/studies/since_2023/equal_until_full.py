@@ -11,7 +11,7 @@
 #   does not help.
 # - Adapters on attention only are worse than adapters on the MLP, with equally many parameters.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** the studies [LoRA without
 # regret](lora_without_regret.py) and [Where to apply it](../lora/where_to_apply.py).
@@ -19,7 +19,7 @@
 # %%
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -32,9 +32,9 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.since_2023 import capacity_sweep as capacity
-from lessons.studies.since_2023 import place_sweep as place
-from lessons.studies.since_2023 import regret_sweep as regret
+from minilora.lessons.studies.since_2023 import capacity_sweep as capacity
+from minilora.lessons.studies.since_2023 import place_sweep as place
+from minilora.lessons.studies.since_2023 import regret_sweep as regret
 
 STEPS = (25, 100, 200)
 NAMES = {1: "r = 1", 8: "r = 8", 64: "r = 64", "full": "full"}

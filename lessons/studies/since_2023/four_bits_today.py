@@ -7,10 +7,10 @@
 # The claims: MXFP4 (OCP Microscaling specification 1.0, 2023) gets by with one cheap scale per
 # block. NVFP4 (NVIDIA 2025) reduces its error with smaller blocks and finer scales.
 #
-# **Continues:** [lesson 7](../../07_double_quantization.py).
+# **Continues:** [lesson 2](../../02_four_bits.py).
 #
-# **Time:** a quarter of a minute to run, a quarter of an hour to read. **You need:** lessons 6 and
-# 7, and the study [When double quantization fails](../bits/when_double_quantization_fails.py).
+# **Time:** a quarter of a minute to run, a quarter of an hour to read. **You need:** lesson 2,
+# and the study [When double quantization fails](../bits/when_double_quantization_fails.py).
 
 # %%
 from functools import partial
@@ -18,9 +18,9 @@ from functools import partial
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora import TrainConfig, nf4
 from minilora.double_quant import double_dequantize, double_quantize
+from minilora.lessons.helpers.common import QUICK, held_out_notes, short, table
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 

@@ -8,15 +8,15 @@
 # et al. 2025](https://arxiv.org/abs/2505.24832) find about 3.6 bits of random text per parameter:
 # 3.5 in bfloat16, 3.8 in float32. What does an adapter store?
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 6 and 10.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 2 and 9.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -29,7 +29,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.since_2023 import capacity_sweep as capacity
+from minilora.lessons.studies.since_2023 import capacity_sweep as capacity
 
 sweep = read_sweep("capacity")
 

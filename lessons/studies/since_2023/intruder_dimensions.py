@@ -11,7 +11,7 @@
 # of the pretraining loss and costs the task almost nothing. PEFT offers this repair as
 # `reduce_intruder_dimension`.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
 # **Time:** 20 seconds to run, a quarter of an hour to read. **You need:** the studies [Is the
 # update of low rank?](../lora/is_the_update_of_low_rank.py) and [LoRA or full
@@ -21,8 +21,18 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import HOLDS, QUICK, agrees, claim, figure, of, read_sweep, short, table
-from lessons.studies.since_2023 import intruders_sweep as experiment
+from minilora.lessons.helpers.common import (
+    HOLDS,
+    QUICK,
+    agrees,
+    claim,
+    figure,
+    of,
+    read_sweep,
+    short,
+    table,
+)
+from minilora.lessons.studies.since_2023 import intruders_sweep as experiment
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 

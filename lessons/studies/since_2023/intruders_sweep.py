@@ -7,8 +7,8 @@ on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of lessons/
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, notes_loss, scores_of
 from minilora import LoraConfig, MethodConfig, data
+from minilora.lessons.helpers.common import finetune, notes_loss, scores_of
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 

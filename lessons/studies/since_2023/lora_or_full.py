@@ -9,7 +9,7 @@
 # at two distances between what the base knows and what it has to learn. The study [Little data,
 # wrong answers, and memory](noise_and_cost.py) continues with little data and wrong answers.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** half a minute to run, a quarter of an hour to read. **You need:** lesson 0, and what a
 # rank is.
@@ -18,7 +18,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import TrainConfig
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -30,11 +33,8 @@ from lessons.helpers.common import (
     short,
     table,
 )
-from lessons.studies.since_2023 import lora_or_full_sweep as experiment
-from lessons.studies.since_2023.lora_or_full_sweep import LETTERS, cipher, column, label
-from minilora import TrainConfig
-from minilora.data import tasks
-from minilora.evaluation import plot
+from minilora.lessons.studies.since_2023 import lora_or_full_sweep as experiment
+from minilora.lessons.studies.since_2023.lora_or_full_sweep import LETTERS, cipher, column, label
 
 model, tokenizer = minilora.load("micro")
 embedding = model.base["model"]["embed_tokens"]["weight"]

@@ -7,9 +7,9 @@ core.
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, notes_loss, of, read_sweep
 from minilora import LoraConfig, MethodConfig
 from minilora.data import tasks
+from minilora.lessons.helpers.common import finetune, notes_loss, of, read_sweep
 from minilora.tree import num_parameters, set_leaf
 
 # The rates. Large shift: with seed 0, on the test rows of the sweep themselves, the best of 4e-3,

@@ -15,15 +15,18 @@
 # DistilBERT](https://github.com/thinking-machines-lab/tinker-feedback/issues/67) found about 3.
 # The study [Equal until it is full](equal_until_full.py) tests the second claim.
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 5 and 9.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 7 and 8.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora.evaluation import plot
+from minilora.layers import value_and_grad
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -35,10 +38,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.since_2023 import regret_sweep as regret
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
-from minilora.evaluation import plot
-from minilora.layers import value_and_grad
+from minilora.lessons.studies.since_2023 import regret_sweep as regret
 from minilora.tree import named_leaves
 
 # %% [markdown]

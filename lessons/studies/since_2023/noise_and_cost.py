@@ -7,7 +7,7 @@
 # The runs are those of the study [LoRA or full fine-tuning](lora_or_full.py): questions (the small
 # shift) and a language with permuted letters (the large shift), three or eight seeds.
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [LoRA or full
 # fine-tuning](lora_or_full.py).
@@ -16,10 +16,10 @@
 import numpy as np
 
 import minilora
-from lessons.helpers.common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, table
-from lessons.studies.since_2023 import lora_or_full_sweep as experiment
-from lessons.studies.since_2023.lora_or_full_sweep import column, label
 from minilora.evaluation.memory import memory_estimate
+from minilora.lessons.helpers.common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, table
+from minilora.lessons.studies.since_2023 import lora_or_full_sweep as experiment
+from minilora.lessons.studies.since_2023.lora_or_full_sweep import column, label
 from minilora.tree import flatten, num_parameters
 
 # %% [markdown]

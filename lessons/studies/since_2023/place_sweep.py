@@ -4,7 +4,7 @@ About a minute of one core. The runs are those of targets_sweep.py, with seeds t
 the learning rate there.
 """
 
-from lessons.studies.lora import targets_sweep as targets
+from minilora.lessons.studies.lora import targets_sweep as targets
 
 PLACES = {"attention": "q k v o", "MLP": "MLP"}  # the names in targets_sweep.py
 SEEDS = range(3, 11)

@@ -8,9 +8,9 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 
-from lessons.helpers.common import finetune, of, read_sweep
 from minilora import LoraConfig, MethodConfig, data
 from minilora.config import ALL_LINEAR
+from minilora.lessons.helpers.common import finetune, of, read_sweep
 from minilora.tree import num_parameters
 
 LENGTHS = (25, 50, 100, 200)  # steps after which a run is scored

@@ -7,10 +7,10 @@
 # plain English with one line of JSON, which names a tool and its arguments. The study [The memory
 # of a step](../memory/the_memory_of_a_step.py) counts parameters and bytes.
 #
-# **Continues:** [lesson 12](../../12_your_own_text.py).
+# **Continues:** [lesson 10](../../10_your_own_text.py).
 #
 # **Time:** 5 minutes to run (half a minute with `MINILORA_QUICK=1`), ten minutes to read. It
-# needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 7 and 8.
+# needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 2 and 3.
 
 # %%
 import json
@@ -18,11 +18,11 @@ import json
 import numpy as np
 
 import minilora
-from lessons.helpers import toolcalls
-from lessons.helpers.common import FIGURES, QUICK, short
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
 from minilora.evaluation.memory import peak_rss_mb
+from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers.common import FIGURES, QUICK, short
 from minilora.tree import num_parameters
 
 model, tokenizer = minilora.load("smollm2", "nf4-dq")
@@ -172,7 +172,7 @@ if not QUICK:
 # fine-tuning needs for its weights and their state. On the command line:
 #
 # ```sh
-# python -m lessons.helpers.toolcalls toolcalls    # writes train.jsonl, valid.jsonl and test.jsonl
+# python -m minilora.lessons.helpers.toolcalls toolcalls    # train.jsonl, valid.jsonl, test.jsonl
 # minilora train --model smollm2 --data toolcalls --mask-prompt --target-modules all-linear \
 #     --iters 260 --batch-size 4 --learning-rate 1e-3 --adapter-path tools
 # minilora evaluate --adapter-path tools

@@ -9,9 +9,9 @@
 # [Warm-up](warm_up.py), [Why clipping helps](why_clipping_helps.py) and [Schedules and weight
 # decay](schedules_and_decay.py).
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 5.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 7.
 
 # %%
 from dataclasses import replace
@@ -19,9 +19,9 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, table
-from lessons.studies.training.optimization_sweep import USUAL, again, case, show
 from minilora import LoraConfig, TrainConfig, data, optim
+from minilora.lessons.helpers.common import QUICK, table
+from minilora.lessons.studies.training.optimization_sweep import USUAL, again, case, show
 from minilora.training import gradient_at, num_targets
 from minilora.tree import tree_map
 

@@ -4,9 +4,9 @@
 # **The question.** A network with batch normalization has all weights frozen. Can it still change?
 # And if it is fine-tuned, which statistics may be used in training, and which in validation?
 #
-# **Continues:** [lesson 4](../../04_the_gradient.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** half a minute to run, a quarter of an hour to read. **You need:** lesson 4, and what a
+# **Time:** half a minute to run, a quarter of an hour to read. **You need:** lesson 1, and what a
 # mean and a variance are.
 
 # %%
@@ -14,9 +14,9 @@ import numpy as np
 from autograd import grad
 
 import minilora
-from lessons.helpers import convnet, pictures
-from lessons.helpers.common import QUICK, short, table
 from minilora import TrainConfig
+from minilora.lessons.helpers import convnet, pictures
+from minilora.lessons.helpers.common import QUICK, short, table
 from minilora.optim import global_norm
 from minilora.tree import num_parameters, tree_map, unflatten
 

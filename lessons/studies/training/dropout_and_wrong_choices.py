@@ -3,15 +3,15 @@
 #
 # **The question.** When does dropout help an adapter? And which wrong setting costs most?
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9 and the study [What α/r
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 8 and the study [What α/r
 # does](../lora/what_alpha_over_r_does.py).
 
 # %%
 import numpy as np
 
-from lessons.helpers.common import (
+from minilora.lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -24,7 +24,7 @@ from lessons.helpers.common import (
     table,
     verdict,
 )
-from lessons.studies.training import dropout_sweep as dropout
+from minilora.lessons.studies.training import dropout_sweep as dropout
 
 sweep = read_sweep("dropout")
 

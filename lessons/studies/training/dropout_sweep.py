@@ -6,8 +6,8 @@ projections at r = 8, alpha = 64: less than half an epoch of 4,000 rows, 25 epoc
 
 import numpy as np
 
-from lessons.helpers.common import finetune
 from minilora import LoraConfig, data
+from minilora.lessons.helpers.common import finetune
 
 NOISE = 0.3  # share of wrong answers
 ROWS = {4000: (0.0, 0.1), 64: (0.0, 0.05, 0.1, 0.3)}  # rows: rates of dropout

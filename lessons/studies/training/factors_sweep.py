@@ -8,12 +8,12 @@ from unittest.mock import patch
 import numpy as np
 
 import minilora
-from lessons.helpers.common import finetune, of, scores_of
-from lessons.studies.methods.best_rates_sweep import FRESH, TRIED
 from minilora import LoraConfig, TrainConfig, data
 from minilora.batching import collate
 from minilora.config import ALL_LINEAR
 from minilora.layers import lora_delta, value_and_grad
+from minilora.lessons.helpers.common import finetune, of, scores_of
+from minilora.lessons.studies.methods.best_rates_sweep import FRESH, TRIED
 from minilora.lora import adapted_paths
 from minilora.methods.muon import orthogonalize
 from minilora.optim import OPTIMIZERS

@@ -4,8 +4,8 @@ The studies `norms_and_biases` and `rates_per_layer` read it.
 """
 
 import minilora
-from lessons.helpers.common import finetune, notes_loss
 from minilora import LoraConfig, MethodConfig
+from minilora.lessons.helpers.common import finetune, notes_loss
 from minilora.methods.replaced import also_train
 from minilora.tree import num_parameters
 

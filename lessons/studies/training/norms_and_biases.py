@@ -4,9 +4,9 @@
 # **The question.** Norms and biases are few parameters. What happens when they are trained, alone
 # or together with LoRA? And what if the trained norms are lost afterwards?
 #
-# **Continues:** [lesson 4](../../04_the_gradient.py).
+# **Continues:** [lesson 1](../../01_two_small_matrices.py).
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 4. The study
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 1. The study
 # [Learning rates per layer](rates_per_layer.py) is about rates per group and per layer.
 
 # %%
@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.common import (
+from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -30,8 +31,7 @@ from lessons.helpers.common import (
     spread,
     table,
 )
-from lessons.studies.training import freezing_sweep as freezing
-from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.studies.training import freezing_sweep as freezing
 from minilora.methods.replaced import also_train
 from minilora.tree import flatten, num_parameters, unflatten
 

@@ -5,8 +5,16 @@ The studies `accumulation`, `warm_up`, `why_clipping_helps` and `schedules_and_d
 
 import numpy as np
 
-from lessons.helpers.common import agrees, finetune, notes_loss, of, read_sweep, spread, table
 from minilora import data
+from minilora.lessons.helpers.common import (
+    agrees,
+    finetune,
+    notes_loss,
+    of,
+    read_sweep,
+    spread,
+    table,
+)
 
 NEVER = 1e9  # a max_grad_norm that nothing reaches
 USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3: warm-up, clipping at 1, a cosine to zero

@@ -11,16 +11,16 @@
 # held-out loss fall as well, and does the text that the model generates
 # agree.](../../../figures/drawings/symptoms.svg)
 #
-# **Continues:** [lesson 10](../../10_is_it_good.py).
+# **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** half a minute to run, a quarter of an hour to read. **You need:** lessons 6, 10 and 11.
+# **Time:** half a minute to run, a quarter of an hour to read. **You need:** lessons 2, 4 and 9.
 
 # %%
 import numpy as np
 
 import minilora
-from lessons.helpers.common import QUICK, finetune, scores_of, short, table
 from minilora import LoraConfig, data
+from minilora.lessons.helpers.common import QUICK, finetune, scores_of, short, table
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, num_parameters, unflatten
 
@@ -248,7 +248,7 @@ for scheme in ("none", "int8", "nf4-dq"):
 
 # %% [markdown]
 # - **Symptom:** the loss is higher after merging into 4 bits than in the run, without an error.
-# - **Why:** a part of the update is rounded away (lesson 11).
+# - **Why:** a part of the update is rounded away (lesson 4).
 # - **Fix:** keep the adapter separate, merge into a dense model, or merge into 8 bits.
 #
 # This is one run of `micro`. The study [Merging into four

@@ -4,16 +4,17 @@
 # **The question.** Do vision models need smaller learning rates? And should lower layers learn more
 # slowly than upper ones?
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9. The study [Batch
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 8. The study [Batch
 # statistics: frozen, and yet it changes](batch_statistics.py) introduces the network.
 
 # %%
 import numpy as np
 
-from lessons.helpers import compare, convnet
-from lessons.helpers.common import (
+from minilora import TrainConfig
+from minilora.lessons.helpers import compare, convnet
+from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
     QUICK,
@@ -23,8 +24,7 @@ from lessons.helpers.common import (
     read_sweep,
     table,
 )
-from lessons.studies.training import unfreezing_sweep as unfreezing
-from minilora import TrainConfig
+from minilora.lessons.studies.training import unfreezing_sweep as unfreezing
 from minilora.training import learning_rates
 
 sweep = read_sweep("unfreezing")

@@ -3,9 +3,9 @@
 #
 # **The question.** What do a falling learning rate and weight decay prevent in a short run?
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 5. `case`, `show` and
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 7. `case`, `show` and
 # `again` are those of the study [Accumulation and the batch](accumulation.py): `micro`, 0.1 million
 # parameters, five seeds.
 
@@ -15,10 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lessons.helpers.common import QUICK, figure, table
-from lessons.studies.training.optimization_sweep import CASES, USUAL, again, case, show
 from minilora import TrainConfig, optim
 from minilora.evaluation import plot
+from minilora.lessons.helpers.common import QUICK, figure, table
+from minilora.lessons.studies.training.optimization_sweep import CASES, USUAL, again, case, show
 
 defaults = TrainConfig(iters=200, learning_rate=4e-3)
 

@@ -10,9 +10,9 @@
 # 2026](https://arxiv.org/abs/2606.12921) (*LoRA-Muon*): with a step whose size is fixed for the
 # product BA, the best learning rate stays the same if the factors are rescaled.
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 5, and the singular
+# **Time:** 20 seconds to run, twenty minutes to read. **You need:** lesson 7, and the singular
 # value decomposition.
 
 # %%
@@ -22,11 +22,11 @@ from functools import partial
 import numpy as np
 
 import minilora
-from lessons.helpers import common
-from lessons.helpers.common import HOLDS, OPEN, QUICK, claim, deviation, short, table
-from lessons.studies.methods.best_rates_sweep import FRESH, TRIED
-from lessons.studies.training import factors_sweep as sweep
 from minilora import LoraConfig
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import HOLDS, OPEN, QUICK, claim, deviation, short, table
+from minilora.lessons.studies.methods.best_rates_sweep import FRESH, TRIED
+from minilora.lessons.studies.training import factors_sweep as sweep
 from minilora.tree import arrays, overlay, tree_map
 
 model, _ = minilora.load("micro")

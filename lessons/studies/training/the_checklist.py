@@ -4,7 +4,7 @@
 # **The question.** What would an experienced reader question in the settings of a run, before it
 # starts? And what do three of the common mistakes cost?
 #
-# **Continues:** [lesson 9](../../09_the_settings.py).
+# **Continues:** [lesson 8](../../08_the_settings.py).
 #
 # **Time:** 20 seconds to run, ten minutes to read. **You need:** the study [The lines of
 # PEFT](../serving/the_lines_of_peft.py).
@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from lessons.helpers.checklist import Rows, questions
-from lessons.helpers.common import QUICK, finetune, scores_of, short, table
 from minilora import LoraConfig, TrainConfig, data
+from minilora.lessons.helpers.checklist import Rows, questions
+from minilora.lessons.helpers.common import QUICK, finetune, scores_of, short, table
 
 # %% [markdown]
 # ## Questions about a run

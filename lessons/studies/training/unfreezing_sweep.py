@@ -5,8 +5,8 @@ The study `rates_per_layer` reads it.
 
 import numpy as np
 
-from lessons.helpers import convnet, pictures
 from minilora import TrainConfig
+from minilora.lessons.helpers import convnet, pictures
 from minilora.tree import num_parameters
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

@@ -3,15 +3,15 @@
 #
 # **The question.** What does a warm-up of the learning rate prevent?
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 5. `case`, `show` and
+# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 7. `case`, `show` and
 # `again` are those of the study [Accumulation and the batch](accumulation.py): `micro`, 0.1 million
 # parameters, five seeds.
 
 # %%
-from lessons.helpers.common import QUICK
-from lessons.studies.training.optimization_sweep import USUAL, again, case, show
+from minilora.lessons.helpers.common import QUICK
+from minilora.lessons.studies.training.optimization_sweep import USUAL, again, case, show
 
 # %% [markdown]
 # ## Runs without warm-up
@@ -20,7 +20,7 @@ from lessons.studies.training.optimization_sweep import USUAL, again, case, show
 #
 # $$\Delta\theta = -\eta\,\frac{g}{|g| + \varepsilon} \approx -\eta\,\mathrm{sign}(g)$$
 #
-# The step has nearly full length in every entry where |g| is far above ε (lesson 5). Its signs are
+# The step has nearly full length in every entry where |g| is far above ε (lesson 7). Its signs are
 # those of one batch's gradient. Warm-up makes the first steps short.
 #
 # **Predict.** Is the held-out loss higher without warm-up, at our rate and at ten times that?

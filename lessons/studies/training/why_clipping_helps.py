@@ -4,9 +4,9 @@
 # **The question.** Gradient clipping is said to protect against one bad batch. Is that why it helps
 # here?
 #
-# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+# **Continues:** [lesson 7](../../07_adamw_and_the_rate.py).
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 5. `case`, `show` and
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 7. `case`, `show` and
 # `again` are those of the study [Accumulation and the batch](accumulation.py): `micro`, 0.1 million
 # parameters, five seeds.
 
@@ -15,9 +15,9 @@ import math
 
 import numpy as np
 
-from lessons.helpers.common import QUICK, figure
-from lessons.studies.training.optimization_sweep import NEVER, USUAL, again, case, show
 from minilora.evaluation import plot
+from minilora.lessons.helpers.common import QUICK, figure
+from minilora.lessons.studies.training.optimization_sweep import NEVER, USUAL, again, case, show
 
 # %% [markdown]
 # ## Taking clipping away

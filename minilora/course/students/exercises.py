@@ -18,10 +18,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ... import lessons
 from ...config import InputError
 
-PACKAGE = Path(__file__).parents[2]  # installed, it contains lessons/; in a clone, it is next to it
-LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
+LESSONS = Path(lessons.__path__[0])
 ONE_FILE = "minilora.course.one_file"  # the module of lesson 0
 FOLDER: str | None = None  # of --exercises: exercises.toml and the Python files
 DEFAULTS = {

@@ -207,8 +207,8 @@ def explain(exercise, wrong):
     names = exercise.parameters[: len(arguments)]
     kind = "type" if TYPE in found + detail else "value"
     text = [
-        f"is true   {rule}",
-        f"not for   {exercise.name}({', '.join(names)})" + (", where" if names else ""),
+        f"rule      {rule}",
+        f"broken by {exercise.name}({', '.join(names)})" + (", where" if names else ""),
     ]
     for name, value in zip(names, arguments):
         text += [f"  {line}" for line in lines(name, value)]

@@ -39,8 +39,10 @@ def is_begun(exercise):
 def check_file(exercise, call):
     """Check the student's file, or one call; print the result, and return whether it passes."""
     verdict = check_call(exercise, call) if call else judge.verdict(exercise, own_files())
-    print(f"{exercise.id}: {verdict.text}", flush=True)
-    passed = verdict == judge.PASSED
+    text, passed = verdict.text, verdict == judge.PASSED
+    if passed and exercises.TODO in Path(exercise.file).read_text("utf-8"):
+        text, passed = "the answer is right, but REASON is not written yet", False
+    print(f"{exercise.id}: {text}", flush=True)
     if passed and not call:
         progress = read_json(PROGRESS, {}) | {exercise.id: "passed"}
         replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")

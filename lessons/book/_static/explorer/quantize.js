@@ -131,7 +131,7 @@ function mean(x) {
   return f32(add(total, add(x.slice(width * vectors))) / x.length);
 }
 
-/* Quantize one block for the figure of lesson 6: {absmax, codes, bytes, values, rmse}. */
+/* Quantize one block for the figure of lesson 2: {absmax, codes, bytes, values, rmse}. */
 function quantizeBlock(numbers, name) {
   const weights = Float32Array.from(numbers);
   const q = quantize(weights, name, weights.length);

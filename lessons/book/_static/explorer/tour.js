@@ -23,7 +23,7 @@ const TOUR = [
       "values, so 0 gives the base. The loss is lowest " +
       "near 1, the value of the training, and at 4 times the text falls apart: twice the α is " +
       "not twice the learning.",
-    lesson: ["Two small matrices", "03_two_small_matrices.html"],
+    lesson: ["Two small matrices", "01_two_small_matrices.html"],
   },
   {
     title: "The rank bounds the directions",
@@ -43,7 +43,7 @@ const TOUR = [
     look: "With 2 bits the weights are too wrong: the adapter lowers the loss only from 5.0 to 4.1. " +
       "int4 takes more bytes than NF4 here and has a larger loss. The loss is lowest on the base " +
       "of the training, NF4: A and B also learned to correct its rounding errors.",
-    lesson: ["Four bits", "06_four_bits.html"],
+    lesson: ["Four bits", "02_four_bits.html"],
   },
   {
     title: "Which projections carry the task",
