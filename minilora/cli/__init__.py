@@ -3,10 +3,12 @@
 Read `run.py` first: it contains all that `minilora train` does, from the first check to the end.
 """
 
+import math
 import os
 import re
 import signal
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -79,17 +81,27 @@ def with_flag(name):
     return flag(setting) if flag(setting) in parser().flags else name[0]
 
 
-def interrupt_once():
-    """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore all later ones.
+PATIENCE = 10  # seconds
 
-    Returns a list, to which that signal is added.
+
+def interrupt_once():
+    """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore later ones for a while.
+
+    In this time the run ends. After it, a signal raises again: Python drops an exception that is
+    raised while it frees an object, so the first one can be lost. Returns a list, to which the
+    signals that raise are added.
     """
     received: list = []
+    last = -math.inf
 
     def interrupt(number, frame):
-        if not received:
-            received.append(number)
-            raise KeyboardInterrupt
+        nonlocal last
+        now = time.monotonic()
+        if now < last + PATIENCE:
+            return
+        last = now
+        received.append(number)
+        raise KeyboardInterrupt
 
     def terminate(number, frame):
         handler: Any = signal.getsignal(signal.SIGINT)  # for a while, that of `kernels.threads`

@@ -276,12 +276,19 @@ def trouble_with_template(messages, tools, tokenizer):
     quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
     if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
         return "arguments of calls as text, which the chat template puts into quotes"
-    # a template may leave out thoughts of earlier answers, and parts of the schema of a tool
+    return PARTS if shown and lacks_a_part(shown, messages, tools, calls) else ""
+
+
+def lacks_a_part(shown, messages, tools, calls):
+    """Return whether a rendered chat lacks words of the last message, the calls or tools' names.
+
+    A template may leave out thoughts of earlier answers, and parts of the schema of a tool.
+    """
     names = [item.get("function", item).get("name") for item in tools or ()]
     last = list(without(messages[-1], "role", "name", "tool_calls").values())
     needed = words([last, names, *([call.get("name"), call.get("arguments")] for call in calls)])
-    found = words(shown) | words(re.sub(r"\\[nrt]", " ", shown or ""))  # as text, and as JSON
-    return PARTS if shown and needed - found else ""
+    unescaped = re.sub(r"\\[nrt]", " ", shown)  # of texts that the template prints as JSON
+    return bool(needed - (words(shown) | words(unescaped)))
 
 
 def words(value):

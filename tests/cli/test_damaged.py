@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from small_run import at, error_of, files, metrics, run, train, write_adapter, write_rows
 
+from minilora import cli
 from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model
 from minilora.cli.run import prepare
@@ -145,6 +146,25 @@ def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
 
 
 # ----------------------------------------------------------------------------------- interrupts
+
+
+def test_a_signal_whose_exception_was_lost_can_be_repeated(monkeypatch):
+    """Python drops an exception that is raised in a `__del__`."""
+    clock = iter((0.0, cli.PATIENCE / 2, cli.PATIENCE, cli.PATIENCE + 1))
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        received = cli.interrupt_once()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # while the run ends
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert received == [signal.SIGTERM, signal.SIGINT]
 
 
 @pytest.mark.parametrize(
