@@ -15,9 +15,10 @@ from markdown_it import MarkdownIt
 from lessons.book.book import LESSON_FILES
 
 HEADER = "#separator:tab\n#html:true\n#notetype:Basic\n#deck:minilora\n#tags column:3\n"
-PART = re.compile(  # a heading, or a prediction
+PART = re.compile(  # a heading, or a prediction: its answer is below it, or behind its code
     r"^#+ (?P<heading>[^\n]+)$|\*\*Predict\.\*\* (?P<question>.+?)"
-    r"<details><summary>Answer</summary>(?P<answer>.+?)</details>",
+    r"(?:<details><summary>Answer</summary>(?P<below>.+?)</details>"
+    r"|^%%.+?\*\*Answer\.\*\* (?P<behind>.+?)(?=\n\n(?!- )|^%%))",
     re.MULTILINE | re.DOTALL,
 )
 PICTURE_OR_LINK = re.compile(r"!\[[^\]]*\]\([^)]+\)|\[([^\]]+)\]\([^)]+\)")
@@ -40,7 +41,8 @@ def cards(file):
             continue
         place = ": ".join(dict.fromkeys([headings[0], headings[-1]]))
         place = f"<small>{MarkdownIt().renderInline(place)}</small>"
-        yield place + html(match["question"]), html(match["answer"]), file.stem
+        answer = match["below"] or match["behind"]
+        yield place + html(match["question"]), html(answer), file.stem
 
 
 def write(path):
