@@ -162,8 +162,9 @@ def qlora_passes(ax):
     "the same.",
 )
 def merging_precision(ax):
-    w, updated = np.float32(0.185), np.float32(0.197)
-    low, high = 0.155, 0.252
+    w = nf4.NF4[9]  # read from four bits
+    updated = w + np.float32(0.012)
+    low, high = 0.135, 0.252
     bfloat16 = np.arange(np.ceil(low * 1024), high * 1024) / 1024
     values = nf4.NF4[(low < nf4.NF4) & (high > nf4.NF4)]
 
@@ -181,13 +182,13 @@ def merging_precision(ax):
         before, after = (min(grid, key=lambda value: abs(value - v)) for v in (w, updated))
         arrow(ax, (place(w), y + 4.6), (place(before), y + 0.9), color=ORANGE)
         arrow(ax, (place(updated), y + 4.6), (place(after), y + 0.9), color=ORANGE)
-        text(ax, place(w), y + 5.6, f"W {w:.3f}", 8.5, ha="right")
-        text(ax, place(updated) - 2, y + 5.6, f"W + ΔW {updated:.3f}", 8.5, ha="left")
+        text(ax, place(w), y + 5.6, f"Ŵ {w:.3f}", 8.5, ha="right")
+        text(ax, place(updated) - 2, y + 5.6, f"Ŵ + ΔW {updated:.3f}", 8.5, ha="left")
         color = ORANGE if after > before else PURPLE
         text(ax, 68, y + 3.6, f"stored change: {after - before:.4f}", color=color, ha="right")
     for value in values:
         text(ax, place(value), 4.2, f"{value:.4f}", 8.5, BLUE)
-    words = "blue: numbers that the format can store near W (NF4 with an absmax of 1)"
+    words = "blue: numbers that the format can store near Ŵ (NF4 with an absmax of 1)"
     text(ax, 15, 1.6, words, color=BLUE, ha="left")
 
 
