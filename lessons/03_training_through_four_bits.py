@@ -9,9 +9,10 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
+from autograd import grad
 
 import minilora
-from minilora import LoraConfig, nf4
+from minilora import LoraConfig, layers, nf4
 from minilora.lessons.helpers.codes import in_few_bits, normal_float
 from minilora.lessons.helpers.common import (
     HOLDS,
@@ -25,6 +26,7 @@ from minilora.lessons.helpers.common import (
     read_sweep,
     short,
     table,
+    verdict,
 )
 from minilora.lessons.studies.bits.bases_sweep import shuffled
 from minilora.tree import flatten
@@ -84,7 +86,7 @@ base, _ = minilora.load("micro", "nf4-dq")
 
 def weights_of(model):
     """Return {path: a copy of the weight}, dequantized."""
-    return {path: np.array(minilora.layers.dense(w)) for path, w in flatten(model.base).items()}
+    return {path: np.array(layers.dense(w)) for path, w in flatten(model.base).items()}
 
 
 before = weights_of(base)
@@ -198,6 +200,8 @@ of_two_bits = claim("2 bits cost anything", paired["2 bits"], digits=4)
 # %%
 # Checks
 assert abs(change - np.sum(g @ w_hat * v)) < 1e-10, "the gradient must be g·Ŵ: the loss is linear"
+by_autograd = grad(lambda x: layers.np.sum(g * layers.matmul(x, q)))(x)
+assert np.allclose(by_autograd, g @ w_hat, rtol=0, atol=1e-8), "minilora's gradient is g·Ŵ"
 assert 0.07 < off < 0.11, "g·W must be off by NF4's error, about 9 %"
 assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a code"
 assert changed == 0, "training must not write to the base"
@@ -216,6 +220,14 @@ for worse, better, times in (("2 bits", "32 bits", 3), ("shuffled", "2 bits", 5)
 both = np.log(losses["shuffled"]) - np.log(losses["2 bits"])
 assert interval(both).low > 0, "2 bits must be better than shuffled, seed by seed"
 assert any_cost == OPEN and small == HOLDS and of_two_bits == HOLDS
+for scheme in ("int8", "fp4", "nf4", "nf4-dq"):
+    cost = np.array(of(sweep, "loss", scheme=scheme)) - losses["32 bits"]
+    assert verdict(cost, -SMALL, SMALL) == HOLDS, f"{scheme} must cost less than {SMALL} nats"
+    assert verdict(cost) == OPEN, f"{scheme}: a cost must not be shown"
+times = np.log(losses["NF4"] / losses["32 bits"])
+assert verdict(times, -np.inf, np.log(1.1)) == HOLDS, "NF4: less than 1.1 times the loss"
+points = 100 * (exact["32 bits"] - exact["NF4"])
+assert verdict(points, -2, 2) == HOLDS, "NF4: less than 2 points of exact match"
 assert 0.2 < SMALL / losses["32 bits"].mean() < 0.3, "0.003 nats: about a quarter of the loss"
 for name in short(("32 bits", "2 bits"), ()):  # two runs of the sweep again, seed 0
     start = minilora.get_peft_model(bases[name], lora_config, 0)

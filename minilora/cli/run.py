@@ -100,7 +100,7 @@ def prepare(args, folder):
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
-    scored = valid[: train_config.val_batches * train_config.batch_size]
+    scored = loop.scored_part(valid, train_config)
     return Job(args, folder, train_config, loaded, examples, valid_split, scored, metadata)
 
 

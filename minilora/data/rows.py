@@ -292,12 +292,14 @@ def lacks_a_part(shown, messages, tools, calls):
 
 
 def words(value):
-    """Count the words of all texts in a value of JSON, also of its keys."""
+    """Return {word: how often} of all texts in a value of JSON, keys included."""
     if isinstance(value, str):
         return Counter(re.findall(r"\w+", value))
     if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    return sum(map(words, value), Counter()) if isinstance(value, list) else Counter()
+        return words([*value.keys(), *value.values()])
+    if isinstance(value, list):
+        return sum(map(words, value), Counter())
+    return Counter()
 
 
 def messages_of(row):

@@ -38,12 +38,12 @@ def run(
     memory of the process. Every `steps_per_eval` steps and at the end, a second dict has `step`,
     `eval_loss`, `eval_exact_match` and the other scores of `evaluate` on `valid`.
     With early stopping or `keep_best`, `state.best` has the adapters with the lowest `eval_loss`.
-    The first iteration raises InputError if rows are not encoded, or without the `mask_prompt` of
-    `train_config`, or if a setting needs held-out rows and `valid` is empty.
+    The first iteration raises InputError if rows are not encoded, if `train_config` masks prompts
+    and the examples do not, or if a setting needs held-out rows and `valid` is empty.
     """
     check_packing(state.adapters, train_config)
     check_held_out(valid, train_config)
-    valid = valid[: train_config.val_batches * train_config.batch_size]
+    valid = scored_part(valid, train_config)
     check_examples("examples", examples, model.config.vocab_size)
     if train_config.mask_prompt and any(e.answer not in (None, e.mask) for e in examples):
         raise InputError(
@@ -85,6 +85,11 @@ def check_held_out(valid, train_config):
     for name in ("early_stopping_patience", "keep_best"):
         if getattr(train_config, name) and not valid:
             raise InputError(f"`{name}` needs held-out rows, but there are none: give more rows")
+
+
+def scored_part(valid, train_config):
+    """Return the held-out examples that each evaluation uses."""
+    return valid[: train_config.val_batches * train_config.batch_size]
 
 
 def evaluation_row(step, scores):

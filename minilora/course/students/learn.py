@@ -39,10 +39,11 @@ def is_begun(exercise):
 def check_file(exercise, call):
     """Check the student's file, or one call; print the result, and return whether it passes."""
     verdict = check_call(exercise, call) if call else judge.verdict(exercise, own_files())
-    text, passed = verdict.text, verdict == judge.PASSED
-    if passed and exercises.TODO in Path(exercise.file).read_text("utf-8"):
-        text, passed = "the answer is right, but REASON is not written yet", False
+    is_right = verdict == judge.PASSED
+    lacks_reason = is_right and exercises.TODO in Path(exercise.file).read_text("utf-8")
+    text = "the answer is right, but REASON is not written yet" if lacks_reason else verdict.text
     print(f"{exercise.id}: {text}", flush=True)
+    passed = is_right and not lacks_reason
     if passed and not call:
         progress = read_json(PROGRESS, {}) | {exercise.id: "passed"}
         replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
