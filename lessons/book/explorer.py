@@ -1,4 +1,4 @@
-"""The data of the explorer: `micro`, the adapter of lesson 0 at six steps, twenty questions.
+"""The page that trains: its data are `micro`, its words, and adapters that lesson 0 trained.
 
     python -m lessons.book.explorer FOLDER   # writes FOLDER/data.js and copies the page next to it
 
@@ -16,16 +16,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from lessons.book.cache import CACHE
+from minilora.data import tasks
 from minilora.formats import safetensors_file as safetensors
 
 PAGE = Path(__file__).parent / "_static" / "explorer"
+TEMPLATE = Path(__file__).with_name("explorer.html")
 PICTURE = Path(__file__).parents[2] / "figures" / "explorer.png"
 LESSON = Path(__file__).parents[1] / "00_qlora_in_one_file.py"
-STEPS = (0, 10, 25, 50, 100, 200)
+SOURCES = ("quantize.js", "model.js", "train.js", "worker.js")  # what the page's worker runs
+STEPS = (10, 200)  # of lesson 0, whose adapters the experiments use
 QUESTIONS = 20
+NOTES = 20
 
 
 def run_lesson(keep):
@@ -41,27 +43,11 @@ def run_lesson(keep):
     return names
 
 
-def rotate(B, A):
-    """Return two factors with the product BA, ordered by size: U·S (out, r) and Vᵀ (r, in).
-
-    Rows of Vᵀ have length 1 and are orthogonal, so column k of U·S has the length σₖ. The first k
-    columns and rows are the best approximation of rank k (Eckart and Young 1936).
-    """
-    # BA = Q_B (R_B R_Aᵀ) Q_Aᵀ: the SVD of an r×r matrix is enough
-    q_b, r_b = np.linalg.qr(B.astype(np.float64))
-    q_a, r_a = np.linalg.qr(A.T.astype(np.float64))
-    u, s, vt = np.linalg.svd(r_b @ r_a.T)
-    return (q_b @ (u * s)).astype(np.float32), (vt @ q_a.T).astype(np.float32)
-
-
-def adapters_by_step(kept):
-    """Return {"step.path.lora_A" and "step.path.lora_B": array} of the rotated factors."""
-    found = {}
-    for step, adapters in kept.items():
-        for path in sorted(name.removesuffix(".lora_A") for name in adapters if "lora_A" in name):
-            B, A = rotate(adapters[f"{path}.lora_B"], adapters[f"{path}.lora_A"])
-            found |= {f"{step}.{path}.lora_A": A, f"{step}.{path}.lora_B": B}
-    return found
+def notes():
+    """Return rows of the language that `micro` was trained on: (first sentence, its echo)."""
+    rows, _ = tasks.notes(NOTES, seed=100)
+    facts = [row["text"].split(". ", maxsplit=1) for row in rows]
+    return [(f"{fact}.", f" {echoes}") for fact, echoes in facts]
 
 
 def data():
@@ -70,26 +56,32 @@ def data():
 
     def keep(step, adapters):
         if step in STEPS:
-            kept[step] = dict(adapters)
+            kept.update({f"{step}.{name}": w for name, w in adapters.items()})
 
     names = run_lesson(keep)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "adapters.safetensors"
-        arrays = adapters_by_step(kept)
-        safetensors.write(file, {n: safetensors.entry("F32", w) for n, w in arrays.items()})
+        safetensors.write(file, {n: safetensors.entry("F32", w) for n, w in kept.items()})
         adapters = base64.b64encode(file.read_bytes()).decode()
     micro = base64.b64encode((names["MICRO"] / "model.safetensors").read_bytes()).decode()
+    recipe = {"rank": names["RANK"], "alpha": names["ALPHA"], "bits": "NF4"}
+    words = {
+        word: names[f"{word.upper()}S"].split() for word in ("name", "colour", "thing", "place")
+    }
     fields = {
-        "config": names["config"], "alpha": names["ALPHA"], "rank": names["RANK"],
-        "steps": STEPS, "questions": names["held_out"][:QUESTIONS], "micro": micro,
+        "config": names["config"], "recipe": recipe, "steps": STEPS, "words": words,
+        "questions": names["held_out"][:QUESTIONS], "notes": notes(), "micro": micro,
         "adapters": adapters,
     }  # fmt: skip
     return f"const DATA = {json.dumps(fields, default=str)};\n"
 
 
 def write(folder):
-    """Write data.js into the folder, from the book's cache if the same lesson has run before."""
-    inputs = [LESSON, Path(__file__), Path(safetensors.__file__)]
+    """Write data.js and index.html into the folder; the cache keeps what the lesson's run gives.
+
+    data.js also has the text of SOURCES, because a page that is opened as a file reads no file.
+    """
+    inputs = [LESSON, Path(__file__), Path(safetensors.__file__), Path(tasks.__file__)]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()[:16]
     cached = CACHE / f"explorer-{key}.js"
     if not cached.exists():
@@ -98,7 +90,13 @@ def write(folder):
         new.write_text(data(), encoding="utf-8")
         new.replace(cached)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(cached, folder / "data.js")
+    sources = "".join((PAGE / name).read_text("utf-8") for name in SOURCES)
+    text = f"{cached.read_text('utf-8')}const SOURCES = {json.dumps(sources)};\n"
+    (folder / "data.js").write_text(text, encoding="utf-8")
+    # the links lead to pages of the book, two folders above
+    page = (PAGE / "page.html").read_text("utf-8").replace('href="', 'href="../../')
+    text = TEMPLATE.read_text("utf-8").replace("<!-- page.html -->", page)
+    (folder / "index.html").write_text(text, encoding="utf-8")
     if PICTURE.exists():
         shutil.copy(PICTURE, folder)
 

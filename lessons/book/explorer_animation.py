@@ -1,8 +1,8 @@
-"""A moving picture of the explorer: training, the rank, α, the bits of the base, and the merge.
+"""A moving picture of the page that trains: 400 steps, up to the right answer.
 
     python -m lessons.book.explorer_animation   # writes figures/explorer.gif and explorer.png
 
-Half a minute. Chromium opens the page, and each frame is a screenshot of it.
+Half a minute. Chromium opens the page, trains, and each frame is a screenshot of it.
 """
 
 import base64
@@ -18,35 +18,26 @@ from selenium import webdriver
 from lessons.book import explorer
 
 FIGURES = explorer.PICTURE.parent
-WIDTH = 860
-FLAGS = "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={WIDTH},800"
+WIDTH = 1080
+FLAGS = "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={WIDTH},900"
 # what a small picture has no room for
-SHORT = """.x-hint, .x-numbers, .x-tour, .x-range:has(#x-place), .x-row button,
-h1, body > p:first-of-type, .explorer fieldset:has(.x-switches), #x-attention,
-#x-attention-words, figcaption, .explorer p:has(#x-attention-layer) { display: none !important; }
-.explorer canvas { max-width: 9em; } #x-status { min-height: 1.4em; }
-.x-columns > div:has(#x-delta) {
-  display: grid; grid-template-columns: 10em 1fr; gap: 0 1em; align-content: start;
-}
-.x-columns h3:has(+ #x-values), #x-values { grid-column: 2; }
-.explorer p:has(#x-name) { grid-column: 1 / 3; }
-figure:has(#x-delta) { grid-row: 2 / 4; } figure:has(#x-kept) { grid-row: 4; }
-#x-rest::before { content: "ΔW after the merge"; font-size: 0.85em; }
-.x-answer { min-height: 1.6em; } body { padding-top: 0.6em; }
+SHORT = """h1, h1 + p, #x-experiments, #x-bytes, #x-note, #x-rows-hint, #x-presets, .x-predict,
+.x-settings label:has(#x-start), .x-settings label:has(#x-seed), .x-hint:has(#x-watch)
+{ display: none !important; }
+.explorer .x-live { grid-template-columns: 14em minmax(0, 1fr) 21em; }
+body { padding: 0.3em 0.8em; }
 """
-FRAMES = [  # (changes of the settings, seconds)
-    *(({"step": step}, 1.0) for step in explorer.STEPS), ({}, 1.5),
-    *(({"rank": k}, 0.8) for k in (6, 4, 3, 2, 1)), ({}, 0.8),
-    *(({"factor": a}, 0.8) for a in (0.5, 1, 2, 4)), ({}, 0.8),
-    ({"bits": "2 bits"}, 1.5), ({"bits": "int4"}, 1.2), ({}, 0.8),
-    ({"step": 10}, 1.2), ({"step": 10, "merged": True}, 2.5), ({"merged": True}, 2.0), ({}, 3.0),
-]  # fmt: skip
-APPLY = "applySettings({ ...ALL, ...arguments[0] })"
-DONE = "return document.getElementById('x-loss').textContent.includes('base')"
+STOPS = [*range(0, 60, 5), *range(60, 220, 10), 240, 280, 320, 360, 400]
+SECONDS = {0: 1.5, 400: 4.0}  # of a frame; 0.25 of the others
+STEPS_TO = "send('train', { steps: arguments[0] - curve.at(-1).step })"
+SEEN = "return curve.at(-1)?.step === arguments[0]"
+BOX = """const [bar, live] = ['.x-bar', '.x-live'].map((name) =>
+    document.querySelector(name).getBoundingClientRect());
+    return [bar.top, live.bottom];"""
 
 
-def screenshots(folder, frames):
-    """Return an image of the page for each of the frames."""
+def screenshots(folder):
+    """Return an image of the page at each of the STOPS."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in FLAGS:
@@ -57,15 +48,14 @@ def screenshots(folder, frames):
         driver.get((folder / "index.html").as_uri())
         style = "document.head.append(element('style', {}, arguments[0]))"
         driver.execute_script(style, SHORT)
-        for settings, _ in frames:
-            driver.execute_script(APPLY, settings)
-            while not driver.execute_script(DONE):
+        for step in STOPS:
+            if step:
+                driver.execute_script(STEPS_TO, step)
+            while not driver.execute_script(SEEN, step):
                 time.sleep(0.05)
-            size = "return document.querySelector('.explorer').getBoundingClientRect().bottom"
-            height = driver.execute_script(size)
-            clip = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1}
-            shot = {"captureBeyondViewport": True, "clip": clip}
-            png = driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]
+            top, bottom = driver.execute_script(BOX)
+            clip = {"x": 0, "y": top, "width": WIDTH, "height": bottom - top, "scale": 1}
+            png = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})["data"]
             yield Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     finally:
         driver.quit()
@@ -76,22 +66,18 @@ def main():
         folder = Path(name) / "explorer"
         shutil.copytree(explorer.PAGE, folder)
         explorer.write(folder)
-        pictures = list(screenshots(folder, FRAMES))
-    height = max(picture.height for picture in pictures)
-    whole = [Image.new("RGB", (WIDTH, height), "white") for _ in pictures]
-    for page, picture in zip(whole, pictures):
-        page.paste(picture)
-    # from the last merge, which has both pictures of ΔW; also the rare, strong colours
-    colours = whole[-2].quantize(128, Image.Quantize.MAXCOVERAGE)
+        pictures = list(screenshots(folder))
+    height = min(picture.height for picture in pictures)  # an answer of two lines is higher
+    whole = [picture.crop((0, 0, WIDTH, height)) for picture in pictures]
+    colours = whole[-1].quantize(160, Image.Quantize.FASTOCTREE)  # keeps the rare, strong ones
     frames = [page.quantize(palette=colours, dither=Image.Dither.NONE) for page in whole]
+    durations = [int(1000 * SECONDS.get(step, 0.25)) for step in STOPS]
     gif = FIGURES / "explorer.gif"
-    durations = [int(1000 * seconds) for _, seconds in FRAMES]
     frames[0].save(
         gif, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True
     )
-    pictures[-1].quantize(64).save(
-        explorer.PICTURE
-    )  # for readers who prefer no motion, or have no JavaScript
+    # for readers who prefer no motion, or have no JavaScript
+    whole[-1].quantize(160, Image.Quantize.FASTOCTREE).save(explorer.PICTURE)
     print(f"{gif}: {len(frames)} frames of {WIDTH}×{height}, {gif.stat().st_size / 1e6:.2f} MB")
 
 

@@ -8,6 +8,22 @@ const FIGURE_START = [
   -0.29,
 ];
 
+const MAGNITUDES = [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4];
+CODES.FP4 = makeCode([...MAGNITUDES, ...MAGNITUDES.map((m) => 0 - m)]); // bitsandbytes' order
+
+/* Quantize one block {absmax, codes, bytes, values, rmse}. */
+function quantizeBlock(numbers, name) {
+  const weights = Float32Array.from(numbers);
+  const q = quantize(weights, name, weights.length);
+  const codes = [...q.codes];
+  const values = [...dequantize(q)];
+  const bytes = [];
+  for (let i = 0; i < codes.length; i += 2) bytes.push((codes[i] << 4) | codes[i + 1]);
+  const squares = values.map((v, i) => (v - weights[i]) ** 2);
+  const rmse = Math.sqrt(squares.reduce((a, b) => a + b, 0) / squares.length);
+  return { absmax: q.absmax[0], codes, bytes, values, rmse };
+}
+
 function makeFigureTable(inputs, cells) {
   const names = FIGURE_CODES;
   const head = ["weight", ...names.map((name) => `${name}: code → value`)];

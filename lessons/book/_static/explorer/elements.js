@@ -8,8 +8,8 @@ function element(tag, attributes, ...children) {
   return node;
 }
 
-function makeButton(words, action) {
-  const node = element("button", { type: "button" }, words);
+function makeButton(words, action, id = "") {
+  const node = element("button", { type: "button", ...(id && { id }) }, words);
   node.addEventListener("click", action);
   return node;
 }

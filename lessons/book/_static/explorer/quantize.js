@@ -9,10 +9,8 @@ const NF4 = [
   0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
   0.7229568362236023, 1.0,
 ];
-const MAGNITUDES = [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4];
 const VALUES = {
   NF4: NF4,
-  FP4: [...MAGNITUDES, ...MAGNITUDES.map((m) => 0 - m)], // bitsandbytes' order of the codes
   // the numbers -7 to 7 over 7, at the place of their four bits; -8 is not used
   int4: [...Array(8).keys(), null, -7, -6, -5, -4, -3, -2, -1].map((q) => q && q / 7),
   "2 bits": [-1, -1 / 3, 1 / 3, 1],
@@ -129,17 +127,4 @@ function mean(x) {
     total.push(add(sums));
   }
   return f32(add(total, add(x.slice(width * vectors))) / x.length);
-}
-
-/* Quantize one block for the figure of lesson 2: {absmax, codes, bytes, values, rmse}. */
-function quantizeBlock(numbers, name) {
-  const weights = Float32Array.from(numbers);
-  const q = quantize(weights, name, weights.length);
-  const codes = [...q.codes];
-  const values = [...dequantize(q)];
-  const bytes = [];
-  for (let i = 0; i < codes.length; i += 2) bytes.push((codes[i] << 4) | codes[i + 1]);
-  const squares = values.map((v, i) => (v - weights[i]) ** 2);
-  const rmse = Math.sqrt(squares.reduce((a, b) => a + b, 0) / squares.length);
-  return { absmax: q.absmax[0], codes, bytes, values, rmse };
 }

@@ -1,70 +1,57 @@
 "use strict";
-/* Six experiments: settings, what to predict, what one sees, and the lesson that proves it. */
+/* Rows, settings, predictions and experiments of the page. The words are in page.html. */
 
-const ALL = { step: 200, factor: 1, rank: 8, bits: "NF4", merged: false, on: () => true };
-const inAttention = (path) => path.includes("self_attn");
-const TOUR = [
+const STATEMENT = "{name} keeps a {colour} {thing} in the {place}.";
+const PRESETS = {
+  "Who, what, where?": `${STATEMENT} Who, what, where? → {name}, {colour} {thing}, {place}.`,
+  "Where, what, who?": `${STATEMENT} Where, what, who? → {place}, {thing}, {name}.`,
+  "By heart": "What is frozen? → The weight W.\nWhat is trained? → A and B.\n" +
+    "What bounds the rank of BA? → The number r.",
+};
+const START = {
+  rows: PRESETS["Who, what, where?"], rank: 8, alpha: 16, rate: 6e-3, bits: "NF4", where: "all",
+  start: "A random, B = 0", seed: 1, batch: 2, steps: 400, warmup: 12,
+};
+
+/* Questions with yes or no. A run with these settings answers them. */
+const PREDICTIONS = [
   {
-    title: "Training",
-    set: { ...ALL, step: 0 },
-    predict: "At step 0, B is zero. Which of the two answers is better? Then choose 10, 25, 50, " +
-      "100 and 200: what becomes right first, the form of the answer or its words?",
-    look: "At step 0 both answers are equal, because BA is zero. At step 50 the answer has the " +
-      "form “name, words, place”, but wrong words. At step 200 the words are right. The base " +
-      "is the same at all steps: only A and B were trained.",
-    lesson: ["QLoRA in one file", "00_qlora_in_one_file.html"],
+    set: { rank: 1 },
+    ask: "With r = 1, A is one row and B one column. Will it learn the answer in 400 steps?",
+    why: "Each ΔW has one direction only. Together, the 21 directions are enough for this task, but " +
+      "they take longer: with r = 8, all eight were right at step 200.",
   },
   {
-    title: "α scales the update",
-    set: { ...ALL, factor: 0.5 },
-    predict: "ΔW = (α/r)·BA, and α was 16 in training. Now it is half. Is the answer half right? " +
-      "Then set α to 0, 1, 2 and 4 times.",
-    look: "At half, the name and the place are right. α multiplies ΔW and all its singular " +
-      "values, so 0 gives the base. The loss is lowest " +
-      "near 1, the value of the training, and at 4 times the text falls apart: twice the α is " +
-      "not twice the learning.",
-    lesson: ["Two small matrices", "01_two_small_matrices.html"],
+    set: { bits: "2 bits" },
+    ask: "With 2 bits, the base's weights are badly rounded, and it babbles. Can A and B repair it?",
+    why: "They are trained next to the rounded weights, so they also learn to correct them. With " +
+      "4 bits there is little to correct: that is why QLoRA's four bits are enough.",
   },
   {
-    title: "The rank bounds the directions",
-    set: { ...ALL, rank: 1 },
-    predict: "Keep one of the eight directions of each ΔW, the largest. Then keep 2, 3, 4 and 8. " +
-      "How many are needed for a right answer?",
-    look: "The rank is the number of singular values that are not zero: ΔW cannot have more " +
-      "directions than A has rows. One direction is not enough here, about four are, and the last " +
-      "four change little.",
-    lesson: ["Is the update of low rank?", "studies/lora/is_the_update_of_low_rank.html"],
+    set: { rate: 0.03 },
+    ask: "The learning rate is five times as high. Will it learn?",
+    why: "A step of Adam moves a number by about the rate, however small its gradient is. Steps " +
+      "that are too long jump over the valley.",
   },
   {
-    title: "Fewer bits for the base",
-    set: { ...ALL, bits: "2 bits" },
-    predict: "The adapter was trained on the NF4 base. Below it, put a base of 2 bits. Does the " +
-      "adapter still help? Then choose int4 and float32.",
-    look: "With 2 bits the weights are too wrong: the adapter lowers the loss only from 5.0 to 4.1. " +
-      "int4 takes more bytes than NF4 here and has a larger loss. The loss is lowest on the base " +
-      "of the training, NF4: A and B also learned to correct its rounding errors.",
-    lesson: ["Four bits", "02_four_bits.html"],
-  },
-  {
-    title: "Which projections carry the task",
-    set: { ...ALL, on: inAttention },
-    predict: "Only the attention projections are on. Compare with only the MLP (the button " +
-      "below the switches). Which of the two is nearer to the full adapter? Then switch " +
-      "all on, and off the row q_proj.",
-    look: "Attention alone has a loss of 0.83, the MLP alone 1.41, both together 0.03. The task is " +
-      "to copy words from the prompt, which attention does; but no single projection and neither " +
-      "half is enough. Without q or k the loss rises most.",
-    lesson: ["Where to apply LoRA", "studies/lora/where_to_apply.html"],
-  },
-  {
-    title: "Merging into four bits loses small updates",
-    set: { ...ALL, step: 10, merged: true },
-    predict: "After 10 steps, the adapter lowers the loss from 4.2 to 2.3. Now it is merged and " +
-      "rounded to 4 bits again. What remains? Then switch the merge off, and try step 200.",
-    look: "The loss is back near that of the base. A weight changes its code only if ΔW carries it " +
-      "over the midpoint to the next value. A smaller change disappears: this is the dead zone, " +
-      "empty in the second picture of ΔW. At step 200 ΔW is larger, and enough of it remains " +
-      "for a right answer.",
-    lesson: ["Merging into four bits", "studies/serving/merging_into_four_bits.html"],
+    set: { start: "A = B = 0" },
+    ask: "Usually A starts with random numbers and B with zeros. If both are zero, will it learn?",
+    why: "∂L/∂B is a product with A, and ∂L/∂A a product with B. Both are zero, for ever.",
   },
 ];
+
+const inAttention = (path) => path.includes("self_attn");
+const WHERE = {
+  all: () => true,
+  "q and v": (path) => /[qv]_proj$/.test(path),
+  attention: inAttention, MLP: (path) => !inAttention(path),
+};
+
+const VIEW = { step: 200, factor: 1, kept: 8, bits: "NF4", merged: false, on: () => true };
+const EXPERIMENTS = {
+  merge: { ...VIEW, step: 10, merged: true },
+  alpha: { ...VIEW, factor: 0.5 },
+  rank: { ...VIEW, kept: 1 },
+  bits: { ...VIEW, bits: "2 bits" },
+  where: { ...VIEW, on: inAttention },
+};
