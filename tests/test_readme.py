@@ -1,5 +1,6 @@
 """The README and the guide: their Python code runs, and their numbers are correct."""
 
+import csv
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from minilora.course.commands import add_commands
 from minilora.course.students import isolation
 from minilora.data.tasks import RECIPES
 from minilora.kernels import weights
-from minilora.lessons.helpers import common, compare
+from minilora.lessons.helpers import common, compare, real_run
 from minilora.methods.registry import METHODS
 from minilora.quant.schemes import quantize_leaf
 
@@ -102,6 +103,21 @@ def test_the_readme_repeats_numbers_of_the_guide():
     found = re.search(r"takes ([\d.]+ s), and a QLoRA step ([\d.]+ s):", page("faq.md"))
     lora, qlora = found.groups()
     assert f"A LoRA step on q and v takes {lora}, and a QLoRA step {qlora}." in speed
+
+
+def test_the_runs_of_a_real_model():
+    """The table is that of real_run.csv: seeds below 9; the fastest run, as others ran beside."""
+    with open(real_run.TABLE, newline="") as file:
+        runs = list(csv.DictReader(file))
+    for method, row in zip(("full", "lora", "qlora"), table("README.md", "SmolLM2, 135 million")):
+        own = [run for run in runs if run["method"] == method]
+        counted = [run for run in own if int(run["seed"]) < 9]
+        losses = [float(run["loss"]) for run in counted]
+        mean, low, high = (f"{x:.4f}" for x in (np.mean(losses), min(losses), max(losses)))
+        assert row[2] == f"{mean} ({low} to {high})"
+        assert row[3] == f"{max(int(run['peak_mb']) for run in counted):,} MB"
+        assert row[4] == f"{min(float(run['seconds_per_step']) for run in own):.1f} s"
+        assert all(run["exact_match"] == "1.0" for run in counted) and len(counted) == 3
 
 
 def test_the_counts_and_the_tables_of_the_lessons_and_exercises():
