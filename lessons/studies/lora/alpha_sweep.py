@@ -13,15 +13,11 @@ from minilora.lessons.helpers.common import finetune
 ALPHAS = {4: (4, 8, 16, 32, 64, 128), 16: (16, 32, 64, 128), 64: (16, 32, 64, 128)}
 RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
 SEEDS, MORE = (0, 1, 2), (3, 4, 5, 6, 7)
-# the runs that lesson 8 compares, with more seeds
-COMPARED = (
-    *(("r", r, alpha, 4e-3) for r, alpha in product((4, 64), (16, 64))),
-    ("r", 4, 4, 4e-3), ("r", 4, 8, 4e-3), ("r", 64, 128, 4e-3),
-)  # fmt: skip
+COMPARED = {4: (4, 8, 16, 64), 64: (16, 64, 128)}  # by lesson 8, with more seeds
 JOBS = [
     *(("r", r, alpha, 4e-3, seed) for seed in SEEDS for r in ALPHAS for alpha in ALPHAS[r]),
     *(("rate", 8, alpha, rate, seed) for seed, alpha, rate in product(SEEDS, (4, 16, 64), RATES)),
-    *((*case, seed) for seed in MORE for case in COMPARED),
+    *(("r", r, alpha, 4e-3, seed) for seed in MORE for r in COMPARED for alpha in COMPARED[r]),
 ]
 
 

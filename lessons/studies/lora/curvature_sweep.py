@@ -4,10 +4,10 @@ About a minute of one core: 14 methods, A alone and B alone, three seeds each.
 """
 
 import minilora
-from minilora import TrainConfig, data
-from minilora.batching import collate
+from minilora import TrainConfig
 from minilora.layers import value_and_grad
 from minilora.lessons.helpers import compare
+from minilora.lessons.helpers.common import batch_of, questions
 from minilora.lessons.helpers.curvature import largest_curvature
 from minilora.lessons.studies.lora import one_factor_sweep as one_factor
 from minilora.lessons.studies.methods.best_rates_sweep import FAMILY, RANK, RATES
@@ -37,10 +37,7 @@ def curvature(adapters, model, ratio=1.0, **options):
     If B has another learning rate than A, a parameter is measured in units of its rate. DoRA's
     gradient takes a norm as constant, so its curvature is that of the steps and not of the loss.
     """
-    tokenizer = minilora.load("micro").tokenizer
-    rows = data.load_rows("questions", "train")[:ROWS]
-    examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    batch = collate([[example] for example in examples])
+    batch = batch_of(questions()[:ROWS])
     units = learning_rates(1.0, TrainConfig(loraplus_lr_ratio=ratio), arrays(adapters))
 
     def gradient(trained):

@@ -24,45 +24,27 @@ def train_projections(model, seed, iters=200):
     return before, flatten(done.adapters)
 
 
-def energy_shares(matrices):
-    """Return (matrices, directions): the share of the energy in the first 1, 2, … directions."""
-    squares = np.array([np.linalg.svd(w, compute_uv=False) for w in matrices]) ** 2
-    return np.cumsum(squares, axis=1) / squares.sum(axis=1, keepdims=True)
-
-
-def cut_to_strongest(before, after, k):
-    """Return the weights with only the k strongest directions of each change."""
-    weights = {}
-    for path, w in before.items():
-        u, sigma, vt = np.linalg.svd(after[path] - w, full_matrices=False)
-        weights[path] = (w + (u[:, :k] * sigma[:k]) @ vt[:k]).astype("f4")
-    return unflatten(weights)
-
-
-def cut_to_random(before, after, k, rng):
-    """Return the weights with only what each change does to k random directions of the input."""
-    weights = {}
-    for path, w in before.items():
-        q, _ = np.linalg.qr(rng.standard_normal((w.shape[1], k)))
-        weights[path] = (w + (after[path] - w) @ q @ q.T).astype("f4")
-    return unflatten(weights)
-
-
-def needed(shares):
+def needed(matrices):
     """Return how many directions of each matrix carry nine tenths of its energy."""
+    squares = np.array([np.linalg.svd(w, compute_uv=False) for w in matrices]) ** 2
+    shares = np.cumsum(squares, axis=1) / squares.sum(axis=1, keepdims=True)
     return 1 + (shares < 0.9).sum(axis=1)
 
 
-def energies(before, after, rng):
-    """Return the energy shares of each change, and of random matrices of the same shapes."""
-    changes = [after[path] - w for path, w in before.items()]
-    return energy_shares(changes), energy_shares([rng.standard_normal(w.shape) for w in changes])
+def cut(before, after, k, rng=None):
+    """Return the weights with only what each change does to k directions of its input.
 
-
-def lora_of_rank_two(seed, iters=200):
-    """Return the scores of LoRA with r = 2 on all projections, after the same number of steps."""
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))
-    return finetune(config, iters=iters, learning_rate=1e-2, seed=seed).scores
+    These are the strongest directions of the change: the best approximation of rank k (Eckart and
+    Young 1936). With rng, they are random.
+    """
+    weights = {}
+    for path, w in before.items():
+        change = after[path] - w
+        directions = np.linalg.svd(change, full_matrices=False)[2][:k].T  # (in, k)
+        if rng:
+            directions, _ = np.linalg.qr(rng.standard_normal((w.shape[1], k)))
+        weights[path] = (w + change @ directions @ directions.T).astype("f4")
+    return unflatten(weights)
 
 
 def run(seed):
@@ -70,12 +52,14 @@ def run(seed):
     model, valid = minilora.load("micro").model, data.load_rows("questions", "valid")
     rng = np.random.default_rng(seed)
     before, after = train_projections(model, seed)
-    share, by_chance = energies(before, after, rng)
-    row = {"seed": seed, "needed": needed(share).mean(), "by_chance": needed(by_chance).mean()}
-    cut = {f"strongest_{k}": cut_to_strongest(before, after, k) for k in (2, 4, 16)}
-    cut["random_16"] = cut_to_random(before, after, 16, rng)
-    scores = {name: scores_of(weights, model, valid) for name, weights in cut.items()}
-    scores["lora_2"] = lora_of_rank_two(seed)
+    changes = [after[path] - w for path, w in before.items()]
+    random = [rng.standard_normal(w.shape) for w in changes]
+    row = {"seed": seed, "needed": needed(changes).mean(), "by_chance": needed(random).mean()}
+    models = {f"strongest_{k}": cut(before, after, k) for k in (2, 4, 16)}
+    models["random_16"] = cut(before, after, 16, rng)
+    scores = {name: scores_of(weights, model, valid) for name, weights in models.items()}
+    lora_config = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))
+    scores["lora_2"] = finetune(lora_config, seed=seed, learning_rate=1e-2).scores
     for name, score in scores.items():
         row |= {f"loss_{name}": score["loss"], f"exact_{name}": score["exact_match"]}
     return row

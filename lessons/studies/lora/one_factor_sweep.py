@@ -7,9 +7,8 @@ settings, are in the sweep `best_rates`.
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, data
-from minilora.config import ALL_LINEAR
-from minilora.lessons.helpers.common import finetune, scores_of
+from minilora import data
+from minilora.lessons.helpers.common import best_rates, finetune, lora_adapters, scores_of
 from minilora.lessons.studies.methods.best_rates_sweep import FRESH, TRIED, of_seeds
 from minilora.model import with_adapters
 from minilora.tree import flatten, num_parameters, unflatten
@@ -30,20 +29,15 @@ def start(factor, r, seed, scale=1):
     The frozen factor is a part of the base, which has no gradient. A frozen A is LoRA's A. A frozen
     B is drawn by the same rule, with r inputs: U(−1/√r, 1/√r). scale: multiplies the frozen factor.
     """
-    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=ALL_LINEAR)
-    adapters, model = minilora.get_peft_model(minilora.load("micro").model, config, seed)
+    model = minilora.load("micro").model
     rng, bound = np.random.default_rng(seed), r**-0.5
     trained = {}
-    frozen = {}
-    for path, leaf in flatten(adapters).items():
+    frozen = flatten(lora_adapters(model, a=scale, r=r, alpha=2 * r, seed=seed))
+    for path, w in list(frozen.items()):
+        if path.endswith("lora_B"):
+            frozen[path] = (scale * rng.uniform(-bound, bound, w.shape)).astype(np.float32)
         if path.endswith(f"lora_{factor}"):
-            trained[path] = np.zeros_like(leaf)
-        elif path.endswith("lora_A"):
-            frozen[path] = scale * leaf
-        elif path.endswith("lora_B"):
-            frozen[path] = scale * rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
-        else:
-            frozen[path] = leaf  # the settings
+            trained[path] = np.zeros_like(frozen.pop(path))
     return unflatten(trained), with_adapters(unflatten(frozen), model)
 
 
@@ -65,20 +59,9 @@ def run(job):
     }  # fmt: skip
 
 
-def fresh(rows, method, rate, column="loss"):
-    """Return a column of the runs at a rate, of the seeds of FRESH."""
-    return of_seeds(rows, FRESH, column, method, rate)
-
-
 def valid_losses(rows, method, rates):
     """Return the losses on the split valid, (rates, 2), of the seeds of TRIED."""
     return np.array([of_seeds(rows, TRIED, "valid_loss", method, rate) for rate in rates])
-
-
-def best_rate(rows, factor, r):
-    """Return the rate with the lowest mean loss on the split valid, over the seeds of TRIED."""
-    losses = valid_losses(rows, name_of(factor, r), RATES[factor])
-    return RATES[factor][losses.mean(axis=1).argmin()]
 
 
 CASES = [(factor, r) for factor in RATES for r in RANKS]
@@ -87,6 +70,9 @@ JOBS = [(*case, rate, seed) for seed in TRIED for case in CASES for rate in RATE
 
 def more(rows):
     """Return the jobs with other seeds: at the best rates, and at the rates of ONE_RATE."""
-    pairs = [(*case, best_rate(rows, *case)) for case in CASES]
+    pairs = []
+    for factor, r in CASES:
+        rate, _ = best_rates(RATES[factor], valid_losses(rows, name_of(factor, r), RATES[factor]))
+        pairs.append((factor, r, rate))
     pairs += [(factor, RANKS[0], rate) for factor in RATES for rate in ONE_RATE]
     return [(*pair, seed) for pair in dict.fromkeys(pairs) for seed in FRESH]

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers
-from minilora.batching import collate
+from minilora import LoraConfig, layers
 from minilora.config import ALL_LINEAR
 from minilora.kernels import fused
-from minilora.lessons.helpers.common import finetune
+from minilora.lessons.helpers.common import batch_of, finetune, questions
 from minilora.lora import adapted_paths
 from minilora.tree import get
 
@@ -25,15 +24,12 @@ LAYERS = (0, 1, 2)
 GROUPS = {"attention": "self_attn", "mlp": "mlp"} | {f"layer_{i}": f"layers.{i}." for i in LAYERS}
 
 
-def test_batch(n):
+def test_batch(n=64):
     """Return the batch of n test rows, which all have the same length."""
-    tokenizer = minilora.load("micro").tokenizer
-    rows = data.load_rows("questions", "test")[:n]
-    examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    return collate([[example] for example in examples])
+    return batch_of(questions("test")[:n])
 
 
-def loss_and_scalars(adapters, model, batch, replaced=None):
+def loss_and_scalars(adapters, model, batch, replaced):
     """Compute (loss of the answers, {path: A·x (B, T)}) of a rank-1 adapter.
 
     replaced: {path: an array (B, T), or a number} to use instead of A·x.
@@ -42,12 +38,11 @@ def loss_and_scalars(adapters, model, batch, replaced=None):
     scalars = {}
 
     def linear(x, node, rng=None):
-        path = paths[id(node["lora_A"])] if "lora_A" in node else None
-        if path is None:  # the head
+        if "lora_A" not in node:  # the head
             return layers.linear(x, node, rng)
+        path = paths[id(node["lora_A"])]
         z = x @ node["lora_A"][0]  # (B, T)
-        z = np.broadcast_to((replaced or {}).get(path, z), z.shape)
-        scalars[path] = z
+        scalars[path] = z = np.broadcast_to(replaced.get(path, z), z.shape)
         # h = W₀x + (α/r)·B·z, with z = A·x   (LoRA, Eq. 3, at r = 1)
         update = node["lora_scaling"] * z[..., None] * node["lora_B"][:, 0]
         return layers.matmul(x, node["weight"]) + update.astype(x.dtype)
@@ -56,28 +51,27 @@ def loss_and_scalars(adapters, model, batch, replaced=None):
     return float(minilora.loss(adapters, model._replace(ops=ops), batch)), scalars
 
 
-def share_of_place(z):
-    """Return the share of the variance of z (B, T) that the places 0 … T − 1 explain."""
-    return float(z.mean(axis=0).var() / z.var())
+def share_of_place(scalars):
+    """Return the share of the variance of z (B, T) that the places explain, the mean over all z."""
+    return np.mean([z.mean(axis=0).var() / z.var() for z in scalars.values()])
 
 
-def run(job, n=64):
-    """Train and read one adapter; return its row. n: the number of test rows."""
+def run(job):
+    """Train and read one adapter; return its row."""
     rate, seed = job
     done = finetune(LORA, seed=seed, learning_rate=rate)
     row = {"rate": rate, "seed": seed, "valid_loss": done.scores["loss"]}
-    return row | reading(done.adapters, done.model, seed, n)
+    return row | reading(done.adapters, done.model, seed, test_batch())
 
 
-def reading(adapters, model, seed, n):
-    """Return the losses on n test rows with A·x as it is and replaced, and shares of variance."""
-    batch = test_batch(n)
+def reading(adapters, model, seed, batch):
+    """Return the losses of test rows with A·x as it is and replaced, and shares of variance."""
 
     def loss(replaced):
         return loss_and_scalars(adapters, model, batch, replaced)[0]
 
     row = {}
-    row["loss"], scalars = loss_and_scalars(adapters, model, batch)
+    row["loss"], scalars = loss_and_scalars(adapters, model, batch, {})
     row["off"] = loss(dict.fromkeys(scalars, 0.0))
     row["constant"] = loss({path: z.mean() for path, z in scalars.items()})
     row["place"] = loss({path: z.mean(axis=0) for path, z in scalars.items()})
@@ -87,9 +81,9 @@ def reading(adapters, model, seed, n):
         _, _, layer, _, name = path.split(".")
         row[f"off_{name}_{layer}"] = loss({path: 0.0})
     fresh, _ = minilora.get_peft_model(model, LORA, seed)
-    _, untrained = loss_and_scalars(fresh, model, batch)
-    row["share_trained"] = np.mean(list(map(share_of_place, scalars.values())))
-    row["share_untrained"] = np.mean(list(map(share_of_place, untrained.values())))
+    _, untrained = loss_and_scalars(fresh, model, batch, {})
+    row["share_trained"] = share_of_place(scalars)
+    row["share_untrained"] = share_of_place(untrained)
     return row
 
 

@@ -42,10 +42,10 @@ def start(way, seed):
     return minilora.get_peft_model(model, adapter_config, rng)
 
 
-def run(job, iters=200):
+def run(job):
     """Return the row of a job (way, rate, seed), with its scores on held-out questions."""
     way, rate, seed = job
-    score = finetune(start=start(way, seed), seed=seed, iters=iters, learning_rate=rate).scores
+    score = finetune(start=start(way, seed), seed=seed, learning_rate=rate).scores
     return {
         "way": way, "rate": rate, "seed": seed,
         "loss": round(score["loss"], 5), "exact_match": score["exact_match"],

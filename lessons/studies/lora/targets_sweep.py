@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 
 from minilora import LoraConfig
+from minilora.config import ALL_LINEAR
 from minilora.lessons.helpers.common import finetune
 from minilora.tree import num_parameters
 
@@ -25,24 +26,15 @@ SPENT = {
     "q k v o": {"q_proj": 10, "k_proj": 9, "v_proj": 10, "o_proj": 9},
     "down": {"down_proj": 21},
     "MLP": {"gate_proj": 7, "up_proj": 7, "down_proj": 7},
-    "all": dict.fromkeys(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), 4
-    ),
+    "all": dict.fromkeys(ALL_LINEAR, 4),
 }
-
-
-def mlp(*layers):
-    """Return the names of the MLP's three matrices in the given layers."""
-    return [f"{i}.mlp.{name}" for i in layers for name in ("gate_proj", "up_proj", "down_proj")]
-
-
-R, QVO = 8, ["q_proj", "v_proj", "o_proj"]
+QVO, MLP = ("q_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 CLIMB = {
-    "q v": ["q_proj", "v_proj"],
+    "q v": QVO[:2],
     "q v o": QVO,
-    **{f"q v o, MLP of layer {i}": [*QVO, *mlp(i)] for i in range(3)},
-    "q v o, every MLP": [*QVO, *mlp(0, 1, 2)],
-    "all seven": ["all-linear"],
+    **{f"q v o, MLP of layer {i}": (*QVO, *(f"{i}.mlp.{w}" for w in MLP)) for i in range(3)},
+    "q v o, every MLP": (*QVO, *MLP),
+    "all seven": ("all-linear",),
 }
 RATES = (4e-3, 1e-2, 2.5e-2)
 BEST = {name: 2.5e-2 if name in ("o", "MLP") else 1e-2 for name in SPENT}  # of seed 0
@@ -57,7 +49,7 @@ JOBS = [
 def config(part, name):
     """Return the LoraConfig of a row: the budget's ranks, or r = 8 on the climb's names."""
     if part == "climb":
-        return LoraConfig(r=R, lora_alpha=2 * R, target_modules=tuple(CLIMB[name]))
+        return LoraConfig(r=8, lora_alpha=16, target_modules=CLIMB[name])
     ranks = SPENT[name]
     alphas = {module: 2 * r for module, r in ranks.items()}
     return LoraConfig(target_modules=tuple(ranks), rank_pattern=ranks, alpha_pattern=alphas)
