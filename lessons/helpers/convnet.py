@@ -13,8 +13,8 @@ from autograd.extend import defvjp, primitive
 
 from minilora import TrainConfig, layers
 from minilora.layers import value_and_grad
-from minilora.optim import clip, get_lr
-from minilora.training import start, update
+from minilora.lessons.helpers.rollouts import descend, log_softmax
+from minilora.training import start
 from minilora.tree import get, named_leaves, overlay, set_leaf, unflatten
 
 LAYERS = ((3, 2, 1, 16), (3, 2, 1, 32), (4, 1, 0, 64), (1, 1, 0, 0))  # k, stride, padding, out
@@ -35,9 +35,7 @@ def _shifts(shape, k, stride):
     """Return, for each (i, j), the slice of the padded picture with pixel (i, j) of all patches."""
     ends = [side - k + 1 for side in shape[1:3]]
     return [
-        onp.s_[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
-        for i in range(k)
-        for j in range(k)
+        onp.s_[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i, j in onp.ndindex(k, k)
     ]
 
 
@@ -53,7 +51,7 @@ def _patches_vjp(y, x, k, stride, padding):
     return vjp
 
 
-defvjp(patches, _patches_vjp, argnums=(0,))
+defvjp(patches, _patches_vjp)
 
 
 def batch_norm(x, moments, weight, bias):
@@ -84,7 +82,7 @@ def forward(adapters, base, pictures, running=None, rng=None):
         if "norm" in node:
             moments[str(i)] = moments_of(x)
             used = moments[str(i)] if running is None else running[str(i)]
-            x = np.maximum(batch_norm(x, used, node["norm"]["weight"], node["norm"]["bias"]), 0)
+            x = np.maximum(batch_norm(x, used, **node["norm"]), 0)
     return x[:, 0, 0], moments
 
 
@@ -95,21 +93,14 @@ def loss(adapters, base, batch, running=None, rng=None):
 
 def cross_entropy(logits, labels):
     """Return the mean of −log p(label), in nats."""
-    logits = logits - np.max(logits, axis=-1, keepdims=True)
-    of_label = np.sum(logits * (labels[:, None] == onp.arange(logits.shape[1])), axis=-1)
-    return np.mean(np.log(np.sum(np.exp(logits), axis=-1)) - of_label)
+    return -np.mean(log_softmax(logits)[onp.arange(len(labels)), labels])
 
 
 def evaluate(adapters, base, batch, running=None):
-    """Return the `loss` in nats, the `accuracy`, and the mean `confidence`.
-
-    The confidence is the probability of the likeliest class.
-    """
+    """Return the `loss` in nats and the `accuracy`."""
     logits, _ = forward(adapters, base, batch[0], running)
-    hit = onp.argmax(logits, axis=-1) == batch[1]
-    total = onp.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
-    loss = float(cross_entropy(logits, batch[1]))
-    return {"loss": loss, "accuracy": float(hit.mean()), "confidence": float((1 / total).mean())}
+    hit = logits.argmax(axis=-1) == batch[1]
+    return {"loss": float(cross_entropy(logits, batch[1])), "accuracy": float(hit.mean())}
 
 
 def statistics(adapters, base, pictures):
@@ -122,30 +113,32 @@ def statistics(adapters, base, pictures):
 
 def network(classes, rng):
     """Return a network with random weights."""
-    base, channels = {}, 1
+    nodes, channels = {}, 1
     for i, (k, _, _, out) in enumerate(LAYERS):
-        node, out, fan_in = f"model.layers.{i}", out or classes, k * k * channels
+        out = out or classes
+        fan_in = k * k * channels
         weight = rng.standard_normal((out, fan_in)) * (2 / fan_in) ** 0.5  # He et al. 2015, Eq. 10
-        set_leaf(base, f"{node}.linear.weight", weight.astype("f4"))
-        if i < len(LAYERS) - 1:
-            set_leaf(base, f"{node}.norm.weight", onp.ones(out, "f4"))
-            set_leaf(base, f"{node}.norm.bias", onp.zeros(out, "f4"))
-        else:
-            set_leaf(base, f"{node}.linear.bias", onp.zeros(out, "f4"))
+        linear = {"weight": weight.astype("f4")}
+        norm = {"weight": onp.ones(out, "f4"), "bias": onp.zeros(out, "f4")}
+        nodes[str(i)] = {"linear": linear, "norm": norm}
         channels = out
-    return base
+    linear["bias"] = nodes[str(i)].pop("norm")["bias"]  # of the last layer, which has no norm
+    return {"model": {"layers": nodes}}
 
 
-def low_rank(base, r, lora_alpha, rng, layers=(0, 1, 2, 3), lora_dropout=0.0):
+def low_rank(base, r, lora_alpha, rng, lora_dropout=0.0):
     """Return (adapters, base) as `get_peft_model` does, for the linear layers of this network."""
     adapters = {}
-    for node in (f"model.layers.{i}.linear" for i in layers):
-        out, fan_in = get(base, node)["weight"].shape
+    for path in (f"model.layers.{i}.linear" for i in range(len(LAYERS))):
+        out, fan_in = get(base, path)["weight"].shape
         bound = fan_in**-0.5
-        set_leaf(adapters, f"{node}.lora_A", rng.uniform(-bound, bound, (r, fan_in)).astype("f4"))
-        set_leaf(adapters, f"{node}.lora_B", onp.zeros((out, r), "f4"))
-        set_leaf(adapters, f"{node}.lora_scaling", lora_alpha / r)
-        set_leaf(adapters, f"{node}.lora_dropout", lora_dropout)
+        node = {
+            "lora_A": rng.uniform(-bound, bound, (r, fan_in)).astype("f4"),
+            "lora_B": onp.zeros((out, r), "f4"),
+            "lora_scaling": lora_alpha / r,
+            "lora_dropout": lora_dropout,
+        }
+        set_leaf(adapters, path, node)
     return adapters, base
 
 
@@ -167,11 +160,12 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
     for step in range(config.iters):
         rng = onp.random.default_rng([config.seed, step])
         some = rng.choice(len(labels), min(config.batch_size, len(labels)), replace=False)
-        seen = augment(pictures[some], rng) if augment else pictures[some]
-        batch = seen, labels[some]
-        value, grads = value_and_grad(loss)(state.adapters, base, batch, running, rng)
-        grads, _ = clip(grads, config.max_grad_norm)
-        state = update(state, grads, get_lr(step, config), config)
+        seen = pictures[some]
+        if augment:
+            seen = augment(seen, rng)
+        drawn = seen, labels[some]
+        value, grads = value_and_grad(loss)(state.adapters, base, drawn, running, rng)
+        state = descend(state, grads, config)
         history.append(float(value))
         if on_step:
             on_step(step + 1, state.adapters)

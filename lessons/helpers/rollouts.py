@@ -22,8 +22,8 @@ def sample(adapters, model, prompts, seed, max_tokens=14):
     """
     model = with_adapters(adapters, model)
     caches = [LayerCache() for _ in range(model.config.num_hidden_layers)]
-    rngs = [np.random.default_rng([*np.atleast_1d(seed), i]) for i in range(len(prompts))]
-    draws = [rng.random(max_tokens) for rng in rngs]
+    seeds = [[*np.atleast_1d(seed), i] for i in range(len(prompts))]
+    draws = [np.random.default_rng(seed).random(max_tokens) for seed in seeds]
     tokens = np.array(prompts)
     answers = []
     for u in np.transpose(draws):
@@ -91,29 +91,24 @@ def descend(state, grads, train_config):
     return update(state, grads, get_lr(state.step, train_config), train_config)
 
 
-def reinforce(
-    adapters, model, rows, reward, train_config, group=8, max_tokens=14, on_step=None
-):  # fmt: skip
-    """Train adapters with a reward and a group baseline; return (adapters, mean reward per step).
+def reinforce(adapters, model, rows, reward, train_config, group=8, on_step=None):
+    """Train adapters with a reward and a group baseline; return them.
 
     rows: each has a `prompt`, token ids of the same length; each step uses batch_size/group rows.
     reward: a function of (row, answer). on_step: called as on_step(step, adapters) after each step;
     training ends if it returns true.
     """
     state = start(adapters, train_config)
-    means = []
     for step in range(train_config.iters):
         chosen = batch_at(rows, step, train_config.batch_size // group, train_config.seed)
         chosen = [row for row in chosen for _ in range(group)]
         prompts = [row.prompt for row in chosen]
-        seed = [train_config.seed, step]
-        answers = sample(state.adapters, model, prompts, seed, max_tokens)
+        answers = sample(state.adapters, model, prompts, seed=[train_config.seed, step])
         rewards = np.array([reward(row, answer) for row, answer in zip(chosen, answers)], "f4")
         batch = collate([[as_example(p, answer)] for p, answer in zip(prompts, answers)])
         advantages = group_advantages(rewards, group)
         _, grads = value_and_grad(policy_loss)(state.adapters, model, batch, advantages)
         state = descend(state, grads, train_config)
-        means.append(float(rewards.mean()))
         if on_step and on_step(step + 1, state.adapters):
             break
-    return state.adapters, means
+    return state.adapters

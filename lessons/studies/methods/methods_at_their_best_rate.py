@@ -22,22 +22,11 @@ from functools import partial
 
 import numpy as np
 
-from minilora.lessons.helpers.common import (
-    HOLDS,
-    OPEN,
-    QUICK,
-    agrees,
-    claim,
-    curve_of_seeds,
-    deviation,
-    figure,
-    interval,
-    read_sweep,
-    table,
-)
+from minilora.lessons.helpers import common
+from minilora.lessons.helpers.common import HOLDS, OPEN, QUICK, claim, deviation, table
 from minilora.lessons.studies.methods import best_rates_sweep as experiment
 
-sweep = read_sweep("best_rates")
+sweep = common.read_sweep("best_rates")
 FAMILY, ALL = experiment.FAMILY, (*experiment.FAMILY, "full")
 RATES = experiment.RATES["lora"]
 of_seeds, at_best = (partial(f, sweep) for f in (experiment.of_seeds, experiment.at_best))
@@ -53,101 +42,71 @@ chosen = {method: experiment.best_rate(sweep, method) for method in ALL}
 #
 # **Predict.** You compare LoRA with LoRA+ at a rate of 5e-3, and a friend does it at 2e-2. Do you
 # agree on the better method?
-#
-# <details><summary>Answer</summary>
-# No. At 5e-3, LoRA+ has a lower mean loss than LoRA. At 2e-2, LoRA has the lower one. Both
-# comparisons are correct, and neither says which method is better. ("Yes" is tempting, because each
-# comparison has equal settings. But an equal rate suits one method more than the other.)
-# </details>
 
 # %%
-at_rate, cells = {}, []
-for method in FAMILY:
-    of_rates = [of_seeds(experiment.TRIED, "valid_loss", method, rate) for rate in RATES]
-    at_rate[method] = np.array(of_rates)  # (rates, seeds)
-    cells.append([method, *(f"{loss:.3f}" for loss in at_rate[method].mean(axis=1))])
-table(["loss on valid, at a rate of", *(f"{rate:g}" for rate in RATES)], cells)
-
-
-def log_ratio(higher, lower, rate):
-    """Return the logarithms of the ratios of two methods' test losses, of eight other seeds."""
-    high, low = (of_seeds(experiment.FRESH, "loss", m, rate) for m in (higher, lower))
-    return np.log(high / low)
-
-
-ratios = log_ratio("lora", "lora+", 5e-3), log_ratio("lora+", "lora", 2e-2)
-lora_plus_wins = claim("at 5e-3: LoRA's loss over LoRA+'s, > 1 times", ratios[0], times=True)
-lora_wins = claim("at 2e-2: LoRA+'s loss over LoRA's, > 1 times", ratios[1], times=True)
-
-# %%
+# Picture
 title = "200 steps, r = 2: mean and range of two seeds"
-with figure("rates_of_methods", "learning rate", "loss on valid (nats per token)", title) as axes:
+ylabel = "loss on valid (nats per token)"
+with common.figure("rates_of_methods", "learning rate", ylabel, title) as axes:
     for line, method in enumerate(FAMILY):
-        curve_of_seeds(axes, RATES, at_rate[method], method, line)
-    axes.set(xscale="log", yscale="log", xticks=RATES, xticklabels=map("{:g}".format, RATES))
+        losses = [of_seeds(experiment.TRIED, "valid_loss", method, rate) for rate in RATES]
+        common.curve_of_seeds(axes, RATES, losses, method, line)
+    axes.set(xscale="log", yscale="log", xticks=RATES, xticklabels=RATES)
     axes.minorticks_off()
     axes.legend(frameon=False, loc="upper left")
 
+# %%
+# Table
+wins = {}
+for rate, worse, better in ((5e-3, "lora", "lora+"), (2e-2, "lora+", "lora")):
+    high, low = (of_seeds(experiment.FRESH, "loss", method, rate) for method in (worse, better))
+    sentence = f"at {rate}: the loss of {worse} over that of {better}, > 1 times"
+    wins[better] = claim(sentence, np.log(high / low), times=True)
+
 # %% [markdown]
+# **Answer.** No. At 5e-3, LoRA+ has a lower mean loss than LoRA. At 2e-2, LoRA has the lower one.
+# Both comparisons are correct, and neither says which method is better: an equal rate suits one
+# method more than the other. LoRA+ multiplies the rate of B by four, and its best rate is lower.
+#
 # ![Loss over the learning rate of LoRA, LoRA+, PiSSA and
 # DoRA](../../../figures/rates_of_methods.png)
 #
-# LoRA+ multiplies the rate of B by four, and its best rate is lower than LoRA's. Compared with LoRA
-# at 5e-3, LoRA+ has a lower mean loss here, and at 2e-2 a higher one.
-
-# %%
-# Checks
-assert lora_plus_wins == HOLDS and lora_wins == HOLDS, "the winner must depend on the rate"
-assert chosen["lora+"] < chosen["lora"], "LoRA+ must have the lower best rate"
-assert {len(experiment.RATES[m]) for m in ALL} == {4, 5}, "four or five rates"
-
-# %% [markdown]
 # ## Each at its best rate, with eight seeds
 #
-# The rate with the lowest mean loss on the validation split is chosen, of four or five rates, with
-# two seeds. The scores below are of the test split and of eight other seeds, which chose nothing.
-# Full fine-tuning got its rate in the same way.
-#
-# **Predict.** Are the four methods within 2 % of exact match? What would you conclude from the
-# first seed alone?
-#
-# <details><summary>Answer</summary>
-# This cannot be decided here. The means of the variants lie 5 points or more from LoRA's, and
-# single seeds of LoRA+ differ by more: one gets nearly all answers right, and another less than a
-# fifth. (One seed is tempting, because it gives a clear order.)
-# </details>
-
-
-# %%
-cells = []
-for method in ALL:
-    loss, exact = at_best(method, "loss"), 100 * at_best(method, "exact_match")
-    named = [method, int(at_best(method, "trained")[0]), f"{chosen[method]:g}"]
-    ends = f"{exact.min():.0f} to {exact.max():.0f}"
-    cells.append([*named, deviation(loss, 4), deviation(exact, 1), ends])
-table(["method", "trained", "best rate", "test loss", "exact (%)", "eight seeds"], cells)
-
-# %% [markdown]
-# The study [All methods at their best rate](all_methods_at_their_best_rate.py) draws each seed.
-#
-# ## Which differences are real?
+# The rate with the lowest mean loss on the validation split is chosen, with two seeds. The scores
+# below are of the test split and of eight other seeds, which chose nothing. Full fine-tuning got
+# its rate in the same way.
 #
 # The seeds are paired: equal seeds have the same rows in the same order. Each difference to LoRA
 # has a 95 % interval of its mean. "Within 1 to 2 %" holds if the whole interval of exact match lies
 # within 2 points, and does not hold if the whole interval lies outside.
+#
+# **Predict.** Are the four methods within 2 points of exact match? What would you conclude from one
+# seed alone?
 
 # %%
+# Table
+loss, exact, trained = (
+    {method: at_best(method, column) for method in ALL}
+    for column in ("loss", "exact_match", "trained")
+)
+cells = []
+for method in ALL:
+    scores = deviation(loss[method], 4), common.spread(100 * exact[method], 0)
+    cells.append([method, int(trained[method][0]), f"{chosen[method]:g}", *scores])
+table(["eight seeds", "trained", "best rate", "test loss", "exact match (%)"], cells)
 beats, close, points = {}, {}, {}
 for method in FAMILY[1:]:
-    ratio = np.log(at_best("lora", "loss") / at_best(method, "loss"))
+    ratio = np.log(loss["lora"] / loss[method])
     beats[method] = claim(f"{method}: LoRA's loss over its loss, > 1 times", ratio, times=True)
-    points[method] = 100 * (at_best(method, "exact_match") - at_best("lora", "exact_match"))
+    points[method] = 100 * (exact[method] - exact["lora"])
     close[method] = claim(f"{method} is within 2 points of LoRA", points[method], -2, 2, digits=1)
-ratio = np.log(at_best("lora", "loss") / at_best("full", "loss"))
+ratio = np.log(loss["lora"] / loss["full"])
 full = claim("LoRA's loss over that of full fine-tuning, > 2 times", ratio, np.log(2), times=True)
 
 # %% [markdown]
-# Of a model of 0.1 million parameters:
+# **Answer.** The seeds do not decide it, and one seed shows nothing: one of LoRA+ gets nearly all
+# answers right, and another less than a fifth. Of a model of 0.1 million parameters:
 #
 # - **Vanilla LoRA suffices** is not shown either way. No variant is shown to have a lower loss than
 #   LoRA, and none is shown to have a higher one.
@@ -155,26 +114,9 @@ full = claim("LoRA's loss over that of full fine-tuning, > 2 times", ratio, np.l
 #   wide. So these eight seeds cannot show that a difference is less than 2 points.
 # - **Full fine-tuning** has a lower mean loss than LoRA, with 17 times as many trained parameters.
 #   This holds here.
-
-# %%
-# Checks
-for method in FAMILY[1:]:
-    assert beats[method] == OPEN, f"{method} must not be shown to be better or worse"
-    assert close[method] == OPEN, f"{method} must not be shown to be close or far"
-    mean, least, most = interval(points[method])
-    assert abs(mean) > 5, f"{method}: 5 points or more from LoRA"
-    assert most - least > 10, f"{method}: at least 10 points wide"
-lora_plus = at_best("lora+", "exact_match")
-assert lora_plus.max() > 0.99 and lora_plus.min() < 0.2, "LoRA+: nearly all, and few"
-assert full == HOLDS, "full fine-tuning must have the lower loss"
-more = at_best("full", "trained")[0] / at_best("lora", "trained")[0]
-assert round(more) == 17, "17 times as many parameters"
-if not QUICK:  # a run of the sweep again
-    again = experiment.run(("lora", chosen["lora"], 2))["loss"]
-    seeds = at_best("lora", "loss"), at_best("full", "loss")
-    assert agrees(again, *seeds), "the run must agree with the sweep"
-
-# %% [markdown]
+#
+# The study [All methods at their best rate](all_methods_at_their_best_rate.py) draws each seed.
+#
 # ## What was shown
 #
 # On a model of 0.1 million parameters, LoRA+ has a lower mean loss than LoRA at one learning rate
@@ -194,3 +136,18 @@ if not QUICK:  # a run of the sweep again
 # **Further reading.** LoRA+: [arXiv:2402.12354](https://arxiv.org/abs/2402.12354). PiSSA:
 # [arXiv:2404.02948](https://arxiv.org/abs/2404.02948). DoRA:
 # [arXiv:2402.09353](https://arxiv.org/abs/2402.09353).
+
+# %%
+# Checks
+assert wins == {"lora+": HOLDS, "lora": HOLDS}, "the winner must depend on the rate"
+assert chosen["lora+"] < chosen["lora"], "LoRA+ must have the lower best rate"
+assert {*beats.values(), *close.values()} == {OPEN}, "no variant is better, worse, near or far"
+for method, differences in points.items():
+    _, least, most = common.interval(differences)
+    assert most - least > 10, f"{method}: at least 10 points wide"
+assert exact["lora+"].max() > 0.99 and exact["lora+"].min() < 0.2, "LoRA+: nearly all, and few"
+assert full == HOLDS, "full fine-tuning must have the lower loss"
+assert round(trained["full"][0] / trained["lora"][0]) == 17, "17 times as many parameters"
+if not QUICK:  # a run of the sweep again
+    again = experiment.run(("lora", chosen["lora"], 2))["loss"]
+    assert common.agrees(again, loss["lora"], loss["full"]), "the run must agree with the sweep"

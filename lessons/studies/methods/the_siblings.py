@@ -16,23 +16,15 @@ import numpy as np
 
 import minilora
 from minilora.evaluation import plot
-from minilora.lessons.helpers import compare
-from minilora.lessons.helpers.common import (
-    QUICK,
-    agrees,
-    deviation,
-    figure,
-    of,
-    read_sweep,
-    short,
-    table,
-)
+from minilora.lessons.helpers import common, compare
+from minilora.lessons.helpers.common import QUICK, agrees, short
 from minilora.lessons.helpers.compare import TABLE
-from minilora.tree import flatten, num_parameters
+from minilora.tree import num_parameters
 
 model, tokenizer = minilora.load("micro")
 config = model.config
 tokens = [tokenizer.encode("Ada keeps a pink kite in the barn. Who, what, where?")]
+VIRTUAL = ("prefix", "prompt", "p-tuning")
 
 # %% [markdown]
 # ## The same number of parameters
@@ -44,12 +36,6 @@ tokens = [tokenizer.encode("Ada keeps a pink kite in the barn. Who, what, where?
 # L is the number of layers, d the width, f the MLP's, k that of keys, V the size of the vocabulary.
 #
 # **Predict.** Before the first step, which methods compute exactly what the base computes?
-#
-# <details><summary>Answer</summary>
-# All except those with virtual tokens (prefix, prompt, P-tuning), and PiSSA, which differs by
-# rounding. Every token attends to the virtual tokens, so they change the output from the start.
-# ("All" is tempting, because LoRA starts at the base.)
-# </details>
 
 # %%
 L, V = config.num_hidden_layers, config.vocab_size
@@ -86,26 +72,16 @@ for name, entry in TABLE.items():
     trained[name] = num_parameters(start.adapters)
     expected[name] = expected_parameters(entry.method, size)
     logits = minilora.forward(start.adapters, start.model, tokens)
-    distance[name] = np.abs(logits - bare).max() / np.abs(bare).max()
-    leaf = ".".join(next(iter(flatten(start.adapters))).split(".")[-2:])
-    cells.append([name, trained[name], f"{distance[name]:.1e}", leaf])
-table(["method", "trained", "distance from the base", "a leaf"], cells)
+    distance[name] = np.abs(logits - bare).max()
+    cells.append([name, trained[name], f"{distance[name]:.1e}"])
+common.table(["method", "trained", "largest change of a logit"], cells)
 
 # %% [markdown]
-# A zero (LoRA's B, VeRA's b, the second matrix of the bottleneck, BitFit's biases) or a one (IA³,
-# and DoRA's m/‖W‖) gives exactly the base. PiSSA takes W apart and adds the parts up again, which
-# gives the base up to rounding. Virtual tokens change the model from the start.
-
-# %%
-# Checks
-VIRTUAL = ("prefix", "prompt", "p-tuning")
-for name in TABLE:
-    assert trained[name] == expected[name], f"{name}: the number must be the formula's"
-    assert (distance[name] > 0) == (name in (*VIRTUAL, "pissa")), f"{name}: {distance[name]}"
-assert distance["pissa"] < 1e-5, "PiSSA must be the base up to rounding"
-assert min(distance[name] for name in VIRTUAL) > 0.1, "virtual tokens must change the model"
-
-# %% [markdown]
+# **Answer.** All except those with virtual tokens, and PiSSA, which differs by rounding: it takes W
+# apart and adds the parts up again. The others start at a zero (LoRA's B, VeRA's b, the second
+# matrix of the bottleneck, BitFit's biases) or at a one (IA³, and DoRA's m/‖W‖). Every token
+# attends to the virtual tokens, so they change the output from the start.
+#
 # ## What they learn, and what they forget
 #
 # Each method trains for 200 steps with five seeds (`siblings_sweep.csv`), at a rate that was the
@@ -113,79 +89,43 @@ assert min(distance[name] for name in VIRTUAL) > 0.1, "virtual tokens must chang
 # own language.
 #
 # **Predict.** Which method forgets most? Does a method that learns less also forget less?
-#
-# <details><summary>Answer</summary>
-# The prefix: it forgets most on average, and answers no question. So "learns less, forgets less"
-# does not hold here. (Full fine-tuning is tempting: it trains most. It comes second.)
-# </details>
 
 # %%
-sweep = read_sweep("siblings")
-loss, exact, before, after = (
-    {name: np.array(of(sweep, column, method=name)) for name in TABLE}
-    for column in ("loss", "exact_match", "notes_before", "notes_after")
+# Picture
+sweep = common.read_sweep("siblings")
+loss, exact, after = (
+    {name: np.array(common.of(sweep, column, method=name)) for name in TABLE}
+    for column in ("loss", "exact_match", "notes_after")
 )
-forgotten = {name: after[name] - before[name] for name in TABLE}
-
-cells = []
-for name in TABLE:
-    scores = deviation(loss[name]), deviation(100 * exact[name], 0), deviation(after[name])
-    cells.append([name, trained[name], *scores])
-table(["method", "trained", "held-out loss", "exact (%)", "own text"], cells)
-quotient = forgotten["full"].mean() / forgotten["lora"].mean()
-print(f"before: {before['lora'][0]:.3f}; full forgets {quotient:.1f} times as much as LoRA")
-
-# %%
 xlabel, ylabel = "held-out loss (nats per token)", "own text (nats per byte)"
-with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten") as axes:
+title = "Learned and forgotten: mean and standard deviation of five seeds"
+with common.figure("siblings", xlabel, ylabel, title) as axes:
     for name in TABLE:
         x, y = loss[name].mean(), after[name].mean()
-        axes.plot(x, y, "o", color=plot.LINES[1 if name in VIRTUAL else 0]["color"])
+        color = plot.LINES[1 if name in VIRTUAL else 0]["color"]
+        bars = after[name].std(ddof=1), loss[name].std(ddof=1)  # of y and x
+        axes.errorbar(x, y, *bars, "o", color=color, elinewidth=0.5)
         axes.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=8)
     axes.set(xscale="log")
+before = sweep[0]["notes_before"]
+forgotten = {name: after[name].mean() - before for name in TABLE}
+times = forgotten["full"] / forgotten["lora"]
+print(f"own text before: {before:.3f}; full forgets {times:.1f} times as much as LoRA")
 
 # %% [markdown]
+# **Answer.** The prefix forgets most on average, and answers no question. So "what learns less
+# forgets less" does not hold here: the prefix forgets more than each low-rank method, with every
+# seed. Full fine-tuning, which trains most, comes second.
+#
 # ![Own text over task loss: the prefix learns little, and forgets most on
 # average](../../../figures/siblings.png)
 #
-# - With this many parameters of `micro`, the low-rank methods answer most questions on average. The
-#   others, except full fine-tuning, answer fewer than three of ten on average. The order of the
-#   low-rank methods is not shown: DoRA's runs alone go from a third of the answers to all, and
-#   VeRA's from a twentieth to nine tenths.
+# - With this many parameters of `micro`, the low-rank methods (LoRA, LoRA+, PiSSA, DoRA and VeRA)
+#   answer most questions on average. The others, except full fine-tuning, answer fewer than three
+#   of ten on average. The scores are in [a table of the guide](../../guide/methods.md).
 # - Full fine-tuning trains all parameters, has the lowest mean loss, and forgets about three times
 #   as much as LoRA.
-# - "What learns less forgets less" does not hold here: the prefix answers nothing, and forgets more
-#   than each low-rank method, with every seed.
 #
-# Without the adapter, the base is there again, bit for bit. With PiSSA, keep the base.
-
-# %%
-# Checks
-low_rank = ("lora", "lora+", "pissa", "dora")
-worst = max(loss[name].max() for name in low_rank)
-for name in set(TABLE) - {*low_rank, "vera", "full"}:
-    assert loss[name].mean() > worst, f"{name} must learn less than the low-rank methods"
-    assert exact[name].mean() < 0.3, f"{name} must answer few questions"
-dora, vera = exact["dora"], exact["vera"]
-assert dora.min() < 0.34 and dora.max() == 1, "DoRA's runs: from a third of the answers to all"
-assert vera.min() < 0.06 and 0.85 < vera.max() < 0.9, "VeRA's runs: from a twentieth to nine tenths"
-for name in VIRTUAL:
-    assert exact[name].max() == 0, f"{name} must answer no question"
-assert 2.5 < quotient < 4, "full must forget about three times as much as LoRA"
-assert forgotten["full"].min() > 2 * forgotten["lora"].max(), "in every seed"
-assert after["prefix"].min() > after["pissa"].max() + 1, "the prefix must forget more"
-assert max(TABLE, key=lambda name: forgotten[name].mean()) == "prefix", "most on average"
-for name in (*low_rank, "vera"):
-    assert exact[name].mean() > 0.5, f"{name} must answer most questions"
-    assert after["prefix"].min() > after[name].max(), f"the prefix must forget more than {name}"
-    assert loss["full"].max() < loss[name].min(), "full must learn best"
-for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the sweep again
-    again = compare.run(compare.Job(name, iters=short(200, 5)))
-    for column, seeds in (("loss", loss), ("notes_after", after)):
-        agree = QUICK or agrees(again[column], seeds[name], seeds[other])
-        assert agree, f"{name}: {column} {again[column]}, in the sweep {seeds[name]}"
-
-# %% [markdown]
 # ## What was shown
 #
 # On `micro` (0.1 million parameters, five seeds), the low-rank methods and full fine-tuning answer
@@ -195,7 +135,7 @@ for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the swee
 #
 # 1. `compare.BUDGET` in `compare.sized`: use 20,000. Which method gets which size?
 # 2. `compare.Job("lora", ...)`: run "dora" with the seeds 0 to 2. How far apart are they?
-# 3. `forgotten["full"]`: print `forgotten` for all methods, in order.
+# 3. `forgotten`: print it for all methods, in order.
 #
 # **Where to stop with a debugger.** `layers.hooks_of` (what does it return for a projection without
 # a magnitude?), `dora.apply`.
@@ -209,3 +149,25 @@ for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the swee
 # [arXiv:2402.09353](https://arxiv.org/abs/2402.09353). Kopiczko et al. 2024 (VeRA):
 # [arXiv:2310.11454](https://arxiv.org/abs/2310.11454). He et al. 2022, a comparison:
 # [arXiv:2110.04366](https://arxiv.org/abs/2110.04366).
+
+# %%
+# Checks
+assert trained == expected, "the numbers of parameters must be those of the formulas"
+for name in TABLE:
+    assert (distance[name] > 0) == (name in (*VIRTUAL, "pissa")), f"{name}: {distance[name]}"
+assert distance["pissa"] < 1e-3 < 1 < min(distance[name] for name in VIRTUAL), "PiSSA: rounding"
+low_rank = ("lora", "lora+", "pissa", "dora", "vera")
+for name in TABLE:
+    right = exact[name].mean()
+    learns = name in (*low_rank, "full")
+    assert (right > 0.5) if learns else (right < 0.3), f"{name}: {right} right answers"
+assert exact["prefix"].max() == 0, "the prefix must answer no question"
+assert sorted(TABLE, key=forgotten.get)[-2:] == ["full", "prefix"], "they forget most"
+for name in low_rank:
+    assert after["prefix"].min() > after[name].max(), f"the prefix must forget more than {name}"
+assert 2.5 < times < 4, "full must forget about three times as much as LoRA"
+assert min(TABLE, key=lambda name: loss[name].mean()) == "full", "full must learn best"
+again = compare.run(compare.Job("lora", iters=short(200, 5)))  # a run of the sweep again
+for column, seeds in (("loss", loss), ("notes_after", after)):
+    agree = QUICK or agrees(again[column], seeds["lora"], seeds["full"])
+    assert agree, f"{column} {again[column]}, in the sweep {seeds['lora']}"

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, MethodConfig, data
+from minilora import MethodConfig, data
 from minilora.lessons.helpers.common import finetune
 
-RATES = {"lora": 1e-2, "prompt": 1e-1, "prefix": 5e-1}
+RATES = {"prompt": 1e-1, "prefix": 5e-1}
 
 
 class Job(NamedTuple):
-    """One run; `tokens` is r of `lora`. start: `vocabulary` rows, or `normal` numbers."""
+    """One run. start: `vocabulary` rows, or `normal` numbers."""
 
     method: str
     tokens: int
@@ -47,8 +47,6 @@ def trained(job):
     """Return the Run of a job."""
     model = minilora.load("micro").model
     method = MethodConfig(job.method, num_virtual_tokens=job.tokens)
-    if job.method == "lora":
-        method = LoraConfig(r=job.tokens, lora_alpha=2 * job.tokens, target_modules=("all-linear",))
     rng = np.random.default_rng(job.seed)
     adapters, _ = minilora.get_peft_model(model, method, rng)
     if job.start == "normal":

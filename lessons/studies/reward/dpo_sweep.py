@@ -17,10 +17,12 @@ SEEDS = (0, 1, 2, 3, 4)
 JOBS = [(labels, rate, seed) for labels in LABELS for rate in RATES for seed in SEEDS]
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 BETA = 0.5
-NAMES = ("who", "what", "place")  # of the three answers, in the order of ECHOES
+FORMS = [f" {echo}" for echo in ECHOES]  # of the three answers
+NAMES = ("who", "what", "place")  # in the order of ECHOES
 REWARDS = np.array([0.5, 0.0, 1.0])
 # (better answer, worse answer) of each pair of answers
 PAIRS = [(2, 0), (2, 1), (0, 1)]
+BETTER, WORSE = np.transpose(PAIRS)
 STEPS = (0, 10, 25, 50, 100)  # after which the log-probabilities are stored
 
 
@@ -29,13 +31,7 @@ def win_probability(labels):
     if labels == "certain":
         return np.ones(len(PAIRS))
     # p(a is preferred to b) = σ(r(a) − r(b))   (Bradley and Terry 1952)
-    return np.array([1 / (1 + np.exp(REWARDS[b] - REWARDS[a])) for a, b in PAIRS])
-
-
-def prompts_and_answers(split, n):
-    """Return n times (prompt, [its three answers]) as token ids, for the questions' split."""
-    forms = [f" {echo}" for echo in ECHOES]
-    return [(row.prompt, list(map(row.answer, forms))) for row in echoes.rows(split, n)]
+    return 1 / (1 + np.exp(REWARDS[WORSE] - REWARDS[BETTER]))
 
 
 def labelled_pairs(labels, seed):
@@ -43,22 +39,21 @@ def labelled_pairs(labels, seed):
     rng = np.random.default_rng([seed, 1])
     wins = win_probability(labels)
     pairs = []
-    for prompt, answers in prompts_and_answers("train", 4000):
+    for row in echoes.rows("train", 4000):
         i = rng.integers(len(PAIRS))
-        better, worse = PAIRS[i]
-        chosen, rejected = (better, worse) if rng.random() < wins[i] else (worse, better)
-        pairs.append((prompt, answers[chosen], answers[rejected]))
+        pair = PAIRS[i] if rng.random() < wins[i] else PAIRS[i][::-1]
+        chosen, rejected = (row.answer(FORMS[answer]) for answer in pair)
+        pairs.append((row.prompt, chosen, rejected))
     return pairs
 
 
 def all_log_probs(adapters, model, split, n):
     """Return log p of the three answers to n prompts of a split: (n, 3)."""
-    rows = prompts_and_answers(split, n)
+    rows = echoes.rows(split, n)
     columns = []
-    for i in range(len(NAMES)):
-        batch = preference.batch_of([(prompt, answers[i], answers[i]) for prompt, answers in rows])
-        half = {name: x[:n] for name, x in batch.items()}  # chosen and rejected are the same
-        columns.append(preference.answer_log_probs(adapters, model, half))
+    for form in FORMS:
+        batch = echoes.batch_of(rows, [row.answer(form) for row in rows])
+        columns.append(preference.answer_log_probs(adapters, model, batch))
     return np.stack(columns, axis=1)
 
 
@@ -72,20 +67,21 @@ def optimum(reference):
 def scores(log_probs, reference, labels):
     """Return what a run is judged by: the expected loss, log-probabilities, shares, rewards."""
     wins = win_probability(labels)
-    better, worse = np.transpose(PAIRS)
     rewards = BETA * (log_probs - reference)
-    m = rewards[:, better] - rewards[:, worse]
+    m = rewards[:, BETTER] - rewards[:, WORSE]
     loss = wins * np.logaddexp(0, -m) + (1 - wins) * np.logaddexp(0, m)
-    a, b = log_probs[:, better], log_probs[:, worse]
+    a, b = log_probs[:, BETTER], log_probs[:, WORSE]
     p = np.exp(log_probs)
-    row = {"loss": loss.mean(), "mass": p.sum(axis=1).mean()}
-    row |= {"chosen": (wins * a + (1 - wins) * b).mean()}
-    row |= {"rejected": (wins * b + (1 - wins) * a).mean()}
-    share = (p / p.sum(axis=1, keepdims=True)).mean(axis=0)
-    row |= {f"share_{name}": x for name, x in zip(NAMES, share)}
-    row |= {f"p_{name}": x for name, x in zip(NAMES, p.mean(axis=0))}
+    row = {
+        "loss": loss.mean(), "mass": p.sum(axis=1).mean(),
+        "chosen": (wins * a + (1 - wins) * b).mean(),
+        "rejected": (wins * b + (1 - wins) * a).mean(),
+    }  # fmt: skip
     # rewards are defined up to a constant per prompt: relative to the answer "what"
-    row |= {f"reward_{name}": x for name, x in zip(NAMES, (rewards - rewards[:, 1:2]).mean(axis=0))}
+    of_answers = {"share": p / p.sum(axis=1, keepdims=True), "p": p}
+    of_answers["reward"] = rewards - rewards[:, 1:2]
+    for column, values in of_answers.items():
+        row |= {f"{column}_{name}": x for name, x in zip(NAMES, values.mean(axis=0))}
     return row
 
 
@@ -102,19 +98,20 @@ def run(job):
     """Train one adapter; return its row."""
     labels, rate, seed = job
     model, _ = minilora.load("micro")
-    references = {split: all_log_probs({}, model, split, 200) for split in ("valid", "test")}
-    row = {"labels": labels, "rate": rate, "seed": seed}
+    reference = {split: all_log_probs({}, model, split, 200) for split in ("valid", "test")}
+    curve = {}
 
     def store(step, adapters):
         if step in STEPS:
             found = all_log_probs(adapters, model, "test", 64)
-            seen = scores(found, references["test"][:64], labels)
+            seen = scores(found, reference["test"][:64], labels)
             curve.update({f"{name}_{step}": seen[name] for name in ("chosen", "rejected")})
 
-    curve = {}
     adapters = train(labels, rate, seed, on_step=store)
     store(STEPS[-1], adapters)
-    for split, reference in references.items():
-        found = scores(all_log_probs(adapters, model, split, 200), reference, labels)
-        row |= {"valid_loss": found["loss"]} if split == "valid" else found
-    return row | curve
+    valid, test = (
+        scores(all_log_probs(adapters, model, split, 200), reference[split], labels)
+        for split in reference
+    )
+    row = {"labels": labels, "rate": rate, "seed": seed, "valid_loss": valid["loss"]}
+    return row | test | curve

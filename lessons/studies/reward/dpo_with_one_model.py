@@ -7,28 +7,16 @@
 #
 # **Continues:** [lesson 4](../../04_merge_and_serve.py).
 #
-# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lessons 1 and 4.
+# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lessons 1 and 4.
 
 # %%
-import time
-
+import matplotlib.pyplot as plt
 import numpy as np
 
 import minilora
 from minilora.data.tasks import ECHOES
-from minilora.evaluation.memory import nbytes
-from minilora.layers import value_and_grad
-from minilora.lessons.helpers import preference
-from minilora.lessons.helpers.common import (
-    QUICK,
-    agrees,
-    best_rates,
-    of,
-    read_sweep,
-    short,
-    spread,
-    table,
-)
+from minilora.lessons.helpers import common, preference
+from minilora.lessons.helpers.common import QUICK, agrees, of, short, spread, table
 from minilora.lessons.studies.reward import dpo_sweep as dpo
 from minilora.model import with_adapters
 from minilora.tree import get
@@ -66,72 +54,42 @@ from minilora.tree import get
 # is enough with LoRA. Today, TRL switches the adapter off for the reference.
 #
 # **Predict.** The trained model changes at each step. Can a reference that shares its weights stay
-# the same?
-#
-# <details><summary>Answer</summary>
-# Yes. LoRA trains only A and B, so the base without adapters is the same before and after training,
-# bit for bit. ("No, it would drift" is tempting, because that is true for full fine-tuning.)
-# </details>
+# the same? And what is the loss before the first step?
 
 # %%
-sweep = read_sweep("dpo")
+sweep = common.read_sweep("dpo")
 valid = [of(sweep, "valid_loss", labels="noisy", rate=rate) for rate in dpo.RATES]
-RATE, _ = best_rates(dpo.RATES, valid)
-model, tokenizer = minilora.load("micro")
-adapters, model = minilora.get_peft_model(model, dpo.LORA, rng=0)
-batch = preference.batch_of(dpo.labelled_pairs("noisy", seed=0)[:16])
+RATE, _ = common.best_rates(dpo.RATES, valid)
+model, _ = minilora.load("micro")
+untrained, _ = minilora.get_peft_model(model, dpo.LORA, 0)
+batch = preference.batch_of(dpo.labelled_pairs("certain", seed=0)[:16])
 reference = preference.answer_log_probs({}, model, batch)  # the base without adapters
-first = preference.dpo_loss(adapters, model, batch, reference, dpo.BETA)
-trained = {labels: dpo.train(labels, RATE, 0, short(100, 8)) for labels in dpo.LABELS}
+trained = dpo.train("certain", RATE, 0, short(100, 8))
 same = np.array_equal(reference, preference.answer_log_probs({}, model, batch))
-print(f"first loss {first:.4f}, log 2 = {np.log(2):.4f}; the reference is unchanged: {same}")
+print(f"the reference is the same before and after training: {same}")
 
-times = []
-for _ in range(5):
-    start = time.perf_counter()
-    preference.answer_log_probs({}, model, batch)
-    middle = time.perf_counter()
-    value_and_grad(preference.dpo_loss)(adapters, model, batch, reference, dpo.BETA)
-    times.append((middle - start, time.perf_counter() - middle))
-share = np.min(times, axis=0)[0] / np.min(times, axis=0).sum()
-print(f"the forward pass of the reference takes {share:.0%} of a step")
 
-tiny, _ = minilora.load("tiny")
-weights, codes = nbytes(tiny.base), nbytes(minilora.quantize(tiny, "nf4-dq").base)
-factors = nbytes(minilora.get_peft_model(tiny, dpo.LORA, 0).adapters)
-memory = {  # trained parameters have a gradient and two moments of Adam
-    "full fine-tuning, and a reference": weights + 4 * weights,
-    "LoRA, and a second model": 2 * weights + 4 * factors,
-    "LoRA, one model": weights + 4 * factors,
-    "LoRA, one model in NF4": codes + 4 * factors,
-}
-table(["tiny, without activations", "MB"], [[k, f"{v / 1e6:.1f}"] for k, v in memory.items()])
-
-# %% [markdown]
-# One model saves the memory of a second model, but no time: the reference still needs its forward
-# pass, or the stored results of an earlier one. There is one trap. If DPO continues an adapter that
-# was trained by imitation, the reference is the base *with* this adapter, as it was at the start:
-
-# %%
-old = trained["noisy"]
-firsts = {}
-for name, reference_adapters in (("the base alone", {}), ("with the adapter", old)):
+def first_loss(adapters, reference_adapters):
+    """Return the loss before the first step of `adapters`."""
     log_probs = preference.answer_log_probs(reference_adapters, model, batch)
-    firsts[name] = preference.dpo_loss(old, model, batch, log_probs, dpo.BETA)
-    print(f"continue an adapter, reference {name}: first loss {firsts[name]:.4f}")
+    return preference.dpo_loss(adapters, model, batch, log_probs, dpo.BETA)
 
-# %%
-# Checks
-assert abs(first - np.log(2)) < 1e-6, "B = 0: model and reference are the same, and m = 0"
-assert same, "the reference may not change"
-assert share < 0.5, "a forward pass must take less time than a forward and a backward pass"
-path = "model.layers.0.self_attn.q_proj"
-weights = [get(m.base, path)["weight"] for m in (model, with_adapters(adapters, model))]
-assert weights[0] is weights[1], "the reference and the trained model must share one array"
-assert abs(firsts["with the adapter"] - np.log(2)) < 1e-6
-assert QUICK or abs(firsts["the base alone"] - np.log(2)) > 0.01
+
+first = first_loss(untrained, {})
+wrong, right = first_loss(trained, {}), first_loss(trained, trained)
+print(f"first loss {first:.4f}, log 2 = {np.log(2):.4f}")
+print(f"DPO continues an adapter, the reference is the base alone: first loss {wrong:.4f}")
+print(f"DPO continues an adapter, the reference is the base with it: first loss {right:.4f}")
 
 # %% [markdown]
+# **Answer.** Yes, bit for bit: LoRA trains only A and B, and the reference is the base without
+# them. (With full fine-tuning, the shared weights would drift.) A second model would need the
+# memory of all weights once more. B = 0 at the start, so model and reference are equal, m = 0, and
+# the loss is log 2.
+#
+# There is one trap. If DPO continues an adapter that was trained by imitation, the reference is the
+# base *with* this adapter, as it was at the start. A first loss of log 2 shows that it is right.
+#
 # ## The optimum is known
 #
 # `micro` (0.1 million parameters) continues "Ada keeps a pink kite in the barn." in one of three
@@ -141,47 +99,29 @@ assert QUICK or abs(firsts["the base alone"] - np.log(2)) > 0.01
 # 4 says where DPO ends, and the smallest possible loss is the entropy of the labels.
 #
 # **Predict.** What is the share of " In the barn." at the optimum: 1/3, 67 % or 100 %?
-#
-# <details><summary>Answer</summary>
-# 67 %: e² : e¹ : e⁰ is about 7.4 : 2.7 : 1. (100 % is tempting, as it has the highest reward. But
-# β weighs the reward against the distance from the reference.)
-# </details>
 
 # %%
 p = dpo.win_probability("noisy")
 entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).mean()
-reference = dpo.all_log_probs({}, model, "test", 200)
-best, before = dpo.optimum(reference).mean(axis=0), np.exp(reference)
-before = (before / before.sum(axis=1, keepdims=True)).mean(axis=0)
-
-
-def noisy(column):
-    """Return a column of the runs with noisy labels at the best rate, one number per seed."""
-    return of(sweep, column, labels="noisy", rate=RATE)
-
-
+best = dpo.optimum(dpo.all_log_probs({}, model, "test", 200)).mean(axis=0)
+shares, read = (
+    [of(sweep, f"{column}_{name}", labels="noisy", rate=RATE) for name in dpo.NAMES]
+    for column in ("share", "reward")
+)
 cells = []
-rewards = dict(zip(dpo.NAMES, dpo.REWARDS))
-for i, name in enumerate(dpo.NAMES):
-    shares, found = spread(noisy(f"share_{name}")), spread(noisy(f"reward_{name}"))
-    cells.append([ECHOES[i], f"{before[i]:.2f}", f"{best[i]:.2f}", shares, rewards[name], found])
-table(["answer", "before", "optimum", "share, five seeds", "reward", "reward, read"], cells)
-print(f"rate {RATE}: loss {spread(noisy('loss'), 3)} on test rows, entropy {entropy:.3f}")
+for i, echo in enumerate(ECHOES):
+    found = spread(shares[i]), str(dpo.REWARDS[i]), spread(read[i])
+    cells.append([echo, f"{best[i]:.2f}", *found])
+table(["answer", "optimum", "share, five seeds", "reward", "reward, read"], cells)
+noisy_loss = of(sweep, "loss", labels="noisy", rate=RATE)
+print(f"rate {RATE}: loss {spread(noisy_loss, 3)} on test rows, entropy {entropy:.3f}")
 
 # %% [markdown]
-# The trained shares are near the optimum. And β·log(π/π_ref) is about the reward, up to a constant
-# per prompt (here, that of the second answer): the paper's title says "secretly a reward model".
-
-# %%
-# Checks
-assert np.mean(noisy("loss")) - entropy < 0.01, "the loss must be near the entropy"
-for name, share, old in zip(dpo.NAMES, best, before):
-    found = noisy(f"share_{name}")
-    assert abs(np.mean(found) - share) < 0.03, f"{name}: {found}, not {share}"
-    assert not min(found) < old < max(found), f"{name}: in every seed, the share must have changed"
-    assert abs(np.mean(noisy(f"reward_{name}")) - rewards[name]) < 0.1, f"{name}: the reward, read"
-
-# %% [markdown]
+# **Answer.** 67 %: e² : e¹ : e⁰ is about 7.4 : 2.7 : 1. Not 100 %, because β weighs the reward
+# against the distance from the reference. The trained shares are near the optimum. And
+# β·log(π/π_ref) is about the reward, up to a constant per prompt (here, that of the second answer):
+# the paper's title says "secretly a reward model".
+#
 # ## When the labels are certain
 #
 # Now the better answer is *always* the chosen one, as in a data set where each pair is labelled
@@ -189,55 +129,41 @@ for name, share, old in zip(dpo.NAMES, best, before):
 # reference. Pal et al. and Razin et al. (2024) report that chosen answers can become *less* likely.
 #
 # **Predict.** After training, DPO's loss is below 0.01. How likely is a chosen answer?
+
+# %%
+# Picture
+_, panels = plt.subplots(1, 2, figsize=(7.5, 3), sharey=True, layout="constrained")
+for labels, axes in zip(dpo.LABELS, panels):
+    for line, side in enumerate(("chosen", "rejected")):
+        curves = [of(sweep, f"{side}_{step}", labels=labels, rate=RATE) for step in dpo.STEPS]
+        common.curve_of_seeds(axes, dpo.STEPS, curves, side, line)
+    axes.set(xlabel="optimizer step", title=f"{labels} labels, five seeds")
+panels[0].set_ylabel("log p of held-out answers")
+panels[0].legend(frameon=False)
+plt.show()
+
+# %%
+# Table
+certain = {
+    name: [of(sweep, name, labels="certain", rate=rate) for rate in dpo.RATES]
+    for name in ("loss", "chosen", "mass")
+}
+cells = [
+    [str(rate), spread(loss, 4), spread(mass, 3)]
+    for rate, loss, mass in zip(dpo.RATES, certain["loss"], certain["mass"])
+]
+table(["certain labels, rate", "loss", "p of the three answers"], cells)
+
+# %% [markdown]
+# **Answer.** Less likely than before training. The loss sees only a difference of two log-ratios:
+# both may fall, if that of the rejected answer falls faster. At this rate, the chosen answers first
+# become more likely, then less.
 #
-# <details><summary>Answer</summary>
-# Less likely than before training. ("Near 1" is tempting, as the loss is nearly zero. But it sees
-# only a difference of two log-ratios: both may fall, if that of the rejected answer falls faster.)
-# </details>
-
-# %%
-cells = []
-for step in dpo.STEPS:
-    columns = [(labels, side) for labels in dpo.LABELS for side in ("chosen", "rejected")]
-    found = [of(sweep, f"{side}_{step}", labels=labels, rate=RATE) for labels, side in columns]
-    cells.append([str(step), *map(spread, found)])
-print(f"log p of held-out answers, rate {RATE}, five seeds:")
-table(["step", *(f"{side}, {labels}" for labels, side in columns)], cells)
-cells = []
-for rate in dpo.RATES:
-    found = [of(sweep, name, labels="certain", rate=rate) for name in ("loss", "chosen", "mass")]
-    cells.append([f"{rate}", *(spread(x, digits) for x, digits in zip(found, (4, 1, 3)))])
-table(["certain labels, rate", "loss", "log p of chosen", "p of the three answers"], cells)
-prompt, _ = dpo.prompts_and_answers("test", 1)[0]
-for labels, tree in trained.items():
-    answer = minilora.generate(tree, model, prompt, max_tokens=24)
-    print(f"{labels}: {tokenizer.decode(prompt + list(answer))!r}")
-
-# %% [markdown]
 # With noisy labels, the margin has an optimum. With certain labels, a larger margin always has a
-# lower loss. At the rate 0.0005, the chosen answers first become more likely, then less. At this
-# rate and all larger ones, most of the probability goes to texts that are in no pair. The loss does
-# not show this. It falls with each larger rate, so it cannot choose a rate either. Watch log p of
-# the chosen answers.
-
-# %%
-# Checks
-at_first = np.mean(of(sweep, "chosen_0", labels="certain"))
-for rate in dpo.RATES:
-    ends = of(sweep, "chosen", labels="certain", rate=rate)
-    assert max(ends) < at_first, f"{rate}: chosen answers must end less likely, in every seed"
-    if rate >= RATE:
-        assert max(of(sweep, "loss", labels="certain", rate=rate)) < 0.01
-        assert max(of(sweep, "mass", labels="certain", rate=rate)) < 0.25
-assert min(noisy("mass")) > 0.9, "with noisy labels, the three answers keep their probability"
-assert min(of(sweep, "chosen_10", labels="certain", rate=RATE)) > at_first, "first more likely"
-for labels, other in (dpo.LABELS, dpo.LABELS[::-1]):  # the runs of seed 0, again
-    log_probs = dpo.all_log_probs(trained[labels], model, "test", 200)
-    again = -dpo.scores(log_probs, reference, labels)["chosen"]
-    own, others = (-np.array(of(sweep, "chosen", labels=x, rate=RATE)) for x in (labels, other))
-    assert QUICK or agrees(again, own, others), f"{labels}: {again}, not {own}"
-
-# %% [markdown]
+# lower loss. At this rate and all larger ones, most of the probability goes to texts that are in no
+# pair. The loss does not show this. It falls with each larger rate, so it cannot choose a rate
+# either. Watch log p of the chosen answers.
+#
 # ## What was shown
 #
 # The frozen base is the reference, and it stays the same bit for bit. On `micro` (0.1 million
@@ -259,3 +185,29 @@ for labels, other in (dpo.LABELS, dpo.LABELS[::-1]):  # the runs of seed 0, agai
 # [arXiv:2310.12036](https://arxiv.org/abs/2310.12036). Pal et al. 2024, *Smaug*:
 # [arXiv:2402.13228](https://arxiv.org/abs/2402.13228). Razin et al. 2024, *Unintentional
 # Unalignment*: [arXiv:2410.08847](https://arxiv.org/abs/2410.08847).
+
+# %%
+# Checks
+assert same, "the reference may not change"
+path = "model.layers.0.self_attn.q_proj"
+weights = [get(m.base, path)["weight"] for m in (model, with_adapters(trained, model))]
+assert weights[0] is weights[1], "the reference and the trained model must share one array"
+assert max(abs(first - np.log(2)), abs(right - np.log(2))) < 1e-6, "equal models: m = 0"
+assert QUICK or abs(wrong - np.log(2)) > 0.01, "another reference: another first loss"
+assert abs(best[2] - 0.67) < 0.01, "the optimum of the best answer"
+assert np.mean(noisy_loss) - entropy < 0.01, "the loss must be near the entropy"
+for found, expected in zip(shares, best):
+    assert abs(np.mean(found) - expected) < 0.03, f"shares {found}, not {expected}"
+for found, expected in zip(read, dpo.REWARDS):
+    assert abs(np.mean(found) - expected) < 0.1, f"rewards {found}, not {expected}"
+before = np.mean(of(sweep, "chosen_0", labels="certain"))
+assert np.max(certain["chosen"]) < before, "at each rate and seed, less likely at the end"
+assert min(of(sweep, "chosen_10", labels="certain", rate=RATE)) > before, "first more likely"
+larger = dpo.RATES.index(RATE)  # this rate and all larger ones
+assert np.max(certain["loss"][larger:]) < 0.01 and np.max(certain["mass"][larger:]) < 0.25
+assert (np.diff(np.mean(certain["loss"], axis=1)) < 0).all(), "the loss falls with the rate"
+assert min(of(sweep, "mass", labels="noisy", rate=RATE)) > 0.9, "noisy: they keep their probability"
+log_probs = dpo.all_log_probs(trained, model, "test", 200)  # a run of the sweep again
+again = dpo.scores(log_probs, log_probs, "certain")["chosen"]  # needs no reference
+seeds, others = (-np.array(of(sweep, "chosen", labels=x, rate=RATE)) for x in ("certain", "noisy"))
+assert QUICK or agrees(-again, seeds, others), f"{again}, not {-seeds}"

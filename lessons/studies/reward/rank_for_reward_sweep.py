@@ -10,13 +10,14 @@ import numpy as np
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig
-from minilora.config import ALL_LINEAR
 from minilora.data import tasks
 from minilora.lessons.helpers import echoes, rollouts
 from minilora.lessons.helpers.codes import VALUES, rounded
-from minilora.tree import named_leaves, num_parameters, unflatten
+from minilora.lessons.helpers.common import of
+from minilora.tree import flatten, num_parameters, unflatten
 
-STEPS, EVERY = 40, 10
+STEPS = 40
+POINTS = range(0, STEPS + 1, 10)  # the steps after which a run is scored
 SCHEMES = ("dense", "nf4", "e2m1")
 RATES = {  # the rates that are tried in each case: base, scheme, size
     ("usual", "dense", "1"): (3e-3, 6e-3, 1.2e-2, 2.4e-2),
@@ -33,7 +34,6 @@ JOBS = [
     (*case, rate, "valid", seed)
     for case, rates in RATES.items() for rate in rates for seed in TUNING_SEEDS
 ]  # fmt: skip
-POINTS = range(0, STEPS + 1, EVERY)  # the steps after which a run is scored
 
 
 def more(rows):
@@ -43,37 +43,25 @@ def more(rows):
 
 def runs(rows, *case, split="test"):
     """Return the rows of a case (base, scheme, size) on a split."""
-    return [
-        row for row in rows
-        if (row["base"], row["scheme"], size_of(row)) == case and row["split"] == split
-    ]  # fmt: skip
+    found = []
+    for row in rows:
+        size = str(row["size"]).removesuffix(".0")  # `read_sweep` makes a number of "8"
+        if (row["base"], row["scheme"], size, row["split"]) == (*case, split):
+            found.append(row)
+    return found
 
 
 def best_rate(rows, case):
     """Return the rate with the highest expected reward at the end on "valid", mean of the seeds."""
-    means = {}
-    for row in runs(rows, *case, split="valid"):
-        means.setdefault(row["rate"], []).append(row[f"reward_{STEPS}"])
-    return max(means, key=lambda rate: np.mean(means[rate]))
-
-
-def size_of(row):
-    """Return the size of a row as in RATES; `read_sweep` makes a number of "8"."""
-    return row["size"] if isinstance(row["size"], str) else f"{row['size']:.0f}"
-
-
-def curve(row, name):
-    """Return the scores of a run at POINTS."""
-    return [row[f"{name}_{step}"] for step in POINTS]
+    tuning = runs(rows, *case, split="valid")
+    return max(RATES[case], key=lambda rate: np.mean(of(tuning, f"reward_{STEPS}", rate=rate)))
 
 
 @cache
 def model_of(kind, scheme):
     """Return a model: "usual" is micro; "rare" names the place in 1 of 16 answers, else "who"."""
     if scheme == "e2m1":
-        model = model_of(kind, "dense")
-        leaves = named_leaves(model.base)
-        return model._replace(base=unflatten({path: in_e2m1(path, w) for path, w in leaves}))
+        return in_e2m1(model_of(kind, "dense"))
     if scheme != "dense":
         return minilora.quantize(model_of(kind, "dense"), scheme)
     model, _ = minilora.load("micro")
@@ -88,11 +76,13 @@ def model_of(kind, scheme):
     return minilora.merge(trained, model)
 
 
-def in_e2m1(path, w):
-    """Round a projection to E2M1 in blocks of 16: NVFP4 but for its scales, float32 here."""
-    if path.split(".")[-2] not in ALL_LINEAR:
-        return w
-    return rounded(w.ravel(), VALUES["e2m1"], 16).reshape(w.shape)
+def in_e2m1(model):
+    """Round the projections to E2M1 in blocks of 16: NVFP4 but for its scales, float32 here."""
+    leaves = flatten(model.base)
+    for path, w in leaves.items():
+        if "_proj" in path:
+            leaves[path] = rounded(w.ravel(), VALUES["e2m1"], 16).reshape(w.shape)
+    return model._replace(base=unflatten(leaves))
 
 
 def start_of(model, size, seed):
@@ -111,7 +101,7 @@ def run(job, steps=STEPS):
     row = dict(zip(("base", "scheme", "size", "rate", "split", "seed"), job))
 
     def score(step, adapters):
-        if step % EVERY == 0:
+        if step in POINTS:
             row[f"reward_{step}"] = echoes.expected_reward(adapters, model, held_out)
             entropies = echoes.entropies(adapters, model, held_out)
             row[f"entropy_{step}"] = float(np.mean(entropies))
@@ -121,8 +111,13 @@ def run(job, steps=STEPS):
     row["own_loss_before"] = echoes.own_loss({}, model)
     score(0, adapters)
     settings = TrainConfig(iters=steps, batch_size=32, learning_rate=rate, seed=seed)
-    adapters, _ = rollouts.reinforce(
+    adapters = rollouts.reinforce(
         adapters, model, echoes.rows("train", 2000, seed), echoes.reward, settings, on_step=score
     )
     row["own_loss"] = echoes.own_loss(adapters, model)
+    return in_five_digits(row)
+
+
+def in_five_digits(row):
+    """Return the row with its floats rounded to five digits."""
     return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()}

@@ -11,7 +11,8 @@ import numpy as np
 import minilora
 from minilora import TrainConfig
 from minilora.lessons.helpers import echoes, rollouts
-from minilora.lessons.studies.reward.rank_for_reward_sweep import start_of
+from minilora.lessons.helpers.common import of
+from minilora.lessons.studies.reward.rank_for_reward_sweep import in_five_digits, start_of
 
 STEPS, EVERY = 120, 5
 GOAL = 0.8
@@ -19,11 +20,8 @@ WAYS = {
     "reward": "reinforcement", "own": "imitation, own form", "near": "imitation, near form",
     "foreign": "imitation, foreign form",
 }  # fmt: skip
-RATES = {
-    "reward": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
-    "own": (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
-    "near": (5e-4, 1e-3, 2e-3, 4e-3), "foreign": (5e-4, 1e-3, 2e-3, 4e-3),
-}  # fmt: skip
+SMALL, LARGE = (1.25e-4, 2.5e-4), (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = {"reward": SMALL + LARGE, "own": SMALL + LARGE, "near": LARGE, "foreign": LARGE}
 SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEEDS = (5, 6)
 JOBS = [(way, rate, "valid", seed) for way in WAYS for rate in RATES[way] for seed in TUNING_SEEDS]
@@ -39,9 +37,8 @@ def best_rate(rows, way):
     means = {}
     for rate in RATES[way]:
         case = {"way": way, "rate": rate, "split": "valid"}
-        found = [row for row in rows if all(row[key] == case[key] for key in case)]
-        reached = min(row["reward"] for row in found) >= GOAL
-        means[rate] = np.mean([row["forgotten"] for row in found]) if reached else np.inf
+        if min(of(rows, "reward", **case)) >= GOAL:
+            means[rate] = np.mean(of(rows, "forgotten", **case))
     return min(means, key=means.get)
 
 
@@ -59,6 +56,8 @@ def run(job, steps=STEPS):
     row = dict(zip(("way", "rate", "split", "seed"), job))
 
     def stop(step, adapters):
+        if step % EVERY:
+            return False
         reward = echoes.expected_reward(adapters, model, held_out)
         if reward < GOAL and step < steps:
             return False
@@ -73,14 +72,11 @@ def run(job, steps=STEPS):
     settings = TrainConfig(iters=steps, batch_size=32, learning_rate=rate, seed=seed)
     adapters, rows = start_of(model, "8", seed), echoes.rows("train", 2000, seed)
     if way == "reward":
-        rollouts.reinforce(
-            adapters, model, rows, echoes.reward, settings,
-            on_step=lambda step, adapters: step % EVERY == 0 and stop(step, adapters),
-        )  # fmt: skip
+        rollouts.reinforce(adapters, model, rows, echoes.reward, settings, on_step=stop)
     else:
         examples = echoes.examples(rows, echoes.FORMS[way])
         state = minilora.start(adapters, settings)
         for state, _ in minilora.run(state, model, examples, settings, quiet=True):
-            if state.step % EVERY == 0 and stop(state.step, state.adapters):
+            if stop(state.step, state.adapters):
                 break
-    return {key: float(f"{v:.5g}") if isinstance(v, float) else v for key, v in row.items()}
+    return in_five_digits(row)
