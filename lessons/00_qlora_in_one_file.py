@@ -3,40 +3,24 @@
 #
 # **The question.** What is QLoRA, all of it but its paged optimizers (lesson 6)?
 #
-# **Why.** Fine-tuning changes the weights of a trained model. Training a weight with Adam takes 16
-# bytes: 4 for the weight, 4 for its gradient, 8 for Adam's two averages (part 6). For the 6.74
-# billion weights of a LLaMA-7B, that is 108 GB. LoRA freezes them: a frozen weight has no gradient
-# and no averages. It trains two small matrices, A and B, next to some of the weights. QLoRA also
-# stores the frozen weights in 4 bits: the layers of the 7B model take 3.3 GB instead of 26 in
-# float32 (or 13 in bfloat16). A frozen weight is only read. For each product it is turned back into
-# bfloat16, a float of 16 bits (here into float32), and A and B are trained next to the rounded
-# weights.
+# **Why.** Training a weight with Adam takes 16 bytes: 4 for the weight, 4 for its gradient, and 8
+# for Adam's two averages (part 6). For the 6.74 billion weights of a LLaMA-7B, that is 108 GB. LoRA
+# *freezes* the weights: they are only read, so they have no gradient and no averages. It trains two
+# small matrices, A and B, next to each large matrix. QLoRA also stores these large matrices in 4
+# bits: 3.3 GB instead of 26 in float32. For each product, a matrix is turned back into floats.
 #
-# This file does all of it with a small model. It uses NumPy, autograd (it computes gradients
-# of NumPy code) and the standard library, and nothing from `minilora`. Its parts:
-#
-# 1. the base model, read from a file
-# 2. NF4: a weight in 4 bits, and one number of 8 bits per block of 64 weights
-# 3. LoRA: two small trained matrices next to each projection
-# 4. the Llama: from tokens to the loss
-# 5. the data: questions about short sentences
-# 6. training with AdamW
-# 7. merging: adapters and weights become one model
-#
-# ![LoRA adds the product of two small trained matrices B and A to a frozen matrix W. QLoRA does
-# the same, but stores W in 4 bits and dequantizes it for each matrix
+# ![LoRA adds the product of two small trained matrices B and A to a frozen matrix W. QLoRA does the
+# same, but stores W in 4 bits and dequantizes it for each matrix
 # product.](../figures/drawings/lora_and_qlora.svg)
 #
-# The package `minilora` computes the same numbers (`tests/test_one_file.py` compares them). The
-# line in italics at the start of a part names the files that make it general and fast.
+# This file does all of it with a small model. It uses only NumPy, the standard library, and
+# autograd, which computes gradients of NumPy code. The package `minilora` computes the same numbers
+# (`tests/test_one_file.py` compares them). The line in italics at the start of a part names the
+# files that make it general and fast.
 #
 # **Time:** a quarter of a minute to run, 25 minutes to read. **You need:** NumPy, the idea of a
 # gradient, and one lecture on transformers (attention, MLP, softmax). Lessons 1 to 4 explain LoRA
 # and four bits, and lesson 5 explains the Llama. The [glossary](guide/glossary.md) has all words.
-#
-# Letters in shapes: `N` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
-# heads, `hd` width of a head, `M` blocks of a weight matrix. Weight matrices have the shape (out,
-# in), as in PyTorch: y = x Wᵀ.
 
 # %%
 import json
@@ -54,11 +38,11 @@ from autograd.extend import defvjp, primitive
 # *In the package: `formats/safetensors_file.py`, `formats/hf_folder.py` (other types, large files,
 # damaged files).*
 #
-# A safetensors file has three parts: eight bytes that give a length, a JSON header of that length,
-# and the numbers of all tensors, here in float16. The names of the tensors are Hugging Face's. In
-# this lesson, a model is a dict from these names to arrays. The model `micro` comes with the
-# package and has three layers. It is *dense*, not quantized: every number of a weight is stored,
-# here as a float32.
+# The model `micro` comes with the package and has three layers. Its file (safetensors) has three
+# parts: eight bytes that give a length, a JSON header of that length, and the numbers of all
+# weights, here in float16. The header has Hugging Face's names of the weights. The cell below makes
+# `dense_base`, a dict from these names to arrays. (*Dense* means not quantized: every number is a
+# float, here a float32.)
 
 # %%
 package = find_spec("minilora")  # not installed: run this file in the folder of the repository
@@ -79,11 +63,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
-# NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1; 0 is one of them. They are closer
-# together near zero, where most weights are. The matrices of the layers, the
-# [*projections*](guide/glossary.md) (`_proj`), are quantized; the rest stays dense. A matrix is cut
-# into blocks of 64 numbers. Each block stores its largest magnitude, the *absmax*. Each number,
-# divided by the absmax, is stored as a 4-bit code, the index of the nearest of the sixteen values:
+# NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1. They are closer together near zero,
+# where most weights are. A matrix is cut into blocks of 64 numbers. A block stores its largest
+# magnitude, the *absmax*. Each number is divided by the absmax, and stored as a 4-bit *code*: the
+# index of the nearest of the sixteen values. So it comes back as
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -91,20 +74,12 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # eight weights of a block, divided by their largest magnitude, move to the nearest
 # value.](../figures/drawings/nf4_number_line.svg)
 #
-# **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
-# absmax values are quantized, too, to 256 fixed values between -1 and 1:
+# An absmax in float32 would cost half a bit per weight. *Double quantization* rounds it to 8 bits,
+# with the function `double_quantize` and the 256 values `DYNAMIC_MAP`, both further below. (Lesson
+# 2 explains it.)
 #
-# 1. Subtract their mean, `offset`, because no absmax is negative, and half of the 256 values are.
-# 2. Cut the differences into blocks of 256, and divide each block by its largest magnitude, its
-#    *scale* (in `nested_absmax`).
-# 3. Take the nearest of the 256 values.
-#
-# A weight then needs
-#
-# $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
-#
-# **Predict.** Which numbers come back exactly when a block is quantized and dequantized with a
-# float32 absmax? And which with double quantization?
+# **Predict.** Which numbers come back exactly when a block is quantized and dequantized, if its
+# absmax is a float32? And if it is rounded to 8 bits?
 
 # %%
 NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -112,40 +87,15 @@ NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.3949174880981
     0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434,
     0.5626170039176941, 0.7229568362236023, 1.0], np.float32)  # fmt: skip
 
-# %% [markdown]
-# **You may skip this paragraph and the next cell.** It computes the 256 values (Dettmers 2016): 0,
-# 1, and 127 positive values with their negatives. The positive values come in seven decades, so
-# that small differences keep their relative precision. Decade i (0 to 6) divides the range from 0.1
-# to 1 into 2ⁱ equal steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶. (`np.linspace`
-# would be shorter, but float32 rounds. As below, the values equal those of bitsandbytes bit for
-# bit.)
 
-# %%
-values, low = [np.array([0, 1], np.float32)], np.float32(0.1)
-for i in range(7):
-    k, width = np.arange(2**i + 1) / 2**i, np.float64(1 - low)
-    edges = np.where(k < 0.5, low + width * k, 1 - width * (1 - k)).astype(np.float32)
-    midpoints = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2)
-    values += [midpoints, -midpoints]
-DYNAMIC_MAP = np.sort(np.concatenate(values))
-
-
-# %% [markdown]
-# Now the two functions, `quantize` and `dequantize`, with their helpers. **You may skip**
-# `double_quantize`. Some details are there only to equal bitsandbytes, the 4-bit library of QLoRA's
-# authors, bit for bit: a block is multiplied by 1/absmax and not divided by absmax (this changes
-# about one code in a million), and `double_quantize` rounds to one of 65,536 equal steps before it
-# takes the nearest value.
-
-
-# %%
 class NF4Weight(NamedTuple):
     """A weight (out, in) in 4 bits per number; M = out·in/64 blocks."""
 
     codes: np.ndarray  # (32·M,) uint8: two codes per byte, the first one in the high four bits
+    # the absmax of block i is DYNAMIC_MAP[absmax_codes[i]]·nested_absmax[i // 256] + offset
     absmax_codes: np.ndarray  # (M,) uint8
-    nested_absmax: np.ndarray  # (⌈M/256⌉,) float32: the scales
-    offset: np.float32  # the mean of the M absmax values
+    nested_absmax: np.ndarray  # (⌈M/256⌉,) float32
+    offset: np.float32
     shape: tuple
 
 
@@ -153,7 +103,7 @@ def quantize(w):
     """Quantize w (out, in) float32; its size is a multiple of 64."""
     blocks = w.reshape(-1, 64)
     absmax = np.max(np.abs(blocks), axis=1)
-    # 1e-38 replaces an absmax of 0
+    # times 1/absmax, as in bitsandbytes; 1e-38 replaces an absmax of 0
     normalized = blocks * (1 / np.maximum(absmax, np.float32(1e-38)))[:, None]
     # code = argminᵢ |NF4ᵢ − w/absmax|   (QLoRA, Sec. 3)
     codes = nearest(normalized, NF4)
@@ -174,6 +124,30 @@ def nearest(x, values):
     return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
 
 
+# %% [markdown]
+# **Answer.** With a float32, every zero, because 0 is one of the sixteen values, and the number
+# with the largest magnitude, because 1 and -1 are. With 8 bits, only the zeros are sure to be
+# exact, because the absmax can change.
+#
+# **You may skip the next cell**, double quantization in the form of bitsandbytes, the 4-bit library
+# of QLoRA's authors. The mean of all absmax values, `offset`, is subtracted. Each 256 of the
+# differences are divided by the largest magnitude among them, `nested_absmax`. Each result is
+# stored as the index of the nearest of 256 values, `DYNAMIC_MAP`: 0, 1, and 127 positive values
+# with their negatives (Dettmers 2016). The positive values come in seven decades, so that small
+# differences keep their relative precision.
+
+# %%
+# Table of the 256 values, and the function that uses it
+values, low = [np.array([0, 1], np.float32)], np.float32(0.1)
+for i in range(7):
+    # decade i: the midpoints of 2ⁱ equal steps from 0.1 to 1, times 10ⁱ⁻⁶
+    k, width = np.arange(2**i + 1) / 2**i, np.float64(1 - low)
+    edges = np.where(k < 0.5, low + width * k, 1 - width * (1 - k)).astype(np.float32)
+    midpoints = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2)
+    values += [midpoints, -midpoints]
+DYNAMIC_MAP = np.sort(np.concatenate(values))
+
+
 def double_quantize(absmax):
     """Quantize the absmax values (M,) of a weight: (absmax_codes, nested_absmax, offset)."""
     offset = np.mean(absmax)
@@ -190,12 +164,9 @@ def double_quantize(absmax):
 
 
 # %% [markdown]
-# **Answer.** The number with the largest magnitude, because 1 and -1 are among the sixteen values,
-# and every zero, because 0 is one of them. With double quantization the absmax can change, so only
-# the zeros are sure to be exact.
-#
-# Now quantize the projections of the model. `path` is the name of a weight, such as
-# `model.layers.0.self_attn.q_proj`:
+# Now quantize the matrices of the layers, the [*projections*](guide/glossary.md) (`_proj`). The
+# other weights stay dense. `path` is the name of a weight, such as
+# `model.layers.0.self_attn.q_proj`.
 
 # %%
 base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.items()}
@@ -209,36 +180,33 @@ def nbytes(w):
 
 
 for when, weights in {"float32": dense_base, "NF4": base}.items():
-    projections = sum(nbytes(w) for path, w in weights.items() if "_proj" in path)
-    whole = sum(nbytes(w) for w in weights.values())
-    print(f"{when}: the projections take {projections:,} bytes, the whole model {whole:,}")
+    size = sum(nbytes(w) for path, w in weights.items() if "_proj" in path)
+    print(f"{when}: the projections take {size:,} bytes")
 
 # %% [markdown]
-# The projections take an eighth of their bytes, 42,936 of 331,776: 4.14 bits per weight. (Small
-# matrices do not fill their blocks of 256, and each has an offset.)
+# The projections take an eighth of their bytes, 42,936 of 331,776: 4.14 bits per weight. (Large
+# matrices take 4.127: lesson 2.)
 #
 # ## 3. LoRA
 #
 # *In the package: `lora.py` (other targets and ranks), `layers.py` (biases, dropout),
 # `kernels/linear.py` (speed).*
 #
-# Each projection, with its frozen weight W₀ (here in 4 bits), gets an *adapter*: two small
-# matrices, its *factors*, A of shape (r, in) and B of shape (out, r). The *rank* r is small, here
-# 8:
+# Weight matrices have the shape (out, in), as in PyTorch: y = x Wᵀ. Each projection, with its
+# frozen weight W₀, gets an *adapter*: two small matrices, its *factors*, A of shape (r, in) and B
+# of shape (out, r). The *rank* r is small, here 8:
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
-# In this formula, x is a column, as in the paper. In the code, it is a row: x W₀ᵀ and x Aᵀ Bᵀ.
-#
-# α is a fixed number, here 16, which scales the update. It is divided by r because B A x is a sum
-# of r terms, one per column of B and row of A: with 1/r, another rank does not need another
-# learning rate, or so the idea goes. Lesson 1 shows what α/r does, and the study [What α/r
-# does](studies/lora/what_alpha_over_r_does.py) where the idea fails.
+# In this formula, x is a column, as in the paper. In the code, it is a row: x W₀ᵀ and x Aᵀ Bᵀ. α is
+# a fixed number, here 16, which scales the update. Lesson 1 shows why it is divided by r.
 #
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
-# The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
-# argument and `base` as its second, and autograd differentiates the first argument only. That is
-# how the base stays frozen. The functions below read `params`, one dict with the entries of both.
+# Lesson 1 shows why it can learn nevertheless.
+#
+# The factors are in a separate dict, `adapters`. The loss takes `adapters` as its first argument
+# and `base` as its second, and autograd differentiates the first argument only. That is how the
+# base stays frozen. The functions below read `params`, one dict with the entries of both.
 #
 # Autograd could differentiate y = x Wᵀ by itself, but it would keep every dequantized W until the
 # backward pass. So `matmul` is a `@primitive`, a function that autograd does not look into, and
@@ -246,8 +214,6 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # rule gives ∂L/∂xᵢ = Σ_k g_k·W_ki, which is g W. W is dequantized once more for this. (`defvjp`
 # takes `lambda y, x, w: lambda g: …`, because y, x and w are known in the forward pass, and g only
 # in the backward pass.)
-#
-# **Predict.** B is zero, so BA is zero. Is any gradient different from zero at the first step?
 
 # %%
 RANK, ALPHA = 8, 16
@@ -290,32 +256,28 @@ def dense(w):
 
 
 # %% [markdown]
-# **Answer.** That of B: it is a product with A, which is not zero. The gradient of A is a product
-# with B, so it is zero until B has moved. Lesson 1 derives both.
-#
 # ## 4. The Llama
 #
 # *In the package: `layers.py`, `model.py` (caches, packed rows), `kernels/fused.py` (speed).*
 #
-# **You may skip the code of this part at first.** It is a Llama as in other libraries, but its
-# products go through `linear`. Lesson 5 explains it.
+# **Read this list, and skip the code.** It is a Llama as in other libraries, but its products go
+# through `linear`. Lesson 5 explains it.
 #
-# - A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
-#   *embedding*.
-# - Each layer adds to this vector twice: what `attention` collects from the tokens so far, and what
-#   the `mlp` computes from each token alone. Both read the vector after `rms_norm` has scaled it.
-# - In attention, `apply_rope` rotates queries and keys by angles proportional to their positions.
-# - At the end, the product of the vector with the embedding of each token of the vocabulary is this
+# - A *token* is here a byte of text, and 255 ends a text. Every token becomes a vector of width D,
+#   its *embedding*.
+# - Each layer adds to this vector twice: first what `attention` collects from the tokens so far,
+#   and then what the `mlp`, a small network, computes from each token alone.
+# - At the end, the product of the vector with the embedding of each of the 256 tokens is that
 #   token's *logit*. Softmax turns the logits into probabilities p of the next token.
 # - The loss is the mean of −log p of the answers' tokens, in *nats* (the unit of the natural
 #   logarithm). The questions' own tokens are not counted.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections.](../figures/drawings/llama_block.svg)
-#
 
 
 # %%
+# N rows of a batch, T tokens of a row, D width of the model, H attention heads of width hd
 def rms_norm(x, weight, config):
     """Scale x (…, D) to a root mean square of 1, and then by weight (D,)."""
     # y = x / √(mean(x²) + ε) ∘ w   (Zhang and Sennrich 2019, Eq. 4)
@@ -388,8 +350,8 @@ def loss(adapters, base, rows, config):
 #
 # The base model was trained on sentences about who keeps what where. It has seen short questions
 # such as "Who?", but not the one asked here. A row has a prompt (a sentence and a question) and an
-# answer. All names have three letters; colours, things and places have four. So every row has the
-# same length and needs no padding.
+# answer. All names have three letters; colours, things and places have four. So all rows have the
+# same length.
 
 # %%
 NAMES = "Ada Ben Cal Dot Eve Fay Gus Hal Ivo Jan Kai Lea Mia Ned Oda Pia"
@@ -419,15 +381,15 @@ def generate(adapters, base, prompt, config):
 #
 # *In the package: `optim.py` (decay, schedules), `training.py` (accumulation, resuming).*
 #
-# Adam (AdamW without weight decay) keeps two running averages per parameter: of the gradient, m,
-# and of its square, v. At each step, an average keeps a share β of its old value. A parameter moves
-# by the first average divided by the square root of the second, times the learning rate. Both
-# averages begin at zero, so after one step m is only (1 − β)g; divided by 1 − βᵗ, it is g (`m_hat`,
-# `v_hat`). The learning rate rises from zero in a short *warm-up* (so step 1 moves nothing here)
-# and falls back to zero along half a cosine (lesson 7). A gradient that is longer than 1, over all
-# parameters, is shortened to length 1 (*clipping*). `value_and_grad(loss)` is a function that
-# returns the loss and its gradient with respect to the first argument, a dict with the names of
-# `adapters`.
+# Adam keeps two running averages per parameter, m of the gradient and v of its square. At each
+# step, an average keeps a share β of its old value. Both begin at zero, and the division by 1 − βᵗ
+# corrects for this: after step t = 1, `m_hat` is g and `v_hat` is g². A parameter moves by the
+# first divided by the root of the second, times the learning rate.
+#
+# The learning rate rises from zero in a short *warm-up*, and falls back to zero along half a cosine
+# (lesson 7). A gradient that is longer than 1, over all parameters, is shortened to length 1
+# (*clipping*). `value_and_grad(loss)` is a function that returns the loss and its gradient with
+# respect to the first argument: a dict with the names of `adapters`.
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
@@ -476,20 +438,18 @@ report("after training", adapters, base)
 # %% [markdown]
 # The held-out loss falls from 4.12 to 0.03, and the answer is right.
 #
-# A and B have 22.9 % of all the base's numbers, and in float32 they take more bytes than the
-# projections in 4 bits. That is because `micro` is small: a matrix of D × D weights gets 2·r·D
-# numbers, a share of 2r/D: a third of such a matrix for D = 48. For the D = 4096 of a 7B model it
-# is 0.4 %.
+# A and B have 22.9 % of all the base's numbers, because `micro` is small: a matrix of D × D weights
+# gets 2·r·D numbers, a share of 2r/D. That is a third for D = 48, and 0.4 % for the D = 4096 of a
+# 7B model. (The embedding has no factors.)
 #
 # ## 7. Merging
 #
-# *In the package: `lora.py` (any targets), `formats/pretrained.py` (a folder that
-# transformers loads).*
+# *In the package: `lora.py` (any targets), `formats/pretrained.py` (a folder that transformers
+# loads).*
 #
-# (α/r)·BA has the shape of W₀, so an adapter can be added to its (dequantized) weight. The merged
-# model has the shape of the dense base, and no adapter to compute. It stays in float32: rounding it
-# to 4 bits again can lose a part of what the adapter learned (the study [Merging into four
-# bits](studies/serving/merging_into_four_bits.py) measures how much).
+# (α/r)·BA has the shape of W₀, so it can be added to the dequantized weight. The merged model is an
+# ordinary dense model. It stays in float32: lesson 4 shows what is lost if it is rounded to 4 bits
+# again.
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}
@@ -517,9 +477,9 @@ if find_spec("matplotlib"):
 # %% [markdown]
 # ## What was shown
 #
-# - A model is a function and a dict of arrays. LoRA adds a second dict.
 # - The frozen weights are stored in 4 bits. Each product dequantizes its weight and drops it again.
-# - The base stays frozen because the gradient is taken for the first argument only.
+# - LoRA adds a second dict, `adapters`, the first argument of the loss. The gradient is taken for
+#   it only, so the base stays frozen.
 # - The trained product BA has the shape of the weight, so it can be merged into the weight.
 #
 # **What to try.** Change one line, run the file, and compare the held-out loss:

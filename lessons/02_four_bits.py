@@ -19,14 +19,10 @@ from minilora.lessons.helpers.common import table
 # %% [markdown]
 # ## One block
 #
-# A weight matrix is cut into blocks of neighbouring numbers. A block stores its largest magnitude,
-# the [*absmax*](guide/glossary.md). Each weight w is divided by it and stored as a code: the index
-# of the nearest of some fixed values from −1 to 1. So w comes back as
-#
-# $$\hat w = \mathrm{absmax} \cdot \mathrm{value}[\mathrm{code}]$$
-#
-# In *int4*, the values are evenly spaced: −7/7, −6/7, … 7/7. So a weight is off by at most half a
-# step, absmax/14.
+# As in lesson 0, each weight of a block is divided by the [*absmax*](guide/glossary.md), the
+# largest magnitude in the block, and stored as the index of the nearest of some fixed values from
+# −1 to 1. In *int4*, these values are evenly spaced: −7/7, −6/7, … 7/7. So a weight is off by at
+# most half a step, absmax/14.
 #
 # **Predict.** A block has the weights 0.9, −0.31, 0.05, 0.44, −0.72, 0.18, −0.09 and 0.6. Now the
 # first becomes 10. How many of the other seven are still different from zero in int4?
@@ -51,16 +47,12 @@ for block in (small, outlier):
 
 # %% [markdown]
 # **Answer.** One, −0.72, which comes back as −1.43. With 10 as the absmax, a step is 10/7 = 1.43,
-# and all weights below half a step, 0.71, become zero. Only one weight has changed, but all eight
-# share its scale.
-#
-# So an outlier spoils its own block and no other. Smaller blocks limit the damage, but they need
-# more scales. QLoRA's blocks have 64 weights.
+# and all weights below half a step, 0.71, become zero. So an outlier spoils its own block and no
+# other. Smaller blocks limit the damage, but each needs an absmax. QLoRA's blocks have 64 weights.
 #
 # ## Four codes of four bits
 #
-# - **NF4** has the sixteen values of lesson 0, and **int4** is evenly spaced and symmetric, from −7
-#   to 7, divided by 7.
+# - **NF4** has the sixteen values of lesson 0, and **int4** the fifteen from above.
 # - **E2M1** is a float with two bits of exponent and one of mantissa: 0, ±0.5, ±1, ±1.5, ±2, ±3, ±4
 #   and ±6, here divided by 6.
 # - **FP4** is the default of bitsandbytes: E2M1 with ±1/192 in place of ±1/12.
@@ -93,8 +85,8 @@ plt.show()
 # %% [markdown]
 # **Answer.** NF4 has the least error, 9 % of the weights' RMS (root mean square), which is 1. Its
 # values are close together where most weights are, and it has one more than the others. FP4 has the
-# most error: it has no value between 1/192 and 1/6. (The bars at −1 and 1 are the largest weights
-# of the blocks.) For other distributions, another code can be better.
+# most error: it has no value between 1/192 and 1/6. For other distributions, another code can be
+# better. (In the picture, the bars at −1 and 1 are the largest weights of the blocks.)
 #
 # Here is one block, weight by weight. In the book, you can change the weights: add an outlier.
 #
@@ -103,25 +95,19 @@ plt.show()
 #
 # ## Where NF4's values come from
 #
-# The idea: cut the normal distribution into bins of equal probability, and take the middle of each
-# as a value. A normal number is below its *quantile* Q(p) with the probability p. The last of n
-# bins goes from p = 1 − 1/n to 1. The middle of these probabilities is 1 − 1/(2n), and its value is
-# Q(1 − 1/(2n)).
+# A normal number is below its *quantile* Q(p) with the probability p. The idea: cut the normal
+# distribution into n bins of equal probability, and take the middle of each bin as a value. The
+# last bin goes from p = 1 − 1/n to 1. So the largest value is Q(p) at the middle, p = 1 − 1/(2n).
 #
-# How many bins? A weight of zero should stay zero. But sixteen values cannot contain zero and be
-# the same on both sides of it:
+# A weight of zero should stay zero. So NF4 has seven negative values, zero, and eight positive
+# ones. With seven on both sides, there would be n = 15 bins, and without zero, with eight on both
+# sides, n = 16. NF4's authors take the mean of these two cases:
 #
-# | | negative | zero | positive | bins | largest value |
-# |---|---|---|---|---|---|
-# | sixteen, without zero | 8 | – | 8 | 16 | Q(1 − 1/32) |
-# | with zero, only fifteen | 7 | 1 | 7 | 15 | Q(1 − 1/30) |
-# | **NF4** | **7** | **1** | **8** | 15 and 17.1 | Q(p), p = 1 − (1/32 + 1/30)/2 |
+# $$p = 1 - \frac{1}{2}\left(\frac{1}{2 \cdot 16} + \frac{1}{2 \cdot 15}\right)$$
 #
-# NF4's authors take the mean of both probabilities, a compromise. Q(½) is zero. Eight equal steps
-# of probability from ½ up to p give the positive values, and seven the magnitudes of the negative
-# ones. (A step is as wide as a bin: 1/17.1 and 1/15.) All are divided by Q(p) = 1.85. (The absmax
-# of 64 normal numbers is larger, about 2.6. So the values are stretched, and the inner ones are
-# used more: see the study [What makes a code good?](studies/bits/what_makes_a_code_good.py))
+# Eight equal steps of probability, from ½ up to p, give the positive values. (Q(½) is zero.) Seven
+# equal steps give the magnitudes of the negative ones. All are divided by Q(p) = 1.85, so that the
+# largest is 1.
 #
 # **Predict.** Which of zero's two neighbours is nearer to it?
 
@@ -135,18 +121,22 @@ print("built:   ", np.round(built, 3), "\nlesson 0:", np.round(nf4.NF4, 3))
 
 # %% [markdown]
 # **Answer.** The positive one (0.080, not −0.091): eight steps are smaller than seven. The widest
-# gap is from −1 to −0.696. So a weight is off by at most half of it, 0.152·absmax.
-#
-# These are the values of the published program. The paper's Eq. 4,
-# $q_i = \frac{1}{2}\left(Q(\frac{i}{2^k + 1}) + Q(\frac{i + 1}{2^k + 1})\right)$, has no range for
-# i. Sixteen values, i = 0 … 15, need Q(0), which is minus infinity.
+# gap is from −1 to −0.696. So a weight is off by at most half of it, 0.152·absmax. (The study [What
+# makes a code good?](studies/bits/what_makes_a_code_good.py) asks whether these values are the
+# best.)
 #
 # ## Double quantization
 #
 # A float32 absmax per 64 weights costs 32/64 = half a bit per weight. [Double
-# quantization](guide/glossary.md) stores the absmax in 8 bits, as in lesson 0. Their mean (the
-# offset, a float32 per matrix) is subtracted, and the rest has a scale (the nested absmax, a
-# float32) per 256. A weight then needs
+# quantization](guide/glossary.md) stores it in 8 bits:
+#
+# 1. Subtract the *offset*, the mean of the matrix's absmax values. (An absmax is never negative,
+#    but half of the values of step 3 are.)
+# 2. Divide each 256 of the differences by the largest magnitude among them, the *nested absmax*.
+# 3. Store the index of the nearest of 256 fixed values from −1 to 1.
+#
+# The offset and the nested absmax are float32. So a weight needs (without the offset, one per
+# matrix)
 #
 # $$4 + \frac{8}{64} + \frac{32}{256 \cdot 64} = 4.127 \quad \text{bits, not} \quad
 #   4 + \frac{32}{64} = 4.5$$
@@ -161,39 +151,32 @@ print("built:   ", np.round(built, 3), "\nlesson 0:", np.round(nf4.NF4, 3))
 single, double = nf4.quantize(w), nf4.quantize(w, double_quant=True)
 for q in (single, double):
     print(f"{q.nbytes:,} bytes, {8 * q.nbytes / w.size:.4f} bits per weight")
+off = rms(double.absmax / single.absmax - 1)
+before, after = (rms(q.dequantize() - w) for q in (single, double))
+print(f"absmax: off by {off:.2%}; weights: {before:.5f} and {after:.5f}, {after / before - 1:.3%}")
 
 # %% [markdown]
 # **Answer.** There are 1,048,576/2 = 524,288 bytes of codes, and 1,048,576/64 = 16,384 blocks:
 #
 # - with a float32 each: 524,288 + 4 · 16,384 = 589,824 bytes
 # - with 8 bits each: 524,288 + 16,384 + 4 · 16,384/256 + 4 = 540,932 bytes (the last 4 are the
-#   offset, which the 4.127 does not count)
+#   offset)
 #
 # For a model of 65 billion weights, the 0.373 bits saved per weight are 3 GB.
 #
-# **Predict.** Double quantization changes an absmax by 0.2 % (RMS), and so all weights of its
-# block. NF4 itself changes the weights by 9.2 %. Independent errors add as squares. By how much
-# does the error of the weights grow?
-
-# %%
-off = rms(double.absmax / single.absmax - 1)
-before, after = (rms(q.dequantize() - w) for q in (single, double))
-print(f"absmax: off by {off:.2%}; weights: {before:.5f} and {after:.5f}, {after / before - 1:.3%}")
-
-# %% [markdown]
-# **Answer.** √(9.2² + 0.2²) = 9.202: by 0.002 of 9.2, which is 0.02 %. Next to the error of 4 bits,
-# that of 8 bits hardly counts.
+# And the error? Double quantization changes an absmax by 0.2 % (RMS), and so all weights of its
+# block. NF4 itself changes the weights by 9.2 %. Independent errors add as squares: √(9.2² +
+# 0.2²) = 9.202, 0.02 % more.
 #
 # The study [When double quantization fails](studies/bits/when_double_quantization_fails.py) has
 # weights with outliers, and asks whether the 256 values are the best ones.
 #
 # ## What was shown
 #
-# A block stores one absmax, and each weight the index of the nearest of sixteen values. An outlier
-# makes the steps of its whole block larger. On normal weights, NF4 has the least error of four
-# codes: its values are quantiles of a normal distribution, seven negative, zero, eight positive.
-# Double quantization reduces 4.5 bits per weight to 4.127, and adds less than 0.1 % of error on
-# normal weights.
+# An outlier makes the steps of its whole block larger. On normal weights, NF4 has the least error
+# of four codes: its values are quantiles of a normal distribution, seven negative, zero, eight
+# positive. Double quantization reduces 4.5 bits per weight to 4.127, and adds less than 0.1 % of
+# error on normal weights.
 #
 # **What to try.**
 #
@@ -207,8 +190,9 @@ print(f"absmax: off by {off:.2%}; weights: {before:.5f} and {after:.5f}, {after 
 # **Exercises.** one-file-quantize, one-file-nearest, one-file-double-quantize, predict-bits,
 # debug-blocks, measure-blocks.
 #
-# **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Yoshida
-# 2023 shows that NF4 is not optimal: [arXiv:2306.06965](https://arxiv.org/abs/2306.06965).
+# **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). (Its Eq.
+# 4 has no range for i; these values are those of the authors' program.) Yoshida 2023 shows that NF4
+# is not optimal: [arXiv:2306.06965](https://arxiv.org/abs/2306.06965).
 
 # %%
 # Checks
@@ -230,10 +214,7 @@ assert np.abs(built - nf4.NF4).max() < (p - 0.9677083) * 14 / 1.85 + 2**-23, "bu
 gaps = np.diff(built)
 assert gaps[7] < gaps[6], "eight steps are smaller than seven"
 assert gaps.argmax() == 0 and abs(gaps[0] / 2 - 0.1519) < 5e-5, "the widest gap is from −1"
-assert np.allclose([7 / (p - 0.5), 8 / (p - 0.5)], [15.0, 17.1], atol=0.05), "bins on each side"
-blocks = w.reshape(-1, 64)
-absmax = np.abs(blocks).max(axis=1, keepdims=True)
-assert abs(Q(p) - 1.85) < 0.005 and abs(absmax.mean() - 2.6) < 0.05, "where absmax is"
+assert abs(Q(p) - 1.85) < 0.005, "the divisor of all values"
 assert single.nbytes == 524_288 + 4 * 16_384 == 589_824, "codes, and a float32 per block"
 assert double.nbytes == 524_288 + 16_384 + 4 * 64 + 4 == 540_932, "codes, bytes, scales, offset"
 saved = (32 - 8 - 32 / 256) / 64

@@ -25,7 +25,6 @@ from minilora.lessons.helpers.common import (
     of,
     read_sweep,
     short,
-    table,
     verdict,
 )
 from minilora.lessons.studies.bits.bases_sweep import shuffled
@@ -36,18 +35,18 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## The gradient through a 4-bit weight
 #
-# In the forward pass, y = x Ŵᵀ. Ŵ is the weight that dequantize computes from codes and scales. Let
-# g = ∂L/∂y (x, y and g have one row per token). The codes are fixed, so Ŵ is a constant, and the
-# chain rule gives (QLoRA's Eq. 5, differentiated)
+# In the forward pass, y = x Ŵᵀ. Ŵ is the weight that dequantize computes from codes and scales. The
+# codes are fixed, so Ŵ is a constant. With g = ∂L/∂y (x, y and g have one row per token), the chain
+# rule gives, as in lesson 0 (QLoRA's Eq. 5, differentiated)
 #
-# $$y_k = \sum_i \hat W_{ki}\, x_i \qquad \frac{\partial L}{\partial x} = g\,\hat W$$
+# $$\frac{\partial L}{\partial x} = g\,\hat W$$
 #
 # With an adapter, its part s·(gB)A is added, as in lesson 1.
 #
 # ![Both passes dequantize W for one product](../figures/drawings/qlora_passes.svg)
 #
-# **Predict.** If x moves by v, does the loss change by g·Ŵ times v (number by number, summed), or
-# by g·W times v, with the weight from before quantization? And if the weights move by about
+# **Predict.** If x moves by v, the loss changes by the sum of (gradient · v) over all entries. Is
+# the gradient gŴ, or gW, with the weight from before quantization? And if the weights move by about
 # 0.000001, how many codes change?
 
 # %%
@@ -63,7 +62,7 @@ def loss(x):
 
 
 change = (loss(x + v) - loss(x - v)) / 2
-for name, gradient in {"g·Ŵ": g @ w_hat, "g·W": g @ w}.items():
+for name, gradient in {"gŴ": g @ w_hat, "gW": g @ w}.items():
     print(f"the loss changes by {change:.4f}; {name} says {np.sum(gradient * v):.4f}")
 off = np.linalg.norm(g @ w - g @ w_hat) / np.linalg.norm(g @ w_hat)
 
@@ -71,55 +70,37 @@ moved = nf4.quantize(w + np.float32(1e-6) * rng.standard_normal(w.shape).astype(
 print(f"codes that change when the weights move by 1e-6: {np.sum(moved.codes != q.codes)}")
 
 # %% [markdown]
-# **Answer.** g·Ŵ: the gradient belongs to the function that is computed. g·W is off by NF4's error,
+# **Answer.** gŴ: the gradient belongs to the function that is computed. gW is off by NF4's error,
 # 9 % of normal weights. No code changes: as a function of the weight, a code is constant, or it
-# jumps. So its gradient is zero where there is one, and only the adapter learns.
+# jumps. So its gradient is zero where there is one, and only the adapter learns. (The last cell
+# trains 20 steps, and checks that every weight of the base stays as it was.)
 #
-# ## The frozen bytes
-#
-# The scales of the blocks, and the weights of the norms, could be trained, but they are in the
-# base, which gets no gradient. So training must leave every weight of the base as it was.
-
-# %%
-base, _ = minilora.load("micro", "nf4-dq")
-
-
-def weights_of(model):
-    """Return {path: a copy of the weight}, dequantized."""
-    return {path: np.array(layers.dense(w)) for path, w in flatten(model.base).items()}
-
-
-before = weights_of(base)
-lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-start = minilora.get_peft_model(base, lora_config, 0)
-trained = finetune(start=start, iters=20)
-changed = sum(np.any(before[path] != w) for path, w in weights_of(base).items())
-print(f"after 20 steps, {changed} of {len(before)} weights have changed")
-
-# %% [markdown]
 # ## An adapter next to broken weights
 #
 # NF4 costs `micro` (0.1 million parameters) almost nothing. So the same weights are also rounded to
-# eight values, 3 bits, and to four values, 2 bits, which are made as those of NF4 are. In a fifth
-# base, the numbers of each projection are shuffled: nothing that it had learned is left in them.
-# (The embedding stays.) The base's *own text* are sentences like those that it was pretrained on;
-# `notes_loss` is its loss on them.
+# 3 bits, eight values, and to 2 bits, four values, made as those of NF4 are. In a fifth base, the
+# numbers of each projection are shuffled, so nothing that it had learned is left in them. (The
+# embedding stays.) `notes_loss` is the loss of a base on its *own text*, sentences like those that
+# it was pretrained on.
 
 # %%
-dense, _ = minilora.load("micro")
+dense = minilora.load("micro").model
 bases = {
-    "32 bits": dense, "NF4": base, "3 bits": in_few_bits(dense, 3), "2 bits": in_few_bits(dense, 2),
+    "32 bits": dense,
+    "NF4": minilora.quantize(dense, "nf4-dq"),
+    "3 bits": in_few_bits(dense, 3),
+    "2 bits": in_few_bits(dense, 2),
     "shuffled": shuffled(dense),
-}  # fmt: skip
+}
 own_text = {name: notes_loss({}, model) for name, model in bases.items()}
 print("the four values of 2 bits, times absmax:", np.round(normal_float(2), 2))
 for name, nats in own_text.items():
     print(f"{name:>8}: loss of the base on its own text {nats:.3f} nats per token")
 
 # %% [markdown]
-# A model that knows only how often each letter occurs has 2.96 nats. With 32 bits, NF4 and 3 bits,
-# the loss is near 0.2. With 2 bits it is 2.6, so little is left of what the base knew, and after
-# shuffling nothing.
+# With 32 bits, NF4 and 3 bits, the loss is near 0.2. With 2 bits it is 2.6, so little is left of
+# what the base knew: a model that knows only how often each letter occurs has 2.96. After
+# shuffling, nothing is left.
 #
 # **Predict.** An adapter of rank 8 is trained on each of these bases, for 200 steps, to answer the
 # questions. How many answers are right on each base?
@@ -134,34 +115,27 @@ exact = {name: np.array(of(sweep, "exact_match", scheme=s)) for name, s in SCHEM
 for place, seeds in enumerate(losses.values()):
     plt.semilogy([place] * len(seeds), seeds, "o", alpha=0.4, color="C0")
     plt.semilogy([place - 0.2, place + 0.2], [np.median(seeds)] * 2, color="C1", linewidth=2)
-plt.xticks(range(len(losses)), list(losses))
+plt.xticks(range(5), [f"{name}\n{np.median(x):.0%} right" for name, x in exact.items()])
 plt.ylabel("held-out loss of the answers, in nats per token")
-plt.title("after training; a dot is a seed, a line the median of twelve")
+plt.title("a dot is a seed; lines and right answers: medians of twelve seeds")
 plt.show()
-cells = [
-    [
-        name,
-        f"{np.median(losses[name]):.3f}",
-        *(f"{f(exact[name]):.0%}" for f in (np.median, np.min)),
-    ]
-    for name in exact
-]
-table(["base", "median loss", "right answers: median", "worst seed"], cells)
 
 # %% [markdown]
-# **Answer.** With 32 bits and NF4, nearly all answers. With 3 bits, too, but for one of twelve
-# seeds. With 2 bits, 90 % of the answers, and the median loss is three times that of 32 bits. Is
-# that the little that 2 bits have left, or do A and B learn it all? The shuffled base is the
-# control: next to projections that say nothing, the adapter still gets two thirds of the answers
-# right, with a loss of five times that of 2 bits. So A and B learn much by themselves, and the rest
-# is what 2 bits per weight still say.
+# **Answer.** The medians of twelve seeds are:
 #
-# The adapter does not bring back the base: it is trained on the questions only. On the base's own
-# text, the loss after training is higher than before (seed 0: 1.35 with 32 bits, 3.28 with 2).
+# - **32 bits, NF4 and 3 bits**: nearly all. (With 3 bits, one seed is worse.)
+# - **2 bits**: 90 %, with a loss three times that of 32 bits.
+# - **Shuffled**: two thirds, with a loss five times that of 2 bits.
+#
+# The shuffled base is the control: its projections say nothing, so there, A and B learn it all. The
+# rest is what 2 bits per weight still say.
+#
+# The adapter does not bring back the base, because it is trained on the questions only: on the
+# base's own text, the loss after training is even higher (seed 0: 1.35 with 32 bits, 3.28 with 2).
 #
 # How small is the cost of NF4? The seeds are *paired*: the difference to the dense base is taken
-# seed by seed. The mean of the twelve differences has a 95 % interval: 95 of 100 such intervals
-# contain the true mean, if the differences are about normal.
+# seed by seed. Below are the mean of the twelve differences and, in parentheses, its 95 % interval:
+# 95 of 100 such intervals contain the true mean, if the differences are about normal.
 
 # %%
 # Table
@@ -174,24 +148,24 @@ of_two_bits = claim("2 bits cost anything", paired["2 bits"], digits=4)
 # %% [markdown]
 # QLoRA's main claim is that four bits cost the fine-tuned model nothing. On this model, no cost is
 # shown. A mean cost of more than 0.003 nats, a quarter of the dense base's mean loss of 0.012, is
-# excluded at the 95 % level; a smaller one is not. For 2 bits, a cost is shown. The studies [The
-# memory of a step](studies/memory/the_memory_of_a_step.py) and [The precision of
+# excluded; a smaller one is not. For 2 bits, a cost is shown. The studies [The memory of a
+# step](studies/memory/the_memory_of_a_step.py) and [The precision of
 # adapters](studies/bits/the_precision_of_adapters.py) go on from here.
 #
 # ## What was shown
 #
-# QLoRA needs no gradient of a code, only products with the dequantized weight. The frozen weights
-# do not change. On `micro`, no cost of four bits is shown after training. With 2 bits, an adapter
-# of rank 8 still learns most answers. A part of that it learns alone, as the shuffled base shows.
+# QLoRA needs no gradient of a code, only products with the dequantized weight. On `micro`, no cost
+# of four bits is shown after training. With 2 bits, an adapter of rank 8 still learns most answers.
+# A part of that it learns alone, as the shuffled base shows.
 #
 # **What to try.**
 #
-# 1. `double_quant=True`: leave it out. How far is g·W off now?
+# 1. `double_quant=True`: leave it out. How far is gW off now?
 # 2. `in_few_bits(dense, 2)`: use 1, two values. Does it still learn?
 # 3. `r=8`: use 1 and 32 with `in_few_bits(dense, 2)`, and `finetune`. Is a larger adapter better?
 #
-# **Where to stop with a debugger.** `layers.dense`: called in `layers.matmul`, and once more
-# for its gradient.
+# **Where to stop with a debugger.** `layers.dense`: called in `layers.matmul`, and once more for
+# its gradient.
 #
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, debug-export, design-bytes.
 #
@@ -199,12 +173,23 @@ of_two_bits = claim("2 bits cost anything", paired["2 bits"], digits=4)
 
 # %%
 # Checks
-assert abs(change - np.sum(g @ w_hat * v)) < 1e-10, "the gradient must be g·Ŵ: the loss is linear"
+assert abs(change - np.sum(g @ w_hat * v)) < 1e-10, "the gradient must be gŴ: the loss is linear"
 by_autograd = grad(lambda x: layers.np.sum(g * layers.matmul(x, q)))(x)
-assert np.allclose(by_autograd, g @ w_hat, rtol=0, atol=1e-8), "minilora's gradient is g·Ŵ"
-assert 0.07 < off < 0.11, "g·W must be off by NF4's error, about 9 %"
+assert np.allclose(by_autograd, g @ w_hat, rtol=0, atol=1e-8), "minilora's gradient is gŴ"
+assert 0.07 < off < 0.11, "gW must be off by NF4's error, about 9 %"
 assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a code"
-assert changed == 0, "training must not write to the base"
+lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+
+
+def weights_of(model):
+    """Return copies of all weights, dequantized."""
+    return [np.array(layers.dense(w)) for w in flatten(model.base).values()]
+
+
+before = weights_of(bases["NF4"])
+trained = finetune(start=minilora.get_peft_model(bases["NF4"], lora_config, 0), iters=20)
+for w, again in zip(before, weights_of(bases["NF4"]), strict=True):
+    assert np.array_equal(w, again), "training must not write to the base"
 assert trained.scores["loss"] < 1.5, "but it must learn"
 assert own_text["NF4"] < 1.02 * own_text["32 bits"], "NF4 must cost this base almost nothing"
 assert abs(own_text["3 bits"] - 0.226) < 0.003 and abs(own_text["2 bits"] - 2.55) < 0.03

@@ -23,8 +23,7 @@ from minilora.tree import named_leaves
 # ## Several adapters, one base
 #
 # The base `micro` is stored in NF4, as in lesson 3. Two adapters are trained on it. The first one
-# answers "Who, what, where?", the second one "Where, what, who?". Each is a dict of its own, and
-# both use the *same* base.
+# answers "Who, what, where?", the second one "Where, what, who?".
 
 # %%
 base, _ = minilora.load("micro", "nf4-dq")
@@ -42,17 +41,14 @@ first = trained_on(rows, seed=0)
 second = trained_on(backwards(rows), seed=1)
 tasks = {"who, what, where?": held_out, "where, what, who?": backwards(held_out)}
 right = {}
-for task, asked in tasks.items():
-    for name, adapters in {"none": {}, "first": first, "second": second}.items():
-        right[task, name] = scores_of(adapters, base, asked)["exact_match"]
-cells = [
-    [name, *(f"{right[task, name]:.0%}" for task in tasks)] for name in ("none", "first", "second")
-]
+for name, adapters in {"none": {}, "first": first, "second": second}.items():
+    right[name] = [scores_of(adapters, base, asked)["exact_match"] for asked in tasks.values()]
+cells = [[name, *(f"{share:.0%}" for share in shares)] for name, shares in right.items()]
 table(["right answers with the adapter", *tasks], cells)
 
 # %% [markdown]
 # Each adapter answers its own question only. To switch from one task to the other, pass the other
-# adapter. The base is in memory once.
+# adapter. The base, which both use, is in memory once.
 #
 # ## One adapter per row
 #
@@ -76,27 +72,24 @@ print(f"six rows, three adapters, one call: they differ by {difference:.0e} of t
 
 # %% [markdown]
 # **Answer.** One. W multiplies all rows at once. Only A and B are chosen per row: A has the shape
-# (rows, r, in). The logits differ by
-# rounding at most. With merged weights, each adapter would need its own
-# copy of W, and a product of its own.
+# (rows, r, in). The logits differ by rounding at most.
 #
 # ## Merging
 #
-# One adapter alone can also be added to the weight that it was trained on:
+# One adapter alone can also be added to the weight Ŵ next to which it was trained:
 #
 # $$W' = \hat W + \frac{\alpha}{r} B A$$
 #
-# Then nothing is computed but W'x, and the model is an ordinary one, which any program can load.
-# Ŵ is the weight that was read from the four bits. W' is not one of NF4's numbers, so it is
-# stored in float32, or rounded: to 8 significant binary digits in bfloat16, to the nearest of
-# sixteen values in NF4.
+# Ŵ is the weight that the four bits stand for. The merged model computes only W'x: it is an
+# ordinary model, which any program can load. W' is not one of NF4's numbers. So it is stored in
+# float32, or rounded: to 8 significant binary digits in bfloat16, or to NF4 again.
 #
-# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
-# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
+# ![Number lines of what can be stored near a weight. A small update moves the weight in float32 and
+# in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
 # same.](../figures/drawings/merging_precision.svg)
 #
-# **Predict.** Which of these models has the same loss as base and adapter apart: W' in float32, in
-# bfloat16, in NF4? And W + (α/r)·BA, with the W from before quantization?
+# **Predict.** Which of these models have the same loss as base and adapter, separate: W' in
+# float32, in bfloat16, in NF4? And W + (α/r)·BA, with the W from before quantization?
 
 # %%
 merged = minilora.merge(first, base)
@@ -115,19 +108,20 @@ table(["model", "loss", "right answers"], cells)
 # %% [markdown]
 # **Answer.** Float32 and bfloat16: 0.0081. NF4 rounds the merged weight once more, and the loss
 # rises to 0.0155. It also rises, to 0.0179, with the W from before quantization: the adapter was
-# trained next to Ŵ, and not next to other weights. (In this run, nearly all answers stay right. A
-# loss shows a change before the answers do.)
+# trained next to Ŵ. (In this run, nearly all answers stay right. A loss shows a change before the
+# answers do.)
 #
-# Both mistakes are common. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again, and
-# a base that is loaded again in 16 bits before merging is the W from before quantization.
+# Both mistakes are common. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again. A
+# base that is loaded again in 16 bits for the merge is the W from before quantization.
 #
 # ## How much of an update survives rounding?
 #
-# In lesson 2, NF4's error was 9 % of normal weights, ‖Ŵ − W‖/‖W‖. That of bfloat16, with 8 binary
-# digits, is 0.17 %. These do not depend on the update. But NF4 has an exception: Ŵ has its values
-# already, so without an update it comes back exactly. If the update is small, nearly every weight
-# returns to where it was, and what is lost is the update itself. So the error is the smaller of
-# ‖ΔW‖ and 9 % of ‖W‖.
+# Let ‖W‖ be the root of the sum of all squares. Rounding changes normal weights by 9 % of ‖W‖ in
+# NF4 (lesson 2), and by 0.17 % in bfloat16, whatever the update is.
+#
+# But NF4 has an exception: Ŵ has its values already. If the update ΔW is small, nearly every weight
+# returns to Ŵ, and what is lost is the update itself. So NF4's error is the smaller of ‖ΔW‖ and 9 %
+# of ‖W‖.
 #
 # **Predict.** ‖ΔW‖ is 23 % of ‖W‖, as in the adapter above. Which share of ΔW is lost in bfloat16,
 # and in NF4? And if ‖ΔW‖ is 1 % of ‖W‖?
@@ -135,37 +129,22 @@ table(["model", "loss", "right answers"], cells)
 
 # %%
 def projections(model):
-    """Return {path: W} of all projections of a dense model."""
-    return {path: w for path, w in named_leaves(model.base) if "_proj" in path}
+    """Return all projections of a dense model as one vector."""
+    return np.concatenate([w.ravel() for path, w in named_leaves(model.base) if "_proj" in path])
 
 
-def norm(weights):
-    """Return the norm of all weights of a dict together."""
-    return float(np.sqrt(sum(np.sum(np.square(w, dtype=np.float64)) for w in weights.values())))
-
-
-def difference_of(one, other):
-    """Return the differences of two dicts of weights."""
-    return {path: one[path] - other[path] for path in one}
-
-
-def stored(w, kind):
-    """Return a weight as it is read back after it was stored in bfloat16 or NF4."""
-    if kind == "bfloat16":
-        return round_to({"w": w}, kind)["w"]
-    return nf4.quantize(w, double_quant=True).dequantize()
-
-
+STORED = {  # the weights as they are read back
+    "bfloat16": lambda w: round_to({"w": w}, "bfloat16")["w"],
+    "NF4": lambda w: nf4.quantize(w).dequantize(),
+}
 w_hat = projections(minilora.merge({}, base))  # the base, dequantized
-update = difference_of(projections(merged), w_hat)
-lost = {"bfloat16": [], "NF4": []}
-sizes = []
-for share in (0.01, 0.044, 0.1, 0.3, 1.0):  # 0.044 · 23 % is 1 %  # of the trained update
-    exact = {path: w_hat[path] + np.float32(share) * update[path] for path in update}
+update = projections(merged) - w_hat
+norm, sizes, lost = np.linalg.norm, [], {kind: [] for kind in STORED}
+for share in (0.01, 0.044, 0.1, 0.3, 1):  # of the trained update; 0.044 · 23 % is 1 %
+    exact = w_hat + np.float32(share) * update
     sizes.append(share * norm(update) / norm(w_hat))
-    for kind in lost:
-        rounded = {path: stored(w, kind) for path, w in exact.items()}
-        lost[kind].append(norm(difference_of(rounded, exact)) / (share * norm(update)))
+    for kind, read_back in STORED.items():
+        lost[kind].append(norm(read_back(exact) - exact) / (share * norm(update)))
 
 # %%
 # Picture
@@ -181,23 +160,21 @@ plt.show()
 
 # %% [markdown]
 # **Answer.** In bfloat16, 0.17/23, less than one per cent, and 17 % of the small update. In NF4,
-# 9/23, four tenths of the large one, and all of the small one. Updates of large models are mostly
-# small. So the safe way is to keep base and adapter apart, or to merge into float32.
-# The study [Merging into four bits](studies/serving/merging_into_four_bits.py) merges and unmerges
-# many times.
+# 9/23, four tenths of the large one, and all of the small one. So the safe way is to keep base and
+# adapter separate, or to merge into float32. The study [Merging into four
+# bits](studies/serving/merging_into_four_bits.py) merges and unmerges many times.
 #
 # ## What was shown
 #
 # Adapters share one base, and each row of a batch can have its own. Merged in float32, base and
 # adapter compute the same, and in bfloat16 nearly the same if the update is large. Rounding to NF4
-# loses the whole update or 9 % of the weight, the smaller of both. An adapter belongs to the
-# weights next to which it was trained.
+# can lose the whole update. An adapter belongs to the weights next to which it was trained.
 #
 # **What to try.**
 #
 # 1. `adapter_of_row`: give all rows the same adapter. How large is the difference?
 # 2. `minilora.load("micro", "nf4-dq")`: train on a dense base, "none". What does NF4 cost then?
-# 3. `nf4.quantize(w, double_quant=True)`: use blocks of 16. Which share is lost?
+# 3. `nf4.quantize(w)`: use blocks of 16. Which share is lost?
 #
 # **Where to stop with a debugger.** `several.per_row` (the shapes of the gathered factors),
 # `lora.merge`.
@@ -210,9 +187,9 @@ plt.show()
 
 # %%
 # Checks
-for task, own in zip(tasks, ("first", "second")):
-    others = [right[task, name] for name in ("none", "first", "second") if name != own]
-    assert QUICK or right[task, own] > 0.8 > 0.1 > max(others), f"{task}: only its own adapter"
+for i, (task, own) in enumerate(zip(tasks, ("first", "second"))):
+    others = [right[name][i] for name in right if name != own]
+    assert QUICK or right[own][i] > 0.8 > 0.1 > max(others), f"{task}: only its own adapter"
 assert difference < 21 * 128 * 2**-24, "21 projections of at most 128 terms, each rounded once"
 wrong = minilora.forward(several.per_row(served, adapter_of_row[::-1]), base, batch)
 assert np.abs(wrong - np.array(alone)).max() > 0.01 * np.abs(together).max(), "adapters matter"
@@ -224,8 +201,7 @@ for name in ("merged, NF4 again", "onto W before NF4"):
     assert QUICK or loss[name] > 1.2 * apart, f"{name}: the loss must rise"
     assert QUICK or scores[name]["exact_match"] > 0.8, f"{name}: most answers stay right"
 assert QUICK or (0.22 < sizes[-1] < 0.24 and 0.009 < sizes[1] < 0.011), "23 % and 1 % of ‖W‖"
-back = {path: stored(w, "NF4") for path, w in w_hat.items()}
-assert norm(difference_of(back, w_hat)) < 1e-3 * norm(w_hat), "Ŵ comes back, up to its absmax"
+assert np.array_equal(STORED["NF4"](w_hat), w_hat), "without an update, Ŵ comes back"
 for kind, margin in (("bfloat16", 0.05), ("NF4", 0.15)):
     for size, share, known in zip(sizes, lost[kind], expected[kind]):
         assert abs(share / known - 1) < margin, f"{kind}: lost {share}, not {known}, of {size}"

@@ -38,10 +38,11 @@ print(normed)
 #
 # ## Rotary positions
 #
-# Attention compares the query of one token with the key of another by an inner product, which does
-# not know where the tokens are. So both are rotated by angles that grow with the position t. A
-# vector of hd numbers is cut into pairs: a is its entry j, and b its entry j + hd/2. Each pair has
-# another speed (RoFormer, Sec. 3.2.2, Eq. 34), and θ is 10,000:
+# In attention (the next section), each token has two vectors of hd numbers, a *query* and a *key*.
+# The query of one token is compared with the key of another by their inner product, which does not
+# know where the tokens are. So both vectors are rotated by angles that grow with the position t. A
+# vector is cut into pairs: a is its entry j, and b its entry j + hd/2. Each pair has another speed
+# (RoFormer, Sec. 3.2.2, Eq. 34), and θ is 10,000:
 #
 # $$\varphi = t \cdot \theta^{-2j/hd} \qquad
 #   (a, b) \to (a\cos\varphi - b\sin\varphi,\; b\cos\varphi + a\sin\varphi)$$
@@ -70,9 +71,10 @@ print("inner products at 3 and 1, 10 and 8, 10 and 1:", products)
 #
 # ## Attention
 #
-# Three matrices give each token its *query*, *key* and *value*, cut into *heads* of hd numbers. A
-# query times every key are its scores. Softmax (e to each score, divided by their sum) makes them
-# weights, for a mean of the values. The mask adds −∞ for a later token (Vaswani et al., Eq. 1):
+# Three matrices give each token its query, its key and its *value*. Each is cut into *heads* of hd
+# numbers, which attend separately. A query times every key are its scores. Softmax (e to each
+# score, divided by their sum) makes them weights, for a mean of the values. The mask adds −∞ for a
+# later token (Vaswani et al., Eq. 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #

@@ -23,10 +23,7 @@ from minilora.lessons.helpers.common import batch_of, bytes_of_step, questions, 
 # | frozen, in NF4 with double quantization (lesson 2) | 4.127/8 = **0.516** |
 #
 # A step also needs [*activations*](guide/glossary.md): what the forward pass keeps for the backward
-# pass. These are, per layer and token, at least the two norms' results (2D numbers), q, k and v
-# (3D), the input of o_proj (D), gate and the input of down_proj (2F, where F is the width of the
-# MLP). With [*gradient checkpointing*](guide/glossary.md), only the input of each layer is kept
-# (D), and the backward pass computes one layer at a time again.
+# pass. (Below the table, the text explains the last two lines of `parts`.)
 #
 # **Predict.** LLaMA-7B has 6.74 billion weights, of which 6.48 are in projections. With r = 64 on
 # all projections, A and B have 0.16 billion numbers. How many GB do full fine-tuning, LoRA and
@@ -60,14 +57,20 @@ rows = [[*names, *parts.values()] for names, parts in steps.items()]
 table(["GB, 512 tokens", "", *steps["7B", "full"]], rows)
 
 # %% [markdown]
-# **Answer.** Full: 6.74 · 12 = 80.9 GB. LoRA: 6.74 · 2 + 0.16 · 12 = 15.4 GB. QLoRA: 6.48 · 0.516
-# + 0.26 · 2 + 0.16 · 12 = 5.8 GB, where 0.26 are embedding, head and norms. (The sums of the table
+# **Answer.** Full: 6.74 · 12 = 80.9 GB. LoRA: 6.74 · 2 + 0.16 · 12 = 15.4 GB. QLoRA: 6.48 · 0.516 +
+# 0.26 · 2 + 0.16 · 12 = 5.8 GB, where 0.26 are embedding, head and norms. (The sums of the table
 # add the checkpointed activations.)
 #
 # So LoRA saves ten of twelve bytes of each frozen weight, and QLoRA most of the other two. For
 # LLaMA-65B, the paper (Sec. 1) says more than 780 GB, and less than 48 with QLoRA: so does the
-# table. Without checkpointing, QLoRA would need 51.7. (The study [Memory on
-# paper](studies/memory/memory_on_paper.py) derives the formulas from the shapes of the arrays.)
+# table. (The study [Memory on paper](studies/memory/memory_on_paper.py) derives the formulas from
+# the shapes of the arrays.)
+#
+# The activations are, per layer and token, at least the two norms' results (2D numbers), q, k and v
+# (3D), the input of o_proj (D), gate and the input of down_proj (2F, where F is the width of the
+# MLP). With [*gradient checkpointing*](guide/glossary.md), only the input of each layer is kept
+# (D), and the backward pass computes one layer at a time again. (LLaMA-65B with QLoRA would need
+# 51.7 GB without it.)
 #
 # QLoRA's third part are *paged optimizers*: Adam's averages live in memory that the GPU pages to
 # the CPU when a step needs more than the GPU has. So one batch of long rows does not end a run. (A

@@ -64,8 +64,9 @@ for name, (one, ten) in after.items():
 # ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
 # cosine.](../figures/drawings/schedules.svg)
 #
-# **Predict.** LoRA is trained for 200 steps, with 12 steps of warm-up and half a cosine. Is the
-# loss higher without warm-up, or without the fall, at a rate of 0.004? At 0.02 and 0.04?
+# **Predict.** LoRA is trained for 200 steps, with 12 steps of warm-up and half a cosine, at a usual
+# rate, 0.004. Is the loss higher without the warm-up, or without the fall? And at five and ten
+# times this rate?
 
 # %%
 # Picture

@@ -77,8 +77,8 @@ common.show_losses(by_rank, RANKS, "rank", "means and ranges of five seeds")
 #
 # The gradients of the new factors are c times as large (lesson 1), but Adam's steps do not depend
 # on that (lesson 7). So with the rate η/c, the new factors stay 1/c of the old ones, step after
-# step. With A₀ for A at the start, without clipping and weight decay, and with Adam's ε times c,
-# these two runs have the same ΔW:
+# step. With A₀ for A at the start, without clipping and weight decay, and with Adam's ε times c
+# (which is added to a root that is c times as large), these two runs have the same ΔW:
 #
 # $$(\alpha,\; \eta,\; A_0) \quad\text{and}\quad (c^2\alpha,\; \eta/c,\; A_0/c)$$
 #

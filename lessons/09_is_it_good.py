@@ -46,9 +46,8 @@ print(f"nats per token: {bare:.2f} without adapters, {guess:.3f} without the que
 #
 # *Held-out* rows are never trained on. The *confidence* of an answer is its probability: the
 # product of the probabilities of its tokens. A model is [*calibrated*](guide/glossary.md) if, of
-# the answers with confidence p, a share p is right. A
-# sweep trained `micro` (0.1 million parameters) with LoRA at r = 8 for 200 steps, on 16 to 4,000
-# rows, with five seeds.
+# the answers with confidence p, a share p is right. A sweep trained `micro` (0.1 million
+# parameters) with LoRA at r = 8 for 200 steps, on 16 to 4,000 rows, with five seeds.
 #
 # **Predict.** Compare 16 rows with 4,000: which run has the lower training loss, and which the
 # lower held-out loss? If each of 23 tokens has a probability of 0.99, how sure is the answer?
@@ -124,9 +123,9 @@ plt.show()
 # - **Mask inverted**: the held-out loss is near the base's, because no answer was trained.
 #
 # On your own data, train a small adapter on your rows, and on a copy with shuffled labels. Only the
-# first run may succeed. If both do, the prompt may contain the answer, or the score may be
-# wrong. If both fail, the labels or the preprocessing may be wrong, or the adapter may be too small
-# (as in the study Underfitting and overfitting).
+# first run may succeed. If both do, the prompt may contain the answer, or the score may be wrong.
+# If both fail, the labels or the preprocessing may be wrong, or the adapter may be too small (as in
+# the study Underfitting and overfitting).
 #
 # ## What was shown
 #
