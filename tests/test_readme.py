@@ -314,7 +314,7 @@ FINDINGS = {  # per finding since 2023, what its lesson asserts: how its verdict
     "the smaller the update, the larger the share that way 2 loses": "not shown either way",
     "NVFP4 must be better than MXFP4": "holds here",
     "a power of two is coarse": "holds here",
-    "must not be shown to be better or worse": "not shown either way",
+    "no variant is better, worse, near or far": "not shown either way",
     "must not be shown to be close or far": "not shown either way",
     "must be better than {method}": "holds here",
     '{"1": HOLDS, "8": OPEN}': "holds here",
