@@ -141,7 +141,8 @@ full = claim("LoRA's loss over that of full fine-tuning, > 2 times", ratio, np.l
 # Checks
 assert wins == {"lora+": HOLDS, "lora": HOLDS}, "the winner must depend on the rate"
 assert chosen["lora+"] < chosen["lora"], "LoRA+ must have the lower best rate"
-assert {*beats.values(), *close.values()} == {OPEN}, "no variant is better, worse, near or far"
+assert set(beats.values()) == {OPEN}, "no variant must be shown to be better or worse"
+assert set(close.values()) == {OPEN}, "no variant must be shown to be close or far"
 for method, differences in points.items():
     _, least, most = common.interval(differences)
     assert most - least > 10, f"{method}: at least 10 points wide"
