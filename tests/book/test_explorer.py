@@ -11,6 +11,7 @@ import json
 import shutil
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from test_book import PHONE, requests, wait_for
 
 import minilora
 from lessons.book import explorer
+from lessons.conformance import check as checker
+from lessons.conformance import make
 from minilora import layers, nf4
 from minilora.double_quant import double_dequantize
 from minilora.formats.safetensors_file import read_header
@@ -359,6 +362,66 @@ def test_the_first_losses_are_those_of_lesson_0(browser, folder, lesson):
     np.testing.assert_allclose(
         browser.execute_script(script, recipe), lesson["rates"], rtol=4 * EPS
     )
+
+
+PORT = """
+// the conformance kit, computed by the page's own code; `given` has {name: [shape, numbers]}
+const [given, rows, path, rates] = arguments, found = {};
+const numbers = (name) => Float32Array.from(given[name][1]);
+const ids = (name) => Array.from(given[name][1]);
+for (const name of ["normal", "ties", "special", "many"].map((kind) => `nf4/${kind}`)) {
+  const q = quantize(numbers(name), "NF4");
+  q.second = doubleQuantize(q.absmax);
+  found[`${name}/codes`] = q.codes;
+  found[`${name}/absmax_codes`] = q.second.codes;
+  found[`${name}/nested_absmax`] = q.second.nestedAbsmax;
+  found[`${name}/offset`] = [q.second.offset];
+  found[`${name}/dequantized`] = dequantize(q);
+}
+const layer = "model.layers.0", x = numbers("base/x"), dense = baseIn("float32");
+found["base/norm"] = rmsNorm(x, dense[`${layer}.input_layernorm`]);
+found["base/attention"] = attention(x, layer, dense, {});
+found["base/mlp"] = mlp(x, layer, dense, {});
+for (const i of [0, 1, 2]) {
+  const tokens = ids(`base/prompt${i}`);
+  found[`base/logits${i}`] = forward(dense, tokens, {}, tokens.length - 1);
+}
+run = startTraining({ rows: "a → b", rank: 8, alpha: 16, bits: "NF4", paths: PATHS, seed: 0 });
+for (const name of Object.keys(run.factors)) run.factors[name] = weight(given[name]);
+const merged = setUp("NF4", adapterOf(run)), prompt = ids("base/prompt1");
+for (const name of PATHS) {
+  merged[name] = mergeWeight(name, merged);
+  for (const n of "AB") delete merged[`${name}.lora_${n}`];
+}
+found["merge/weight"] = merged[path].data;
+found["merge/logits"] = forward(merged, prompt, {}, prompt.length - 1);
+const rounded = setUp("NF4", adapterOf(run), true);
+found["merge/rounded"] = dequantize(rounded[path].q);
+view = null;
+found["merge/changed_codes"] = [changedCodes(rounded).changed];
+found["merge/rounded_logits"] = forward(rounded, prompt, {}, prompt.length - 1);
+rates.forEach((rate, i) => {
+  Object.assign(run.settings, { rate, warmup: 0, steps: Infinity }); // a constant rate
+  const { loss, norm, grads } = trainStep(run, rows);
+  if (i === 0) {
+    [found["training/loss"], found["training/norm"]] = [[loss], [norm]];
+    for (const [name, g] of Object.entries(grads)) found[`training/grad/${name}`] = g;
+  }
+  for (const n of "AB") found[`training/step${i + 1}/${n}`] = run.factors[`${path}.lora_${n}`].data;
+});
+return Object.fromEntries(Object.entries(found).map(([name, x]) => [name, Array.from(x)]));
+"""
+
+
+def test_it_passes_the_conformance_kit(browser, folder):
+    visit(browser, folder, "engine.html")
+    kit = Path(make.__file__).parent / "kit"
+    given = plain(checker.read_safetensors(kit / "inputs.safetensors"))
+    found = browser.execute_script(PORT, given, make.ROWS, make.PATH, make.RATES)
+    results = {name: np.array(numbers) for name, numbers in found.items()}
+    verdicts = [row for row in checker.check(results, kit) if row[1] != "not tried"]
+    assert len(verdicts) == len(results) > 70
+    assert [row for row in verdicts if row[1] != "passed"] == []
 
 
 RUN = """

@@ -1,0 +1,144 @@
+"""Check the results of an implementation of LoRA and QLoRA against the conformance kit.
+
+    python check.py RESULTS [KIT]
+
+RESULTS is a JSON file {name: list of numbers}, or a safetensors file, with the names of
+`expected.safetensors`; the order of the numbers is that of the rows. What it does not have is
+listed as not tried. Prints a line per case: passed, or what is wrong and the likely cause. The exit
+status is 1 if a case fails. This file needs NumPy, and nothing of minilora.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROUNDING = 2.0**-24  # the largest relative error of one rounding to float32
+BITS = ("codes", "absmax_codes", "refused")
+KINDS = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "U8": np.uint8, "I64": np.int64}
+
+
+def bound_of(name):
+    """Return how far a result may be from the expected one, as a share of its largest number.
+
+    0: equal. A sum of K products in float32 is rounded by at most K·2⁻²⁴; the deepest results come
+    from 22 products of at most 128 terms. A gradient comes from twice as many arrays. A scale or
+    offset of NF4 may differ in its last bit, because a mean depends on the order of its sum. A
+    training run magnifies the last bits: its first losses by little, its end by more.
+    """
+    last = name.rpartition("/")[2]
+    if last in BITS:
+        return 0.0
+    if last in ("changed_codes", "rounded_logits"):
+        return 0.01  # where W + ΔW is at a midpoint, a last bit decides between two codes
+    if name.startswith("nf4/"):
+        return 4 * ROUNDING
+    if name == "run/held_out":
+        return 0.1
+    if name.startswith("run/"):
+        return 1e-4
+    return (2 if name.startswith("training/") else 1) * 22 * 128 * ROUNDING
+
+
+def wrong(name, result, expected):
+    """Return "" if a result is right, and else what is wrong, in a few words."""
+    if result.size != expected.size:
+        return f"it has {result.size} numbers in place of {expected.size}"
+    result, right = result.ravel(), np.float64(expected).ravel()
+    if not np.isfinite(result).all():
+        return f"{np.sum(~np.isfinite(result))} of its numbers are NaN or infinite"
+    bound = bound_of(name) * np.abs(right).max()
+    off = np.abs(result - right)
+    if off.max() <= bound:
+        return ""
+    place = int(off.argmax())
+    if bound == 0:
+        numbers = f"number {place} is {result[place]:g}, not {right[place]:g}"
+        return f"{np.sum(off > 0)} of {off.size} differ; {numbers}"
+    return f"off by {off.max() / np.abs(right).max():.1e} of its size (bound {bound_of(name):.1e})"
+
+
+def sample(numbers):
+    """Return the numbers by which a known mistake is recognized: 24 at equal distances."""
+    numbers = np.float64(numbers).ravel()
+    return numbers[np.linspace(0, numbers.size - 1, min(24, numbers.size)).astype(int)]
+
+
+def cause_of(name, result, expected, mistakes):
+    """Return the likely cause of a wrong result, or ""."""
+    result, right = result.ravel(), np.float64(expected).ravel()
+    size = np.abs(right).max() or 1.0
+    near = max(bound_of(name), 1e-6)
+    if result.size == right.size:
+        # how far the result is from that of each known mistake
+        known = mistakes.get(name, {}).items()
+        far = {cause: np.abs(sample(result) - numbers).max() for cause, numbers in known}
+        if far and min(far.values()) <= min(near * size, np.abs(sample(result - right)).max() / 10):
+            return min(far, key=far.get)
+    if result.size != right.size or not np.isfinite(result).all():
+        return ""
+    if expected.ndim == 2:
+        turned = result.reshape(expected.shape[::-1]).T.ravel()
+        if np.abs(turned - right).max() <= near * size:
+            return "it is transposed"
+    factor = float(result @ right / (right @ right)) if right.any() else 0.0
+    if np.abs(result - factor * right).max() <= near * size and abs(factor - 1) > near:
+        return f"all numbers are {factor:.4g} times the right ones"
+    if np.abs(result - right).max() <= 0.01 * size:
+        return "it is nearly right: a computation in 16 bits, or another constant"
+    return ""
+
+
+def read_safetensors(path):
+    raw = Path(path).read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        numbers = np.frombuffer(raw[start + begin : start + end], KINDS[entry["dtype"]])
+        arrays[name] = numbers.reshape(entry["shape"])
+    return arrays
+
+
+def read_results(path):
+    if Path(path).suffix == ".json":
+        found = json.loads(Path(path).read_text("utf-8"))
+        return {name: np.array(numbers, np.float64) for name, numbers in found.items()}
+    return {name: np.float64(w) for name, w in read_safetensors(path).items()}
+
+
+def check(results, kit):
+    """Yield (name, verdict, words) of every case: "passed", "FAILED" or "not tried"."""
+    expected = read_safetensors(Path(kit) / "expected.safetensors")
+    cases = json.loads((Path(kit) / "cases.json").read_text("utf-8"))
+    for name, right in expected.items():
+        if name not in results:
+            yield name, "not tried", ""
+            continue
+        words = wrong(name, results[name], right)
+        if not words:
+            yield name, "passed", ""
+            continue
+        cause = cause_of(name, results[name], right, cases["mistakes"])
+        yield name, "FAILED", words + (f". Likely: {cause}" if cause else "")
+
+
+def main():
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    kit = Path(sys.argv[2]) if len(sys.argv) == 3 else Path(__file__).parent / "kit"
+    results = read_results(sys.argv[1])
+    counts = dict.fromkeys(("passed", "FAILED", "not tried"), 0)
+    for name, verdict, words in check(results, kit):
+        counts[verdict] += 1
+        if verdict != "not tried":
+            print(f"{verdict}  {name}" + (f": {words}" if words else ""))
+    print(", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+    sys.exit(1 if counts["FAILED"] or not counts["passed"] else 0)
+
+
+if __name__ == "__main__":
+    main()
