@@ -28,7 +28,7 @@ from minilora.quant.schemes import quantize_leaf
 ROOT = Path(__file__).parents[1]
 LESSONS, GUIDE = ROOT / "lessons", ROOT / "lessons" / "guide"
 PAGES = [ROOT / "README.md", LESSONS / "README.md", LESSONS / "exercises" / "README.md"]
-PAGES += sorted(GUIDE.glob("*.md"))
+PAGES += [*sorted(GUIDE.glob("*.md")), LESSONS / "conformance" / "README.md"]
 EXERCISES = tomllib.loads((LESSONS / "exercises.toml").read_text("utf-8"))["exercise"]
 
 

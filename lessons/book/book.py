@@ -31,6 +31,7 @@ def connect(app):
     app.connect("builder-inited", create_cache)
     app.connect("builder-inited", choose_figures)
     app.connect("builder-inited", write_explorer)
+    app.connect("builder-inited", pack_conformance_kit)
     app.connect("env-before-read-docs", spread_lessons)
     for change in (resolve_links, add_to_lesson, list_exercises):
         app.connect("source-read", change)
@@ -56,6 +57,13 @@ def choose_figures(app):
 def write_explorer(app):
     """Write the data of the explorer next to its page: weights, adapters and questions."""
     explorer.write(Path(app.outdir) / "_static" / "explorer")
+
+
+def pack_conformance_kit(app):
+    """Pack the folder of the conformance kit for its page."""
+    folder = Path(app.outdir) / "_static"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.make_archive(str(folder / "conformance"), "zip", LESSONS / "conformance")
 
 
 def own_figure(name):

@@ -23,6 +23,7 @@ extensions = [
 include_patterns = [
     "index.md",
     "explorer.md",
+    "conformance/README.md",
     "exercises.md",
     "[0-9]*.py",
     "studies/*/*.py",
