@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import latex2mathml.converter
 import nbformat
 from docutils import nodes
 from jupyter_cache import get_cache
@@ -28,6 +29,7 @@ BOOK_ONLY = "book"  # the tag of cells that the downloaded notebook does not hav
 
 def connect(app):
     """Register this module's functions with Sphinx."""
+    app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
     app.connect("builder-inited", create_cache)
     app.connect("builder-inited", choose_figures)
     app.connect("builder-inited", write_explorer)
@@ -39,6 +41,16 @@ def connect(app):
     app.connect("doctree-read", clean_notebook)
     app.connect("autodoc-process-docstring", docstring_to_rst)
     app.connect("build-finished", copy_mathjax)
+
+
+def inline_mathml(writer, node, display="inline"):
+    """Write a formula as MathML: an EPUB has no MathJax."""
+    writer.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+    raise nodes.SkipNode
+
+
+def block_mathml(writer, node):
+    inline_mathml(writer, node, "block")
 
 
 def create_cache(app):
