@@ -120,6 +120,8 @@ class ModelConfig:
     layer_types: tuple[str, ...] | None = None  # sliding_attention or full_attention per layer
     rope_local_base_freq: float | None = None  # rope_theta of the sliding layers
     generation_config: dict[str, Any] | None = None  # generation_config.json; saved with the model
+    # of config.json: those without effect here, which are saved with the model, too
+    other_fields: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -180,8 +182,8 @@ class LoraConfig:
 
     def rank_and_scaling(self, path: str) -> tuple[int, float]:
         """Return (rank r, scaling α/r) of the adapter on the module at `path`."""
-        r = _first_match(self.rank_pattern, path, self.r)
-        alpha = _first_match(self.alpha_pattern, path, self.lora_alpha)
+        r = first_match(self.rank_pattern, path, self.r)
+        alpha = first_match(self.alpha_pattern, path, self.lora_alpha)
         return r, scaling(r, alpha, self.use_rslora)
 
 
@@ -208,8 +210,9 @@ def matches(regex: str, path: str) -> bool:
         raise InputError(f"{regex!r} {where} is not a regular expression: {error}") from error
 
 
-def _first_match(pattern: dict[str, Any], path: str, default: Any) -> Any:
-    # as in PEFT, an expression matches the path of a module or its end after a dot
+def first_match(pattern: dict[str, Any], path: str, default: Any) -> Any:
+    """Return the value of the first expression that matches `path` or its end after a dot."""
+    # as in PEFT
     found = (value for regex, value in pattern.items() if matches(rf"(.*\.)?({regex})", path))
     return next(found, default)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .batching import token_array
-from .config import NON_NEGATIVE, POSITIVE_INT, ModelConfig, Rule, check_setting
+from .config import NON_NEGATIVE, POSITIVE_INT, InputError, ModelConfig, Rule, check_setting
 from .layers import LayerCache
 from .model import Model, hidden_states, logits, with_adapters
 from .tree import Array, Tree
@@ -84,6 +84,8 @@ def check_generation(
     """Raise InputError for a prompt that is not token ids, and for a value out of range."""
     check_setting("temp", temp, NON_NEGATIVE)
     check_setting("top_p", top_p, SHARE)
+    if temp == 0 and top_p < 1:
+        raise InputError("`top_p` has no effect with `temp` 0: give a `temp` above 0")
     check_setting("max_tokens", max_tokens, POSITIVE_INT)
     for prompt in prompts:
         token_array("a prompt", prompt, model_config.vocab_size, 1)

@@ -37,7 +37,8 @@ Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/
 # A module with `linear`, `attention`, `rms_norm`, `swiglu`, `cross_entropy`, `dense`, `THREADS` and
 # `parallel_map`: this one, or the optimized `kernels.fused`.
 Ops = Any
-LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what LoRA adds to a projection
+# what LoRA adds to a projection; lora_start: the initialization that has changed the frozen weight
+LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout", "lora_start")
 # The reference computes the rows of a batch in one piece, as it is read.
 THREADS = 1
 parallel_map = map

@@ -8,6 +8,7 @@ An adapter is a small tree. At the path of an adapted projection it has `lora_A`
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from .config import (
     LoraConfig,
     Rule,
     check_setting,
+    first_match,
     matches,
     names_module,
 )
@@ -134,6 +136,24 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     if not adapted:
         raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
     return adapted
+
+
+def check_patterns(base: Tree, lora_config: LoraConfig) -> None:
+    """Raise InputError for an expression of `lora_config` that decides nothing.
+
+    In a pattern, only the first expression that matches a projection counts.
+    """
+    paths = target_paths(base, lora_config)
+    for setting in ("rank_pattern", "alpha_pattern"):
+        every = getattr(lora_config, setting)
+        deciding = {first_match(dict(zip(every, every)), path, None) for path in paths}
+        for regex in every:
+            if regex not in deciding:
+                what = "matches no adapted projection, or only after another expression"
+                raise InputError(f"`{setting}` has {regex!r}, which {what}: leave it out")
+    excluded = lora_config.exclude_modules
+    if excluded and paths == target_paths(base, replace(lora_config, exclude_modules=None)):
+        raise InputError("`exclude_modules` has no effect, because no target matches: leave it out")
 
 
 def selected(field: str, names: str | Sequence[str], base: Tree) -> set[str]:

@@ -19,7 +19,7 @@ from . import layers
 from .batching import token_array
 from .config import InputError, ModelConfig
 from .layers import Context, LayerCache, Ops, checkpoint, decoder_layer, norm, rope_cos_sin, row_rng
-from .tree import Array, Tree, is_node, overlay
+from .tree import Array, Tree, is_node, named_leaves, overlay
 
 
 class Source(NamedTuple):
@@ -29,6 +29,7 @@ class Source(NamedTuple):
     scheme: str = "none"  # of quant.schemes.SCHEMES
     block_size: int | None = None  # weights per absmax; None: stored without blocks
     digest: str = ""  # SHA-256 of the files; after PiSSA or LoftQ, "pissa:" or "loftq:" before it
+    compute_dtype: str = "float32"  # of the products with frozen matrices
 
 
 class Model(NamedTuple):
@@ -72,9 +73,13 @@ def with_adapters(adapters: Tree, model: Model) -> Model:
     """Return `model` with the leaves of `adapters` laid over its base.
 
     Its source is unknown, because no file has these weights. Raises InputError, with the path, for
-    an entry that no layer reads, and for an adapter without its settings or a weight to adapt.
+    an entry that no layer reads, for an adapter without its settings or a weight to adapt, and for
+    one of PiSSA or LoftQ on another model than the one that they returned.
     """
     check_entries(adapters, model.base)
+    for path, leaf in named_leaves(adapters):
+        if path.endswith("lora_start") and not model.source.digest.startswith(leaf):
+            raise InputError(f"{path}: {leaf} needs the model that came with the adapter")
     return model._replace(base=overlay(model.base, adapters), source=Source())
 
 

@@ -13,6 +13,7 @@ as an uninterrupted one.
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from .layers import RowRng, value_and_grad
 from .model import Model
 from .model import loss as model_loss
 from .optim import OPTIMIZERS, clip, get_lr
-from .rounding import round_to
+from .rounding import nearest, round_to
 from .tree import Tree, arrays, layer_of, named_leaves, num_parameters, overlay, tree_map
 
 MAX_PARALLEL_PARAMETERS = 2**24  # with more, a batch is not split: each core would hold a gradient
@@ -66,11 +67,20 @@ class State(NamedTuple):
 def start(adapters: Tree, train_config: TrainConfig) -> State:
     """Return the state before the first step; the adapters are rounded to `adapter_dtype`.
 
-    Raises InputError if there are no trained parameters.
+    Raises InputError if there are no trained parameters. Warns if rounding undoes most steps of a
+    leaf.
     """
     if not arrays(adapters):
         raise InputError("the adapter has no parameters to train: create it with get_peft_model")
-    trained = round_to(arrays(adapters), train_config.adapter_dtype)
+    dtype = train_config.adapter_dtype
+    trained = round_to(arrays(adapters), dtype)
+    for path, w in named_leaves(trained):
+        size = np.abs(w)
+        # a step of Adam is about as large as the rate
+        if np.mean(nearest(size + train_config.learning_rate, dtype) == size) > 0.5:
+            what = f"rounding to {dtype} undoes most steps of {path}"
+            warnings.warn(f"{what}: raise `learning_rate`, or use float32 adapters", stacklevel=2)
+            break
     init, _ = OPTIMIZERS[train_config.optimizer]
     return State(overlay(adapters, trained), init(trained))
 

@@ -104,7 +104,7 @@ def fast_model(config=TINY, seed=0, dtype=np.float32):
 
 def quantized(model, scheme="nf4"):
     """The model with its projections in few bits, in blocks that divide none of its shapes."""
-    return schemes.quantize(model, scheme, block_size=16)
+    return schemes.quantize(model, scheme, None if scheme in schemes.WITHOUT_BLOCKS else 16)
 
 
 def adapted(model, seed=0, **lora_fields):

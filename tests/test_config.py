@@ -155,7 +155,7 @@ def test_the_defaults():
         "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
         "max_position_embeddings": 2048, "eos_token_id": (), "bos_token_id": None,
         "rope_scaling": None, "sliding_window": None, "model_type": "llama",
-        "generation_config": None, "hidden_act": "silu",
+        "generation_config": None, "other_fields": {}, "hidden_act": "silu",
         "norms": ("input_layernorm", None, "post_attention_layernorm", None), "norm_offset": 0.0,
         "qk_norm": False, "embedding_scale": 1.0, "query_pre_attn_scalar": None,
         "layer_types": None, "rope_local_base_freq": None,

@@ -139,6 +139,8 @@ def test_the_ranges_of_the_options(option, good, bad):
             next(generate({}, model, [1], rng=0, **{option: value}))
     with pytest.raises(InputError, match="prompt is empty"):
         next(generate({}, model, []))
+    with pytest.raises(InputError, match="`top_p` has no effect with `temp` 0: give a `temp`"):
+        next(generate({}, model, [1], top_p=0.5))
 
 
 # --------------------------------------------------------------------------------- the loop

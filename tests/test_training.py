@@ -1,6 +1,7 @@
 """The training loop: arrays it does not modify, reproducible bits, early stopping, its state."""
 
 import math
+import warnings
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from minilora import kernels, layers, train, training
 from minilora.batching import Example, batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.evaluation import loop, metrics
-from minilora.evaluation.loop import better, should_stop
+from minilora.evaluation.loop import better, doubts, should_stop
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
@@ -45,7 +46,7 @@ from minilora.training import (
     start,
     steps,
 )
-from minilora.tree import arrays, flatten, named_leaves, tree_map, unflatten
+from minilora.tree import arrays, flatten, get, named_leaves, tree_map, unflatten
 
 U32 = 2.0**-24
 EXAMPLES, VALID = random_examples(TINY, 9, seed=1), random_examples(TINY, 4, seed=2)
@@ -341,6 +342,32 @@ def test_settings_that_fit_the_examples_or_have_no_effect_are_noticed():
         train(*setting(), unmasked, replace(SMALL, mask_prompt=True))
     with pytest.warns(UserWarning, match="the only step has the learning rate 0"):
         train(*setting(), unmasked, replace(SMALL, iters=1))
+
+
+def test_a_run_says_if_it_has_too_few_evaluations():
+    """An evaluation stops a run, or is not the best, only after others and before the last step."""
+    for iters, every, patience in product(range(1, 9), range(1, 5), range(4)):
+        evaluated = [step for step in range(1, iters + 1) if step % every == 0 or step == iters]
+        config = TrainConfig(
+            iters=iters, steps_per_eval=every, early_stopping_patience=patience, warmup_ratio=0
+        )
+        said = [*doubts(replace(config, keep_best=True), 9)]
+        assert bool(said) == (iters in evaluated[: patience + 1])
+        name = f"`early_stopping_patience` {patience}" if patience else "`keep_best`"
+        assert not said or f": {len(evaluated)}, too few for {name}: " in said[0]
+        assert not [*doubts(replace(config, early_stopping_patience=0), 9)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("rate", [1e-10, 1e-6, 1e-2])
+def test_steps_that_rounding_undoes_are_warned_of(dtype, rate):
+    adapters, model = adapted(random_model(TINY))
+    config = replace(SMALL, iters=1, warmup_ratio=0, learning_rate=rate, adapter_dtype=dtype)
+    with warnings.catch_warnings(record=True, action="always") as said:
+        before = arrays(start(adapters, config).adapters)
+    after, _ = train(adapters, model, EXAMPLES, config)
+    same = [np.mean(a == get(after, path)) for path, a in named_leaves(before)]
+    assert bool(said) == (max(same) > 0.5), same
 
 
 def test_quiet_prints_nothing(capsys):

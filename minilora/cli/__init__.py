@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     received = interrupt_once() if argv is None else []
     try:
         with warnings.catch_warnings(action="always", category=UserWarning):
-            warnings.showwarning = lambda message, *_: warn(message)
+            warnings.showwarning = lambda message, *_: warn(with_flags(message))
             status = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status or 0
@@ -70,15 +70,18 @@ def dispatch(argv):
 
 def report_error(error):
     """Print an error as one line on standard error; return the exit status."""
-    text = re.sub(r"`(\w+)`", with_flag, str(InputError(error)))
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {with_flags(InputError(error))}", file=sys.stderr)
     return 2
 
 
-def with_flag(name):
-    """Return the flag of the field that a message of the core names, such as `learning_rate`."""
-    setting = {"r": "lora_r", "scheme": "quantize"}.get(name[1], name[1])
-    return flag(setting) if flag(setting) in parser().flags else name[0]
+def with_flags(message):
+    """Return a message of the core with the flags of the fields it names, as `learning_rate`."""
+
+    def with_flag(name):
+        setting = {"r": "lora_r", "scheme": "quantize"}.get(name[1], name[1])
+        return flag(setting) if flag(setting) in parser().flags else name[0]
+
+    return re.sub(r"`(\w+)`", with_flag, str(message))
 
 
 PATIENCE = 10  # seconds

@@ -363,7 +363,7 @@ def new_base_flags(sub):
     """Add the flags that choose a base and how it is stored."""
     sub.add("--model", "micro, tiny, smollm2, a Hugging Face folder or .gguf file", default="tiny")
     sub.add("--quantize", "storage of the frozen projections", choices=SCHEMES, default="nf4-dq")
-    sub.add("--block-size", BLOCK_SIZE, type=positive, default=64)
+    sub.add("--block-size", f"{BLOCK_SIZE}; default: 64", type=positive)
 
 
 BLOCK_SIZE = "number of weights that share one absmax, in 4 bits"

@@ -28,7 +28,6 @@ from .loading import (
     base_of,
     load_with_adapter,
     read_run,
-    refuse_block_size,
     run_settings,
 )
 from .run import fine_tune, print_size
@@ -40,14 +39,10 @@ def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
     if path:
         run = read_run(path)  # first: its error says how to repair the folder of a killed run
-        name, scheme, block_size = base_of(path, args)
-        refuse_block_size(args, scheme)
-        dtype = run[0].get("compute_dtype", "float32")
-        loaded = load_with_adapter(path, name, scheme, block_size, dtype, load)
+        loaded = load_with_adapter(path, base_of(path, args), load)
     else:
         name, scheme = args.model or "tiny", args.quantize or "none"
-        refuse_block_size(args, scheme)
-        loaded = LoadedModel(*load(name, scheme, args.block_size or 64, True))
+        loaded = LoadedModel(*load(name, scheme, args.block_size, True))
         run = run_settings(name), {}
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)
@@ -132,9 +127,8 @@ def typed_lines():
 
 def sampling(args):
     """Return the options of `generation.generate` that the flags choose."""
-    for name in ("--top-p", "--seed"):
-        if args.temp == 0 and name in args.given:
-            raise InputError(f"{name} has no effect with --temp 0: give a --temp above 0")
+    if args.temp == 0 and "--seed" in args.given:
+        raise InputError("--seed has no effect with --temp 0: give a --temp above 0")
     rng = np.random.default_rng(args.seed)
     return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 
@@ -248,7 +242,6 @@ def write_run_settings(folder, settings):
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
-    refuse_block_size(args, args.quantize)
     model, tokenizer = load(args.model)
     if model.source.scheme != "none":
         raise InputError(f"{args.model} is stored as {model.source.scheme}: give a dense base")

@@ -27,8 +27,6 @@ class SplitData(NamedTuple):
         line = f"{len(self.examples)} {'row' if len(self.examples) == 1 else 'rows'}{what}"
         for reason, n in self.left_out.items():
             line += f"; {n} left out ({reason})"
-        if self.cut:
-            line += f"; {self.cut} cut to --max-seq-length {self.length}"
         return line
 
 

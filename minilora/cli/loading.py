@@ -19,15 +19,14 @@ from ..formats.checkpoint import (
 )
 from ..formats.files import read_text
 from ..formats.pretrained import NAMES, load
-from ..lora import adapted_paths, target_paths
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
-from ..model import Model, Source, lm_head
-from ..quant.schemes import with_compute_dtype
+from ..model import Model, Source
+from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
 from ..training import learning_rates
-from ..tree import arrays, without
+from ..tree import arrays
 from .arguments import as_toml, flag, number, toml_settings
 
 MERGED_RUN = "minilora_run.toml"
@@ -46,7 +45,7 @@ class LoadedModel(NamedTuple):
 def base_line(model):
     """Return the line of a report that names the base, its storage, and how it is multiplied."""
     line = f"base: {model.source.name}, stored as {model.source.scheme}"
-    if getattr(lm_head(model.base), "compute_dtype", "float32") == "bfloat16":
+    if model.source.compute_dtype == "bfloat16":
         line += ", products in bfloat16"
         if model.ops is not kernels.ops or not kernels.HAS_BFLOAT16:
             line += " without its instruction, which takes longer than float32"
@@ -91,11 +90,11 @@ def load_for_training(args):
     run: tuple = ({}, {})
     if args.init_adapter:
         run = read_run(args.init_adapter)  # first: see `commands.load_model`
+        base = args.model, args.quantize, args.block_size, args.compute_dtype
         if not args.resume:  # else, the settings of the run have them already
-            args.model, args.quantize, args.block_size = base_of(args.init_adapter, args)
-        loaded = load_with_adapter(
-            args.init_adapter, args.model, args.quantize, args.block_size, args.compute_dtype
-        )
+            base = base_of(args.init_adapter, args)
+            args.model, args.quantize, args.block_size, args.compute_dtype = base
+        loaded = load_with_adapter(args.init_adapter, base)
         args.method = method_name(loaded.adapter_config)
         if args.method == "p-tuning":
             raise InputError(
@@ -116,28 +115,24 @@ def load_for_training(args):
 
 
 def base_of(folder, args):
-    """Return (name, scheme, block size): of the flags that are given, else of the adapter's source.
+    """Return (name, scheme, block size, compute_dtype): of the flags, else of the adapter's source.
 
     Raises InputError if neither names the base.
     """
     source = read_source(folder) or Source()
-    found = {
-        "model": source.name,
-        "quantize": source.scheme,
-        "block_size": source.block_size or 64,
-    }
+    found = {"model": source.name, "quantize": source.scheme, "compute_dtype": source.compute_dtype}
     for name in found:
         if flag(name) in args.given:
             found[name] = getattr(args, name)
+    stored = None if found["quantize"] in WITHOUT_BLOCKS else source.block_size
     if not found["model"]:
         raise InputError(
             f"{folder} does not say on which base its adapter was trained: "
             "give --model and --quantize"
         )
-    return found["model"], found["quantize"], found["block_size"]
+    return found["model"], found["quantize"], args.block_size or stored, found["compute_dtype"]
 
 
-WITHOUT_BLOCKS = ("none", "int8")
 OF_LORA = (
     "lora_r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern",
     "alpha_pattern", "layers_to_transform", "use_rslora", "init_lora_weights",
@@ -160,8 +155,6 @@ def unused_settings(args, loaded, train_config, examples, valid):
         unused = dict.fromkeys(("method", *OF_LORA, *SIZES), why)
     if args.method == "full":
         unused["compute_dtype"] = "with --method full, which has no frozen weights"
-    if args.quantize in WITHOUT_BLOCKS:
-        unused["block_size"] = f"with --quantize {args.quantize}"
     trained = arrays(loaded.adapters)
     for name, why in RATES.items():
         rates = [
@@ -180,8 +173,8 @@ def unused_settings(args, loaded, train_config, examples, valid):
         )
     if not valid:
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
-    if all(all(example.answer) for example in examples):
-        unused["mask_prompt"] = "on rows without a prompt"
+    if all(all(example.answer) for example in [*examples, *valid]):
+        unused |= dict.fromkeys(("mask_prompt", "chat_date"), "on rows without a prompt")
     if args.early_stopping_patience:
         unused["keep_best"] = "with --early-stopping-patience, which keeps the best adapter"
     templates = [getattr(loaded.tokenizer, name, None) for name in ("chat_template", "for_tools")]
@@ -191,12 +184,6 @@ def unused_settings(args, loaded, train_config, examples, valid):
         if flag(name) in args.given:
             raise InputError(f"{flag(name)} has no effect {why}: leave it out")
     return unused
-
-
-def refuse_block_size(args, scheme):
-    """Raise InputError if --block-size was given for weights that are stored without blocks."""
-    if "--block-size" in args.given and scheme in WITHOUT_BLOCKS:
-        raise InputError(f"--block-size has no effect with --quantize {scheme}: leave it out")
 
 
 def make_adapter_config(args):
@@ -236,45 +223,25 @@ def pattern(setting, values, as_number):
 def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
     starts_dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
-    scheme = "none" if starts_dense else args.quantize
+    scheme, block_size = ("none", None) if starts_dense else (args.quantize, args.block_size)
     dense = starts_dense or args.method == "full"
     dtype = "float32" if dense else args.compute_dtype
-    model, tokenizer = load(args.model, scheme, args.block_size, not dense, dtype)
+    model, tokenizer = load(args.model, scheme, block_size, not dense, dtype)
     stored = (args.quantize, args.block_size) if starts_dense else ()
     adapters, model = get_peft_model(model, adapter_config, args.seed, *stored)
     model = with_compute_dtype(model, args.compute_dtype)
-    if isinstance(adapter_config, LoraConfig):
-        check_patterns(adapters, model.base, adapter_config)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
 
 
-def check_patterns(adapters, base, adapter_config):
-    """Raise InputError for an expression that changes nothing.
-
-    In a pattern, only the first expression that matches a projection counts.
-    """
-    paths = adapted_paths(adapters)
-    sizes = [*map(adapter_config.rank_and_scaling, paths)]
-    for setting in ("rank_pattern", "alpha_pattern"):
-        expressions = getattr(adapter_config, setting)
-        for regex in expressions:
-            other = replace(adapter_config, **{setting: without(expressions, regex)})
-            if sizes == [*map(other.rank_and_scaling, paths)]:
-                what = "matches no adapted projection, or changes none of those"
-                raise InputError(f"`{setting}` has {regex!r}, which {what}: leave it out")
-    excluded = adapter_config.exclude_modules
-    if excluded and paths == target_paths(base, replace(adapter_config, exclude_modules=None)):
-        raise InputError("`exclude_modules` has no effect, because no target matches: leave it out")
-
-
-def load_with_adapter(folder, name, scheme, block_size, compute_dtype, load=load):
-    """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
+def load_with_adapter(folder, base, load=load):
+    """Return the LoadedModel of the adapter in `folder`, on a base as `base_of` returns it.
 
     Warns if it is not the base that the adapter was trained on; see `load_adapter`.
     """
+    name, scheme, block_size, compute_dtype = base
     dense = needs_dense_base(folder)
-    first_scheme, dtype = ("none", "float32") if dense else (scheme, compute_dtype)
-    model, tokenizer = load(name, first_scheme, block_size, not dense, dtype)
+    first = ("none", None, False) if dense else (scheme, block_size, True, compute_dtype)
+    model, tokenizer = load(name, *first)
     stored = (scheme, block_size) if changes_base(folder) else ()
     adapters, model, adapter_config = load_adapter(folder, model, *stored)
     if dense:  # PiSSA and LoftQ start from float32

@@ -17,7 +17,7 @@ import io
 import json
 import math
 import os
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from .. import layers
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
 from ..data.packing import pack_examples
-from ..data.rows import encode_usable, is_chat, split_row
+from ..data.rows import encode_row, is_chat, split_row
 from ..evaluation import loop, memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve, points
@@ -37,7 +37,7 @@ from ..training import start
 from . import run_folder
 from .arguments import as_toml
 from .examples import TRAINED, SplitData, read_split, trained_rows, warn_of_common_rows
-from .loading import LoadedModel, base_line, load_for_training, unused_settings, warn
+from .loading import LoadedModel, base_line, load_for_training, unused_settings
 
 
 def fine_tune(args):
@@ -96,7 +96,6 @@ def prepare(args, folder):
     trained, _ = trained_rows(loaded)
     warn_of_common_rows(valid_split.rows, trained, "held-out rows", TRAINED)
     print_length(examples, train_config)
-    warn_of_few_evaluations(train_config)
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
@@ -173,10 +172,7 @@ def show(job, when, adapters, scores):
 
 def first_row(rows, tokenizer, train_config):
     """Return the first of the rows that is not left out."""
-    for row in rows:
-        with suppress(InputError):
-            encode_usable([row], tokenizer, train_config)
-            return row
+    return next(row for row in rows if not encode_row(row, tokenizer, train_config)[-1])
 
 
 def steps_of_epochs(epochs, examples, train_config):
@@ -195,7 +191,7 @@ def numbers_of_sequences(examples, train_config):
 
 
 def print_length(examples, train_config):
-    """Print rows, sequences, steps and epochs; warn if each step repeats some sequences."""
+    """Print rows, sequences, steps and epochs."""
     sequences, per_step = numbers_of_sequences(examples, train_config)
     steps = train_config.iters
     packed = "packed " if train_config.packing else ""
@@ -203,22 +199,6 @@ def print_length(examples, train_config):
         f"{len(examples)} rows in {sequences} {packed}sequences, {steps} steps of {per_step} "
         f"sequences: {steps * per_step / sequences:,.1f} epochs"
     )
-    if per_step > sequences:
-        warn(
-            f"each step repeats sequences: it has {per_step}, and there are only {sequences}: "
-            "lower --batch-size or --grad-accumulation-steps"
-            + (", or --max-seq-length" if packed else "")
-        )
-
-
-def warn_of_few_evaluations(train_config):
-    """Warn if a run has too few evaluations for early stopping, or for a choice of the best."""
-    patience = train_config.early_stopping_patience
-    name = f"--early-stopping-patience {patience}" if patience else "--keep-best"
-    n = math.ceil(train_config.iters / train_config.steps_per_eval)
-    # the first one is the best so far, and the last one comes when the run ends anyway
-    if (patience or train_config.keep_best) and n <= patience + 1:
-        warn(f"evaluations after the first step: {n}, too few for {name}: lower --steps-per-eval")
 
 
 def check_memory(loaded, examples, train_config):

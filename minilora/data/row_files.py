@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import InputError
 
-SUFFIXES = (".jsonl", ".json", ".csv")  # for messages; other files are read as .jsonl
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv")  # for messages; other files are read as .jsonl
 OTHERS = {  # names of files that are often given but not read: what to do
     ".tsv": "save the table as .csv, with commas",
     ".txt": 'write each text as a line {"text": …} of a .jsonl file',

@@ -405,42 +405,52 @@ def encode_rows(
 ) -> tuple[list[Example], int]:
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
-    Rows that cannot be learned are left out, and a warning on standard error counts them: those
-    with an empty answer, with the text of the end token inside an answer, with messages or tools
-    that the chat template does not show, with arguments of calls that it puts into quotes, or
-    without a target token within max_seq_length. Raises InputError if no row is left, or naming the
-    row that the chat template rejects.
+    Warnings on standard error count the rows that are cut, and those that cannot be learned and are
+    left out: rows with an empty answer, with the text of the end token inside an answer, with
+    messages or tools that the chat template does not show, with arguments of calls that it puts
+    into quotes, or without a target token within max_seq_length. Raises InputError if no row is
+    left, or naming the row that the chat template rejects.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 
 
 def encode_usable(rows, tokenizer, train_config):
     """Return the result of `encode_rows`, and {reason: number of rows that are left out}."""
-    length = train_config.max_seq_length
     num_cut = 0
     examples = []
     left_out = Counter[str]()
     for i, row in enumerate(rows):
         row = check_row(row, f"rows[{i}]")
         try:
-            reason = reason_to_leave_out(row, tokenizer)
-            full = None if reason else encode(row, tokenizer, train_config.mask_prompt)
+            example, is_cut, reason = encode_row(row, tokenizer, train_config)
         except InputError as error:
             raise InputError(f"rows[{i}], {row_content(row)[:40]!r}: {error}") from error
-        if full:
-            example = Example(*(part[:length] for part in full))
-            if any(example.mask[1:]):
-                examples.append(example)
-                num_cut += len(full.tokens) > length
-            else:
-                reason = f"no target token within --max-seq-length {length}"
         if reason:
             left_out[reason] += 1
+        else:
+            examples.append(example)
+            num_cut += is_cut
     if not examples:
         raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
     for reason, n in left_out.items():
         print(f"warning: {n} of {len(rows)} rows are left out: {reason}", file=sys.stderr)
+    if num_cut:
+        cut = f"are cut to --max-seq-length {train_config.max_seq_length}"
+        print(f"warning: {num_cut} of {len(rows)} rows {cut}", file=sys.stderr)
     return examples, num_cut, left_out
+
+
+def encode_row(row, tokenizer, train_config):
+    """Return (Example, whether max_seq_length cuts it, why the row is left out or "")."""
+    reason = reason_to_leave_out(row, tokenizer)
+    if reason:
+        return None, False, reason
+    length = train_config.max_seq_length
+    full = encode(row, tokenizer, train_config.mask_prompt)
+    example = Example(*(part[:length] for part in full))
+    if not any(example.mask[1:]):
+        reason = f"no target token within --max-seq-length {length}"
+    return example, len(full.tokens) > length, reason
 
 
 def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> list[DataRow]:
@@ -500,7 +510,7 @@ def file_of(folder, split):
             "keep one, or write their rows into one"
         )
     if found:
-        if found[0].is_file() and found[0].suffix.lower() not in (*SUFFIXES, ".ndjson", *OTHERS):
+        if found[0].is_file() and found[0].suffix.lower() not in (*SUFFIXES, *OTHERS):
             raise InputError(
                 f"{found[0]}: a file of rows ends with {', '.join(SUFFIXES)}: rename or remove it"
             )

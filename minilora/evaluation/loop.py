@@ -6,6 +6,7 @@
 `run` adds evaluations, early stopping, the best adapters and a progress bar to `training.steps`.
 """
 
+import math
 import warnings
 from collections.abc import Generator, Sequence
 
@@ -39,7 +40,8 @@ def run(
     `eval_loss`, `eval_exact_match` and the other scores of `evaluate` on `valid`.
     With early stopping or `keep_best`, `state.best` has the adapters with the lowest `eval_loss`.
     The first iteration raises InputError if rows are not encoded, if `train_config` masks prompts
-    and the examples do not, or if a setting needs held-out rows and `valid` is empty.
+    and the examples do not, or if a setting needs held-out rows and `valid` is empty. It warns of
+    too few evaluations for early stopping or `keep_best`, and of steps that repeat rows.
     """
     check_packing(state.adapters, train_config)
     check_held_out(valid, train_config)
@@ -49,15 +51,13 @@ def run(
         raise InputError(
             "`mask_prompt` is true, but not all examples are masked: give `encode_rows` this config"
         )
-    if train_config.iters == 1 and get_lr(0, train_config) == 0:
-        warnings.warn(
-            "the only step has the learning rate 0: set `warmup_ratio` to 0", stacklevel=2
-        )
     check_examples("valid", valid, model.config.vocab_size)
     rows: Sequence = examples
     if train_config.packing:
         rows = pack_examples(examples, train_config.max_seq_length)
     patience = train_config.early_stopping_patience
+    for text in doubts(train_config, len(rows)):
+        warnings.warn(text, stacklevel=2)
     with progress_bar(train_config.iters, quiet, initial=state.step) as progress:
         while state.step < train_config.iters and not should_stop(state.best, patience):
             state, record = train_step(state, model, rows, train_config)
@@ -72,6 +72,25 @@ def run(
             yield state, records
     if not quiet:
         print_end(state, train_config)
+
+
+def doubts(train_config, sequences):
+    """Yield what may surprise in a run over this number of rows, or of packed rows."""
+    if train_config.iters == 1 and get_lr(0, train_config) == 0:
+        yield "the only step has the learning rate 0: set `warmup_ratio` to 0"
+    per_step = train_config.batch_size * train_config.grad_accumulation_steps
+    if per_step > sequences:
+        packed = ", or `max_seq_length`" if train_config.packing else ""
+        yield (
+            f"each step repeats sequences: it has {per_step}, and there are only {sequences}: "
+            f"lower `batch_size` or `grad_accumulation_steps`{packed}"
+        )
+    patience = train_config.early_stopping_patience
+    name = f"`early_stopping_patience` {patience}" if patience else "`keep_best`"
+    n = math.ceil(train_config.iters / train_config.steps_per_eval)
+    # the first one is the best so far, and the last one comes when the run ends anyway
+    if (patience or train_config.keep_best) and n <= patience + 1:
+        yield f"evaluations after the first step: {n}, too few for {name}: lower `steps_per_eval`"
 
 
 def check_packing(adapters, train_config):

@@ -20,6 +20,7 @@ from ..methods.method import MethodConfig
 from ..methods.registry import METHODS
 from ..model import Model, Source
 from ..optim import OPTIMIZERS
+from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
 from ..training import Best, State
 from ..tree import Tree, arrays, get, named_leaves, overlay, unflatten
 from . import method_format, peft_format, safetensors_file
@@ -111,9 +112,9 @@ def load_adapter(
     returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
     returned model has its projections in `scheme` and `block_size`; the default is the storage that
     the adapter was trained on. For other adapters, these two are refused. Warns if the model is not
-    the one that it was trained on. Raises InputError naming the file and the tensor or field that
-    is missing, unexpected, of the wrong shape, not finite or not implemented. A folder with only a
-    pickle is refused unopened.
+    the one that it was trained on, or multiplies in another `compute_dtype`. Raises InputError
+    naming the file and the tensor or field that is missing, unexpected, of the wrong shape, not
+    finite or not implemented. A folder with only a pickle is refused unopened.
     """
     config = Path(folder) / CONFIG
     weights = weights_of(folder)
@@ -138,8 +139,11 @@ def load_adapter(
     if adapter_config.init_lora_weights in INITIALIZERS:
         then = read_source(folder) or Source()
         scheme = scheme or then.scheme
-        block_size = block_size or then.block_size or 64
-        _, model = initializers.init(model, adapter_config, 0, scheme, block_size)
+        if scheme not in WITHOUT_BLOCKS:
+            block_size = block_size or then.block_size
+        started, model = initializers.init(model, adapter_config, 0, scheme, block_size)
+        adapters = overlay(started, adapters)
+        model = with_compute_dtype(model, then.compute_dtype)
         base = model.base
     if peft_format.EMBEDDING in shapes and "lm_head" not in adapters | base:
         # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
@@ -182,6 +186,7 @@ def read_source(folder: str | os.PathLike[str]) -> Source | None:
             "scheme": str(),
             "block_size": int() | None,
             "digest": str(),
+            "compute_dtype": "float32" | "bfloat16",
             **other,
         } as fields if not other:
             return Source(**fields)
@@ -205,6 +210,9 @@ def warn_of_other_model(folder, model):
     if (then.scheme, then.block_size) != (now.scheme, now.block_size):
         stored = f"stored as {storage_text(then)}, not {storage_text(now)}"
         warnings.warn(f"{folder} was trained on a base {stored}: {risk}", stacklevel=3)
+    if then.compute_dtype != now.compute_dtype:
+        what = f"{folder} was trained with products in {then.compute_dtype}"
+        warnings.warn(f"{what}, not {now.compute_dtype}: set `compute_dtype`", stacklevel=3)
     if then.digest != now.digest:
         what = f"the files of {now.name} are not those of the base that {folder} was trained on"
         warnings.warn(f"{what}: {risk}", stacklevel=3)

@@ -44,6 +44,8 @@ def ids(raw, name):
 def rope(raw):
     """Return (rope_theta, rope_scaling of ModelConfig) from the fields of transformers 4 or 5."""
     found = mapping(raw, "rope_parameters") or mapping(raw, "rope_scaling")
+    if FULL in found or SLIDING in found:
+        raise InputError("rope_parameters of each type of layer are implemented only for Gemma 3")
     every = raw | found
     theta = number(every, "rope_theta", POSITIVE_FLOAT32, 10000.0)
     part = every.get("partial_rotary_factor")

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError
+from ..data.row_files import without_repeats
 
 # what the contents of a damaged file raise in the code that reads them
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -67,7 +68,7 @@ def read_text(path):
 def parse_object(text, what):
     """Return the object of a JSON text; raise InputError naming `what` if it is not one."""
     with errors_in(what):
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=without_repeats)
         if not isinstance(value, dict):
             raise InputError("this is not one JSON object")
     return value

@@ -21,7 +21,7 @@ from .. import kernels
 from ..config import ALL_LINEAR, ATTENTION, BOOLEAN, MLP, QK_NORMS, InputError, ModelConfig, Rule
 from ..data.tokenizer import PretrainedTokenizer
 from ..methods.method import SIZE
-from ..tree import arrays, flatten
+from ..tree import arrays, flatten, without
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
 from .fields import POSITIVE_FLOAT32, ids, mapping, number, rope, size
@@ -42,11 +42,13 @@ OTHERS = (
     "max_position_embeddings", "tie_word_embeddings", "bos_token_id",
 )  # fmt: skip
 # read next to what `as_json` writes
-ALSO_READ = ("rope_parameters", "partial_rotary_factor", "quantization_config", "is_causal")
+ALSO_READ = (
+    "rope_parameters", "partial_rotary_factor", "quantization_config", "is_causal", "dtype",
+)  # fmt: skip
 # without effect on what a model computes here, as *_token_id, output_*, and names that begin with _
 NEUTRAL = (
     "architectures", "attention_dropout", "cache_implementation", "chunk_size_feed_forward",
-    "dtype", "id2label", "initializer_range", "is_llama_config", "label2id", "max_length",
+    "id2label", "initializer_range", "is_llama_config", "label2id", "max_length",
     "pretraining_tp", "problem_type", "return_dict", "torch_dtype", "transformers.js_config",
     "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
 )  # fmt: skip
@@ -67,19 +69,20 @@ def read_config(folder):
         method = mapping(raw, "quantization_config").get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":
             raise InputError(f"quant_method {method!r} is not supported; only bitsandbytes is")
+    known = {*as_json(config, "", ()), *FAMILIES[config.model_type].defaults, *ALSO_READ}
+    others = without(raw, *known)
     advice = "If the model needs a field of these, use transformers"
-    warn_of_unread(path, unread_fields(raw, config), advice)
-    return replace(config, generation_config=generation or None), biased
+    warn_of_unread(path, unread_fields(others), advice)
+    return replace(config, generation_config=generation or None, other_fields=others), biased
 
 
-def unread_fields(raw, config):
+def unread_fields(others):
     """Return the names of the fields of config.json that may have an effect and are not read."""
-    known = {*as_json(config, "", ()), *FAMILIES[config.model_type].defaults, *ALSO_READ, *NEUTRAL}
     return [
         name
-        for name, value in raw.items()
+        for name, value in others.items()
         if value
-        and name not in known
+        and name not in NEUTRAL
         and not name.startswith(("_", "output_"))
         and not name.endswith("_token_id")
     ]
@@ -109,15 +112,16 @@ def model_config(raw):
     both = mapping(raw, "rope_parameters"), mapping(raw, "rope_scaling")
     if all(both) and both[0] != both[1]:  # transformers 5 would use the second
         raise InputError("rope_scaling next to rope_parameters is not read: write it into them")
-    fields["rope_theta"], fields["rope_scaling"] = rope(raw)
     fields |= {
         "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE_FLOAT32, 1e-6),
         "tie_word_embeddings": number(raw, "tie_word_embeddings", BOOLEAN, False),
         "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
         "eos_token_id": ids(raw, "eos_token_id"),
         "bos_token_id": next(iter(ids(raw, "bos_token_id")), None), "model_type": kind,
-    }  # fmt: skip
-    return ModelConfig(**fields | family.read(raw))
+    } | family.read(raw)  # fmt: skip
+    if "rope_theta" not in fields:
+        fields["rope_theta"], fields["rope_scaling"] = rope(raw)
+    return ModelConfig(**fields)
 
 
 def as_json(config, dtype, biased):
@@ -179,7 +183,7 @@ def family_with(config, some):
 
 def can_hold(family, config, biased):
     """Return whether a config.json of `family` holds all settings of `config`."""
-    config = replace(config, model_type=family.model_type, generation_config=None)
+    config = replace(config, model_type=family.model_type, generation_config=None, other_fields={})
     text = json.dumps(as_json(config, "float32", biased))
     try:
         return per_layer(model_config(json.loads(text))) == per_layer(config)
@@ -261,7 +265,8 @@ def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
     tensors = family.join(config, tensors)
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)
-        write_json(temporary / "config.json", as_json(config, dtype, biased) | fields)
+        written = config.other_fields | as_json(config, dtype, biased) | fields
+        write_json(temporary / "config.json", written)
         if config.generation_config:
             write_json(temporary / "generation_config.json", config.generation_config)
         if isinstance(tokenizer, PretrainedTokenizer):

@@ -12,9 +12,9 @@ FILES = (  # that are read; the first three are written
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", SPECIAL_MAP, ADDED,
     f"{TEMPLATES}/tool_use.jinja",
 )  # fmt: skip
-READ = (  # of tokenizer_config.json, next to *_token
-    "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "chat_template",
-)  # fmt: skip
+EXTRA = "extra_special_tokens"
+# of tokenizer_config.json, next to *_token
+READ = ("added_tokens_decoder", "additional_special_tokens", EXTRA, "chat_template")
 # without effect on the tokens here, as names that begin with _, and as False (but do_lower_case)
 NEUTRAL = (
     "auto_map", "backend", "clean_up_tokenization_spaces", "errors", "is_local", "legacy",
@@ -50,7 +50,13 @@ def from_folder(folder, eos_token_id=None):
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
         there = {"additional_special_tokens"} & settings.keys()  # transformers keeps these
-        settings |= without(read_json(folder / SPECIAL_MAP, {}), *there)
+        mapped = without(read_json(folder / SPECIAL_MAP, {}), *there)
+        own = settings.get(EXTRA) or settings.get("additional_special_tokens")
+        more = mapped.get(EXTRA)
+        if own and isinstance(more, list):  # and joins these
+            names = {EXTRA: own, "additional_special_tokens": more}
+            mapped |= names if isinstance(own, dict) else {EXTRA: own + more}
+        settings |= mapped
         added = read_json(folder / ADDED, {})
     with errors_in(config):
         special = _add_tokens(backend, settings, added)
@@ -66,7 +72,7 @@ def from_folder(folder, eos_token_id=None):
 
 def unread_settings(settings):
     """Return the names in tokenizer_config.json that may change the tokens and are not read."""
-    known = [*READ, *NEUTRAL, *(settings.get("extra_special_tokens") or ())]  # `save` writes these
+    known = [*READ, *NEUTRAL, *(settings.get(EXTRA) or ())]  # `save` writes these
     if "Llama" in str(settings.get("tokenizer_class")):
         known.append("add_prefix_space")  # Llama's has one anyway
     return [
@@ -90,7 +96,7 @@ def _add_tokens(backend, settings, added):
         for name in (*SPECIAL, *settings)
         if name.endswith("_token") and settings.get(name) not in (None, "", True, False)
     }  # True and False: of add_bos_token
-    extra = settings.get("extra_special_tokens")
+    extra = settings.get(EXTRA)
     if isinstance(extra, dict):
         named |= extra
         extra = None

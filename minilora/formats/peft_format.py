@@ -5,6 +5,8 @@ NEUTRAL fields do not affect a finished adapter. All other fields, also unknown 
 versions, switch on something that is not implemented here; they must be off.
 """
 
+import warnings
+
 import numpy as np
 
 from .. import lora
@@ -150,6 +152,9 @@ def read_config(raw, base):
     start = raw.get("init_lora_weights")
     if start not in (*NEUTRAL_INITIALIZERS, *INITIALIZERS):
         raise InputError(f"init_lora_weights {start!r} is not implemented: it changes the base")
+    if start == "mica":
+        text = "PEFT trains only A of an adapter with init_lora_weights 'mica': here, A and B"
+        warnings.warn(text, stacklevel=3)
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights"}
     refuse_unknown(raw, free, {"peft_type": "LORA", "task_type": "CAUSAL_LM"})
     if raw.get("bias", "none") not in BIAS:

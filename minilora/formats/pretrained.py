@@ -20,7 +20,14 @@ from ..config import InputError
 from ..data.tokenizer import ByteTokenizer
 from ..model import Model, Source
 from ..quant.low_precision import LowPrecision
-from ..quant.schemes import is_projection, leaf_in, quantize_leaf, storage, storage_of
+from ..quant.schemes import (
+    check_block_size,
+    is_projection,
+    leaf_in,
+    quantize_leaf,
+    storage,
+    storage_of,
+)
 from ..tree import set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .families import FAMILIES
@@ -43,7 +50,7 @@ class Pretrained(NamedTuple):
 def load(
     name: str | os.PathLike[str],
     scheme: str = "none",
-    block_size: int = 64,
+    block_size: int | None = None,
     low_precision: bool | None = None,
     compute_dtype: str = "float32",
 ) -> Pretrained:
@@ -51,13 +58,14 @@ def load(
 
     `name` is "micro" or "tiny" (built in), "smollm2" (after `minilora fetch smollm2`), a Hugging
     Face folder, or a .gguf file. Weights are float32 (out, in). The projections are quantized by
-    `scheme` (none, int8, fp4, nf4, nf4-dq) in blocks of `block_size` weights; a folder that is
-    stored quantized is not changed, nor are the projections that it stores dense. If
-    `low_precision` (default: if the base is quantized), an embedding and a head stored in F16, BF16
-    or Q8_0 stay in that type, as an exact `LowPrecision`. compute_dtype: see `with_compute_dtype`;
-    warns if bfloat16 rounds a dense weight. Raises InputError naming the file and the tensor or
-    field that cannot be used.
+    `scheme` (none, int8, fp4, nf4, nf4-dq), to 4 bits in blocks of `block_size` weights (default:
+    64); a folder that is stored quantized is not changed, nor are the projections that it stores
+    dense. If `low_precision` (default: if the base is quantized), an embedding and a head stored in
+    F16, BF16 or Q8_0 stay in that type, as an exact `LowPrecision`. compute_dtype: see
+    `with_compute_dtype`; warns if bfloat16 rounds a dense weight. Raises InputError naming the file
+    and the tensor or field that cannot be used.
     """
+    check_block_size(scheme, block_size)
     place = _place(name)
     read = _folder if place.is_dir() else _gguf
     config, tensors, tokenizer, biased = read(place)
@@ -88,7 +96,7 @@ def load(
     name = os.fspath(name)
     known = name if name in NAMES else os.path.abspath(name)
     stored, block = storage(base)
-    source = Source(known, stored, block, digest(files(name)))
+    source = Source(known, stored, block, digest(files(name)), compute_dtype)
     return Pretrained(Model(config, base, kernels.ops, source), tokenizer)
 
 
@@ -178,7 +186,7 @@ def _leaf(path, where, w, scheme, block_size):
     if not is_projection(path):  # a quantized output head
         return kernels.ops.dense(w)
     stored = storage_of(w)
-    if scheme != "none" and stored not in ((scheme, block_size), (scheme, None)):
+    if scheme != "none" and stored not in ((scheme, block_size or 64), (scheme, None)):
         kind = f"{stored[0]}, blocks of {stored[1]}" if stored[1] else stored[0]
         raise InputError(f"{where} is stored in {kind}: give --quantize none to keep that")
     return w

@@ -37,6 +37,7 @@ def init(model, config, rng, scheme, block_size):
         if not isinstance(w, np.ndarray):
             raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
         factors = get(adapters, node)
+        factors["lora_start"] = config.init_lora_weights
         if with_loftq:
             store = partial(schemes.quantize_leaf, path, scheme=scheme, block_size=block_size)
             leaves[path] = loftq(w, factors, store)

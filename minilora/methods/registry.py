@@ -79,11 +79,13 @@ def get_peft_model(
     and LoftQ, which need a dense base and store it in `scheme` (see `minilora.quantize`; default:
     none) and `block_size` (default: 64); without effect on other adapters, these are refused.
     adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed.
-    Raises InputError if a target matches nothing, or if the base must be dense.
+    Raises InputError if a target or a pattern matches nothing, or if the base must be dense.
     """
     rng = np.random.default_rng(rng)
+    if isinstance(adapter_config, LoraConfig):
+        lora.check_patterns(model.base, adapter_config)
     if getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS:
-        stored = scheme or "none", 64 if block_size is None else block_size
+        stored = scheme or "none", block_size
         return AdaptedModel(*initializers.init(model, adapter_config, rng, *stored))
     initializers.refuse_storage(scheme, block_size)
     name = method_name(adapter_config)

@@ -8,7 +8,7 @@ import autograd.numpy as np
 from .. import lora
 from ..config import InputError
 from ..layers import LORA, Hook, dense, lora_delta, lora_matmul
-from ..model import Model, Source
+from ..model import Model, Source, with_adapters
 from ..tree import Tree, get, named_leaves, overlay, set_leaf, without
 
 STACKED = "lora_stack"  # {"0": the frozen adapter below, …}
@@ -22,6 +22,7 @@ def stack(adapters: Tree, model: Model) -> Model:
     of the base. The other adapter is saved without the stack, and must be loaded onto the same one:
     the source of the returned model is unknown.
     """
+    with_adapters(adapters, model)  # checks them
     below: dict = {}
     for path, leaf in named_leaves(adapters):
         node, _, name = path.rpartition(".")
@@ -65,6 +66,8 @@ def factors(adapters):
         for path, _ in named_leaves(tree):
             if not path.endswith(LORA):
                 raise InputError(f"{path} is no low-rank factor: combine only LoRA adapters")
+            if path.endswith("lora_start"):
+                raise InputError(f"{path}: PiSSA and LoftQ have a base of their own: merge instead")
         for path in lora.adapted_paths(tree):
             node = get(tree, path)
             parts = number, node["lora_scaling"], node["lora_A"], node["lora_B"]

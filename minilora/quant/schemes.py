@@ -21,21 +21,30 @@ from .low_precision import LowPrecision
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # nf4-dq: with double quantization
+WITHOUT_BLOCKS = SCHEMES[:2]
 
 
-def quantize(model: Model, scheme: str, block_size: int = 64) -> Model:
+def quantize(model: Model, scheme: str, block_size: int | None = None) -> Model:
     """Return a model with the weights of the projections quantized; it shares the other weights.
 
     scheme: "nf4", "nf4-dq" (with double quantization), "fp4", "int8" or "none". block_size: the
-    weights per absmax in the 4-bit schemes. Raises InputError for an unknown scheme, a wrong block
-    size, and a weight that is quantized already or not finite. `error_report` measures the error.
+    weights per absmax in the 4-bit schemes (default: 64). Raises InputError for an unknown scheme,
+    a wrong block size, one for another scheme, and a weight that is quantized already or not
+    finite. `error_report` measures the error.
     """
+    check_block_size(scheme, block_size)
     leaves = flatten(model.base)
     for path in filter(is_projection, leaves):
         leaves[path] = quantize_leaf(path, leaves[path], scheme, block_size)
     base = unflatten(leaves)
     stored, block = storage(base)
     return model._replace(base=base, source=model.source._replace(scheme=stored, block_size=block))
+
+
+def check_block_size(scheme, block_size):
+    """Raise InputError if a block size is given for weights that are stored without blocks."""
+    if block_size is not None and scheme in WITHOUT_BLOCKS:
+        raise InputError(f"`block_size` has no effect with `scheme` {scheme}: leave it out")
 
 
 def storage(base):
@@ -64,7 +73,7 @@ def is_projection(path):
     return any(names_module(f"{name}.weight", path) for name in ALL_LINEAR)
 
 
-def quantize_leaf(path, w, scheme, block_size=64):
+def quantize_leaf(path, w, scheme, block_size=None):
     """Return the weight w (out, in) at `path` in `scheme`: an array, an Int8 or a Quantized."""
     if scheme not in SCHEMES:
         raise InputError(f"unknown scheme {scheme!r}: choose from {', '.join(SCHEMES)}")
@@ -75,9 +84,10 @@ def quantize_leaf(path, w, scheme, block_size=64):
     try:
         if scheme == "int8":
             return int8.quantize(w)
-        check_setting("block_size", block_size, POSITIVE_INT)
+        size = 64 if block_size is None else block_size
+        check_setting("block_size", size, POSITIVE_INT)
         code, _, double_quant = scheme.partition("-")
-        return kernels.quantize_4bit(w, block_size, double_quant, code)
+        return kernels.quantize_4bit(w, size, double_quant, code)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -89,7 +99,8 @@ def with_compute_dtype(model: Model, dtype: str) -> Model:
     matrices are then stored in bfloat16, too, as PyTorch does with `dtype=torch.bfloat16`.
     """
     leaves = {path: leaf_in(w, dtype) for path, w in flatten(model.base).items()}
-    return model._replace(base=unflatten(leaves))
+    source = model.source._replace(compute_dtype=dtype)
+    return model._replace(base=unflatten(leaves), source=source)
 
 
 def leaf_in(w, dtype):

@@ -68,8 +68,6 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--rank-pattern q_proj=2 q_proj=3": "--rank-pattern: an expression is empty or there twice",
     "--alpha-pattern k_proj=2": "--alpha-pattern has 'k_proj', which matches no adapted",
     "--rank-pattern .*=2 v_proj=3": "--rank-pattern has 'v_proj', which matches no adapted",
-    "--rank-pattern q_proj=8": "--rank-pattern has 'q_proj', which matches no adapted",
-    "--alpha-pattern q_proj=3 v_proj=16": "--alpha-pattern has 'v_proj', which matches no adapted",
     "--no-mask-prompt --data {few}": "--mask-prompt has no effect on rows without a prompt",
     "--exclude-modules k_proj": "--exclude-modules has no effect, because no target matches",
     "--columns prompt": "--columns: must be KEY=COLUMN, got prompt",

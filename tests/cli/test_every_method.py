@@ -15,6 +15,7 @@ from minilora.cli.loading import load_for_training
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load
 from minilora.methods.registry import METHODS
+from minilora.quant.schemes import WITHOUT_BLOCKS
 from minilora.tree import arrays, flatten
 
 STORAGE = ("none", "int8", "nf4", "nf4-dq", "fp4")
@@ -42,7 +43,8 @@ def states(loaded, state=None, **settings):
 
 @pytest.mark.parametrize(("method", "storage"), combinations())
 def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_path, capsys):
-    words = f"train --model {base} --method {method} --quantize {storage} --block-size 32"
+    blocks = "" if storage in WITHOUT_BLOCKS else "--block-size 32"
+    words = f"train --model {base} --method {method} --quantize {storage} {blocks}"
     loaded = load_for_training(parse(words.split()))
     *_, last = states(loaded)
     folder, merged = tmp_path / "run", tmp_path / "merged"

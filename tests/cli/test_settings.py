@@ -11,6 +11,7 @@ from small_run import contents, run, sums, write_base, write_chat_base, write_ro
 from toy_models import tiny
 
 from minilora import training
+from minilora.batching import Example
 from minilora.cli import arguments
 from minilora.cli.arguments import RECIPES, as_parsed, flag, parse, parser
 from minilora.cli.loading import load_for_training, unused_settings
@@ -53,6 +54,7 @@ CONTEXTS = (  # in each of them, other flags act
     {"method": "bottleneck"}, {"method": "vera"}, {"method": "norm"}, {"quantize": "none"},
     {"quantize": "int8"}, {"optimizer": "muon"}, {"data": "{few}"}, {"data": "{texts}"},
     {"packing": True}, {"init_adapter": "{adapter}"}, {"model": "{chat}"},
+    {"model": "{chat}", "data": "{texts}"},
     {"early_stopping_patience": 2}, {"also_train": ["head"]}, {"layers_to_transform": [1]},
 )  # fmt: skip
 
@@ -221,7 +223,8 @@ def test_the_date_of_a_template_for_tools_is_stored(place):
     args = parse(["train", "--model", place.of["base"], "--chat-date", "2001-02-03"])
     tokenizer = replace(tiny(), for_tools="{{ strftime_now('%Y') }}")
     loaded = load_for_training(args)._replace(tokenizer=tokenizer)
-    assert "chat_date" not in unused_settings(args, loaded, TrainConfig(), [], [])
+    examples = [Example([1, 2], [1, 1], [0, 1])]
+    assert "chat_date" not in unused_settings(args, loaded, TrainConfig(), examples, [])
 
 
 def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcome, rng, tries):

@@ -366,6 +366,9 @@ def test_a_way_through_an_exercise(space, capsys):
     assert "passed  nearest-code" in listed and "1 of 2 passed" in listed
     noted = json.loads((space / "progress.json").read_text("utf-8"))
     assert noted == {"nearest-code": "passed"}
+    written(NEAREST, space / "nearest_code.py", TIES)
+    run("check", status=1)
+    assert "begun   nearest-code" in run("list").out
 
 
 FIRST = ALL["one-file-nearest"]

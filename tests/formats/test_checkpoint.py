@@ -5,6 +5,7 @@ import math
 import os
 import re
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -56,8 +57,7 @@ KEY = f"base_model.model.{Q0}.lora_A.weight"
 def trained_adapter(model, config, groups=(), seed=0):
     """An adapter in which every array differs from its start."""
     rng = np.random.default_rng([5, seed])
-    adapters, _ = get_peft_model(model, config, rng)
-    adapters = also_train(adapters, model.base, groups)
+    adapters = also_train(lora.init(model.base, config, rng), model.base, groups)
     return moved(adapters, lambda w: np.float32(w + rng.standard_normal(w.shape)))
 
 
@@ -82,6 +82,25 @@ lora_configs = st.builds(
     rank_pattern=st.dictionaries(st.sampled_from(("q_proj", "mlp.up_proj", Q0)), st.integers(1, 9)),
     alpha_pattern=st.dictionaries(st.sampled_from(("v_proj", "0.mlp.up_proj", Q0)), st.just(3)),
 )
+
+
+@given(lora_configs)
+def test_every_expression_of_a_pattern_decides_something_or_is_refused(config):
+    """Another value of it is another rank or scaling of a projection."""
+    model = random_model(TINY)
+    paths = lora.target_paths(model.base, config)
+
+    def sizes(**changes):
+        return [*map(replace(config, **changes).rank_and_scaling, paths)]
+
+    useless = [
+        re.escape(f"`{name}` has {regex!r}, which matches no")
+        for name in ("rank_pattern", "alpha_pattern")
+        for regex in getattr(config, name)
+        if sizes() == sizes(**{name: getattr(config, name) | {regex: 100}})
+    ]
+    with pytest.raises(InputError, match=useless[0]) if useless else nullcontext():
+        get_peft_model(model, config)
 
 
 # --- there and back
@@ -132,8 +151,8 @@ def test_the_files_are_what_peft_expects(tmp_path):
     save_adapter(tmp_path, adapters, model, config, "bfloat16")
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
     with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
-        source = '{"name": "models/a base", "scheme": "nf4", "block_size": 64, "digest": "0f"}'
-        assert file.metadata() == {"format": "pt", "minilora_source": source}
+        source = SOURCE | {"name": "models/a base"}
+        assert file.metadata() == {"format": "pt", "minilora_source": json.dumps(source)}
         names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
         assert names <= {*file.keys()}
         assert file.get_slice(KEY).get_dtype() == "BF16"
@@ -185,6 +204,7 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
 sources = st.builds(
     Source, st.sampled_from(("", "a", "b")), st.sampled_from(("none", "nf4")),
     st.sampled_from((None, 32)), st.sampled_from(("0f", "1e")),
+    st.sampled_from(("float32", "bfloat16")),
 )  # fmt: skip
 
 
@@ -204,6 +224,8 @@ def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, n
         expected.append("the source of the model is unknown")
     if both and then[1:3] != now[1:3]:
         expected.append(f"{folder} was trained on a base stored as {then.scheme}")
+    if both and then.compute_dtype != now.compute_dtype:
+        expected.append(f"{folder} was trained with products in {then.compute_dtype}, not")
     if both and then.digest != now.digest:
         expected.append(f"the files of {now.name} are not those of the base that {folder}")
     assert len(said) == len(expected)
@@ -226,10 +248,12 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
             load_adapter(tmp_path / name, onto)
 
 
-SOURCE = {"name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f"}
+SOURCE = {
+    "name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f", "compute_dtype": "float32",
+}  # fmt: skip
 MALFORMED = (
     {"name": None}, {"scheme": 4}, {"block_size": "64"}, {"block_size": 1.5}, {"digest": []},
-    {"bits": 4},
+    {"bits": 4}, {"compute_dtype": "float16"},
 )  # fmt: skip
 
 
@@ -392,6 +416,12 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
 def test_a_field_that_changes_nothing_is_let_by(folder, name, value):
     change_json(folder / "adapter_config.json", **{name: value})
     load_adapter(folder, random_model(TINY))
+
+
+def test_an_adapter_of_which_peft_trains_one_factor_is_warned_of(folder):
+    change_json(folder / "adapter_config.json", init_lora_weights="mica")
+    with pytest.warns(UserWarning, match="PEFT trains only A of an adapter with .* 'mica'"):
+        load_adapter(folder, random_model(TINY))
 
 
 def change_tensors(folder, change, **texts):

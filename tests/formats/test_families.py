@@ -44,7 +44,7 @@ TRANSFORMERS_4 = {
 QWEN3 = {"qk_norm": True}
 # model_type, fields of config.json, projections with a bias, fields of ModelConfig
 CASES = [
-    ("llama", WINDOW, (), {}),  # Llama has no such fields
+    ("llama", WINDOW, (), {"other_fields": WINDOW}),  # Llama has no such fields
     ("llama", {"attention_bias": True, "mlp_bias": True}, ATTENTION + MLP, {}),
     ("mistral", {"sliding_window": 3}, (), {"sliding_window": 3}),
     (
@@ -73,7 +73,7 @@ CASES = [
     ("gemma3_text", OF_GEMMA | TRANSFORMERS_4, (), GEMMA),
     (
         "gemma3_text", OF_GEMMA | TRANSFORMERS_5 | {"attention_bias": True, "hidden_act": "silu"},
-        ATTENTION, GEMMA,  # which do not have hidden_act
+        ATTENTION, GEMMA | {"other_fields": {"hidden_act": "silu"}},  # Gemma has no hidden_act
     ),
 ]  # fmt: skip
 
@@ -162,6 +162,11 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
             "qwen2",
             {"use_sliding_window": False, "layer_types": [FULL, SLIDING]},
             "layer_types has sliding_attention, but there is no sliding_window in use",
+        ),
+        (
+            "qwen2",
+            {"rope_parameters": TRANSFORMERS_5["rope_parameters"]},
+            "rope_parameters of each type of layer are implemented only for Gemma 3",
         ),
         ("qwen2", {"layer_types": []}, TYPES),
         ("mistral", {"layer_types": []}, TYPES),

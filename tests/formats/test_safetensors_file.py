@@ -98,6 +98,8 @@ def drawn(rng):
         n = parent[key]
         parent[key] = pick(rng, ODD + ([n + 1, n - 1, float(n)] if isinstance(n, int) else []))
     text = json.dumps(header).encode() + b" " * (rng.random() < 0.5)
+    if rng.random() < 0.1:
+        text = text.replace(b'{"dtype"', b'{"dtype": "F32", "dtype"', 1)
     length = len(text) + pick(rng, [0] * 20 + [1, -1])
     return file_of(text, data[start:] + rng.bytes(rng.random() < 0.05), length)
 

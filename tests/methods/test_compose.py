@@ -244,12 +244,21 @@ def combined(kind="cat", r=None, weight=1):
     return compose.combine(three(MODEL), [1, weight, 1], kind, r)
 
 
+PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
+
+
 @pytest.mark.parametrize(
     ("message", "call"),
     [
+        ("pissa needs the model that came", lambda: minilora.forward(PISSA, MODEL, TOKENS)),
+        ("pissa needs the model that came", lambda: several.stack(PISSA, MODEL)),
+        ("have a base of their own", lambda: several.per_row([{}, PISSA], [0, 1])),
         ("need as many adapters", lambda: minilora.generate_batch([{}], MODEL, [[1], [2]])),
         ("prompt is empty", lambda: minilora.generate_batch([{}, {}], MODEL, [[1], []])),
-        (r"up\.ia3_l cannot be stacked", lambda: several.stack({"up": {"ia3_l": 1}}, MODEL)),
+        (
+            r"k_proj\.ia3_l cannot be stacked",
+            lambda: several.stack(*get_peft_model(MODEL, MethodConfig("ia3"))),
+        ),
         (
             r"q_proj\.rows_A.* cannot be merged",
             lambda: minilora.merge(several.per_row(three(MODEL), [0, 1]), MODEL),

@@ -42,9 +42,11 @@ from minilora.methods.compose import generate_batch
 from minilora.methods.method import SIZES, MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model, num_virtual_tokens
 from minilora.model import Source, hidden_states, with_adapters
+from minilora.quant.schemes import with_compute_dtype
 from minilora.rounding import round_to
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, overlay
 
+BLOCK_SIZES = {"int8": None, "nf4": 16}
 IN_THE_CORE = ("lora", "bitfit", "prefix", "norm", "head", "full")
 UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
 VIRTUAL = ("prompt", "p-tuning", "prefix")
@@ -400,7 +402,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
 def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
     model = random_model(replace(TINY, hidden_size=24, intermediate_size=32))
-    start = get_peft_model(model, config_of("loftq", r=4), 0, scheme, 16)
+    start = get_peft_model(model, config_of("loftq", r=4), 0, scheme, BLOCK_SIZES[scheme])
 
     def error(other):
         leaves = named_leaves(model.base)
@@ -448,8 +450,10 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     starts = name in ("pissa", "loftq")
     if not starts:
         model = quantized(model, scheme)
-    stored = (scheme, 16) if starts else ()
+    stored = (scheme, BLOCK_SIZES[scheme]) if starts else ()
     adapters, frozen = get_peft_model(model, config, 0, *stored)
+    if starts:  # its products come back, too
+        frozen = with_compute_dtype(frozen, "bfloat16")
     # as a run with this adapter_dtype rounds the trained leaves
     adapters = overlay(adapters, round_to(arrays(moved(adapters, lambda w: w + 1)), "bfloat16"))
     save_adapter(tmp_path, adapters, frozen, config, "bfloat16")

@@ -162,6 +162,7 @@ FIRST = (
     {"hidden_act": "gelu"}, {"hidden_activation": "gelu"}, {"partial_rotary_factor": 0.5},
     {"hidden_act": None}, {"hidden_activation": None}, {"sliding_window": None},
     {"layer_types": []}, {"rope_parameters": {"rope_theta": 500.0, **LINEAR}},
+    {"rope_parameters": {FULL[0]: {"rope_theta": 500.0}, SLIDING[0]: {"rope_theta": 500.0}}},
     {"use_sliding_window": False, "layer_types": "missing"},
     {"layer_types": "missing"}, {"layer_types": SLIDING},
     {"max_window_layers": 3, "layer_types": SLIDING}, {"layer_types": FULL},
@@ -170,7 +171,7 @@ FIRST = (
 )  # fmt: skip
 # transformers 5 refuses other types of these; what a model computes does not depend on them
 UNREAD = {
-    *NEUTRAL, "bos_token_id", "eos_token_id", "pad_token_id", "output_attentions",
+    *NEUTRAL, "dtype", "bos_token_id", "eos_token_id", "pad_token_id", "output_attentions",
     "output_hidden_states", "quantization_config", "_name_or_path", "_sliding_window_pattern",
 }  # fmt: skip
 DELIBERATE = {  # what is read here and refused there

@@ -148,12 +148,13 @@ def test_our_folder_in_transformers(ours, tmp_path):
 
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+LISTS = [(f, f"{k}_special_tokens") for f in (CONFIG, MAP) for k in ("extra", "additional")]
 PLACES = {  # {special token: (file, key) that may have it}
     f"{name}_token": [(CONFIG, f"{name}_token"), (MAP, f"{name}_token")]
     for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 } | {
     "image_token": [(CONFIG, "image_token"), (CONFIG, "extra_special_tokens")],
-    "extra": [(file, "additional_special_tokens") for file in (CONFIG, MAP)],
+    "extra": LISTS, "other": LISTS,
     "plain": [],  # not special
 }  # fmt: skip
 SHOWN = "{{ messages | tojson }}{{ tools | tojson }}" + "".join(f"{{{{ {n} }}}}" for n in PLACES)
@@ -170,7 +171,10 @@ def folders(draw):
         token = f"<{name}>"
         inside[draw(st.sampled_from(list(inside)))].append(token)
         for file, key in draw(st.permutations(PLACES[name]))[: draw(st.integers(1, 2))]:
-            value = {name: token} if key == "extra_special_tokens" else [token]
+            value = {name: token} if name == "image_token" else [token]
+            if isinstance(value, list):
+                before = files[file].get(key)
+                value = before + value if isinstance(before, list) else value
             if key == name:
                 value = token
                 if draw(st.booleans()):
@@ -187,7 +191,7 @@ def folders(draw):
     ids = {token: words.token_to_id(token) for token in inside["added"]}
     ids |= {token: i for i, token in enumerate(inside["listed"], words.get_vocab_size())}
     # transformers 5 takes the additional tokens of added_tokens.json as words
-    if "<extra>" not in inside["listed"] and draw(st.booleans()):
+    if {"<extra>", "<other>"}.isdisjoint(inside["listed"]) and draw(st.booleans()):
         files[ADDED] = ids
     else:
         files[CONFIG]["added_tokens_decoder"] = {

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from models import TINY, random_model
 
-from minilora import Model, Source, nf4
+from minilora import Model, Source, load, nf4
 from minilora.config import InputError
 from minilora.kernels import ops, quantize_4bit
 from minilora.quant import int8, schemes
 from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
 from minilora.tree import flatten
 
+BLOCK_SIZES = {scheme: None if scheme in ("none", "int8") else 32 for scheme in SCHEMES}
 CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
 
 
@@ -21,8 +22,8 @@ def test_only_the_seven_projections_change(scheme):
     model = random_model(CONFIG)._replace(source=Source("m", digest="d"))
     base = model.base
     before = {path: w.copy() for path, w in flatten(base).items()}
-    quantized = quantize(model, scheme, 32)
-    source = Source("m", scheme, None if scheme in ("none", "int8") else 32, "d")
+    quantized = quantize(model, scheme, BLOCK_SIZES[scheme])
+    source = Source("m", scheme, BLOCK_SIZES[scheme], "d")
     assert quantized == model._replace(base=quantized.base, source=source)
     assert list(flatten(quantized.base)) == list(before)
     for path, w in flatten(quantized.base).items():
@@ -40,7 +41,7 @@ def test_what_is_no_projection(name):
 def test_error_report_is_what_one_would_compute(scheme):
     model = random_model(CONFIG)
     base = model.base
-    rows = error_report(base, quantize(model, scheme, 32).base)
+    rows = error_report(base, quantize(model, scheme, BLOCK_SIZES[scheme]).base)
     assert [row.path for row in rows] == [path for path in flatten(base) if "_proj" in path]
     for row in rows:
         w = flatten(base)[row.path].astype(np.float64)
@@ -97,3 +98,10 @@ PATH = "model.layers.0.mlp.up_proj.weight"
 def test_what_cannot_be_quantized_is_refused_by_name(w, scheme, block_size, message):
     with pytest.raises(InputError, match=message):
         quantize_leaf(PATH, w, scheme, block_size)
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8"])
+def test_a_block_size_without_blocks_is_refused(scheme):
+    for call, first in ((quantize, random_model(CONFIG)), (load, "micro")):
+        with pytest.raises(InputError, match=f"`block_size` has no effect with `scheme` {scheme}"):
+            call(first, scheme, 64)

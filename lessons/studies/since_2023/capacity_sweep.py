@@ -76,17 +76,12 @@ def run(job):
         iters=steps, batch_size=n, learning_rate=rate,
     ).adapters  # fmt: skip
     trained = num_parameters(adapters)
-    bits = {"bits": bits_learned(adapters, model, rows) / trained}
+    bits = {"offered": 4 * ANSWER * n, "bits": bits_learned(adapters, model, rows)}
     for name, function in ROUNDED.items():
         rounded = tree_map(lambda w, f=function: f(w).astype("f4"), arrays(adapters))
-        rounded = overlay(adapters, rounded)
-        bits[f"bits_{name}"] = bits_learned(rounded, model, rows) / trained
-    return {
-        **dict(zip(COLUMNS, job)),
-        "trained": trained,
-        "offered": round(4 * ANSWER * n / trained, 4),
-        **{name: round(float(value), 4) for name, value in bits.items()},
-    }
+        bits[f"bits_{name}"] = bits_learned(overlay(adapters, rounded), model, rows)
+    per_parameter = {name: round(float(value / trained), 4) for name, value in bits.items()}
+    return {**dict(zip(COLUMNS, job)), "trained": trained, **per_parameter}
 
 
 MORE = (  # size, place, layer, facts, steps: cases with eight seeds

@@ -58,9 +58,9 @@ def scaled(model, found, way, factor):
 
 
 def scores(model):
-    """Return (task loss, exact match, loss on the base's own text) on held-out rows."""
+    """Return the task loss, exact match, and loss on the base's own text on held-out rows."""
     task = scores_of({}, model, data.load_rows("questions", "test"))
-    return task["loss"], task["exact_match"], notes_loss({}, model)
+    return {"task": task["loss"], "exact": task["exact_match"], "notes": notes_loss({}, model)}
 
 
 def run(job):
@@ -71,10 +71,10 @@ def run(job):
     row = {
         **dict(zip(("method", "r", "rate", "seed"), job)),
         "size": float(np.median(ratios)), "intruders": sum(x[-1] for x in found.values()),
-        "directions": TOP * len(found), **dict(zip(("task", "exact", "notes"), scores(model))),
+        "directions": TOP * len(found), **scores(model),
     }  # fmt: skip
     for way in WAYS:
         for factor in FACTORS:
-            names = (f"{name}_{way}_{factor}" for name in ("task", "exact", "notes"))
-            row |= dict(zip(names, scores(scaled(model, found, way, factor))))
+            after = scores(scaled(model, found, way, factor))
+            row |= {f"{name}_{way}_{factor}": score for name, score in after.items()}
     return row

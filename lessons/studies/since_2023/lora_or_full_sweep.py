@@ -38,9 +38,8 @@ def rows_of(shift, split, n, noise, seed):
         return [{"text": cipher(row["text"])} for row in tasks.notes(n, at + 3 * seed + 100)[0]]
     rows, rng = tasks.questions(split, n, seed), np.random.default_rng([3, seed])
     wrong = rng.permutation(n)[: round(noise * n)]
-    others = np.roll(wrong, 1)
     answers = [row["completion"] for row in rows]
-    for i, j in zip(wrong, others):
+    for i, j in zip(wrong, np.roll(wrong, 1)):
         rows[i] = {**rows[i], "completion": answers[j]}
     return rows
 

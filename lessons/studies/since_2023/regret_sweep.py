@@ -81,12 +81,16 @@ COMPARISONS = [("micro", *case, seed) for seed in FRESH for case in COMPARED]
 JOBS += [job for job in COMPARISONS if job not in JOBS]
 
 
+def losses_of(model, size, batch, rate, steps, seeds):
+    """Return the losses of a case after so many steps, one per seed."""
+    rows = [row for row in read_sweep("regret") if row["seed"] in seeds]
+    return of(rows, f"loss_{steps}", model=model, size=size, batch=batch, rate=rate)
+
+
 def curve(model, size, steps, batch=8, seeds=CHOOSING):
     """Return (rates, losses) of the sweep; losses: a row per rate, a column per seed."""
     rates = rates_of(model, batch, size)
-    cases = {"model": model, "size": size, "batch": batch}
-    sweep = [row for row in read_sweep("regret") if row["seed"] in seeds]
-    losses = [of(sweep, f"loss_{steps}", rate=rate, **cases) for rate in rates]
+    losses = [losses_of(model, size, batch, rate, steps, seeds) for rate in rates]
     return np.array(rates), np.array(losses)
 
 
@@ -97,6 +101,4 @@ def at_best_rate(size, steps, batch=8):
     """
     rates, losses = curve("micro", size, steps, batch)
     best = rates[losses.mean(axis=1).argmin()]
-    sweep = [row for row in read_sweep("regret") if row["seed"] in FRESH]
-    case = {"model": "micro", "size": size, "batch": batch, "rate": best}
-    return np.array(of(sweep, f"loss_{steps}", **case))
+    return np.array(losses_of("micro", size, batch, best, steps, FRESH))

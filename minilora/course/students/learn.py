@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ...config import InputError
 from ...formats.files import read_json, replace_text
+from ...tree import without
 from . import exercises, judge
 from .isolation import Local
 
@@ -44,8 +45,10 @@ def check_file(exercise, call):
     text = "the answer is right, but REASON is not written yet" if lacks_reason else verdict.text
     print(f"{exercise.id}: {text}", flush=True)
     passed = is_right and not lacks_reason
-    if passed and not call:
-        progress = read_json(PROGRESS, {}) | {exercise.id: "passed"}
+    if not call:
+        progress = without(read_json(PROGRESS, {}), exercise.id)
+        if passed:
+            progress[exercise.id] = "passed"
         replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
     return passed
 

@@ -19,4 +19,10 @@ def write(config):
     return fields
 
 
-FAMILY = Family("mistral", "MistralForCausalLM", read=read, write=write)
+FAMILY = Family(
+    "mistral",
+    "MistralForCausalLM",
+    read=read,
+    write=write,
+    defaults={"layer_types": None},  # not kept
+)
