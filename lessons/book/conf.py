@@ -2,16 +2,19 @@
 
     python -m pip install --group docs -e '.[hf]'
     sphinx-build -W --keep-going -j 2 -c lessons/book lessons build/book
+    sphinx-build -b epub -D html_math_renderer=mathml -c lessons/book lessons build/epub
 
 `MINILORA_QUICK=1` builds it from quick runs. Executed lessons are cached per version of the code.
 """
 
 import os
 
+import minilora
 from lessons.book import book
 from lessons.book.cache import CACHE, KEY
 
 project = "minilora"
+version = minilora.__version__
 author = "the minilora authors"
 copyright = "the minilora authors, MIT licence"
 language = "en"
