@@ -28,18 +28,14 @@ def noisy(rows, share, rng):
     return rows
 
 
-def train(rows, noise, dropout, seed):
-    """Return the Run on the first `rows` training rows, a share `noise` with wrong answers."""
+def run(job):
+    """Return the row of a job (rows, share of wrong answers, dropout, seed)."""
+    rows, noise, dropout, seed = job
     config = LoraConfig(r=8, lora_alpha=64, lora_dropout=dropout, target_modules=("all-linear",))
     some = noisy(data.load_rows("questions", "train")[:rows], noise, np.random.default_rng(seed))
-    return finetune(config, rows=some, seed=seed, batch_size=8)
-
-
-def run(job):
-    """Return the row of a job (rows, noise, dropout, seed)."""
-    done = train(*job)
+    done = finetune(config, rows=some, seed=seed, batch_size=8)
     return {
-        **dict(zip(("rows", "noise", "dropout", "seed"), job)),
+        "rows": rows, "noise": noise, "dropout": dropout, "seed": seed,
         "train_loss": float(np.mean([step["loss"] for step in done.history[-20:]])),
         "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
         "ece": done.scores["ece"],

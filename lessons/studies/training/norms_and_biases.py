@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
+from minilora import data
 from minilora.lessons.helpers.common import (
     FAILS,
     HOLDS,
@@ -24,25 +24,17 @@ from minilora.lessons.helpers.common import (
     belongs,
     claim,
     finetune,
+    lora_adapters,
     of,
     read_sweep,
     scores_of,
     short,
-    spread,
-    table,
 )
-from minilora.lessons.studies.training import freezing_sweep as freezing
+from minilora.lessons.studies.training import freezing_sweep
 from minilora.methods.replaced import also_train
 from minilora.tree import flatten, num_parameters, unflatten
 
-model, tokenizer = minilora.load("micro")
-sweep = read_sweep("freezing")
-
-
-def column(name, trains, rate=1e-2, scale=1.0):
-    """Return a column of the sweep without decay, one number per seed."""
-    return np.array(of(sweep, name, trains=trains, rate=rate, scale=scale, decay=1.0))
-
+model, _ = minilora.load("micro")
 
 # %% [markdown]
 # ## Few parameters, large steps
@@ -56,30 +48,26 @@ def column(name, trains, rate=1e-2, scale=1.0):
 #
 # **Predict.** Do norms and biases have a lower held-out loss at LoRA's rate, or at ten times this
 # rate?
-#
-# <details><summary>Answer</summary>
-# At ten times the rate, on average over the seeds. (LoRA's rate is tempting, because it suits this
-# task. A possible reason: if there are few parameters, each must move far, and Adam moves each by
-# about the learning rate per step.)
-# </details>
 
 # %%
-sizes = {group: int(column("trained", group)[0]) for group in ("norm", "bias", "lora")}
-faster, cells = {}, []
+# Table
+sweep = read_sweep("freezing")
+
+
+def column(name, trains, rate=1e-2, scale=1.0):
+    """Return a column of the sweep without decay, one number per seed."""
+    return np.array(of(sweep, name, trains=trains, rate=rate, scale=scale, decay=1.0))
+
+
+faster = {}
 for group in ("norm", "bias"):
     slow, fast = (column("loss", group, rate) for rate in (1e-2, 1e-1))
-    cells.append([group, sizes[group], spread(slow), spread(fast)])
-    faster[group] = claim(f"{group}: 0.1 is better than 0.01", slow - fast)
-table(["alone", "parameters", "loss at 0.01", "at 0.1"], cells)
-
-# %%
-# Checks
-assert sizes["norm"] < sizes["bias"] < sizes["lora"], "norms are fewest, LoRA has most"
-assert sizes["lora"] < num_parameters(model.base) / 15, "and all are few"
-for group in ("norm", "bias"):
-    assert faster[group] == HOLDS, f"{group}: 0.1 must be better than 0.01"
+    faster[group] = claim(f"{group} alone: 0.1 has a lower loss than 0.01", slow - fast)
 
 # %% [markdown]
+# **Answer.** At ten times the rate, on average over the seeds. (A possible reason: if there are few
+# parameters, each must move far, and Adam moves each by about the learning rate per step.)
+#
 # ## Norms or biases together with LoRA
 #
 # Trained together with LoRA, norms and biases get the learning rate times `also_train_lr_scale`, by
@@ -87,107 +75,62 @@ for group in ("norm", "bias"):
 #
 # **Predict.** LoRA has a rate of 0.01. Which scale is best for norms or biases, and do they help at
 # all? (`freezing_sweep.py`, eight seeds)
-#
-# <details><summary>Answer</summary>
-# At a tenth of the rate, biases lower the mean held-out loss. Norms show no effect at a tenth, and
-# neither norms nor biases at the same rate. At ten times the rate, the mean loss on the base's own
-# text is higher by more than half a nat. (Ten times is tempting, because it is better for norms and
-# biases alone. But together with LoRA, they need not move far.)
-# </details>
 
 # %%
-lora = {name: column(name, "lora") for name in ("loss", "notes")}
-cells = [["LoRA alone", spread(lora["loss"], 3), spread(lora["notes"])]]
+# Table
+lora_loss, lora_notes = column("loss", "lora"), column("notes", "lora")
 verdicts = {}
 for group in ("norm", "bias"):
-    for scale in freezing.SCALES:
-        loss, notes = (column(name, f"lora+{group}", scale=scale) for name in lora)
-        what, above = f"{group}, {scale:g} of the rate", 0.5 if scale > 1 else 0.0
-        cells.append([what, spread(loss, 3), spread(notes)])
-        ratio = np.log(loss / lora["loss"])
-        verdicts[group, scale, "loss"] = claim(f"{what}: a higher loss", ratio, times=True)
-        verdicts[group, scale, "notes"] = claim(
-            f"{what}: more than {above} nats are forgotten", notes - lora["notes"], above
+    for scale in freezing_sweep.SCALES:
+        loss, notes = (column(name, f"lora+{group}", scale=scale) for name in ("loss", "notes"))
+        name, above = f"{group}, {scale:g} of the rate", 0.5 if scale > 1 else 0.0
+        verdicts[group, scale] = (
+            claim(f"{name}: a higher loss", np.log(loss / lora_loss), times=True),
+            claim(f"{name}: more than {above} nats are forgotten", notes - lora_notes, above),
         )
-table(["150 steps, eight seeds", "held-out loss", "loss on the base's own text"], cells)
 
 # %% [markdown]
-# On this model of 0.1 million parameters, for the mean over the seeds (its 95 % interval from eight
-# seeds):
+# **Answer.** A tenth, for biases. On this model of 0.1 million parameters, for the mean over the
+# seeds (its 95 % interval from eight seeds):
 #
 # - A tenth of the rate: biases lower the held-out loss. Of norms, no effect is shown.
 # - The same rate: no effect is shown, neither on the held-out loss nor on forgetting.
 # - Ten times the rate: the loss on the base's own text is higher by more than half a nat per token.
-#   With norms, the held-out loss is higher as well. With biases, this is not shown. (A possible
-#   reason: each norm weight scales a whole channel of all tokens, as the drawing shows.)
-
-# %%
-# Checks
-for group in ("norm", "bias"):
-    assert verdicts[group, 10.0, "notes"] == HOLDS, f"{group} at ten times: more is forgotten"
-    for what in ("loss", "notes"):
-        assert verdicts[group, 1.0, what] == OPEN, f"{group}, same rate: no effect on {what}"
-    assert verdicts[group, 0.1, "notes"] == OPEN, f"{group} at a tenth: no effect on notes"
-assert verdicts["bias", 0.1, "loss"] == FAILS, "biases at a tenth must lower the loss"
-assert verdicts["norm", 0.1, "loss"] == OPEN, "norms at a tenth: no effect must be shown"
-assert verdicts["norm", 10.0, "loss"] == HOLDS, "norms at ten times: a higher loss"
-assert verdicts["bias", 10.0, "loss"] == OPEN, "biases at ten times: a higher loss is not shown"
-if not QUICK:  # one run of the sweep again
-    live = freezing.run(("lora+norm", 1e-2, 10.0, 1.0, 0))["notes"]
-    cell = column("notes", "lora+norm", scale=10.0)
-    assert belongs(live, cell, lora["notes"]), f"{live} is not the sweep's"
-
-# %% [markdown]
+#   With norms, the held-out loss is higher as well. With biases, this is not shown.
+#
+# So together with LoRA, norms and biases need not move far.
+#
 # ## Norms that are not saved, and another ε
 #
 # Two mistakes are made after training: norms that were trained are left out of the adapter's file,
-# or the model is loaded with another model's ε (`rms_norm_eps`). Here, LoRA at r = 8 and the norms
-# are trained for 120 steps at the same rate.
+# or the model is loaded with another model's ε (`rms_norm_eps`, here 1e-5). Here, LoRA at r = 8 and
+# the norms are trained for 120 steps at the same rate.
 #
 # **Predict.** By how much does the loss rise without the trained norms? With an ε a hundred times
 # too large? Ten thousand times?
-#
-# <details><summary>Answer</summary>
-# In this run, by more than a fifth without the norms, and by less than a tenth with an ε a hundred
-# times too large. Ten thousand times too large, the loss is above 1 nat per token. (To expect
-# nothing from the norms is tempting, because they are 336 of 22,224 trained numbers.)
-# </details>
 
 # %%
-lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-adapters, _ = minilora.get_peft_model(model, lora_config, 0)
-start = also_train(adapters, model.base, ["norm"]), model
 rows = data.load_rows("questions", "valid")[:100]
+start = also_train(lora_adapters(model), model.base, ["norm"]), model
 settings = {"iters": short(120, 12), "learning_rate": 1e-2, "also_train_lr_scale": 1.0}
-adapters, _, _, scores = finetune(start=start, held_out=rows, **settings)
-loss = scores["loss"]
-kept = {path: w for path, w in flatten(adapters).items() if "norm" not in path}
-lost = scores_of(unflatten(kept), model, rows)["loss"]
-print(f"held-out loss {loss:.4f}, without the trained norms {lost:.4f}")
-
-held_out, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-with_eps = {}
-for eps in (1e-6, 1e-5, 1e-3, 1e-1):
+adapters = finetune(start=start, held_out=rows, **settings).adapters
+kept = unflatten({path: w for path, w in flatten(adapters).items() if "norm" not in path})
+losses = {"without the trained norms": scores_of(kept, model, rows)["loss"]}
+for eps in (1e-5, 1e-3, 1e-1):
     changed = model._replace(config=replace(model.config, rms_norm_eps=eps))
-    with_eps[eps] = minilora.evaluate(adapters, changed, held_out, quiet=True)["loss"]
-    print(f"ε = {eps:g}: held-out loss {with_eps[eps]:.4f}")
+    losses[f"ε = {eps:g}"] = scores_of(adapters, changed, rows)["loss"]
+for name, loss in losses.items():
+    print(f"{name}: held-out loss {loss:.4f}")
 
 # %% [markdown]
+# **Answer.** In this run, by more than a fifth without the norms, and by less than a tenth with an
+# ε a hundred times too large. Ten thousand times too large, the loss is above 1 nat per token.
+#
 # - **Symptom:** the scores of the run are right, and the loaded adapter is worse.
 # - **Why:** a trained array is missing from the file, or the config is another model's.
 # - **Fix:** save every trained array. minilora does; PEFT does if `modules_to_save` names the
 #   norms. Read ε from the config of the base, and compare logits with the original once.
-
-# %%
-# Checks
-assert model.config.rms_norm_eps == 1e-5, "the base's own ε"
-if not QUICK:
-    assert lost > 1.2 * loss, "without the trained norms, the loss must rise"
-    assert with_eps[1e-3] < 1.1 * loss, "an ε a hundred times too large is hardly visible"
-    assert with_eps[1e-1] > 1, "an ε ten thousand times too large must destroy the model"
-    assert np.isclose(with_eps[1e-5], loss), "with its own ε, the model must be the same"
-
-# %% [markdown]
+#
 # ## What was shown
 #
 # On a model of 0.1 million parameters, on average over eight seeds: trained alone, norms and biases
@@ -198,8 +141,8 @@ if not QUICK:
 #
 # **What to try.**
 #
-# 1. `freezing.run`: call it with `("norm", 1.0, 1.0, 1.0, 0)`. Do norms bear a rate of 1?
-# 2. `also_train(adapters, model.base, ["norm"])`: use `["norm", "bias"]`. What changes?
+# 1. `freezing_sweep.run`: call it with `("norm", 1.0, 1.0, 1.0, 0)`. Do norms bear a rate of 1?
+# 2. `also_train(lora_adapters(model), ...)`: use `["norm", "bias"]`. What changes?
 # 3. `if "norm" not in path`: leave out only the last norm (`model.norm`). How much is lost?
 #
 # **Where to stop with a debugger.** `tree.overlay`: a trained weight of a norm takes the
@@ -211,3 +154,22 @@ if not QUICK:
 # [arXiv:2106.10199](https://arxiv.org/abs/2106.10199). Zhao et al. 2023, *Tuning LayerNorm in
 # Attention*: [arXiv:2312.11420](https://arxiv.org/abs/2312.11420). Zhang and Sennrich 2019, *Root
 # Mean Square Layer Normalization*: [arXiv:1910.07467](https://arxiv.org/abs/1910.07467).
+
+# %%
+# Checks
+sizes = [column("trained", group)[0] for group in ("norm", "bias", "lora")]
+assert [*sizes, num_parameters(model.base)] == [336, 1488, 5472, 95568], "the numbers of the text"
+assert faster == {"norm": HOLDS, "bias": HOLDS}, "0.1 must be better than 0.01"
+for group, loss_at_a_tenth, loss_at_ten_times in (("norm", OPEN, HOLDS), ("bias", FAILS, OPEN)):
+    assert verdicts[group, 0.1] == (loss_at_a_tenth, OPEN), f"{group} at a tenth of the rate"
+    assert verdicts[group, 1.0] == (OPEN, OPEN), f"{group} at the same rate: no effect"
+    assert verdicts[group, 10.0] == (loss_at_ten_times, HOLDS), f"{group} at ten times: forgotten"
+without, own_eps, hundred, ten_thousand = losses.values()
+assert model.config.rms_norm_eps == 1e-5, "the base's own ε"
+if not QUICK:
+    assert without > 1.2 * own_eps, "without the trained norms, the loss must rise"
+    assert hundred < 1.1 * own_eps, "an ε a hundred times too large is hardly visible"
+    assert ten_thousand > 1, "an ε ten thousand times too large must destroy the model"
+    again = freezing_sweep.run(("lora+norm", 1e-2, 10.0, 1.0, 0))["notes"]
+    stored = column("notes", "lora+norm", scale=10.0)
+    assert belongs(again, stored, lora_notes), f"{again} is not the sweep's"

@@ -6,15 +6,7 @@ The studies `accumulation`, `warm_up`, `why_clipping_helps` and `schedules_and_d
 import numpy as np
 
 from minilora import data
-from minilora.lessons.helpers.common import (
-    agrees,
-    finetune,
-    notes_loss,
-    of,
-    read_sweep,
-    spread,
-    table,
-)
+from minilora.lessons.helpers.common import agrees, finetune, notes_loss, of, read_sweep
 
 NEVER = 1e9  # a max_grad_norm that nothing reaches
 USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3: warm-up, clipping at 1, a cosine to zero
@@ -49,12 +41,14 @@ def case(name, column="loss"):
 
 
 def show(*names):
-    """Print a table of cases: held-out loss, exact match, worst step, loss on the base's notes."""
-    cells = []
-    for name in names:
-        exact, worst, notes = (case(name, key).mean() for key in ("exact_match", "worst", "notes"))
-        cells.append([name, spread(case(name), 4), f"{exact:.0%}", f"{worst:.1f}", f"{notes:.2f}"])
-    table(["case", "held-out loss, five seeds", "exact", "worst step", "base's notes"], cells)
+    """Draw the held-out losses of cases, a dot per seed."""
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(6, 0.8 + 0.4 * len(names)), layout="constrained")
+    for name in names[::-1]:
+        axes.semilogx(case(name), [name] * 5, "o", color="C0", alpha=0.5)
+    axes.set_xlabel("held-out loss, in nats per token; a dot is a seed")
+    plt.show()
 
 
 def rows(bad):
@@ -68,16 +62,13 @@ def rows(bad):
 
 def train(name, seed=0):
     """Return the Run of a case."""
-    settings = {"bad": 0, **CASES[name]}
-    return finetune(rows=rows(settings.pop("bad")), seed=seed, **settings)
+    settings = dict(CASES[name])
+    return finetune(rows=rows(settings.pop("bad", 0)), seed=seed, **settings)
 
 
-def again(name, other):
-    """Run a case again, check that its loss is the sweep's and not the other's; return the Run."""
-    done = train(name)
-    loss = done.scores["loss"]
-    assert agrees(loss, case(name), case(other)), f"{name}: {loss}, in the sweep {case(name)}"
-    return done
+def is_of(done, name, other):
+    """Return whether the loss of a Run is that of a case in the sweep, and not the other's."""
+    return agrees(done.scores["loss"], case(name), case(other))
 
 
 def run(job):

@@ -46,10 +46,10 @@ def check_file(exercise, call):
     print(f"{exercise.id}: {text}", flush=True)
     passed = is_right and not lacks_reason
     if not call:
-        progress = without(read_json(PROGRESS, {}), exercise.id)
-        if passed:
-            progress[exercise.id] = "passed"
-        replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
+        before = read_json(PROGRESS, {})
+        progress = without(before, exercise.id) | ({exercise.id: "passed"} if passed else {})
+        if progress != before:
+            replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
     return passed
 
 
