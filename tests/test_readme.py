@@ -285,8 +285,8 @@ ASSERTED = [  # per rule of thumb, what its lessons assert about it
     ("the same α·η at low rates (0.016): the same loss",),
     ("lower with four of five seeds", "a constant rate must be better"),
     ("different starts: a high loss", "the same start: a low one"),
-    ("same rate: no effect on", "norms at ten times: a higher loss"),
-    ("without outliers, every block size", "with outliers, large blocks must cost several times"),
+    ("at the same rate: no effect", "at ten times: forgotten"),
+    ("without outliers, every block size", "with outliers, large blocks must cost more"),
 ]
 
 
