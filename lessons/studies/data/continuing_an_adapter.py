@@ -17,8 +17,17 @@
 # %%
 import numpy as np
 
-from minilora.lessons.helpers import common
-from minilora.lessons.helpers.common import OPEN, QUICK, agrees, claim, finetune, of, spread, table
+from minilora.lessons.helpers.common import (
+    OPEN,
+    QUICK,
+    agrees,
+    claim,
+    finetune,
+    of,
+    read_sweep,
+    spread,
+    table,
+)
 from minilora.lessons.studies.data import continuing_sweep as continuing
 
 # %% [markdown]
@@ -34,36 +43,25 @@ from minilora.lessons.studies.data import continuing_sweep as continuing
 # | merged | W + ΔW, dense | a new A and B = 0 |
 # | stacked | W, and the first A and B | a new A and B = 0 |
 #
-# **Predict.** A second run continues the first A and B, or begins new factors on the merged weight,
-# or on the base with the first adapter. All three begin with the same outputs. Which have the same
-# first gradient?
-#
-# <details><summary>Answer</summary>
-# Merged and stacked, to float32 rounding: in both, the new factors are added to the same W + ΔW. So
-# the two learn and forget the same, and differ in what is stored: one dense model, or a base (also
-# a 4-bit one) and two adapters. "Same" has another gradient, because its B is not zero. "All three"
-# is tempting, because their losses are equal.
-# </details>
+# **Predict.** All three ways begin with the same outputs. Which have the same first gradient?
 
 # %%
 begin = {}
 rows = continuing.mixed(0, 0)
 for way in ("same", "merged", "stacked"):
     run = finetune(
-        start=continuing.start(way, 0), rows=rows, held_out=rows[:1], iters=1, learning_rate=1e-9
-    )
-    begin[way] = run.history[0]
-cells = [[way, f"{b['loss']:.5f}", f"{b['grad_norm']:.5f}"] for way, b in begin.items()]
-table(["way", "loss of the first batch", "norm of its gradient"], cells)
-
-# %%
-# Checks
-first = {way: np.array([b["loss"], b["grad_norm"]]) for way, b in begin.items()}
-np.testing.assert_allclose(first["merged"], first["stacked"], rtol=1e-4)
-np.testing.assert_allclose(first["same"][0], first["stacked"][0], rtol=1e-4)
-assert abs(first["same"][1] / first["stacked"][1] - 1) > 0.02, "B = 0 has another gradient"
+        start=continuing.start(way, 0), rows=rows, held_out=rows[:1], iters=1, learning_rate=1e-9,
+        warmup_ratio=0.0,
+    )  # fmt: skip
+    begin[way] = [run.history[0][name] for name in ("loss", "grad_norm")]
+    print("{}: loss {:.5f}, norm of its gradient {:.5f}".format(way, *begin[way]))
 
 # %% [markdown]
+# **Answer.** Merged and stacked, to float32 rounding: in both, the new factors are added to the
+# same W + ΔW. So the two learn and forget the same, and differ in what is stored: one dense model,
+# or a base (also a 4-bit one) and two adapters. "Same" has another gradient, because its B is not
+# zero.
+#
 # ## What is learned, and what is left of the first task
 #
 # The sweep has five ways: same and merged, each without and with **replay** (2 of the 16 rows of
@@ -72,75 +70,52 @@ assert abs(first["same"][1] / first["stacked"][1] - 1) > 0.02, "B = 0 has anothe
 # chosen with two seeds on validation rows: of the second task, and with replay of both tasks. The
 # table shows five other seeds, on test rows.
 #
-# **Predict.** An adapter of a first task is continued, or merged and followed by a new one, each
-# without and with replay. Which of these ways keeps the first task? And what does replay cost the
-# second one?
-#
-# <details><summary>Answer</summary>
-# Without replay, none: no answer of the first task is right any more, in any seed. With replay,
-# nine answers of ten are right in the mean, and no cost for the second task is shown. "The merged
-# one keeps it" is tempting, because its first adapter is frozen. But the frozen part is only a
-# summand of the weights: the new part can undo what it does.
-# </details>
+# **Predict.** Which of these ways keeps the first task? And what does replay cost the second one?
 
 # %%
-sweep = common.read_sweep("continuing")
+# Table
+sweep = read_sweep("continuing")
 fresh = [row for row in sweep if row["seed"] in continuing.FRESH]
 
 
-def column(name, way, replay):
-    """Return a column of a case at its best rate, one number per seed."""
-    return np.array(of(fresh, name, way=way, replay=replay))
+def column(name, case):
+    """Return a column of a case, (way, replay), at its best rate: one number per seed."""
+    return np.array(of(fresh, name, way=case[0], replay=case[1]))
 
 
-cells = []
-for way, replay in continuing.CASES:
-    numbers = [spread(column(f"test_{task}", way, replay), 3) for task in ("new", "old")]
-    exact = [f"{column(f'test_exact_{task}', way, replay).mean():.0%}" for task in ("new", "old")]
-    rate = continuing.best_rate(sweep, (way, replay))
-    cells.append([f"{way}, replay {replay} of 16", f"{rate:g}", *numbers, *exact])
-table(["way", "rate", "second task: loss", "first: loss", "second: exact", "first: exact"], cells)
-print(f"the first task before the second run: {spread(column('before', 'same', 0), 3)}")
-loss = {case: column("test_old", *case) for case in continuing.CASES}
-second = {case: np.log(column("test_new", *case)) for case in continuing.CASES}
-costs = {}
-for way in ("same", "merged"):
-    what = f"second task's loss, {way}: with replay over without, > 1 times"
-    costs[way] = claim(what, second[way, 2] - second[way, 0], times=True)
-what = "second task's loss: new over same, > 1 times"
-better = claim(what, second["new", 0] - second["same", 0], times=True)
-what = "first task's loss with replay: same over merged, > 1 times"
-apart = claim(what, np.log(loss["same", 2] / loss["merged", 2]), times=True)
+old, new, right, cells = {}, {}, {}, []
+for case in continuing.CASES:
+    old[case], new[case] = (column(f"test_{task}", case) for task in ("old", "new"))
+    right[case] = column("test_exact_old", case)
+    exact = (right[case], column("test_exact_new", case))
+    numbers = [spread(losses, 3) for losses in (old[case], new[case])]
+    shares = [f"{share.mean():.0%}" for share in exact]
+    cells.append(["{}, replay {} of 16".format(*case), *numbers, *shares])
+table(["way", "first task: loss", "second: loss", "first: exact", "second: exact"], cells)
+verdicts = []
+for sentence, losses, case, other in (
+    ("second task, same: replay costs", new, ("same", 2), ("same", 0)),
+    ("second task, merged: replay costs", new, ("merged", 2), ("merged", 0)),
+    ("second task: a new adapter is worse than the same", new, ("new", 0), ("same", 0)),
+    ("first task, replay: the same is worse than merged", old, ("same", 2), ("merged", 2)),
+):
+    verdicts.append(claim(sentence, np.log(losses[case] / losses[other]), times=True))
 
 # %% [markdown]
-# **Frozen weights do not protect a task.** Merged (or stacked) forgets less than the same adapter,
-# in each seed. But after 200 steps, both have lost the first task. With two rows in sixteen, most
-# of it is kept. (These two tasks disturb each other: the order of the answer is reversed, and only
-# the question says so. Other tasks may need less replay.)
+# **Answer.** Without replay, none: no answer of the first task is right any more, in any seed. With
+# replay, nine answers of ten are right in the mean, and no cost for the second task is shown.
+#
+# **Frozen weights do not protect a task.** The frozen part is only a summand of the weights: the
+# new part can undo what it does. Merged (or stacked) forgets less than the same adapter, in each
+# seed. But after 200 steps, both have lost the first task. (These two tasks disturb each other: the
+# order of the answer is reversed, and only the question says so. Other tasks may need less replay.)
 #
 # Three differences are not shown, and the intervals are wide: a cost of replay for the second task,
 # a gain for it from the first adapter, and one between same and merged with replay. So if the first
 # rows no longer matter, you can begin anew. If they matter, keep them, and mix some in. Then the
 # choice between the same adapter and a merged one is one of storage. The same adapter stays one
 # small file. Merging needs a dense model. Stacking keeps a 4-bit base, and computes two adapters.
-
-# %%
-# Checks
-for way in ("same", "merged"):
-    assert column("test_exact_old", way, 0).max() == 0, f"{way}: the first task must be lost"
-    assert (loss[way, 2] < 0.2 * loss[way, 0]).all(), f"{way}: replay must keep it, in every seed"
-    assert column("test_exact_old", way, 2).mean() > 0.9, f"{way}: nine answers of ten"
-assert (loss["merged", 0] < loss["same", 0]).all(), "merged must forget less, in every seed"
-assert {*costs.values(), better, apart} == {OPEN}, "no difference is shown"
-for case in continuing.CASES:
-    rate = continuing.best_rate(sweep, case)
-    assert rate not in (continuing.RATES[0], continuing.RATES[-1]), f"{case}: inside the grid"
-if not QUICK:  # two runs of the sweep again
-    for case, other in ((("same", 0), ("same", 2)), (("same", 2), ("same", 0))):
-        again = continuing.run((*case, continuing.best_rate(sweep, case), 0))["test_old"]
-        assert agrees(again, loss[case], loss[other]), f"{case}: {again}, not {loss[case]}"
-
-# %% [markdown]
+#
 # ## What was shown
 #
 # On `micro` (0.1 million parameters, five seeds), a new adapter on merged weights and one stacked
@@ -162,3 +137,21 @@ if not QUICK:  # two runs of the sweep again
 # **Further reading.** Robins 1995, *Catastrophic Forgetting, Rehearsal and Pseudorehearsal*
 # (Connection Science 7, 123–146). The study [Intruder
 # dimensions](../since_2023/intruder_dimensions.py) is about what full fine-tuning forgets.
+
+# %%
+# Checks
+np.testing.assert_allclose(begin["merged"], begin["stacked"], rtol=1e-4)
+np.testing.assert_allclose(begin["same"][0], begin["stacked"][0], rtol=1e-4)
+assert abs(begin["same"][1] / begin["stacked"][1] - 1) > 0.02, "B = 0 has another gradient"
+for way in ("same", "merged"):
+    assert right[way, 0].max() == 0, f"{way}: the first task must be lost"
+    assert (old[way, 2] < 0.2 * old[way, 0]).all(), f"{way}: replay must keep it, in every seed"
+    assert right[way, 2].mean() > 0.9, f"{way}: nine answers of ten"
+assert (old["merged", 0] < old["same", 0]).all(), "merged must forget less, in every seed"
+assert set(verdicts) == {OPEN}, "no difference is shown"
+for case in continuing.CASES:
+    rate = continuing.best_rate(sweep, case)
+    assert rate not in (continuing.RATES[0], continuing.RATES[-1]), f"{case}: inside the grid"
+if not QUICK:  # a run of the sweep again
+    again = continuing.run(("same", 2, continuing.best_rate(sweep, ("same", 2)), 0))["test_old"]
+    assert agrees(again, old["same", 2], old["same", 0]), f"{again}, not {old['same', 2]}"

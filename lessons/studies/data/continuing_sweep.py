@@ -46,32 +46,33 @@ def start(way, seed):
     return minilora.get_peft_model(model, LORA, seed + 100)
 
 
-def mixed(replay, seed, steps=STEPS):
+def mixed(replay, seed):
     """Return the rows of all steps: of the second task, with `replay` of the first per step.
 
     A run sees each of them once, in an order that `finetune` draws.
     """
-    old, new = data.load_rows("questions", "train"), backwards(data.load_rows("questions", "train"))
+    old = data.load_rows("questions", "train")
     rng = np.random.default_rng(seed)
-    counts = ((old, replay * steps), (new, (BATCH - replay) * steps))
+    counts = ((old, replay * STEPS), (backwards(old), (BATCH - replay) * STEPS))
     return [rows[i] for rows, n in counts for i in rng.permutation(len(rows))[:n]]
 
 
 def scored(adapters, model, split):
     """Return the scores of both tasks on a split."""
     rows = data.load_rows("questions", split)
-    names = {"old": rows, "new": backwards(rows)}
-    found = {name: scores_of(adapters, model, rows) for name, rows in names.items()}
-    losses = {f"{split}_{name}": score["loss"] for name, score in found.items()}
+    found = {
+        "old": scores_of(adapters, model, rows), "new": scores_of(adapters, model, backwards(rows))
+    }  # fmt: skip
+    losses = {f"{split}_{name}": s["loss"] for name, s in found.items()}
     return losses | {f"{split}_exact_{name}": s["exact_match"] for name, s in found.items()}
 
 
-def run(job, steps=STEPS):
+def run(job):
     """Train the second task; return the scores of both tasks, and of the first before."""
     way, replay, rate, seed = job
-    rows = mixed(replay, seed, steps)
+    rows = mixed(replay, seed)
     done = finetune(
-        start=start(way, seed), rows=rows, held_out=rows[:1], seed=seed, iters=steps,
+        start=start(way, seed), rows=rows, held_out=rows[:1], seed=seed, iters=STEPS,
         learning_rate=rate,
     )  # fmt: skip
     row = dict(zip(COLUMNS, job)) | scored(done.adapters, done.model, "valid")

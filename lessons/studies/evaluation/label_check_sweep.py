@@ -23,9 +23,9 @@ def shuffled(rows, rng):
     return [{**row, "completion": rows[i]["completion"]} for row, i in zip(rows, order)]
 
 
-def examples_of(fault, split, words, seed=0, n=None):
+def examples_of(fault, split, words, seed=0):
     """Prepared examples of a split, broken as `fault` says."""
-    rows = data.load_rows("questions", split)[:n]
+    rows = data.load_rows("questions", split)
     rows = shuffled(rows, np.random.default_rng(seed)) if fault == "shuffled labels" else rows
     length = 70 if fault == "answers cut" else 256  # a row has 75 tokens
     settings = TrainConfig(mask_prompt=True, max_seq_length=length)

@@ -37,11 +37,6 @@ rng = np.random.default_rng(0)
 #
 # **Predict.** A 4-bit weight of 1024 × 1024 is multiplied with an input. How many bytes are kept
 # for the backward pass, apart from the input, if the dense weight is kept? And if its codes are?
-#
-# <details><summary>Answer</summary>
-# The dense copy has 4 MB. With the codes, less than 128 kB is kept. (Half a megabyte, the size of
-# the codes, is tempting. But the codes are there anyway: they are the base.)
-# </details>
 
 # %%
 weight = nf4.quantize(rng.standard_normal((1024, 1024)), double_quant=True)
@@ -62,12 +57,10 @@ kept_codes = bytes_kept(lambda x: layers.matmul(x, weight))  # dequantizes in bo
 kept_dense = bytes_kept(lambda x: layers.matmul(x, weight.dequantize()))  # keeps the dense Ŵ
 print(f"kept: {kept_codes:,} bytes with the codes, {kept_dense:,} with a dense copy")
 
-# %%
-# Checks
-assert kept_codes < 2**17, "dequantizing again must keep less than 128 kB"
-assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
-
 # %% [markdown]
+# **Answer.** The dense copy has 4 MB. With the codes, less than 128 kB is kept. (The codes have
+# half a megabyte, but they are there anyway: they are the base.)
+#
 # ## A whole step
 #
 # `minilora.evaluation.memory` estimates a step: frozen weights, adapters, their gradients, Adam's
@@ -75,11 +68,6 @@ assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
 # LoRA on a random model in a process of its own, and compares its growth with the estimate.
 #
 # **Predict.** With the weights at an eighth, how much smaller is the whole step?
-#
-# <details><summary>Answer</summary>
-# It needs about half. An eighth is tempting, but only the weights become smaller: with NF4, more
-# than 60 % of the estimate are activations, which are as large as before.
-# </details>
 
 # %%
 depth = short(8, 4)
@@ -92,27 +80,14 @@ for scheme in ("none", "nf4-dq"):
 table([f"MB, {depth} layers of width 512", "measured", "estimate", "of it activations"], rows)
 
 # %% [markdown]
-# Both steps are within a quarter of the estimate, which counts no dense copies.
-
-# %%
-# Checks
-for scheme, (measured, predicted, _) in steps.items():
-    ratio = measured / predicted
-    assert 0.85 < ratio < short(1.25, 1.4), f"{scheme}: {ratio:.2f} times the estimate"
-ratio = steps["none"][0] / steps["nf4-dq"][0]
-assert 1.6 < ratio < 2.6, f"the dense step must be about twice as large, not {ratio:.2f} times"
-assert steps["nf4-dq"][2] > 0.6 * predicted, "activations must be the largest part"
-
-# %% [markdown]
+# **Answer.** It needs about half, because only the weights become smaller: with NF4, more than 60 %
+# of the estimate are activations, which are as large as before. Both steps are within a quarter of
+# the estimate, which counts no dense copies.
+#
 # ## A real model
 #
 # **Predict.** LoRA has r = 8 on all seven projections of SmolLM2. How many parameters are trained?
 # In float32 the base would take half a gigabyte. How much does it take here?
-#
-# <details><summary>Answer</summary>
-# 2,442,240, less than 2 % of the model. The base takes a sixth of its size in float32. (An eighth
-# is tempting, but the embedding stays in 8 bits, as in its file, and the scales take bytes, too.)
-# </details>
 
 # %%
 model, tokenizer = minilora.load("smollm2", "nf4-dq")
@@ -129,28 +104,14 @@ print(f"a step over at most {tokens} tokens:\n{format_estimate(parts)}")
 # Full fine-tuning stores each weight, its gradient and Adam's two moments, in float32.
 n = num_parameters(model.base)
 print(f"full fine-tuning, before any activation: {16 * n / 1e6:,.0f} MB")
-print(f"in float32 the base would be {4 * n / nbytes(model.base):.1f} times as large")
 
 # %% [markdown]
+# **Answer.** 2,442,240, less than 2 % of the model. The base takes a sixth of its size in float32,
+# and not an eighth: the embedding stays in 8 bits, as in its file, and the scales take bytes, too.
+#
 # Here, too, most of the estimate is activations. `--gradient-checkpointing` recomputes them instead
 # of storing them ([memory](../../guide/speed-and-memory.md)).
-
-# %%
-# Checks
-config = model.config
-L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-k = config.num_key_value_heads * config.head_dim
-expected = L * lora_config.r * (9 * d + 2 * k + 3 * f)  # r·(in + out), seven projections, L layers
-assert num_parameters(adapters) == expected == 2_442_240, "the number of trained parameters"
-assert 0.018 < expected / n < 0.019, "less than 2 % of the model is trained"
-of_micro = n / num_parameters(minilora.load("micro").model.base)
-assert 1_400 < of_micro < 1_410, "the model must have 1,400 times the parameters of micro"
-assert 6 < 4 * n / nbytes(model.base) < 6.5, "the base must be a sixth of its size in float32"
-assert sum(parts.values()) < 16 * n / 4, "a step must need a quarter of full fine-tuning"
-assert max(parts, key=parts.get) == "activations", "the activations must be the largest part"
-assert 0.1 < nbytes(adapters) / nbytes(model.base) < 0.125, "the adapter: a ninth of the 4-bit base"
-
-# %% [markdown]
+#
 # ## What was shown
 #
 # Dequantizing again in the backward pass saves the memory of a dense copy. In the random model, the
@@ -173,3 +134,21 @@ assert 0.1 < nbytes(adapters) / nbytes(model.base) < 0.125, "the adapter: a nint
 # **Further reading.** QLoRA, Sec. 4 and, on the memory of a step, Fig. 6:
 # [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Chen et al. 2016 recompute activations:
 # [arXiv:1604.06174](https://arxiv.org/abs/1604.06174).
+
+# %%
+# Checks
+assert kept_codes < 2**17, "dequantizing again must keep less than 128 kB"
+assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
+for scheme, (measured, predicted, activations) in steps.items():
+    ratio = measured / predicted
+    assert 0.85 < ratio < short(1.25, 1.4), f"{scheme}: {ratio:.2f} times the estimate"
+assert activations > 0.6 * predicted, "NF4: activations must be the largest part"
+ratio = steps["none"][0] / steps["nf4-dq"][0]
+assert 1.6 < ratio < 2.6, f"the dense step must be about twice as large, not {ratio:.2f} times"
+assert num_parameters(adapters) == 2_442_240, "the number of trained parameters"
+assert num_parameters(adapters) < 0.02 * n, "less than 2 % of the model is trained"
+of_micro = n / num_parameters(minilora.load("micro").model.base)
+assert 1_400 < of_micro < 1_410, "the model must have 1,400 times the parameters of micro"
+assert 6 < 4 * n / nbytes(model.base) < 6.5, "the base must be a sixth of its size in float32"
+assert sum(parts.values()) < 16 * n / 4, "a step must need a quarter of full fine-tuning"
+assert max(parts, key=parts.get) == "activations", "the activations must be the largest part"

@@ -7,21 +7,15 @@ r = 4. The second task is the first one turned round.
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
-from minilora.data.tokenizer import ByteTokenizer
+from minilora import LoraConfig, data
 from minilora.layers import lora_delta
-from minilora.lessons.helpers.common import finetune
+from minilora.lessons.helpers.common import finetune, scores_of
 from minilora.lora import adapted_paths
 from minilora.methods import compose, several
 from minilora.tree import get, tree_map
 
 JOBS = [0, 1, 2, 3, 4]  # seeds
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=("all-linear",))
-
-
-def forwards(rows):
-    """The questions as they are: who, what, where?"""
-    return rows
 
 
 def backwards(rows):
@@ -34,16 +28,9 @@ def backwards(rows):
     return turned
 
 
-def held_out(task):
-    """200 prepared rows of a task that no training row is about."""
-    rows = task(data.load_rows("questions", "test")[:200])
-    return data.encode_rows(rows, ByteTokenizer(), TrainConfig(mask_prompt=True))[0]
-
-
-def fit(model, task, seed, start=None, iters=100):
+def fit(model, rows, seed, start=None, iters=100):
     """An adapter of `model`; `seed` orders the rows, `start` (or seed) draws A."""
     fresh = minilora.get_peft_model(model, LORA, seed if start is None else start)
-    rows = task(data.load_rows("questions", "train"))
     return finetune(start=fresh, rows=rows, seed=seed, iters=iters, learning_rate=1e-2).adapters
 
 
@@ -72,23 +59,26 @@ def off(adapters, a, b):
 def train(seed, iters=100):
     """The adapters of a seed: of the first task, three times; of the second; and one on top."""
     model, _ = minilora.load("micro")
-    one = fit(model, forwards, seed, iters=iters)
+    rows = data.load_rows("questions", "train")
+    turned = backwards(rows)
+    one = fit(model, rows, seed, iters=iters)
     return {
         "one": one,
-        "other": fit(model, forwards, seed + 50, iters=iters),
-        "sibling": fit(model, forwards, seed + 50, seed, iters),  # the same A at first as `one`
-        "turned": fit(model, backwards, seed + 100, iters=iters),
-        "upon": fit(several.stack(one, model), backwards, seed + 100, iters=iters),
+        "other": fit(model, rows, seed + 50, iters=iters),
+        "sibling": fit(model, rows, seed + 50, seed, iters),  # the same A at first as `one`
+        "turned": fit(model, turned, seed + 100, iters=iters),
+        "upon": fit(several.stack(one, model), turned, seed + 100, iters=iters),
     }
 
 
 def scored(seed, trained):
     """The row of a seed: the losses of its adapters alone, averaged, added and stacked."""
     model, _ = minilora.load("micro")
-    tasks = {"there": held_out(forwards), "back": held_out(backwards)}
+    rows = data.load_rows("questions", "test")[:200]  # of names that no training row has
+    tasks = {"there": rows, "back": backwards(rows)}
 
     def loss(adapters, task="there", model=model):
-        return minilora.evaluate(adapters, model, tasks[task])["loss"]
+        return scores_of(adapters, model, tasks[task])["loss"]
 
     one, other, sibling, turned, upon = trained.values()
     row = {"seed": seed, "one": loss(one), "other": loss(other)}
@@ -106,7 +96,8 @@ def scored(seed, trained):
     for weight in (0.5, 1.0):
         both, _ = compose.combine([one, turned], [weight, weight])
         row |= {f"{task}_{weight}": loss(both, task) for task in tasks}
-    return row | {f"stack_{task}": loss(upon, task, several.stack(one, model)) for task in tasks}
+    stacked = several.stack(one, model)
+    return row | {f"stack_{task}": loss(upon, task, stacked) for task in tasks}
 
 
 def run(seed):

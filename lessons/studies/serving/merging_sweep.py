@@ -54,8 +54,7 @@ def run(job):
 def scored(done, rate, seed):
     """The row of a run."""
     rows = data.load_rows("questions", "valid")
-    row = {"rate": rate, "seed": seed}
-    row["size"] = median_size(done.adapters, done.model)
+    row = {"rate": rate, "seed": seed, "size": median_size(done.adapters, done.model)}
     row |= {"apart": done.scores["loss"], "exact_apart": done.scores["exact_match"]}
     for name, model in merged_ways(done.adapters, done.model).items():
         scores = scores_of({}, model, rows)

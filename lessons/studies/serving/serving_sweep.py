@@ -78,17 +78,18 @@ def run(job):
     """Train one adapter; return the row of its scores in each way."""
     name, trained_on, steps, seed = job
     train_rows, test_rows, settings = task(name)
-    loaded = {way: minilora.load(name, scheme) for way, scheme in SCHEMES.items()}
-    models = {way: model for way, (model, _) in loaded.items()}
+    dense, tokenizer = minilora.load(name)
+    models = {"dense": dense, "nf4": minilora.load(name, SCHEMES["nf4"]).model}
     done = finetune(
         name=name, scheme=SCHEMES[trained_on], rows=train_rows, held_out=test_rows, seed=seed,
         iters=steps, **settings,
     )  # fmt: skip
-    row = {"model": name, "trained_on": trained_on, "steps": steps, "seed": seed}
-    row |= {"size": median_size(done.adapters, done.model), "weight_error": weight_error(models)}
-    tokenizer = loaded["dense"].tokenizer
     texts, _ = data.encode_rows(own_text(name), tokenizer, TrainConfig())
-    row |= {"drift": drift(models.values(), texts)}
+    row = {
+        "model": name, "trained_on": trained_on, "steps": steps, "seed": seed,
+        "size": median_size(done.adapters, done.model), "weight_error": weight_error(models),
+        "drift": drift(models.values(), texts),
+    }  # fmt: skip
     examples, _ = data.encode_rows(test_rows, tokenizer, TrainConfig(mask_prompt=True))
     for way, adapters, model in served(done.adapters, models):
         scores = minilora.evaluate(adapters, model, examples, quiet=True)

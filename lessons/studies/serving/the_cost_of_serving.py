@@ -14,13 +14,11 @@ import time
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, Model, kernels
-from minilora.config import ModelConfig
+from minilora import Model, ModelConfig, kernels
 from minilora.evaluation.memory import nbytes
-from minilora.kernels.weights import matvec
-from minilora.lessons.helpers.common import short, table
+from minilora.lessons.helpers.common import lora_adapters, short, table
 from minilora.lessons.helpers.pretraining import random_params
-from minilora.tree import arrays, get, named_leaves, num_parameters, overlay, tree_map
+from minilora.tree import named_leaves, num_parameters
 
 rng = np.random.default_rng(0)
 
@@ -38,14 +36,6 @@ rng = np.random.default_rng(0)
 # **Predict.** The 4-bit model has a seventh of the bytes to read. Is it seven times as fast? What
 # does an adapter cost in multiplications, and what in time? Is a batch of eight prompts eight times
 # as fast as one prompt?
-#
-# <details><summary>Answer</summary>
-# It depends on the machine. Each code has to be decoded, so a seventh of the bytes need not be a
-# seventh of the time. The adapter has less than 4 % of the multiplications, but many small
-# products, which may cost more of the time. A batch reads or decodes each weight once for all rows,
-# but it does not save a multiplication. "Yes" is tempting each time, if one counts only one of
-# these costs.
-# </details>
 
 # %%
 shape = ModelConfig(
@@ -54,12 +44,7 @@ shape = ModelConfig(
 )  # fmt: skip
 dense = Model(shape, random_params(shape, rng), kernels.ops)
 quantized, eight_bit = (minilora.quantize(dense, scheme) for scheme in ("nf4-dq", "int8"))
-lora_config = LoraConfig(r=8, target_modules=("all-linear",))
-fresh, _ = minilora.get_peft_model(dense, lora_config, rng)
-adapters = []  # one per prompt
-for _ in range(8):
-    trained = tree_map(lambda w: 0.01 * rng.standard_normal(w.shape, np.float32), arrays(fresh))
-    adapters.append(overlay(fresh, trained))
+adapters = [lora_adapters(dense, b=1, seed=seed) for seed in range(8)]  # one per prompt
 nothing = [{}] * 8
 WAYS = {
     "dense": (nothing, dense),
@@ -69,72 +54,47 @@ WAYS = {
     "NF4": (nothing, quantized),
     "NF4, adapter separate": (adapters, quantized),
 }
-prompts = [rng.integers(256, size=32).tolist() for _ in range(8)]
+prompts = rng.integers(256, size=(8, 1)).tolist()  # eight prompts of one token
 tokens = short(24, 4)
 
 
 def speed(adapters, model, n):
-    """Return (ms to the first tokens, tokens per second from there) of n prompts together."""
-    times = [time.perf_counter()]
-    for length in (1, tokens + 1):
-        minilora.generate_batch(adapters[:n], model, prompts[:n], max_tokens=length)
-        times.append(time.perf_counter())
-    first, both = np.diff(times)
-    return 1e3 * first, n * tokens / (both - first)
+    """Return the tokens per second of n prompts together: the fastest of three runs."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        minilora.generate_batch(adapters[:n], model, prompts[:n], max_tokens=tokens)
+        seconds.append(time.perf_counter() - start)
+    return n * tokens / min(seconds)
 
 
 cells = []
 for name, (own, model) in WAYS.items():
-    first, rates = [], []
-    for n in (1, 8):
-        measured = np.array([speed(own, model, n) for _ in range(3)])
-        first.append(measured[:, 0].min())
-        rates.append(measured[:, 1].max())
-    numbers = [f"{first[0]:.0f}", *(f"{rate:.0f}" for rate in rates), f"{rates[1] / rates[0]:.1f}"]
-    cells.append([name, nbytes(model.base) + nbytes(own[0]), *numbers])
-header = ["", "bytes", "first token, ms", "tokens/s, one prompt", "eight prompts", "ratio"]
-table(header, cells)
+    one, eight = speed(own, model, 1), speed(own, model, 8)
+    size = nbytes(model.base) + nbytes(own[0])
+    cells.append([name, size, f"{one:.0f}", f"{eight:.0f}", f"{eight / one:.1f}"])
+table(["", "bytes", "tokens/s, one prompt", "eight prompts", "ratio"], cells)
 
 in_base = sum(w.size for path, w in named_leaves(dense.base) if "proj" in path)
-in_adapter = num_parameters(fresh)
+in_adapter = num_parameters(adapters[0])
 print(f"multiplications per token in projections: {in_base:,}", end=", ")
 print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 
 # %% [markdown]
-# The speeds are those of your machine, and they vary if it does something else at the same time. No
-# check depends on them. (The bytes are those of the base and of one adapter.) **A seventh of the
-# bytes does not mean a seventh of the time**, because each code has to be decoded. How fast this is
-# depends on the processor: with AVX-512, one instruction decodes sixteen codes ([speed and
+# **Answer.** It depends on the machine. **A seventh of the bytes need not be a seventh of the
+# time**, because each code has to be decoded. How fast this is depends on the processor: with
+# AVX-512, one instruction decodes sixteen codes ([speed and
 # memory](../../guide/speed-and-memory.md#what-bounds-a-step)). The 8-bit model reads a quarter of
 # the bytes, and a conversion to float32 decodes its codes.
 #
 # A step for eight prompts reads and decodes each weight once, as a step for one prompt does, and
 # multiplies eight times as often. So compare the column "ratio" with 8, and the three ways to store
-# the weights with each other in both columns.
+# the weights with each other in both columns. (No check depends on the speeds. They vary if the
+# machine does something else at the same time. The bytes are those of the base and of one adapter.)
 #
-# A separate adapter has few multiplications, but two small products per projection. A merged
-# adapter has none of them (LoRA, Sec. 4).
-
-# %%
-# Checks
-in_32, in_8, in_4 = (nbytes(model.base) for model in (dense, eight_bit, quantized))
-assert 12.65e6 < num_parameters(dense.base) < 12.75e6, "12.7 million parameters"
-assert 6.5 < in_32 / in_4 < 7.5, "the 4-bit model must have a seventh"
-assert 3.7 < in_32 / in_8 < 4.1, "the 8-bit model must have a quarter"
-assert in_adapter < 0.04 * in_base, "the adapter has less than 4 % of the multiplications"
-x = rng.standard_normal(512, np.float32)
-for bits, model, roundings in ((4, quantized, 512), (8, eight_bit, 520)):
-    q = get(model.base, "model.layers.0.mlp.gate_proj.weight")
-    error = np.abs(matvec(q, x) - q.dequantize() @ x)
-    terms = np.abs(q.dequantize()) @ np.abs(x)
-    assert (error <= roundings * 2**-24 * terms).all(), f"{bits} bits: the product, to rounding"
-together = minilora.generate_batch(adapters, dense, prompts, max_tokens=2)
-alone = []
-for own, ids in zip(adapters, prompts):
-    alone.append(list(minilora.generate(own, dense, ids, max_tokens=2)))
-assert together == alone, "a prompt gets the same tokens in a batch and alone"
-
-# %% [markdown]
+# A separate adapter has less than 4 % of the multiplications, but two small products per
+# projection, which may cost more of the time. A merged adapter has none of them (LoRA, Sec. 4).
+#
 # ## What was shown
 #
 # A separate adapter can be switched without a change of the base, and needs more products. A
@@ -144,11 +104,9 @@ assert together == alone, "a prompt gets the same tokens in a batch and alone"
 #
 # **What to try.**
 #
-# 1. `LoraConfig(r=8, ...)`: use r = 64. By how much does the speed with an adapter fall?
-# 2. `size=32` in `prompts`: give the eight prompts different lengths. Do they get the same tokens
-#    as alone?
-# 3. `size=32` in `prompts`: prompts of 200 tokens. How does the time to the first token grow?
-# 4. `hidden_size=512`: use 128 with 2 heads of 64. Which way is the fastest now?
+# 1. `b=1` in `lora_adapters`: add `r=64`. By how much does the speed with an adapter fall?
+# 2. `size=(8, 1)` in `prompts`: prompts of 200 tokens. How much slower is each way?
+# 3. `hidden_size=512`: use 128 with 2 heads of 64. Which way is the fastest now?
 #
 # **Where to stop with a debugger.** `kernels.weights.matmul`: one row is multiplied directly
 # from the codes; for several rows the weight is dequantized.
@@ -158,3 +116,16 @@ assert together == alone, "a prompt gets the same tokens in a batch and alone"
 # **Further reading.** Pope et al. 2022, *Efficiently Scaling Transformer Inference*:
 # [arXiv:2211.05102](https://arxiv.org/abs/2211.05102). Frantar et al. 2024, *MARLIN*, 4-bit
 # kernels: [arXiv:2408.11743](https://arxiv.org/abs/2408.11743).
+
+# %%
+# Checks
+in_32, in_8, in_4 = (nbytes(model.base) for model in (dense, eight_bit, quantized))
+assert 12.65e6 < num_parameters(dense.base) < 12.75e6, "12.7 million parameters"
+assert 6.5 < in_32 / in_4 < 7.5, "the 4-bit model must have a seventh"
+assert 3.7 < in_32 / in_8 < 4.1, "the 8-bit model must have a quarter"
+assert in_adapter < 0.04 * in_base, "the adapter has less than 4 % of the multiplications"
+together = minilora.generate_batch(adapters, dense, prompts, max_tokens=2)
+alone = []
+for own, ids in zip(adapters, prompts):
+    alone.append(list(minilora.generate(own, dense, ids, max_tokens=2)))
+assert together == alone, "a prompt gets the same tokens in a batch and alone"

@@ -74,7 +74,6 @@ def splits(name):
 def trained(name, training, rate, seed, steps=None):
     """Return the result of `finetune` for a training of WAYS."""
     rows, tuning, _ = splits(name)
-    settings = {"batch_size": 2 if name == "smollm2" else 16, "iters": steps or STEPS[name]}
     start = None
     if training == "loftq":
         config = LoraConfig(
@@ -85,7 +84,7 @@ def trained(name, training, rate, seed, steps=None):
         name=name, scheme=SCHEME if training in ("nf4", "through_nf4") else "none", rows=rows,
         held_out=tuning, seed=seed, start=start, learning_rate=rate,
         ops=through_merge.operations(SCHEME) if training.startswith("through") else None,
-        **settings,
+        batch_size=2 if name == "smollm2" else 16, iters=steps or STEPS[name],
     )  # fmt: skip
 
 
@@ -114,10 +113,9 @@ def scored(done, name, training, rate, seed):
     for way in WAYS["nf4"]:
         row |= dict.fromkeys((f"tuning_{way}", way, f"exact_{way}"), "")
         if way in served:
-            adapters, model = served[way]
             if seed == SEEDS[0]:
-                scores = minilora.evaluate(adapters, model, tuning, quiet=True)
+                scores = minilora.evaluate(*served[way], tuning, quiet=True)
                 row[f"tuning_{way}"] = scores["loss"]
-            scores = minilora.evaluate(adapters, model, test, quiet=True)
+            scores = minilora.evaluate(*served[way], test, quiet=True)
             row |= {way: scores["loss"], f"exact_{way}": scores["exact_match"]}
     return row
