@@ -364,6 +364,23 @@ def test_the_first_losses_are_those_of_lesson_0(browser, folder, lesson):
     )
 
 
+SHORT = """
+run = startTraining({ ...DATA.recipe, rows: "a → b", rate: 1e-3, warmup: 0, steps: 9, seed: 0,
+  paths: PATHS });
+const { norm, grads } = trainStep(run, [["Ada keeps a pink kite in the barn. Who?", " Ada."]]);
+const [name] = Object.keys(grads).filter((path) => path.endsWith("lora_B"));
+return [norm, text(grads[name]), text(run.m[name])];
+"""
+
+
+def test_a_short_gradient_is_not_clipped(browser, folder):
+    """The base knows this question, so its gradient is shorter than 1."""
+    visit(browser, folder, "engine.html")
+    norm, g, m = browser.execute_script(SHORT)
+    assert 0 < norm < 1
+    np.testing.assert_allclose(array(m), 0.1 * array(g), rtol=2 * EPS)
+
+
 PORT = """
 // the conformance kit, computed by the page's own code; `given` has {name: [shape, numbers]}
 const [given, rows, path, rates] = arguments, found = {};
