@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from autograd import value_and_grad
+from autograd.tracer import getval
 
 from lessons.conformance.check import bound_of, sample, wrong
 
@@ -33,6 +34,7 @@ ROWS = (
 )
 LAYER, PATH = "model.layers.0", "model.layers.1.self_attn.v_proj"
 RATES = (1e-3, 2e-3, 1.5e-3)  # of three steps of AdamW
+MAX_NORMS = (1.0, 1.0, 100.0)  # the third gradient is not clipped
 
 
 def lesson(changes=(), until="# ## 6. Training", number=np.float64):
@@ -45,7 +47,7 @@ def lesson(changes=(), until="# ## 6. Training", number=np.float64):
     for old, new in changes:
         assert text.count(old) == 1, f"lesson 0 has {text.count(old)} times: {old}"
         text = text.replace(old, new)
-    names = {"__name__": "__main__"}
+    names = {"__name__": "__main__", "getval": getval}
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(text, str(LESSON), "exec"), names)
     names["dense_base"] = {n: number(w) for n, w in names["dense_base"].items()}
@@ -130,25 +132,30 @@ def base(names, given):
 def training(names, given):
     """Loss and gradients at a point of a quantized base; norm, clipping, three steps of AdamW."""
     params = names["dense_base"]
-    quantized = {
-        path: names["number"](names["dequantize"](names["quantize"](np.float32(w))))
-        if "_proj" in path else w for path, w in params.items()
-    }  # fmt: skip
-    adapters = factors(names, given)
+    quantized = {path: stored(names, path, w) for path, w in params.items()}
+    start = adapters = factors(names, given)
     step = step_of(names)
     m, v = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0)
     found = {}
-    for t, rate in enumerate(RATES, start=1):
+    for t, (rate, max_norm) in enumerate(zip(RATES, MAX_NORMS), start=1):
         loss, grads = value_and_grad(names["loss"])(adapters, quantized, ROWS, names["config"])
         if t == 1:
             found["training/loss"] = np.array([loss])
             found |= {f"training/grad/{name}": g for name, g in grads.items()}
             norm = np.sqrt(sum(np.sum(g * g) for g in grads.values()))
             found["training/norm"] = np.array([norm])
-        adapters, m, v = step(adapters, grads, m, v, t, rate)
-        found[f"training/step{t}/A"] = adapters[f"{PATH}.lora_A"]
-        found[f"training/step{t}/B"] = adapters[f"{PATH}.lora_B"]
+        adapters, m, v = step(adapters, grads, m, v, t, rate, max_norm)
+        for n in "AB":
+            change = adapters[f"{PATH}.lora_{n}"] - start[f"{PATH}.lora_{n}"]
+            found[f"training/step{t}/{n}"] = change
     return found
+
+
+def stored(names, path, w):
+    """Return a weight as the base of training and merging has it: projections in NF4."""
+    if "_proj" not in path or names.get("not_quantized"):
+        return w
+    return names["number"](names["dequantize"](names["quantize"](np.float32(w))))
 
 
 def step_of(names):
@@ -159,8 +166,8 @@ def step_of(names):
         assert body.count(old) == 1, old
         body = body.replace(old, new)
     body = body.replace("    t = step + 1\n", "").replace("rates[step]", "rate")
-    constants = "BETA1, BETA2, EPS, MAX_NORM = 0.9, 0.999, 1e-8, 1.0\n"
-    head = "def step(adapters, grads, m, v, t, rate):\n"
+    constants = "BETA1, BETA2, EPS = 0.9, 0.999, 1e-8\n"
+    head = "def step(adapters, grads, m, v, t, rate, MAX_NORM):\n"
     head += "    adapters, m, v = {**adapters}, {**m}, {**v}\n"
     scope = {"np": np}
     exec(constants + head + body + "    return adapters, m, v\n", scope)
@@ -177,8 +184,7 @@ def merge(names, given):
             continue
         q = names["quantize"](np.float32(w))
         A, B = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
-        merged[path] = names["number"](names["dequantize"](q))
-        merged[path] = merged[path] + names["ALPHA"] / names["RANK"] * (B @ A)
+        merged[path] = stored(names, path, w) + names["ALPHA"] / names["RANK"] * (B @ A)
         q_again = names["quantize"](np.float32(merged[path]))
         again[path] = names["number"](names["dequantize"](q_again))
         pairs = [np.stack([x.codes >> 4, x.codes & 15]) for x in (q, q_again)]
@@ -214,7 +220,10 @@ ADAPTERS = {  # name: (changes of the config, what it catches)
     "alpha": ({"r": 4, "lora_alpha": 24}, "α that is not divided by r"),
     "rslora": ({"r": 4, "use_rslora": True}, "α/r in place of α/√r"),
     "pattern": ({"rank_pattern": {"layers.1.self_attn.q_proj": 2}}, "one r for all projections"),
-    "regex": ({"target_modules": r".*\.[02]\.self_attn\.(q|o)_proj"}, "a regular expression"),
+    "regex": (
+        {"target_modules": r".*\.[02]\.self_attn\.(q|o)_proj|.*up_pro"},
+        "a regular expression",
+    ),
     "layer": ({"layers_to_transform": [1]}, "one layer only"),
     "zero": ({}, "B = 0: the base's logits"),
     "dora": ({"use_dora": True}, "the magnitudes of DoRA"),
@@ -295,7 +304,7 @@ def effective(names, config, tensors, mistake=None, dora=True):
             s = s if factor is None else factor
         weights[path] = w + s * (B @ A)
         if config["use_dora"] and dora:
-            lengths = np.linalg.norm(weights[path], axis=1)
+            lengths = np.linalg.norm(w if dora == "W" else weights[path], axis=1)
             magnitude = np.float64(tensors[f"{key}_magnitude_vector"])
             weights[path] = (magnitude / lengths)[:, None] * weights[path]
     return weights
@@ -322,6 +331,7 @@ def lora(names, given, folder):
         wrong_ways = {cause: {"mistake": mistake} for cause, mistake in MISTAKES.items()}
         if config["use_dora"]:
             wrong_ways["DoRA's magnitudes are ignored"] = {"dora": False}
+            wrong_ways["DoRA divides by ‖W‖, not by ‖W + s·BA‖"] = {"dora": "W"}
         for cause, options in wrong_ways.items():
             result = adapted(names, ids, config, tensors, **options)
             mistakes.append((f"lora/{name}", cause, result))
@@ -353,6 +363,13 @@ CHANGES = (  # (part, cause, old text, new text)
      "nested = np.full(len(blocks), np.max(np.abs(blocks)))"),
     ("nf4", "the 256 values have linear steps, not a decade per power of ten",
      "np.float32(10.0 ** (i - 6))", "np.float32(10.0 ** (-i))"),
+    ("nf4", "the step of bitsandbytes to one of 65536 numbers is missing",
+     "rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1",
+     "rounded = normalized"),
+    ("base", "RoPE rotates neighbours (2j, 2j + 1) in their places, not (j, j + hd/2)",
+     "np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)",
+     "np.reshape(np.stack([x[..., 0::2] * cos - x[..., 1::2] * sin, "
+     "x[..., 1::2] * cos + x[..., 0::2] * sin], axis=-1), x.shape)"),
     ("base", "RoPE rotates neighbours (2j, 2j + 1), not (j, j + hd/2)",
      ROTATED, "a, b = np.cos(angles), np.sin(angles), x[..., 0::2], x[..., 1::2]"),
     ("base", "RoPE rotates the other way",
@@ -377,6 +394,12 @@ CHANGES = (  # (part, cause, old text, new text)
      "start = len(rows[0][0])  #", "start = 1  #"),
     ("training", "targets are shifted by one: position t predicts token t + 1",
      "[:, start - 1 :]", "[:, start - 2 : -1]"),
+    ("training", "targets are not shifted: position t is compared with token t",
+     "[tokens[:, start:]]", "[tokens[:, start - 1 : -1]]"),
+    ("training", "the gradient through W, g W, is missing",
+     "lambda g: g @ dense(w)", "lambda g: 0 * (g @ dense(w))"),
+    ("training", "the gradient through the adapter, s·(g B)A, is missing",
+     "(x @ A.T @ B.T)", "(getval(x) @ A.T @ B.T)"),
     ("training", "the loss is a sum, not a mean", "/ np.sum(one_hot)", ""),
     ("training", "the end token is no target", "[tokens[:, start:]]",
      "[tokens[:, start:]] * (np.arange(tokens.shape[1] - start) < tokens.shape[1] - start - 1)"
@@ -389,6 +412,7 @@ STEP_CHANGES = (  # of the loop
     ("each factor is clipped by its own norm", "norm + 1e-6))", "np.sqrt(np.sum(g * g)) + 1e-6))"),
     ("Adam's averages are not divided by 1 − βᵗ",
      "m[n] / (1 - BETA1**t), v[n] / (1 - BETA2**t)", "m[n], v[n]"),
+    ("only the first average is divided by 1 − βᵗ", "v[n] / (1 - BETA2**t)", "v[n]"),
     ("ε is under the root", "(np.sqrt(v_hat) + EPS)", "np.sqrt(v_hat + EPS)"),
     ("the second average is of |g|, not of g²", "(1 - BETA2) * g * g", "(1 - BETA2) * abs(g)"),
     ("it is SGD: the step is not divided by √v̂", "/ (np.sqrt(v_hat) + EPS)", ""),
@@ -402,6 +426,9 @@ def mistakes_of_lesson(given):
         with np.errstate(all="ignore"):
             for name, numbers in PARTS[part](lesson([(old, new)]), given).items():
                 yield name, cause, numbers
+    for part in ("training", "merge"):
+        for name, numbers in PARTS[part](lesson() | {"not_quantized": True}, given).items():
+            yield name, "the base is dense, not in NF4", numbers
     for cause, old, new in STEP_CHANGES:
         names = lesson() | {"step_changes": [(old, new)]}
         with np.errstate(all="ignore"):
@@ -449,9 +476,10 @@ def make(folder):
     write_safetensors(folder / "inputs.safetensors", given)
     stored = {n: w if w.dtype.kind == "u" else np.float32(w) for n, w in expected.items()}
     write_safetensors(folder / "expected.safetensors", stored)
+    catches = {name: words for name, (_, words) in ADAPTERS.items()} | REFUSED
     cases = {
-        "version": VERSION, "prompts": PROMPTS, "rows": ROWS, "rates": RATES, "layer": LAYER,
-        "path": PATH, "adapters": {name: words for name, (_, words) in ADAPTERS.items()} | REFUSED,
+        "version": VERSION, "prompts": PROMPTS, "rows": ROWS, "rates": RATES,
+        "max_norms": MAX_NORMS, "layer": LAYER, "path": PATH, "adapters": catches,
         "bounds": {name: bound_of(name) for name in expected}, "mistakes": known,
     }  # fmt: skip
     (folder / "cases.json").write_text(json.dumps(cases, ensure_ascii=False) + "\n")

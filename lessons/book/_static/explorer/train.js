@@ -1,7 +1,7 @@
 "use strict";
 /* Training in the page: parts 5 and 6 of lesson 0, with rows that the reader writes. */
 
-const [BETA1, BETA2, EPS, MAX_NORM] = [0.9, 0.999, 1e-8, 1];
+const [BETA1, BETA2, EPS] = [0.9, 0.999, 1e-8];
 const HELD_OUT = 8; // rows that are never trained on
 
 /* A generator of numbers from 0 to 1 with a seed, so that a link shows the same run (mulberry32). */
@@ -119,7 +119,7 @@ function trainStep(run, rows = nextRows(run), watch = null) {
   const { grads } = found;
   const squares = (g) => g.reduce((total, number) => total + number ** 2, 0);
   const norm = Math.sqrt(Object.values(grads).reduce((total, g) => total + squares(g), 0));
-  const clip = Math.min(1, MAX_NORM / (norm + 1e-6)); // the 1e-6 is PyTorch's
+  const clip = Math.min(1, (run.settings.maxNorm ?? 1) / (norm + 1e-6)); // 1e-6: as PyTorch
   const [rate, t] = [rateAt(run.step, run.settings), run.step + 1];
   for (const [name, grad] of Object.entries(grads)) {
     const [m, v, { shape, data }] = [run.m[name], run.v[name], run.factors[name]];
