@@ -97,10 +97,15 @@ def cross_entropy(logits, labels):
 
 
 def evaluate(adapters, base, batch, running=None):
-    """Return the `loss` in nats and the `accuracy`."""
+    """Return the `loss` in nats, the `accuracy`, and the mean `confidence`.
+
+    The confidence is the probability of the likeliest class.
+    """
     logits, _ = forward(adapters, base, batch[0], running)
     hit = logits.argmax(axis=-1) == batch[1]
-    return {"loss": float(cross_entropy(logits, batch[1])), "accuracy": float(hit.mean())}
+    sure = onp.exp(log_softmax(logits)).max(axis=-1)
+    loss = float(cross_entropy(logits, batch[1]))
+    return {"loss": loss, "accuracy": float(hit.mean()), "confidence": float(sure.mean())}
 
 
 def statistics(adapters, base, pictures):
