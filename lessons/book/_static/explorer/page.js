@@ -113,7 +113,8 @@ function showPicture({ W, shape: [, inputs], rank, A, B, G, gA, gB, delta, value
   drawMatrix("delta-again", delta, inputs, "ΔW", delta && largestOf(delta));
   byId("rest").hidden = !moved;
   drawMatrix("moved", moved, inputs, "what the merge leaves of ΔW", delta && largestOf(delta));
-  showText("error", moved ? `The error is ${error.toFixed(2)} of ΔW's size.` : "");
+  const lost = error > 0.95 ? "all of it is lost" : "this share of ΔW is lost";
+  showText("error", moved ? `Error ${error.toFixed(2)} of ΔW's size: ${lost}.` : "");
   const full = Math.max(1, ...values); // a bar of the whole width
   byId("sigma").replaceChildren(...values.map((value, k) => {
     const item = element("li", {}, element("span", {}, `σ${k + 1}`), ` ${value.toFixed(3)}`);
@@ -166,7 +167,6 @@ function drawCurves() {
 
 let settings = null; // of the run that is shown
 let [training, loaded] = [false, false]; // loaded: the adapter is that of lesson 0
-let apart = 0; // the loss before a merge
 
 function setTraining(on) {
   training = on;
@@ -199,29 +199,23 @@ function train() {
   setTraining(!training);
 }
 
-const HELD = "Words in braces are drawn anew for each row. Eight rows are held out, never trained " +
-  "on: they judge.";
-const BY_HEART = "No line has words in braces, so nothing is held out: a right answer is learned by " +
-  "heart. Try another wording in “Prompt”, below.";
-
 const SHOW = {
   problem({ message }) { showText("problem", message); },
   started({ base, heldOut, bytes: [frozen, adapter] }) {
+    showText("problem", ""); // of a line that was half written
     baseLoss = base.loss;
     showAnswer("base", base.answer);
     showText("prompt", base.prompt);
-    showText("rows-hint", heldOut ? HELD : BY_HEART);
-    showText("bytes", `Bytes: W ${count(frozen)}; A and B ${count(adapter)}, and as many for their ` +
-      `gradients, and ${count(2 * adapter)} for Adam's averages. W has neither.`);
+    [byId("drawn").hidden, byId("by-heart").hidden] = [!heldOut, heldOut > 0];
+    showText("bytes", `Bytes: W ${count(frozen)}; A and B ${count(adapter)}, as many for their ` +
+      `gradients, ${count(2 * adapter)} for Adam's averages; W has neither.`);
   },
   step(found) {
     const { step, trained, loss, right, of } = found;
     curve.push({ step, trained, loss, right, of });
     showPicture(found.picture);
     drawCurves();
-    if (found.loss === undefined) return;
-    apart = found.loss;
-    showScore(found);
+    if (found.loss !== undefined) showScore(found);
   },
   picture({ picture }) { showPicture(picture); },
   paused({ over }) {
@@ -234,16 +228,12 @@ const SHOW = {
     showScore(found);
     showAnswer("base", found.base.answer);
     showText("prompt", found.prompt);
-    const { changed, all, own, ownBase, base } = found;
+    const { changed, all, own, ownBase, base, apart } = found;
     showText("losses", `Loss on ${found.of} questions: base ${base.loss.toFixed(2)}, with A and B ` +
       `${found.loss.toFixed(4)}. On ${DATA.notes.length} sentences of the kind that the base was ` +
       `trained on: base ${ownBase.toFixed(3)}, with A and B ${own.toFixed(3)}.`);
-    if (!byId("merged").checked) {
-      [apart, baseLoss] = [found.loss, base.loss];
-      showText("note", "");
-      return;
-    }
-    showText("note", `W + ΔW, rounded to ${byId("view-bits").value}: loss ${apart.toFixed(3)} → ` +
+    showText("note", !byId("merged").checked ? "" :
+      `W + ΔW, rounded to ${byId("view-bits").value}: loss ${apart.toFixed(3)} → ` +
       `${found.loss.toFixed(3)}. ${count(changed)} of ${count(all)} weights changed their code.`);
   },
 };
@@ -252,7 +242,9 @@ worker.onmessage = ({ data }) => SHOW[data.kind](data);
 /* The bar that stays in sight: the step, the answer, how many are right, the loss. */
 function showScore({ step, loss, right, of, answer, wanted }) {
   showAnswer("answer", answer, wanted);
-  showText("step", `Step ${step}:`);
+  const merged = byId("merged").checked;
+  showText("step", `Step ${step}${merged ? ", merged" : ""}:`);
+  showText("merge", merged ? "Unmerge" : "Merge");
   const words = `${right} of ${of} right, loss ${loss.toFixed(3)} (base ${baseLoss.toFixed(2)})`;
   showText("score", words);
   // a screen reader hears every fiftieth step
@@ -261,37 +253,38 @@ function showScore({ step, loss, right, of, answer, wanted }) {
 
 // A prediction sets the controls, trains, and compares.
 
-let [turn, answered] = [0, null];
+let [turn, answered, own] = [0, null, null]; // own: the reader's settings before a prediction
 const question = () => PREDICTIONS[turn % PREDICTIONS.length];
 
 function ask() {
   showText("ask", question().ask);
-  showButtons(true);
-}
-
-function showButtons(asking) {
-  byId("yes").hidden = byId("no").hidden = !asking;
-  byId("next").hidden = asking;
+  byId("yes").hidden = byId("no").hidden = false;
 }
 
 function predict(yes) {
+  own = readSettings();
   writeSettings({ ...START, ...question().set });
   startAgain();
   answered = yes;
-  showButtons(false);
+  byId("yes").hidden = byId("no").hidden = true;
   train();
 }
 
 function settle() {
   const { right, of } = curve.at(-1);
-  const verdict = `You said ${answered ? "yes" : "no"}.`;
-  showText("ask", `${verdict} ${right} of ${of} are right at the end. ${question().why}`);
+  const [said, found] = [answered, right > 0].map((yes) => (yes ? "yes" : "no"));
+  const verdict = `You said ${said}, and it is ${found}: ${right} of ${of} are right.`;
+  showText("ask", `${verdict} ${question().why}`);
   answered = null;
 }
 
 function nextQuestion() {
   turn += 1;
-  answered = null;
+  if (own) {
+    writeSettings(own);
+    startAgain();
+  }
+  [answered, own] = [null, null];
   ask();
 }
 
@@ -320,6 +313,7 @@ function look() {
     paths: switched("switches"), prompt: other ? "" : prompt.trim(),
   };
   setTraining(false);
+  showText("losses", "computing …");
   send("view", { wanted, number });
 }
 
@@ -358,6 +352,8 @@ async function copyLink() {
 
 // ------------------------------------------------------------------------------ the whole page
 
+let later = 0; // the timer of the next start
+
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector(".explorer");
   page.hidden = false;
@@ -381,7 +377,10 @@ document.addEventListener("DOMContentLoaded", () => {
   page.addEventListener("input", ({ target }) => {
     if (target.closest("#x-experiments")) look();
     else if (target.id.startsWith("x-watch")) send("watch", watched());
-    else startAgain();
+    else {
+      clearTimeout(later); // while the reader types, wait
+      later = setTimeout(startAgain, target.id === "x-rows" ? 300 : 0);
+    }
   });
   addEventListener("resize", drawCurves);
   writeSettings(fromLink(location.hash));

@@ -17,25 +17,23 @@ const START = {
 const PREDICTIONS = [
   {
     set: { rank: 1 },
-    ask: "With r = 1, A is one row and B one column. Will it learn the answer in 400 steps?",
-    why: "Each ΔW has one direction only. Together, the 21 directions are enough for this task, but " +
-      "they take longer: with r = 8, all eight were right at step 200.",
+    ask: "With r = 1, A is one row and B one column. Will any answer be right after 400 steps?",
+    why: "21 directions, one per ΔW, learn most of it. With r = 8, all eight are right at step 200.",
   },
   {
     set: { bits: "2 bits" },
-    ask: "With 2 bits, the base's weights are badly rounded, and it babbles. Can A and B repair it?",
+    ask: "A base of 2 bits babbles. Can A and B repair it, so that any answer becomes right?",
     why: "They are trained next to the rounded weights, so they also learn to correct them. With " +
-      "4 bits there is little to correct: that is why QLoRA's four bits are enough.",
+      "NF4's four bits there is little to correct, and all eight become right.",
   },
   {
     set: { rate: 0.03 },
-    ask: "The learning rate is five times as high. Will it learn?",
-    why: "A step of Adam moves a number by about the rate, however small its gradient is. Steps " +
-      "that are too long jump over the valley.",
+    ask: "The learning rate is five times as high. Will any answer be right?",
+    why: "A step of Adam moves a number by about the rate. Steps that are too long overshoot.",
   },
   {
     set: { start: "A = B = 0" },
-    ask: "Usually A starts with random numbers and B with zeros. If both are zero, will it learn?",
+    ask: "Usually A starts with random numbers and B with zeros. If both are zero: any right answer?",
     why: "∂L/∂B is a product with A, and ∂L/∂A a product with B. Both are zero, for ever.",
   },
 ];

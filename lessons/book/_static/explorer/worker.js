@@ -45,9 +45,9 @@ const HANDLERS = {
     view = wanted;
     const own = (params) => loss(params, DATA.notes);
     const [base, params] = [setUp(view.bits, {}), shown()];
-    const { changed, all } = changedCodes(params);
     postMessage({
-      kind: "viewed", number, step: run.step, ...report(params), base: report(base), changed, all,
+      kind: "viewed", number, step: run.step, ...report(params), base: report(base),
+      apart: loss(setUp(view.bits, adapterInView()), judges()), ...changedCodes(params),
       own: own(params), ownBase: own(base), picture: picture(),
     });
   },
@@ -91,9 +91,12 @@ async function train() {
   postMessage({ kind: "paused", over: Boolean(run) && run.step >= run.settings.steps });
 }
 
-/* Judge by the rows that are held out, or else by the run's own lines. */
+/* The rows that are held out, or else the run's own lines. */
+const judges = () =>
+  (run.heldOut.size ? [...run.heldOut.values()] : run.lines.slice(0, HELD_OUT));
+
 function report(params) {
-  const rows = run.heldOut.size ? [...run.heldOut.values()] : run.lines.slice(0, HELD_OUT);
+  const rows = judges();
   const costs = rows.map((row) => negativeLogLikelihood(params, row));
   const [prompt, wanted] = view?.prompt ? [view.prompt, ""] : rows[0];
   const answer = generate(params, prompt, 40).map(({ token }) => token);
