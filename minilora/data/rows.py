@@ -40,7 +40,7 @@ NAMES = {  # {split: words in the name of its file in a folder}, as in Hugging F
     "test": ("test", "testing", "eval", "evaluation"),
 }
 # keys of a message that other trainers multiply its loss by
-WEIGHTS = ("weight", "train", "loss", "trainable", "train_on_turn")
+WEIGHTS = ("weight", "train", "loss", "loss_weight", "trainable", "training", "train_on_turn")
 PARTS = "a part of the last answer, of a call or of a tool that the chat template does not show"
 HIDDEN_TOOLS = "tools that the chat template does not show"
 ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
@@ -189,8 +189,11 @@ def check_messages(row, where):
     if roles[-1:] != ["assistant"]:
         last = f", not of {roles[-1]!r}" if roles else ""
         raise InputError(f"{where}: the last message must be of the assistant{last}")
+    near = [role for role in roles if role not in ROLES.values() and nearest_role(role)]
+    if near:
+        raise InputError(f"{where}: the role {near[0]!r} is not {nearest_role(near[0])!r}")
     for message in messages:
-        if any(message.get(key, 1) != 1 for key in WEIGHTS):
+        if any(message.get(key, 1) != 1 for key in WEIGHTS) or message.get("train_detail"):
             raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
         content = message.get("content")
         calls = message.get("tool_calls") or []
@@ -199,6 +202,11 @@ def check_messages(row, where):
         check_objects("the functions of tool_calls", functions, where)
         if content is not None or not calls:
             check_text("content", content, where)
+
+
+def nearest_role(role):
+    """Return the role of a chat that is meant by one of ShareGPT, or by other letters, or None."""
+    return ROLES.get(role.strip().lower())
 
 
 def sharegpt(row, where):

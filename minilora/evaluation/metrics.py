@@ -132,3 +132,5 @@ def check_examples(name, examples, vocab_size) -> None:
         token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
         if len(example.mask) != len(example.tokens):
             raise InputError(f"the mask of {name}[{i}] has another length than its tokens")
+        if not set(example.mask) <= {0, 1}:
+            raise InputError(f"the mask of {name}[{i}] must have 1 for a target and 0 for the rest")

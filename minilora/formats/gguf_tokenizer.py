@@ -11,6 +11,7 @@ from .files import errors_in
 from .gguf_file import unsupported
 
 # token types of GGUF
+NORMAL = 1
 CONTROL = 3
 USER_DEFINED = 4
 SUPPORTED: dict = {
@@ -65,7 +66,11 @@ def _byte_level(metadata, tokens):
     backend.pre_tokenizer = tk.pre_tokenizers.Sequence(steps)
     backend.decoder = tk.decoders.ByteLevel()
     # these tokens are matched in a text before BPE; control tokens are not printed
-    for token, use in zip(tokens, metadata.get("tokenizer.ggml.token_type", ())):
+    named = {metadata.get(key) for key in ID_KEYS.values()}  # control tokens, also if normal
+    for i, (token, kind) in enumerate(
+        zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True)
+    ):
+        use = CONTROL if kind == NORMAL and i in named else kind
         if use in (CONTROL, USER_DEFINED):
             added = tk.AddedToken(token, normalized=False, special=use == CONTROL)
             backend.add_tokens([added])

@@ -77,6 +77,8 @@ def factors(adapters):
 
 def apply_rows(inner, x, node, rng):
     """Add the update of each row's own adapter."""
+    if len(x) != len(node["rows_A"]):
+        raise InputError(f"`rows` has {len(node['rows_A'])} numbers for a batch of {len(x)} rows")
     h = inner(x, without(node, "bias"), rng)
     z = node["rows_scaling"] * (x @ node["rows_A"].swapaxes(1, 2))
     h = h + z @ node["rows_B"].swapaxes(1, 2)

@@ -34,6 +34,8 @@ def quantize(model: Model, scheme: str, block_size: int | None = None) -> Model:
     """
     check_block_size(scheme, block_size)
     leaves = flatten(model.base)
+    if scheme == "none" and storage(model.base) != ("none", None):
+        raise InputError("the base is quantized already: minilora.merge({}, model) is dense")
     for path in filter(is_projection, leaves):
         leaves[path] = quantize_leaf(path, leaves[path], scheme, block_size)
     base = unflatten(leaves)

@@ -141,6 +141,10 @@ BAD_ROWS = {  # line: beginning of the message
     '{"messages": [{"role": "user", "content": "a"}]}': ".* of the assistant, not of 'user'",
     '{"messages": [{"role": "assistant", "content": null}]}': "content must be a string, not N",
     '{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}': "weights of messages",
+    '{"messages": [{"role": "assistant", "content": "a", "train_detail": [1]}]}': "weights",
+    '{"messages": [{"role": "GPT", "content": "a"}, {"role": "assistant", "content": "b"}]}': (
+        "the role 'GPT' is not 'assistant'"
+    ),
     '{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}': "tools is not JSON",
     '{"conversations": [{"from": "gpt", "value": "a", "train": false}]}': "weights of messages",
     '{"instruction": 1, "output": ""}': "instruction must be a string, not 1",

@@ -96,6 +96,8 @@ def test_blocks_by_hand():
         ("tokenizer__ggml__tokens", ["a", "b", "a"], "m.gguf: its tokenizer is broken"),
         ("tokenizer__ggml__tokens", None, "m.gguf is malformed: KeyError: 'tokenizer.ggml.tokens'"),
         ("tokenizer__ggml__token_type", 3, "m.gguf: its tokenizer is broken"),
+        ("tokenizer__ggml__token_type", [3, 3], "m.gguf: its tokenizer is broken"),
+        ("tokenizer__ggml__token_type", None, "m.gguf: its tokenizer is broken"),
         ("tokenizer__ggml__eot_token_id", 261, "has the token 261, but the embedding has 261"),
         ("tokenizer__ggml__eom_token_id", 261, "has the token 261, but the embedding has 261"),
         ("tokenizer__ggml__bos_token_id", 261, "m.gguf is malformed: IndexError"),

@@ -100,6 +100,13 @@ def test_what_cannot_be_quantized_is_refused_by_name(w, scheme, block_size, mess
         quantize_leaf(PATH, w, scheme, block_size)
 
 
+def test_a_quantized_model_does_not_become_dense():
+    with pytest.raises(
+        InputError, match=r"quantized already: minilora.merge\({}, model\) is dense"
+    ):
+        quantize(quantize(random_model(CONFIG), "int8"), "none")
+
+
 @pytest.mark.parametrize("scheme", ["none", "int8"])
 def test_a_block_size_without_blocks_is_refused(scheme):
     for call, first in ((quantize, random_model(CONFIG)), (load, "micro")):
