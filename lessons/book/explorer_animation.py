@@ -21,7 +21,8 @@ FIGURES = explorer.PICTURE.parent
 WIDTH = 1080
 FLAGS = "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={WIDTH},900"
 # what a small picture has no room for
-SHORT = """h1, h1 + p, #x-experiments, .x-hint:has(#x-bytes), .x-live ul, #x-note, #x-rows-hint, #x-presets, .x-predict,
+SHORT = """h1, h1 + p, #x-experiments, .x-hint:has(#x-bytes), .x-live ul, #x-note, #x-rows-hint,
+#x-presets, .x-predict,
 .x-settings label:has(#x-start), .x-settings label:has(#x-seed), .x-hint:has(#x-watch)
 { display: none !important; }
 .explorer .x-live { grid-template-columns: 14em minmax(0, 1fr) 21em; }
