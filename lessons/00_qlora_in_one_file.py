@@ -75,8 +75,7 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # value.](../figures/drawings/nf4_number_line.svg)
 #
 # An absmax in float32 would cost half a bit per weight. *Double quantization* rounds it to 8 bits,
-# with the function `double_quantize` and the 256 values `DYNAMIC_MAP`, both further below. (Lesson
-# 2 explains it.)
+# with the function `double_quantize` and the 256 values `DYNAMIC_MAP`, both further below.
 #
 # **Predict.** Which numbers come back exactly when a block is quantized and dequantized, if its
 # absmax is a float32? And if it is rounded to 8 bits?
@@ -120,7 +119,7 @@ def dequantize(q):
 
 def nearest(x, values):
     """Return the index of the value nearest to each number of x, flat; at a tie, the lower one."""
-    # Count the midpoints that are below x: the values are sorted, so this is the index.
+    # The values are sorted: value i is the nearest if i midpoints are below x (not equal to it).
     return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
 
 
@@ -130,11 +129,9 @@ def nearest(x, values):
 # exact, because the absmax can change.
 #
 # **You may skip the next cell**, double quantization in the form of bitsandbytes, the 4-bit library
-# of QLoRA's authors. The mean of all absmax values, `offset`, is subtracted. Each 256 of the
-# differences are divided by the largest magnitude among them, `nested_absmax`. Each result is
-# stored as the index of the nearest of 256 values, `DYNAMIC_MAP`: 0, 1, and 127 positive values
+# of QLoRA's authors. Lesson 2 explains its steps. `DYNAMIC_MAP` has 0, 1, and 127 positive values
 # with their negatives (Dettmers 2016). The positive values come in seven decades, so that small
-# differences keep their relative precision.
+# numbers keep their relative precision.
 
 # %%
 # Table of the 256 values, and the function that uses it
@@ -199,21 +196,18 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
 # In this formula, x is a column, as in the paper. In the code, it is a row: x W₀ᵀ and x Aᵀ Bᵀ. α is
-# a fixed number, here 16, which scales the update. Lesson 1 shows why it is divided by r.
+# a fixed number, here 16. A starts with random numbers and B at zero, so the adapter changes
+# nothing before training. Lesson 1 shows why it can learn nevertheless, and why α is divided by r.
 #
-# A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
-# Lesson 1 shows why it can learn nevertheless.
-#
-# The factors are in a separate dict, `adapters`. The loss takes `adapters` as its first argument
-# and `base` as its second, and autograd differentiates the first argument only. That is how the
-# base stays frozen. The functions below read `params`, one dict with the entries of both.
+# The factors are in a separate dict, `adapters`. The loss takes `adapters` and `base`, and autograd
+# differentiates the first argument only. That is how the base stays frozen. The functions below
+# read `params`, one dict with the entries of both.
 #
 # Autograd could differentiate y = x Wᵀ by itself, but it would keep every dequantized W until the
 # backward pass. So `matmul` is a `@primitive`, a function that autograd does not look into, and
-# `defvjp` states its gradient. Let L be the loss and g = ∂L/∂y. With y_k = Σᵢ W_ki·xᵢ, the chain
-# rule gives ∂L/∂xᵢ = Σ_k g_k·W_ki, which is g W. W is dequantized once more for this. (`defvjp`
-# takes `lambda y, x, w: lambda g: …`, because y, x and w are known in the forward pass, and g only
-# in the backward pass.)
+# `defvjp` states its gradient. Let L be the loss and g = ∂L/∂y. For a row x, y_k = Σᵢ xᵢ·W_ki. So
+# the chain rule gives ∂L/∂xᵢ = Σ_k g_k·W_ki: number i of the row g W. W is dequantized once more
+# for this. (The outer `lambda` runs in the forward pass, the inner one in the backward pass.)
 
 # %%
 RANK, ALPHA = 8, 16
@@ -386,10 +380,10 @@ def generate(adapters, base, prompt, config):
 # corrects for this: after step t = 1, `m_hat` is g and `v_hat` is g². A parameter moves by the
 # first divided by the root of the second, times the learning rate.
 #
-# The learning rate rises from zero in a short *warm-up*, and falls back to zero along half a cosine
-# (lesson 7). A gradient that is longer than 1, over all parameters, is shortened to length 1
-# (*clipping*). `value_and_grad(loss)` is a function that returns the loss and its gradient with
-# respect to the first argument: a dict with the names of `adapters`.
+# The learning rate is zero in step 1, rises in a short *warm-up*, and falls to zero along half a
+# cosine (lesson 7). A gradient that is longer than 1, over all parameters, is shortened to length 1
+# (*clipping*). The function `value_and_grad(loss)` returns the loss and its gradient: a dict with
+# the names of `adapters`.
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
@@ -438,9 +432,8 @@ report("after training", adapters, base)
 # %% [markdown]
 # The held-out loss falls from 4.12 to 0.03, and the answer is right.
 #
-# A and B have 22.9 % of all the base's numbers, because `micro` is small: a matrix of D × D weights
-# gets 2·r·D numbers, a share of 2r/D. That is a third for D = 48, and 0.4 % for the D = 4096 of a
-# 7B model. (The embedding has no factors.)
+# A and B have 22.9 % of the base's numbers, because `micro` is small: r·(out + in) is a third of
+# 48², 23 % of 48·128, and 0.4 % of the 4096² of a 7B model; the embedding gets none.
 #
 # ## 7. Merging
 #
@@ -448,8 +441,7 @@ report("after training", adapters, base)
 # loads).*
 #
 # (α/r)·BA has the shape of W₀, so it can be added to the dequantized weight. The merged model is an
-# ordinary dense model. It stays in float32: lesson 4 shows what is lost if it is rounded to 4 bits
-# again.
+# ordinary dense model, in float32. (Lesson 4 rounds it to 4 bits again.)
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}
@@ -478,8 +470,7 @@ if find_spec("matplotlib"):
 # ## What was shown
 #
 # - The frozen weights are stored in 4 bits. Each product dequantizes its weight and drops it again.
-# - LoRA adds a second dict, `adapters`, the first argument of the loss. The gradient is taken for
-#   it only, so the base stays frozen.
+# - LoRA adds a second dict, `adapters`. Only it gets a gradient, so the base stays frozen.
 # - The trained product BA has the shape of the weight, so it can be merged into the weight.
 #
 # **What to try.** Change one line, run the file, and compare the held-out loss:

@@ -66,7 +66,7 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 # column of G is lost, because A's row has a zero there. Once B is not zero, A moves, too.
 #
 # G itself is not computed. A layer has a row of inputs x and a row of gradients g = ∂L/∂y per
-# token, and G = gᵀx. So it computes (the last cell checks it)
+# token, and G = gᵀx. So the layer computes
 #
 # $$\frac{\partial L}{\partial B} = s\,g^\top (x A^\top) \qquad
 #   \frac{\partial L}{\partial A} = s\,(g B)^\top x \qquad
@@ -76,8 +76,9 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 #
 # ## How much of G passes
 #
-# In G AᵀA, each row of G is reduced to its part in the directions of A's r rows: only this part
-# *passes*. At the start, these rows are random. Let ‖G‖² be the sum of the squares of G's numbers.
+# Only the part of G in the directions of A's r rows *passes*: the projection G·pinv(A)·A, which AᵀA
+# then stretches. At the start, these rows are random. Let ‖G‖² be the sum of the squares of G's
+# numbers.
 #
 # **Predict.** A `q_proj` of `micro` has 48 inputs. Which share of ‖G‖² passes for r = 1, 8 and 64?
 
@@ -93,7 +94,6 @@ for r in (1, 8, 64):
     shares[r] = []
     for _ in range(100):
         A = rng.uniform(-1, 1, (r, 48)) / 48**0.5
-        # the part in the directions of A's rows (AᵀA in place of pinv(A) A would also stretch it)
         passed = G_q @ np.linalg.pinv(A) @ A
         shares[r].append(np.sum(passed**2) / np.sum(G_q**2))
     low, high = min(shares[r]), max(shares[r])
@@ -137,9 +137,10 @@ common.table([f"loss of the base: {bare:.2f}", "at step 0", f"after {n} steps"],
 # ## What α/r is for
 #
 # Adam's first step moves each number of B by η against the sign of its gradient, because there
-# `m_hat` is g and the root of `v_hat` is |g| (lesson 0). Gradient times step, added up: for a small
-# η, the loss falls by about η times the sum of all |∂L/∂B|. Each gradient contains the factor s,
-# and each of B's r columns adds about the same. So the fall is about proportional to s·r.
+# `m_hat` is g and the root of `v_hat` is |g| (lesson 0). If a number changes by a small δ, the loss
+# changes by about gradient · δ. So the step lowers it by about η times the sum of all |∂L/∂B|. Each
+# gradient contains the factor s, and each of B's r columns adds about the same. So the fall is
+# about proportional to s·r.
 #
 # **Predict.** Two rules: "α = 2r" (s = 2 at every r) and "α = 16" (s = 16/r). The first step should
 # lower the loss as much at r = 32 as at r = 2. How must the learning rate change from r = 2 to 32,
@@ -174,17 +175,17 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **Answer.** With α = 16 the same rate, with α = 2r a rate 16 times smaller. In the picture, of
-# whole runs, the best rate gets 4 times smaller with α = 2r (3 to 6, by seed), and 1.3 times larger
-# with α = 16 (1 to 2): later steps do not follow the argument of the first. On this model, a fixed
-# α, divided by r, lets one rate serve the ranks 2 and 32, as LoRA (Sec. 4.1) says. (The study [What
-# α/r does](studies/lora/what_alpha_over_r_does.py) also divides by √r.)
+# **Answer.** For the first step, with α = 16 the same rate, with α = 2r one 16 times smaller. For
+# whole runs (the picture), the best rate is only 4 times smaller with α = 2r (3 to 6, by seed), and
+# 1.3 times larger with α = 16 (1 to 2). So here, one rate can serve both ranks with α = 16, as LoRA
+# (Sec. 4.1) says. (The study [What α/r does](studies/lora/what_alpha_over_r_does.py) also divides
+# by √r.)
 
 # %% [markdown]
 # ## The same in PyTorch
 #
-# Shown as text, because the lesson needs no PyTorch. `tests/peers/test_lora_module.py` runs it and
-# compares output and gradients with minilora's.
+# `tests/peers/test_lora_module.py` runs this text, and compares output and gradients with
+# minilora's.
 #
 # ```python
 # import torch

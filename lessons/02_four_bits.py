@@ -12,7 +12,7 @@ from statistics import NormalDist
 import matplotlib.pyplot as plt
 import numpy as np
 
-from minilora import nf4
+from minilora import double_quant, nf4
 from minilora.lessons.helpers.codes import rms
 from minilora.lessons.helpers.common import table
 
@@ -48,7 +48,7 @@ for block in (small, outlier):
 # %% [markdown]
 # **Answer.** One, −0.72, which comes back as −1.43. With 10 as the absmax, a step is 10/7 = 1.43,
 # and all weights below half a step, 0.71, become zero. So an outlier spoils its own block and no
-# other. Smaller blocks limit the damage, but each needs an absmax. QLoRA's blocks have 64 weights.
+# other. Smaller blocks limit the damage, but each needs an absmax.
 #
 # ## Four codes of four bits
 #
@@ -95,18 +95,18 @@ plt.show()
 #
 # ## Where NF4's values come from
 #
-# A normal number is below its *quantile* Q(p) with the probability p. The idea: cut the normal
-# distribution into n bins of equal probability, and take the middle of each bin as a value. The
-# last bin goes from p = 1 − 1/n to 1. So the largest value is Q(p) at the middle, p = 1 − 1/(2n).
+# A normal number is below the *quantile* Q(u) with the probability u. The idea: cut the normal
+# distribution into n bins of equal probability, and take the middle of each bin as a value. In the
+# last bin, u goes from 1 − 1/n to 1. So the largest value is Q(1 − 1/(2n)).
 #
 # A weight of zero should stay zero. So NF4 has seven negative values, zero, and eight positive
 # ones. With seven on both sides, there would be n = 15 bins, and without zero, with eight on both
-# sides, n = 16. NF4's authors take the mean of these two cases:
+# sides, n = 16. NF4's authors take the mean of these two cases, p, for the largest value:
 #
 # $$p = 1 - \frac{1}{2}\left(\frac{1}{2 \cdot 16} + \frac{1}{2 \cdot 15}\right)$$
 #
-# Eight equal steps of probability, from ½ up to p, give the positive values. (Q(½) is zero.) Seven
-# equal steps give the magnitudes of the negative ones. All are divided by Q(p) = 1.85, so that the
+# Equal steps of u, from ½ (Q(½) is zero) up to p, replace the bins: eight steps give the positive
+# values, and seven the magnitudes of the negative ones. All are divided by Q(p) = 1.85, so that the
 # largest is 1.
 #
 # **Predict.** Which of zero's two neighbours is nearer to it?
@@ -133,7 +133,8 @@ print("built:   ", np.round(built, 3), "\nlesson 0:", np.round(nf4.NF4, 3))
 # 1. Subtract the *offset*, the mean of the matrix's absmax values. (An absmax is never negative,
 #    but half of the values of step 3 are.)
 # 2. Divide each 256 of the differences by the largest magnitude among them, the *nested absmax*.
-# 3. Store the index of the nearest of 256 fixed values from −1 to 1.
+# 3. Store the index of one of 256 fixed values from −1 to 1, nearly always the nearest
+#    (bitsandbytes rounds to a grid first).
 #
 # The offset and the nested absmax are float32. So a weight needs (without the offset, one per
 # matrix)
@@ -174,9 +175,8 @@ print(f"absmax: off by {off:.2%}; weights: {before:.5f} and {after:.5f}, {after 
 # ## What was shown
 #
 # An outlier makes the steps of its whole block larger. On normal weights, NF4 has the least error
-# of four codes: its values are quantiles of a normal distribution, seven negative, zero, eight
-# positive. Double quantization reduces 4.5 bits per weight to 4.127, and adds less than 0.1 % of
-# error on normal weights.
+# of four codes: its values are quantiles of a normal distribution. Double quantization reduces 4.5
+# bits per weight to 4.127, and adds less than 0.1 % of error on normal weights.
 #
 # **What to try.**
 #
@@ -190,9 +190,8 @@ print(f"absmax: off by {off:.2%}; weights: {before:.5f} and {after:.5f}, {after 
 # **Exercises.** one-file-quantize, one-file-nearest, one-file-double-quantize, predict-bits,
 # debug-blocks, measure-blocks.
 #
-# **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). (Its Eq.
-# 4 has no range for i; these values are those of the authors' program.) Yoshida 2023 shows that NF4
-# is not optimal: [arXiv:2306.06965](https://arxiv.org/abs/2306.06965).
+# **Further reading.** QLoRA, Sec. 3: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Yoshida
+# 2023 shows that NF4 is not optimal: [arXiv:2306.06965](https://arxiv.org/abs/2306.06965).
 
 # %%
 # Checks
@@ -217,6 +216,11 @@ assert gaps.argmax() == 0 and abs(gaps[0] / 2 - 0.1519) < 5e-5, "the widest gap 
 assert abs(Q(p) - 1.85) < 0.005, "the divisor of all values"
 assert single.nbytes == 524_288 + 4 * 16_384 == 589_824, "codes, and a float32 per block"
 assert double.nbytes == 524_288 + 16_384 + 4 * 64 + 4 == 540_932, "codes, bytes, scales, offset"
+stored = double_quant.double_quantize(single.absmax)
+scaled = (single.absmax - stored.offset).reshape(-1, 256) / stored.nested_absmax[:, None]
+midpoints = (double_quant.DYNAMIC_MAP[1:] + double_quant.DYNAMIC_MAP[:-1]) / 2
+differ = np.searchsorted(midpoints, scaled.ravel()) != stored.codes
+assert 0 < np.mean(differ) < 0.005, "rarely, an absmax code is not that of the nearest value"
 saved = (32 - 8 - 32 / 256) / 64
 assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (QLoRA, Sec. 1)"
 assert 0.0015 < off < 0.0025 and 0 < after / before - 1 < 1e-3, "0.2 %, and less than 0.1 %"

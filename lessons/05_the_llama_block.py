@@ -41,8 +41,8 @@ print(normed)
 # In attention (the next section), each token has two vectors of hd numbers, a *query* and a *key*.
 # The query of one token is compared with the key of another by their inner product, which does not
 # know where the tokens are. So both vectors are rotated by angles that grow with the position t. A
-# vector is cut into pairs: a is its entry j, and b its entry j + hd/2. Each pair has another speed
-# (RoFormer, Sec. 3.2.2, Eq. 34), and θ is 10,000:
+# vector is cut into pairs, as in Hugging Face: a is its entry j, and b its entry j + hd/2. Each
+# pair has its own speed (RoFormer, Sec. 3.2.2, Eq. 34), and θ is 10,000:
 #
 # $$\varphi = t \cdot \theta^{-2j/hd} \qquad
 #   (a, b) \to (a\cos\varphi - b\sin\varphi,\; b\cos\varphi + a\sin\varphi)$$
@@ -72,9 +72,10 @@ print("inner products at 3 and 1, 10 and 8, 10 and 1:", products)
 # ## Attention
 #
 # Three matrices give each token its query, its key and its *value*. Each is cut into *heads* of hd
-# numbers, which attend separately. A query times every key are its scores. Softmax (e to each
-# score, divided by their sum) makes them weights, for a mean of the values. The mask adds −∞ for a
-# later token (Vaswani et al., Eq. 1):
+# numbers, which attend separately (in newer Llamas, several query heads share a key and a value).
+# The products of a query with every key are its scores. Softmax (e to each score, divided by their
+# sum) makes them weights, for a mean of the values. The mask adds −∞ for a later token (Vaswani et
+# al., Eq. 1). A fourth matrix, `o_proj`, mixes the results of the heads:
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #
@@ -82,7 +83,7 @@ print("inner products at 3 and 1, 10 and 8, 10 and 1:", products)
 
 
 # %%
-def softmax(z):
+def softmax(z):  # the usual subtraction of the maximum is left out
     return np.exp(z) / np.sum(np.exp(z), axis=1, keepdims=True)
 
 
@@ -106,7 +107,7 @@ print("what each token gets:", means.T)
 #
 # $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x) \qquad \mathrm{silu}(z) = z/(1 + e^{-z})$$
 #
-# The block is x + attention(norm(x)), then x + MLP(norm(x)). Adapters go on its seven matrices.
+# The block is x + attention(norm(x)), then x + MLP(norm(x)).
 #
 # ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
 
@@ -127,9 +128,9 @@ def block(x, layer):
 # %% [markdown]
 # ## The loss
 #
-# After the last layer comes one more RMSNorm. Its result times the embedding matrix gives a token's
-# logits, one per entry of the vocabulary, and softmax makes them probabilities p of the next token.
-# The loss is the mean of −log p of the targets, in nats.
+# After the last layer comes one more RMSNorm. Its result times the embedding matrix (in LLaMA-7B, a
+# second matrix, the head) gives a token's logits, one per entry of the vocabulary. Softmax makes
+# them probabilities p of the next token. The loss is the mean of −log p of the targets, in nats.
 #
 # **Predict.** In the texts of `micro`, a colour is one of eight, equally likely, and has four
 # letters, each a token. How low can the mean loss of these letters be?
@@ -145,17 +146,17 @@ for colour in COLOURS:
         x = block(x, layer)
     logits = rms_norm(x, base["norm"]["weight"]) @ embedding.T
     p = softmax(logits)[range(len(x)), tokens[1:]]  # each token predicts the next one
-    losses.append(-np.mean(np.log(p[11:15])))  # the four letters of the colour
+    losses.append(-np.mean(np.log(p[11:15])))  # the colour: tokens 12 to 15
 print(f"loss of a colour's letters: {np.mean(losses):.4f} nats per token")
 
 # %% [markdown]
 # **Answer.** A colour has p = 1/8, so its letters have −log(1/8) = 2.079 nats together, 0.520 each.
-# `micro` is close to that. (With equal logits, a byte of 256 would have log 256 = 5.545.)
+# `micro` is close to that.
 #
 # ## What was shown
 #
 # RMSNorm removes lengths. Rotation makes inner products depend on distances. Attention takes a
-# weighted mean of the values so far. With the MLP, that is a whole Llama.
+# weighted mean of the values so far.
 #
 # **What to try.**
 #

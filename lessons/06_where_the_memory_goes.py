@@ -14,7 +14,8 @@ from minilora.lessons.helpers.common import batch_of, bytes_of_step, questions, 
 # ## Seven and 65 billion weights
 #
 # A step needs its weights, and for each trained number a gradient and Adam's two averages (lesson
-# 0, part 6). In the QLoRA paper, a weight and its gradient have 16 bits, and an average has 32:
+# 0, part 6). In the QLoRA paper, a weight and its gradient have 16 bits, and an average has 32.
+# (PEFT keeps A and B in float32: 16 bytes.)
 #
 # | | bytes per number |
 # |---|---|
@@ -23,7 +24,7 @@ from minilora.lessons.helpers.common import batch_of, bytes_of_step, questions, 
 # | frozen, in NF4 with double quantization (lesson 2) | 4.127/8 = **0.516** |
 #
 # A step also needs [*activations*](guide/glossary.md): what the forward pass keeps for the backward
-# pass. (Below the table, the text explains the last two lines of `parts`.)
+# pass.
 #
 # **Predict.** LLaMA-7B has 6.74 billion weights, of which 6.48 are in projections. With r = 64 on
 # all projections, A and B have 0.16 billion numbers. How many GB do full fine-tuning, LoRA and
@@ -67,13 +68,12 @@ table(["GB, 512 tokens", "", *steps["7B", "full"]], rows)
 # the shapes of the arrays.)
 #
 # The activations are, per layer and token, at least the two norms' results (2D numbers), q, k and v
-# (3D), the input of o_proj (D), gate and the input of down_proj (2F, where F is the width of the
-# MLP). With [*gradient checkpointing*](guide/glossary.md), only the input of each layer is kept
-# (D), and the backward pass computes one layer at a time again. (LLaMA-65B with QLoRA would need
-# 51.7 GB without it.)
+# (3D), the input of o_proj (D), gate, and the input of down_proj, from which up is computed again
+# (2F, where F is the width of the MLP). With [*gradient checkpointing*](guide/glossary.md), only
+# the input of each layer is kept (D), and the backward pass computes one layer at a time again.
 #
 # QLoRA's third part are *paged optimizers*: Adam's averages live in memory that the GPU pages to
-# the CPU when a step needs more than the GPU has. So one batch of long rows does not end a run. (A
+# the CPU when a step needs more than the GPU has. (A
 # [study](studies/memory/paged_optimizers.py) does it with a file.)
 #
 # **Predict.** The table has one row of 512 tokens. You train LLaMA-7B with QLoRA on batches of 16
@@ -84,16 +84,17 @@ sixteen = step(*LLAMAS["7B"], "QLoRA", tokens=16 * 512)
 print(sixteen)
 
 # %% [markdown]
-# **Answer.** Only with checkpointing, which needs 8.7 GB. Activations grow with the tokens: without
-# it, they alone have 16 · 1.5 = 24.4 GB. (A framework keeps more than that, so leave some room.)
+# **Answer.** Only with checkpointing, which needs at least 8.7 GB. (The table has no logits,
+# another 1.05 GB in float32, and a framework keeps more.) Activations grow with the tokens: without
+# checkpointing, they alone have 16 · 1.5 = 24.4 GB.
 #
 # ## What LoRA does not save
 #
-# Now a step is measured: of `tiny`, a base of 1.0 million weights that comes with the package, for
-# 16 rows of 74 tokens. Everything is in float32, so a trained number has 16 bytes. With r = 8, A
-# and B have 0.09 million numbers.
+# Now a step is measured: of `tiny`, a base of 1.0 million weights that comes with the package (four
+# layers, D = 128, F = 512), for 16 rows of 74 tokens. Everything is in float32, so a trained number
+# has 16 bytes. With r = 8 on all seven matrices, A and B have 0.09 million numbers.
 #
-# **Predict.** LoRA trains eleven times fewer numbers. How many times smaller is its step?
+# **Predict.** LoRA trains eleven times fewer numbers. Is its step 11, 4 or 1.3 times smaller?
 
 # %%
 model, _ = minilora.load("tiny")
@@ -109,8 +110,9 @@ sums = {name: sum(parts.values()) for name, parts in measured.items()}
 table(["bytes", *measured["full"], "sum"], [[n, *measured[n].values(), sums[n]] for n in sums])
 
 # %% [markdown]
-# **Answer.** Only 1.3 times. Here most bytes are activations, and **LoRA keeps as many as full
-# fine-tuning**: the gradient of A needs the input x of each token, as that of W does (lesson 1).
+# **Answer.** Only 1.3 times. Here most bytes are activations, and **LoRA on all seven matrices
+# keeps nearly as many as full fine-tuning**: the gradient of A needs the input x of each token, as
+# that of W does (lesson 1).
 #
 # ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
 # rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
@@ -119,7 +121,7 @@ table(["bytes", *measured["full"], "sum"], [[n, *measured[n].values(), sums[n]] 
 #
 # A trained number needs 12 bytes, a frozen one 2, or half a byte in NF4. LoRA saves the gradients
 # and averages of the frozen weights, and QLoRA also most of their bits. Activations grow with the
-# tokens, and neither method saves them: checkpointing does, for a second forward pass.
+# tokens, and neither method saves many of them: checkpointing does, for a second forward pass.
 #
 # **What to try.**
 #
@@ -128,7 +130,7 @@ table(["bytes", *measured["full"], "sum"], [[n, *measured[n].values(), sums[n]] 
 # 3. `target_modules="all-linear"`: use `("q_proj", "v_proj")`. Do the activations shrink?
 #
 # **Where to stop with a debugger.** `memory.memory_estimate` (`minilora/evaluation/memory.py`):
-# look at `activation_floats` for full fine-tuning and for LoRA. Why are they equal?
+# look at `activation_floats` for full fine-tuning and for this LoRA. Why are they equal?
 #
 # **Exercises.** memory-estimate, predict-parameters.
 #
@@ -142,7 +144,9 @@ for method, gb in {"full": 80.9, "LoRA": 15.4, "QLoRA": 5.8}.items():  # 0.182: 
 qlora = steps["65B", "QLoRA"]
 assert steps["65B", "full"]["sum"] > 780 and qlora["sum"] < 48, "the bounds of the paper"
 assert qlora["sum"] - qlora["checkpointed"] + qlora["activations"] > 48, "it needs checkpointing"
-assert sixteen["sum"] < 24 < sixteen["activations"], "16 rows must fit only with checkpointing"
+logits = 4 * 16 * 512 * 32_000 / 1e9
+assert sixteen["sum"] + logits < 24 < sixteen["activations"], "16 rows: only with checkpointing"
+assert round(logits, 2) == 1.05, "GB of logits in float32"
 full, lora_step, qlora_step = measured.values()
 assert full["gradients"] == full["weights"] == full["Adam"] / 2, "4 + 4 + 8 bytes"
 assert 11 < full["gradients"] / lora_step["gradients"] < 12, "eleven times fewer numbers"

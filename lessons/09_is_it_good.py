@@ -21,8 +21,7 @@ from minilora.lessons.helpers.common import curve_of_seeds, of, questions, read_
 #
 # A loss needs something to compare it with. An answer to our questions is " Ada, pink kite, barn.":
 # a name, a colour, a thing and a place. Each is drawn uniformly, from 24 names, 8 colours, 24
-# things and 8 places. (Lesson 0 has shorter lists.) A model that knows this form, and never reads
-# the question, has the loss
+# things and 8 places. A model that knows this form, and never reads the question, has the loss
 #
 # $$H = \log 24 + \log 8 + \log 24 + \log 8 = 10.5 \quad \text{nats per answer}$$
 #
@@ -75,9 +74,10 @@ plt.show()
 # %% [markdown]
 # **Answer.** (Lines: the mean of five seeds. Bands: from the least to the most.) 16 rows have the
 # lower training loss, less than half of the other, and a held-out loss about ninety times higher.
-# This run *overfits*: it has memorized its rows. It is also too sure. The run on 4,000 rows is not
-# sure enough: nearly all its answers are right, and its mean confidence is 0.8. Its tokens are
-# nearly certain, but 0.99 to the power of 23 is 0.79.
+# This run *overfits*: it has memorized its rows. It is also too sure: its mean confidence is 0.24,
+# and less than 2 % of its answers are right. The run on 4,000 rows is not sure enough: nearly all
+# its answers are right, and its mean confidence is 0.8. Its tokens are nearly certain, but 0.99 to
+# the power of 23 is 0.79.
 #
 # The study [Underfitting and overfitting](studies/evaluation/underfitting_and_overfitting.py) shows
 # both losses over the steps, and [Calibration](studies/evaluation/calibration.py) corrects the
@@ -85,9 +85,10 @@ plt.show()
 #
 # ## Is the fault in the data?
 #
-# To test the data, train so few parameters that the run cannot memorize its rows: here, LoRA with
-# r = 1 (2,736 parameters) on 4,000 rows. It is trained on the right rows, and on three faulty
-# copies of them. (The held-out rows are always right and complete.)
+# To test the data, train a small adapter in less than one pass over the rows. It sees no row twice,
+# so memorizing does not lower its training loss. Here, LoRA with r = 1 (2,736 parameters) is
+# trained for 200 steps of 16 of 4,000 rows: the right ones, or one of three faulty copies.
+# (Held-out rows are always right.)
 #
 # - **shuffled labels**: the answers are shuffled among the questions.
 # - **answers cut**: `max_seq_length` is 70, but a row has 75 tokens.
@@ -118,27 +119,28 @@ plt.show()
 # - **Shuffled labels**: both losses are within 5 % of H/23. The run learns the form of the answers,
 #   and nothing of the question.
 # - **Answers cut**: this looks like overfitting. The training loss is below half of H/23, and the
-#   held-out loss is more than three times as high. But this run cannot memorize its rows: shuffled
-#   labels showed it. So training rows and held-out rows differ.
+#   held-out loss is more than three times the training loss. But no row was seen twice. So training
+#   rows and held-out rows differ.
 # - **Mask inverted**: the held-out loss is near the base's, because no answer was trained.
 #
-# On your own data, train a small adapter on your rows, and on a copy with shuffled labels. Only the
-# first run may succeed. If both do, the prompt may contain the answer, or the score may be wrong.
-# If both fail, the labels or the preprocessing may be wrong, or the adapter may be too small (as in
-# the study Underfitting and overfitting).
+# On your own data, train a small adapter for one pass over your rows, and over a copy with shuffled
+# labels. Only the first run may succeed. If both do, the answers may be nearly all the same, rows
+# may be repeated (and memorized), or the score may be wrong. If both fail, the labels or the
+# preprocessing may be wrong, the pass too short, or the adapter too small (as in the study
+# Underfitting and overfitting).
 #
 # ## What was shown
 #
 # A loss below that of a model that ignores the question needs the question. A held-out loss far
-# above the training loss means overfitting, or training rows that differ from the held-out ones. An
-# adapter that is too small to memorize its rows tells which. A model can be too sure of its
-# answers, or not sure enough.
+# above the training loss means overfitting, or training rows that differ from the held-out ones. A
+# run that sees no row twice tells which. A model can be too sure of its answers, or not sure
+# enough.
 #
 # **What to try.**
 #
 # 1. `(16, 32, 64, …)`: add 8 to the sweep (`confidence_sweep.py`). Is it still surer?
-# 2. `LoraConfig(r=1, …)` in `label_check_sweep.py`: use r = 8. Can it memorize shuffled labels?
-# 3. `iters=200` in `label_check_sweep.py`: use 1,000. Do the losses on shuffled labels fall?
+# 2. `LoraConfig(r=1, …)` in `label_check_sweep.py`: use r = 8. Which losses change?
+# 3. `iters=200` in `label_check_sweep.py`: use 1,000, four passes. Can r = 8 memorize now?
 #
 # **Where to stop with a debugger.** `examples_of` in `label_check_sweep.py` makes the faults.
 #
@@ -161,7 +163,9 @@ assert (confidence[3:] < accuracy[3:] - 0.08).all(), "from 128 rows on, no seed 
 assert train[0].mean() < train[-1].mean() / 2, "16 rows: less than half in training"
 assert 80 < held_out[0].mean() / held_out[-1].mean() < 100, "and ninety times when held out"
 assert abs(confidence[-1].mean() - 0.8) < 0.02 and accuracy[-1].mean() > 0.95, "4,000 rows"
+assert abs(confidence[0].mean() - 0.24) < 0.01 and accuracy[0].mean() < 0.02, "16 rows: too sure"
 assert round(0.99**23, 2) == 0.79, "0.99 to the power of 23"
+assert len(questions("train")) > 200 * 16, "less than one pass"
 clean, shuffled, cut, inverted = losses.values()
 assert clean.max() < guess / 4 and min(right.pop("none")) > 0.5, "rank 1 must learn the task"
 assert np.max([*right.values()]) < 0.01, "with a fault, no answer may be right"
