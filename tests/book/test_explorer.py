@@ -445,6 +445,25 @@ return { losses, loss, right, of, answer, seen };
 """
 
 
+BEGIN = """
+run = startTraining({ ...START, paths: PATHS, rows: "Where is the {thing}? → In the {place}." });
+const drawn = [...Array(500)].flatMap(() => nextRows(run)).map((row) => row.join(""));
+const A = run.factors[`${PATHS[0]}.lora_A`];
+return [run.heldOut.size, drawn.filter((row) => run.heldOut.has(row)).length,
+  new Set(drawn).size, A.shape[1], text(A.data)];
+"""
+
+
+def test_a_run_begins_with_rows_held_out_and_with_random_a(browser, folder):
+    """Of 16·8 rows, 8 are held out, and 1,000 draws find all 120 others: 120·e⁻⁸ are missed."""
+    visit(browser, folder, "engine.html")
+    held_out, trained, seen, inputs, A = browser.execute_script(BEGIN)
+    assert (held_out, trained, seen) == (8, 0, 120)
+    limit = inputs**-0.5
+    x = array(A) / limit  # uniform in ±1: 384 numbers have a mean of 0 ± 0.03
+    assert np.abs(x).max() <= 1 and np.abs(x.mean()) < 0.15 and x.min() < -0.9 < 0.9 < x.max()
+
+
 def test_the_page_s_own_recipe_learns(browser, folder):
     """400 steps of two rows, and none of the rows that judge is trained on."""
     visit(browser, folder, "engine.html")
