@@ -18,7 +18,7 @@
 # (`tests/test_one_file.py` compares them). The line in italics at the start of a part names the
 # files that make it general and fast.
 #
-# **Time:** a quarter of a minute to run, 25 minutes to read. **You need:** NumPy, the idea of a
+# **Time:** a quarter of a minute to run, 20 minutes to read. **You need:** NumPy, the idea of a
 # gradient, and one lecture on transformers (attention, MLP, softmax). Lessons 1 to 4 explain LoRA
 # and four bits, and lesson 5 explains the Llama. The [glossary](guide/glossary.md) has all words.
 

@@ -4,7 +4,7 @@
 # **The question.** LoRA writes the change of a weight as ΔW = (α/r)·BA. Why two factors, what is
 # their gradient, why does one of them start at zero, and what is α/r for?
 #
-# **Time:** half a minute to run, 20 minutes to read. **You need:** lesson 0.
+# **Time:** half a minute to run, a quarter of an hour to read. **You need:** lesson 0.
 
 # %%
 import autograd.numpy as np

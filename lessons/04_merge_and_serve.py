@@ -4,7 +4,7 @@
 # **The question.** An adapter is trained. How is it used: separate from the base, one of several,
 # or merged into the weights? What does each way change?
 #
-# **Time:** a quarter of a minute to run, a quarter of an hour to read. **You need:** lessons 1 to
+# **Time:** a quarter of a minute to run, twelve minutes to read. **You need:** lessons 1 to
 # 3.
 
 # %%

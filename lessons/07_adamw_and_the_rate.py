@@ -4,7 +4,7 @@
 # **The question.** What does AdamW do with a gradient, and why does an adapter need another
 # learning rate than the full model?
 #
-# **Time:** a few seconds to run, fifteen minutes to read. **You need:** lesson 1.
+# **Time:** a few seconds to run, twelve minutes to read. **You need:** lesson 1.
 
 # %%
 import matplotlib.pyplot as plt

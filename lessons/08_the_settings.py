@@ -7,7 +7,7 @@
 # The pictures show stored runs of `micro` (0.1 million parameters), 200 steps of 8 questions each.
 # What they show is about this base and this task. The setting `lora_alpha` is α, and s = α/r.
 #
-# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lessons 1 and 7.
+# **Time:** 10 seconds to run, twelve minutes to read. **You need:** lessons 1 and 7.
 
 # %%
 import matplotlib.pyplot as plt
