@@ -6,8 +6,9 @@
 # **Why.** Training a weight with Adam takes 16 bytes: 4 for the weight, 4 for its gradient, and 8
 # for Adam's two averages (part 6). For the 6.74 billion weights of a LLaMA-7B, that is 108 GB. LoRA
 # *freezes* the weights: they are only read, so they have no gradient and no averages. It trains two
-# small matrices, A and B, next to each large matrix. QLoRA also stores these large matrices in 4
-# bits: 3.3 GB instead of 26 in float32. For each product, a matrix is turned back into floats.
+# small matrices, A and B, next to each large matrix. QLoRA also stores these large matrices (6.5
+# billion weights) in 4 bits: 3.3 GB instead of 26 in float32. For each product, a matrix is turned
+# back into floats.
 #
 # ![LoRA adds the product of two small trained matrices B and A to a frozen matrix W. QLoRA does the
 # same, but stores W in 4 bits and dequantizes it for each matrix
@@ -77,8 +78,8 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # An absmax in float32 would cost half a bit per weight. *Double quantization* rounds it to 8 bits,
 # with the function `double_quantize` and the 256 values `DYNAMIC_MAP`, both further below.
 #
-# **Predict.** Which numbers come back exactly when a block is quantized and dequantized, if its
-# absmax is a float32? And if it is rounded to 8 bits?
+# **Predict.** Which numbers surely come back exactly when a block is quantized and dequantized, if
+# its absmax is a float32? And if it is rounded to 8 bits?
 
 # %%
 NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -119,7 +120,7 @@ def dequantize(q):
 
 def nearest(x, values):
     """Return the index of the value nearest to each number of x, flat; at a tie, the lower one."""
-    # The values are sorted: value i is the nearest if i midpoints are below x (not equal to it).
+    # The values are sorted, so the index is the number of midpoints that are below x.
     return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
 
 
@@ -190,8 +191,8 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # `kernels/linear.py` (speed).*
 #
 # Weight matrices have the shape (out, in), as in PyTorch: y = x Wᵀ. Each projection, with its
-# frozen weight W₀, gets an *adapter*: two small matrices, its *factors*, A of shape (r, in) and B
-# of shape (out, r). The *rank* r is small, here 8:
+# frozen weight W₀, gets two small matrices, its *factors*, A of shape (r, in) and B of shape (out,
+# r). All factors together are the *adapter*. The *rank* r is small, here 8:
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
@@ -207,7 +208,7 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # backward pass. So `matmul` is a `@primitive`, a function that autograd does not look into, and
 # `defvjp` states its gradient. Let L be the loss and g = ∂L/∂y. For a row x, y_k = Σᵢ xᵢ·W_ki. So
 # the chain rule gives ∂L/∂xᵢ = Σ_k g_k·W_ki: number i of the row g W. W is dequantized once more
-# for this. (The outer `lambda` runs in the forward pass, the inner one in the backward pass.)
+# for this. (The forward pass calls the outer `lambda`, the backward pass the inner one, with g.)
 
 # %%
 RANK, ALPHA = 8, 16

@@ -76,9 +76,9 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 #
 # ## How much of G passes
 #
-# Only the part of G in the directions of A's r rows *passes*: the projection G·pinv(A)·A, which AᵀA
-# then stretches. At the start, these rows are random. Let ‖G‖² be the sum of the squares of G's
-# numbers.
+# Of each row of G, only the part that is a sum of multiples of A's r rows *passes*: G·pinv(A)·A
+# (pinv is the pseudo-inverse). At the start, these rows are random. Let ‖G‖² be the sum of the
+# squares of G's numbers.
 #
 # **Predict.** A `q_proj` of `micro` has 48 inputs. Which share of ‖G‖² passes for r = 1, 8 and 64?
 
@@ -106,7 +106,7 @@ for r in (1, 8, 64):
 # ## Where the factors start
 #
 # **Predict.** A and B can each start at zero or at random numbers. For each of the four starts: is
-# the model equal to the base at step 0? Which of the two gradients are zero? Can it learn?
+# the model equal to the base at step 0? Can it learn?
 
 # %%
 STARTS = {
@@ -136,10 +136,10 @@ common.table([f"loss of the base: {bare:.2f}", "at step 0", f"after {n} steps"],
 #
 # ## What α/r is for
 #
-# Adam's first step moves each number of B by η against the sign of its gradient, because there
-# `m_hat` is g and the root of `v_hat` is |g| (lesson 0). If a number changes by a small δ, the loss
-# changes by about gradient · δ. So the step lowers it by about η times the sum of all |∂L/∂B|. Each
-# gradient contains the factor s, and each of B's r columns adds about the same. So the fall is
+# Without a warm-up, Adam's first step moves each number of B by η against the sign of its gradient,
+# because `m_hat` is g there and the root of `v_hat` is |g|. If a number changes by a small δ, the
+# loss changes by about gradient · δ. So the step lowers it by about η times the sum of all |∂L/∂B|.
+# Each gradient contains the factor s, and each of B's r columns adds about the same. So the fall is
 # about proportional to s·r.
 #
 # **Predict.** Two rules: "α = 2r" (s = 2 at every r) and "α = 16" (s = 16/r). The first step should
@@ -178,8 +178,8 @@ plt.show()
 # **Answer.** For the first step, with α = 16 the same rate, with α = 2r one 16 times smaller. For
 # whole runs (the picture), the best rate is only 4 times smaller with α = 2r (3 to 6, by seed), and
 # 1.3 times larger with α = 16 (1 to 2). So here, one rate can serve both ranks with α = 16, as LoRA
-# (Sec. 4.1) says. (The study [What α/r does](studies/lora/what_alpha_over_r_does.py) also divides
-# by √r.)
+# (Sec. 4.1) says. (But at r = 32 and the best rate of each, the loss is lower with α = 2r: the
+# study [What α/r does](studies/lora/what_alpha_over_r_does.py).)
 
 # %% [markdown]
 # ## The same in PyTorch

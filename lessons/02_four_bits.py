@@ -4,7 +4,7 @@
 # **The question.** How can sixteen values represent a million weights? Which sixteen does NF4 use,
 # and what do their scales cost?
 #
-# **Time:** a second to run, a quarter of an hour to read. **You need:** lesson 0.
+# **Time:** a second to run, twelve minutes to read. **You need:** lesson 0.
 
 # %%
 from statistics import NormalDist
@@ -55,7 +55,7 @@ for block in (small, outlier):
 # - **NF4** has the sixteen values of lesson 0, and **int4** the fifteen from above.
 # - **E2M1** is a float with two bits of exponent and one of mantissa: 0, ±0.5, ±1, ±1.5, ±2, ±3, ±4
 #   and ±6, here divided by 6.
-# - **FP4** is the default of bitsandbytes: E2M1 with ±1/192 in place of ±1/12.
+# - **FP4** is the default of bitsandbytes: E2M1 with ±1/192 in place of ±0.5/6.
 #
 # **Predict.** A million weights have a normal distribution. Which code has the least error on them,
 # and which the most?
@@ -95,19 +95,21 @@ plt.show()
 #
 # ## Where NF4's values come from
 #
+# **You may skip this section.** Nothing later needs more than "NF4's values are quantiles".
+#
 # A normal number is below the *quantile* Q(u) with the probability u. The idea: cut the normal
 # distribution into n bins of equal probability, and take the middle of each bin as a value. In the
 # last bin, u goes from 1 − 1/n to 1. So the largest value is Q(1 − 1/(2n)).
 #
 # A weight of zero should stay zero. So NF4 has seven negative values, zero, and eight positive
-# ones. With seven on both sides, there would be n = 15 bins, and without zero, with eight on both
-# sides, n = 16. NF4's authors take the mean of these two cases, p, for the largest value:
+# ones. Seven, zero and seven would be n = 15 bins; eight and eight, without zero, n = 16. NF4's
+# authors give the largest value p, the mean of the two u:
 #
 # $$p = 1 - \frac{1}{2}\left(\frac{1}{2 \cdot 16} + \frac{1}{2 \cdot 15}\right)$$
 #
-# Equal steps of u, from ½ (Q(½) is zero) up to p, replace the bins: eight steps give the positive
-# values, and seven the magnitudes of the negative ones. All are divided by Q(p) = 1.85, so that the
-# largest is 1.
+# The other values need no bins: u goes from ½ (Q(½) is zero) to p, in eight equal steps for the
+# positive values, and in seven for the magnitudes of the negative ones. All are divided by Q(p) =
+# 1.85, so that the largest is 1.
 #
 # **Predict.** Which of zero's two neighbours is nearer to it?
 
@@ -132,7 +134,7 @@ print("built:   ", np.round(built, 3), "\nlesson 0:", np.round(nf4.NF4, 3))
 #
 # 1. Subtract the *offset*, the mean of the matrix's absmax values. (An absmax is never negative,
 #    but half of the values of step 3 are.)
-# 2. Divide each 256 of the differences by the largest magnitude among them, the *nested absmax*.
+# 2. Divide each block of 256 differences by its largest magnitude, the *nested absmax*.
 # 3. Store the index of one of 256 fixed values from −1 to 1, nearly always the nearest
 #    (bitsandbytes rounds to a grid first).
 #

@@ -107,25 +107,24 @@ cells = [[name, f"{s['loss']:.4f}", f"{s['exact_match']:.1%}"] for name, s in sc
 table(["model", "loss", "right answers"], cells)
 
 # %% [markdown]
-# **Answer.** Float32 and bfloat16: 0.0081. (Lesson 0, with half the learning rate: 0.030. Lesson 3:
-# 0.012, a mean of twelve seeds.) NF4 rounds the merged weight once more, and the loss rises to
-# 0.0155. It also rises, to 0.0179, with the W from before quantization: the adapter was trained
-# next to Ŵ. Nearly all answers stay right: the loss shows a change first.
+# **Answer.** Float32 and bfloat16: 0.0081. NF4 rounds the merged weight once more, and the loss
+# rises to 0.0155. It also rises, to 0.0179, with the W from before quantization: the adapter was
+# trained next to Ŵ. Nearly all answers stay right: the loss shows a change first.
 #
-# Both mistakes are common. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again. A
-# base that is loaded again in 16 bits for the merge is the W from before quantization.
+# Both mistakes are common. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again.
+# Whoever loads the base again in 16 bits merges into the W from before quantization.
 #
 # ## How much of an update survives rounding?
 #
-# Let ‖W‖ be the root of the sum of all squares. Rounding changes normal weights by 9 % of ‖W‖ in
-# NF4 (lesson 2), and by 0.17 % in bfloat16, whatever the update is.
+# Let ‖W‖ be the root of the sum of all squares. Rounding to bfloat16 changes normal weights by 0.17
+# % of ‖W‖, whatever the update is; to NF4, usually by 9 % (lesson 2).
 #
 # But Ŵ already has NF4's values. If ΔW is small, rounding puts nearly every weight back to Ŵ: the
 # error is ΔW itself. If ΔW is large, the error is the usual 9 %. So it is the smaller of ‖ΔW‖ and
 # 9 % of ‖W‖.
 #
-# **Predict.** For the adapter above, ‖ΔW‖ is 23 % of ‖W‖ (the cell prints it). Which share of ΔW is
-# lost in bfloat16, and in NF4? And if ‖ΔW‖ is 1 % of ‖W‖?
+# **Predict.** For the adapter above, ‖ΔW‖ is 23 % of ‖W‖ (the cell prints it). How large is the
+# error, as a share of ‖ΔW‖, in bfloat16, and in NF4? And if ‖ΔW‖ is 1 % of ‖W‖?
 
 
 # %%
@@ -155,15 +154,15 @@ for kind, line in expected.items():
     plt.loglog(sizes, line, "--", color="grey", linewidth=1)
     plt.loglog(sizes, lost[kind], "o", label=kind)
 plt.xlabel("‖ΔW‖ / ‖W‖")
-plt.ylabel("lost share of ΔW")
+plt.ylabel("error / ‖ΔW‖")
 plt.title("dashed: 0.17 % of ‖W‖, and the smaller of ‖ΔW‖ and 9 % of ‖W‖")
 plt.legend()
 plt.show()
 
 # %% [markdown]
 # **Answer.** In bfloat16, 0.17/23, less than one per cent, and 17 % of the small update. In NF4,
-# 9/23, four tenths of the large one, and all of the small one. So the safe way is to keep base and
-# adapter separate, or to merge into float32. The study [Merging into four
+# 9/23, four tenths of the large one; of the small one, all is lost. So the safe way is to keep base
+# and adapter separate, or to merge into float32. The study [Merging into four
 # bits](studies/serving/merging_into_four_bits.py) merges and unmerges many times.
 #
 # ## What was shown
