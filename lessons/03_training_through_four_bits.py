@@ -163,7 +163,7 @@ of_two_bits = claim("2 bits cost anything", paired["2 bits"], digits=4)
 #
 # 1. `double_quant=True`: leave it out. How far is gW off now?
 # 2. `in_few_bits(dense, 2)`: use 1, two values. Does it still learn?
-# 3. `r=8` in the last cell: train with `bases["2 bits"]` and r = 1, 8, 32. Is a larger adapter better?
+# 3. `r=8` in the last cell: train with `bases["2 bits"]` and r = 1, 8, 32. Does a larger r help?
 #
 # **Where to stop with a debugger.** `layers.dense`: called in `layers.matmul`, and once more for
 # its gradient.
