@@ -205,7 +205,7 @@ const SHOW = {
     showText("problem", ""); // of a line that was half written
     baseLoss = base.loss;
     showAnswer("base", base.answer);
-    showText("prompt", base.prompt);
+    showText("prompt", base.prompt + base.wanted);
     [byId("drawn").hidden, byId("by-heart").hidden] = [!heldOut, heldOut > 0];
     showText("bytes", `Bytes: W ${count(frozen)}; A and B ${count(adapter)}, as many for their ` +
       `gradients, ${count(2 * adapter)} for Adam's averages; W has neither.`);
@@ -218,8 +218,9 @@ const SHOW = {
     if (found.loss !== undefined) showScore(found);
   },
   picture({ picture }) { showPicture(picture); },
-  paused({ over }) {
+  paused({ now, over }) {
     setTraining(false);
+    if (now) showScore(now);
     if (over && answered !== null) settle();
   },
   viewed(found) {
@@ -227,7 +228,7 @@ const SHOW = {
     showPicture(found.picture);
     showScore(found);
     showAnswer("base", found.base.answer);
-    showText("prompt", found.prompt);
+    showText("prompt", found.prompt + found.wanted);
     const { changed, all, own, ownBase, base, apart } = found;
     showText("losses", `Loss on ${found.of} questions: base ${base.loss.toFixed(2)}, with A and B ` +
       `${found.loss.toFixed(4)}. On ${DATA.notes.length} sentences of the kind that the base was ` +
@@ -337,11 +338,6 @@ function setExperiment(set) {
   look();
 }
 
-function mergeHere() {
-  byId("merged").checked = !byId("merged").checked;
-  look();
-}
-
 async function copyLink() {
   const link = location.href.replace(/#.*/, "") + toLink(settings);
   history.replaceState(null, "", link);
@@ -365,7 +361,8 @@ document.addEventListener("DOMContentLoaded", () => {
   makeSwitches("paths", startAgain);
   makeSwitches("switches", look);
   const actions = {
-    train, one: () => goOn(1), reset: startAgain, merge: mergeHere, copy: copyLink,
+    train, one: () => goOn(1), reset: startAgain, copy: copyLink,
+    merge: () => { byId("merged").checked = !byId("merged").checked; look(); },
     yes: () => predict(true), no: () => predict(false), next: nextQuestion,
   };
   for (const [id, action] of Object.entries(actions)) byId(id).addEventListener("click", action);

@@ -88,7 +88,8 @@ async function train() {
     await breathe();
   }
   busy = false;
-  postMessage({ kind: "paused", over: Boolean(run) && run.step >= run.settings.steps });
+  const now = run && { step: run.step, ...report(shown()) };
+  postMessage({ kind: "paused", now, over: Boolean(run) && run.step >= run.settings.steps });
 }
 
 /* The rows that are held out, or else the run's own lines. */
