@@ -54,7 +54,6 @@ CONFIGS = {  # fields of both LoraConfigs; `lora_bias` and `modules_to_save` are
     "norms": {"modules_to_save": ["norm"], "target_modules": ALL},
     "biases": {"lora_bias": True, "target_modules": ALL, "lora_alpha": 24},
     "excluded": {"target_modules": "all-linear", "exclude_modules": ["v_proj", "1.mlp.up_proj"]},
-    "excluded, a parent": {"target_modules": ALL, "exclude_modules": ["lm_head", "mlp"]},
     "excluded, an expression": {"target_modules": ALL, "exclude_modules": r".*[01]\..*(q|up)_proj"},
     "excluded in layers": {
         "target_modules": ALL, "exclude_modules": ["v_proj"], "layers_to_transform": [0, 2],
