@@ -166,7 +166,7 @@ function drawCurves() {
 // ------------------------------------------------------------------------------ the live run
 
 let settings = null; // of the run that is shown
-let [training, loaded] = [false, false]; // loaded: the adapter is that of lesson 0
+let [training, loaded, order] = [false, false, 0]; // loaded: the adapter is that of lesson 0
 
 function setTraining(on) {
   training = on;
@@ -190,7 +190,7 @@ function startAgain() {
 function goOn(steps) {
   if (loaded || curve.at(-1)?.step >= START.steps) startAgain();
   resetView();
-  send("train", { steps });
+  send("train", { steps, number: ++order });
 }
 
 function train() {
@@ -218,9 +218,9 @@ const SHOW = {
     if (found.loss !== undefined) showScore(found);
   },
   picture({ picture }) { showPicture(picture); },
-  paused({ now, over }) {
-    setTraining(false);
-    if (now) showScore(now);
+  paused({ now, over, number: of }) {
+    if (of === order) setTraining(false); // else, it trains again
+    if (of === order && now) showScore(now);
     if (over && answered !== null) settle();
   },
   viewed(found) {

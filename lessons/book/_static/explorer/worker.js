@@ -8,7 +8,7 @@
 let [run, view] = [null, null];
 let goal = 0; // train up to this step
 let watch = ""; // the projection of the pictures
-let [busy, latest] = [false, 0]; // is it training? the number of the last view
+let [busy, latest, order] = [false, 0, 0]; // is it training? the last view, the last order to train
 
 const HANDLERS = {
   start({ settings }) {
@@ -28,7 +28,8 @@ const HANDLERS = {
     run.heldOut = new Map(DATA.questions.map((row) => [row.join(""), row]));
     begin();
   },
-  train({ steps }) {
+  train({ steps, number }) {
+    order = number;
     if (run) goal = Math.min(run.step + steps, run.settings.steps);
     view = null;
     train();
@@ -68,7 +69,7 @@ for (const [name, w] of Object.entries(readSafetensors(DATA.adapters))) {
   (lessonFactors[step] ??= {})[path.join(".")] = w;
 }
 
-/* Say what the run begins with: the base's answer and the bytes. */
+/* Send what the run begins with. */
 function begin() {
   const { bits } = run.settings;
   const count = (weights) => weights.reduce((total, w) => total + nbytes(w), 0);
@@ -89,7 +90,8 @@ async function train() {
   }
   busy = false;
   const now = run && { step: run.step, ...report(shown()) };
-  postMessage({ kind: "paused", now, over: Boolean(run) && run.step >= run.settings.steps });
+  const over = Boolean(run) && run.step >= run.settings.steps;
+  postMessage({ kind: "paused", number: order, now, over });
 }
 
 /* The rows that are held out, or else the run's own lines. */
