@@ -199,7 +199,7 @@ def merge(names, given):
     }
 
 
-def run(names, given):
+def run():
     """Losses of lesson 0's own run: the first twenty, and those of the held-out rows at the end."""
     whole = lesson(until="# ## 7. Merging")
     held_out = whole["loss"](whole["adapters"], whole["base"], whole["held_out"], whole["config"])
@@ -459,7 +459,7 @@ def make(folder):
     expected = {}
     for part in PARTS.values():
         expected |= part(names, given)
-    expected |= run(names, given)
+    expected |= run()
     results, wrong_results = lora(names, given, folder)
     expected |= results
     wrong_results += mistakes_of_lesson(given)

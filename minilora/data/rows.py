@@ -205,7 +205,7 @@ def check_messages(row, where):
 
 
 def nearest_role(role):
-    """Return the role of a chat that is meant by one of ShareGPT, or by other letters, or None."""
+    """Return the role of a chat that a name such as "Assistant" or "gpt" means, or None."""
     return ROLES.get(role.strip().lower())
 
 
