@@ -290,7 +290,7 @@ def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> 
     cached = S - segment_starts.shape[1]  # with a window, fewer than `cache.length`
     s, t = np.arange(S), np.arange(cached, S)
     seen = ((s < cached) | (s >= segment_starts[..., None] + cached)) & (s <= t[:, None])
-    return seen if window is None else seen & (s > t[:, None] - window)
+    return seen if window is None else seen & (t[:, None] - s < window)
 
 
 # --------------------------------------------------------------------------------- hidden units

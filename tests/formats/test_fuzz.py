@@ -9,7 +9,7 @@ import json
 import resource
 import signal
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -145,6 +145,19 @@ def test_folders(fuzz, tmp_path, kind):
     config = hf_folder.read_config(path)[0]
     in_shards(path, leaves(config, biased=ATTENTION if kind == "llama" else ()))
     fuzz(sorted(path.iterdir()), lambda: use(path))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_huge_sizes(tmp_path, kind):
+    """A number of config.json beyond int64 is read in full, or is an error of one line."""
+    path = folder(tmp_path, model_type=kind, **FAMILIES[kind])
+    in_shards(path, leaves(hf_folder.read_config(path)[0], biased=ATTENTION * (kind == "llama")))
+    raw = json.loads((path / "config.json").read_text())
+    for name, value in raw.items():
+        if type(value) in (int, float):
+            (path / "config.json").write_text(json.dumps(raw | {name: 2**64 - 1}))
+            with suppress(InputError):
+                use(path)
 
 
 PARTS = {  # parts of a tokenizer.json that the toy tokenizers lack
