@@ -443,7 +443,7 @@ def encode_usable(rows, tokenizer, train_config):
     for reason, n in left_out.items():
         print(f"warning: {n} of {len(rows)} rows are left out: {reason}", file=sys.stderr)
     if num_cut:
-        cut = f"are cut to --max-seq-length {train_config.max_seq_length}"
+        cut = f"are cut to `max_seq_length` {train_config.max_seq_length}"
         print(f"warning: {num_cut} of {len(rows)} rows {cut}", file=sys.stderr)
     return examples, num_cut, left_out
 
@@ -457,7 +457,7 @@ def encode_row(row, tokenizer, train_config):
     full = encode(row, tokenizer, train_config.mask_prompt)
     example = Example(*(part[:length] for part in full))
     if not any(example.mask[1:]):
-        reason = f"no target token within --max-seq-length {length}"
+        reason = f"no target token within `max_seq_length` {length}"
     return example, len(full.tokens) > length, reason
 
 

@@ -447,9 +447,9 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     assert [targets_of(e) for e in kept] == ["x", "abcde\xff"]
     assert all(len(part) == 6 for example in kept for part in example)
     assert cut == 1  # of the rows that are kept
-    why = ("no target token within --max-seq-length 6", 1), ("an empty answer", 3)
+    why = ("no target token within `max_seq_length` 6", 1), ("an empty answer", 3)
     warnings = [f"warning: {n} of 6 rows are left out: {reason}\n" for reason, n in why]
-    warnings.append("warning: 1 of 6 rows are cut to --max-seq-length 6\n")
+    warnings.append("warning: 1 of 6 rows are cut to `max_seq_length` 6\n")
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
     with pytest.raises(InputError, match="no row can be learned: there is none"):
