@@ -63,22 +63,28 @@ def read_rows(path, columns=None, name=None):
         check_columns(columns, found, path)
     rows = [check_row(value, where, columns) for value, where in values]
     if not columns:
-        unread = {
-            key
-            for row, where in values
-            for key in row.keys() - read_keys(row, where)
-            if row[key] not in (None, "", [])
-        }
-        warn_of_unread_keys(str(name or path), ", ".join(sorted(unread)))
+        unread = unread_keys(values)
+        chosen = f"{unread} (--columns chooses other keys)" if unread else ""
+        warn_of_unread_keys(str(name or path), chosen)
     return rows
+
+
+def unread_keys(values):
+    """Return the keys with a value that are not read, in order, of (row, where) pairs: a text."""
+    unread = {
+        key
+        for row, where in values
+        for key in row.keys() - read_keys(row, where)
+        if row[key] not in (None, "", [])
+    }
+    return ", ".join(sorted(unread))
 
 
 @cache  # training and validation read one file
 def warn_of_unread_keys(name, keys):
     """Print a warning if rows have keys that are not read."""
     if keys:
-        what = f"the rows have keys that are not read: {keys} (--columns chooses other keys)"
-        print(f"warning: {name}: {what}", file=sys.stderr)
+        print(f"warning: {name}: the rows have keys that are not read: {keys}", file=sys.stderr)
 
 
 def check_columns(columns, found, path):
@@ -413,8 +419,8 @@ def encode_rows(
 ) -> tuple[list[Example], int]:
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
-    Warnings on standard error count the rows that are cut, and those that cannot be learned and are
-    left out: rows with an empty answer, with the text of the end token inside an answer, with
+    Warnings on standard error name the keys that are not read, and count the rows that are cut, and
+    those that cannot be learned and are left out: rows with an empty answer, with the text of the end token inside an answer, with
     messages or tools that the chat template does not show, with arguments of calls that it puts
     into quotes, or without a target token within max_seq_length. Raises InputError if no row is
     left, or naming the row that the chat template rejects.
@@ -427,8 +433,11 @@ def encode_usable(rows, tokenizer, train_config):
     num_cut = 0
     examples = []
     left_out = Counter[str]()
-    for i, row in enumerate(rows):
-        row = check_row(row, f"rows[{i}]")
+    checked = [check_row(row, f"rows[{i}]") for i, row in enumerate(rows)]
+    keys = unread_keys((row, "") for row in rows)
+    if keys:
+        print(f"warning: keys of the rows that are not read: {keys}", file=sys.stderr)
+    for i, row in enumerate(checked):
         try:
             example, is_cut, reason = encode_row(row, tokenizer, train_config)
         except InputError as error:

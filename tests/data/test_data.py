@@ -443,12 +443,14 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     # the prompt alone fills the length
     empty = [{"text": ""}, chat_row("q", "  "), chat_row("q", "", "q", "a")]
     lost = [{"prompt": "abcdef", "completion": "x"}, *empty]
-    kept, cut = prepared(*lost, {"prompt": "abcde", "completion": "xyz"}, {"text": "abcde"})
+    long = {"prompt": "abcde", "completion": "xyz", "weight": 2, "topic": None}
+    kept, cut = prepared(*lost, long, {"text": "abcde"})
     assert [targets_of(e) for e in kept] == ["x", "abcde\xff"]
     assert all(len(part) == 6 for example in kept for part in example)
     assert cut == 1  # of the rows that are kept
     why = ("no target token within `max_seq_length` 6", 1), ("an empty answer", 3)
-    warnings = [f"warning: {n} of 6 rows are left out: {reason}\n" for reason, n in why]
+    warnings = ["warning: keys of the rows that are not read: weight\n"]
+    warnings += [f"warning: {n} of 6 rows are left out: {reason}\n" for reason, n in why]
     warnings.append("warning: 1 of 6 rows are cut to `max_seq_length` 6\n")
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
