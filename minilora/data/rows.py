@@ -420,10 +420,10 @@ def encode_rows(
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
     Warnings on standard error name the keys that are not read, and count the rows that are cut, and
-    those that cannot be learned and are left out: rows with an empty answer, with the text of the end token inside an answer, with
-    messages or tools that the chat template does not show, with arguments of calls that it puts
-    into quotes, or without a target token within max_seq_length. Raises InputError if no row is
-    left, or naming the row that the chat template rejects.
+    those that cannot be learned and are left out: rows with an empty answer, with the text of the
+    end token inside an answer, with messages or tools that the chat template does not show, with
+    arguments of calls that it puts into quotes, or without a target token within max_seq_length.
+    Raises InputError if no row is left, or naming the row that the chat template rejects.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 
