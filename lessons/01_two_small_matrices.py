@@ -76,9 +76,10 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 #
 # ## How much of G passes
 #
-# Of each row of G, only the part that is a sum of multiples of A's r rows *passes*: G·pinv(A)·A
-# (pinv is the pseudo-inverse). At the start, these rows are random. Let ‖G‖² be the sum of the
-# squares of G's numbers.
+# In G AᵀA, only the part of each row of G that is a sum of multiples of A's r rows *passes*; AᵀA
+# also stretches it. Not stretched, this part is G·pinv(A)·A: the matrix pinv(A)·A (pinv is the
+# pseudo-inverse) projects onto A's rows. At the start, these rows are random. Let ‖G‖² be the sum
+# of the squares of G's numbers.
 #
 # **Predict.** A `q_proj` of `micro` has 48 inputs. Which share of ‖G‖² passes for r = 1, 8 and 64?
 
