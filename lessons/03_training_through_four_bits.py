@@ -157,7 +157,7 @@ of_two_bits = claim("2 bits cost anything", paired["2 bits"], digits=4)
 #
 # QLoRA needs no gradient of a code, only products with the dequantized weight. On `micro`, no cost
 # of four bits is shown after training. With 2 bits, an adapter of rank 8 still learns most answers.
-# A part of that it learns alone, as the shuffled base shows.
+# The adapter learns a part of that alone, as the shuffled base shows.
 #
 # **What to try.**
 #

@@ -69,8 +69,9 @@ table(["GB, 512 tokens", "", *steps["7B", "full"]], rows)
 #
 # The activations are, per layer and token, at least the two norms' results (2D numbers), q, k and v
 # (3D), the input of o_proj (D), gate, and the input of down_proj, from which up is computed again
-# (2F, where F is the width of the MLP). With [*gradient checkpointing*](guide/glossary.md), only
-# the input of each layer is kept (D), and the backward pass computes one layer at a time again.
+# by a division (2F, where F is the width of the MLP). With [*gradient
+# checkpointing*](guide/glossary.md), only the input of each layer is kept (D), and the backward
+# pass computes one layer at a time again.
 #
 # QLoRA's third part are *paged optimizers*: Adam's averages live in memory that the GPU pages to
 # the CPU when a step needs more than the GPU has. (A
@@ -86,7 +87,7 @@ print(sixteen)
 # %% [markdown]
 # **Answer.** Only with checkpointing, which needs at least 8.7 GB. (The table has no logits,
 # another 1.05 GB in float32, and a framework keeps more.) Activations grow with the tokens: without
-# checkpointing, they alone have 16 · 1.5 = 24.4 GB.
+# checkpointing, they alone have 16 · 1.53 = 24.4 GB.
 #
 # ## What LoRA does not save
 #

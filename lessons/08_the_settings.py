@@ -136,10 +136,10 @@ common.show_losses(of_rate, GRID, "learning rate", "r = 8: means and ranges of t
 
 # %% [markdown]
 # **Answer.** At this rate α costs far more: 26 to 35 times the loss, and r 1.3 to 2.0 times (95 %
-# intervals of the mean ratio of eight seeds). The picture shows why: with a
-# smaller α, the best rate is higher. At 0.004, α = 4 fails. At 0.016 it does well, and α = 64
-# fails. That the lowest points differ is not shown with three seeds. So no α is good or bad without
-# its rate. The study [What α/r does](studies/lora/what_alpha_over_r_does.py) has more.
+# intervals of the mean ratio of eight seeds). The picture shows why: with a smaller α, the best
+# rate is higher. At 0.004, α = 4 fails. At 0.016 it does far better, and α = 64 fails. That the
+# lowest points differ is not shown with three seeds. So no α is good or bad without its rate. The
+# study [What α/r does](studies/lora/what_alpha_over_r_does.py) has more.
 #
 # **The recipe.** Train all seven matrices with r = 8 and α = 16. Leave α there, also at another
 # rank (lesson 1), and tune only the rate. On `micro`, begin at four times the best rate of full
