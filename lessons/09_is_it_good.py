@@ -121,8 +121,8 @@ plt.show()
 # - **Answers cut**: the training loss is below half of H/23, and the held-out loss is more than
 #   three times the training loss. But no row was seen twice, so this is no overfitting: training
 #   rows and held-out rows differ.
-# - **Mask inverted**: the gap is as wide. The held-out loss stays near the base's, because no answer
-#   was trained; the training loss is that of other tokens.
+# - **Mask inverted**: the gap is as wide. The held-out loss stays near the base's, because no
+#   answer was trained; the training loss is that of other tokens.
 #
 # On your own data, train a small adapter for one pass over your rows, and over a copy with shuffled
 # labels. Only the first run may succeed. If both do, the answers may be nearly all the same, rows
