@@ -85,7 +85,7 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 
 # %%
 model, _ = minilora.load("micro")
-batch = common.batch_of(common.questions()[:16])  # 16 rows of lesson 0's data
+batch = common.batch_of(common.questions()[:16])  # 16 rows like lesson 0's
 valid = common.questions("valid")  # held-out rows
 
 full = minilora.get_peft_model(model, MethodConfig("full"))  # all weights are trained

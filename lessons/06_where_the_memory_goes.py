@@ -14,7 +14,7 @@ from minilora.lessons.helpers.common import batch_of, bytes_of_step, questions, 
 # ## Seven and 65 billion weights
 #
 # A step needs its weights, and for each trained number a gradient and Adam's two averages (lesson
-# 0, part 6). In the QLoRA paper, a weight and its gradient have 16 bits, and an average has 32.
+# 0, part 6). Here, a weight and its gradient have 16 bits, and an average has 32.
 # (PEFT keeps A and B in float32: 16 bytes.)
 #
 # | | bytes per number |
@@ -63,9 +63,9 @@ table(["GB, 512 tokens", "", *steps["7B", "full"]], rows)
 # add the checkpointed activations.)
 #
 # So LoRA saves ten of twelve bytes of each frozen weight, and QLoRA most of the other two. For
-# LLaMA-65B, the paper (Sec. 1) says more than 780 GB, and less than 48 with QLoRA: so does the
-# table. (The study [Memory on paper](studies/memory/memory_on_paper.py) derives the formulas from
-# the shapes of the arrays.)
+# LLaMA-65B, the QLoRA paper (Sec. 1) says more than 780 GB, and less than 48 with QLoRA: so does
+# the table, with these bits. (The study [Memory on paper](studies/memory/memory_on_paper.py)
+# derives the formulas from the shapes of the arrays.)
 #
 # The activations are, per layer and token, at least the two norms' results (2D numbers), q, k and v
 # (3D), the input of o_proj (D), gate, and the input of down_proj, from which up is computed again

@@ -21,7 +21,8 @@ from minilora.lessons.helpers.common import curve_of_seeds, of, questions, read_
 #
 # A loss needs something to compare it with. An answer to our questions is " Ada, pink kite, barn.":
 # a name, a colour, a thing and a place. Each is drawn uniformly, from 24 names, 8 colours, 24
-# things and 8 places. A model that knows this form, and never reads the question, has the loss
+# things and 8 places (lesson 0 uses 16 names and 16 things). A model that knows this form, and
+# never reads the question, has the loss
 #
 # $$H = \log 24 + \log 8 + \log 24 + \log 8 = 10.5 \quad \text{nats per answer}$$
 #
