@@ -170,8 +170,12 @@ class LoraConfig:
         for alpha in self.alpha_pattern.values():
             check_setting("alpha_pattern", alpha, POSITIVE)
         names = self.target_modules
-        if "all-linear" in ([names] if isinstance(names, str) else names):
+        names = [names] if isinstance(names, str) else list(names)
+        if names == ["all-linear"]:
             object.__setattr__(self, "target_modules", ALL_LINEAR)
+        elif "all-linear" in names:
+            other = next(name for name in names if name != "all-linear")
+            raise InputError(f"`target_modules` has all-linear and {other!r}: give one of them")
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if not isinstance(value, str | None):  # a list or a set

@@ -342,8 +342,9 @@ def test_p_tuning_is_three_layers_with_relus_between():
 
 
 @EVERY
-def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
-    trees = trained(name, MODEL)
+@pytest.mark.parametrize("window", [None, 4])
+def test_packed_neighbours_stay_apart_or_packing_is_refused(name, window):
+    trees = trained(name, MODEL._replace(config=replace(TINY, sliding_window=window)))
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
         with pytest.raises(InputError, match="leave out `packing`"):
