@@ -171,11 +171,11 @@ class LoraConfig:
             check_setting("alpha_pattern", alpha, POSITIVE)
         names = self.target_modules
         names = [names] if isinstance(names, str) else list(names)
-        if names == ["all-linear"]:
+        others = [name for name in names if name not in ("all-linear", *ALL_LINEAR)]
+        if "all-linear" in names and others:
+            raise InputError(f"`target_modules` has all-linear and {others[0]!r}: give one of them")
+        if "all-linear" in names:
             object.__setattr__(self, "target_modules", ALL_LINEAR)
-        elif "all-linear" in names:
-            other = next(name for name in names if name != "all-linear")
-            raise InputError(f"`target_modules` has all-linear and {other!r}: give one of them")
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if not isinstance(value, str | None):  # a list or a set

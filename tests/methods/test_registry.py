@@ -341,6 +341,16 @@ def test_p_tuning_is_three_layers_with_relus_between():
     np.testing.assert_allclose(layers.virtual_tokens(adapters["model"]), x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("config", "why"), [
+    (MethodConfig("ia3", num_virtual_tokens=3), "`num_virtual_tokens` has no effect .* ia3: leave"),
+    (MethodConfig("lora"), "not for lora: give a LoraConfig"),
+    (LoraConfig(target_modules=["0.mlp.up_proj", "q_proj"], layers_to_transform=1), "in no layer"),
+])  # fmt: skip
+def test_what_has_no_effect_is_refused(config, why):
+    with pytest.raises(InputError, match=why):
+        get_peft_model(MODEL, config)
+
+
 @EVERY
 @pytest.mark.parametrize("window", [None, 4])
 def test_packed_neighbours_stay_apart_or_packing_is_refused(name, window):
