@@ -314,6 +314,8 @@ FINDINGS = {  # per finding since 2023, what its lesson asserts: how its verdict
     "the smaller the update, the larger the share that way 2 loses": "not shown either way",
     "NVFP4 must be better than MXFP4": "holds here",
     "a power of two is coarse": "holds here",
+    "the best α must grow less than as √r": "does not hold here",
+    "a late one has a higher loss": "does not hold here",
     "must be shown to be better or worse": "not shown either way",
     "must be shown to be close or far": "not shown either way",
     "must have a lower loss than {b}": "holds here",
