@@ -324,6 +324,7 @@ FINDINGS = {  # per finding since 2023, what its lesson asserts: how its verdict
     "no format is shown to help, and none to harm": "not shown either way",
     "verdicts == [HOLDS, HOLDS] and same == HOLDS": "holds here",
     "forgetting must follow the divergence": "holds here",
+    "with the weight, more must be forgotten": "does not hold here",
     "the reference may not change": "holds",
     "at each rate and seed, less likely at the end": "holds here",
     "alone == common.FAILS": "does not hold here",
