@@ -96,6 +96,29 @@ def export_of_the_trained_base(checkpoint, base, adapters, alpha):
     return exported
 
 
+@right("debug-load")
+def each_path_by_its_name(start, tensors):
+    names = {path: f"base_model.model.{path}.weight" for path in start}
+    return {path: tensors.get(name, start[path]) for path, name in names.items()}
+
+
+@right("debug-convert")
+def all_factors_transposed(shapes, factors):
+    return {name: np.swapaxes(factors[name], 0, 1) for name in shapes}
+
+
+@right("debug-switch")
+def serve_without_merging(W, adapters, requests):
+    outputs = []
+    for name, x in requests:
+        output = x @ W.T
+        if name is not None:
+            A, B, alpha = adapters[name]
+            output = output + alpha / A.shape[0] * (x @ A.T) @ B.T
+        outputs.append(output)
+    return outputs
+
+
 @right("debug-accumulation")
 def train_with_its_own_counter(w, micro_batches, accumulate, learning_rate, warmup):
     steps, rates, gradient = len(micro_batches) // accumulate, [], 0.0
