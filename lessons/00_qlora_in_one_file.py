@@ -75,8 +75,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # eight weights of a block, divided by their largest magnitude, move to the nearest
 # value.](../figures/drawings/nf4_number_line.svg)
 #
-# An absmax in float32 would cost half a bit per weight. *Double quantization* rounds it to 8 bits,
-# with the function `double_quantize` and the 256 values `DYNAMIC_MAP`, both further below.
+# An absmax in float32 would cost half a bit per weight. *Double quantization* stores it in 8 bits.
+# It subtracts the mean of all absmax values (`offset`), divides each 256 differences by their
+# largest magnitude (`nested_absmax`), and takes the nearest of 256 values (`DYNAMIC_MAP`, further
+# below).
 #
 # **Predict.** Which numbers surely come back exactly when a block is quantized and dequantized, if
 # its absmax is a float32? And if it is rounded to 8 bits?
@@ -241,7 +243,7 @@ def matmul(x, w):
     return x @ dense(w).T
 
 
-# For the input x: a function from g = ∂L/∂y to ∂L/∂x = g W. W itself gets no gradient.
+# Given the result y and the inputs: a function from g = ∂L/∂y to ∂L/∂x = g W. W gets no gradient.
 defvjp(matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
 
 
@@ -433,8 +435,9 @@ report("after training", adapters, base)
 # %% [markdown]
 # The held-out loss falls from 4.12 to 0.03, and the answer is right.
 #
-# A and B have 22.9 % of the base's numbers, because `micro` is small: r·(out + in) is a third of
-# 48², 23 % of 48·128, and 0.4 % of the 4096² of a 7B model; the embedding gets none.
+# A and B have 22.9 % of the base's numbers, because `micro` is small: r·(out + in) is a third of a
+# matrix of 48 × 48 (attention), 23 % of one of 48 × 128 (MLP), and 0.4 % of the 4096 × 4096 of a 7B
+# model; the embedding gets none.
 #
 # ## 7. Merging
 #

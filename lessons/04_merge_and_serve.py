@@ -111,7 +111,7 @@ table(["model", "loss", "right answers"], cells)
 # rises to 0.0155. It also rises, to 0.0179, with the W from before quantization: the adapter was
 # trained next to Ŵ. Nearly all answers stay right: the loss shows a change first.
 #
-# Both mistakes are common. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again.
+# Both mistakes are easily made. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again.
 # Whoever loads the base again in 16 bits merges into the W from before quantization.
 #
 # ## How much of an update survives rounding?
@@ -119,9 +119,9 @@ table(["model", "loss", "right answers"], cells)
 # Let ‖W‖ be the root of the sum of all squares. Rounding to bfloat16 changes normal weights by 0.17
 # % of ‖W‖, whatever the update is; to NF4, usually by 9 % (lesson 2).
 #
-# But Ŵ already has NF4's values. If ΔW is small, rounding puts nearly every weight back to Ŵ: the
-# error is ΔW itself. If ΔW is large, the error is the usual 9 %. So it is the smaller of ‖ΔW‖ and
-# 9 % of ‖W‖.
+# But Ŵ already has NF4's values. If ΔW is small, nearly every code stays the same, and only the
+# absmax of each block moves a little: the error is about as large as ΔW itself. If ΔW is large, the
+# error is the usual 9 %. So it is about the smaller of ‖ΔW‖ and 9 % of ‖W‖.
 #
 # **Predict.** For the adapter above, ‖ΔW‖ is 23 % of ‖W‖ (the cell prints it). How large is the
 # error, as a share of ‖ΔW‖, in bfloat16, and in NF4? And if ‖ΔW‖ is 1 % of ‖W‖?

@@ -288,9 +288,14 @@ def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> 
     its own. With a window, it sees only those of them that are among the last `window` keys.
     """
     cached = S - segment_starts.shape[1]  # with a window, fewer than `cache.length`
-    s, t = np.arange(S), np.arange(cached, S)
-    seen = ((s < cached) | (s >= segment_starts[..., None] + cached)) & (s <= t[:, None])
-    return seen if window is None else seen & (t[:, None] - s < window)
+    s, t = np.arange(S), np.arange(cached, S)[:, None]
+    starts = segment_starts[..., None]
+    seen = ((s < cached) | (s >= starts + cached)) & (s <= t)
+    if window is None:
+        return seen
+    # the cached keys come before each segment: t's own segment begins `starts` tokens later
+    earlier = np.where(s < cached, starts, 0)
+    return seen & (t - earlier - s < window)
 
 
 # --------------------------------------------------------------------------------- hidden units
@@ -392,18 +397,37 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
 def value_and_grad(f: Function) -> Function:
     """Return a function that computes f(tree, …) and its gradient, a tree of arrays like `tree`."""
 
-    # given a tree, autograd would record each access to it, and differentiate the settings, too;
-    # so it gets a tuple of the arrays
+    # autograd differentiates with respect to one argument, and describes all arrays of a tuple at
+    # each access to one of them. So the argument is a number, and each array keeps its gradient.
     def of_tree(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         leaves = flatten(arrays(tree))
+        grads: dict[str, Array] = {}
 
-        def of_leaves(traced: Any) -> Any:
-            return f(overlay(tree, unflatten(dict(zip(leaves, traced)))), *args, **kwargs)
+        def of_number(zero: Any) -> Any:
+            traced = {path: _traced(zero, leaf, path, grads) for path, leaf in leaves.items()}
+            return f(overlay(tree, unflatten(traced)), *args, **kwargs)
 
-        value, grads = autograd.value_and_grad(of_leaves)(tuple(leaves.values()))
-        return value, unflatten(dict(zip(leaves, grads)))
+        value, _ = autograd.value_and_grad(of_number)(0.0)
+        zeros = {path: np.zeros_like(leaf) for path, leaf in leaves.items()}
+        return value, unflatten(zeros | grads)
 
     return of_tree
+
+
+@primitive
+def _traced(zero: float, leaf: Array, path: str, grads: Tree) -> Array:
+    return leaf
+
+
+def _keep_gradient(y: Array, zero: float, leaf: Array, path: str, grads: Tree) -> Function:
+    def backward(g: Array) -> float:
+        grads[path] = np.asarray(g, leaf.dtype)  # some of the plain operations compute in float64
+        return 0.0
+
+    return backward
+
+
+defvjp(_traced, _keep_gradient)
 
 
 def checkpoint(f: Function, x: Array, node: Tree) -> Array:

@@ -68,13 +68,18 @@ def inputs():
     values = names["NF4"]
     midpoints = (values[:-1] + values[1:]) / 2
     ties = np.concatenate([midpoints, -midpoints, [1], np.zeros(33)]).astype(np.float32)
+    # with this absmax, 14 numbers next to a midpoint have another code if they are divided by it
+    absmax = np.float32(0.98975)
+    near = midpoints * absmax
+    beside = [np.nextafter(near, np.float32(side)) for side in (-9, 9)]
+    near_ties = np.concatenate([near, *beside, [absmax], np.zeros(18)]).astype(np.float32)
     constant = np.full(64, 0.37, np.float32)
-    special = np.stack([np.zeros(64, np.float32), constant, -constant, ties * np.float32(0.5)])
+    rows = [np.zeros(64, np.float32), constant, -constant, ties * np.float32(0.5), near_ties]
     sizes = np.exp(rng.normal(0, 1, 300)).astype(np.float32)[:, None]  # 300 blocks: 256 and 44
     given = {
         "nf4/normal": rng.normal(0, 0.02, (32, 64)),
         "nf4/ties": ties[None],
-        "nf4/special": special,
+        "nf4/special": np.stack(rows),
         "nf4/many": sizes * rng.normal(0, 1, (300, 64)),
         "base/rope": rng.normal(0, 1, (1, 1, 7, 16)),
         "base/x": rng.normal(0, 1, (1, 9, 48)) * np.logspace(-4, 1, 9)[:, None],  # ε shows
@@ -352,6 +357,9 @@ MASK = "np.tri(x.shape[1], dtype=bool)"
 CHANGES = (  # (part, cause, old text, new text)
     ("nf4", "ties round up: at a midpoint, the lower code is right",
      TIES, f'{TIES[:-1]}, side="right")'),
+    ("nf4", "w is divided by the absmax: it is multiplied by 1/absmax, which is rounded",
+     "blocks * (1 / np.maximum(absmax, np.float32(1e-38)))[:, None]",
+     "blocks / np.maximum(absmax, np.float32(1e-38))[:, None]"),
     ("nf4", "the two codes of a byte are exchanged: the first one is in the high four bits",
      "codes[0::2] << 4 | codes[1::2]", "codes[1::2] << 4 | codes[0::2]"),
     ("nf4", "the absmax is signed: it is the largest magnitude",

@@ -63,22 +63,38 @@ def read_rows(path, columns=None, name=None):
         check_columns(columns, found, path)
     rows = [check_row(value, where, columns) for value, where in values]
     if not columns:
-        unread = {
-            key
-            for row, where in values
-            for key in row.keys() - read_keys(row, where)
-            if row[key] not in (None, "", [])
-        }
-        warn_of_unread_keys(str(name or path), ", ".join(sorted(unread)))
+        unread = unread_keys(values)
+        if unread:
+            what = f"the rows have keys that are not read: {unread} (--columns chooses other keys)"
+            warn_once(f"{name or path}: {what}")
     return rows
 
 
+def unread_keys(values):
+    """Return the keys with a value that are not read, in order, of (row, where) pairs: a text."""
+    unread = {
+        key
+        for row, where in values
+        for key in row.keys() - read_keys(row, where)
+        if row[key] not in (None, "", [])
+    }
+    return ", ".join(sorted(unread))
+
+
+def unread_message_keys(rows, tokenizer):
+    """Return the keys of messages whose names the chat template does not contain."""
+    templates = f"{tokenizer.chat_template} {getattr(tokenizer, 'for_tools', None)}"
+    messages = (message for row in rows for message in row.get("messages", ()))
+    keys = {key for message in messages for key in message}
+    # a row whose calls are not shown is left out; few templates read the id of a call
+    known = {"role", "content", "tool_calls", "tool_call_id"}
+    return {key for key in keys - known if key not in templates}
+
+
 @cache  # training and validation read one file
-def warn_of_unread_keys(name, keys):
-    """Print a warning if rows have keys that are not read."""
-    if keys:
-        what = f"the rows have keys that are not read: {keys} (--columns chooses other keys)"
-        print(f"warning: {name}: {what}", file=sys.stderr)
+def warn_once(text):
+    """Print a warning, but only the first time."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def check_columns(columns, found, path):
@@ -413,11 +429,11 @@ def encode_rows(
 ) -> tuple[list[Example], int]:
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
-    Warnings on standard error count the rows that are cut, and those that cannot be learned and are
-    left out: rows with an empty answer, with the text of the end token inside an answer, with
-    messages or tools that the chat template does not show, with arguments of calls that it puts
-    into quotes, or without a target token within max_seq_length. Raises InputError if no row is
-    left, or naming the row that the chat template rejects.
+    Warnings on standard error name the keys that are not read, and count the rows that are cut, and
+    those that cannot be learned and are left out: rows with an empty answer, with the text of the
+    end token inside an answer, with messages or tools that the chat template does not show, with
+    arguments of calls that it puts into quotes, or without a target token within max_seq_length.
+    Raises InputError if no row is left, or naming the row that the chat template rejects.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 
@@ -427,8 +443,15 @@ def encode_usable(rows, tokenizer, train_config):
     num_cut = 0
     examples = []
     left_out = Counter[str]()
-    for i, row in enumerate(rows):
-        row = check_row(row, f"rows[{i}]")
+    checked = [check_row(row, f"rows[{i}]") for i, row in enumerate(rows)]
+    keys = unread_keys((row, "") for row in rows)
+    if keys:
+        print(f"warning: keys of the rows that are not read: {keys}", file=sys.stderr)
+    keys = ", ".join(sorted(unread_message_keys(checked, tokenizer)))
+    if keys:
+        what = "keys of the messages that the chat template does not read"
+        print(f"warning: {what}: {keys}", file=sys.stderr)
+    for i, row in enumerate(checked):
         try:
             example, is_cut, reason = encode_row(row, tokenizer, train_config)
         except InputError as error:
@@ -443,7 +466,7 @@ def encode_usable(rows, tokenizer, train_config):
     for reason, n in left_out.items():
         print(f"warning: {n} of {len(rows)} rows are left out: {reason}", file=sys.stderr)
     if num_cut:
-        cut = f"are cut to --max-seq-length {train_config.max_seq_length}"
+        cut = f"are cut to `max_seq_length` {train_config.max_seq_length}"
         print(f"warning: {num_cut} of {len(rows)} rows {cut}", file=sys.stderr)
     return examples, num_cut, left_out
 
@@ -457,7 +480,7 @@ def encode_row(row, tokenizer, train_config):
     full = encode(row, tokenizer, train_config.mask_prompt)
     example = Example(*(part[:length] for part in full))
     if not any(example.mask[1:]):
-        reason = f"no target token within --max-seq-length {length}"
+        reason = f"no target token within `max_seq_length` {length}"
     return example, len(full.tokens) > length, reason
 
 
@@ -510,7 +533,8 @@ def file_of(folder, split):
     If there is none for valid, it is that of train. If there is none for train, it is train.jsonl.
     Raises InputError if there are several.
     """
-    found = sorted(path for path in folder.glob("[!.]*") if split_of(path.name) == split)
+    paths = sorted(folder.glob("[!.]*"))
+    found = [path for path in paths if split_of(path.name) == split]
     if len(found) > 1:
         several = " and ".join(path.name for path in found)
         raise InputError(
@@ -523,6 +547,9 @@ def file_of(folder, split):
                 f"{found[0]}: a file of rows ends with {', '.join(SUFFIXES)}: rename or remove it"
             )
         return found[0]
+    for path in paths:
+        if path.suffix.lower() in SUFFIXES and not split_of(path.name):
+            warn_once(f"{path} is not read: the name of a file has its split, such as valid")
     instead = {"test": "valid", "valid": "train"}.get(split)
     return file_of(folder, instead) if instead else folder / "train.jsonl"
 

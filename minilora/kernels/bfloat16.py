@@ -9,6 +9,7 @@ intermediate representation. On other processors, NumPy multiplies the rounded o
 A product is computed by tiles of ROWS × COLUMNS sums, which stay in registers. The first operand is
 copied in blocks of ROWS rows. The second one is packed in panels of COLUMNS columns: a word has two
 neighbours of a sum, and a row of a panel has the words of all columns (Goto and van de Geijn 2008).
+In w (n, k), neighbours of a sum are in one row, so words are transposed for x wᵀ, and not for g w.
 """
 
 import numpy as np
@@ -23,9 +24,10 @@ from .threads import parallel_rows
 
 _, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of the processor
 HAS_BFLOAT16 = "+avx512bf16" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
-ROWS = 12  # with two registers of sixteen sums per row, a tile fills 24 of 32 registers
-COLUMNS = 32
-DEPTH = 512  # terms of a sum in a tile: so much of a panel fits in the first-level cache
+ROWS = 8  # with three registers of sixteen sums per row, a tile fills 24 of 32 registers
+COLUMNS = 48
+DEPTH = 640  # terms of a sum in a tile: a panel of so many fits in the second-level cache
+LANES = 16  # words, or sums, of a register
 # numba computes in 64 bits with a Python number
 ONE = np.uint32(1)
 SIXTEEN = np.uint32(16)
@@ -113,17 +115,17 @@ def _fill_panels(lo, hi, x, w, transposed, out, first):
     for j in range(lo, hi):
         left = first + j * COLUMNS
         right = first + min((j + 1) * COLUMNS, n)
-        out[:, left:right] = 0
         for part in range(len(blocks)):
             panel = panels[j - lo, part * pairs : (part + 1) * pairs]
             for i in range(blocks.shape[1]):
                 tile = out[i * ROWS : (i + 1) * ROWS, left:right]
                 if tile.size == edge.size:
-                    add_product(blocks[part, i], panel, tile)
-                else:
-                    edge[:] = 0
-                    add_product(blocks[part, i], panel, edge)
-                    tile += edge[: tile.shape[0], : tile.shape[1]]
+                    multiply(blocks[part, i], panel, tile, part > 0)
+                    continue
+                if part > 0:
+                    edge[: tile.shape[0], : tile.shape[1]] = tile
+                multiply(blocks[part, i], panel, edge, part > 0)
+                tile[:] = edge[: tile.shape[0], : tile.shape[1]]
 
 
 @jit
@@ -146,28 +148,26 @@ def copy_blocks(x):
 
 @jit
 def pack_rows(w, lo, hi):
-    """Pack w (n, depth): panels[j - lo, p, i] = (w[32j + i, 2p], w[32j + i, 2p + 1])."""
-    n, depth = w.shape
-    panels = np.empty((hi - lo, (depth + 1) // 2, COLUMNS), np.uint32)
-    rows = np.zeros((8, depth + depth % 2), np.uint16)
-    words = rows.view(np.uint32)
-    for first in range(lo * COLUMNS, min(hi * COLUMNS, n), 8):
-        for i in range(min(8, n - first)):
-            row = w[first + i]
-            to = rows[i]
-            for k in range(depth):
-                to[k] = row[k]
-        panel = panels[first // COLUMNS - lo]
-        left = first % COLUMNS
-        for p in range(len(panel)):
-            for i in range(8):  # eight rows at a time, which the compiler vectorizes
-                panel[p, left + i] = words[i, p]
+    """Pack w (n, depth): panels[j - lo, p, i] = (w[48j + i, 2p], w[48j + i, 2p + 1])."""
+    squares = -(-w.shape[1] // (2 * LANES))
+    panels = np.empty((hi - lo, squares * LANES, COLUMNS), np.uint32)  # zero behind the last pair
+    edge = np.empty((LANES, 2 * LANES), np.uint16)  # a square that is not wholly in w
+    for row in range(lo * COLUMNS, hi * COLUMNS, LANES):
+        panel = panels[row // COLUMNS - lo, :, row % COLUMNS :]
+        for p in range(0, len(panel), LANES):
+            square = w[row : row + LANES, 2 * p : 2 * (p + LANES)]
+            if square.size == edge.size:
+                transpose(square, panel[p:])
+                continue
+            edge[:] = 0
+            edge[: square.shape[0], : square.shape[1]] = square
+            transpose(edge, panel[p:])
     return panels
 
 
 @jit
 def pack_columns(w, lo, hi):
-    """Pack w (depth, n): panels[j - lo, p, i] = (w[2p, 32j + i], w[2p + 1, 32j + i])."""
+    """Pack w (depth, n): panels[j - lo, p, i] = (w[2p, 48j + i], w[2p + 1, 48j + i])."""
     depth, n = w.shape
     panels = np.empty((hi - lo, (depth + 1) // 2, COLUMNS), np.uint32)
     none = np.zeros(n, np.uint16)  # behind the last row, if their number is odd
@@ -184,51 +184,90 @@ def pack_columns(w, lo, hi):
 
 
 @jit
-def add_product(block, panel, tile):
-    """Add block (ROWS, 2·pairs or more) times panel (pairs, COLUMNS) to tile (ROWS, COLUMNS)."""
+def transpose(square, panel):
+    """Write the words of a square (16, 32) to panel[:16, :16], transposed."""
+    a, b = square.ctypes.data, panel.ctypes.data
+    transpose_words(a, square.strides[0], b, panel.strides[0])  # type: ignore[call-arg]
+
+
+@jit
+def multiply(block, panel, tile, adds):
+    """Write block (ROWS, 2·pairs or more) times panel (pairs, COLUMNS) to tile; `adds`: add it."""
     a, b, c = block.ctypes.data, panel.ctypes.data, tile.ctypes.data
-    add_tile(a, block.strides[0], b, len(panel), c, tile.strides[0])  # type: ignore[call-arg]
+    multiply_tile(a, block.strides[0], b, len(panel), c, tile.strides[0], adds)  # type: ignore[call-arg]
+
+
+WORDS = ir.VectorType(ir.IntType(32), LANES)
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+
+
+def place(builder, start, index, stride, kind):
+    """Return the pointer to start + index·stride, in bytes; index: a Python number."""
+    offset = builder.mul(stride.type(index), stride)
+    return builder.inttoptr(builder.add(start, offset), kind.as_pointer())
 
 
 @intrinsic
-def add_tile(typingctx, block, row, panel, pairs, out, stride):
-    """Compute `add_product` from addresses; row and stride: bytes of a row of block and of out."""
-    word = ir.IntType(32)
-    words = ir.VectorType(word, 16)
-    floats = ir.VectorType(ir.FloatType(), 16)
+def transpose_words(typingctx, square, row, panel, stride):
+    """Compute `transpose` from addresses; row and stride: bytes of a row of square and of panel."""
+    # four times, the first half of the registers is interleaved with the second half
+    lower = WORDS([i // 2 + LANES * (i % 2) for i in range(LANES)])
+    upper = WORDS([i // 2 + LANES * (i % 2) + LANES // 2 for i in range(LANES)])
 
     def generate(context, builder, signature, arguments):
-        block, row, panel, pairs, out, stride = arguments
-        kind = ir.FunctionType(floats, [floats, words, words])
+        square, row, panel, stride = arguments
+        places = [place(builder, square, i, row, WORDS) for i in range(LANES)]
+        registers = [builder.load(at, align=2) for at in places]
+        for _ in range(4):
+            halves = zip(registers[: LANES // 2], registers[LANES // 2 :])
+            registers = [
+                builder.shuffle_vector(*both, to) for both in halves for to in (lower, upper)
+            ]
+        for i, register in enumerate(registers):
+            builder.store(register, place(builder, panel, i, stride, WORDS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 4), generate
+
+
+@intrinsic
+def multiply_tile(typingctx, block, row, panel, pairs, out, stride, adds):
+    """Compute `multiply` from addresses; row and stride: bytes of a row of block and of out."""
+    tile = [(r, c) for r in range(ROWS) for c in range(COLUMNS // LANES)]
+
+    def generate(context, builder, signature, arguments):
+        block, row, panel, pairs, out, stride, adds = arguments
+        kind = ir.FunctionType(FLOATS, [FLOATS, WORDS, WORDS])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         vdpbf16ps = builder.module.declare_intrinsic(name, fnty=kind)
+        # bytes of a word, of a register, and of a row of the panel
+        word, register, width = (pairs.type(4 * n) for n in (1, LANES, COLUMNS))
 
-        def place(address, index, size, offset, kind):  # address + index·size + offset
-            step = builder.mul(index, size)
-            start = builder.add(builder.add(address, step), size.type(offset))
-            return builder.inttoptr(start, kind.as_pointer())
-
-        tile = [(r, c) for r in range(ROWS) for c in range(COLUMNS // 16)]
-        places = [place(out, stride.type(r), stride, 64 * c, floats) for r, c in tile]
-        sums = [cgutils.alloca_once(builder, floats) for _ in tile]  # LLVM makes them registers
+        places = []
+        for r, c in tile:
+            start = builder.add(out, pairs.type(4 * LANES * c))
+            places.append(place(builder, start, r, stride, FLOATS))
+        sums = [cgutils.alloca_once(builder, FLOATS) for _ in tile]  # LLVM makes them registers
         for total, at in zip(sums, places):
-            builder.store(builder.load(at, align=4), total)
+            builder.store(FLOATS([0.0] * LANES), total)
+            with builder.if_then(adds):
+                builder.store(builder.load(at, align=4), total)
         with cgutils.for_range(builder, pairs, intp=pairs.type) as loop:
-            width = pairs.type(4 * COLUMNS)
+            start = builder.add(panel, builder.mul(loop.index, width))
             columns = [
-                builder.load(place(panel, loop.index, width, 64 * c, words), align=4)
-                for c in range(COLUMNS // 16)
+                builder.load(place(builder, start, c, register, WORDS), align=4)
+                for c in range(COLUMNS // LANES)
             ]
+            start = builder.add(block, builder.mul(loop.index, word))
             for (r, c), total in zip(tile, sums):
                 if c == 0:
-                    step = builder.mul(loop.index, pairs.type(4))
-                    at = place(builder.add(block, step), row.type(r), row, 0, word)
-                    one = builder.insert_element(words(None), builder.load(at, align=4), word(0))
-                    pair = builder.shuffle_vector(one, one, words([0] * 16))
-                added = builder.call(vdpbf16ps, [builder.load(total), pair, columns[c]])
+                    pair = builder.load(place(builder, start, r, row, ir.IntType(32)), align=2)
+                    one = builder.insert_element(WORDS(None), pair, ir.IntType(32)(0))
+                    same = builder.shuffle_vector(one, one, WORDS([0] * LANES))
+                added = builder.call(vdpbf16ps, [builder.load(total), same, columns[c]])
                 builder.store(added, total)
         for total, at in zip(sums, places):
             builder.store(builder.load(total), at, align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 6), generate
+    return types.void(*[types.intp] * 6, types.boolean), generate

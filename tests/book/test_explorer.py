@@ -302,7 +302,7 @@ return [loss, Object.fromEntries(Object.entries(grads).map(([n, g]) => [n, text(
 """
 FIRST = """
 const [recipe, start, rows] = arguments;
-run = startTraining({ ...recipe, rows: "a → b", paths: PATHS, bits: "NF4", seed: 0 });
+run = startTraining({ ...START, ...recipe, rows: "a → b", paths: PATHS, bits: "NF4", seed: 0 });
 for (const [name, w] of Object.entries(start)) run.factors[name] = weight(w);
 return rows.map((batch) => trainStep(run, batch).loss);
 """
@@ -401,7 +401,7 @@ view = null;
 found["merge/changed_codes"] = [changedCodes(rounded).changed];
 found["merge/rounded_logits"] = forward(rounded, prompt, {}, prompt.length - 1);
 rates.forEach((rate, i) => {
-  // a constant rate; run.settings.maxNorm is 1 on the page
+  // a constant rate
   Object.assign(run.settings, { rate, warmup: 0, steps: Infinity, maxNorm: maxNorms[i] });
   const { loss, norm, grads } = trainStep(run, rows);
   if (i === 0) {

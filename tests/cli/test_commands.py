@@ -207,12 +207,12 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
     path = write_rows(tmp_path / "rows.jsonl", [*rows, {"text": ""}])
     words = "evaluate --max-seq-length 8 --model", base, "--data", path
     assert run(*words) == 0
-    target = "no target token within --max-seq-length 8"
+    target = "no target token within `max_seq_length` 8"
     first = f"1 row, all rows of {path}; 1 left out ({target}); 1 left out (an empty answer)\n"
     assert capsys.readouterr().out.startswith(first)
     # if the loss counts the prompts, rows without their answer are kept
     assert run(*words, "--no-mask-prompt") == 0
-    assert "warning: 1 of 3 rows are cut to --max-seq-length 8\n" in capsys.readouterr().err
+    assert "warning: 1 of 3 rows are cut to `max_seq_length` 8\n" in capsys.readouterr().err
 
 
 def test_columns_are_named_once_and_then_known_to_every_command(base, out, tmp_path, capsys):

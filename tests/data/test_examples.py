@@ -53,7 +53,7 @@ def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
         "(max_position_embeddings); the longest has 30: cut them with --max-seq-length 29\n"
     )
     assert loaded_examples(path, "--max-seq-length 29", 28)[0][-1] == 28
-    assert capsys.readouterr().err == "warning: 2 of 30 rows are cut to --max-seq-length 29\n"
+    assert capsys.readouterr().err == "warning: 2 of 30 rows are cut to `max_seq_length` 29\n"
 
 
 def test_without_a_run_rows_are_cut_at_2048_tokens(path):

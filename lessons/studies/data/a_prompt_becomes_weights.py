@@ -195,8 +195,9 @@ verdicts = {
 # one model in memory, in the wording that it was trained on. Another wording is known a little, the
 # reverse question is not, and "none." is lost. That on-policy training with the reverse divergence
 # learns as fast does not hold here, for a student that is sure of its first answer. That it forgets
-# less is not shown. The limits: facts of one word, four wordings, and a student whose
-# first answer is always "none." A language model gives the right answer some probability at first.
+# less is not shown. The limits: a context of one sentence, facts of one word, four wordings, and a
+# student whose first answer is always "none." A language model gives the right answer some
+# probability at first.
 #
 # In practice: train on questions in the wordings and the direction in which you will ask, and on
 # questions whose right answer is that the model does not know.

@@ -10,7 +10,7 @@ const PRESETS = {
 };
 const START = {
   rows: PRESETS["Who, what, where?"], rank: 8, alpha: 16, rate: 6e-3, bits: "NF4", where: "all",
-  start: "A random, B = 0", seed: 1, batch: 2, steps: 400, warmup: 12,
+  start: "A random, B = 0", seed: 1, batch: 2, steps: 400, warmup: 12, maxNorm: 1,
 };
 
 /* Questions with yes or no. A run with these settings answers them. */

@@ -63,7 +63,7 @@ function countRows(lines) {
 
 /* Start a run: the factors, both averages, and the rows that are held out.
 
-   settings: {rows, rank, alpha, rate, bits, paths, zero, seed, batch, steps, warmup} */
+   settings: {rows, rank, alpha, rate, bits, paths, zero, seed, batch, steps, warmup, maxNorm} */
 function startTraining(settings) {
   const random = makeRandom(settings.seed);
   const lines = readRows(settings.rows);
@@ -119,7 +119,7 @@ function trainStep(run, rows = nextRows(run), watch = null) {
   const { grads } = found;
   const squares = (g) => g.reduce((total, number) => total + number ** 2, 0);
   const norm = Math.sqrt(Object.values(grads).reduce((total, g) => total + squares(g), 0));
-  const clip = Math.min(1, (run.settings.maxNorm ?? 1) / (norm + 1e-6)); // 1e-6: as PyTorch
+  const clip = Math.min(1, run.settings.maxNorm / (norm + 1e-6)); // 1e-6: as PyTorch
   const [rate, t] = [rateAt(run.step, run.settings), run.step + 1];
   for (const [name, grad] of Object.entries(grads)) {
     const [m, v, { shape, data }] = [run.m[name], run.v[name], run.factors[name]];
