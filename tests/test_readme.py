@@ -339,6 +339,8 @@ FINDINGS = {  # per finding since 2023, what its lesson asserts: how its verdict
     "the whole fall must be at the ends of epochs": "holds here",
     "as good as new rows": "holds here",
     "the first task must be lost": "does not hold here",
+    "off-policy: answers the trained form": "holds here",
+    "on-policy, reverse KL: knows less than off-policy": "does not hold here",
     "verdicts == [HOLDS, OPEN, HOLDS, HOLDS, HOLDS]": "does not hold here",
 }
 
