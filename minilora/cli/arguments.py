@@ -203,7 +203,7 @@ def parser():
     """Return the argument parser of all commands."""
     top = Parser(prog="minilora", description="LoRA and QLoRA from scratch, in NumPy.")
     top.add_argument("--version", action="version", version=f"minilora {version('minilora')}")
-    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = top.add_subparsers(dest="command", required=True)
 
     def command(name, text):
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -253,8 +253,7 @@ class RunWriter:
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         write_adapter(folder, state.kept, loaded.model, loaded.adapter_config, args.adapter_dtype)
         title = f"{Path(args.model).name} on {Path(args.data).name}"
-        kept = None if state.best.adapters is None else state.best.step
-        curve(folder / run_folder.CURVE, self.history, title, kept)
+        curve(folder / run_folder.CURVE, self.history, title, state.best.step)
         # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, as_toml(metadata["settings"]))
         self.size += len(new)
