@@ -243,7 +243,7 @@ def matmul(x, w):
     return x @ dense(w).T
 
 
-# For the input x: a function from g = ∂L/∂y to ∂L/∂x = g W. W itself gets no gradient.
+# Given the result y and the inputs: a function from g = ∂L/∂y to ∂L/∂x = g W. W gets no gradient.
 defvjp(matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
 
 

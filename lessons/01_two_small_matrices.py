@@ -65,8 +65,9 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 # **Answer.** ∂L/∂A = 0, ∂L/∂B = (8, 4)ᵀ, and ΔW has the rows (−1.6, 0) and (−0.8, 0). The second
 # column of G is lost, because A's row has a zero there. Once B is not zero, A moves, too.
 #
-# G itself is not computed. A layer has a row of inputs x and a row of gradients g = ∂L/∂y per
-# token, and G = gᵀx. So the layer computes
+# G itself is not computed. Let x have a row of inputs per token, and g a row of gradients ∂L/∂y.
+# For one token, y_i = Σⱼ xⱼ·W'_ij, so G_ij = g_i·xⱼ. Over all tokens, these are added: G = gᵀx. So
+# the layer computes
 #
 # $$\frac{\partial L}{\partial B} = s\,g^\top (x A^\top) \qquad
 #   \frac{\partial L}{\partial A} = s\,(g B)^\top x \qquad
@@ -76,16 +77,16 @@ print(f"∂L/∂A = {of_A.tolist()}, ∂L/∂B = {of_B.tolist()}, ΔW = {first_c
 #
 # ## How much of G passes
 #
-# In G AᵀA, only the part of each row of G that is a sum of multiples of A's r rows *passes*; AᵀA
-# also stretches it. Not stretched, this part is G·pinv(A)·A: the matrix pinv(A)·A (pinv is the
-# pseudo-inverse) projects onto A's rows. At the start, these rows are random. Let ‖G‖² be the sum
-# of the squares of G's numbers.
+# Each row of G is the sum of two parts: a sum of multiples of A's r rows, and a rest that is
+# perpendicular to all of them. The rest times Aᵀ is zero. So in G AᵀA only the first part *passes*
+# (and AᵀA stretches it). It is G·pinv(A)·A, where pinv is the pseudo-inverse. At the start, A's
+# rows are random. Let ‖G‖² be the sum of the squares of G's numbers.
 #
 # **Predict.** A `q_proj` of `micro` has 48 inputs. Which share of ‖G‖² passes for r = 1, 8 and 64?
 
 # %%
 model, _ = minilora.load("micro")
-batch = common.batch_of(common.questions()[:16])  # 16 rows of lesson 0's data
+batch = common.batch_of(common.questions()[:16])  # 16 rows like lesson 0's
 valid = common.questions("valid")  # held-out rows
 
 full = minilora.get_peft_model(model, MethodConfig("full"))  # all weights are trained

@@ -103,7 +103,7 @@ plt.show()
 #
 # A weight of zero should stay zero. So NF4 has seven negative values, zero, and eight positive
 # ones. Seven, zero and seven would be n = 15 bins; eight and eight, without zero, n = 16. NF4's
-# authors give the largest value p, the mean of the two u:
+# authors take for the largest value the probability p, the mean of the two u:
 #
 # $$p = 1 - \frac{1}{2}\left(\frac{1}{2 \cdot 16} + \frac{1}{2 \cdot 15}\right)$$
 #

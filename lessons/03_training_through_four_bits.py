@@ -124,8 +124,8 @@ plt.show()
 # **Answer.** The medians of twelve seeds are:
 #
 # - **32 bits, NF4 and 3 bits**: nearly all.
-# - **2 bits**: 90 %, with a loss three times that of 32 bits.
-# - **Shuffled**: two thirds, with a loss five times that of 2 bits.
+# - **2 bits**: 90 %, with a loss nearly three times that of 32 bits.
+# - **Shuffled**: 64 %, with a loss five times that of 2 bits.
 #
 # The shuffled base is the control: its projections say nothing, so there, A and B learn it all. So
 # the difference is what 2 bits per weight still say.
@@ -157,7 +157,7 @@ of_two_bits = claim("2 bits cost anything", paired["2 bits"], digits=4)
 #
 # QLoRA needs no gradient of a code, only products with the dequantized weight. On `micro`, no cost
 # of four bits is shown after training. With 2 bits, an adapter of rank 8 still learns most answers.
-# A part of that it learns alone, as the shuffled base shows.
+# The adapter learns a part of that alone, as the shuffled base shows.
 #
 # **What to try.**
 #
@@ -199,7 +199,7 @@ right = [np.sum(exact[name] > 0.9) for name in ("32 bits", "3 bits")]
 assert right == [12, 11], "3 bits: as many right answers in eleven of twelve seeds"
 medians = {name: np.median(losses[name]) for name in losses}
 assert abs(np.median(exact["2 bits"]) - 0.9) < 0.02, "2 bits: nine of ten"
-assert abs(np.median(exact["shuffled"]) - 2 / 3) < 0.03, "shuffled: two of three"
+assert abs(np.median(exact["shuffled"]) - 0.64) < 0.02, "shuffled: about two of three"
 for worse, better, times in (("2 bits", "32 bits", 3), ("shuffled", "2 bits", 5)):
     ratio = medians[worse] / medians[better]
     assert 0.8 < ratio / times < 1.25, f"{worse}: {ratio} times the loss of {better}"

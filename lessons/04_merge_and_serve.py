@@ -111,7 +111,7 @@ table(["model", "loss", "right answers"], cells)
 # rises to 0.0155. It also rises, to 0.0179, with the W from before quantization: the adapter was
 # trained next to Ŵ. Nearly all answers stay right: the loss shows a change first.
 #
-# Both mistakes are common. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again.
+# Both mistakes are easily made. PEFT's `merge_and_unload` of a 4-bit base quantizes the sum again.
 # Whoever loads the base again in 16 bits merges into the W from before quantization.
 #
 # ## How much of an update survives rounding?

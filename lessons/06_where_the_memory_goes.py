@@ -14,7 +14,7 @@ from minilora.lessons.helpers.common import batch_of, bytes_of_step, questions, 
 # ## Seven and 65 billion weights
 #
 # A step needs its weights, and for each trained number a gradient and Adam's two averages (lesson
-# 0, part 6). In the QLoRA paper, a weight and its gradient have 16 bits, and an average has 32.
+# 0, part 6). Here, a weight and its gradient have 16 bits, and an average has 32.
 # (PEFT keeps A and B in float32: 16 bytes.)
 #
 # | | bytes per number |
@@ -63,14 +63,15 @@ table(["GB, 512 tokens", "", *steps["7B", "full"]], rows)
 # add the checkpointed activations.)
 #
 # So LoRA saves ten of twelve bytes of each frozen weight, and QLoRA most of the other two. For
-# LLaMA-65B, the paper (Sec. 1) says more than 780 GB, and less than 48 with QLoRA: so does the
-# table. (The study [Memory on paper](studies/memory/memory_on_paper.py) derives the formulas from
-# the shapes of the arrays.)
+# LLaMA-65B, the QLoRA paper (Sec. 1) says more than 780 GB, and less than 48 with QLoRA: so does
+# the table, with these bits. (The study [Memory on paper](studies/memory/memory_on_paper.py)
+# derives the formulas from the shapes of the arrays.)
 #
 # The activations are, per layer and token, at least the two norms' results (2D numbers), q, k and v
 # (3D), the input of o_proj (D), gate, and the input of down_proj, from which up is computed again
-# (2F, where F is the width of the MLP). With [*gradient checkpointing*](guide/glossary.md), only
-# the input of each layer is kept (D), and the backward pass computes one layer at a time again.
+# by a division (2F, where F is the width of the MLP). With [*gradient
+# checkpointing*](guide/glossary.md), only the input of each layer is kept (D), and the backward
+# pass computes one layer at a time again.
 #
 # QLoRA's third part are *paged optimizers*: Adam's averages live in memory that the GPU pages to
 # the CPU when a step needs more than the GPU has. (A
@@ -86,7 +87,7 @@ print(sixteen)
 # %% [markdown]
 # **Answer.** Only with checkpointing, which needs at least 8.7 GB. (The table has no logits,
 # another 1.05 GB in float32, and a framework keeps more.) Activations grow with the tokens: without
-# checkpointing, they alone have 16 · 1.5 = 24.4 GB.
+# checkpointing, they alone have 16 · 1.53 = 24.4 GB.
 #
 # ## What LoRA does not save
 #

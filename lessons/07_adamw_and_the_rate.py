@@ -118,7 +118,7 @@ for name in ("micro", "tiny"):
     gradients = common.gradients_of(adapters, model, common.batch_of(common.questions()[:16]))
     matrices, smaller = flatten(adapters), []
     for path, g in gradients.items():
-        if path.endswith("lora_B"):
+        if path.endswith("lora_B") and "down_proj" not in path:  # down_proj has more inputs
             b = adam(matrices[path], [g], eta=1e-3)
             delta = 2 * b @ matrices[path.replace("lora_B", "lora_A")]  # s = 2
             smaller.append(np.linalg.norm(delta) / (1e-3 * np.sqrt(delta.size)))
@@ -136,9 +136,9 @@ for way in ("full", "LoRA"):
 common.show_losses(losses, RATES, "learning rate", "means and ranges of five seeds")
 
 # %% [markdown]
-# **Answer.** ½·√(3·48/8) = 2.1 at width 48, as measured. 20 at width 4096: the factor grows as √in.
-# (`tiny` is above its 3.5, because down_proj has more inputs.) In whole runs, LoRA's curve lies to
-# the right: the best of six rates are 0.003 and 0.01. At 0.03, ten times the best rate of full
+# **Answer.** ½·√(3·48/8) = 2.1 at width 48, and 3.5 at 128: nearly as measured (without down_proj).
+# 20 at width 4096: the factor grows as √in. In whole runs, LoRA's curve lies
+# to the right: the best of six rates are 0.003 and 0.01. At 0.03, ten times the best rate of full
 # fine-tuning, LoRA is worse than at 0.01 with each seed. For a mean loss of 0.1, it needs about
 # four times the rate (the study [Learning rates,
 # measured](studies/lora/learning_rates_measured.py)). So the first step explains a part of the
@@ -184,10 +184,9 @@ assert (ended["0.02, no fall"] > 10 * ended["0.02"]).all(), "at five times the r
 assert ended["0.04, no warm-up"].min() > 1.2 * ended["0.04"].max(), "and warm-up at ten times"
 assert ended["0.04"].min() > np.log(24 * 8) * 2 / 23, "but all fail: none is below a guess, 0.457"
 assert round(np.sqrt(3 * 4096 / 8) / 2) == 20, "the factor at width 4096"
-# down_proj has more inputs than the width, so the mean of all matrices is a little higher
 for name, width in (("micro", 48), ("tiny", 128)):
     formula = np.sqrt(3 * width / 8) / 2
-    assert 0.95 < factors[name] / formula < 1.15, f"{name}: {factors[name]}, not {formula}"
+    assert 0.95 < factors[name] / formula < 1.05, f"{name}: {factors[name]}, not {formula}"
 best = {way: RATES[losses[way].mean(axis=1).argmin()] for way in losses}
 assert best == {"full": 3e-3, "LoRA": 1e-2}, f"LoRA's best rate is the next one: {best}"
 assert (losses["LoRA"][4] > losses["LoRA"][3]).all(), "at 0.03, LoRA is worse with each seed"

@@ -21,7 +21,8 @@ from minilora.lessons.helpers.common import curve_of_seeds, of, questions, read_
 #
 # A loss needs something to compare it with. An answer to our questions is " Ada, pink kite, barn.":
 # a name, a colour, a thing and a place. Each is drawn uniformly, from 24 names, 8 colours, 24
-# things and 8 places. A model that knows this form, and never reads the question, has the loss
+# things and 8 places (lesson 0 uses 16 names and 16 things). A model that knows this form, and
+# never reads the question, has the loss
 #
 # $$H = \log 24 + \log 8 + \log 24 + \log 8 = 10.5 \quad \text{nats per answer}$$
 #
@@ -94,8 +95,8 @@ plt.show()
 # - **answers cut**: `max_seq_length` is 70, but a row has 75 tokens.
 # - **mask inverted**: the loss counts the question, and not the answer.
 #
-# **Predict.** Which training loss, and which held-out loss, has the run on shuffled labels? Which
-# of the three faults looks like overfitting?
+# **Predict.** Which training loss, and which held-out loss, has the run on shuffled labels? Two of
+# the faults have a held-out loss far above the training loss, as overfitting has. Which?
 
 # %%
 # Picture
@@ -118,10 +119,11 @@ plt.show()
 # - **None** (right rows): both losses are far below H/23. Rank 1 can learn the task.
 # - **Shuffled labels**: both losses are within 5 % of H/23. The run learns the form of the answers,
 #   and nothing of the question.
-# - **Answers cut**: this looks like overfitting. The training loss is below half of H/23, and the
-#   held-out loss is more than three times the training loss. But no row was seen twice. So training
+# - **Answers cut**: the training loss is below half of H/23, and the held-out loss is more than
+#   three times the training loss. But no row was seen twice, so this is no overfitting: training
 #   rows and held-out rows differ.
-# - **Mask inverted**: the held-out loss is near the base's, because no answer was trained.
+# - **Mask inverted**: the gap is as wide. The held-out loss stays near the base's, because no
+#   answer was trained; the training loss is that of other tokens.
 #
 # On your own data, train a small adapter for one pass over your rows, and over a copy with shuffled
 # labels. Only the first run may succeed. If both do, the answers may be nearly all the same, rows
@@ -132,9 +134,9 @@ plt.show()
 # ## What was shown
 #
 # A loss below that of a model that ignores the question needs the question. A held-out loss far
-# above the training loss means overfitting, or training rows that differ from the held-out ones. A
-# run that sees no row twice tells which. A model can be too sure of its answers, or not sure
-# enough.
+# above the training loss means overfitting, or rows, or counted tokens, that differ from the
+# held-out ones. A run that sees no row twice tells which. A model can be too sure of its answers,
+# or not sure enough.
 #
 # **What to try.**
 #
@@ -172,4 +174,5 @@ assert np.max([*right.values()]) < 0.01, "with a fault, no answer may be right"
 assert np.abs(shuffled / guess - 1).max() < 0.05, "shuffled labels: both losses are H/23"
 assert cut[0].max() < guess / 2, "answers cut: a low loss in training"
 assert (cut[1] > 3 * cut[0]).all(), "and a higher one on held-out rows"
+assert (inverted[1] > 3 * inverted[0]).all(), "mask inverted: a gap, too"
 assert np.abs(inverted[1] / bare - 0.9).max() < 0.2, "mask inverted: near the base's loss"

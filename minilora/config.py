@@ -170,7 +170,11 @@ class LoraConfig:
         for alpha in self.alpha_pattern.values():
             check_setting("alpha_pattern", alpha, POSITIVE)
         names = self.target_modules
-        if "all-linear" in ([names] if isinstance(names, str) else names):
+        names = [names] if isinstance(names, str) else list(names)
+        others = [name for name in names if name not in ("all-linear", *ALL_LINEAR)]
+        if "all-linear" in names and others:
+            raise InputError(f"`target_modules` has all-linear and {others[0]!r}: give one of them")
+        if "all-linear" in names:
             object.__setattr__(self, "target_modules", ALL_LINEAR)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)

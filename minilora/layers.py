@@ -288,9 +288,14 @@ def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> 
     its own. With a window, it sees only those of them that are among the last `window` keys.
     """
     cached = S - segment_starts.shape[1]  # with a window, fewer than `cache.length`
-    s, t = np.arange(S), np.arange(cached, S)
-    seen = ((s < cached) | (s >= segment_starts[..., None] + cached)) & (s <= t[:, None])
-    return seen if window is None else seen & (t[:, None] - s < window)
+    s, t = np.arange(S), np.arange(cached, S)[:, None]
+    starts = segment_starts[..., None]
+    seen = ((s < cached) | (s >= starts + cached)) & (s <= t)
+    if window is None:
+        return seen
+    # the cached keys come before each segment: t's own segment begins `starts` tokens later
+    earlier = np.where(s < cached, starts, 0)
+    return seen & (t - earlier - s < window)
 
 
 # --------------------------------------------------------------------------------- hidden units

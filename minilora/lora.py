@@ -151,9 +151,14 @@ def check_patterns(base: Tree, lora_config: LoraConfig) -> None:
             if regex not in deciding:
                 what = "matches no adapted projection, or only after another expression"
                 raise InputError(f"`{setting}` has {regex!r}, which {what}: leave it out")
-    excluded = lora_config.exclude_modules
-    if excluded and paths == target_paths(base, replace(lora_config, exclude_modules=None)):
+    not_excluded = target_paths(base, replace(lora_config, exclude_modules=None))
+    if lora_config.exclude_modules and paths == not_excluded:
         raise InputError("`exclude_modules` has no effect, because no target matches: leave it out")
+    if not isinstance(lora_config.target_modules, str):
+        for name in lora_config.target_modules:
+            if not any(names_module(name, path) for path in not_excluded):
+                what = f"`target_modules` has {name!r}, which is in no layer of"
+                raise InputError(f"{what} `layers_to_transform`: leave it out")
 
 
 def selected(field: str, names: str | Sequence[str], base: Tree) -> set[str]:

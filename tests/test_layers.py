@@ -209,9 +209,8 @@ def test_a_window_is_the_last_keys_of_those(seed, B, T, past, window):
     seen = layers.attention_mask(starts, past + T, window)
     assert seen.shape == (B, T, past + T) and seen.dtype == bool
     for b, t, s in np.ndindex(seen.shape):
-        own = starts[b, t] <= s - past <= t
-        last = range(past + t + 1)[-(window or 0) :]  # the token's own key and those before it
-        assert seen[b, t, s] == ((s < past or own) and s in last)
+        own = [*range(past), *range(past + starts[b, t], past + t + 1)]
+        assert seen[b, t, s] == (s in own[-(window or 0) :])
 
 
 @given(seeds, st.lists(st.integers(1, 3), min_size=1, max_size=5), windows)

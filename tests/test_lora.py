@@ -202,6 +202,7 @@ REFUSED = [
     ({"target_modules": r".*(q_proj|lm_head)"}, "matches lm_head, .*not a projection"),
     ({"target_modules": ".*mlp.*"}, "matches model.layers.0.mlp, "),
     ({"target_modules": "model.*0.(mlp|norm|self_attn.q_proj)"}, "matches model.layers.0.mlp, "),
+    ({"target_modules": ("lm_head", "all-linear")}, "all-linear and 'lm_head': give one"),
     ({"exclude_modules": "v_proj"}, "exclude_modules.* 'v_proj'.* matches nothing"),
     ({"exclude_modules": ("q_proj", "vproj")}, "exclude_modules.* 'vproj'.* matches nothing"),
 ]

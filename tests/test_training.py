@@ -340,6 +340,8 @@ def test_settings_that_fit_the_examples_or_have_no_effect_are_noticed():
     unmasked = [Example([1, 2, 3], [1, 1, 1], [0, 0, 1])]
     with pytest.raises(InputError, match="`mask_prompt` is true, but not all examples are masked"):
         train(*setting(), unmasked, replace(SMALL, mask_prompt=True))
+    with pytest.raises(InputError, match="`mask_prompt` is true, but not all examples are masked"):
+        train(*setting(), EXAMPLES, replace(SMALL, mask_prompt=True), unmasked)
     with pytest.warns(UserWarning, match="the only step has the learning rate 0"):
         train(*setting(), unmasked, replace(SMALL, iters=1))
 

@@ -20,7 +20,10 @@ from .loading import warn
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, 2 for an error, 130 or 143 if interrupted."""
+    """Run one command; return the exit status: 0, 2 for an error, 130 or 143 if interrupted.
+
+    `inspect` of an adapter with a fault, and some commands of the course, return 1.
+    """
     for name in ("stdout", "stderr"):
         # None: the caller has closed it, as `>&-` in a shell
         stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (open until the end)

@@ -238,9 +238,13 @@ def parser():
     new_base_flags(sub)
     sub.add("--out", "a new folder", required=True)
 
-    sub = command("inspect", "print the tree, trained parameters, memory of a step, tokens")
+    text = "print the tree, trained parameters, memory of a step, tokens"
+    sub = command(
+        "inspect", f"{text}; of an adapter, whether it is healthy: if not, the status is 1"
+    )
     base_flags(sub)
-    data_flags(sub, "print the tokens of the first row of this data; default: none")
+    text = "print the tokens of the first row of this data; an adapter should lower its loss"
+    data_flags(sub, f"{text}; default: none, or the rows of the adapter's run for the loss")
     sub.add("--tokens", "tokens of a step", type=positive, default=512)
 
     sub = command("fetch", "download the real model into the cache folder")

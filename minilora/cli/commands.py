@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import generation, lora
-from ..config import INITIALIZERS, InputError
-from ..evaluation import memory, metrics
+from ..config import INITIALIZERS, InputError, LoraConfig
+from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
+from ..formats.checkpoint import UnfitAdapter, changes_base, read_source
 from ..formats.files import replace_text
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
@@ -29,6 +31,7 @@ from .loading import (
     load_with_adapter,
     read_run,
     run_settings,
+    warn,
 )
 from .run import fine_tune, print_size
 
@@ -255,25 +258,108 @@ def quantize(args):
 
 
 def inspect(args):
-    """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
+    """Print the tree, the trained parameters, the memory of a step, and the tokens of a row.
+
+    Of an adapter, print what `diagnose` finds; return the exit status.
+    """
     for name in ("--columns", "--max-seq-length", "--mask-prompt"):
         if name in args.given and not args.data:
             raise InputError(f"{name} has no effect without --data: give --data, or leave it out")
-    loaded = load_model(args, args.adapter_path)
+    path = args.adapter_path
+    # the verdict says both
+    warnings.filterwarnings("ignore", ".*(was trained (on|with)|change nothing)", UserWarning)
+    try:
+        loaded = load_model(args, path)
+    except UnfitAdapter as error:
+        return print_verdict([str(error)])
     print(base_line(loaded.model))
-    for path, leaf in [*named_leaves(loaded.model.base), *named_leaves(loaded.adapters)]:
-        if hasattr(leaf, "shape"):
+    for name, leaf in named_leaves(loaded.adapters if path else loaded.model.base):
+        if hasattr(leaf, "shape") and not name.endswith(doctor.FACTORS):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
-            print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
+            print(f"{name:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
     print_size(loaded, args.tokens)
+    examples = []
     if args.data:
         data, described = load_examples(args, loaded, "train")
-        check_mask_prompt(args, data.examples)
+        examples = data.examples
+        check_mask_prompt(args, examples)
         print(data.summary(f", {described}"))
-        example = data.examples[0]
+        example = examples[0]
         print("the first of these rows, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(example.tokens, [0, *example.mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {token_text(loaded.tokenizer, token)!r}")
+    return diagnose(path, loaded, examples or rows_of_run(args, loaded)) if path else None
+
+
+def rows_of_run(args, loaded):
+    """Return the examples that an adapter was trained on; [] if they are unknown or gone."""
+    if "data" not in loaded.run[0]:
+        return []
+    try:
+        return load_examples(args, loaded, "train")[0].examples
+    except InputError as error:
+        warn(f"the rows of the run cannot be read: {error}")
+        return []
+
+
+SENTENCE = "The quick brown fox jumps over the lazy dog."
+ROWS = 16  # that `diagnose` reads
+
+
+@np.errstate(all="ignore")  # the verdict names what is not finite
+def diagnose(path, loaded, examples):
+    """Print the table of an adapter and the verdict; return 1 if something is wrong, else 0.
+
+    path: its folder. examples: those that it was trained on, or [].
+    """
+    adapters, model = loaded.adapters, loaded.model
+    original = load(model.source.name).model if changes_base(path) else model
+    then = read_source(path)
+    if then is None:
+        print("the file does not tell on which base it was trained: this one may be another")
+        then = model.source
+    faults = [
+        f"trained on a base with {name} {str(value)[:16]}, not {str(now)[:16]}"
+        for name, value, now in zip(then._fields[1:], then[1:], model.source[1:])
+        if value != now
+    ]
+    examples = examples[:ROWS]
+    rows = []
+    if isinstance(loaded.adapter_config, LoraConfig):
+        downhill = {}
+        from_zero = original is model and not loaded.run[0].get("init_adapter")
+        if examples and from_zero:
+            downhill = doctor.directions(adapters, model, examples)
+        for node in lora.adapted_paths(adapters):
+            cosine = downhill.get(f"{node}.lora_B", np.nan)
+            rows.append(doctor.measure(node, adapters, model, original, cosine))
+        print(doctor.table(rows))
+        faults += doctor.faults_of(rows)
+    tokens = examples[0].tokens if examples else loaded.tokenizer.encode(SENTENCE)
+    change = doctor.logits_change(adapters, model, original, tokens)
+    print(f"the logits of {'the first row' if examples else repr(SENTENCE)} change by {change:.1%}")
+    if not faults and not change > doctor.ROUNDING:
+        faults.append("the logits do not change, or are not finite")
+    if examples:
+        before = metrics.evaluate({}, original, examples, quiet=True)["loss"]
+        after = metrics.evaluate(adapters, model, examples, quiet=True)["loss"]
+        print(f"loss on {len(examples)} of its rows: {before:.4f} without it, {after:.4f} with it")
+        if not faults and not after <= doctor.MARGIN * before:
+            faults.append("it raises the loss on the rows that it was trained on")
+    else:
+        print("without its rows (--data), a wrong order of numbers of the usual size is not seen")
+    return print_verdict(faults, rows)
+
+
+def print_verdict(faults, rows=()):
+    """Print the last line of `inspect --adapter-path`; return the exit status."""
+    if faults:
+        print(f"ill: {'; '.join(faults)}")
+    elif rows:
+        print(f"healthy: no number of its {len(rows)} projections is unusual")
+    else:
+        print("beyond numbers: it changes the logits, and has no factors A and B to measure")
+    return 1 if faults else 0
 
 
 def token_text(tokenizer, token):

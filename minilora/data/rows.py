@@ -64,8 +64,9 @@ def read_rows(path, columns=None, name=None):
     rows = [check_row(value, where, columns) for value, where in values]
     if not columns:
         unread = unread_keys(values)
-        chosen = f"{unread} (--columns chooses other keys)" if unread else ""
-        warn_of_unread_keys(str(name or path), chosen)
+        if unread:
+            what = f"the rows have keys that are not read: {unread} (--columns chooses other keys)"
+            warn_once(f"{name or path}: {what}")
     return rows
 
 
@@ -80,11 +81,20 @@ def unread_keys(values):
     return ", ".join(sorted(unread))
 
 
+def unread_message_keys(rows, tokenizer):
+    """Return the keys of messages whose names the chat template does not contain."""
+    templates = f"{tokenizer.chat_template} {getattr(tokenizer, 'for_tools', None)}"
+    messages = (message for row in rows for message in row.get("messages", ()))
+    keys = {key for message in messages for key in message}
+    # a row whose calls are not shown is left out; few templates read the id of a call
+    known = {"role", "content", "tool_calls", "tool_call_id"}
+    return {key for key in keys - known if key not in templates}
+
+
 @cache  # training and validation read one file
-def warn_of_unread_keys(name, keys):
-    """Print a warning if rows have keys that are not read."""
-    if keys:
-        print(f"warning: {name}: the rows have keys that are not read: {keys}", file=sys.stderr)
+def warn_once(text):
+    """Print a warning, but only the first time."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def check_columns(columns, found, path):
@@ -437,6 +447,10 @@ def encode_usable(rows, tokenizer, train_config):
     keys = unread_keys((row, "") for row in rows)
     if keys:
         print(f"warning: keys of the rows that are not read: {keys}", file=sys.stderr)
+    keys = ", ".join(sorted(unread_message_keys(checked, tokenizer)))
+    if keys:
+        what = "keys of the messages that the chat template does not read"
+        print(f"warning: {what}: {keys}", file=sys.stderr)
     for i, row in enumerate(checked):
         try:
             example, is_cut, reason = encode_row(row, tokenizer, train_config)
@@ -519,7 +533,8 @@ def file_of(folder, split):
     If there is none for valid, it is that of train. If there is none for train, it is train.jsonl.
     Raises InputError if there are several.
     """
-    found = sorted(path for path in folder.glob("[!.]*") if split_of(path.name) == split)
+    paths = sorted(folder.glob("[!.]*"))
+    found = [path for path in paths if split_of(path.name) == split]
     if len(found) > 1:
         several = " and ".join(path.name for path in found)
         raise InputError(
@@ -532,6 +547,9 @@ def file_of(folder, split):
                 f"{found[0]}: a file of rows ends with {', '.join(SUFFIXES)}: rename or remove it"
             )
         return found[0]
+    for path in paths:
+        if path.suffix.lower() in SUFFIXES and not split_of(path.name):
+            warn_once(f"{path} is not read: the name of a file has its split, such as valid")
     instead = {"test": "valid", "valid": "train"}.get(split)
     return file_of(folder, instead) if instead else folder / "train.jsonl"
 

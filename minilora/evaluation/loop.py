@@ -47,11 +47,12 @@ def run(
     check_held_out(valid, train_config)
     valid = scored_part(valid, train_config)
     check_examples("examples", examples, model.config.vocab_size)
-    if train_config.mask_prompt and any(e.answer not in (None, e.mask) for e in examples):
+    check_examples("valid", valid, model.config.vocab_size)
+    every = [*examples, *valid]
+    if train_config.mask_prompt and any(e.answer not in (None, e.mask) for e in every):
         raise InputError(
             "`mask_prompt` is true, but not all examples are masked: give `encode_rows` this config"
         )
-    check_examples("valid", valid, model.config.vocab_size)
     rows: Sequence = examples
     if train_config.packing:
         rows = pack_examples(examples, train_config.max_seq_length)

@@ -92,6 +92,10 @@ def write_adapter(folder, adapters, model, adapter_config, dtype):
             (folder / WEIGHTS).unlink(missing_ok=True)
 
 
+class UnfitAdapter(InputError):
+    """The tensors of an adapter are not those that its config describes, or are not finite."""
+
+
 class LoadedAdapter(NamedTuple):
     """An adapter as `load_adapter` returns it."""
 
@@ -247,8 +251,11 @@ def needs_dense_base(folder):
 
 def _read(path, entries, shapes):
     """Read {name: array} of exactly the tensors in {name: shape}."""
-    check_names_and_shapes(entries, shapes, path)
-    return {name: check_floats(found.where, found.read()) for name, found in entries.items()}
+    try:
+        check_names_and_shapes(entries, shapes, path)
+        return {name: check_floats(found.where, found.read()) for name, found in entries.items()}
+    except InputError as error:
+        raise UnfitAdapter(error) from None
 
 
 def save_state(path, state, metadata, history=""):

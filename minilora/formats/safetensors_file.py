@@ -148,11 +148,16 @@ def check_floats(where, w):
 
 def check_names_and_shapes(found, expected, place):
     """Raise InputError unless {name: entry or array} has exactly the names and shapes expected."""
-    for name in (*found, *expected):
-        if name not in expected:
-            raise InputError(f"{place}: tensor {name} does not belong here")
-        if name not in found:
-            raise InputError(f"{place}: tensor {name} is missing")
+    unknown = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in found]
+    wrong = [
+        f"tensor {names[0]} {what}" + (f" (one of {len(names)})" if len(names) > 1 else "")
+        for names, what in ((unknown, "does not belong here"), (missing, "is missing"))
+        if names
+    ]
+    if wrong:
+        raise InputError(f"{place}: {'; '.join(wrong)}")
+    for name in found:
         if found[name].shape != expected[name]:
             raise InputError(
                 f"{place}: tensor {name} has the shape {found[name].shape}, not {expected[name]}"

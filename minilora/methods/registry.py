@@ -33,7 +33,7 @@ from . import (
     several,
     vera,
 )
-from .method import Method, MethodConfig
+from .method import SIZES, Method, MethodConfig
 
 METHODS = {
     method.name: method
@@ -92,7 +92,20 @@ def get_peft_model(
     if name not in METHODS:
         raise InputError(f"there is no method {name!r}: choose from {', '.join(METHODS)}")
     method = METHODS[name]
+    if isinstance(adapter_config, MethodConfig):
+        check_sizes(adapter_config, method)
     return AdaptedModel(method.init(model.base, adapter_config, rng), model)
+
+
+def check_sizes(config, method):
+    """Raise InputError if a MethodConfig is of LoRA, or has a size of another method."""
+    if config.method in ("lora", "dora"):
+        raise InputError(f"a MethodConfig is not for {config.method}: give a LoraConfig")
+    for size, default in SIZES.items():
+        if size != method.size and getattr(config, size) != default.default:
+            raise InputError(
+                f"`{size}` has no effect with the method {config.method}: leave it out"
+            )
 
 
 def method_name(adapter_config):

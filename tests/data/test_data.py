@@ -252,7 +252,7 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     assert example.tokens == [*b"Add.\n2+2\n4", EOS] and targets_of(example) == "4\xff"
 
 
-def test_a_folder_has_a_file_per_split(tmp_path):
+def test_a_folder_has_a_file_per_split(tmp_path, capsys):
     with pytest.raises(InputError, match=r"train\.jsonl cannot be read"):
         load_rows(tmp_path, "valid")
     table = write(tmp_path, "text\n" + "train\n" * 19 + "x" * 200_000, "train.csv")
@@ -278,6 +278,9 @@ def test_a_folder_has_a_file_per_split(tmp_path):
     with pytest.raises(InputError, match="valid cannot be read: Is a directory"):
         load_rows(tmp_path, "valid")
     (tmp_path / "valid").rmdir()
+    write(tmp_path, '{"text": "a"}', "holdout.JSONL")
+    load_rows(tmp_path, "valid")
+    assert f"warning: {tmp_path / 'holdout.JSONL'} is not read: " in capsys.readouterr().err
     write(tmp_path, '{"text": "old"}', "valid.jsonl~")
     with pytest.raises(InputError, match=r"valid\.jsonl~: a file of rows ends with .*: rename"):
         load_rows(tmp_path, "valid")
@@ -443,6 +446,10 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     # the prompt alone fills the length
     empty = [{"text": ""}, chat_row("q", "  "), chat_row("q", "", "q", "a")]
     lost = [{"prompt": "abcdef", "completion": "x"}, *empty]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "masked": 1}]
+    encode_rows([{"messages": turns}], Chat(), TrainConfig())
+    what = "keys of the messages that the chat template does not read: masked"
+    assert capsys.readouterr().err == f"warning: {what}\n"
     long = {"prompt": "abcde", "completion": "xyz", "weight": 2, "topic": None}
     kept, cut = prepared(*lost, long, {"text": "abcde"})
     assert [targets_of(e) for e in kept] == ["x", "abcde\xff"]

@@ -113,12 +113,15 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     words = tiny()
     config = replace(
         CONFIG, vocab_size=words.vocab_size, eos_token_id=(7,),
-        generation_config={"do_sample": True, "eos_token_id": [253, 254], "temperature": 0.6},
+        generation_config={
+            "do_sample": True, "eos_token_id": [253, 254], "temperature": 0.6, "rms_norm_eps": 0.5,
+        },
     )  # fmt: skip
     save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config))), words)
     model, back = load(tmp_path / "out", "nf4")
     # what generation uses wins, as in transformers; training ends a row with the tokenizer's token
     assert model.config.eos_token_id == (253, 254, words.eos_token_id)
+    assert model.config.rms_norm_eps == config.rms_norm_eps  # of config.json
     assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
     assert back.chat_template == words.chat_template
     save_quantized(tmp_path / "quantized", model, back)

@@ -341,9 +341,20 @@ def test_p_tuning_is_three_layers_with_relus_between():
     np.testing.assert_allclose(layers.virtual_tokens(adapters["model"]), x, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("config", "why"), [
+    (MethodConfig("ia3", num_virtual_tokens=3), "`num_virtual_tokens` has no effect .* ia3: leave"),
+    (MethodConfig("lora"), "not for lora: give a LoraConfig"),
+    (LoraConfig(target_modules=["0.mlp.up_proj", "q_proj"], layers_to_transform=1), "in no layer"),
+])  # fmt: skip
+def test_what_has_no_effect_is_refused(config, why):
+    with pytest.raises(InputError, match=why):
+        get_peft_model(MODEL, config)
+
+
 @EVERY
-def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
-    trees = trained(name, MODEL)
+@pytest.mark.parametrize("window", [None, 4])
+def test_packed_neighbours_stay_apart_or_packing_is_refused(name, window):
+    trees = trained(name, MODEL._replace(config=replace(TINY, sliding_window=window)))
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
         with pytest.raises(InputError, match="leave out `packing`"):

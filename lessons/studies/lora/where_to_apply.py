@@ -103,11 +103,11 @@ for where in rank_sweep.TARGETS:
 show_losses(by_rank, RANKS, "rank", "rate 0.01: means and ranges of five seeds")
 
 # %% [markdown]
-# **Answer.** r = 1 is too little: it has more than four times the loss of r = 4 on all seven, and
-# of r = 32 on q and v, where the mean loss falls up to there. "Rank hardly matters" **holds here in
-# a range** (lesson 8): on all seven matrices of `micro` (0.1 million parameters) and at rate 0.01,
-# the mean losses from r = 4 to 32 differ by less than a factor of 2.5. r = 64 has a higher loss
-# than r = 32, because the rate is too high for it (lesson 8).
+# **Answer.** At this rate, r = 1 is too little: it has more than four times the loss of r = 4 on
+# all seven, and of r = 32 on q and v, where the mean loss falls up to there. "Rank hardly matters"
+# **holds here in a range** (lesson 8): on all seven matrices of `micro` (0.1 million parameters)
+# and at rate 0.01, the mean losses from r = 4 to 32 differ by less than a factor of 2.5. r = 64 has
+# a higher loss than r = 32, because the rate is too high for it (lesson 8).
 #
 # ## What was shown
 #

@@ -157,7 +157,8 @@ table(["held-out loss, five seeds", *(f"rate {rate}" for rate in merging.RATES)]
 #
 # 1. `for _ in range(10)`: 100 switches. Where does the growth of the absmax end?
 # 2. `nf4.quantize(w, double_quant=True)`: use `block_size=32`. Does the dead zone shrink?
-# 3. `SIZES`: add 0.05 and 0.07. Where exactly is half of the update kept?
+# 3. `SIZES`: add 0.05 and 0.07. Where exactly is half of the update kept? The study [Four bits of
+#    2026](four_bits_of_2026.py) derives it.
 #
 # **Where to stop with a debugger.** `merged_ways` in `merging_sweep.py`, and `nf4.quantize`.
 #

@@ -1,0 +1,296 @@
+"""What `inspect --adapter-path` says about an adapter: one planted adapter per kind of fault."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import TINY, adapted, moved, quantized, random_model, seeds
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from small_run import at, error_of, run, train, write_adapter, write_base
+
+import minilora
+from minilora import MethodConfig
+from minilora.cli.loading import changes_base
+from minilora.evaluation import doctor
+from minilora.formats.checkpoint import save_adapter
+from minilora.formats.pretrained import load
+from minilora.layers import dense
+from minilora.tree import get
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+EVERYWHERE = "--lora-r 4 --target-modules all-linear --quantize none"
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """The folder of a run of a few steps, with its base and its rows next to it."""
+    given = place / "base", place / "rows.jsonl", place / "run"
+    assert train(*given, EVERYWHERE, "--iters 12 --learning-rate 0.02 --save-every 50") == 0
+    return place / "run"
+
+
+def planted(trained, folder, change=dict, **fields):
+    """Copy a run, change the tensors {name: array} of its adapter and the fields of its config."""
+    shutil.copytree(trained, folder)
+    weights = folder / "adapter_model.safetensors"
+    with safe_open(weights, "numpy") as file:
+        texts = file.metadata()
+    tensors = {name: np.ascontiguousarray(w) for name, w in change(load_file(weights)).items()}
+    save_file(tensors, weights, texts)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+    return folder
+
+
+def verdict(capsys, status, *words, warning=""):
+    """Return the last line of `inspect`; only for an adapter with a fault, the status is 1."""
+    capsys.readouterr()
+    assert run("inspect", *words) == status
+    printed = capsys.readouterr()
+    assert warning in printed.err and bool(warning) == bool(printed.err)
+    last = printed.out.splitlines()[-1]
+    assert last.startswith("ill: ") == (status == 1)
+    return last
+
+
+def times(factor, *parts):
+    """Return a function that multiplies the tensors whose names have all the parts."""
+    return lambda tensors: {
+        name: np.float32(factor) * w if all(part in name for part in parts) else w
+        for name, w in tensors.items()
+    }
+
+
+def zero_except(part):
+    return lambda tensors: {
+        name: w if part in name or "lora_A" in name else 0 * w for name, w in tensors.items()
+    }
+
+
+def without(part):
+    return lambda tensors: {name: w for name, w in tensors.items() if part not in name}
+
+
+def renamed(*pairs):
+    """Return a function that gives the tensors of each pair of names the other name."""
+
+    def change(tensors):
+        for a, b in pairs:
+            tensors = {
+                name.replace(a, "?").replace(b, a).replace("?", b): w for name, w in tensors.items()
+            }
+        return tensors
+
+    return change
+
+
+def with_nan(tensors):
+    tensors[f"{FIRST}A.weight"][0, 0] = np.nan
+    return tensors
+
+
+SIX = ["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+UP = "model.layers.1.mlp.up_proj"
+PLANTED = {
+    "B is zero": (times(0, "lora_B"), {}, "lora_B is zero in 14 of 14 projections"),
+    "A is zero": (times(0, "lora_A"), {}, "lora_A is zero in 14 of 14 projections"),
+    "one layer": (times(0, "layers.0", "lora_B"), {}, "lora_B is zero in 7 of 14 projections (mod"),
+    "all but one": (zero_except(UP), {}, "lora_B is zero in 13 of 14 projections"),
+    "one projection": (times(0, UP, "lora_B"), {}, f"is zero in 1 of 14 projections ({UP})"),
+    "missing": (without("layers.0.self_attn.q"), {}, f"{FIRST}A.weight is missing (one of 2)"),
+    "extra": (dict, {"target_modules": SIX}, f"{FIRST}A.weight does not belong here (one of 4)"),
+    "other names": (renamed(("base_model.", "")), {}, "(one of 28); tensor base_model.model.model"),
+    "too large": (times(1e6, "lora_B"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
+    "too small": (times(1e-6, "lora_A"), {}, "‖ΔW‖/‖W‖ is below 1e-05 in 14 of 14"),
+    "one too large": (times(1e6, UP, "lora_B"), {}, f"above 100 in 1 of 14 projections ({UP})"),
+    "an outlier": (times(1e-3, UP, "lora_B"), {}, f"than the median in 1 of 14 projections ({UP})"),
+    "α/r": (dict, {"lora_alpha": 16e6}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
+    "NaN": (with_nan, {}, f"{FIRST}A.weight has a NaN or an infinite number"),
+    "infinite": (times(np.inf, "lora_B"), {}, "has a NaN or an infinite number"),
+    "nearly infinite": (times(1e17, "lora_"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
+    "rank": (dict, {"r": 2}, "down_proj.lora_A.weight has the shape (4, 24), not (2, 24)"),
+    # seen only on the rows of the run
+    "sign": (times(-1, "lora_B"), {}, "not lead downhill (below 5%) on these rows in"),
+    "layers": (renamed(("layers.0.", "layers.1.")), {}, "downhill (below 5%) on these rows in 1"),
+    "modules": (renamed(("gate_proj", "up_proj")), {}, "downhill (below 5%) on these rows in"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_each_fault_has_its_verdict(name, trained, tmp_path, capsys):
+    change, fields, expected = PLANTED[name]
+    found = verdict(capsys, 1, *at(planted(trained, tmp_path / "ill", change, **fields)))
+    assert expected in found
+    assert found.count("; ") == found.count("; tensor")  # one fault, and no consequences of it
+
+
+def test_a_healthy_adapter(trained, capsys):
+    capsys.readouterr()
+    assert run("inspect", *at(trained)) == 0
+    *_, header, q, _, _, _, _, _, _, change, loss, last = capsys.readouterr().out.splitlines()
+    assert " ".join(header.split()) == "r α/r ‖ΔW‖/‖W‖ σ₁²/Σσ² nf4 fp4 int8 downhill"
+    assert q.split()[:4] == ["2", "q_proj", "4", "4"]
+    assert change.startswith("the logits of the first row change by ")
+    before, after = [float(word) for word in loss.split() if word[0].isdigit()][1:]
+    assert after < before
+    assert last == "healthy: no number of its 14 projections is unusual"
+
+
+def test_beyond_numbers(trained, tmp_path, capsys):
+    """Without the rows, an exchange or another sign is not seen: all numbers stay usual."""
+    for folder, change in (
+        ("sign", times(-1, "lora_B")),
+        ("layers", renamed(("layers.0.", "layers.1."))),
+        ("modules", renamed(("q_proj", "o_proj"), ("gate_proj", "up_proj"))),
+    ):
+        ill = planted(trained, tmp_path / folder, change)
+        (ill / "train_config.toml").unlink()
+        (ill / "checkpoint.safetensors").unlink()
+        assert verdict(capsys, 0, *at(ill)).startswith("healthy")
+    rows = trained.parent / "rows.jsonl"
+    found = verdict(capsys, 1, *at(tmp_path / "sign"), "--data", rows)
+    assert found.startswith("ill: B does not lead downhill (below 5%) on these rows in")
+
+
+def test_the_rows_of_a_run_may_be_gone(trained, tmp_path, capsys):
+    folder = planted(trained, tmp_path / "moved")
+    rows = trained.parent / "rows.jsonl"
+    rows.rename(tmp_path / "rows.jsonl")
+    try:
+        found = verdict(capsys, 0, *at(folder), warning="the rows of the run cannot be read: ")
+        assert found.startswith("healthy")
+    finally:
+        (tmp_path / "rows.jsonl").rename(rows)
+
+
+def test_the_direction_is_unknown_if_b_did_not_begin_with_zero(trained, tmp_path, capsys):
+    rows = trained.parent / "rows.jsonl"
+    more = "--iters 2 --batch-size 2 --adapter-path", tmp_path / "more", "--init-adapter", trained
+    assert run("train --data", rows, *more) == 0
+    capsys.readouterr()
+    assert run("inspect", *at(tmp_path / "more")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if "_proj" in line] == ["?"] * 7
+
+
+def test_another_base(trained, tmp_path, capsys):
+    folder = planted(trained, tmp_path / "run", times(1, ""))
+    found = verdict(capsys, 1, *at(folder), "--quantize nf4 --block-size 32")
+    assert "trained on a base with scheme none, not nf4; trained on" in found
+    assert "block_size None, not 32" in found
+    other = write_base(tmp_path / "other", seed=1)
+    assert "a base with digest" in verdict(capsys, 1, *at(folder), "--model", other)
+
+
+def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path, capsys):
+    folder = planted(trained, tmp_path / "peft")
+    weights = folder / "adapter_model.safetensors"
+    save_file(load_file(weights), weights, {"format": "pt"})
+    for name in ("train_config.toml", "checkpoint.safetensors"):
+        (folder / name).unlink()
+    other = write_base(tmp_path / "other", seed=1)
+    assert run("inspect --model", other, *at(folder)) == 0
+    assert "the file does not tell on which base it was trained" in capsys.readouterr().out
+
+
+def test_settings_that_cannot_be_used_are_errors(trained, tmp_path, capsys):
+    folder = planted(trained, tmp_path / "ill", lora_alpha=0)
+    assert "--lora-alpha must be a positive number" in error_of(capsys, run("inspect", *at(folder)))
+
+    folder = planted(trained, tmp_path / "infinite", times(1e30, "lora_"))
+    assert "q_proj" in error_of(capsys, run("inspect", *at(folder)))
+
+
+@pytest.mark.parametrize("scheme, start", [("none", "pissa"), ("nf4", "pissa"), ("nf4", "loftq")])
+def test_the_update_of_pissa_and_loftq_is_against_the_base_of_the_file(base, scheme, start):
+    """At the beginning, PiSSA changes W by rounding only; LoftQ is nearer to W than NF4 is."""
+    original = load(base).model
+    config = minilora.LoraConfig(init_lora_weights=start)
+    pair = minilora.get_peft_model(original, config, 0, scheme)
+    path = "model.layers.0.self_attn.q_proj"
+    found = doctor.measure(path, *pair, original).ratio
+    w = get(original.base, f"{path}.weight")
+    stored = dense(get(minilora.quantize(original, "nf4").base, f"{path}.weight"))
+    nf4 = np.linalg.norm(stored - w) / np.linalg.norm(w)
+    assert found < (1e-6 if scheme == "none" else nf4)
+
+
+def test_pissa_without_training(base, tmp_path, capsys):
+    """Its A and B are not zero, but the update is: rounding, or the error of quantization."""
+    config = minilora.LoraConfig(init_lora_weights="pissa")
+    adapters, model = minilora.get_peft_model(load(base).model, config)
+    save_adapter(tmp_path, adapters, model, config)
+    assert changes_base(tmp_path)
+    assert "is below 1e-05 in 4 of 4" in verdict(capsys, 1, *at(tmp_path))
+
+
+@pytest.mark.parametrize("method", ["ia3", "prompt", "vera"])
+def test_other_methods_have_a_change_of_the_logits_only(method, base, tmp_path, capsys):
+    config = MethodConfig(method)
+    adapters, model = minilora.get_peft_model(load(base).model, config)
+    changed = moved(adapters, lambda w: w + np.float32(0.1)) if method != "vera" else adapters
+    save_adapter(tmp_path, changed, model, config)
+    if method == "vera":  # b = 0
+        assert verdict(capsys, 1, *at(tmp_path)) == (
+            "ill: the logits do not change, or are not finite"
+        )
+    else:
+        assert verdict(capsys, 0, *at(tmp_path)).startswith("beyond numbers: ")
+
+
+def test_a_layer_of_other_rank_is_in_the_line_of_its_module(base, tmp_path, capsys):
+    folder = write_adapter(tmp_path, base, rank_pattern={"layers.1.self_attn.q_proj": 2})
+    verdict(capsys, 0, *at(folder))
+    assert run("inspect", *at(folder)) == 0
+    assert "2 q_proj  2–8  2–8  " in capsys.readouterr().out
+
+
+# half of the widest gap between two numbers of a format whose largest is 1, rounded up
+HALF_GAP = {"nf4": 0.153, "fp4": 0.168, "int8": 0.004}
+
+
+@given(st.data(), seeds, st.sampled_from(("none", "nf4", "int8")), st.floats(-6, 3))
+def test_the_numbers_are_those_of_the_dense_matrices(data, seed, scheme, exponent):
+    fields = {
+        "r": data.draw(st.integers(1, 5)),
+        "lora_alpha": 10**exponent,
+        "use_rslora": data.draw(st.booleans()),
+    }
+    adapters, model = adapted(random_model(TINY, seed), seed, **fields)
+    if scheme != "none":
+        model = quantized(model, scheme)
+    path = "model.layers.1.self_attn.v_proj"
+    row = doctor.measure(path, adapters, model, model)
+    node = get(adapters, path)
+    ba = np.float64(node["lora_B"]) @ np.float64(node["lora_A"])
+    update = node["lora_scaling"] * ba
+    w = np.float64(dense(get(model.base, f"{path}.weight")))
+    # BA is computed in float32: 5 products and sums of each element, each rounded once, and the
+    # terms may cancel; ‖|B||A|‖ bounds their sum
+    size = np.linalg.norm(np.abs(node["lora_B"]) @ np.abs(node["lora_A"])) * node["lora_scaling"]
+    error = 7 * 2**-24 * size
+    ratio = np.linalg.norm(update) / np.linalg.norm(w)
+    assert abs(row.ratio - ratio) <= error / np.linalg.norm(w) + 1e-12 * ratio
+    squares = np.linalg.svd(ba, compute_uv=False) ** 2
+    np.testing.assert_allclose(row.first, squares[0] / squares.sum(), rtol=1e-9)
+    assert 1 / min(row.r, *w.shape) - 1e-9 <= row.first <= 1 + 1e-9
+    for name, kept in zip(doctor.SCHEMES, row[6:9]):
+        # kept − 1 = ⟨e, ΔW⟩/‖ΔW‖² with the error e of rounding Ŵ + ΔW
+        largest = 1.2 * np.abs(w).max() + np.abs(update).max()  # Ŵ may exceed W by a half gap
+        e = (HALF_GAP[name] + 1e-5) * largest * np.sqrt(w.size)
+        assert abs(kept - 1) <= e / np.linalg.norm(update) + 1e-3
+
+
+def test_what_four_bits_keep_of_a_small_and_of_a_large_update():
+    """As in the study Merging into four bits: from Ŵ, nothing of 1 %, and nearly all of 30 %."""
+    rng = np.random.default_rng(0)
+    w = 0.02 * rng.standard_normal((256, 256), np.float32)
+    d = rng.standard_normal((256, 8)) @ rng.standard_normal((8, 256))
+    d *= np.linalg.norm(w) / np.linalg.norm(d)
+    kept = [doctor.share_kept("w", w, size * d, "nf4") for size in (0.01, 0.3)]
+    assert abs(kept[0]) < 0.1 and 0.9 < kept[1] < 1.05
+    assert doctor.share_kept("w", w, 0 * d, "nf4") == 0
