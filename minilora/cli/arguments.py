@@ -296,6 +296,8 @@ def train_flags(sub):
         add(flag(f.name), TEXTS[f.name], default=f.default, **options)
     add("--epochs", "passes over the rows, instead of --iters", type=float)
     add("--save-every", "steps between checkpoints", type=positive, default=50)
+    text = "parts of a micro-batch, for processes or threads; default: one per thread; 4 in mpiexec"
+    add("--shards", text, type=positive)
     text = "the date that a chat template shows; default: today"
     add("--chat-date", text, type=iso_date, default=str(date.today()))
     add("--adapter-path", "folder of the run", default="adapters")

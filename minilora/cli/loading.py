@@ -25,8 +25,9 @@ from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
 from ..model import Model, Source
 from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
-from ..training import learning_rates
-from ..tree import arrays
+from ..training import MAX_PARALLEL_PARAMETERS, learning_rates
+from ..tree import arrays, num_parameters
+from . import processes
 from .arguments import as_toml, flag, number, toml_settings
 
 MERGED_RUN = "minilora_run.toml"
@@ -53,8 +54,9 @@ def base_line(model):
 
 
 def warn(text):
-    """Print a warning as one line on standard error."""
-    print(f"warning: {text}", file=sys.stderr)
+    """Print a warning as one line on standard error; of several processes, the first does it."""
+    if processes.rank() == 0:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def read_run(folder):
@@ -170,6 +172,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
             ("adam_beta1", "adam_beta2", "adam_eps"),
             "with --optimizer muon and only matrices to train",
         )
+    if train_config.batch_size == 1:
+        unused["shards"] = "with --batch-size 1"
+    if num_parameters(trained) > MAX_PARALLEL_PARAMETERS:
+        unused["shards"] = f"with more than {MAX_PARALLEL_PARAMETERS:,} trained parameters"
     if not valid:
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
     if all(all(example.answer) for example in [*examples, *valid]):

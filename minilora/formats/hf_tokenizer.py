@@ -64,9 +64,14 @@ def from_folder(folder, eos_token_id=None):
         if eos is None:
             raise InputError("it names no eos_token")
         templates = _templates(folder, settings)
-    template, for_tools = templates.get("default"), templates.get("tool_use")
     return PretrainedTokenizer(
-        backend, eos, special, template, settings | special, str(path), for_tools=for_tools
+        backend,
+        eos,
+        special,
+        templates.get("default"),
+        settings | special,
+        str(path),
+        for_tools=templates.get("tool_use"),
     )
 
 
@@ -165,8 +170,10 @@ def save(tokenizer, folder):
     template = tokenizer.chat_template
     settings = without(tokenizer.settings, "chat_template")
     if tokenizer.for_tools:
-        both = {"default": template, "tool_use": tokenizer.for_tools}
-        settings["chat_template"] = [{"name": n, "template": t} for n, t in both.items()]
+        settings["chat_template"] = [
+            {"name": "default", "template": template},
+            {"name": "tool_use", "template": tokenizer.for_tools},
+        ]
     elif template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_json(folder / "tokenizer_config.json", settings)

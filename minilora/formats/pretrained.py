@@ -181,8 +181,7 @@ def _leaf(path, where, w, scheme, block_size):
         return w
     if isinstance(w, np.ndarray):
         check_floats(where, w)
-        quantized = is_projection(path)
-        return quantize_leaf(path, w, scheme, block_size) if quantized else w
+        return quantize_leaf(path, w, scheme, block_size) if is_projection(path) else w
     if not is_projection(path):  # a quantized output head
         return kernels.ops.dense(w)
     stored = storage_of(w)
