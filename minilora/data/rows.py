@@ -117,6 +117,13 @@ def check_columns(columns, found, path):
 
 def check_row(row, where, columns=None):
     """Return `row` in one of the four forms; raise InputError if its keys are of none."""
+    try:
+        return _checked(row, where, columns)
+    except RecursionError:
+        raise InputError(f"{where}: lists and objects are nested too deeply") from None
+
+
+def _checked(row, where, columns):
     if not isinstance(row, dict):
         raise InputError(f"{where}: the row must be a JSON object")
     check_unicode(row, where)
