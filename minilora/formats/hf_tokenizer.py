@@ -25,6 +25,9 @@ NEUTRAL = (
     "use_fast", "vocab_file", "vocab_size",
 )  # fmt: skip
 
+# classes of transformers 5 that do not use the normalizer of tokenizer.json
+REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+
 
 def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""
@@ -47,6 +50,10 @@ def from_folder(folder, eos_token_id=None):
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
+    rebuilt = settings.get("tokenizer_class") in REBUILT and backend.normalizer is not None
+    unread = [f"tokenizer_class {settings['tokenizer_class']}"] if rebuilt else []
+    advice = "AutoTokenizer builds this class from the vocabulary, and may make other tokens"
+    warn_of_unread(config, unread, f"{advice}: PreTrainedTokenizerFast reads the file as it is")
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
         there = {"additional_special_tokens"} & settings.keys()  # transformers keeps these

@@ -138,6 +138,9 @@ def _place(name):
 def _folder(folder):
     """Return (ModelConfig, {path: Entry}, tokenizer, projections with a bias) of a folder."""
     config, biased = read_config(folder)
+    if (folder / "adapter_config.json").exists():
+        text = f"{folder} also has an adapter, which is not loaded with the base: load it, too"
+        warnings.warn(text, stacklevel=3)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         tokenizer = ByteTokenizer()
     else:
