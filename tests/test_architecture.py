@@ -70,13 +70,14 @@ def test_a_subpackage_imports_only_those_before_it():
 
 
 def test_no_function_has_more_than_seven_parameters():
-    """Only those that draw have more settings."""
+    """Only those that draw have more settings. numba gives an intrinsic its typing context."""
     for module in FILES.keys() - {"evaluation.plot"}:
         for node in ast.walk(ast.parse(FILES[module].read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.Lambda):
                 a = node.args
                 parameters = [*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg]
-                assert sum(map(bool, parameters)) <= 7, (module, node.lineno)
+                given = [a for a in parameters if a and a.arg != "typingctx"]
+                assert len(given) <= 7, (module, node.lineno)
 
 
 def test_the_core_is_closed():

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config import InputError
 from ..course import commands as course_commands
-from . import commands
+from . import commands, processes
 from .arguments import COURSE, Parser, check_line, flag, parse, parser
 from .loading import warn
 
@@ -36,7 +36,12 @@ def main(argv: list[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_: warn(with_flags(message))
             status = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
+        processes.finish()
         return status or 0
+    except SystemExit as end:
+        if not end.code:  # after --help
+            processes.finish()
+        raise
     except InputError as error:
         return report_error(error)
     except UnicodeDecodeError as error:
@@ -51,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RecursionError) as error:
         return report_error(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:
-        print(str(InputError(error)) or "interrupted", file=sys.stderr)
+        if processes.rank() == 0:
+            print(str(InputError(error)) or "interrupted", file=sys.stderr)
         return 128 + (received or [signal.SIGINT])[0]
     finally:
         if argv is None:  # no traceback between here and the end of the process
@@ -61,19 +67,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatch(argv):
     """Run the command that `argv` names; return the exit status, or None for 0."""
+    if processes.size() > 1 and argv[:1] != ["train"]:
+        raise InputError("only `minilora train` uses several processes: leave out mpiexec")
     if argv and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
         args = top.parse_args(argv)
         check_line(args, argv)
         return course_commands.run(args)
+    processes.communicator()  # first: MPI ends all processes if one of them fails
     args = parse(argv)
     return getattr(commands, args.command)(args)
 
 
 def report_error(error):
     """Print an error as one line on standard error; return the exit status."""
-    print(f"error: {with_flags(InputError(error))}", file=sys.stderr)
+    place = ""
+    if processes.rank():
+        # most errors are those of all processes: process 0 reports it, and mpiexec ends the others
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE)
+        place = f"process {processes.rank()}: "
+    print(f"error: {place}{with_flags(InputError(error))}", file=sys.stderr)
     return 2
 
 

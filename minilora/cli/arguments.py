@@ -203,7 +203,7 @@ def parser():
     """Return the argument parser of all commands."""
     top = Parser(prog="minilora", description="LoRA and QLoRA from scratch, in NumPy.")
     top.add_argument("--version", action="version", version=f"minilora {version('minilora')}")
-    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = top.add_subparsers(dest="command", required=True)
 
     def command(name, text):
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -296,6 +296,8 @@ def train_flags(sub):
         add(flag(f.name), TEXTS[f.name], default=f.default, **options)
     add("--epochs", "passes over the rows, instead of --iters", type=float)
     add("--save-every", "steps between checkpoints", type=positive, default=50)
+    text = "parts of a micro-batch, for processes or threads; default: one per thread; 4 in mpiexec"
+    add("--shards", text, type=positive)
     text = "the date that a chat template shows; default: today"
     add("--chat-date", text, type=iso_date, default=str(date.today()))
     add("--adapter-path", "folder of the run", default="adapters")

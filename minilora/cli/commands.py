@@ -44,8 +44,8 @@ def load_model(args, path, load=load):
         run = read_run(path)  # first: its error says how to repair the folder of a killed run
         loaded = load_with_adapter(path, base_of(path, args), load)
     else:
-        name, scheme = args.model or "tiny", args.quantize or "none"
-        loaded = LoadedModel(*load(name, scheme, args.block_size, True))
+        name = args.model or "tiny"
+        loaded = LoadedModel(*load(name, args.quantize or "none", args.block_size, True))
         run = run_settings(name), {}
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)
@@ -177,6 +177,7 @@ def print_answer(loaded, prompt, options):
     """Print the continuation of a prompt token by token; return its text."""
     tokenizer = loaded.tokenizer
     ids = []
+    text = ""
     printed = ""
     for token in generation.generate(loaded.adapters, loaded.model, prompt, **options):
         ids.append(token)
@@ -184,7 +185,6 @@ def print_answer(loaded, prompt, options):
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
             print(text[len(printed) :], end="", flush=True)
             printed = text
-    text = tokenizer.decode(ids)
     print(text[len(printed) :])
     return text
 

@@ -46,22 +46,15 @@ def read_split(name, split, loaded, pairs, train_config):
     limit = loaded.model.config.max_position_embeddings - num_virtual_tokens(loaded.adapter_config)
     # the last token of a row is only a target
     lengths = [len(example.tokens) - 1 for example in examples]
-    what = f"{split} rows" if split else "rows"
-    warn_of_long_texts(lengths, limit, what, f"cut them with --max-seq-length {limit + 1}")
-    return SplitData(rows, examples, left_out, cut, length)
-
-
-def warn_of_long_texts(lengths, limit, what, way_out):
-    """Warn if some texts have more tokens than `limit`, the model's max_position_embeddings.
-
-    lengths: of all texts, in tokens.
-    """
-    too_long = [length for length in lengths if length > limit]
+    too_long = [n for n in lengths if n > limit]
     if too_long:
+        what = f"{split} rows" if split else "rows"
         warn(
             f"{len(too_long)} of {len(lengths)} {what} are longer than the {limit} tokens that the "
-            f"model can read (max_position_embeddings); the longest has {max(too_long)}: {way_out}"
+            f"model can read (max_position_embeddings); the longest has {max(too_long)}: "
+            f"cut them with --max-seq-length {limit + 1}"
         )
+    return SplitData(rows, examples, left_out, cut, length)
 
 
 def columns_of(pairs):

@@ -25,8 +25,9 @@ from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
 from ..model import Model, Source
 from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
-from ..training import learning_rates
-from ..tree import arrays
+from ..training import MAX_PARALLEL_PARAMETERS, learning_rates
+from ..tree import arrays, num_parameters
+from . import processes
 from .arguments import as_toml, flag, number, toml_settings
 
 MERGED_RUN = "minilora_run.toml"
@@ -53,8 +54,9 @@ def base_line(model):
 
 
 def warn(text):
-    """Print a warning as one line on standard error."""
-    print(f"warning: {text}", file=sys.stderr)
+    """Print a warning as one line on standard error; of several processes, the first does it."""
+    if processes.rank() == 0:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def read_run(folder):
@@ -87,14 +89,13 @@ def run_settings(name):
 
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
-    run: tuple = ({}, {})
     if args.init_adapter:
         run = read_run(args.init_adapter)  # first: see `commands.load_model`
         base = args.model, args.quantize, args.block_size, args.compute_dtype
         if not args.resume:  # else, the settings of the run have them already
             base = base_of(args.init_adapter, args)
             args.model, args.quantize, args.block_size, args.compute_dtype = base
-        loaded = load_with_adapter(args.init_adapter, base)
+        loaded = load_with_adapter(args.init_adapter, base)._replace(run=run)
         args.method = method_name(loaded.adapter_config)
         if args.method == "p-tuning":
             raise InputError(
@@ -111,7 +112,7 @@ def load_for_training(args):
         what = "PEFT's files of DoRA and PiSSA cannot hold --also-train bias"
         raise InputError(f"{what}: choose norm or head")
     adapters = also_train(loaded.adapters, loaded.model.base, args.also_train)
-    return loaded._replace(adapters=adapters, run=run)
+    return loaded._replace(adapters=adapters)
 
 
 def base_of(folder, args):
@@ -171,14 +172,18 @@ def unused_settings(args, loaded, train_config, examples, valid):
             ("adam_beta1", "adam_beta2", "adam_eps"),
             "with --optimizer muon and only matrices to train",
         )
+    if train_config.batch_size == 1:
+        unused["shards"] = "with --batch-size 1"
+    if num_parameters(trained) > MAX_PARALLEL_PARAMETERS:
+        unused["shards"] = f"with more than {MAX_PARALLEL_PARAMETERS:,} trained parameters"
     if not valid:
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
     if all(all(example.answer) for example in [*examples, *valid]):
         unused |= dict.fromkeys(("mask_prompt", "chat_date"), "on rows without a prompt")
     if args.early_stopping_patience:
         unused["keep_best"] = "with --early-stopping-patience, which keeps the best adapter"
-    templates = [getattr(loaded.tokenizer, name, None) for name in ("chat_template", "for_tools")]
-    if "strftime_now" not in str(templates):
+    templates = f"{loaded.tokenizer.chat_template} {getattr(loaded.tokenizer, 'for_tools', None)}"
+    if "strftime_now" not in templates:
         unused["chat_date"] = "without a chat template that shows the date"
     for name, why in unused.items():
         if flag(name) in args.given:
@@ -223,12 +228,13 @@ def pattern(setting, values, as_number):
 def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
     starts_dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
-    scheme, block_size = ("none", None) if starts_dense else (args.quantize, args.block_size)
+    stored = args.quantize, args.block_size
+    scheme, block_size = ("none", None) if starts_dense else stored
     dense = starts_dense or args.method == "full"
     dtype = "float32" if dense else args.compute_dtype
     model, tokenizer = load(args.model, scheme, block_size, not dense, dtype)
-    stored = (args.quantize, args.block_size) if starts_dense else ()
-    adapters, model = get_peft_model(model, adapter_config, args.seed, *stored)
+    later = stored if starts_dense else ()
+    adapters, model = get_peft_model(model, adapter_config, args.seed, *later)
     model = with_compute_dtype(model, args.compute_dtype)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
 

@@ -34,7 +34,8 @@ from ..formats.checkpoint import CHECKPOINT, SETTINGS, save_state, write_adapter
 from ..formats.files import append, replace_text
 from ..generation import generate
 from ..training import start
-from . import run_folder
+from ..tree import arrays, named_leaves
+from . import processes, run_folder
 from .arguments import as_toml
 from .examples import TRAINED, SplitData, read_split, trained_rows, warn_of_common_rows
 from .loading import LoadedModel, base_line, load_for_training, unused_settings
@@ -42,8 +43,15 @@ from .loading import LoadedModel, base_line, load_for_training, unused_settings
 
 def fine_tune(args):
     """Run `minilora train`; with --quiet, print only warnings, errors and the last line."""
+    from threadpoolctl import threadpool_limits  # here: it sets an environment variable
+
     folder = Path(args.adapter_path)
-    with redirect_stdout(io.StringIO()) if args.quiet else nullcontext():
+    first = processes.rank() == 0
+    args.quiet |= not first
+    # the bits of a product can depend on the number of threads of BLAS
+    threads = 1 if args.shards or processes.size() else None
+    hidden = redirect_stdout(io.StringIO()) if args.quiet else nullcontext()
+    with hidden, threadpool_limits(threads, "blas"):
         job = prepare(args, folder)
         if args.dry_run:
             return
@@ -51,10 +59,12 @@ def fine_tune(args):
         # an interrupt during the import of matplotlib would break every later import of it
         import matplotlib.figure  # noqa: F401
 
-        with run_folder.lock(folder):
+        with run_folder.lock(folder) if first else nullcontext():
             state, history = run(job)
-            report(job, state, history)
-    print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
+            if first:
+                report(job, state, history)
+    if first:
+        print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
 
 
 class Job(NamedTuple):
@@ -83,12 +93,17 @@ def prepare(args, folder):
     examples = train_split.examples
     valid = valid_split.examples
     unused = unused_settings(args, loaded, train_config, examples, valid)
+    set_shards(args, train_config, unused)
     loop.check_packing(loaded.adapters, train_config)
     loop.check_held_out(valid, train_config)
     if args.epochs is not None:
         args.iters = steps_of_epochs(args.epochs, examples, train_config)
         train_config = replace(train_config, iters=args.iters)
     print(base_line(loaded.model))
+    comm = processes.communicator()
+    if args.shards and "shards" not in unused:
+        ops = processes.split(loaded.model.ops, args.shards, comm)
+        loaded = loaded._replace(model=loaded.model._replace(ops=ops))
     check_memory(loaded, examples, train_config)
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
@@ -99,8 +114,29 @@ def prepare(args, folder):
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
+    if comm:
+        settings = json.dumps(metadata).encode()
+        processes.check_same(comm, "other settings or files", settings, "give all the same")
     scored = loop.scored_part(valid, train_config)
     return Job(args, folder, train_config, loaded, examples, valid_split, scored, metadata)
+
+
+def set_shards(args, train_config, unused):
+    """Set the number of shards of a run of mpiexec; raise InputError if it is too small."""
+    started = processes.size()
+    if started and args.resume and args.shards is None:
+        raise InputError(
+            f"the run in {args.adapter_path} has no --shards, so its bits are those of one "
+            "process: resume it without mpiexec"
+        )
+    if started and args.shards is None:
+        args.shards = processes.SHARDS
+    shards = 1 if "shards" in unused else min(args.shards or 1, train_config.batch_size)
+    if started > shards:
+        raise InputError(
+            f"a micro-batch has {shards} shards for {started} processes: "
+            "start fewer processes, or raise `shards` and `batch_size`"
+        )
 
 
 def run(job):
@@ -115,25 +151,41 @@ def run(job):
         scores = held_out_scores(job, 0, job.loaded.adapters)
         writer.history.append(scores)  # the first point of the curve
         show(job, "before", job.loaded.adapters, scores)
+    check_same_state(state)
     steps = loop.run(
         state, job.loaded.model, job.examples, job.train_config, job.scored, args.quiet
     )
+    ends = True
     try:
         for state, records in steps:
             # the first statement, so that no Ctrl-C comes between the state and its records
             writer.history += records
             if state.step % args.save_every == 0 and state.step < args.iters:
+                check_same_state(state)
                 writer.save(state)
+        check_same_state(state)
     except KeyboardInterrupt:
+        # if one of several processes has ended, mpiexec leaves the others no time to save
+        ends = processes.communicator() is None
         way = f"continue with `minilora train --resume --adapter-path {job.folder}`"
-        if state.step == 0:
+        if (state.step if ends else writer.saved) == 0:
             way = "start the same command again"
         raise KeyboardInterrupt(f"interrupted: {way}") from None
     finally:
         steps.close()  # ends the progress bar
-        if state.step > 0:
+        if ends and state.step > 0:
             writer.end(state)
     return state, writer.history
+
+
+def check_same_state(state):
+    """Raise InputError unless all processes are at the same step with the same adapters."""
+    comm = processes.communicator()
+    if comm:
+        leaves = [w.tobytes() for _, w in named_leaves(arrays(state.adapters))]
+        way = "use one folder, and machines with the same processor and libraries"
+        data = b"".join([str(state.step).encode(), *leaves])
+        processes.check_same(comm, "another adapter", data, way)
 
 
 def report(job, state, history):
@@ -237,7 +289,9 @@ class RunWriter:
     digest: Any = field(default_factory=hashlib.sha256)  # of its bytes
 
     def save(self, state):
-        """Write a checkpoint, and the files that are derived from it."""
+        """Write a checkpoint, and the files that are derived from it; process 0 alone does it."""
+        if processes.rank() > 0:
+            return
         folder = self.job.folder
         args = self.job.args
         loaded = self.job.loaded
@@ -253,8 +307,7 @@ class RunWriter:
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         write_adapter(folder, state.kept, loaded.model, loaded.adapter_config, args.adapter_dtype)
         title = f"{Path(args.model).name} on {Path(args.data).name}"
-        kept = None if state.best.adapters is None else state.best.step
-        curve(folder / run_folder.CURVE, self.history, title, kept)
+        curve(folder / run_folder.CURVE, self.history, title, state.best.step)
         # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, as_toml(metadata["settings"]))
         self.size += len(new)

@@ -106,17 +106,18 @@ def check_same_run(folder, metadata):
                 "resume it with the same settings"
             )
     for name, value in metadata["digests"].items():
+        if value == then["digests"].get(name):
+            continue
         before = then["settings"].get(name)
-        if value != then["digests"].get(name) and settings[name] != before:
+        if settings[name] != before:
             raise InputError(
                 f"{flag(name)} is {settings[name]}, but the run in {folder} has {before}, and the "
                 f"contents differ: leave {flag(name)} out, or start a new run in another folder"
             )
-        if value != then["digests"].get(name):
-            raise InputError(
-                f"the files of {flag(name)} {settings[name]} have changed since the run started: "
-                "restore them, or start again with --overwrite"
-            )
+        raise InputError(
+            f"the files of {flag(name)} {settings[name]} have changed since the run started: "
+            "restore them, or start again with --overwrite"
+        )
 
 
 def resume(folder, metadata, start):

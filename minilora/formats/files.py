@@ -87,12 +87,17 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def sha256(path):
+    """Return the SHA-256 of the contents of a file, as an object of hashlib."""
+    with errors_in(path), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
 def digest(paths):
     """Return one SHA-256 of the contents of files, as hexadecimal digits."""
     whole = hashlib.sha256()
     for path in paths:
-        with errors_in(path), open(path, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        whole.update(sha256(path).digest())
     return whole.hexdigest()
 
 

@@ -26,20 +26,21 @@ HF_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-KEYS = {  # of the metadata, after "llama."
-    "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length",
-    "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
-    "num_key_value_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-    "rope_theta": "rope.freq_base",
-    "max_position_embeddings": "context_length",
-    "is_causal": "attention.causal",
+KEYS = {  # field of config.json: key of the metadata
+    "hidden_size": "llama.embedding_length",
+    "intermediate_size": "llama.feed_forward_length",
+    "num_hidden_layers": "llama.block_count",
+    "num_attention_heads": "llama.attention.head_count",
+    "num_key_value_heads": "llama.attention.head_count_kv",
+    "head_dim": "llama.attention.key_length",
+    "rope_theta": "llama.rope.freq_base",
+    "max_position_embeddings": "llama.context_length",
+    "is_causal": "llama.attention.causal",
 }
-ALSO_READ = ("attention.layer_norm_rms_epsilon", "rope.dimension_count")
+ALSO_READ = ("llama.attention.layer_norm_rms_epsilon", "llama.rope.dimension_count")
 SCALING = "llama.rope.scal"  # how the keys of a scaled rotation begin
-NEUTRAL = ("vocab_size", "attention.value_length")  # which the shapes of the tensors say, too
+# which the shapes of the tensors say, too
+NEUTRAL = ("llama.vocab_size", "llama.attention.value_length")
 
 
 def half_rotation_order(w, heads):
@@ -60,7 +61,7 @@ def read(path):
     metadata, entries = read_header(path)
     with errors_in(path):
         config = _config(metadata, tied="output.weight" not in entries)
-    known = {f"llama.{key}" for key in (*KEYS.values(), *ALSO_READ, *NEUTRAL)}
+    known = {*KEYS.values(), *ALSO_READ, *NEUTRAL}
     keys = (key for key, value in metadata.items() if value and key not in known)
     unread = [key for key in keys if key.startswith("llama.") and not key.startswith(SCALING)]
     warn_of_unread(path, unread, "If the model needs one, use llama.cpp")
@@ -97,8 +98,7 @@ def _config(metadata, tied):
         # without a type, llama.cpp divides the positions by the factor; 0 means no factor
         if key.startswith(SCALING) and value not in ("none", 0, 1):
             raise unsupported(f"{key} {value!r}")
-    values = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
-    raw = {name: value for name, value in values.items() if value is not None}
+    raw = {name: metadata[key] for name, key in KEYS.items() if key in metadata}
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     raw |= {
         "model_type": "llama",

@@ -64,8 +64,12 @@ def read_config(folder):
     raw = read_json(path)
     generation = read_json(folder / CONFIGS[1], {})
     with errors_in(path):
-        ends = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id")}
-        config = model_config(raw | {name: v for name, v in ends.items() if v is not None})
+        ends = {
+            name: generation[name]
+            for name in ("bos_token_id", "eos_token_id")
+            if generation.get(name) is not None
+        }
+        config = model_config(raw | ends)
         biased = {name for field in BIASES if raw.get(field) for name in BIASES[field]}
         method = mapping(raw, "quantization_config").get("quant_method", "bitsandbytes")
         if method != "bitsandbytes":

@@ -25,6 +25,9 @@ NEUTRAL = (
     "use_fast", "vocab_file", "vocab_size",
 )  # fmt: skip
 
+# classes of transformers 5 that do not use the normalizer of tokenizer.json
+REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+
 
 def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""
@@ -47,6 +50,10 @@ def from_folder(folder, eos_token_id=None):
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
+    rebuilt = settings.get("tokenizer_class") in REBUILT and backend.normalizer is not None
+    unread = [f"tokenizer_class {settings['tokenizer_class']}"] if rebuilt else []
+    advice = "AutoTokenizer builds this class from the vocabulary, and may make other tokens"
+    warn_of_unread(config, unread, f"{advice}: PreTrainedTokenizerFast reads the file as it is")
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
         there = {"additional_special_tokens"} & settings.keys()  # transformers keeps these
@@ -64,9 +71,14 @@ def from_folder(folder, eos_token_id=None):
         if eos is None:
             raise InputError("it names no eos_token")
         templates = _templates(folder, settings)
-    template, for_tools = templates.get("default"), templates.get("tool_use")
     return PretrainedTokenizer(
-        backend, eos, special, template, settings | special, str(path), for_tools=for_tools
+        backend,
+        eos,
+        special,
+        templates.get("default"),
+        settings | special,
+        str(path),
+        for_tools=templates.get("tool_use"),
     )
 
 
@@ -165,8 +177,10 @@ def save(tokenizer, folder):
     template = tokenizer.chat_template
     settings = without(tokenizer.settings, "chat_template")
     if tokenizer.for_tools:
-        both = {"default": template, "tool_use": tokenizer.for_tools}
-        settings["chat_template"] = [{"name": n, "template": t} for n, t in both.items()]
+        settings["chat_template"] = [
+            {"name": "default", "template": template},
+            {"name": "tool_use", "template": tokenizer.for_tools},
+        ]
     elif template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_json(folder / "tokenizer_config.json", settings)

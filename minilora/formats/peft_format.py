@@ -25,11 +25,8 @@ from .safetensors_file import check_names_and_shapes
 
 EMBEDDING = "model.embed_tokens.weight"
 PREFIX = "base_model.model."  # PEFT's wrapper, and the model of transformers in it
-# PEFT's names of the leaves of an adapted projection
-LEAVES = {
-    "lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "lora_B.bias",
-    "lora_magnitude_vector": "lora_magnitude_vector",
-}  # fmt: skip
+# PEFT's names of the leaves of an adapted projection, if it has other names
+LEAVES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "lora_B.bias"}
 
 
 def key(path):

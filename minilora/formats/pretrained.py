@@ -138,6 +138,9 @@ def _place(name):
 def _folder(folder):
     """Return (ModelConfig, {path: Entry}, tokenizer, projections with a bias) of a folder."""
     config, biased = read_config(folder)
+    if (folder / "adapter_config.json").exists():
+        text = f"{folder} also has an adapter, which is not loaded with the base: load it, too"
+        warnings.warn(text, stacklevel=3)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         tokenizer = ByteTokenizer()
     else:
@@ -181,8 +184,7 @@ def _leaf(path, where, w, scheme, block_size):
         return w
     if isinstance(w, np.ndarray):
         check_floats(where, w)
-        quantized = is_projection(path)
-        return quantize_leaf(path, w, scheme, block_size) if quantized else w
+        return quantize_leaf(path, w, scheme, block_size) if is_projection(path) else w
     if not is_projection(path):  # a quantized output head
         return kernels.ops.dense(w)
     stored = storage_of(w)

@@ -24,7 +24,7 @@ from ..quant.low_precision import GGUF_BLOCK_SIZE, LowPrecision
 from ..rounding import from_bfloat16, to_bfloat16
 from .files import check_start, errors_in, parse_object
 
-FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
+FLOATS: dict = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 BLOCKS = {
     "Q4_0": np.dtype([("d", "<f2"), ("q", "u1", GGUF_BLOCK_SIZE // 2)]),
     "Q4_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", GGUF_BLOCK_SIZE // 2)]),

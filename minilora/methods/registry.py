@@ -84,9 +84,9 @@ def get_peft_model(
     rng = np.random.default_rng(rng)
     if isinstance(adapter_config, LoraConfig):
         lora.check_patterns(model.base, adapter_config)
-    if getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS:
-        stored = scheme or "none", block_size
-        return AdaptedModel(*initializers.init(model, adapter_config, rng, *stored))
+        if adapter_config.init_lora_weights in INITIALIZERS:
+            scheme = scheme or "none"
+            return AdaptedModel(*initializers.init(model, adapter_config, rng, scheme, block_size))
     initializers.refuse_storage(scheme, block_size)
     name = method_name(adapter_config)
     if name not in METHODS:

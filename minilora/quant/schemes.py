@@ -6,6 +6,7 @@ full precision). These stay in the type of their file: see `low_precision.py`.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..config import ALL_LINEAR, POSITIVE_INT, InputError, check_setting, names_
 from ..double_quant import DoubleQuantized
 from ..model import Model
 from ..rounding import to_bfloat16
-from ..tree import flatten, named_leaves, unflatten
+from ..tree import flatten, named_leaves, tree_map, unflatten
 from . import int8
 from .low_precision import LowPrecision
 
@@ -100,9 +101,8 @@ def with_compute_dtype(model: Model, dtype: str) -> Model:
     bfloat16: both operands of a product are rounded to it, and the sums are in float32. Dense
     matrices are then stored in bfloat16, too, as PyTorch does with `dtype=torch.bfloat16`.
     """
-    leaves = {path: leaf_in(w, dtype) for path, w in flatten(model.base).items()}
-    source = model.source._replace(compute_dtype=dtype)
-    return model._replace(base=unflatten(leaves), source=source)
+    base = tree_map(partial(leaf_in, dtype=dtype), model.base)
+    return model._replace(base=base, source=model.source._replace(compute_dtype=dtype))
 
 
 def leaf_in(w, dtype):

@@ -39,7 +39,7 @@ VALUES = {
     "loraplus_lr_ratio": (4.0, 16.0), "adapter_dtype": ("bfloat16", "float16"),
     "mask_prompt": (True, False), "packing": (True, False), "gradient_checkpointing": (True, False),
     "steps_per_eval": (1, 3), "val_batches": (1, 3), "early_stopping_patience": (1, 2),
-    "keep_best": (True, False), "seed": (3, 4), "save_every": (1, 3),
+    "keep_best": (True, False), "seed": (3, 4), "save_every": (1, 3), "shards": (2, 1),
     "chat_date": ("2001-02-03", "2002-02-03"), "adapter_path": ("{run}", "elsewhere"),
     "init_adapter": ("{adapter}", "{adapter}"), "plain": (True, False), "quiet": (True, True),
     "dry_run": (True, True),

@@ -187,6 +187,8 @@ def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     ("rows.json", '[\n{"text": "a"},\n{"text": }]', ": not a JSON list of rows: .* line 3 column"),
     ("rows.json", b'[{"text":\n"\xff"}]', ", line 2: not UTF-8"),
     ("rows.json", '[{"text": "a"}, {"txt": "a"}]', r", row 2: the keys are \['txt'\]"),
+    ("deep.jsonl", '{"messages": [], "tools": [{"a": %s}]}' % ("[" * 700 + "]" * 700),
+     ", line 1: .* nested too deeply"),
     ("rows.csv", "text,id,text\na,1,b\n", ", line 1: 2 columns are named 'text'"),
     ("rows.tsv", "text\na\n", r": a \.tsv file is not read as rows: save the table as \.csv"),
     ("rows.txt", "Once upon a time\n", r": a \.txt file is not read as rows: .* of a \.jsonl file"),

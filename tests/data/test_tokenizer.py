@@ -173,6 +173,21 @@ def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     assert [str(w.message) for w in recwarn] == [f"{path}: not read: {n}. {ends}" for n in named]
 
 
+def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn):
+    """It drops the normalizer of tokenizer.json, so a SentencePiece file gives other tokens."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"})
+    )
+    file = folder / "tokenizer.json"
+    normalizer = {"type": "Prepend", "prepend": "▁"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
+    from_folder(folder)
+    assert [str(w.message).split(". ")[0] for w in recwarn] == [
+        f"{path}: not read: tokenizer_class LlamaTokenizer"
+    ]
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("tokenizer.json", None, "has no tokenizer.json"),
     ("tokenizer_config.json", "{}", "names no eos_token"),

@@ -44,7 +44,8 @@ def kept_by_a_step(adapters, model):
     "name", ["q and v", *(n for n in METHODS if n not in ("head", "p-tuning", "prefix"))]
 )
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
-    model, config = fast_model(CONFIG), MethodConfig(name, num_virtual_tokens=1, vera_r=64)
+    sizes = {"prompt": {"num_virtual_tokens": 1}, "vera": {"vera_r": 64}}
+    model, config = fast_model(CONFIG), MethodConfig(name, **sizes.get(name, {}))
     if name in ("q and v", "lora", "dora"):
         targets = ("q_proj", "v_proj") if name == "q and v" else ALL_LINEAR
         config = LoraConfig(target_modules=targets, use_dora=name == "dora")

@@ -7,6 +7,7 @@ import pytest
 
 from minilora.config import InputError
 from minilora.formats import fetch
+from minilora.formats.files import sha256
 from minilora.formats.pretrained import load
 
 WHEEL = "toy-1-py3-none-any.whl"
@@ -30,7 +31,7 @@ def toy(monkeypatch, tmp_path):
     with zipfile.ZipFile(tmp_path / WHEEL, "w") as file:
         file.writestr("toy/toy.gguf", "GGUF and so on")
     (tmp_path / "toy.gguf").write_text("GGUF and so on")
-    shas = (fetch._sha256(tmp_path / WHEEL), fetch._sha256(tmp_path / "toy.gguf"))
+    shas = [sha256(tmp_path / name).hexdigest() for name in (WHEEL, "toy.gguf")]
     monkeypatch.setitem(fetch.MODELS, "toy", fetch.Model("toy==1", "toy/toy.gguf", *shas, "a/toy"))
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
     return tmp_path

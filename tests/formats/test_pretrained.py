@@ -127,6 +127,9 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     save_quantized(tmp_path / "quantized", model, back)
     texts = {(tmp_path / n / "generation_config.json").read_text() for n in ("out", "quantized")}
     assert len(texts) == 1 and json.loads(texts.pop()) == model.config.generation_config
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="also has an adapter, which is not loaded"):
+        load(tmp_path / "out")
     save_pretrained(tmp_path / "none", Model(CONFIG, unflatten(leaves())))
     assert not (tmp_path / "none" / "generation_config.json").exists()
 

@@ -63,4 +63,3 @@ def test_training_after_an_interrupt_gives_the_bits_of_a_fresh_process(rng, trie
         command, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 0  # some came in time

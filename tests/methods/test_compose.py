@@ -23,7 +23,7 @@ from models import (
 
 import minilora
 from minilora import layers
-from minilora.config import ALL_LINEAR, InputError, LoraConfig
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.evaluation.memory import nbytes
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.kernels import fused
@@ -262,6 +262,14 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
         (
             r"q_proj\.rows_A.* cannot be merged",
             lambda: minilora.merge(several.per_row(three(MODEL), [0, 1]), MODEL),
+        ),
+        (
+            "`per_row` cannot be trained",
+            lambda: minilora.start(several.per_row(three(MODEL), [0, 1]), TrainConfig()),
+        ),
+        (
+            "`per_row` are for one batch",
+            lambda: minilora.evaluate(several.per_row(three(MODEL), [0, 1]), MODEL, []),
         ),
         ("`rows` has -1: .* 0 to 2", lambda: several.per_row(three(MODEL), [0, -1])),
         ("`rows` has 3: .* 0 to 2", lambda: several.per_row(three(MODEL), [3])),

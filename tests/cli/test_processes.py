@@ -1,0 +1,303 @@
+"""`mpiexec -n N minilora train`: the bits of one process, one writer, one line for an error.
+
+Without MPI: threads are the processes, and `Comm` is what they share. tests/peers has MPI itself.
+"""
+
+import json
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from models import TINY, adapted, fast_model, fingerprint, random_examples, random_model
+from small_run import at, contents, error_of, files, run, train
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from minilora import cli, kernels, layers
+from minilora.batching import Example
+from minilora.cli import processes
+from minilora.cli.loading import load_for_training
+from minilora.cli.run import RunWriter
+from minilora.config import InputError, TrainConfig
+from minilora.formats.checkpoint import CHECKPOINT
+from minilora.kernels import threads
+from minilora.training import gradient_at, start, steps
+
+CONFIG = TrainConfig(iters=2, batch_size=5, grad_accumulation_steps=2, learning_rate=0.02, seed=3)
+
+
+class Comm:
+    """The communicator of one of several threads; `shared` has a barrier and their arrays."""
+
+    def __init__(self, rank, size, shared):
+        self.rank, self.size, self.shared = rank, size, shared
+
+    def Get_rank(self):
+        return self.rank
+
+    def Get_size(self):
+        return self.size
+
+    def Iallgather(self, sent, received):
+        return self.Iallgatherv(sent, [received, [sent.nbytes] * self.size])
+
+    def Iallgatherv(self, sent, received):
+        buffer, counts = received
+        assert sent.nbytes == counts[self.rank]
+        self.shared.arrays[self.rank] = sent
+        self.shared.barrier.wait(60)
+        buffer.ravel()[:] = np.concatenate(self.shared.arrays)
+        self.shared.barrier.wait(60)
+        tests = iter([False, True])
+        return SimpleNamespace(Test=lambda: next(tests))
+
+
+def in_processes(size, function):
+    """Return [function(comm), …] of so many threads, which are the processes."""
+    shared = SimpleNamespace(barrier=threading.Barrier(size), arrays=[None] * size)
+    with ThreadPoolExecutor(size) as pool:
+        return [*pool.map(function, [Comm(rank, size, shared) for rank in range(size)])]
+
+
+@pytest.mark.parametrize(
+    ("ops", "shards", "sizes"),
+    [(layers, 3, [2]), (kernels.ops, 1, [2]), (kernels.ops, 4, [2, 3, 5]), (kernels.ops, 9, [4])],
+)
+def test_the_bits_depend_on_the_shards_and_not_on_the_processes(ops, shards, sizes, monkeypatch):
+    """With more processes than shards or rows, some processes have no shard."""
+    adapters, model = adapted(random_model(TINY, ops=ops), lora_dropout=0.3)
+    examples = random_examples(TINY, 12, seed=1)
+
+    def trained(shards, comm=None):
+        ops = processes.split(model.ops, shards, comm)
+        ends = steps(start(adapters, CONFIG), model._replace(ops=ops), examples, CONFIG)
+        return [(fingerprint(state._asdict()), record["loss"]) for state, record in ends]
+
+    alone = trained(shards)
+    for size in sizes:
+        assert in_processes(size, partial(trained, shards)) == [alone] * size
+    monkeypatch.setattr(threads, "THREADS", 4)
+    assert trained(shards) == alone
+    assert trained(2) != alone  # the sum is rounded in another order
+
+
+def test_each_process_computes_its_own_shards_alone():
+    seen = {}
+
+    def compute(comm):
+        def of_shard(shard):
+            seen.setdefault(comm.rank, []).append(shard)
+            return 2 * shard, 0.1 * shard, {"a": {"b": np.float32([[shard], [1]])}}
+
+        return processes.gather(comm, map, of_shard, [*range(1, 8)])
+
+    found = in_processes(3, compute)
+    assert seen == {0: [1, 2], 1: [3, 4], 2: [5, 6, 7]}
+    expected = [(2 * n, 0.1 * n, [[n], [1]]) for n in range(1, 8)]
+    for parts in found:
+        assert [(n, loss, grads["a"]["b"].tolist()) for n, loss, grads in parts] == expected
+
+
+def test_rows_without_a_target_in_several_processes():
+    """All shards of the first micro-batch are left out, and all but one of the second."""
+    adapters, model = adapted(fast_model())
+    tokens, mask = random_examples(TINY, 1, seed=1)[0][:2]
+    rows = [[Example([1, 2], [1, 0])]] * 9 + [[Example(tokens, mask)]]
+
+    def gradient(comm=None):
+        found = model._replace(ops=processes.split(model.ops, 4, comm))
+        loss, grads, _ = gradient_at(adapters, found, rows, 0, CONFIG)
+        return loss, fingerprint(grads)
+
+    assert in_processes(2, gradient) == [gradient()] * 2
+
+
+def test_processes_that_differ_end_with_one_error_in_all_of_them():
+    def check(comm, *what):
+        try:
+            processes.check_same(comm, "other rows", what[comm.rank], "give all the same")
+        except InputError as error:
+            return str(error)
+
+    assert in_processes(2, lambda comm: check(comm, b"x", b"x")) == [None] * 2
+    line = "process 2 has other rows than process 0: give all the same"
+    assert in_processes(3, lambda comm: check(comm, b"x", b"x", b"y")) == [line] * 3
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Return a function that makes this process one of several."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    forget = processes.communicator.cache_clear
+    forget()
+
+    def start(size, rank=0, prefix="OMPI_COMM_WORLD_"):
+        monkeypatch.setenv(f"{prefix}SIZE", str(size))
+        monkeypatch.setenv(f"{prefix}RANK", str(rank))
+
+    yield start
+    forget()
+
+
+@pytest.fixture
+def with_comm(started, monkeypatch):
+    """Return a function that makes this process one of several, which compute the same."""
+
+    def start(size, rank=0):
+        started(size, rank)
+        comm = Comm(rank, size, None)
+        monkeypatch.setattr(processes, "communicator", lambda: comm)
+        monkeypatch.setattr(processes, "finish", lambda: None)
+        monkeypatch.setattr(processes, "check_same", lambda *_: None)
+        monkeypatch.setattr(processes, "gather", lambda comm, compute, f, shards: map(f, shards))
+
+    return start
+
+
+@pytest.mark.parametrize("prefix", ["OMPI_COMM_WORLD_", "PMI_"])
+def test_several_processes_without_mpi4py_are_one_line_and_train_nothing(
+    prefix, base, data, out, started, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    started(4, 0, prefix)
+    error = error_of(capsys, train(base, data, out))
+    assert "mpiexec started 4 processes, but mpi4py cannot be imported" in error
+    assert "pip install 'minilora[mpi]'" in error
+    started(4, 3, prefix)
+    with pytest.raises(SystemExit):
+        train(base, data, out)
+    assert capsys.readouterr().err == "" and not out.exists()
+    started(1, 0, prefix)
+    assert train(base, data, out) == 0
+
+
+def test_an_mpiexec_of_another_mpi_is_an_error(base, data, out, started, monkeypatch, capsys):
+    alone = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))
+    mpi4py = SimpleNamespace(MPI=alone, rc=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
+    started(2)
+    assert "but mpi4py sees 1: use the mpiexec of" in error_of(capsys, train(base, data, out))
+    assert not out.exists() and mpi4py.rc.finalize is False
+
+
+def test_process_0_alone_writes_and_prints(base, data, out, tmp_path, with_comm, capsys):
+    words = "--batch-size 5 --keep-best --grad-accumulation-steps 1"
+    assert train(base, data, tmp_path / "run", words, "--shards 4") == 0
+    expected = contents(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "alone")
+    with_comm(2, 1)
+    capsys.readouterr()
+    assert train(base, data, out, words, "--val-batches 99") == 0
+    assert capsys.readouterr() == ("", "") and not out.exists()
+    with_comm(2, 0)
+    assert train(base, data, out, words) == 0
+    assert "written to" in capsys.readouterr().out
+    assert contents(out) == expected
+
+
+def test_with_shards_blas_has_one_thread(base, data, out, monkeypatch):
+    """With two, it may add the terms of a product in another order."""
+    seen = []
+
+    def spying(*args):
+        seen.append({info["num_threads"] for info in threadpool_info() if "blas" in info.values()})
+        return load_for_training(*args)
+
+    monkeypatch.setattr("minilora.cli.run.load_for_training", spying)
+    with threadpool_limits(2, "blas"):
+        for flags in ("--shards 2", "--overwrite"):
+            assert train(base, data, out, flags) == 0
+    assert seen == [{1}, {2}]
+
+
+def test_an_error_of_another_process_names_it(base, data, out, with_comm, capsys):
+    with_comm(2, 1)
+    line = error_of(capsys, train(base, data, out, "--lora-r 0"))
+    assert line.startswith("error: process 1: --lora-r must be")
+
+
+LINES = {  # flags in two processes: the error
+    "--batch-size 1": "a micro-batch has 1 shards for 2 processes",
+    "--batch-size 1 --shards 4": "--shards has no effect with --batch-size 1",
+    "--batch-size 4 --shards 1": "start fewer processes, or raise --shards and --batch-size",
+    "--shards 0": "--shards: must be a whole number from 1",
+}
+
+
+@pytest.mark.parametrize("flags", LINES)
+def test_a_process_without_work_is_refused(flags, base, data, out, with_comm, capsys):
+    with_comm(2)
+    assert LINES[flags] in error_of(capsys, train(base, data, out, flags))
+    assert not out.exists()
+
+
+def test_shards_are_refused_if_the_gradient_is_too_large(base, data, out, monkeypatch, capsys):
+    monkeypatch.setattr("minilora.cli.loading.MAX_PARALLEL_PARAMETERS", 99)
+    line = error_of(capsys, train(base, data, out, "--shards 2"))
+    assert "--shards has no effect with more than 99 trained parameters" in line
+    assert train(base, data, out, "--dry-run") == 0
+
+
+def test_a_run_is_resumed_with_its_shards_by_any_number_of_processes(
+    base, data, out, with_comm, capsys
+):
+    assert train(base, data, out) == 0
+    with_comm(2)
+    capsys.readouterr()
+    assert "has no --shards" in error_of(capsys, run("train --resume --iters 6", *at(out)))
+    assert train(base, data, out, "--overwrite") == 0
+    assert run("train --resume --iters 6", *at(out)) == 0
+    with_comm(1)
+    before = files(out)
+    assert run("train --resume", *at(out)) == 0 and files(out) == before
+    assert "shards = 4" in (out / "train_config.toml").read_text()
+
+
+def test_one_of_several_processes_does_not_save_when_it_is_interrupted(
+    base, data, out, with_comm, monkeypatch, capsys
+):
+    """Mpiexec kills it soon after: it has the time for one line."""
+    with_comm(2)
+    for steps_before, way in ((1, "start the same command again"), (3, "--resume --adapter-path")):
+        calls = iter(range(steps_before))
+
+        def interrupted(*args, calls=calls):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return gradient_at(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("minilora.training.gradient_at", interrupted)
+            assert train(base, data, out) == 130
+        assert capsys.readouterr().err.count(way) == 1
+        assert (out / CHECKPOINT).exists() == (steps_before == 3)
+    with_comm(2, 1)
+    monkeypatch.setattr("minilora.training.gradient_at", interrupted)
+    assert run("train --resume", *at(out)) == 130 and capsys.readouterr().err == ""
+
+
+def test_all_processes_are_compared_before_the_first_step_and_before_each_save(
+    base, data, out, with_comm, monkeypatch
+):
+    with_comm(2)
+    seen, save = [], RunWriter.save
+    monkeypatch.setattr(processes, "check_same", lambda comm, what, bytes, way: seen.append(bytes))
+    monkeypatch.setattr(RunWriter, "save", lambda *args: seen.append("save") or save(*args))
+    assert train(base, data, out) == 0
+    facts, first, second, *rest = seen
+    assert json.loads(facts)["settings"]["shards"] == 4
+    assert first[:1] == b"0" and second[:1] == b"2" and first[1:] != second[1:]
+    assert rest[0] == rest[2] == "save" and rest[1][:1] == b"4"
+
+
+@pytest.mark.parametrize("words", ["evaluate", "merge --out x", "learn list"])
+def test_only_train_uses_several_processes(words, started, capsys):
+    started(2)
+    assert "only `minilora train` uses several" in error_of(capsys, cli.main(words.split()))
