@@ -31,7 +31,7 @@ from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
 from minilora.methods import dora
-from minilora.methods.method import SIZES, MethodConfig
+from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS
 from minilora.tree import flatten, get, set_leaf
 
@@ -233,7 +233,8 @@ def our_adapter(name, model):
             target_modules=ALL_LINEAR, use_dora=name == "dora", init_lora_weights=start
         )
     else:
-        config = MethodConfig(name, **dict.fromkeys(SIZES, 5))
+        size = METHODS[name].size
+        config = MethodConfig(name, **({size: 5} if size else {}))
     adapters, model = minilora.get_peft_model(model, config, rng)
     change = moved(adapters, lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"))
     return change, model, config
