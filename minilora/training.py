@@ -67,13 +67,11 @@ class State(NamedTuple):
 def start(adapters: Tree, train_config: TrainConfig) -> State:
     """Return the state before the first step; the adapters are rounded to `adapter_dtype`.
 
-    Raises InputError if there are no trained parameters, or if they are of `per_row`. Warns if
-    rounding undoes most steps of a leaf.
+    Raises InputError if there are no trained parameters. Warns if rounding undoes most steps of a
+    leaf.
     """
     if not arrays(adapters):
         raise InputError("the adapter has no parameters to train: create it with get_peft_model")
-    if any(path.endswith(".rows_A") for path, _ in named_leaves(adapters)):
-        raise InputError("adapters of `per_row` cannot be trained: train each adapter alone")
     dtype = train_config.adapter_dtype
     trained = round_to(arrays(adapters), dtype)
     for path, w in named_leaves(trained):

@@ -14,6 +14,7 @@ from ..batching import Example
 from ..config import InputError, TrainConfig
 from ..data.packing import pack_examples
 from ..layers import virtual_tokens
+from ..methods import several
 from ..model import Model
 from ..optim import get_lr
 from ..training import Best, State, train_step
@@ -43,6 +44,7 @@ def run(
     and the examples do not, or if a setting needs held-out rows and `valid` is empty. It warns of
     too few evaluations for early stopping or `keep_best`, and of steps that repeat rows.
     """
+    several.check_any_order(state.adapters)
     check_packing(state.adapters, train_config)
     check_held_out(valid, train_config)
     valid = scored_part(valid, train_config)

@@ -11,8 +11,9 @@ import numpy as np
 
 from ..batching import Example, collate, token_array
 from ..config import InputError
+from ..methods import several
 from ..model import Model, hidden_states, logits, with_adapters
-from ..tree import Tree, named_leaves
+from ..tree import Tree
 
 TOKENS = 4096  # per batch
 LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
@@ -31,8 +32,7 @@ def evaluate(
     InputError if there are no targets.
     """
     check_examples("examples", examples, model.config.vocab_size)
-    if any(path.endswith(".rows_A") for path, _ in named_leaves(adapters)):
-        raise InputError("adapters of `per_row` are for one batch: evaluate each adapter alone")
+    several.check_any_order(adapters)
     scored = [example for example in examples if any(example.mask[1:])]
     if not scored:
         raise InputError(

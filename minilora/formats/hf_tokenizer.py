@@ -27,6 +27,10 @@ NEUTRAL = (
 
 # classes of transformers 5 that do not use the normalizer of tokenizer.json
 REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
+REBUILT_ADVICE = (
+    "AutoTokenizer builds this class from the vocabulary, and may make other tokens: "
+    "PreTrainedTokenizerFast reads the file as it is"
+)
 
 
 def from_folder(folder, eos_token_id=None):
@@ -50,10 +54,8 @@ def from_folder(folder, eos_token_id=None):
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
-    rebuilt = settings.get("tokenizer_class") in REBUILT and backend.normalizer is not None
-    unread = [f"tokenizer_class {settings['tokenizer_class']}"] if rebuilt else []
-    advice = "AutoTokenizer builds this class from the vocabulary, and may make other tokens"
-    warn_of_unread(config, unread, f"{advice}: PreTrainedTokenizerFast reads the file as it is")
+    if backend.normalizer:
+        warn_of_unread(config, rebuilt_class(settings), REBUILT_ADVICE)
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
         there = {"additional_special_tokens"} & settings.keys()  # transformers keeps these
@@ -80,6 +82,12 @@ def from_folder(folder, eos_token_id=None):
         str(path),
         for_tools=templates.get("tool_use"),
     )
+
+
+def rebuilt_class(settings):
+    """Return the name of the tokenizer's class, in a list, if it is one of REBUILT; else []."""
+    name = settings.get("tokenizer_class")
+    return [f"tokenizer_class {name}"] if name in REBUILT else []
 
 
 def unread_settings(settings):

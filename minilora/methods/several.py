@@ -59,6 +59,12 @@ def per_row(adapters, rows):
     return batch
 
 
+def check_any_order(adapters):
+    """Raise InputError for adapters of `per_row`: training and evaluation order the rows anew."""
+    if any(path.endswith(ROWS) for path, _ in named_leaves(adapters)):
+        raise InputError("adapters of `per_row` are for one batch: give each adapter alone")
+
+
 def factors(adapters):
     """Return {path: [(number, scaling, A, B) of each adapter on it]}."""
     found: dict = {}

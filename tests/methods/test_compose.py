@@ -264,8 +264,8 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
             lambda: minilora.merge(several.per_row(three(MODEL), [0, 1]), MODEL),
         ),
         (
-            "`per_row` cannot be trained",
-            lambda: minilora.start(several.per_row(three(MODEL), [0, 1]), TrainConfig()),
+            "`per_row` are for one batch",
+            lambda: minilora.train(several.per_row(three(MODEL), [0]), MODEL, [], TrainConfig()),
         ),
         (
             "`per_row` are for one batch",
