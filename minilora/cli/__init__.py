@@ -14,9 +14,9 @@ from typing import Any
 
 from ..config import InputError
 from ..course import commands as course_commands
+from ..data.rows import warn
 from . import commands, processes
 from .arguments import COURSE, Parser, check_line, flag, parse, parser
-from .loading import warn
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import generation, lora
 from ..config import INITIALIZERS, InputError, LoraConfig
+from ..data.rows import warn
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
 from ..formats.checkpoint import UnfitAdapter, changes_base, read_source
@@ -31,7 +32,6 @@ from .loading import (
     load_with_adapter,
     read_run,
     run_settings,
-    warn,
 )
 from .run import fine_tune, print_size
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError, TrainConfig
-from ..data.rows import encode_usable, existing_split, load_rows, read_rows, row_content
+from ..data.rows import encode_usable, existing_split, load_rows, read_rows, row_content, warn
 from ..data.tasks import BUILTIN
 from ..formats.files import errors_in
 from ..methods.registry import num_virtual_tokens
 from .arguments import parse
-from .loading import read_run, run_settings, warn
+from .loading import read_run, run_settings
 from .stored_paths import digest
 
 

@@ -1,7 +1,6 @@
 """Load a base and an adapter, for a new run or from the folder of an earlier run."""
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,6 @@ from ..model import Model, Source
 from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
 from ..training import MAX_PARALLEL_PARAMETERS, learning_rates
 from ..tree import arrays, num_parameters
-from . import processes
 from .arguments import as_toml, flag, number, toml_settings
 
 MERGED_RUN = "minilora_run.toml"
@@ -51,12 +49,6 @@ def base_line(model):
         if model.ops is not kernels.ops or not kernels.HAS_BFLOAT16:
             line += " without its instruction, which takes longer than float32"
     return line
-
-
-def warn(text):
-    """Print a warning as one line on standard error; of several processes, the first does it."""
-    if processes.rank() == 0:
-        print(f"warning: {text}", file=sys.stderr)
 
 
 def read_run(folder):

@@ -17,7 +17,7 @@ import io
 import json
 import math
 import os
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -51,7 +51,9 @@ def fine_tune(args):
     # the bits of a product can depend on the number of threads of BLAS
     threads = 1 if args.shards or processes.size() else None
     hidden = redirect_stdout(io.StringIO()) if args.quiet else nullcontext()
-    with hidden, threadpool_limits(threads, "blas"):
+    # the warnings are those of all processes
+    silent = nullcontext() if first else redirect_stderr(io.StringIO())
+    with hidden, silent, threadpool_limits(threads, "blas"):
         job = prepare(args, folder)
         if args.dry_run:
             return
