@@ -40,11 +40,11 @@ def started(processes, *words):
 
 
 def train(folder, processes, *words):
-    """Run `minilora train` to its end in `folder`; return what it printed."""
+    """Run `minilora train` to its end in `folder`; return what it printed, warnings included."""
     process = started(processes, "minilora", "train", "--adapter-path", folder / "run", *words)
     printed, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    return printed
+    return printed + said
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,15 @@ def flags(tmp_path_factory):
 
 
 def test_one_two_and_four_processes_write_the_same_bytes(flags, tmp_path):
-    flags = *flags, *FEW_STEPS.split()
-    train(tmp_path, 0, *flags, "--shards", 4)
+    flags = *flags, *FEW_STEPS.split(), "--max-seq-length", 4
+    warning = "rows are cut to `max_seq_length` 4"
+    assert train(tmp_path, 0, *flags, "--shards", 4).count(warning) == 2  # of training and held out
     expected = contents(tmp_path / "run")
     for processes in (1, 2, 4):
         shutil.rmtree(tmp_path / "run")
         printed = train(tmp_path, processes, *flags)
-        assert printed.count("written to") == 1 and contents(tmp_path / "run") == expected
+        assert printed.count("written to") == 1 and printed.count(warning) == 2
+        assert contents(tmp_path / "run") == expected
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no list of processes")
