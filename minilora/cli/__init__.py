@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 from typing import Any
@@ -108,9 +109,9 @@ PATIENCE = 10  # seconds
 def interrupt_once():
     """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore later ones for a while.
 
-    In this time the run ends. After it, a signal raises again: Python drops an exception that is
-    raised while it frees an object, so the first one can be lost. Returns a list, to which the
-    signals that raise are added.
+    In this time the run ends; after it, a signal raises again. Python drops an exception that is
+    raised while it frees an object: the signal is then repeated at once. Returns a list, to which
+    the signals that raise are added.
     """
     received: list = []
     last = -math.inf
@@ -128,6 +129,18 @@ def interrupt_once():
         handler: Any = signal.getsignal(signal.SIGINT)  # for a while, that of `kernels.threads`
         handler(number, frame)
 
+    def dropped(unraisable):
+        if unraisable.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, repeat).start()  # this function is still inside of the object
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    def repeat():
+        nonlocal last
+        last = -math.inf
+        os.kill(os.getpid(), received[-1])
+
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, terminate)
+    sys.unraisablehook = dropped
     return received

@@ -148,23 +148,41 @@ def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
 # ----------------------------------------------------------------------------------- interrupts
 
 
-def test_a_signal_whose_exception_was_lost_can_be_repeated(monkeypatch):
-    """Python drops an exception that is raised in a `__del__`."""
+@pytest.fixture
+def received(monkeypatch):
+    """The signals that raised, of a process in which the command line runs."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield cli.interrupt_once()
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def test_further_signals_are_ignored_while_the_run_ends(received, monkeypatch):
     clock = iter((0.0, cli.PATIENCE / 2, cli.PATIENCE, cli.PATIENCE + 1))
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        received = cli.interrupt_once()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)  # while the run ends
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    signal.raise_signal(signal.SIGINT)
     assert received == [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_python_drops_is_repeated(received, capsys, number):
+    """Python drops an exception that is raised in a `__del__` or in a callback of weakref."""
+
+    class Held:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        Held()  # freed at once
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert received == [number, number] and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
