@@ -173,7 +173,9 @@ def selected(field: str, names: str | Sequence[str], base: Tree) -> set[str]:
         fits = matches if isinstance(names, str) else names_module
         matching = {path for path in paths if fits(name, path)}
         if not matching:
-            a_list = f"give a list of {', '.join(ALL_LINEAR)}, or all-linear"
+            a_list = f"give a list of {', '.join(ALL_LINEAR)}"
+            if field == "target_modules":
+                a_list += ", or all-linear"
             advice = f"{a_list}, or an expression for whole paths, such as '.*q_proj'"
             raise InputError(f"`{field}` has {name!r}, which matches nothing here: {advice}")
         found |= matching

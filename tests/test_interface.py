@@ -67,6 +67,23 @@ def test_rows_that_are_not_encoded_are_refused(call):
         call()
 
 
+def test_a_generator_is_not_a_list_of_examples():
+    """One evaluation would use it up."""
+    for name, call in (
+        ("examples", train_on), ("valid", lambda some: train_on(random_examples(TINY, 2), some)),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"`{name}` must be a list, not a generator"):
+            call(example for example in random_examples(TINY, 2))
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    adapters, model = minilora.get_peft_model(random_model(TINY), LoraConfig())
+    state = minilora.start(adapters, TrainConfig())
+    rest = minilora.run(state, model, random_examples(TINY, 2), TrainConfig(optimizer="muon"))
+    with pytest.raises(InputError, match="of another optimizer than muon: continue with its own"):
+        next(rest)
+
+
 def example(ids):
     return Example(ids, [1] * 3)
 

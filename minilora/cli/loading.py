@@ -211,7 +211,8 @@ def pattern(setting, values, as_number):
         try:
             found[regex] = as_number(text)
         except ValueError as error:
-            raise InputError(f"{flag(setting)}: must be REGEX=NUMBER, got {value}") from error
+            kind = "WHOLE NUMBER" if as_number is int else "NUMBER"
+            raise InputError(f"{flag(setting)}: must be REGEX={kind}, got {value}") from error
     if "" in found or len(found) < len(values or ()):
         raise InputError(f"{flag(setting)}: an expression is empty or there twice")
     return found

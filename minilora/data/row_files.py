@@ -52,7 +52,11 @@ def parse_csv(path, text):
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     limit = csv.field_size_limit(len(text))  # the default is 131,072 characters per cell
     try:
-        named = Counter(filter(None, reader.fieldnames or ()))
+        columns = reader.fieldnames or ()
+        if len(columns) == 1 and set(";\t|") & set(columns[0]):
+            advice = "save the table with commas between the cells"
+            raise InputError(f"{path}, line 1: the only column is {columns[0]!r:.60}: {advice}")
+        named = Counter(filter(None, columns))
         for name, n in named.items():
             if n > 1:
                 raise InputError(f"{path}, line 1: {n} columns are named {name!r}: rename one")

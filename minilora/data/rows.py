@@ -448,6 +448,8 @@ def encode_rows(
 
 def encode_usable(rows, tokenizer, train_config):
     """Return the result of `encode_rows`, and {reason: number of rows that are left out}."""
+    if isinstance(rows, (str, dict)):
+        raise InputError("rows must be a list of dicts, as minilora.load_rows returns")
     num_cut = 0
     examples = []
     left_out = Counter[str]()
@@ -530,15 +532,15 @@ def existing_split(name, split):
     if name in tasks.BUILTIN or split != "test":
         return split
     folder = Path(name)
-    has_none = file_of(folder, "test") == file_of(folder, "valid")
-    return "valid" if has_none else "test"
+    has_one = folder.is_dir() and file_of(folder, "test") != file_of(folder, "valid")
+    return "test" if has_one else "valid"
 
 
 def file_of(folder, split):
     """Return the file of a split in a folder; of test, that of valid if there is none.
 
-    If there is none for valid, it is that of train. If there is none for train, it is train.jsonl.
-    Raises InputError if there are several.
+    If there is none for valid, it is that of train. Raises InputError if there are several, or
+    none for train.
     """
     paths = sorted(folder.glob("[!.]*"))
     found = [path for path in paths if split_of(path.name) == split]
@@ -557,8 +559,9 @@ def file_of(folder, split):
     for path in paths:
         if path.suffix.lower() in SUFFIXES and not split_of(path.name):
             warn_once(f"{path} is not read: the name of a file has its split, such as valid")
-    instead = {"test": "valid", "valid": "train"}.get(split)
-    return file_of(folder, instead) if instead else folder / "train.jsonl"
+    if split == "train":
+        raise InputError(f"{folder} has no file of the split train: name it train.jsonl")
+    return file_of(folder, {"test": "valid", "valid": "train"}[split])
 
 
 def split_of(name):

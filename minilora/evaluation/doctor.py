@@ -11,6 +11,7 @@ import numpy as np
 from ..batching import collate
 from ..layers import dense, value_and_grad
 from ..lora import merge_projection
+from ..methods.dora import M
 from ..model import forward, loss
 from ..quant.schemes import quantize_leaf
 from ..tree import flatten, get, overlay, unflatten
@@ -35,7 +36,7 @@ class Row(NamedTuple):
     """The numbers of one adapted projection."""
 
     path: str
-    zero: tuple[str, ...]  # those of A and B that are zero
+    zero: tuple[str, ...]  # those of A, B and DoRA's m that are zero
     r: int
     scaling: float
     ratio: float  # ‖ΔW‖/‖W‖
@@ -86,7 +87,7 @@ def measure(path, adapters, model, original, downhill=np.nan):
     nf4, fp4, int8 = (share_kept(path, w, update, scheme) for scheme in SCHEMES)
     return Row(
         path,
-        tuple(name for name in FACTORS if not node[name].any()),
+        tuple(name for name in (*FACTORS, M) if name in node and not node[name].any()),
         len(a),
         node["lora_scaling"],
         share(np.linalg.norm(update), np.linalg.norm(w)),

@@ -16,9 +16,9 @@ from ..data.packing import pack_examples
 from ..layers import virtual_tokens
 from ..methods import several
 from ..model import Model
-from ..optim import get_lr
+from ..optim import OPTIMIZERS, get_lr
 from ..training import Best, State, train_step
-from ..tree import Tree
+from ..tree import Tree, arrays
 from .memory import peak_rss_mb
 from .metrics import check_examples, evaluate, progress_bar
 
@@ -45,11 +45,12 @@ def run(
     too few evaluations for early stopping or `keep_best`, and of steps that repeat rows.
     """
     several.check_any_order(state.adapters)
+    check_moments(state, train_config)
     check_packing(state.adapters, train_config)
     check_held_out(valid, train_config)
-    valid = scored_part(valid, train_config)
     check_examples("examples", examples, model.config.vocab_size)
     check_examples("valid", valid, model.config.vocab_size)
+    valid = scored_part(valid, train_config)
     every = [*examples, *valid]
     if train_config.mask_prompt and any(e.answer not in (None, e.mask) for e in every):
         raise InputError(
@@ -94,6 +95,14 @@ def doubts(train_config, sequences):
     # the first one is the best so far, and the last one comes when the run ends anyway
     if (patience or train_config.keep_best) and n <= patience + 1:
         yield f"evaluations after the first step: {n}, too few for {name}: lower `steps_per_eval`"
+
+
+def check_moments(state, train_config):
+    """Raise InputError if the state of the optimizer is of another optimizer."""
+    init, _ = OPTIMIZERS[train_config.optimizer]
+    if state.moments.keys() != init(arrays(state.adapters)).keys():
+        what = f"the state is of another optimizer than {train_config.optimizer}"
+        raise InputError(f"{what}: continue with its own, or begin with `start`")
 
 
 def check_packing(adapters, train_config):

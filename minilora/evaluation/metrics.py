@@ -127,7 +127,9 @@ def progress_bar(total, quiet, **options):
 
 
 def check_examples(name, examples, vocab_size) -> None:
-    """Raise InputError unless all elements are of the type Example and fit the vocabulary."""
+    """Raise InputError unless it is a list of Examples that fit the vocabulary."""
+    if not isinstance(examples, Sequence):
+        raise InputError(f"`{name}` must be a list, not a {type(examples).__name__}")
     for i, example in enumerate(examples):
         if not isinstance(example, Example):
             raise InputError("rows are not examples: encode them first, with minilora.encode_rows")

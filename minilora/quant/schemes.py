@@ -82,6 +82,9 @@ def quantize_leaf(path, w, scheme, block_size=None):
         raise InputError(f"unknown scheme {scheme!r}: choose from {', '.join(SCHEMES)}")
     if scheme == "none":
         return w
+    if isinstance(w, LowPrecision):
+        advice = "quantize the base first, and set the compute_dtype then"
+        raise InputError(f"{path} is stored in {w.kind}: {advice}")
     if not isinstance(w, np.ndarray):
         raise InputError(f"{path} is quantized already: load the base without quantization")
     try:

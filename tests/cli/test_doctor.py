@@ -93,11 +93,23 @@ def with_nan(tensors):
     return tensors
 
 
+def with_magnitudes_of_zero(tensors):
+    found = {name: w for name, w in tensors.items() if "lora_B" in name}
+    return tensors | {
+        name.replace("lora_B.weight", "lora_magnitude_vector"): np.zeros(len(w), "f4")
+        for name, w in found.items()
+    }
+
+
 SIX = ["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 UP = "model.layers.1.mlp.up_proj"
 PLANTED = {
     "B is zero": (times(0, "lora_B"), {}, "lora_B is zero in 14 of 14 projections"),
     "A is zero": (times(0, "lora_A"), {}, "lora_A is zero in 14 of 14 projections"),
+    "m is zero": (
+        with_magnitudes_of_zero, {"use_dora": True},
+        "lora_magnitude_vector is zero in 14 of 14 projections",
+    ),
     "one layer": (times(0, "layers.0", "lora_B"), {}, "lora_B is zero in 7 of 14 projections (mod"),
     "all but one": (zero_except(UP), {}, "lora_B is zero in 13 of 14 projections"),
     "one projection": (times(0, UP, "lora_B"), {}, f"is zero in 1 of 14 projections ({UP})"),
@@ -117,7 +129,7 @@ PLANTED = {
     "sign": (times(-1, "lora_B"), {}, "not lead downhill (below 5%) on these rows in"),
     "layers": (renamed(("layers.0.", "layers.1.")), {}, "downhill (below 5%) on these rows in 1"),
     "modules": (renamed(("gate_proj", "up_proj")), {}, "downhill (below 5%) on these rows in"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PLANTED)

@@ -195,7 +195,8 @@ def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     ("rows.csv", "prompt,completion\na,b\n\na,b,c\n", ", line 4: more or fewer cells"),
     ("rows.csv", 'prompt,completion\n"a\nb",c\na\n', ", line 4: more or fewer cells"),
     ("rows.csv", 'prompt,completion\na,b\n"a,b\n', ", line 3: not CSV: unexpected end of data"),
-    ("rows.csv", "prompt;completion\na;b\n", r", line 2: the keys are \['prompt;completion'\]"),
+    ("rows.csv", "prompt;completion\na;b\n", ", line 1: the only column is 'prompt;compl"),
+    ("rows.csv", "text\ttools\na\tb\n", r", line 1: the only column is 'text\\ttools': save"),
     ("rows.csv", b"text\na\n\xff\n", ", line 3: not UTF-8: save the file as UTF-8"),
 ])  # fmt: skip
 def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
@@ -253,7 +254,7 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
 
 
 def test_a_folder_has_a_file_per_split(tmp_path, capsys):
-    with pytest.raises(InputError, match=r"train\.jsonl cannot be read"):
+    with pytest.raises(InputError, match=r"has no file of the split train: name it train\.jsonl"):
         load_rows(tmp_path, "valid")
     table = write(tmp_path, "text\n" + "train\n" * 19 + "x" * 200_000, "train.csv")
     for split in tasks.SPLITS:  # without other files, as for a file
@@ -466,6 +467,9 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     warnings.append("warning: 1 of 6 rows are cut to `max_seq_length` 6\n")
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
+    for columns in (long, "questions"):
+        with pytest.raises(InputError, match="rows must be a list of dicts, as"):
+            encode_rows(columns, BYTES, TrainConfig())
     with pytest.raises(InputError, match="no row can be learned: there is none"):
         prepared()
     with pytest.raises(

@@ -10,7 +10,14 @@ from minilora import Model, Source, load, nf4
 from minilora.config import InputError
 from minilora.kernels import ops, quantize_4bit
 from minilora.quant import int8, schemes
-from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
+from minilora.quant.schemes import (
+    SCHEMES,
+    error_report,
+    is_projection,
+    leaf_in,
+    quantize,
+    quantize_leaf,
+)
 from minilora.tree import flatten
 
 BLOCK_SIZES = {scheme: None if scheme in ("none", "int8") else 32 for scheme in SCHEMES}
@@ -91,6 +98,7 @@ PATH = "model.layers.0.mlp.up_proj.weight"
             (np.diag([1.0, bad]), "int8", 64, f"{PATH}: a weight has a NaN or an infinity")
             for bad in (np.nan, np.inf)
         ),
+        (leaf_in(np.eye(4), "bfloat16"), "nf4", 64, f"{PATH} is stored in BF16: quantize the base"),
         (nf4.quantize(np.ones((4, 4))), "int8", 64, f"{PATH} is quantized already"),
         (int8.quantize(np.ones((4, 4), "f4")), "nf4", 64, f"{PATH} is quantized already"),
     ],
