@@ -13,9 +13,9 @@ import tomllib
 from dataclasses import fields
 from datetime import date
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 
+from .. import __version__
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..data.tasks import RECIPES
 from ..formats.checkpoint import CHECKPOINT, read_metadata
@@ -202,7 +202,7 @@ SWITCH = argparse.BooleanOptionalAction
 def parser():
     """Return the argument parser of all commands."""
     top = Parser(prog="minilora", description="LoRA and QLoRA from scratch, in NumPy.")
-    top.add_argument("--version", action="version", version=f"minilora {version('minilora')}")
+    top.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(name, text):
