@@ -50,7 +50,7 @@ def requests(browser):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_opens_without_errors_and_without_a_network(browser, page):
+def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser, page):
     visit(browser, page)
     assert not [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
     broken = """return [...document.images].filter(i => !i.complete || !i.naturalWidth)
@@ -59,13 +59,8 @@ def test_a_page_opens_without_errors_and_without_a_network(browser, page):
     schemes = {urlparse(url).scheme for url in requests(browser)}
     assert schemes <= {"file", "data", "blob", "chrome-extension"}  # blob: a worker
     assert not browser.execute_script("return document.querySelectorAll('mjx-merror').length")
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_prose_does_not_scroll_sideways_on_a_phone(browser, page):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     try:
-        visit(browser, page)
         width, scroll = browser.execute_script(
             "return [innerWidth, document.documentElement.scrollWidth]"
         )
