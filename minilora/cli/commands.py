@@ -15,7 +15,7 @@ from ..config import INITIALIZERS, InputError, LoraConfig
 from ..data.rows import warn
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
-from ..formats.checkpoint import UnfitAdapter, changes_base, read_source
+from ..formats.checkpoint import AdapterWarning, UnfitAdapter, changes_base, read_source
 from ..formats.files import replace_text
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
@@ -266,8 +266,7 @@ def inspect(args):
         if name in args.given and not args.data:
             raise InputError(f"{name} has no effect without --data: give --data, or leave it out")
     path = args.adapter_path
-    # the verdict says both
-    warnings.filterwarnings("ignore", ".*(was trained (on|with)|change nothing)", UserWarning)
+    warnings.simplefilter("ignore", AdapterWarning)  # the verdict says it
     try:
         loaded = load_model(args, path)
     except UnfitAdapter as error:
@@ -312,43 +311,59 @@ def diagnose(path, loaded, examples):
 
     path: its folder. examples: those that it was trained on, or [].
     """
-    adapters, model = loaded.adapters, loaded.model
-    original = load(model.source.name).model if changes_base(path) else model
+    examples = examples[:ROWS]
+    original = load(loaded.model.source.name).model if changes_base(path) else loaded.model
+    faults = faults_of_base(path, loaded.model.source)
+    rows = []
+    if isinstance(loaded.adapter_config, LoraConfig):
+        rows = measure_projections(loaded, original, examples)
+        print(doctor.table(rows))
+        faults += doctor.faults_of(rows)
+    effects = faults_of_effect(loaded, original, examples)
+    return print_verdict(faults or effects, rows)  # an effect can follow from a fault
+
+
+def faults_of_base(path, now):
+    """Return how the base of the adapter in `path` differs from that of the Source `now`."""
     then = read_source(path)
     if then is None:
         print("the file does not tell on which base it was trained: this one may be another")
-        then = model.source
-    faults = [
-        f"trained on a base with {name} {str(value)[:16]}, not {str(now)[:16]}"
-        for name, value, now in zip(then._fields[1:], then[1:], model.source[1:])
-        if value != now
+        return []
+    return [
+        f"trained on a base with {name} {str(old)[:16]}, not {str(new)[:16]}"
+        for name, old, new in zip(now._fields[1:], then[1:], now[1:])
+        if old != new
     ]
-    examples = examples[:ROWS]
-    rows = []
-    if isinstance(loaded.adapter_config, LoraConfig):
-        downhill = {}
-        from_zero = original is model and not loaded.run[0].get("init_adapter")
-        if examples and from_zero:
-            downhill = doctor.directions(adapters, model, examples)
-        for node in lora.adapted_paths(adapters):
-            cosine = downhill.get(f"{node}.lora_B", np.nan)
-            rows.append(doctor.measure(node, adapters, model, original, cosine))
-        print(doctor.table(rows))
-        faults += doctor.faults_of(rows)
+
+
+def measure_projections(loaded, original, examples):
+    """Return the doctor's Row of each adapted projection; see `doctor.measure`."""
+    adapters, model = loaded.adapters, loaded.model
+    from_zero = original is model and not loaded.run[0].get("init_adapter")
+    downhill = doctor.directions(adapters, model, examples) if examples and from_zero else {}
+    return [
+        doctor.measure(path, adapters, model, original, downhill.get(f"{path}.lora_B", np.nan))
+        for path in lora.adapted_paths(adapters)
+    ]
+
+
+def faults_of_effect(loaded, original, examples):
+    """Print how the adapter changes logits and loss; return what is wrong with it, or []."""
+    adapters, model = loaded.adapters, loaded.model
     tokens = examples[0].tokens if examples else loaded.tokenizer.encode(SENTENCE)
     change = doctor.logits_change(adapters, model, original, tokens)
     print(f"the logits of {'the first row' if examples else repr(SENTENCE)} change by {change:.1%}")
-    if not faults and not change > doctor.ROUNDING:
-        faults.append("the logits do not change, or are not finite")
+    raises = False
     if examples:
         before = metrics.evaluate({}, original, examples, quiet=True)["loss"]
         after = metrics.evaluate(adapters, model, examples, quiet=True)["loss"]
         print(f"loss on {len(examples)} of its rows: {before:.4f} without it, {after:.4f} with it")
-        if not faults and not after <= doctor.MARGIN * before:
-            faults.append("it raises the loss on the rows that it was trained on")
+        raises = not after <= doctor.MARGIN * before
     else:
         print("without its rows (--data), a wrong order of numbers of the usual size is not seen")
-    return print_verdict(faults, rows)
+    if not change > doctor.ROUNDING:
+        return ["the logits do not change, or are not finite"]
+    return ["it raises the loss on the rows that it was trained on"] if raises else []
 
 
 def print_verdict(faults, rows=()):

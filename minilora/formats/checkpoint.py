@@ -96,6 +96,10 @@ class UnfitAdapter(InputError):
     """The tensors of an adapter are not those that its config describes, or are not finite."""
 
 
+class AdapterWarning(UserWarning):
+    """An adapter may not do here what it did where it was trained."""
+
+
 class LoadedAdapter(NamedTuple):
     """An adapter as `load_adapter` returns it."""
 
@@ -208,18 +212,18 @@ def warn_of_other_model(folder, model):
         return
     if not now.name:
         what = f"the source of the model is unknown; {folder} was trained on {then.name}"
-        warnings.warn(f"{what}: load it anew if it has been merged", stacklevel=3)
+        warnings.warn(f"{what}: load it anew if it has been merged", AdapterWarning, 3)
         return
     risk = "an adapter can lose all that it learned on another base (lesson 4)"
     if (then.scheme, then.block_size) != (now.scheme, now.block_size):
         stored = f"stored as {storage_text(then)}, not {storage_text(now)}"
-        warnings.warn(f"{folder} was trained on a base {stored}: {risk}", stacklevel=3)
+        warnings.warn(f"{folder} was trained on a base {stored}: {risk}", AdapterWarning, 3)
     if then.compute_dtype != now.compute_dtype:
         what = f"{folder} was trained with products in {then.compute_dtype}"
-        warnings.warn(f"{what}, not {now.compute_dtype}: set `compute_dtype`", stacklevel=3)
+        warnings.warn(f"{what}, not {now.compute_dtype}: set `compute_dtype`", AdapterWarning, 3)
     if then.digest != now.digest:
         what = f"the files of {now.name} are not those of the base that {folder} was trained on"
-        warnings.warn(f"{what}: {risk}", stacklevel=3)
+        warnings.warn(f"{what}: {risk}", AdapterWarning, 3)
 
 
 def warn_of_zero_factors(weights, adapters):
@@ -229,7 +233,7 @@ def warn_of_zero_factors(weights, adapters):
     zero = [name for name in factors if not any(node[name].any() for node in nodes)]
     if zero:
         what = f"{weights}: every {zero[-1]} is zero, so the low-rank factors change nothing"
-        warnings.warn(f"{what}: save the adapter after training", stacklevel=3)
+        warnings.warn(f"{what}: save the adapter after training", AdapterWarning, 3)
 
 
 def storage_text(source):
