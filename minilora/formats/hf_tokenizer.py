@@ -36,19 +36,7 @@ REBUILT_ADVICE = (
 def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(
-            f"{folder} has no tokenizer.json: write one with transformers: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
-    check_start(path)
-    text = read_text(path)
-    with one_error(f"{path} is not a tokenizer"):
-        backend = library("tokenizers").Tokenizer.from_str(text)
-    if getattr(backend.model, "dropout", None):
-        raise InputError(f"{path}: dropout makes the tokens random: set it to null")
-    backend.no_padding()
-    backend.no_truncation()
+    backend = read_backend(path)
     config = folder / "tokenizer_config.json"
     settings = read_json(config, {})
     with errors_in(config):
@@ -58,14 +46,7 @@ def from_folder(folder, eos_token_id=None):
         warn_of_unread(config, rebuilt_class(settings), REBUILT_ADVICE)
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
-        there = {"additional_special_tokens"} & settings.keys()  # transformers keeps these
-        mapped = without(read_json(folder / SPECIAL_MAP, {}), *there)
-        own = settings.get(EXTRA) or settings.get("additional_special_tokens")
-        more = mapped.get(EXTRA)
-        if own and isinstance(more, list):  # and joins these
-            names = {EXTRA: own, "additional_special_tokens": more}
-            mapped |= names if isinstance(own, dict) else {EXTRA: own + more}
-        settings |= mapped
+        settings |= read_special_map(folder, settings)
         added = read_json(folder / ADDED, {})
     with errors_in(config):
         special = _add_tokens(backend, settings, added)
@@ -82,6 +63,36 @@ def from_folder(folder, eos_token_id=None):
         str(path),
         for_tools=templates.get("tool_use"),
     )
+
+
+def read_backend(path):
+    """Return the Tokenizer of the library tokenizers in a tokenizer.json."""
+    if not path.is_file():
+        raise InputError(
+            f"{path.parent} has no tokenizer.json: write one with transformers: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    check_start(path)
+    text = read_text(path)
+    with one_error(f"{path} is not a tokenizer"):
+        backend = library("tokenizers").Tokenizer.from_str(text)
+    if getattr(backend.model, "dropout", None):
+        raise InputError(f"{path}: dropout makes the tokens random: set it to null")
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def read_special_map(folder, settings):
+    """Return what special_tokens_map.json adds to the settings, joined as in transformers."""
+    kept = {"additional_special_tokens"} & settings.keys()
+    mapped = without(read_json(folder / SPECIAL_MAP, {}), *kept)
+    own = settings.get(EXTRA) or settings.get("additional_special_tokens")
+    more = mapped.get(EXTRA)
+    if own and isinstance(more, list):
+        names = {EXTRA: own, "additional_special_tokens": more}
+        mapped |= names if isinstance(own, dict) else {EXTRA: own + more}
+    return mapped
 
 
 def rebuilt_class(settings):
