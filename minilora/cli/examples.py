@@ -7,10 +7,11 @@ from ..config import InputError, TrainConfig
 from ..data.rows import encode_usable, existing_split, load_rows, read_rows, row_content, warn
 from ..data.tasks import BUILTIN
 from ..formats.files import errors_in
+from ..formats.pretrained import NAMES
 from ..methods.registry import num_virtual_tokens
 from .arguments import parse
 from .loading import read_run, run_settings
-from .stored_paths import digest
+from .stored_paths import digest, run_digest
 
 
 class SplitData(NamedTuple):
@@ -134,33 +135,37 @@ def trained_rows(loaded):
     Its runs are that of its adapter, those that this one began with (--init-adapter), and those
     whose adapters were merged into the base. Warns of data that is not there.
     """
-    are_all = "data" in loaded.run[0]
+    settings, digests = loaded.run
+    are_all = "data" in settings
+    if loaded.adapter_config:  # its base can have another path now
+        settings = settings | {"model": loaded.model.source.name}
     rows = []
-    runs: list = [loaded.run, (run_settings(loaded.model.source.name), {})]
+    runs: list = [(settings, digests)]
     for settings, digests in runs:  # it grows
         try:
-            earlier = earlier_runs(settings)
-            runs += [run for run in earlier if run not in runs]
             if "data" in settings:
                 name = settings["data"]
                 rows += load_rows(name, "train", columns_of(settings.get("columns")))
                 if "data" in digests and digests["data"] != digest("data", name):
                     lacks = "it may lack rows that the model was trained on"
                     warn(f"{name} has changed since the run: {lacks}")
+            runs += [run for run in earlier_runs(settings, digests) if run not in runs]
         except InputError as error:
             warn(f"the model may have been trained on these rows; its data cannot be read: {error}")
             are_all = False
     return rows, are_all
 
 
-def earlier_runs(settings):
+def earlier_runs(settings, digests):
     """Return the runs whose weights a run began with: of its base, and of its --init-adapter."""
     runs: list = []
-    if "model" in settings:
-        runs.append((run_settings(settings["model"]), {}))
+    if name := settings.get("model"):
+        if name not in NAMES and not Path(name).exists():
+            raise InputError(f"{name} is not there")
+        runs.append((run_settings(name), {}))
     if folder := settings.get("init_adapter"):
-        run = read_run(folder)
-        if run[0] in ({}, settings):  # not of a run, or replaced by the run that began with it
-            raise InputError(f"{folder} does not have the settings of its run")
-        runs.append(run)
+        now = run_digest(folder)
+        if not now or now != digests.get("init_run"):
+            raise InputError(f"{folder} does not have the run of that adapter")
+        runs.append(read_run(folder))
     return runs

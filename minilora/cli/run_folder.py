@@ -23,7 +23,7 @@ from ..formats.fetch import MODELS
 from ..formats.files import locked, write_errors
 from ..methods.registry import METHODS
 from .arguments import flag
-from .stored_paths import INPUTS, absolute, digest
+from .stored_paths import INPUTS, absolute, digest, run_digest
 
 METRICS = "metrics.jsonl"
 CARD = "README.md"
@@ -88,6 +88,8 @@ def metadata(args, source, unused=()):
     others = ("data", "init_adapter")
     digests = {name: digest(name, settings[name]) for name in others if name in settings}
     digests["model"] = source.digest.rpartition(":")[2]  # of the files
+    if "init_adapter" in settings:
+        digests["init_run"] = run_digest(settings["init_adapter"])
     return {"settings": settings, "digests": digests}
 
 
@@ -106,7 +108,7 @@ def check_same_run(folder, metadata):
                 "resume it with the same settings"
             )
     for name, value in metadata["digests"].items():
-        if value == then["digests"].get(name):
+        if name not in settings or value == then["digests"].get(name):
             continue
         before = then["settings"].get(name)
         if settings[name] != before:
@@ -129,6 +131,7 @@ def resume(folder, metadata, start):
     checkpoint = folder / CHECKPOINT
     settings = metadata["settings"]
     state, then, new = load_state(checkpoint, start, settings["optimizer"])
+    metadata["digests"] = then["digests"]  # the run of --init-adapter may be another one now
     step = state.step
     last = settings["iters"]
     if step > last:

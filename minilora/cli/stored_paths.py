@@ -11,7 +11,7 @@ from pathlib import Path
 from ..data.rows import file_of
 from ..data.tasks import BUILTIN
 from ..formats import files, pretrained
-from ..formats.checkpoint import CONFIG
+from ..formats.checkpoint import CONFIG, SETTINGS
 
 INPUTS = ("data", "model", "init_adapter")  # settings that name files to read
 
@@ -36,3 +36,9 @@ def digest(setting, name):
     if path.is_dir():
         return files.digest([file_of(path, split) for split in ("train", "valid")])
     return files.digest([path])
+
+
+def run_digest(folder):
+    """Return the SHA-256 of the settings of the run that wrote a folder, or "" if none did."""
+    path = Path(folder) / SETTINGS
+    return files.digest([path]) if path.exists() else ""

@@ -197,8 +197,15 @@ def test_rows_of_every_earlier_run_are_counted(base, tmp_path, capsys):
     assert run(start, c, *at(a2), "--init-adapter", b3, "--dry-run") == 0
     said = "warning: 2 of 2 held-out rows are among the rows that the model was trained on"
     assert said in capsys.readouterr().err  # one in the run on A, and one in a run on B
-    assert run(start, b, *at(a1), "--overwrite --init-adapter", a1) == 0  # its run is lost
-    assert trained_on(*at(a1)) is trained_on(*at(b1)) is None
+    ma.rename(gone := tmp_path / "gone")
+    assert trained_on(*at(b2), "--model", gone) == 18
+    assert trained_on("--model", mb) is None
+    assert run(start, b, *at(a1), "--overwrite --model", base) == 0  # the run on A is lost
+    assert trained_on(*at(b1)) is None
+    assert run("train --iters 2 --resume", *at(b1)) == 0  # it still knows the run on A
+    assert trained_on(*at(b1)) is None
+    assert run(start, b, *at(a1), "--overwrite --init-adapter", a1) == 0
+    assert trained_on(*at(a1)) is None
 
 
 def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
