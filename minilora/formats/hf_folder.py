@@ -246,9 +246,10 @@ def read_tensors(folder):
 def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
     """Write a new folder with config.json (and `fields` in it), the tensors and the tokenizer.
 
-    generation_config.json is written as it was read. `quantized(path, leaf, dtype)` returns {name:
-    Entry} for a leaf that is stored quantized, else {}. The other leaves are stored in `dtype` and
-    dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
+    generation_config.json is written as it was read, with the end tokens of the model, which
+    include that of the tokenizer. `quantized(path, leaf, dtype)` returns {name: Entry} for a leaf
+    that is stored quantized, else {}. The other leaves are stored in `dtype` and dequantized one by
+    one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
     stored_type = format_name(dtype)
@@ -272,8 +273,11 @@ def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
         safetensors_file.write(temporary / WEIGHTS, tensors)
         written = config.other_fields | as_json(config, dtype, biased) | fields
         write_json(temporary / "config.json", written)
-        if config.generation_config:
-            write_json(temporary / "generation_config.json", config.generation_config)
+        generation = config.generation_config
+        if generation:
+            if {*ids(generation, "eos_token_id")} != {*config.eos_token_id}:
+                generation = generation | {"eos_token_id": [*config.eos_token_id]}
+            write_json(temporary / CONFIGS[1], generation)
         if isinstance(tokenizer, PretrainedTokenizer):
             hf_tokenizer.save(tokenizer, temporary)
             if family.model_type != model.config.model_type:
