@@ -1,5 +1,8 @@
 """Read and write the tokenizer files of a Hugging Face folder, as transformers does."""
 
+import json
+import warnings
+
 from ..config import InputError
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
 from ..tree import without
@@ -25,16 +28,21 @@ NEUTRAL = (
     "use_fast", "vocab_file", "vocab_size",
 )  # fmt: skip
 
-# classes of transformers 5 that do not use the normalizer of tokenizer.json
-REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast")
-REBUILT_ADVICE = (
-    "AutoTokenizer builds this class from the vocabulary, and may make other tokens: "
-    "PreTrainedTokenizerFast reads the file as it is"
-)
+# what transformers 5 builds from the vocabulary for a class: the types of normalizer and
+# pre-tokenizers; other classes read tokenizer.json
+BUILT = {
+    "LlamaTokenizer": ["Metaspace"], "CodeLlamaTokenizer": ["Metaspace"],
+    "GPT2Tokenizer": ["ByteLevel"], "GemmaTokenizer": ["Replace", "Split"],
+    "Qwen2Tokenizer": ["NFC", "Split", "ByteLevel"],
+}  # fmt: skip
 
 
-def from_folder(folder, eos_token_id=None):
-    """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""
+def from_folder(folder, eos_token_id=None, model_type=""):
+    """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none.
+
+    Warns of settings that are not read, and if AutoTokenizer builds another tokenizer for this
+    `model_type`.
+    """
     path = folder / "tokenizer.json"
     backend = read_backend(path)
     config = folder / "tokenizer_config.json"
@@ -42,8 +50,12 @@ def from_folder(folder, eos_token_id=None):
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
-    if backend.normalizer:
-        warn_of_unread(config, rebuilt_class(settings), REBUILT_ADVICE)
+    name = class_of_transformers(settings, model_type)
+    here = [*types(backend.normalizer), *types(backend.pre_tokenizer)]
+    is_llama3 = name == "LlamaTokenizer" and "ByteLevel" in here  # AutoTokenizer reads the file
+    if here != BUILT.get(name, here) and not is_llama3:
+        what = f"{path}: the {name} of AutoTokenizer has other steps, and may make other tokens"
+        warnings.warn(f"{what}: PreTrainedTokenizerFast reads the file as it is", stacklevel=4)
     added = {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
         settings |= read_special_map(folder, settings)
@@ -95,10 +107,21 @@ def read_special_map(folder, settings):
     return mapped
 
 
-def rebuilt_class(settings):
-    """Return the name of the tokenizer's class, in a list, if it is one of REBUILT; else []."""
-    name = settings.get("tokenizer_class")
-    return [f"tokenizer_class {name}"] if name in REBUILT else []
+def class_of_transformers(settings, model_type):
+    """Return the name of the class that AutoTokenizer of transformers 5 takes, or ""."""
+    if model_type == "qwen2":
+        return "Qwen2Tokenizer"
+    if model_type == "mistral":
+        return ""
+    default = {"qwen3": "Qwen2Tokenizer", "gemma3_text": "GemmaTokenizer"}.get(model_type)
+    return str(settings.get("tokenizer_class") or default or "").removesuffix("Fast")
+
+
+def types(component):
+    """Return the types of the steps of a normalizer or a list of pre-tokenizers; [] of None."""
+    state = json.loads(component.__getstate__()) if component else {}
+    steps = state.get("normalizers") or state.get("pretokenizers") or [state]
+    return [step["type"] for step in steps if step]
 
 
 def unread_settings(settings):

@@ -144,7 +144,8 @@ def _folder(folder):
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         tokenizer = ByteTokenizer()
     else:
-        tokenizer = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
+        eos = next(iter(config.eos_token_id), None)
+        tokenizer = hf_tokenizer.from_folder(folder, eos, config.model_type)
     # training ends a row with the tokenizer's token, which the config may not name
     ends = dict.fromkeys((*config.eos_token_id, tokenizer.eos_token_id))
     config = replace(config, eos_token_id=tuple(ends))

@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CHAT, CHATML, tiny, tiny_vocabulary
+from toy_models import CHAT, CHATML, change_json, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
@@ -173,19 +173,18 @@ def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     assert [str(w.message) for w in recwarn] == [f"{path}: not read: {n}. {ends}" for n in named]
 
 
-def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn):
-    """It drops the normalizer of tokenizer.json, so a SentencePiece file gives other tokens."""
-    path = folder / "tokenizer_config.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"})
-    )
-    file = folder / "tokenizer.json"
-    normalizer = {"type": "Prepend", "prepend": "▁"}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
-    from_folder(folder)
-    assert [str(w.message).split(". ")[0] for w in recwarn] == [
-        f"{path}: not read: tokenizer_class LlamaTokenizer"
-    ]
+@pytest.mark.parametrize(("name", "model_type", "warned"), [
+    ("GPT2Tokenizer", "llama", "GPT2Tokenizer"), ("LlamaTokenizerFast", "llama", None),
+    ("LlamaTokenizer", "llama", None), ("LlamaTokenizer", "qwen2", "Qwen2Tokenizer"),
+    ("PreTrainedTokenizerFast", "qwen3", None), (None, "qwen3", "Qwen2Tokenizer"),
+    (None, "gemma3_text", "GemmaTokenizer"), (None, "llama", None),
+    ("GemmaTokenizer", "mistral", None),
+])  # fmt: skip
+def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, model_type, warned):
+    change_json(folder / "tokenizer_config.json", tokenizer_class=name)
+    from_folder(folder, model_type=model_type)
+    told = [str(w.message).split(" of AutoTokenizer")[0] for w in recwarn]
+    assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

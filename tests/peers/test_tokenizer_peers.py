@@ -1,7 +1,9 @@
 """SmolLM2's tokenizer and chat template against transformers', on a hundred strings."""
 
+import importlib
 import json
 import random
+import warnings
 
 import pytest
 from hypothesis import given, settings
@@ -242,3 +244,62 @@ def test_what_a_folder_names_is_that_of_transformers(tmp_path_factory, files):
     save(ours, saved)
     for tokenizer in (ours, from_folder(saved)):
         same_tokenizers(tokenizer, saved)
+
+
+STEPS = {  # (normalizer, pre-tokenizers) of tokenizer.json
+    "GPT-2": (None, ["ByteLevel"]), "SmolLM2": (None, ["Digits", "ByteLevel"]),
+    "Qwen2": ("NFC", ["Qwen", "ByteLevel"]), "without NFC": (None, ["Qwen", "ByteLevel"]),
+    "Gemma": ("Replace", ["Space"]), "Llama": (None, ["Metaspace"]), "Llama 2": ("Prepend", []),
+}  # fmt: skip
+CLASSES = [
+    None, "PreTrainedTokenizerFast", "TokenizersBackend", "GPT2Tokenizer", "Qwen2TokenizerFast",
+    "GemmaTokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer",
+]  # fmt: skip
+
+
+def with_steps(normalizer, names):
+    """A BPE with these steps, over the letters of ALL with and without the marks of bytes."""
+    steps, marks = tokenizers.pre_tokenizers, tokenizers.normalizers
+    qwen = importlib.import_module("transformers.models.qwen2.tokenization_qwen2")
+    make = {
+        "ByteLevel": lambda: steps.ByteLevel(add_prefix_space=False, use_regex="Qwen" not in names),
+        "Digits": lambda: steps.Digits(individual_digits=True),
+        "Qwen": lambda: steps.Split(tokenizers.Regex(qwen.PRETOKENIZE_REGEX), "isolated"),
+        "Space": lambda: steps.Split(" ", "merged_with_previous"),
+        "Metaspace": lambda: steps.Metaspace(split=False),
+        "NFC": marks.NFC, "Replace": lambda: marks.Replace(" ", "▁"),
+        "Prepend": lambda: marks.Sequence([marks.Prepend("▁"), marks.Replace(" ", "▁")]),
+    }  # fmt: skip
+    letters = sorted({*steps.ByteLevel.alphabet(), "▁", *"".join(hundred())})
+    merges = [("1", "2"), ("Ġ", "Ġ"), ("▁", "▁"), ("▁", "a"), ("l", "l")]
+    vocabulary = {
+        name: i for i, name in enumerate(["<unk>", "</s>", *letters, *map("".join, merges)])
+    }
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, unk_token="<unk>"))
+    if normalizer:
+        words.normalizer = make[normalizer]()
+    if names:
+        words.pre_tokenizer = steps.Sequence([make[name]() for name in names])
+    return words
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"])
+def test_where_autotokenizer_makes_other_tokens_a_warning_says_so(tmp_path, kind, model_type):
+    words = with_steps(*STEPS[kind])
+    words.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / CONFIG).write_text(json.dumps({"eos_token": "</s>"}))
+    texts = [text for text in hundred() if "<|" not in text]
+    for name in CLASSES:
+        change_json(tmp_path / CONFIG, tokenizer_class=name)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            ours = from_folder(tmp_path, model_type=model_type)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        same = all(
+            ours.encode(text) == theirs.encode(text, add_special_tokens=False) for text in texts
+        )
+        told = [str(w.message) for w in said if "may make other tokens" in str(w.message)]
+        assert same or told, (name, type(theirs))
+        assert not same or not told, (name, type(theirs), told)
