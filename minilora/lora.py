@@ -69,10 +69,11 @@ def merge(adapters: Tree, model: Model, dtype: Any = np.float32) -> Model:
     """Return a dense model that computes without adapters what `model` computes with `adapters`.
 
     In PEFT, this is `merge_and_unload`. Quantized weights are dequantized; quantizing the result
-    again (`minilora.quantize`) can lose a part of the update. dtype: of the result. Its source is
-    unknown, because no file has its weights. Raises InputError for a dtype that is not a float type
-    and, with the path, for an entry that is not part of a weight or a bias (of prompts, prefixes,
-    bottlenecks), and for a weight that is not finite.
+    again (`minilora.quantize`) can lose a part of the update. dtype: of the result; float16 is for
+    saving only. The source of the result is unknown, because no file has its weights. Raises
+    InputError for a dtype that is not a float type and, with the path, for an entry that is not
+    part of a weight or a bias (of prompts, prefixes, bottlenecks), and for a weight that is not
+    finite.
     """
     check_setting("dtype", dtype, FLOAT_TYPE)
     leaves = flatten(merge_projections(with_adapters(adapters, model).base))

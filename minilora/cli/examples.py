@@ -106,7 +106,7 @@ def load_examples(args, loaded, split):
     length = args.max_seq_length or settings.get("max_seq_length", 2048)
     masked = args.mask_prompt
     if masked is None:
-        masked = settings.get("mask_prompt", True)
+        masked = settings.get("mask_prompt", not settings)  # a run without it had only texts
     config = TrainConfig(max_seq_length=length, mask_prompt=masked)
     data = read_split(name, split, loaded, columns, config)
     if not data.rows:

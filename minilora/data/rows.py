@@ -74,7 +74,7 @@ def read_rows(path, columns=None, name=None):
 def unread_keys(rows):
     """Return the keys with a value that are not read, in order, of rows of a valid form: a text."""
     unread = {
-        key
+        key or "'' (without a name)"
         for row in rows
         for key in row.keys() - read_keys(row, "")
         if row[key] not in (None, "", [])

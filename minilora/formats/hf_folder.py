@@ -47,8 +47,8 @@ ALSO_READ = (
 )  # fmt: skip
 # without effect on what a model computes here, as *_token_id, output_*, and names that begin with _
 NEUTRAL = (
-    "architectures", "attention_dropout", "cache_implementation", "chunk_size_feed_forward",
-    "id2label", "initializer_range", "is_llama_config", "label2id", "max_length",
+    "architectures", "cache_implementation", "chunk_size_feed_forward", "id2label",
+    "initializer_range", "is_llama_config", "label2id", "max_length",
     "pretraining_tp", "problem_type", "return_dict", "torch_dtype", "transformers.js_config",
     "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
 )  # fmt: skip

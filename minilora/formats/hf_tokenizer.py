@@ -66,6 +66,8 @@ def from_folder(folder, eos_token_id=None, model_type=""):
         if eos is None:
             raise InputError("it names no eos_token")
         templates = _templates(folder, settings)
+    others = [f"the chat template {name}" for name in templates.keys() - {"default", "tool_use"}]
+    warn_of_unread(folder, sorted(others), "`default` and `tool_use` are read")
     return PretrainedTokenizer(
         backend,
         eos,

@@ -74,9 +74,8 @@ def load(
     if low_precision is None:
         low_precision = scheme != "none" or stored_quantized
     expected = shapes(config, FAMILIES[config.model_type].biased(biased))
-    # old folders also contain rotary frequencies, or a copy of a tied head; bitsandbytes' contain
-    # the layout of 8-bit weights
-    needless = ("rotary_emb.inv_freq", "lm_head.weight", ".weight_format")
+    # old folders also contain rotary frequencies, or a copy of a tied head
+    needless = ("rotary_emb.inv_freq", "lm_head.weight")
     used = {p: e for p, e in tensors.items() if p in expected or not p.endswith(needless)}
     check_names_and_shapes(used, expected, place)
     base: dict = {}

@@ -51,6 +51,9 @@ def join(tensors):
             joined[weight] = _four_bit(codes, found, parts)
         else:
             del rest[name]
+            layout = rest.pop(weight + "_format", None)
+            if layout and layout.read().any():
+                raise InputError(f"{layout.where} is not 0: save the rows in their order")
             joined[weight] = _eight_bit(codes, found)
     return rest | joined
 

@@ -115,7 +115,7 @@ def evaluated(capsys, *words):
     return json.loads(printed), said
 
 
-def test_evaluate_says_what_it_has_scored(base, data, out, capsys):
+def test_evaluate_says_what_it_has_scored(base, data, out, tmp_path, capsys):
     assert train(base, data, out, "--quantize nf4") == 0
     score, said = evaluated(capsys, *at(out))  # of the split that the run made itself
     # the file has no test rows, so these are its validation rows
@@ -131,6 +131,10 @@ def test_evaluate_says_what_it_has_scored(base, data, out, capsys):
     printed = capsys.readouterr().out
     assert f"2 rows, valid split of {data}\n" in printed
     assert f"base: {base}, stored as nf4\nthe loss counts all tokens\n" in printed
+    # a run on texts counts all tokens, too
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{n}+1={n + 1}"} for n in range(20)])
+    assert train(base, texts, out, "--overwrite") == 0
+    assert evaluated(capsys, "--data", data, *at(out))[0]["mask_prompt"] is False
 
 
 def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, out, tmp_path, capsys):

@@ -171,13 +171,21 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
 
 def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     rows = [{"text": "a", "id": 1, "source": None}] * 10 + [
-        {"prompt": "", "completion": "", "b": 1, "separator": "c", "label": False, "weight": 0}
+        {
+            "prompt": "",
+            "completion": "",
+            "": 0,
+            "b": 1,
+            "separator": "c",
+            "label": False,
+            "weight": 0,
+        }
     ]
     write(tmp_path, "\n".join(map(json.dumps, rows)), "train.jsonl")
     for split in tasks.SPLITS:
         load_rows(tmp_path, split)
     load_rows(tmp_path, "train", {"text": "text", "prompt": "prompt", "completion": "completion"})
-    keys = "b, id, label, separator, weight"
+    keys = "'' (without a name), b, id, label, separator, weight"
     what = f"the rows have keys that are not read: {keys} (--columns chooses other keys)"
     assert capsys.readouterr().err == f"warning: {tmp_path}: {what}\n"
 

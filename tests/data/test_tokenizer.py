@@ -120,7 +120,8 @@ def test_where_a_folder_has_its_template(folder):
     with pytest.raises(InputError, match=r"templates are rag, and none is .* chat_template\.jinja"):
         from_folder(folder)
     file.write_text("F")
-    assert from_folder(folder).chat_template == "F"
+    with pytest.warns(UserWarning, match="not read: the chat template rag. `default` and"):
+        assert from_folder(folder).chat_template == "F"
 
 
 def test_which_file_names_a_special_token(folder):

@@ -180,6 +180,7 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
         ("nf4-dq", put(".nested_quant_map", np.ones(256, np.float32)), "nested_quant_map differs"),
         ("int8", put("", np.ones((32, 32), np.uint8)), r"is U8 \(32, 32\), not I8"),
         ("int8", drop(""), "q_proj.SCB has no weight"),
+        ("int8", put("_format", np.array(2, np.uint8)), "weight_format is not 0: save the rows"),
         ("int8", norm_in_int8, r"norm.weight has the shape \(32,\), which is not a matrix"),
     ],
 )

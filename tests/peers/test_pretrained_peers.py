@@ -175,7 +175,8 @@ UNREAD = {
     "output_hidden_states", "quantization_config", "_name_or_path", "_sliding_window_pattern",
 }  # fmt: skip
 DELIBERATE = {  # what is read here and refused there
-    "attn_logit_softcapping": "0 and false are off",
+    "attention_dropout": "0 and false are off",
+    "attn_logit_softcapping": "likewise",
     "final_logit_softcapping": "likewise",
     "use_bidirectional_attention": "likewise",
     "rms_norm_eps": "1 and 2 are numbers, with or without a point",
