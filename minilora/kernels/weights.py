@@ -22,6 +22,9 @@ from .threads import parallel_rows
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
 # elements that are decoded at a time, which fit in the first-level cache; a multiple of 16
 SPAN = 4096
+# elements of a weight that is not decoded for the product with a single row; for smaller ones,
+# compiling that product (1 to 2 s, once) takes longer than it saves
+LARGE = 2**18
 
 
 class Storage(NamedTuple):
@@ -121,11 +124,11 @@ def matvec(w, x):
 
 
 def tiled_matmul(x, w):
-    """Compute `layers.matmul` tile by tile; a single row of x directly from the codes."""
+    """Compute `layers.matmul` tile by tile; a single row of x from the codes of a large w."""
     flat = rows(x)
     if not isinstance(w, Stored):
         y = flat @ layers.dense(w).T
-    elif len(flat) == 1 and x.dtype == np.float32:
+    elif len(flat) == 1 and x.dtype == np.float32 and math.prod(w.shape) >= LARGE:
         y = matvec(w, flat[0])
     else:
         y = np.empty((len(flat), w.shape[0]), x.dtype)
