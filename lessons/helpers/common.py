@@ -84,9 +84,9 @@ def batch_of(examples):
     return data.collate([[example] for example in examples])
 
 
-def gradients_of(adapters, model, batch):
+def gradients_of(adapters, model, batch, loss=minilora.loss):
     """Return {path: ∂L/∂(the matrix at this path)} of all matrices of the adapters."""
-    return dict(named_leaves(value_and_grad(minilora.loss)(adapters, model, batch)[1]))
+    return dict(named_leaves(value_and_grad(loss)(adapters, model, batch)[1]))
 
 
 def bytes_of_step(adapters, model, batch):

@@ -91,6 +91,17 @@ def descend(state, grads, train_config):
     return update(state, grads, get_lr(state.step, train_config), train_config)
 
 
+def steps(loss, adapters, model, examples, train_config):
+    """Yield the state after each step of training with `loss(adapters, model, batch)`."""
+    state = start(adapters, train_config)
+    for step in range(train_config.iters):
+        rows = batch_at(examples, step, train_config.batch_size, train_config.seed)
+        batch = collate([row if train_config.packing else [row] for row in rows])
+        _, grads = value_and_grad(loss)(state.adapters, model, batch)
+        state = descend(state, grads, train_config)
+        yield state
+
+
 def reinforce(adapters, model, rows, reward, train_config, group=8, on_step=None):
     """Train adapters with a reward and a group baseline; return them.
 

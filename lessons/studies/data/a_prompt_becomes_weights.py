@@ -233,6 +233,10 @@ before = prompt.scores({}, 0)
 for way in prompt.WAYS:
     assert col("notes", way).min() > before["notes"], f"{way}: the loss on notes must rise"
     assert col("reads", way).mean() < 0.95 < before["reads"], f"{way}: it must read less well"
+    assert (col("none", way).mean() < 0.5) == (way != "text"), f"{way}: questions cost none."
+ways = "off", "on forward", "off three"  # whose answers, and which forms
+after_two = {prompt.run((way, 2e-3, 0), 2)["keep"] for way in ways}
+assert len(after_two) == 3, "after two steps, these ways must differ"
 recited, said, own = col("sentence", "text"), col("keep", "off"), col("keep", "on")
 runs = {"text": ("sentence", recited, 1 - recited), "off": ("keep", said, own)}
 runs["on"] = ("keep", own, said)

@@ -11,22 +11,20 @@ Letters: N tokens, D model width, E experts, F hidden units per expert, k expert
     python -m minilora.lessons.studies.lora.experts_sweep    # make the base
 """
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import autograd.numpy as np
 
 import minilora
-from minilora import LoraConfig, Model, TrainConfig, data, kernels, layers, lora
-from minilora.batching import batch_at, collate
+from minilora import LoraConfig, Model, TrainConfig, data, kernels, lora
 from minilora.data.tasks import notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
 from minilora.layers import Context, dense, embed, norm, rope_cos_sin, self_attention
-from minilora.lessons.helpers import common, pretraining
-from minilora.lessons.helpers.rollouts import descend
+from minilora.lessons.helpers import common, pretraining, rollouts
 from minilora.model import lm_head
-from minilora.training import start
 from minilora.tree import flatten, layer_of, named_leaves, overlay, unflatten
 
 FILE = Path(__file__).with_suffix(".safetensors")
@@ -102,13 +100,9 @@ def imbalance(scores):
 
 def fit(adapters, model, examples, settings, balance=0.0):
     """Train the arrays of `adapters`; return them."""
-    state = start(adapters, settings)
-    for step in range(settings.iters):
-        rows = batch_at(examples, step, settings.batch_size, settings.seed)
-        batch = collate([row if settings.packing else [row] for row in rows])
-        _, grads = layers.value_and_grad(loss)(state.adapters, model, batch, balance)
-        state = descend(state, grads, settings)
-    return state.adapters
+    balanced = partial(loss, balance=balance)
+    *_, last = rollouts.steps(balanced, adapters, model, examples, settings)
+    return last.adapters
 
 
 # ------------------------------------------------------------------------------------- the base

@@ -13,7 +13,7 @@
 #
 # **Continues:** [lesson 9](../../09_is_it_good.py).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** the study [Does a reward need
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [Does a reward need
 # rank?](does_reward_need_rank.py), and what a Kullback-Leibler divergence is.
 
 # %%
@@ -27,6 +27,7 @@ from minilora.evaluation import plot
 from minilora.lessons.helpers import common, echoes, rollouts
 from minilora.lessons.helpers.common import HOLDS, QUICK, belongs, claim, of, short
 from minilora.lessons.studies.reward import who_forgets_less_sweep as experiment
+from minilora.optim import global_norm
 
 model, tokenizer = minilora.load("micro")
 rows = echoes.rows("test", 64)
@@ -129,8 +130,9 @@ print(f"divergence and forgetting, {len(reached)} runs: rank correlation {correl
 #
 # *Dynamic fine-tuning* ([Wu et al. 2025](https://arxiv.org/abs/2508.05629)) multiplies the loss of
 # each token by the token's probability p, as a constant. The gradient of log p has a factor 1/p,
-# so imitation pulls hardest at tokens that the model does not write. The weight takes this away,
-# and is reported to generalize better.
+# so imitation pulls hardest at tokens that the model does not write. The weight takes this factor
+# away: p·∇log p = ∇p, so the mean of p is maximized, not that of log p. The paper reports that this
+# generalizes better.
 #
 # **Predict.** Here the near form is imitated, with this weight and without. Each has its own rate,
 # as above. At the same reward, which forgets less?
@@ -143,16 +145,15 @@ for place, way in enumerate(("near", "weighted")):
 axes.set(xlim=(-0.5, 1.5), ylabel="forgotten, nats per byte", title="eight seeds")
 axes.set_xticks((0, 1), ("near form", "near form,\neach token times p"))
 plt.show()
-more = claim(
-    "with the weight, more is forgotten", np.log(lost["weighted"] / lost["near"]), times=True
-)
+times = lost["weighted"] / lost["near"]
+more = claim("with the weight, more is forgotten", np.log(times), times=True)
 
 # %% [markdown]
-# **Answer.** The weighted runs forget 3 to 14 times as much, with each of eight seeds, and
-# two of them do not reach the reward. The base writes the first bytes of this form with a small p,
-# so the weighted loss hardly moves them, until the best rate is eight times as high. At that
-# rate, the other bytes move, too. That the weight protects **does not hold here**; answers that the
-# model finds likely, for which it was made, are the own form above.
+# **Answer.** The weighted runs forget 3 to 14 times as much, with each of eight seeds, and two of
+# them do not reach the reward in 120 steps. A possible reason: the base writes each byte of "At "
+# with p of about 0.00003, so the weighted loss hardly moves them, and needs a rate that is eight
+# times as high. At that rate, the other bytes move, too. That the weight makes a model forget less
+# **does not hold here**, for an answer that the base does not write.
 #
 # ## What was shown
 #
@@ -160,7 +161,8 @@ more = claim(
 # a near or a foreign form at the same reward, with each seed. Imitation of the base's own form
 # forgot as little as reinforcement, within 0.01 nats per byte. So the reward itself is not what
 # protects the model's knowledge here: imitation of answers that the base itself could have given
-# does it, too. This agrees with both papers.
+# does it, too. This agrees with both papers. Weighting each token of the near form by its
+# probability made the model forget more.
 #
 # The limits: the base can do the task already, the answers are short, and its own text is one
 # synthetic language. To test the paper's claim, one needs a language model of some billion
@@ -203,9 +205,20 @@ for rate in (1e-3, 2e-3, 4e-3):
     assert max(reward + own) < min(near), f"{rate}: the near form must forget more"
     assert max(near) < min(foreign), f"{rate}: and the foreign form most"
 assert more == HOLDS, "with the weight, more must be forgotten"
-assert (lost["weighted"] > 3 * lost["near"]).all(), "with each seed"
+assert 3 < times.min() < times.max() < 14, "with each seed"
+ends = of(sweep, "reward", way="weighted", split="test")
+assert sum(end < experiment.GOAL for end in ends) == 2, "two runs must end without the reward"
+token = echoes.batch_of(rows[:1], [rows[0].answer(text)[1:2]])
+start = experiment.start_of(model, "8", 0)
+plain, weighted = (
+    global_norm(common.gradients_of(start, model, token, loss))
+    for loss in (minilora.loss, experiment.weighted_loss)
+)
+p = math.exp(-minilora.loss({}, model, token))
+assert abs(weighted / (p * plain) - 1) < 1e-3, "the weight must be p, a constant"
 assert correlation > 0.9, "forgetting must follow the divergence"
-rate = of(sweep, "rate", way="own", split="test")[0]  # a run of the sweep again
-again = experiment.run(("own", rate, "test", 0), steps=short(120, 5))
-assert QUICK or again["reward"] >= experiment.GOAL, "the reward is not reached"
-assert QUICK or belongs(again["forgotten"], lost["own"], lost["near"]), "not the sweep's"
+for way, seed in (("own", 0), ("weighted", 8)):  # two runs of the sweep again
+    rate = of(sweep, "rate", way=way, split="test")[0]
+    again = experiment.run((way, rate, "test", seed), steps=short(120, 5))
+    assert QUICK or again["reward"] >= experiment.GOAL, f"{way}: the reward is not reached"
+    assert QUICK or belongs(again["forgotten"], lost[way], lost["near"]), f"{way}: not the sweep's"

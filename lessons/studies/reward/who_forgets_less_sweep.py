@@ -10,10 +10,9 @@ from autograd.tracer import getval
 
 import minilora
 from minilora import TrainConfig
-from minilora.batching import batch_at
-from minilora.layers import np, value_and_grad
+from minilora.layers import np
 from minilora.lessons.helpers import echoes, rollouts
-from minilora.lessons.helpers.common import batch_of, of
+from minilora.lessons.helpers.common import of
 from minilora.lessons.studies.reward.rank_for_reward_sweep import in_five_digits, start_of
 
 STEPS, EVERY = 120, 5
@@ -59,15 +58,6 @@ def weighted_loss(adapters, model, batch):
     return -np.sum(batch["mask"] * p * log_p) / np.sum(batch["mask"])
 
 
-def weighted_steps(state, model, examples, settings):
-    """Yield (state, []) after each step with `weighted_loss`, like `minilora.run`."""
-    for step in range(settings.iters):
-        batch = batch_of(batch_at(examples, step, settings.batch_size, settings.seed))
-        _, grads = value_and_grad(weighted_loss)(state.adapters, model, batch)
-        state = rollouts.descend(state, grads, settings)
-        yield state, []
-
-
 def run(job, steps=STEPS):
     """Return the row of a run: its first scores with a reward of at least GOAL, or its last ones.
 
@@ -101,12 +91,8 @@ def run(job, steps=STEPS):
         rollouts.reinforce(adapters, model, rows, echoes.reward, settings, on_step=stop)
     else:
         examples = echoes.examples(rows, echoes.FORMS["near" if way == "weighted" else way])
-        state = minilora.start(adapters, settings)
-        if way == "weighted":
-            run_of_steps = weighted_steps(state, model, examples, settings)
-        else:
-            run_of_steps = minilora.run(state, model, examples, settings, quiet=True)
-        for state, _ in run_of_steps:
+        loss = weighted_loss if way == "weighted" else minilora.loss
+        for state in rollouts.steps(loss, adapters, model, examples, settings):
             if stop(state.step, state.adapters):
                 break
     return in_five_digits(row)

@@ -99,15 +99,15 @@ for run in (no_target, bypassed, narrow):
 # 8. **√r.** An adapter of rsLoRA (α/√r) is scaled by α/r
 #    ([sglang#40835](https://github.com/sgl-project/sglang/issues/40835)).
 # 9. **Base.** The base is stored in four bits. In training it was dense.
-# 10. **Into 4 bits.** A small update is merged, and the sum is rounded to 4 bits
-#     ([mlx-lm#1564](https://github.com/ml-explore/mlx-lm/pull/1564)). It is that of a short QLoRA.
+# 10. **Into 4 bits.** The small update of a short QLoRA is merged, and the sum is rounded to 4 bits
+#     ([mlx-lm#1564](https://github.com/ml-explore/mlx-lm/pull/1564)).
 # 11. **Twice.** A server merges the adapter, and then loads it onto the merged model.
 # 12. **Template.** Each prompt has a line break that it did not have in training.
 #
 # The checks, in order: does the batch have targets; do all projections have an adapter; is B not
 # zero; was every tensor read; are the logits of one row those that the *trainer* stored?
 #
-# **Predict.** Number 6 has all numbers of the adapter. Is its held-out loss that of the base, that
+# **Predict.** Failure 6 has all numbers of the adapter. Is its held-out loss that of the base, that
 # of the adapter, or another one? And which failures does the last check not see?
 
 
@@ -207,9 +207,9 @@ table(["failure", "check", "answer", "training loss", "held out", "doctor"], cel
 
 # %% [markdown]
 # **Answer.** Another one, 4.29, above that of the base (3.95). The logits do not show 1 to 3: the
-# trainer stored those of its own useless model. They show all nine failures after training. The
-# doctor calls 3, 8, 10 and 12 healthy: projections without a name, a factor of 2.8, a merge and a
-# prompt are not in the numbers of a file. Of 10, its column `nf4` says that a tenth will be left.
+# trainer stored those of its own bad model. They show all nine failures after training. The doctor
+# calls 3, 8, 10 and 12 healthy: in the numbers of a file, it cannot see projections without a name,
+# a factor of 2.8, a merge or a prompt. For 10, its column `nf4` says that a tenth will be left.
 #
 # ## What was shown
 #
@@ -245,6 +245,6 @@ if not QUICK:
     assert share < 0.2, "the doctor's column nf4 must say that little is kept"
     lost = losses["10 into 4 bits"] - small.scores["loss"]
     assert lost > 0.5 * (of_base - small.scores["loss"]), "the merge must lose most of it"
-    assert losses["6 layers"] > 0.9 * of_base, "in other layers, nothing learned may be left"
+    assert losses["6 layers"] > of_base and min(losses, key=losses.get) == "none", "a higher loss"
     assert losses["7 α"] > of_base > losses["8 √r"] > 10 * losses["none"], "scaled wrongly"
     assert 1.2 < losses["9 base"] / losses["none"] < 10, "four bits must cost little"

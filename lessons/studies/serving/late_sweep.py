@@ -6,14 +6,15 @@ runs the other seeds at the best rates. Every adapter is scored on 100 held-out 
 uses.
 """
 
+from functools import partial
+
 import numpy as np
 
 import minilora
 from minilora import LoraConfig, TrainConfig
-from minilora.batching import batch_at
-from minilora.layers import LayerCache, value_and_grad
+from minilora.layers import LayerCache
+from minilora.lessons.helpers import rollouts
 from minilora.lessons.helpers.common import batch_of, of, questions
-from minilora.lessons.helpers.rollouts import descend
 from minilora.model import hidden_states, lm_head, logits, with_adapters
 
 BEGIN = len("Ada keeps a pink kite in the barn.")  # every row has its question from here on
@@ -60,13 +61,9 @@ def trained(training, rate, seed, steps=200):
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     adapters, model = minilora.get_peft_model(model, config, seed)
     settings = TrainConfig(iters=steps, batch_size=16, learning_rate=rate, seed=seed)
-    state, rows = minilora.start(adapters, settings), questions()
-    for step in range(steps):
-        batch = batch_of(batch_at(rows, step, settings.batch_size, seed))
-        of_batch = value_and_grad(late_loss)
-        _, grads = of_batch(state.adapters, model, batch, TRAININGS[training])
-        state = descend(state, grads, settings)
-    return state.adapters, model
+    loss = partial(late_loss, begin=TRAININGS[training])
+    *_, last = rollouts.steps(loss, adapters, model, questions(), settings)
+    return last.adapters, model
 
 
 def scores(adapters, model, begin, n=100):

@@ -100,9 +100,9 @@ for n in (1, 2, 4):
 common.table(["way", "processes", "numbers that differ", "gradients sent"], cells)
 
 # %% [markdown]
-# **Answer.** In the second way. In the ring, each process first adds its own shards, and each chunk
-# begins at another process. So the order of the sum depends on n, and with it the last bits. Four
-# processes send 3 gradients in place of 1.5. For adapters, that is cheap.
+# **Answer.** In the second way ("gather"). In the ring, each process first adds its own shards, and
+# each chunk begins at another process. So the order of the sum depends on n, and with it the last
+# bits. Four processes send 3 gradients instead of 1.5. For adapters, that is cheap.
 #
 # ## On one machine
 #
