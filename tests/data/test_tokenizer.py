@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CHAT, CHATML, tiny, tiny_vocabulary
+from toy_models import CHAT, CHATML, change_json, read_json, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
@@ -103,7 +103,7 @@ def folder(tmp_path):
 
 def test_where_a_folder_has_its_template(folder):
     path, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(path.read_text())
+    config = read_json(path)
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     path.write_text(json.dumps({**config, "chat_template": named}))
     assert from_folder(folder).chat_template == CHATML, "the file wins, as in transformers"
@@ -150,7 +150,7 @@ def test_which_file_names_a_special_token(folder):
         assert each.encode(" <s><p><i><u><t>") == [*range(262, 266), 261]
         assert each.decode([1, *range(261, 266)]) == "<t>"
         assert each.encode(" <|im_end|>") == TINY.encode(" <|im_end|>")
-    assert json.loads((folder / "tokenizer_config.json").read_text())["sep_token"] == "<s>"
+    assert read_json(folder / "tokenizer_config.json")["sep_token"] == "<s>"
     tokens = {"267": {"content": "<v>"}, "266": {"content": "<w>"}}
     words = reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
     assert words.special == {"eos_token": "he"}  # the other two files are not read
@@ -159,33 +159,24 @@ def test_which_file_names_a_special_token(folder):
         reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
 
 
-@pytest.mark.parametrize(("settings", "named"), [
-    ({"add_prefix_space": True}, ["add_prefix_space"]),
-    ({"split_special_tokens": 1, "do_lower_case": False}, ["split_special_tokens, do_lower_case"]),
-    ({"add_prefix_space": True, "tokenizer_class": "LlamaTokenizerFast", "legacy": True}, []),
-    ({"add_prefix_space": False, "do_lower_case": None, "add_bos_token": True, "_a": 1}, []),
+PREPEND = {"normalizer": {"type": "Prepend", "prepend": "▁"}}
+
+
+@pytest.mark.parametrize(("settings", "parts", "named"), [
+    ({"add_prefix_space": True}, {}, ["add_prefix_space"]),
+    ({"split_special_tokens": 1, "do_lower_case": False}, {},
+     ["split_special_tokens, do_lower_case"]),
+    ({"add_prefix_space": True, "tokenizer_class": "LlamaTokenizerFast", "legacy": True}, {}, []),
+    ({"add_prefix_space": False, "do_lower_case": None, "add_bos_token": True, "_a": 1}, {}, []),
+    # transformers builds this class anew without the normalizer, which gives other tokens
+    ({"tokenizer_class": "LlamaTokenizer"}, PREPEND, ["tokenizer_class LlamaTokenizer"]),
 ])  # fmt: skip
-def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
+def test_settings_that_are_not_read_are_named(folder, recwarn, settings, parts, named):
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    from_folder(folder)
-    ends = "If these change the tokens, use transformers"
-    assert [str(w.message) for w in recwarn] == [f"{path}: not read: {n}. {ends}" for n in named]
-
-
-def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn):
-    """It drops the normalizer of tokenizer.json, so a SentencePiece file gives other tokens."""
-    path = folder / "tokenizer_config.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"})
-    )
-    file = folder / "tokenizer.json"
-    normalizer = {"type": "Prepend", "prepend": "▁"}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": normalizer}))
-    from_folder(folder)
-    assert [str(w.message).split(". ")[0] for w in recwarn] == [
-        f"{path}: not read: tokenizer_class LlamaTokenizer"
-    ]
+    change_json(path, **settings)
+    with_part(folder, **parts)
+    said = [str(warning.message).split(". ")[0] for warning in recwarn]
+    assert said == [f"{path}: not read: {names}" for names in named]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
@@ -206,21 +197,18 @@ def test_broken_folders_are_refused(folder, name, content, message):
 
 def with_part(folder, **parts):
     """Return the tokenizer of a folder whose tokenizer.json has these parts."""
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    change_json(folder / "tokenizer.json", **parts)
     return from_folder(folder)
 
 
 def test_a_tokenizer_neither_cuts_nor_pads(folder):
     """A tokenizer.json can say how its last batch was cut and padded; no text is meant by that."""
-    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
-    pad = {
-        "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-        "pad_type_id": 0, "pad_token": "<|endoftext|>",
-    }  # fmt: skip
-    words = with_part(folder, truncation=cut, padding=pad)
-    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
-    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    words = tiny()
+    words.backend.enable_truncation(2)
+    words.backend.enable_padding(length=9)
+    save(words, folder)
+    assert from_folder(folder).encode("hel 1 hel") == TINY.encode("hel 1 hel")
+    model = read_json(folder / "tokenizer.json")["model"]
     with pytest.raises(InputError, match="dropout makes the tokens random"):
         with_part(folder, model=model | {"dropout": 0.5})
 
