@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from minilora.config import ModelConfig
 from minilora.formats.pretrained import shapes
-from minilora.tree import flatten
+from minilora.model import Model
+from minilora.tree import flatten, unflatten
 
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
@@ -29,6 +31,11 @@ def leaves(config=CONFIG, seed=0, biased=()):
         path: rng.standard_normal(shape, dtype=np.float32)
         for path, shape in shapes(config, biased).items()
     }
+
+
+def toy_model(config=CONFIG, changed=None, **more):
+    """A model of random numbers, but for {path: array} in `changed`; `more`: see `leaves`."""
+    return Model(config, unflatten(leaves(config, **more) | (changed or {})))
 
 
 def raw_config(**changes):
@@ -83,9 +90,26 @@ def in_shards(path, tensors):
     return index
 
 
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def files(folder):
+    """{name: bytes} of everything below a folder."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def change_json(path, **fields):
     """Give these fields of the object in a JSON file other values."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    path.write_text(json.dumps(read_json(path) | fields))
+
+
+def change_tensors(path, change, **texts):
+    """Let `change` alter {name: array} of a safetensors file, or return another; add the texts."""
+    with safetensors.safe_open(path, "numpy") as file:
+        texts = file.metadata() | texts
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(change(tensors) or tensors, path, texts)
 
 
 def assert_same(tree, expected):
@@ -94,6 +118,9 @@ def assert_same(tree, expected):
     for path, w in expected.items():
         np.testing.assert_array_equal(actual[path], w, err_msg=path)
 
+
+# of a checkpoint
+FACTS = {"settings": {}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
 
 # --- tokenizers
 

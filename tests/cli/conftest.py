@@ -1,6 +1,9 @@
 """The base and the rows of the tests of the command line."""
 
+from functools import partial
+
 import pytest
+import small_run
 from faults import figure
 from small_run import write_adapter, write_base, write_rows
 
@@ -24,6 +27,12 @@ def data(tmp_path):
 def out(tmp_path):
     """The folder of a run, which does not exist yet."""
     return tmp_path / "run"
+
+
+@pytest.fixture
+def train(base, data, out):
+    """Return a function that runs `train` with these, unless other flags are given."""
+    return partial(small_run.train, base, data, out)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 import numpy as np
-from toy_models import CONFIG, leaves, tiny
+from models import moved
+from outcomes import arguments, printed, run
+from toy_models import CONFIG, tiny, toy_model
 
 from minilora import LoraConfig, cli, get_peft_model
 from minilora.data.tokenizer import ByteTokenizer
@@ -13,7 +15,6 @@ from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.lessons.helpers.pretraining import llama, random_params
 from minilora.model import Model
-from minilora.tree import arrays, overlay, tree_map, unflatten
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
 
@@ -30,7 +31,7 @@ def write_chat_base(folder, template):
     """Write a random Llama with a BPE tokenizer and this chat template into the new folder."""
     config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
     tokenizer = replace(tiny(), chat_template=template)
-    save_pretrained(folder, Model(config, unflatten(leaves(config))), tokenizer)
+    save_pretrained(folder, toy_model(config), tokenizer)
     return folder
 
 
@@ -46,28 +47,33 @@ def write_rows(path, rows=None):
     return path
 
 
-def arguments(words):
-    """Return words as a list of arguments (a string is split at spaces)."""
-    return [str(a) for word in words for a in (word.split() if isinstance(word, str) else [word])]
-
-
-def run(*words):
+def exit_status(*words):
     """Return the exit status of `minilora` with these arguments."""
     return cli.main(arguments(words))
 
 
-def train(base, data, out, *more, steps=FEW_STEPS):
-    """Run `train`; the flags in `more` replace the others."""
+def training(base, data, out, *more, steps=FEW_STEPS):
+    """Return the arguments of a short `train`; the flags in `more` replace the others."""
     given = arguments(more)
     start = arguments(["--model", base, "--data", data, "--adapter-path", out, steps])
     pairs = zip(start[::2], start[1::2])
     kept = [word for pair in pairs if pair[0] not in given for word in pair]
-    return cli.main(["train", *kept, *given])
+    return ["train", *kept, *given]
+
+
+def train(*args, status=0, **options):
+    """Run a short `train`, as `run` does; for the arguments see `training`."""
+    return printed(training(*args, **options), status)
+
+
+def resume(folder, *words, status=0):
+    """Continue the run in this folder, as `run` does."""
+    return run("train --resume", *words, *at(folder), status=status)
 
 
 def changed(adapters):
     """Return adapters that change the outputs, as training leaves them."""
-    return overlay(adapters, tree_map(lambda w: w + np.float32(0.1), arrays(adapters)))
+    return moved(adapters, lambda w: w + np.float32(0.1))
 
 
 def write_adapter(folder, base, **fields):
@@ -80,18 +86,6 @@ def write_adapter(folder, base, **fields):
 
 def at(folder):
     return "--adapter-path", folder
-
-
-def error_of(capsys, status):
-    """Return the single line on standard error of a command that failed."""
-    lines = capsys.readouterr().err.splitlines()
-    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
-
-
-def files(folder):
-    """{name: bytes} of everything below a folder."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def metrics(folder):

@@ -3,7 +3,8 @@
 import argparse
 
 import pytest
-from small_run import error_of, train, write_rows
+from outcomes import error_of, run
+from small_run import write_rows
 
 from minilora import cli
 from minilora.cli.arguments import Parser, parse, parser, toml_settings
@@ -78,14 +79,11 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
 
 
 @pytest.mark.parametrize("flags", TRAIN)
-def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(
-    flags, base, data, adapter, tmp_path, capsys
-):
+def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(train, flags, adapter, out, tmp_path):
     few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
-    out = tmp_path / "out"
     places = {"few": few, "out": out, "adapter": adapter}
-    status = train(base, data, out, flags.format(**places), steps="")
-    assert TRAIN[flags].format(**places) in error_of(capsys, status)
+    error = error_of(train, flags.format(**places), steps="")
+    assert TRAIN[flags].format(**places) in error
     assert not out.exists()
 
 
@@ -128,25 +126,25 @@ OTHERS = {  # command lines: part of the message
 
 
 @pytest.mark.parametrize("words", OTHERS)
-def test_another_command_that_cannot_be_is_one_line(words, capsys):
-    assert OTHERS[words] in error_of(capsys, cli.main(words.split()))
+def test_another_command_that_cannot_be_is_one_line(words):
+    assert OTHERS[words] in error_of(run, words)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\udcff", "a" * 300])
-def test_a_message_stays_one_line_whatever_a_name_holds(tmp_path, capsys, name):
+def test_a_message_stays_one_line_whatever_a_name_holds(tmp_path, name):
     for words in ("evaluate --adapter-path", "evaluate --model", "train -c", "train --data"):
-        line = error_of(capsys, cli.main([*words.split(), str(tmp_path / name)]))
+        line = error_of(run, words, tmp_path / name)
         assert line.isprintable()
 
 
-def test_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys):
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for words in (
         "train -c ~/x", "train --data=~/x", "train --model=~/x", "train --init-adapter=~/x",
         "train --resume --adapter-path=~/x", "generate --prompt a --adapter-path ~/x",
         "fetch smollm2 --source=~/x", "teach grade ~/x", "learn list --exercises=~/x",
     ):  # fmt: skip
-        assert f"{tmp_path}/x" in error_of(capsys, cli.main(words.split())), words
+        assert f"{tmp_path}/x" in error_of(run, words), words
     assert parse(["merge", "--out=~/x"]).out == f"{tmp_path}/x"
     (tmp_path / "x").write_text('adapter-path = "~/y"')
     assert toml_settings(tmp_path / "x") == {"adapter_path": f"{tmp_path}/y"}

@@ -1,22 +1,22 @@
 """What `inspect --adapter-path` says about an adapter: one planted adapter per kind of fault."""
 
-import json
 import shutil
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, moved, quantized, random_model, seeds
-from safetensors import safe_open
+from models import TINY, adapted, quantized, random_model, seeds
+from outcomes import error_of, run
 from safetensors.numpy import load_file, save_file
-from small_run import at, error_of, run, train, write_adapter, write_base
+from small_run import at, changed, train, write_adapter, write_base
+from toy_models import change_json, change_tensors
 
 import minilora
 from minilora import MethodConfig
 from minilora.cli.loading import changes_base
 from minilora.evaluation import doctor
-from minilora.formats.checkpoint import save_adapter
+from minilora.formats.checkpoint import CONFIG, WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import dense
 from minilora.tree import get
@@ -29,28 +29,28 @@ EVERYWHERE = "--lora-r 4 --target-modules all-linear --quantize none"
 def trained(place):
     """The folder of a run of a few steps, with its base and its rows next to it."""
     given = place / "base", place / "rows.jsonl", place / "run"
-    assert train(*given, EVERYWHERE, "--iters 12 --learning-rate 0.02 --save-every 50") == 0
+    train(*given, EVERYWHERE, "--iters 12 --learning-rate 0.02 --save-every 50")
     return place / "run"
 
 
 def planted(trained, folder, change=dict, **fields):
     """Copy a run, change the tensors {name: array} of its adapter and the fields of its config."""
     shutil.copytree(trained, folder)
-    weights = folder / "adapter_model.safetensors"
-    with safe_open(weights, "numpy") as file:
-        texts = file.metadata()
-    tensors = {name: np.ascontiguousarray(w) for name, w in change(load_file(weights)).items()}
-    save_file(tensors, weights, texts)
-    config = folder / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+    change_tensors(folder / WEIGHTS, change)
+    change_json(folder / CONFIG, **fields)
     return folder
 
 
-def verdict(capsys, status, *words, warning=""):
+def without_run(folder):
+    """Remove the files of the run from the folder of its adapter; return the folder."""
+    for name in ("train_config.toml", "checkpoint.safetensors"):
+        (folder / name).unlink()
+    return folder
+
+
+def verdict(status, folder, *words, warning=""):
     """Return the last line of `inspect`; only for an adapter with a fault, the status is 1."""
-    capsys.readouterr()
-    assert run("inspect", *words) == status
-    printed = capsys.readouterr()
+    printed = run("inspect", *words, *at(folder), status=status)
     assert warning in printed.err and bool(warning) == bool(printed.err)
     last = printed.out.splitlines()[-1]
     assert last.startswith("ill: ") == (status == 1)
@@ -133,17 +133,16 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_each_fault_has_its_verdict(name, trained, tmp_path, capsys):
+def test_each_fault_has_its_verdict(name, trained, tmp_path):
     change, fields, expected = PLANTED[name]
-    found = verdict(capsys, 1, *at(planted(trained, tmp_path / "ill", change, **fields)))
+    found = verdict(1, planted(trained, tmp_path / "ill", change, **fields))
     assert expected in found
     assert found.count("; ") == found.count("; tensor")  # one fault, and no consequences of it
 
 
-def test_a_healthy_adapter(trained, capsys):
-    capsys.readouterr()
-    assert run("inspect", *at(trained)) == 0
-    *_, header, q, _, _, _, _, _, _, change, loss, last = capsys.readouterr().out.splitlines()
+def test_a_healthy_adapter(trained):
+    lines = run("inspect", *at(trained)).out.splitlines()
+    *_, header, q, _, _, _, _, _, _, change, loss, last = lines
     assert " ".join(header.split()) == "r α/r ‖ΔW‖/‖W‖ σ₁²/Σσ² nf4 fp4 int8 downhill"
     assert q.split()[:4] == ["2", "q_proj", "4", "4"]
     assert change.startswith("the logits of the first row change by ")
@@ -152,69 +151,56 @@ def test_a_healthy_adapter(trained, capsys):
     assert last == "healthy: no number of its 14 projections is unusual"
 
 
-def test_beyond_numbers(trained, tmp_path, capsys):
-    """Without the rows, an exchange or another sign is not seen: all numbers stay usual."""
-    for folder, change in (
-        ("sign", times(-1, "lora_B")),
-        ("layers", renamed(("layers.0.", "layers.1."))),
-        ("modules", renamed(("q_proj", "o_proj"), ("gate_proj", "up_proj"))),
-    ):
-        ill = planted(trained, tmp_path / folder, change)
-        (ill / "train_config.toml").unlink()
-        (ill / "checkpoint.safetensors").unlink()
-        assert verdict(capsys, 0, *at(ill)).startswith("healthy")
-    rows = trained.parent / "rows.jsonl"
-    found = verdict(capsys, 1, *at(tmp_path / "sign"), "--data", rows)
+def test_beyond_numbers(trained, tmp_path):
+    """Without the rows, another sign is not seen: all numbers stay usual."""
+    ill = without_run(planted(trained, tmp_path / "sign", times(-1, "lora_B")))
+    assert verdict(0, ill).startswith("healthy")
+    found = verdict(1, ill, "--data", trained.parent / "rows.jsonl")
     assert found.startswith("ill: B does not lead downhill (below 5%) on these rows in")
 
 
-def test_the_rows_of_a_run_may_be_gone(trained, tmp_path, capsys):
+def test_the_rows_of_a_run_may_be_gone(trained, tmp_path):
     folder = planted(trained, tmp_path / "moved")
     rows = trained.parent / "rows.jsonl"
     rows.rename(tmp_path / "rows.jsonl")
     try:
-        found = verdict(capsys, 0, *at(folder), warning="the rows of the run cannot be read: ")
+        found = verdict(0, folder, warning="the rows of the run cannot be read: ")
         assert found.startswith("healthy")
     finally:
         (tmp_path / "rows.jsonl").rename(rows)
 
 
-def test_the_direction_is_unknown_if_b_did_not_begin_with_zero(trained, tmp_path, capsys):
+def test_the_direction_is_unknown_if_b_did_not_begin_with_zero(trained, tmp_path):
     rows = trained.parent / "rows.jsonl"
     more = "--iters 2 --batch-size 2 --adapter-path", tmp_path / "more", "--init-adapter", trained
-    assert run("train --data", rows, *more) == 0
-    capsys.readouterr()
-    assert run("inspect", *at(tmp_path / "more")) == 0
-    lines = capsys.readouterr().out.splitlines()
+    run("train --data", rows, *more)
+    lines = run("inspect", *at(tmp_path / "more")).out.splitlines()
     assert [line.split()[-1] for line in lines if "_proj" in line] == ["?"] * 7
 
 
-def test_another_base(trained, tmp_path, capsys):
+def test_another_base(trained, tmp_path):
     folder = planted(trained, tmp_path / "run", times(1, ""))
-    found = verdict(capsys, 1, *at(folder), "--quantize nf4 --block-size 32")
+    found = verdict(1, folder, "--quantize nf4 --block-size 32")
     assert "trained on a base with scheme none, not nf4; trained on" in found
     assert "block_size None, not 32" in found
     other = write_base(tmp_path / "other", seed=1)
-    assert "a base with digest" in verdict(capsys, 1, *at(folder), "--model", other)
+    assert "a base with digest" in verdict(1, folder, "--model", other)
 
 
-def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path, capsys):
-    folder = planted(trained, tmp_path / "peft")
-    weights = folder / "adapter_model.safetensors"
-    save_file(load_file(weights), weights, {"format": "pt"})
-    for name in ("train_config.toml", "checkpoint.safetensors"):
-        (folder / name).unlink()
+def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):
+    folder = without_run(planted(trained, tmp_path / "peft"))
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"format": "pt"})
     other = write_base(tmp_path / "other", seed=1)
-    assert run("inspect --model", other, *at(folder)) == 0
-    assert "the file does not tell on which base it was trained" in capsys.readouterr().out
+    printed = run("inspect --model", other, *at(folder)).out
+    assert "the file does not tell on which base it was trained" in printed
 
 
-def test_settings_that_cannot_be_used_are_errors(trained, tmp_path, capsys):
+def test_settings_that_cannot_be_used_are_errors(trained, tmp_path):
     folder = planted(trained, tmp_path / "ill", lora_alpha=0)
-    assert "--lora-alpha must be a positive number" in error_of(capsys, run("inspect", *at(folder)))
+    assert "--lora-alpha must be a positive number" in error_of(run, "inspect", *at(folder))
 
     folder = planted(trained, tmp_path / "infinite", times(1e30, "lora_"))
-    assert "q_proj" in error_of(capsys, run("inspect", *at(folder)))
+    assert "q_proj" in error_of(run, "inspect", *at(folder))
 
 
 @pytest.mark.parametrize("scheme, start", [("none", "pissa"), ("nf4", "pissa"), ("nf4", "loftq")])
@@ -231,34 +217,30 @@ def test_the_update_of_pissa_and_loftq_is_against_the_base_of_the_file(base, sch
     assert found < (1e-6 if scheme == "none" else nf4)
 
 
-def test_pissa_without_training(base, tmp_path, capsys):
+def test_pissa_without_training(base, tmp_path):
     """Its A and B are not zero, but the update is: rounding, or the error of quantization."""
     config = minilora.LoraConfig(init_lora_weights="pissa")
     adapters, model = minilora.get_peft_model(load(base).model, config)
     save_adapter(tmp_path, adapters, model, config)
     assert changes_base(tmp_path)
-    assert "is below 1e-05 in 4 of 4" in verdict(capsys, 1, *at(tmp_path))
+    assert "is below 1e-05 in 4 of 4" in verdict(1, tmp_path)
 
 
 @pytest.mark.parametrize("method", ["ia3", "prompt", "vera"])
-def test_other_methods_have_a_change_of_the_logits_only(method, base, tmp_path, capsys):
+def test_other_methods_have_a_change_of_the_logits_only(method, base, tmp_path):
     config = MethodConfig(method)
     adapters, model = minilora.get_peft_model(load(base).model, config)
-    changed = moved(adapters, lambda w: w + np.float32(0.1)) if method != "vera" else adapters
-    save_adapter(tmp_path, changed, model, config)
+    save_adapter(tmp_path, adapters if method == "vera" else changed(adapters), model, config)
     if method == "vera":  # b = 0
-        assert verdict(capsys, 1, *at(tmp_path)) == (
-            "ill: the logits do not change, or are not finite"
-        )
+        assert verdict(1, tmp_path) == ("ill: the logits do not change, or are not finite")
     else:
-        assert verdict(capsys, 0, *at(tmp_path)).startswith("beyond numbers: ")
+        assert verdict(0, tmp_path).startswith("beyond numbers: ")
 
 
-def test_a_layer_of_other_rank_is_in_the_line_of_its_module(base, tmp_path, capsys):
+def test_a_layer_of_other_rank_is_in_the_line_of_its_module(base, tmp_path):
     folder = write_adapter(tmp_path, base, rank_pattern={"layers.1.self_attn.q_proj": 2})
-    verdict(capsys, 0, *at(folder))
-    assert run("inspect", *at(folder)) == 0
-    assert "2 q_proj  2–8  2–8  " in capsys.readouterr().out
+    verdict(0, folder)
+    assert "2 q_proj  2–8  2–8  " in run("inspect", *at(folder)).out
 
 
 # half of the widest gap between two numbers of a format whose largest is 1, rounded up

@@ -5,7 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 from models import random_examples
-from small_run import at, error_of, run
+from outcomes import error_of, run
+from small_run import at
+from toy_models import FACTS
 
 import minilora
 from minilora import TrainConfig
@@ -42,7 +44,7 @@ def states(loaded, state=None, **settings):
 
 
 @pytest.mark.parametrize(("method", "storage"), combinations())
-def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_path, capsys):
+def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_path):
     blocks = "" if storage in WITHOUT_BLOCKS else "--block-size 32"
     words = f"train --model {base} --method {method} --quantize {storage} {blocks}"
     loaded = load_for_training(parse(words.split()))
@@ -62,11 +64,11 @@ def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_pa
         assert found.model.source == loaded.model.source
         logits = minilora.forward(found.adapters, found.model, tokens)
         np.testing.assert_allclose(logits, expected, atol=1e-5)
-    status = run("merge", *at(folder), "--out", merged)
+    merge = "merge", *at(folder), "--out", merged
     if method in UNMERGEABLE:
-        assert "cannot be merged" in error_of(capsys, status)
+        assert "cannot be merged" in error_of(run, *merge)
         return
-    assert status == 0
+    run(*merge)
     logits = minilora.forward({}, load(merged).model, tokens)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -87,11 +89,10 @@ def test_a_method_resumes_to_the_same_bytes(name, base, tmp_path):
     """Resume from step 2 of 4: the checkpoint has the encoder; the base is initialized again."""
     args = parse(["train", "--model", str(base), "--quantize", "nf4", *RESUMED[name].split()])
     loaded, path = load_for_training(args), tmp_path / "checkpoint"
-    facts = {"settings": {}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
 
     settings = {"iters": 4, "optimizer": args.optimizer}
     _, second, _, whole = states(loaded, **settings)
-    save_state(path, second, facts)
+    save_state(path, second, FACTS)
     again = load_for_training(args)
     state, *_ = load_state(path, again.adapters, args.optimizer)
     *_, resumed = states(again, state, **settings)

@@ -7,10 +7,10 @@ from contextlib import suppress
 from itertools import product
 
 import pytest
-import small_run
 from faults import KILLED, Faults, apart, kill
-from small_run import LEFT_BY_A_KILL, contents, run, write_adapter
+from small_run import LEFT_BY_A_KILL, contents, exit_status, training, write_adapter
 
+from minilora import cli
 from minilora.config import InputError
 from minilora.formats.checkpoint import load_adapter, read_metadata
 from minilora.formats.pretrained import load
@@ -30,7 +30,7 @@ def place(place):
 
 def train(folder, more=""):
     words = "--lora-dropout 0.2 --keep-best", more
-    return small_run.train(folder / "base", folder / "rows.jsonl", folder / "run", *words)
+    return cli.main(training(folder / "base", folder / "rows.jsonl", folder / "run", *words))
 
 
 def checkpoint_of(folder):
@@ -49,11 +49,11 @@ def end_well(folder, more, capsys):
     which = checkpoint_of(folder)
     capsys.readouterr()
     if which:  # an error must be one line that says how to continue
-        status = run("evaluate --split valid", "--adapter-path", folder / "run")
+        status = exit_status("evaluate --split valid", "--adapter-path", folder / "run")
         error = capsys.readouterr().err
         assert status == 0 or (error.count("\n") == 1 and "train --resume" in error), error
     ended = (
-        run("train --resume", "--adapter-path", folder / "run")
+        exit_status("train --resume", "--adapter-path", folder / "run")
         if which == "new"
         else train(folder, more)
     )

@@ -4,7 +4,7 @@ import shutil
 from itertools import product
 
 from faults import kill
-from small_run import contents, run, write_adapter
+from small_run import contents, exit_status, write_adapter
 
 from minilora.config import InputError
 
@@ -21,7 +21,7 @@ def from_python(folder):
 
 def command(words):
     """Return a function that runs a command with the files of a folder."""
-    return lambda folder: run(*words.format(f=folder).split())
+    return lambda folder: exit_status(words.format(f=folder))
 
 
 def training(more):

@@ -4,6 +4,7 @@ Without MPI: threads are the processes, and `Comm` is what they share. tests/pee
 """
 
 import json
+import re
 import sys
 import threading
 import time
@@ -14,8 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from models import TINY, adapted, fast_model, fingerprint, random_examples, random_model
-from small_run import at, contents, error_of, files, run, train
+from outcomes import error_of, run
+from small_run import contents, resume, training
 from threadpoolctl import threadpool_info, threadpool_limits
+from toy_models import files
 
 from minilora import cli, kernels, layers
 from minilora.batching import Example
@@ -161,48 +164,45 @@ def with_comm(started, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize("prefix", ["OMPI_COMM_WORLD_", "PMI_"])
-def test_several_processes_without_mpi4py_are_one_line_and_train_nothing(
-    prefix, base, data, out, started, monkeypatch, capsys
+ALONE = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))  # of another MPI
+
+
+@pytest.mark.parametrize(
+    ("prefix", "mpi4py", "message"),
+    [
+        ("OMPI_COMM_WORLD_", None, r"cannot be imported .*pip install 'minilora\[mpi\]'"),
+        ("PMI_", SimpleNamespace(MPI=ALONE, rc=SimpleNamespace()), "sees 1: use the mpiexec of"),
+    ],
+)
+def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
+    train, prefix, mpi4py, message, base, data, out, started, monkeypatch, capsys
 ):
-    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
     started(4, 0, prefix)
-    error = error_of(capsys, train(base, data, out))
-    assert "mpiexec started 4 processes, but mpi4py cannot be imported" in error
-    assert "pip install 'minilora[mpi]'" in error
+    error = error_of(train)
+    assert re.search(f"mpiexec started 4 processes, but mpi4py {message}", error)
+    assert mpi4py is None or mpi4py.rc.finalize is False
     started(4, 3, prefix)
     with pytest.raises(SystemExit):
-        train(base, data, out)
+        cli.main(training(base, data, out))
     assert capsys.readouterr().err == "" and not out.exists()
     started(1, 0, prefix)
-    assert train(base, data, out) == 0
+    train()
 
 
-def test_an_mpiexec_of_another_mpi_is_an_error(base, data, out, started, monkeypatch, capsys):
-    alone = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))
-    mpi4py = SimpleNamespace(MPI=alone, rc=SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
-    started(2)
-    assert "but mpi4py sees 1: use the mpiexec of" in error_of(capsys, train(base, data, out))
-    assert not out.exists() and mpi4py.rc.finalize is False
-
-
-def test_process_0_alone_writes_and_prints(base, data, out, tmp_path, with_comm, capsys):
+def test_process_0_alone_writes_and_prints(train, out, tmp_path, with_comm):
     words = "--batch-size 5 --keep-best --grad-accumulation-steps 1"
-    assert train(base, data, tmp_path / "run", words, "--shards 4") == 0
-    expected = contents(tmp_path / "run")
-    (tmp_path / "run").rename(tmp_path / "alone")
+    train(words, "--shards 4")
+    expected = contents(out)
+    out.rename(tmp_path / "alone")
     with_comm(2, 1)
-    capsys.readouterr()
-    assert train(base, data, out, words, "--val-batches 99") == 0
-    assert capsys.readouterr() == ("", "") and not out.exists()
+    assert train(words, "--val-batches 99") == ("", "") and not out.exists()
     with_comm(2, 0)
-    assert train(base, data, out, words) == 0
-    assert "written to" in capsys.readouterr().out
+    assert "written to" in train(words).out
     assert contents(out) == expected
 
 
-def test_with_shards_blas_has_one_thread(base, data, out, monkeypatch):
+def test_with_shards_blas_has_one_thread(train, monkeypatch):
     """With two, it may add the terms of a product in another order."""
     seen = []
 
@@ -213,13 +213,13 @@ def test_with_shards_blas_has_one_thread(base, data, out, monkeypatch):
     monkeypatch.setattr("minilora.cli.run.load_for_training", spying)
     with threadpool_limits(2, "blas"):
         for flags in ("--shards 2", "--overwrite"):
-            assert train(base, data, out, flags) == 0
+            train(flags)
     assert seen == [{1}, {2}]
 
 
-def test_an_error_of_another_process_names_it(base, data, out, with_comm, capsys):
+def test_an_error_of_another_process_names_it(train, with_comm):
     with_comm(2, 1)
-    line = error_of(capsys, train(base, data, out, "--lora-r 0"))
+    line = error_of(train, "--lora-r 0")
     assert line.startswith("error: process 1: --lora-r must be")
 
 
@@ -232,36 +232,34 @@ LINES = {  # flags in two processes: the error
 
 
 @pytest.mark.parametrize("flags", LINES)
-def test_a_process_without_work_is_refused(flags, base, data, out, with_comm, capsys):
+def test_a_process_without_work_is_refused(train, flags, out, with_comm):
     with_comm(2)
-    assert LINES[flags] in error_of(capsys, train(base, data, out, flags))
+    assert LINES[flags] in error_of(train, flags)
     assert not out.exists()
 
 
-def test_shards_are_refused_if_the_gradient_is_too_large(base, data, out, monkeypatch, capsys):
+def test_shards_are_refused_if_the_gradient_is_too_large(train, monkeypatch):
     monkeypatch.setattr("minilora.cli.loading.MAX_PARALLEL_PARAMETERS", 99)
-    line = error_of(capsys, train(base, data, out, "--shards 2"))
+    line = error_of(train, "--shards 2")
     assert "--shards has no effect with more than 99 trained parameters" in line
-    assert train(base, data, out, "--dry-run") == 0
+    train("--dry-run")
 
 
-def test_a_run_is_resumed_with_its_shards_by_any_number_of_processes(
-    base, data, out, with_comm, capsys
-):
-    assert train(base, data, out) == 0
+def test_a_run_is_resumed_with_its_shards_by_any_number_of_processes(train, out, with_comm):
+    train()
     with_comm(2)
-    capsys.readouterr()
-    assert "has no --shards" in error_of(capsys, run("train --resume --iters 6", *at(out)))
-    assert train(base, data, out, "--overwrite") == 0
-    assert run("train --resume --iters 6", *at(out)) == 0
+    assert "has no --shards" in error_of(resume, out, "--iters 6")
+    train("--overwrite")
+    resume(out, "--iters 6")
     with_comm(1)
     before = files(out)
-    assert run("train --resume", *at(out)) == 0 and files(out) == before
+    resume(out)
+    assert files(out) == before
     assert "shards = 4" in (out / "train_config.toml").read_text()
 
 
 def test_one_of_several_processes_does_not_save_when_it_is_interrupted(
-    base, data, out, with_comm, monkeypatch, capsys
+    train, out, with_comm, monkeypatch
 ):
     """Mpiexec kills it soon after: it has the time for one line."""
     with_comm(2)
@@ -275,22 +273,21 @@ def test_one_of_several_processes_does_not_save_when_it_is_interrupted(
 
         with monkeypatch.context() as patch:
             patch.setattr("minilora.training.gradient_at", interrupted)
-            assert train(base, data, out) == 130
-        assert capsys.readouterr().err.count(way) == 1
+            assert train(status=130).err.count(way) == 1
         assert (out / CHECKPOINT).exists() == (steps_before == 3)
     with_comm(2, 1)
     monkeypatch.setattr("minilora.training.gradient_at", interrupted)
-    assert run("train --resume", *at(out)) == 130 and capsys.readouterr().err == ""
+    assert resume(out, status=130).err == ""
 
 
 def test_all_processes_are_compared_before_the_first_step_and_before_each_save(
-    base, data, out, with_comm, monkeypatch
+    train, with_comm, monkeypatch
 ):
     with_comm(2)
     seen, save = [], RunWriter.save
     monkeypatch.setattr(processes, "check_same", lambda comm, what, bytes, way: seen.append(bytes))
     monkeypatch.setattr(RunWriter, "save", lambda *args: seen.append("save") or save(*args))
-    assert train(base, data, out) == 0
+    train()
     facts, first, second, *rest = seen
     assert json.loads(facts)["settings"]["shards"] == 4
     assert first[:1] == b"0" and second[:1] == b"2" and first[1:] != second[1:]
@@ -298,6 +295,6 @@ def test_all_processes_are_compared_before_the_first_step_and_before_each_save(
 
 
 @pytest.mark.parametrize("words", ["evaluate", "merge --out x", "learn list"])
-def test_only_train_uses_several_processes(words, started, capsys):
+def test_only_train_uses_several_processes(words, started):
     started(2)
-    assert "only `minilora train` uses several" in error_of(capsys, cli.main(words.split()))
+    assert "only `minilora train` uses several" in error_of(run, words)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small_run import contents, run, sums, write_base, write_chat_base, write_rows
+from small_run import contents, exit_status, sums, write_base, write_chat_base, write_rows
 from toy_models import tiny
 
 from minilora import training
@@ -136,7 +136,7 @@ def outcome(place, monkeypatch, capsys):
             shutil.rmtree(killed, ignore_errors=True)
             words = ["train", *as_words(line, place.of)]
         capsys.readouterr()
-        status = run(*words)
+        status = exit_status(*words)
         printed, said = capsys.readouterr()
         if status:
             return said.splitlines()[-1]

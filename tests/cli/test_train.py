@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outcomes import error_of, run
 from small_run import (
     at,
-    error_of,
-    files,
     history,
     metrics,
-    run,
+    resume,
     tensors,
-    train,
     untimed,
     write_base,
     write_rows,
 )
+from toy_models import files
 
 import minilora
 from minilora import LoraConfig, TrainConfig, encode_rows, load_rows
@@ -64,23 +63,20 @@ def step_of(folder):
 # ------------------------------------------------------------------------- the folder of a run
 
 
-def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
-    base, data, out, monkeypatch, capsys
-):
+def test_all_files_of_a_run_are_written_again_from_its_checkpoint(train, out, monkeypatch):
     monkeypatch.setattr("minilora.cli.run.curve", plot.curve)
-    assert train(base, data, out, "--save-every 4") == 0
+    printed = train("--save-every 4").out
     assert {path.name for path in out.iterdir()} == run_folder.FILES
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     first, *_, last = metrics(out)
-    printed = capsys.readouterr().out
     for when, row in (("before", first), ("after", last)):
         assert f"{when}: held-out loss {row['eval_loss']:.4f} nats" in printed
 
     before = files(out)
     for name in run_folder.FILES - {CHECKPOINT}:
         (out / name).unlink()
-    assert "train --resume" in error_of(capsys, run("evaluate", *at(out)))
-    assert run("train --resume", *at(out)) == 0
+    assert "train --resume" in error_of(run, "evaluate", *at(out))
+    resume(out)
     assert files(out) == before
 
 
@@ -90,7 +86,7 @@ def bytes_written():
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no counts of the system")
-def test_a_save_does_not_write_the_records_of_earlier_saves(base, data, tmp_path, monkeypatch):
+def test_a_save_does_not_write_the_records_of_earlier_saves(train, monkeypatch):
     written, save = [], RunWriter.save
 
     def counting(writer, state):
@@ -100,37 +96,37 @@ def test_a_save_does_not_write_the_records_of_earlier_saves(base, data, tmp_path
 
     monkeypatch.setattr(RunWriter, "save", counting)
     more = "--iters 20 --save-every 1 --steps-per-eval 20 --quiet"
-    assert train(base, data, tmp_path / "run", more) == 0
+    train(more)
     *written, _ = written  # the last save has all records
     assert max(written) - min(written) < 700  # the records of 20 steps are 3,000 bytes
 
 
-def test_a_killed_run_needs_its_metrics(base, data, out, monkeypatch, capsys):
+def test_a_killed_run_needs_its_metrics(train, out, monkeypatch):
     """More than the records of its checkpoint do no harm; less, or others, are an error."""
     with monkeypatch.context() as patch:  # as if a kill came after the last step
         patch.setattr(RunWriter, "end", lambda writer, state: None)
-        assert train(base, data, out, "--save-every 1") == 0
+        train("--save-every 1")
     path, rows = out / "metrics.jsonl", metrics(out)
     whole = path.read_bytes()
     for damaged in (whole[:99], b"", whole.replace(b"loss", b"gain")):
         path.write_bytes(damaged)
         before = files(out)
-        line = error_of(capsys, run("train --resume", *at(out)))
+        line = error_of(resume, out)
         assert f"{path} has not the records" in line and "restore it" in line
         assert files(out) == before
     path.write_bytes(whole + b'{"st')
-    assert run("train --resume", *at(out)) == 0 and metrics(out)[: len(rows)] == rows
+    resume(out)
+    assert metrics(out)[: len(rows)] == rows
     assert history(out / CHECKPOINT) == path.read_bytes()
 
 
-def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, out, tmp_path, capsys):
-    assert train(base, data, out) == 0
+def test_a_run_or_a_strangers_folder_is_never_overwritten(train, out, tmp_path):
+    train()
     before = files(out)
-    capsys.readouterr()
-    assert "--overwrite" in error_of(capsys, train(base, data, out))
-    assert "--lora-r is 2, but" in error_of(capsys, train(base, data, out, "--resume --lora-r 2"))
+    assert "--overwrite" in error_of(train)
+    assert "--lora-r is 2, but" in error_of(train, "--resume --lora-r 2")
     (out / "thesis.tex").write_text("years of work")
-    assert "thesis.tex" in error_of(capsys, train(base, data, out, "--overwrite"))
+    assert "thesis.tex" in error_of(train, "--overwrite")
     (out / "thesis.tex").unlink()
     assert files(out) == before
 
@@ -139,56 +135,53 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, out, tmp_p
 
     with pytest.MonkeyPatch.context() as patch:  # in the first step
         patch.setattr("minilora.training.gradient_at", interrupted)
-        assert train(base, data, out, "--overwrite --seed 4") == 130
+        train("--overwrite --seed 4", status=130)
         assert files(out) == before
-        assert train(base, data, tmp_path / "new") == 130
-    assert not (tmp_path / "new").exists()
-    assert capsys.readouterr().err.endswith("start the same command again\n")
+        said = train(*at(tmp_path / "new"), status=130).err
+    assert said.endswith("start the same command again\n") and not (tmp_path / "new").exists()
 
 
-def test_two_runs_in_one_folder(base, data, out, capsys):
+def test_two_runs_in_one_folder(train, out):
     with run_folder.lock(out):
-        line = error_of(capsys, train(base, data, out))
+        line = error_of(train)
         assert f"another process is writing {out}: wait for it" in line and out.exists()
     assert not out.exists()
 
 
-def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
+def test_a_dry_run_writes_nothing(train, base, data, out):
     lines = data.read_text().splitlines(keepends=True)
     lines[19] = lines[0]  # the second of two held-out rows
     data.write_text("".join(lines))
-    out = tmp_path / "out"
     long = "--dry-run --iters 1000000000000000000 --steps-per-eval 1000000000000000000 --keep-best"
-    assert train(base, data, out, long) == 0
-    printed, said = capsys.readouterr()
+    printed, said = train(long)
     assert printed.startswith(f"base: {base}, stored as nf4-dq\ntrainable params: ")
     assert not out.exists()
     assert "\n18 rows to train on\n2 rows held out\n" in printed
     assert "warning: 1 of 2 held-out rows are among the rows to train on" in said
 
 
-def test_quiet_prints_the_last_line_only(base, data, out, monkeypatch, capsys):
+def test_quiet_prints_the_last_line_only(train, out, monkeypatch):
     monkeypatch.setattr("minilora.cli.run.generate", None)  # no sample is made
     for more in ("", "--resume"):
-        assert train(base, data, out, "--quiet --keep-best", more) == 0
-        printed, errors = capsys.readouterr()
+        printed, errors = train("--quiet --keep-best", more)
         assert errors == ""
         assert printed == f"written to {out}: try `minilora evaluate --adapter-path {out}`\n"
     assert "quiet" not in settings_of(out)
 
 
-def test_a_run_without_held_out_rows_prints_its_loss(base, out, tmp_path, capsys):
+def test_a_run_without_held_out_rows_prints_its_loss(base, out, tmp_path):
     few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
-    assert run("train --model", base, "--data", few, "--iters 4", *at(out)) == 0
+    printed = run("train --model", base, "--data", few, "--iters 4", *at(out)).out
     losses = [row["loss"] for row in metrics(out)]
     line = f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last\n"
-    assert line in capsys.readouterr().out
+    assert line in printed
 
 
 def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
-    base, out, tmp_path, monkeypatch, capsys
+    train, base, data, out, monkeypatch
 ):
-    data, seen = write_rows(tmp_path / "rows.jsonl", [{"text": f"{n}"} for n in range(100)]), []
+    write_rows(data, [{"text": f"{n}"} for n in range(100)])
+    seen = []
 
     def counting(adapters, model, examples, *more):
         seen.append(examples)
@@ -196,32 +189,32 @@ def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
 
     for place in ("minilora.cli.run.evaluate", "minilora.evaluation.loop.evaluate"):
         monkeypatch.setattr(place, counting)
-    assert train(base, data, out, "--iters 2 --val-batches 2 --batch-size 3") == 0
+    printed = train("--iters 2 --val-batches 2 --batch-size 3").out
     first, _ = encode_rows(load_rows(data, "valid")[:6], load(base)[1], TrainConfig())
     assert seen == [first, first]  # before the first step, and after the last
-    printed = capsys.readouterr().out
     assert printed.count(", on 6 of 10 held-out rows\n") == 2
     last = metrics(out)[-1]
     card = (out / "README.md").read_text()
     assert f"- Held-out rows: 6: loss {last['eval_loss']:.6g}, perplexity" in card
 
 
-def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(base, data, out, capsys):
+def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(train, out):
     with np.errstate(all="ignore"):
-        status = train(base, data, out, "--target-modules all-linear --learning-rate 1e30")
-    assert "at step" in error_of(capsys, status) and 1 <= step_of(out) < 4
+        more = "--target-modules all-linear --learning-rate 1e30"
+        assert "at step" in error_of(train, more)
+    assert 1 <= step_of(out) < 4
 
 
-def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monkeypatch):
+def test_plain_runs_none_of_the_optimized_operations(train, out, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("an optimized operation")
 
     for name in set(fused.__all__) - {"THREADS"}:
         monkeypatch.setattr(fused, name, forbidden)
-    assert train(base, data, tmp_path / "run", "--iters 2 --plain") == 0
-    assert run("train --resume --iters 3", *at(tmp_path / "run")) == 0
+    train("--iters 2 --plain")
+    resume(out, "--iters 3")
     with pytest.raises(AssertionError, match="an optimized operation"):
-        train(base, data, tmp_path / "run", "--overwrite")
+        train("--overwrite")
 
 
 def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys):
@@ -259,18 +252,17 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
 # ----------------------------------------------------------------------------- resuming a run
 
 
-def test_a_finished_run_is_lengthened(base, data, out, tmp_path, capsys):
+def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     """The definition: the state at the end of the first run, then steps of the longer run."""
-    assert train(base, data, out) == 0
-    capsys.readouterr()
-    error = error_of(capsys, run("train --resume --iters 3", *at(out)))
+    train()
+    error = error_of(resume, out, "--iters 3")
     assert f"--iters 3: {out / CHECKPOINT} is at step 4 already" in error
     loaded = load_for_training(parse(["train", f"--model={base}", f"--data={data}"]))
     state, *_ = load_state(out / CHECKPOINT, loaded.adapters)
     (out / "notes.tmp").touch()
-    assert run("train --resume --iters 9", *at(out)) == 0 and (out / "notes.tmp").exists()
-    said = "from step 5 on, the learning rate is that of a run of 9 steps"
-    assert said in capsys.readouterr().out
+    printed = resume(out, "--iters 9").out
+    assert "from step 5 on, the learning rate is that of a run of 9 steps" in printed
+    assert (out / "notes.tmp").exists()
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
     examples, _ = encode_rows(load_rows(data, "train"), loaded.tokenizer, settings)
@@ -281,13 +273,13 @@ def test_a_finished_run_is_lengthened(base, data, out, tmp_path, capsys):
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
     rows = [row for row in metrics(out) if "loss" in row]
     assert len(rows) == 9 and untimed(rows[4:]) == untimed(records)
-    assert run("train --resume", *at(out)) == 0  # the settings of the checkpoint are the new ones
-    assert run("train --resume --epochs 2", *at(out)) == 0 and step_of(out) == 18
+    resume(out)  # the settings of the checkpoint are the new ones
+    resume(out, "--epochs 2")
+    assert step_of(out) == 18
 
 
-def test_a_warning_of_the_core_names_the_flags(base, data, out, capsys):
-    assert train(base, data, out, "--keep-best --steps-per-eval 9 --batch-size 30") == 0
-    assert capsys.readouterr().err == (
+def test_a_warning_of_the_core_names_the_flags(train):
+    assert train("--keep-best --steps-per-eval 9 --batch-size 30").err == (
         "warning: each step repeats sequences: it has 30, and there are only 18: lower "
         "--batch-size or --grad-accumulation-steps\n"
         "warning: evaluations after the first step: 1, too few for --keep-best: lower "
@@ -346,10 +338,9 @@ def assert_the_best_is_kept(folder):
     assert {*tensors(folder / WEIGHTS).values()} == best != last
 
 
-def test_a_run_that_early_stopping_has_ended_says_so(base, data, out, scripted, capsys):
+def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
     scripted(1.0, 2.0, 3.0)
-    assert train(base, data, out, STOPPING) == 0
-    printed = capsys.readouterr().out
+    printed = train(STOPPING).out
     assert "after: held-out loss 1.0000 nats per token, exact match 50.0 %\n" in printed
     card = (out / "README.md").read_text()
     assert "6 of 8 steps, because early stopping ended the run. The adapter is that of" in card
@@ -359,14 +350,13 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, out, scripted, 
     assert scripted.kept == [(2, 2), (2, 3), (2, 4), (2, 4)]  # and the evaluation at step 0
 
     before = files(out)
-    assert run("train --resume", *at(out)) == 0
-    said = capsys.readouterr().out
+    said = resume(out).out
     assert "resumed at step 6 of 8\n" in said
     assert f"early stopping has ended the run in {out}: no step is left\n" in said
     assert files(out) == before
 
 
-def test_an_interrupted_run_keeps_the_best_step(base, data, out, scripted, monkeypatch):
+def test_an_interrupted_run_keeps_the_best_step(train, out, scripted, monkeypatch):
     """The interrupt comes after the last step, before the end of the run."""
     scripted(1.0, 2.0)
 
@@ -375,13 +365,12 @@ def test_an_interrupted_run_keeps_the_best_step(base, data, out, scripted, monke
             raise KeyboardInterrupt
 
     monkeypatch.setattr("minilora.cli.run.curve", draw)
-    assert train(base, data, out, "--keep-best") == 130
+    train("--keep-best", status=130)
     assert_the_best_is_kept(out)
 
 
 def test_the_curve_marks_the_step_that_is_kept(tmp_path):
-    history = [{"step": step, "loss": 1.0} for step in range(1, 5)]
-    history += [{"step": step, "eval_loss": 1.0, "eval_exact_match": 0.5} for step in (2, 4)]
+    history = [{"step": step, "loss": 1.0, "eval_loss": 1.0} for step in (2, 4)]
     for kept in (None, 2):
         plot.curve(tmp_path / f"{kept}.png", history, "a run", kept)
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 2
@@ -453,33 +442,32 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
         files_digest([tmp_path / "none"])
 
 
-def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch):
+def test_a_project_that_was_moved_still_works(train, base, data, tmp_path, monkeypatch):
     """Relative paths mean the same from every folder; a moved file may have another path."""
     project, moved = tmp_path / "project", tmp_path / "moved"
     project.mkdir()
     shutil.copytree(base, project / "base")
     data.rename(project / "rows.jsonl")
     monkeypatch.chdir(project)
-    assert train("base", "rows.jsonl", "run", "--method ia3") == 0
+    train("--model base --data rows.jsonl --adapter-path run --method ia3")
     names = {"model": "base", "data": "rows.jsonl", "adapter_path": "run"}
     assert settings_of("run").items() >= {k: str(project / v) for k, v in names.items()}.items()
     project.rename(moved)
     monkeypatch.chdir(moved)
-    assert run("train --resume --iters 6 --model base --data rows.jsonl --adapter-path run") == 0
+    run("train --resume --iters 6 --model base --data rows.jsonl --adapter-path run")
     assert settings_of("run").items() >= {k: str(moved / v) for k, v in names.items()}.items()
 
 
-def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(
-    base, data, tmp_path, capsys
-):
+def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(train, base, data, tmp_path):
     first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
     write_base(other, seed=1)
-    assert train(base, data, first, "--quantize int8") == 0
-    capsys.readouterr()
-    assert train(other, data, second, "--init-adapter", first) == 0
-    assert run("train --resume --iters 6", *at(second)) == 0
+    train(*at(first), "--quantize int8")
     warning = f"warning: the files of {other} are not those of the base that {first} was trained"
-    assert [line.startswith(warning) for line in capsys.readouterr().err.splitlines()] == [True] * 2
+    for printed in (
+        train("--model", other, *at(second), "--init-adapter", first),
+        resume(second, "--iters 6"),
+    ):
+        assert printed.err.startswith(warning) and printed.err.count("\n") == 1
     assert read_source(second) == load(other, "int8").model.source
     assert settings_of(second)["model"] == str(other) and step_of(second) == 6
 
@@ -497,25 +485,24 @@ EFFECT = (  # flags that have no effect with other flags
 
 
 @pytest.mark.parametrize("flags", EFFECT)
-def test_a_flag_with_an_effect_is_taken(flags, base, tmp_path):
+def test_a_flag_with_an_effect_is_taken(train, data, flags):
     """One of the rows has a prompt."""
     rows = [{"prompt": "a", "completion": "b"}, *[{"text": "a"}] * 19]
-    data = write_rows(tmp_path / "rows.jsonl", rows)
-    assert train(base, data, tmp_path / "run", "--dry-run", flags) == 0
+    write_rows(data, rows)
+    train("--dry-run", flags)
 
 
-def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
+def test_the_settings_of_a_run_start_the_same_run(train, base, data, tmp_path):
     """No value in train_config.toml is one that the run would refuse as a flag."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     more = "--method dora --lora-r 3 --also-train norm --quantize int8"
-    assert train(base, data, first, more) == 0
-    assert run("train -c", first / "train_config.toml", *at(second)) == 0
+    train(*at(first), more)
+    run("train -c", first / "train_config.toml", *at(second))
     assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
     # an adapter to start from has its own base, storage and settings, and trains its norms already
     words = "train --iters 2 --also-train head --adapter-dtype bfloat16 --learning-rate 0.01"
     words = words, "--data", data, *at(third)
-    capsys.readouterr()
-    assert run(*words, "--init-adapter", first) == 0 and capsys.readouterr().err == ""
+    assert run(*words, "--init-adapter", first).err == ""
     entries = read_header(third / WEIGHTS)
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
     assert "lm_head" in str(entries.keys()) and "model.norm" in str(entries.keys())
@@ -523,4 +510,4 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path, capsys):
     assert "\n- dora\n" in (third / "README.md").read_text()
     settings = settings_of(third)
     assert (settings["model"], settings["quantize"]) == (str(base), "int8")
-    assert run("train -c", third / "train_config.toml", "--overwrite") == 0
+    run("train -c", third / "train_config.toml", "--overwrite")

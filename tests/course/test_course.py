@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from one_file import one_file
+from outcomes import error_of, printed, run
 from solutions import RIGHT, WRONG
+from submissions import folder, zipped
 
 import minilora
 from minilora import nf4
-from minilora.cli import main
 from minilora.config import InputError
 from minilora.course import commands
 from minilora.course.students import exercises, isolation, judge
@@ -40,9 +40,9 @@ TIES = '    return codebook.order[np.searchsorted(codebook.midpoints, x, side="r
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minilora.__file__).parents[1])}
 
 
-def own(argv):
-    """Run a command with the exercises of SET."""
-    return main([*argv, "--exercises", str(SET)])
+def own(*words, status=0):
+    """Run a command with the exercises of SET; return what it prints."""
+    return run(*words, "--exercises", SET, status=status)
 
 
 def python(*argv, **options):
@@ -328,47 +328,42 @@ def test_results_are_only_data(tmp_path):
 @pytest.fixture
 def space(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert own(["learn", "init", "--only", NEAREST.id, PACK.id]) == 0
+    own("learn init --only", NEAREST.id, PACK.id)
     return tmp_path
 
 
-def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
+def test_nothing_that_a_student_wrote_is_overwritten(space):
     mine = written(NEAREST, space / NEAREST.file, TIES).read_text("utf-8")
     (space / PACK.file).unlink()
-    assert own(["learn", "init", ".", "--only", NEAREST.id, PACK.id]) == 0
-    assert "files written: 1, kept: 1" in capsys.readouterr().out
+    said = own("learn init . --only", NEAREST.id, PACK.id).out
+    assert "files written: 1, kept: 1" in said
     assert (space / NEAREST.file).read_text("utf-8") == mine
 
 
-def test_a_way_through_an_exercise(space, capsys):
-    def run(*argv, status=0):
-        assert own(["learn", *argv]) == status
-        return capsys.readouterr()
-
-    capsys.readouterr()
-    said = run("next").out
+def test_a_way_through_an_exercise(space):
+    said = own("learn next").out
     assert NEAREST.id in said and f"read {NEAREST.lesson_file}" in said
-    assert "not begun an exercise" in run("check", status=2).err
-    assert "not written yet" in run("check", "nearest-code", status=1).out
+    assert "not begun an exercise" in own("learn check", status=2).err
+    assert "not written yet" in own("learn check nearest-code", status=1).out
     for number, hint in enumerate(NEAREST.hints, 1):
-        assert f"hint {number} of 3: {hint}\n" in run("hint", "nearest-code", str(number)).out
+        assert f"hint {number} of 3: {hint}\n" in own("learn hint nearest-code", number).out
     written(NEAREST, space / "nearest_code.py", TIES)
-    out = run("check", status=1).out
+    out = own("learn check", status=1).out
     assert "ties-upward" in out and "first at  [" in out and "\033" not in out
     (space / "own.py").write_text("import nearest_code\n", encoding="utf-8")
     written(NEAREST, space / "nearest_code.py", f"    import own\n{RIGHT_BODY}")
-    assert run("check", "nearest_code.py").out == "nearest-code: passed\n"
+    assert own("learn check nearest_code.py").out == "nearest-code: passed\n"
     (space / "progress.json").rename(space / "passed.json")
     (space / "progress.json").write_text('{"nearest-code": "passed", "warmup": "passed"}')
-    assert "1 of 2 passed" in run("list").out  # there is no file of the other one here
+    assert "1 of 2 passed" in own("learn list").out  # there is no file of the other one here
     (space / "passed.json").rename(space / "progress.json")
-    listed = run("list").out
+    listed = own("learn list").out
     assert "passed  nearest-code" in listed and "1 of 2 passed" in listed
     noted = json.loads((space / "progress.json").read_text("utf-8"))
     assert noted == {"nearest-code": "passed"}
     written(NEAREST, space / "nearest_code.py", TIES)
-    run("check", status=1)
-    assert "begun   nearest-code" in run("list").out
+    own("learn check", status=1)
+    assert "begun   nearest-code" in own("learn list").out
 
 
 FIRST = ALL["one-file-nearest"]
@@ -385,64 +380,51 @@ def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, is_cell):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("words", "says"),
     [
-        (["learn", "hint", "nearest-code", "4"], "invalid choice"),
-        (["learn", "fly"], "invalid choice"),
-        (["learn"], "required"),
-        (["teach", "grade", "elsewhere"], "elsewhere cannot be used: No such file"),
-        (["teach", "grade", ".", "--jobs", "0"], "--jobs"),
-        (["teach", "grade", ".", "."], "two submissions"),
-        (["learn", "check", "nearest_cod.py"], "no exercise 'nearest-cod'"),
+        ("learn hint nearest-code 4", "invalid choice"),
+        ("learn fly", "invalid choice"),
+        ("learn", "required"),
+        ("teach grade elsewhere", "elsewhere cannot be used: No such file"),
+        ("teach grade . --jobs 0", "--jobs"),
+        ("teach grade . .", "two submissions"),
+        ("learn check nearest_cod.py", "no exercise 'nearest-cod'"),
     ],
 )
-def test_bad_input_is_one_line(space, capsys, argv, says):
-    capsys.readouterr()
-    assert (own if len(argv) > 1 else main)(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+def test_bad_input_is_one_line(space, words, says):
+    assert says in error_of(run if words == "learn" else own, words)
 
 
-def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch, capsys):
+def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text, says in (("{}", "no exercise"), ('["nearest-code"]', "progress.json")):
         Path("progress.json").write_text(text, encoding="utf-8")
-        for command in ("list", "next"):
-            assert own(["learn", command]) == 2
-            assert says in capsys.readouterr().err
+        for command in ("learn list", "learn next"):
+            assert says in own(command, status=2).err
 
 
 # --- a teacher's side ---
 
 
 def test_only_files_of_the_submission_are_read(tmp_path):
-    secret = tmp_path / "secret.py"
-    secret.write_text("secret", encoding="utf-8")
-    folder = tmp_path / "ann"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / NEAREST.file).write_bytes(bytes(2**20))
-    (folder / "warmup.py").symlink_to(secret)
-    (folder / PACK.file).write_bytes(bytes(2**20 + 1))
     exercises.FOLDER = str(SET)
-    found, notes = submission.read(folder)
+    sizes = {f"deep/{NEAREST.file}": bytes(2**20), PACK.file: bytes(2**20 + 1)}
+    ann = folder(tmp_path / "ann", sizes)
+    (ann / "warmup.py").symlink_to(folder(tmp_path, {"secret.py": "secret"}) / "secret.py")
+    found, notes = submission.read(ann)
     assert found == {NEAREST.file: bytes(2**20)}
     assert notes == [
         f"{PACK.file} cannot be read: it has more than 1048576 bytes",
         "warmup.py cannot be read: it is not a file",  # a link out of the folder
     ]
-    with zipfile.ZipFile(tmp_path / "ben.zip", "w") as archive:
-        archive.writestr(f"../../{NEAREST.file}", "escaped")
-        archive.writestr(f"/etc/{PACK.file}", "absolute")
-        archive.writestr(f"ben/{PACK.file}", "near")
-        archive.writestr("other.py", "no")
-    with zipfile.ZipFile(tmp_path / "cay.zip", "w") as archive:
-        for name in [".hidden", *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]:
-            archive.writestr(name, "")
-    found, notes = submission.collect(tmp_path / "cay.zip")
+    names = [".hidden", *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]
+    found, notes = submission.collect(zipped(tmp_path / "cay.zip", dict.fromkeys(names, "")))
     assert len(found) == 200 and f"deep/{NEAREST.file}" in found
     assert notes == ["only 200 files are read, and not 199.png, 200.png"]
+    outside = {f"../../{NEAREST.file}": "escaped", f"/etc/{PACK.file}": "absolute"}
+    ben = zipped(tmp_path / "ben.zip", outside | {f"ben/{PACK.file}": "near", "other.py": "no"})
     before = sorted(tmp_path.rglob("*"))
-    found, notes = submission.read(tmp_path / "ben.zip")
+    found, notes = submission.read(ben)
     assert found == {NEAREST.file: b"escaped", "other.py": b"no"}
     assert notes == [
         "other.py does not count",
@@ -451,22 +433,20 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
+def test_a_class_is_graded_with_a_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, body in {"=ann": TIES, "ben": RIGHT_BODY}.items():
         (tmp_path / name).mkdir()
         written(NEAREST, tmp_path / name / NEAREST.file, body)
-    argv = ["teach", "grade", "=ann", "ben", "--only", "nearest-code", "--seed", "3"]
-    assert own([*argv, "--jobs", "2", "--out", "class"]) == 0
-    table = capsys.readouterr().out
+    words = "teach grade =ann ben --only nearest-code --seed 3"
+    table = own(words, "--jobs 2 --out class").out
     assert "| nearest-code | ties-upward 1, passed 1 |" in table
     with open("class/grades.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["student"] for row in rows] == ["'=ann", "ben"]
     assert rows[0]["result"].startswith("ties-upward: ") and rows[1]["result"] == "passed"
     assert "ties-upward" in Path("class/feedback/=ann.txt").read_text("utf-8")
-    assert own(argv) == 0
-    assert capsys.readouterr().out == table  # the same with one job
+    assert own(words).out == table  # the same with one job
 
 
 def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
@@ -483,39 +463,32 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     assert report.class_table(every).splitlines()[-2:] == rows
 
 
-def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, capsys):
+def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch):
     written(NEAREST, tmp_path / NEAREST.file, TIES)
     small = (  # wrong for the sizes of the hidden checks
-        "    import os\n    assert '41' not in os.environ.values()\n"
         "    right = codes[0::2] * 16 + codes[1::2]\n    return right * (codes.size < 42)\n"
     )
     written(PACK, tmp_path / PACK.file, small)
     monkeypatch.setenv(commands.SEED, "41")
-    argv = ["teach", "grade", str(tmp_path), "--only", NEAREST.id, PACK.id, "warmup"]
-    assert own(argv) == 0
-    captured = capsys.readouterr()
-    assert "41" not in captured.err and "hidden check: failed: value\n" in captured.out
-    assert "packing-nibbles: 1.88 of 3" in captured.out
-    assert f"hidden check: {judge.MISSING.text}\n" in captured.out
+    out, err = own("teach grade", tmp_path, "--only", NEAREST.id, PACK.id, "warmup")
+    assert "41" not in err and "hidden check: failed: value\n" in out
+    assert "packing-nibbles: 1.88 of 3" in out
+    assert f"hidden check: {judge.MISSING.text}\n" in out
 
 
-def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(tmp_path, monkeypatch):
     seeds = []
-    argv = ["teach", "grade", str(tmp_path), "--only", "warmup"]
+    words = "teach grade", tmp_path, "--only warmup"
     monkeypatch.delenv(commands.SEED, raising=False)
-    assert own(argv) == 0
-    assert re.fullmatch(r"the seed of the hidden checks is \d+; keep it private\n",
-                        capsys.readouterr().err)  # fmt: skip
+    said = own(*words).err
+    assert re.fullmatch(r"the seed of the hidden checks is \d+; keep it private\n", said)
     monkeypatch.setattr(teach, "do_grade", lambda args: seeds.append(args.seed))
     monkeypatch.setenv(commands.SEED, "77")
-    for flags in ([], ["--seed", "3"]):
-        assert own([*argv, *flags]) == 0
+    for flags in ("", "--seed 3"):
+        own(*words, flags)
     assert seeds == [77, 3]
     monkeypatch.setenv(commands.SEED, "x")
-    assert own(argv) == 2
-    assert "--seed" in capsys.readouterr().err
+    assert "--seed" in own(*words, status=2).err
 
 
 # --- the set ---
@@ -561,8 +534,8 @@ HINTS = 'hints = ["", "", ""]\n'
 @pytest.fixture
 def broken_set(tmp_path, monkeypatch):
     """A folder with the Python files of the exercises, in which `load` looks for a list."""
-    for folder in (SET, exercises.LESSONS / "exercises"):
-        shutil.copytree(folder, tmp_path / "exercises", dirs_exist_ok=True)
+    for source in (SET, exercises.LESSONS / "exercises"):
+        shutil.copytree(source, tmp_path / "exercises", dirs_exist_ok=True)
     monkeypatch.setattr(exercises, "LESSONS", tmp_path)
     monkeypatch.setattr(exercises, "load_file", exercises.load_file.__wrapped__)
     return tmp_path / "exercises.toml"
@@ -652,11 +625,10 @@ def test_a_fault_to_find(kinds):
         (ENTRY + HINTS, "there is no lesson 05"),
     ],
 )
-def test_faults_of_an_entry_are_told(broken_set, capsys, entry, says):
+def test_faults_of_an_entry_are_told(broken_set, entry, says):
     """A missing module was a traceback."""
     broken_set.write_text(f"[[exercise]]\n{entry}", encoding="utf-8")
-    assert main(["teach", "check"]) == 1
-    assert f"fault: nearest-code: {says}" in capsys.readouterr().err
+    assert f"fault: nearest-code: {says}" in run("teach check", status=1).err
 
 
 def test_dtypes_are_checked_where_an_entry_says_so():
@@ -708,40 +680,34 @@ def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_show
     assert "expected  (" in text and "…" not in text  # of its property's last call
 
 
-def test_a_call_is_run_again_in_this_process(space, capsys):
+def test_a_call_is_run_again_in_this_process(space):
     written(NEAREST, space / NEAREST.file, "    print('here')\n" + TIES)
-    assert own(["learn", "check", "nearest-code"]) == 1
-    line = re.search(r"again     minilora (.*) --call \"(.*)\"    ", capsys.readouterr().out)
+    out = own("learn check nearest-code", status=1).out
+    line = re.search(r"again     minilora (.*) --call \"(.*)\"    ", out)
     argv = [*line[1].split(), "--call", line[2]]
-    assert main(argv) == 1
-    out = capsys.readouterr().out
+    out = printed(argv, 1).out
     assert line[0] in out and "likely" not in out  # a breakpoint stops at few calls
     assert 0 < out.count("here") < 10
     path = written(NEAREST, space / NEAREST.file, "    return helper()\n")
     path.write_text(path.read_text() + "\n\ndef helper():\n    return None + 1\n")
-    assert main(argv) == 1
     last = path.read_text().count("\n")
-    assert f"line {last}: return None + 1\n" in capsys.readouterr().out  # not that of its caller
+    assert f"line {last}: return None + 1\n" in printed(argv, 1).out  # not that of its caller
     written(NEAREST, space / NEAREST.file, RIGHT_BODY)
-    assert main(argv) == 0 and not Path("progress.json").exists()  # one call proves little
-    assert main([*argv[:-1], "no call"]) == 2
-    assert "--call" in capsys.readouterr().err
+    printed(argv)
+    assert not Path("progress.json").exists()  # one call proves little
+    assert "--call" in printed([*argv[:-1], "no call"], 2).err
 
 
-def test_own_exercises_of_a_private_folder_with_written_reasons(
-    kinds, tmp_path, capsys, monkeypatch
-):
+def test_own_exercises_of_a_private_folder_with_written_reasons(kinds, tmp_path, monkeypatch):
     shutil.copy(tmp_path / "exercises.toml", tmp_path / "exercises")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    exam = ["--exercises", "exercises"]
-    assert main(["learn", "init", "work", *exam]) == 0
+    exam = "--exercises exercises"
+    run("learn init work", exam)
     assert sorted(p.name for p in Path("work").iterdir()) == ["fault.py", "guess.py"]
-    assert main(["teach", "solutions", "solved", *exam]) == 0
+    run("teach solutions solved", exam)
     assert Path("solved/guess.py").read_text("utf-8").count("return 4.5") == 1
-    argv = ["teach", "grade", "work", "solved", *exam, "--seed", "3", "--out", "out"]
-    assert main(argv) == 0
-    out = capsys.readouterr().out
+    out = run("teach grade work solved --seed 3 --out out", exam).out
     assert "- work: 0 of 2 points\n- solved: 2 of 2 points\n" in out
     feedback = Path("out/feedback/solved.txt").read_text("utf-8")
     assert "for 0 to 2 points by hand:\n    none\n" in feedback  # the text of the stub
@@ -751,13 +717,13 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     reasons = teach.written_reasons(b'REASON = "a" + str(2)')  # it is not run
     rows = report.grade(exercises.load()["guess"], judge.PASSED, judge.PASSED, reasons).rows
     assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]
-    assert main(["teach", "check", *exam]) == 0  # proves a set with a fault and a prediction
-    assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in capsys.readouterr().out
+    # proves a set with a fault and a prediction
+    assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in run("teach check", exam).out
     solved = Path("solved/guess.py").read_text("utf-8")
     for text, status in ((solved, 1), (solved.replace(exercises.TODO, "absmax"), 0)):
         Path("guess.py").write_text(text, "utf-8")
-        assert main(["learn", "check", "guess", *exam]) == status
-        assert ("REASON is not written yet" in capsys.readouterr().out) == status
+        said = run("learn check guess", exam, status=status).out
+        assert ("REASON is not written yet" in said) == status
 
 
 def test_teachers_import_students_and_never_the_other_way():
@@ -771,17 +737,17 @@ LOSSES = exercises.LESSONS / "exercises" / "one_file_losses.txt"
 
 
 @pytest.mark.long
-def test_lesson_0_trains_with_the_student_s_functions(tmp_path, monkeypatch, capsys):
+def test_lesson_0_trains_with_the_student_s_functions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lesson, _ = one_file()
     assert np.abs(np.loadtxt(LOSSES) - lesson.losses).max() < 1e-5
     chosen = [e for e in ALL.values() if e.id.startswith("one-file")]
     assert len(chosen) == 13
-    assert main(["learn", "init", "stubs"]) == 0
+    run("learn init stubs")
     text = Path("stubs/qlora_in_one_file.py").read_text("utf-8")
     assert text.count("raise NotImplementedError") == 13 and "searchsorted" not in text
     trained = partial(python, "-m", "minilora", "learn", "train")
-    assert main(["teach", "solutions", "."]) == 0
+    run("teach solutions .")
     done = trained()
     assert done.returncode == 0 and "all 200 losses equal the reference's" in done.stdout
     texts = {e.file: e.student_file(solved=True) for e in chosen}

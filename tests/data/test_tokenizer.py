@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CHAT, CHATML, change_json, tiny, tiny_vocabulary
+from toy_models import CHAT, CHATML, change_json, read_json, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
@@ -103,7 +103,7 @@ def folder(tmp_path):
 
 def test_where_a_folder_has_its_template(folder):
     path, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(path.read_text())
+    config = read_json(path)
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     path.write_text(json.dumps({**config, "chat_template": named}))
     assert from_folder(folder).chat_template == CHATML, "the file wins, as in transformers"
@@ -151,7 +151,7 @@ def test_which_file_names_a_special_token(folder):
         assert each.encode(" <s><p><i><u><t>") == [*range(262, 266), 261]
         assert each.decode([1, *range(261, 266)]) == "<t>"
         assert each.encode(" <|im_end|>") == TINY.encode(" <|im_end|>")
-    assert json.loads((folder / "tokenizer_config.json").read_text())["sep_token"] == "<s>"
+    assert read_json(folder / "tokenizer_config.json")["sep_token"] == "<s>"
     tokens = {"267": {"content": "<v>"}, "266": {"content": "<w>"}}
     words = reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
     assert words.special == {"eos_token": "he"}  # the other two files are not read
@@ -168,10 +168,10 @@ def test_which_file_names_a_special_token(folder):
 ])  # fmt: skip
 def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    change_json(path, **settings)
     from_folder(folder)
-    ends = "If these change the tokens, use transformers"
-    assert [str(w.message) for w in recwarn] == [f"{path}: not read: {n}. {ends}" for n in named]
+    said = [str(warning.message).split(". ")[0] for warning in recwarn]
+    assert said == [f"{path}: not read: {names}" for names in named]
 
 
 @pytest.mark.parametrize(("name", "model_type", "warned"), [
@@ -206,21 +206,18 @@ def test_broken_folders_are_refused(folder, name, content, message):
 
 def with_part(folder, **parts):
     """Return the tokenizer of a folder whose tokenizer.json has these parts."""
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    change_json(folder / "tokenizer.json", **parts)
     return from_folder(folder)
 
 
 def test_a_tokenizer_neither_cuts_nor_pads(folder):
     """A tokenizer.json can say how its last batch was cut and padded; no text is meant by that."""
-    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
-    pad = {
-        "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
-        "pad_type_id": 0, "pad_token": "<|endoftext|>",
-    }  # fmt: skip
-    words = with_part(folder, truncation=cut, padding=pad)
-    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
-    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    words = tiny()
+    words.backend.enable_truncation(2)
+    words.backend.enable_padding(length=9)
+    save(words, folder)
+    assert from_folder(folder).encode("hel 1 hel") == TINY.encode("hel 1 hel")
+    model = read_json(folder / "tokenizer.json")["model"]
     with pytest.raises(InputError, match="dropout makes the tokens random"):
         with_part(folder, model=model | {"dropout": 0.5})
 

@@ -20,16 +20,16 @@ U32 = 2.0**-24
 
 
 def slow_scores(adapters, model, examples):
-    """(nll, probabilities, target, row) of every target token, one example at a time, float64."""
+    """(nll, probabilities, target) of every target token, one example at a time, float64."""
     adapters = as_dtype(adapters, np.float64)
     model = model._replace(base=as_dtype(model.base, np.float64))
-    for row, (tokens, mask, _) in enumerate(examples):
+    for tokens, mask, _ in examples:
         logits = minilora.forward(adapters, model, [tokens[:-1]])[0]
         for z, target, counts in zip(logits, tokens[1:], mask[1:]):
             if counts:
                 p = np.exp(z - z.max())
                 p /= p.sum()
-                yield -math.log(p[target]), p, target, row
+                yield -math.log(p[target]), p, target
 
 
 @settings(max_examples=12)
@@ -43,7 +43,7 @@ def test_every_score_by_its_definition(config, seed, n, tokens):
         patch.setattr(metrics, "TOKENS", tokens)
         patch.setattr(metrics, "LOGIT_FLOATS", 3 * config.vocab_size)
         scores = evaluate(adapters, model, examples)
-    nll, p, target, row = zip(*slow_scores(adapters, model, examples))
+    nll, p, target = zip(*slow_scores(adapters, model, examples))
     # Float32 logits, of size Z, have up to 3·12 sums of some ten terms above them.
     Z = max(np.abs(np.log(q)).max() for q in p)
     bound = 360 * 10 * U32 * max(1.0, Z)
@@ -52,10 +52,6 @@ def test_every_score_by_its_definition(config, seed, n, tokens):
     assert scores["tokens"] == len(nll)
     brier = [sum((q - (k == t)) ** 2 for k, q in enumerate(pk)) for pk, t in zip(p, target)]
     assert abs(scores["brier"] - math.fsum(brier) / len(brier)) < 4 * bound
-    if all(np.diff(np.sort(pk))[-1] > bound for pk in p):  # no tie for the likeliest
-        hits = [pk.argmax() == t for pk, t in zip(p, target)]
-        exact = [all(h for h, r in zip(hits, row) if r == i) for i in range(n)]
-        assert scores["exact_match"] == sum(exact) / n
 
 
 def test_no_score_and_no_output_has_dropout():
@@ -87,11 +83,11 @@ def test_exact_match_is_what_greedy_decoding_says(seed):
     examples, matches, targets = [], 0, 0
     for _ in range(4):
         tokens = rng.integers(V, size=2).tolist()
-        for _ in range(4):
+        for _ in range(rng.integers(2, 6)):
             likeliest = minilora.forward({}, model, [tokens])[0, -1].argmax()
             tokens.append(int(likeliest + (rng.random() < 0.1)) % V)
         hits = minilora.forward({}, model, [tokens[:-1]])[0].argmax(axis=-1) == tokens[1:]
-        mask, answer = rng.random((2, 6)) < rng.choice([0, 0.5, 1], (2, 1))
+        mask, answer = rng.random((2, len(tokens))) < rng.choice([0, 0.5, 1], (2, 1))
         has_answer = rng.random() < 0.7
         examples.append(Example(tokens, mask.tolist(), answer.tolist() if has_answer else None))
         compared = (mask & answer if has_answer else mask)[1:]
@@ -99,7 +95,7 @@ def test_exact_match_is_what_greedy_decoding_says(seed):
         targets += mask[1:].sum()
     assume(targets)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "TOKENS", 6)  # one row per batch
+        patch.setattr(metrics, "TOKENS", rng.integers(6, 30))
         scores = evaluate({}, model, examples)
     assert (scores["exact_match"], scores["tokens"]) == (matches / 4, targets)
 

@@ -1,6 +1,7 @@
 """Model families: config.json and leaves of each family, read and written."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,9 @@ from toy_models import (
     change_json,
     folder,
     leaves,
+    read_json,
     tiny,
+    toy_model,
 )
 
 from minilora.config import ATTENTION, GEMMA_NORMS, MLP, InputError
@@ -26,9 +29,8 @@ from minilora.formats.families import FAMILIES
 from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
-from minilora.model import Model
 from minilora.quant.schemes import quantize
-from minilora.tree import get, unflatten
+from minilora.tree import flatten, unflatten
 
 QKV = ATTENTION[:3]
 GEMMA = {
@@ -89,15 +91,15 @@ def test_a_folder_of_each_type_both_ways(tmp_path, kind, fields, biased, expecte
     again, _ = load(tmp_path / "out")
     assert again.config == expected
     assert_same(again.base, w)
-    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    written = read_json(tmp_path / "out" / "config.json")
     assert written["architectures"] == [f"{kind.removesuffix('_text').capitalize()}ForCausalLM"]
 
 
 def test_a_mistral_without_a_window_says_so(tmp_path):
     # null is no window; a missing field would be one of 4096
     config = replace(CONFIG, model_type="mistral")
-    save_pretrained(tmp_path / "out", Model(config, unflatten(leaves())))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["sliding_window"] is None
+    save_pretrained(tmp_path / "out", toy_model(config))
+    assert read_json(tmp_path / "out" / "config.json")["sliding_window"] is None
     assert load(tmp_path / "out").model.config == config
 
 
@@ -210,42 +212,42 @@ def test_no_other_type_is_written_that_lacks_a_setting(tmp_path, monkeypatch):
     config = replace(CONFIG, model_type="scaled", embedding_scale=12.0)
     bias = {"model.layers.0.mlp.down_proj.bias": np.ones(32, np.float32)}
     with pytest.raises(InputError, match=r"no model_type .* has biases of down_proj"):
-        save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config) | bias)))
+        save_pretrained(tmp_path / "out", toy_model(config, bias))
     # with a scale of 1, it is a Llama
-    plain = replace(config, embedding_scale=1.0)
-    save_pretrained(tmp_path / "out", Model(plain, unflatten(leaves(plain) | bias)))
+    save_pretrained(tmp_path / "out", toy_model(replace(config, embedding_scale=1.0), bias))
     assert load(tmp_path / "out").model.config.model_type == "llama"
 
 
 @pytest.mark.parametrize(
     ("kind", "window", "trained", "written"),
     [
+        ("llama", None, "self_attn.q_proj", "llama"),
         ("qwen2", None, "self_attn.o_proj", "llama"),  # which has biases on all four
         ("mistral", 3, "self_attn.q_proj", "qwen2"),
         ("mistral", 3, "self_attn.o_proj", None),
         ("qwen3", None, "mlp.down_proj", None),
     ],
 )
-def test_a_trained_bias_changes_the_type(tmp_path, kind, window, trained, written):
+def test_a_trained_bias_can_change_the_type(tmp_path, kind, window, trained, written):
+    """All projections that have one in this type get one: zero in the others."""
     qk_norm = kind == "qwen3"
     words = tiny()
     config = replace(
         CONFIG, model_type=kind, sliding_window=window, qk_norm=qk_norm, vocab_size=words.vocab_size
     )
-    w = leaves(config, biased=QKV if kind == "qwen2" else ())
-    base = unflatten({**w, f"model.layers.0.{trained}.bias": np.ones(32, np.float32)})
-    model = Model(config, base)
+    bias = {f"model.layers.0.{trained}.bias": np.ones(32, np.float32)}
+    model = toy_model(config, bias, biased=QKV if kind == "qwen2" else ())
     if written is None:
         with pytest.raises(
             InputError, match=r"no model_type .* has biases of \w+, .* --also-train"
         ):
             save_pretrained(tmp_path / "out", model)
         return
-    with pytest.warns(
-        UserWarning, match=f"out is written as {written}, .*, AutoTokenizer may choose"
-    ):
+    says = f"out is written as {written}, .*, AutoTokenizer may choose"
+    with nullcontext() if written == kind else pytest.warns(UserWarning, match=says):
         save_pretrained(tmp_path / "out", model, words)
     got, _ = load(tmp_path / "out")
     assert (got.config.model_type, got.config.sliding_window) == (written, window)
-    first, second = (get(got.base, f"model.layers.{i}.{trained}.bias") for i in "01")
-    assert first.all() and (not second.any() or trained == "self_attn.q_proj")
+    expected = flatten(model.base)
+    for path, w in flatten(got.base).items():
+        assert (w == expected.get(path, 0)).all(), path

@@ -16,7 +16,7 @@ import pytest
 from mutations import mutated, pick
 from toy_models import (
     CHAT,
-    CONFIG,
+    FACTS,
     FULL,
     GGUF_CONFIG,
     LLAMA3,
@@ -24,6 +24,7 @@ from toy_models import (
     SLIDING,
     TRANSFORMERS_5,
     WINDOW,
+    change_json,
     folder,
     gguf,
     gguf_metadata,
@@ -31,7 +32,9 @@ from toy_models import (
     in_shards,
     leaves,
     needs_hf,
+    read_json,
     tiny,
+    toy_model,
 )
 
 import minilora
@@ -47,13 +50,13 @@ from minilora.formats.quantized_file import save_quantized
 from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
-from minilora.model import Model, Source
+from minilora.model import Source
 from minilora.quant.schemes import quantize
 from minilora.training import Best, start
-from minilora.tree import arrays, named_leaves, tree_map, unflatten
+from minilora.tree import arrays, named_leaves, tree_map
 
 SECONDS, BYTES = 10, 2**30
-MODEL = Model(CONFIG, unflatten(leaves()))
+MODEL = toy_model()
 
 
 class TooLong(KeyboardInterrupt):
@@ -137,27 +140,28 @@ FAMILIES = {  # of config.json
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_folders(fuzz, tmp_path, kind):
-    """Folders of three families, with their tensors in two shards."""
-    path = folder(tmp_path, model_type=kind, **FAMILIES[kind])
-    (path / "generation_config.json").write_text('{"eos_token_id": [255, 254]}')
+@pytest.fixture(params=FAMILIES)
+def shards(request, tmp_path):
+    """A folder of one of three families, with its tensors in two files."""
+    path = folder(tmp_path, model_type=request.param, **FAMILIES[request.param])
     config = hf_folder.read_config(path)[0]
-    in_shards(path, leaves(config, biased=ATTENTION if kind == "llama" else ()))
-    fuzz(sorted(path.iterdir()), lambda: use(path))
+    in_shards(path, leaves(config, biased=ATTENTION if request.param == "llama" else ()))
+    return path
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_huge_sizes(tmp_path, kind):
+def test_folders(fuzz, shards):
+    (shards / "generation_config.json").write_text('{"eos_token_id": [255, 254]}')
+    fuzz(sorted(shards.iterdir()), lambda: use(shards))
+
+
+def test_huge_sizes(shards):
     """A number of config.json beyond int64 is read in full, or is an error of one line."""
-    path = folder(tmp_path, model_type=kind, **FAMILIES[kind])
-    in_shards(path, leaves(hf_folder.read_config(path)[0], biased=ATTENTION * (kind == "llama")))
-    raw = json.loads((path / "config.json").read_text())
+    raw = read_json(shards / "config.json")
     for name, value in raw.items():
         if type(value) in (int, float):
-            (path / "config.json").write_text(json.dumps(raw | {name: 2**64 - 1}))
+            change_json(shards / "config.json", **raw | {name: 2**64 - 1})
             with suppress(InputError):
-                use(path)
+                use(shards)
 
 
 PARTS = {  # parts of a tokenizer.json that the toy tokenizers lack
@@ -180,7 +184,7 @@ def with_another_part(rng, path, data):
 def test_tokenizers(fuzz, tmp_path):
     needs_hf()
     path = tmp_path / "model"
-    save_pretrained(path, Model(GGUF_CONFIG, unflatten(leaves(GGUF_CONFIG))), tiny())
+    save_pretrained(path, toy_model(GGUF_CONFIG), tiny())
     files = [path / name for name in hf_tokenizer.FILES if (path / name).is_file()]
     fuzz(files, lambda: use(path), change=with_another_part)
 
@@ -200,9 +204,9 @@ def test_gguf_files(fuzz, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_adapters(fuzz, tmp_path, method):
-    config = LoraConfig() if method == "lora" else MethodConfig(method)
-    if method == "dora":
-        config = LoraConfig(use_dora=True)
+    config = MethodConfig(method)
+    if method in ("lora", "dora"):
+        config = LoraConfig(use_dora=method == "dora")
     adapters, _ = get_peft_model(MODEL, config)
     if method == "lora":
         adapters = also_train(adapters, MODEL.base, ["norm", "bias", "head"])
@@ -223,8 +227,7 @@ def test_checkpoints(fuzz, tmp_path):
     adapters, _ = get_peft_model(MODEL, LoraConfig(r=2))
     state = start(adapters, TrainConfig())._replace(best=Best(2.0, 1, adapters))
     path = tmp_path / "checkpoint.safetensors"
-    facts = {"settings": {"iters": 3}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
-    save_state(path, state, facts)
+    save_state(path, state, FACTS)
     shape = tree_map(np.shape, arrays(adapters))
 
     def read():

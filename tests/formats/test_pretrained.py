@@ -9,16 +9,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from faults import KILLED, Faults, kill
-from toy_models import CONFIG, LLAMA3, Q, assert_same, change_json, folder, in_shards, leaves, tiny
+from toy_models import (
+    CONFIG,
+    LLAMA3,
+    Q,
+    assert_same,
+    change_json,
+    folder,
+    in_shards,
+    leaves,
+    read_json,
+    tiny,
+    toy_model,
+)
 
 from minilora import lora
-from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
+from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.families import FAMILIES
 from minilora.formats.files import new_folder
-from minilora.formats.pretrained import files, load, save_pretrained, shapes
+from minilora.formats.pretrained import files, load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.layers import dense
 from minilora.model import Model, lm_head
@@ -26,7 +38,7 @@ from minilora.quant.schemes import quantize
 from minilora.rounding import round_to
 from minilora.tree import flatten, unflatten
 
-BIAS = "model.layers.0.self_attn.q_proj.bias"
+OF_LLAMA3 = {"rope_theta": 5e5, "rope_scaling": LLAMA3}
 
 
 def test_a_folder_loads(tmp_path):
@@ -59,7 +71,7 @@ def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", ["bf16", np.float32, None])
 def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
-    model, config = Model(CONFIG, unflatten(leaves())), LoraConfig()
+    model, config = toy_model(), LoraConfig()
     adapters = lora.init(model.base, config, 0)
     for write, *what in (
         (save_pretrained, model), (save_quantized, quantize(model, "nf4")),
@@ -85,7 +97,7 @@ def test_save_and_load(tmp_path, dtype, tied):
     assert back.config == expected, "a head unties the embedding"
     assert_same(back.base, flatten(round_to(base, dtype)))
     # transformers loads a model in the type that config.json names
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
+    assert read_json(tmp_path / "out" / "config.json")["torch_dtype"] == dtype
     header = safetensors_file.read_header(tmp_path / "out" / "model.safetensors")
     assert {entry.dtype for entry in header.values()} == {safetensors_file.FORMAT_NAME[dtype]}
 
@@ -117,7 +129,7 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
             "do_sample": True, "eos_token_id": [253, 254], "temperature": 0.6, "rms_norm_eps": 0.5,
         },
     )  # fmt: skip
-    save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config))), words)
+    save_pretrained(tmp_path / "out", toy_model(config), words)
     model, back = load(tmp_path / "out", "nf4")
     ends = [253, 254, words.eos_token_id]  # training ends a row with the tokenizer's token
     assert model.config.eos_token_id == (*ends,)
@@ -126,13 +138,13 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     assert back.chat_template == words.chat_template
     save_quantized(tmp_path / "quantized", model, back)
     for name, expected in (("out", config.generation_config["eos_token_id"]), ("quantized", ends)):
-        written = json.loads((tmp_path / name / "generation_config.json").read_text())
+        written = read_json(tmp_path / name / "generation_config.json")
         # transformers' generate stops at these only
         assert written == config.generation_config | {"eos_token_id": expected}
     (tmp_path / "out" / "adapter_config.json").write_text("{}")
     with pytest.warns(UserWarning, match="also has an adapter, which is not loaded"):
         load(tmp_path / "out")
-    save_pretrained(tmp_path / "none", Model(CONFIG, unflatten(leaves())))
+    save_pretrained(tmp_path / "none", toy_model())
     assert not (tmp_path / "none" / "generation_config.json").exists()
 
 
@@ -143,42 +155,26 @@ def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, fi
     assert load(path).model.config.eos_token_id[:-1] == first
 
 
-def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
-    """In Hugging Face's format, all attention projections of all layers have biases or none."""
-    w = unflatten({**leaves(), BIAS: np.ones(32, "f4")})
-    save_pretrained(tmp_path / "out", Model(CONFIG, w))
-    base = flatten(load(tmp_path / "out").model.base)
-    assert set(base) == set(shapes(CONFIG, ATTENTION))
-    assert all(base[p].any() == (p == BIAS) for p in base if p.endswith("bias"))
-
-
 @pytest.mark.parametrize(
-    ("fields", "theta", "scaling"),
-    [
-        ({"rope_parameters": None}, 1e4, None),
-        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, 5e5, LLAMA3),
-        ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA3}, 5e5, LLAMA3),
+    ("fields", "expected"),
+    [  # the fields of the rotation in both generations of transformers; None: no such field
+        ({"rope_parameters": None}, {}),
+        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, OF_LLAMA3),
+        ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA3}, OF_LLAMA3),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}},
-            1e4,
-            {"rope_type": "linear", "factor": 4.0},
+            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         ),
+        (
+            {"head_dim": None, "tie_word_embeddings": None, "rms_norm_eps": None},
+            {"tie_word_embeddings": False, "rms_norm_eps": 1e-6},
+        ),
+        ({"num_key_value_heads": None, "hidden_act": None}, {"num_key_value_heads": 4}),
     ],
 )
-def test_rope_fields_of_both_generations(tmp_path, fields, theta, scaling):
-    config = load(folder(tmp_path, **fields)).model.config
-    assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
-
-
-def test_defaults(tmp_path):
-    """Hugging Face's defaults for a Llama."""
-    expected = replace(
-        CONFIG, num_key_value_heads=4, tie_word_embeddings=False, rms_norm_eps=1e-6,
-    )  # fmt: skip
-    lacking = dict.fromkeys(
-        ("head_dim", "tie_word_embeddings", "rms_norm_eps", "num_key_value_heads", "hidden_act")
-    )
-    assert load(folder(tmp_path, leaves(expected), **lacking)).model.config == expected
+def test_what_config_json_says_and_its_defaults(tmp_path, fields, expected):
+    config = replace(CONFIG, **{"rms_norm_eps": 1e-5} | expected)
+    assert load(folder(tmp_path, leaves(config), **fields)).model.config == config
 
 
 @pytest.mark.parametrize(
@@ -245,7 +241,7 @@ def test_fields_that_are_not_read_are_named(tmp_path):
     with pytest.warns(UserWarning, match=r"not read: (\w+, ){2}logits\\n_scaling\."):
         model, _ = load(path)
     save_pretrained(tmp_path / "out", model)
-    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    written = read_json(tmp_path / "out" / "config.json")
     assert written.items() >= (OFF | unread).items() and "rope_parameters" not in written
 
 
@@ -284,11 +280,11 @@ def test_models_that_do_not_exist(tmp_path):
 
 def test_nothing_of_a_users_is_replaced(tmp_path):
     (tmp_path / "out").mkdir()
-    save_pretrained(tmp_path / "out", Model(CONFIG, unflatten(leaves())))  # an empty folder is fine
+    save_pretrained(tmp_path / "out", toy_model())  # an empty folder is fine
     (tmp_path / "file").write_text("mine")
     for name in ("out", "file"):
         with pytest.raises(InputError, match="exists already"):
-            save_pretrained(tmp_path / name, Model(CONFIG, unflatten(leaves(seed=1))))
+            save_pretrained(tmp_path / name, toy_model(seed=1))
     assert_same(load(tmp_path / "out").model.base, leaves())
 
 
@@ -300,14 +296,14 @@ def test_nothing_of_a_users_is_replaced(tmp_path):
     ],
 )
 def test_a_failed_save_leaves_nothing(tmp_path, path, value, dtype, message):
-    model = Model(CONFIG, unflatten({**leaves(), path: value}))
+    model = toy_model(changed={path: value})
     with pytest.raises(InputError, match=message):
         save_pretrained(tmp_path / "out", model, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
 def save(out):
-    save_pretrained(out, Model(CONFIG, unflatten(leaves())))
+    save_pretrained(out, toy_model())
 
 
 def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):
@@ -341,13 +337,9 @@ def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
     """The largest id may be one that the post-processor adds."""
     words = tiny()
     config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
-    save_pretrained(tmp_path / "out", Model(config, unflatten(leaves(config))), words)
-    path = tmp_path / "out" / "tokenizer.json"
-    first = {
-        "type": "TemplateProcessing", "pair": [], "special_tokens": {
-            "far": {"id": "far", "ids": [300], "tokens": ["far"]}},
-        "single": [{"SpecialToken": {"id": "far", "type_id": 0}}],
-    }  # fmt: skip
-    change_json(path, post_processor=first)
+    from tokenizers.processors import TemplateProcessing
+
+    words.backend.post_processor = TemplateProcessing("far $A", special_tokens=[("far", 300)])
+    save_pretrained(tmp_path / "out", toy_model(config), words)
     with pytest.raises(InputError, match="has the token 300, but the embedding has 261"):
         load(tmp_path / "out")

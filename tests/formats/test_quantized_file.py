@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import safetensors.numpy
 from models import fingerprint
-from toy_models import CONFIG, Q, leaves
+from toy_models import CONFIG, Q, change_tensors, leaves, read_json, toy_model
 
 from minilora import nf4
 from minilora.config import InputError
@@ -17,22 +16,23 @@ from minilora.formats.quantized_file import save_quantized
 from minilora.model import Model, lm_head
 from minilora.quant import int8
 from minilora.quant.schemes import quantize, storage_of
-from minilora.tree import flatten, get, unflatten
+from minilora.tree import flatten, get, unflatten, without
 
+WEIGHTS = "q/model.safetensors"
 STATE = ".quant_state.bitsandbytes__nf4"
 
 
 def saved(tmp_path, name="nf4-dq", block_size=None, dtype="float32"):
-    model = quantize(Model(CONFIG, unflatten(leaves())), name, block_size)
+    model = quantize(toy_model(), name, block_size)
     save_quantized(tmp_path / "q", model, dtype=dtype)
     return model
 
 
 def layout(tmp_path, name):
     """(header, {the rest of a name that begins with `name`: (dtype, shape)}, config.json)."""
-    header = safetensors_file.read_header(tmp_path / "q" / "model.safetensors")
+    header = safetensors_file.read_header(tmp_path / WEIGHTS)
     found = {n.removeprefix(name): (e.dtype, e.shape) for n, e in header.items() if name in n}
-    return header, found, json.loads((tmp_path / "q" / "config.json").read_text())
+    return header, found, read_json(tmp_path / "q" / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,10 @@ def test_a_projection_that_is_stored_dense_stays_dense(tmp_path, asked):
     saved(tmp_path)
 
     def store_dense(tensors):
-        for name in [name for name in tensors if name.startswith(Q)]:
-            del tensors[name]
-        tensors[Q] = leaves()[Q]
+        others = {name: w for name, w in tensors.items() if not name.startswith(Q)}
+        return others | {Q: leaves()[Q]}
 
-    rewrite(tmp_path / "q", store_dense)
+    change_tensors(tmp_path / WEIGHTS, store_dense)
     model, _ = load(tmp_path / "q", asked)
     np.testing.assert_array_equal(get(model.base, Q), leaves()[Q])
     assert model.source[1:3] == ("nf4-dq", 64)
@@ -112,27 +111,18 @@ def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
 
 
 def test_a_base_of_two_schemes_has_no_folder(tmp_path):
-    w = flatten(quantize(Model(CONFIG, unflatten(leaves())), "nf4").base)
+    w = flatten(quantize(toy_model(), "nf4").base)
     for mixed in ({**w, Q: leaves()[Q]}, {**w, Q: int8.quantize(leaves()[Q])}, leaves()):
         with pytest.raises(InputError, match="quantized with one scheme"):
             save_quantized(tmp_path / "q", Model(CONFIG, unflatten(mixed)))
 
 
-def rewrite(folder, change):
-    """Read the folder's tensors, let `change` alter {name: array}, write them again."""
-    path = folder / "model.safetensors"
-    header = safetensors_file.read_header(path)
-    tensors = {name: entry.read() for name, entry in header.items()}
-    change(tensors)
-    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
-
-
 def put(name, value):
-    return lambda tensors: tensors.update({Q + name: value})
+    return lambda tensors: tensors | {Q + name: value}
 
 
 def drop(name):
-    return lambda tensors: tensors.pop(Q + name)
+    return lambda tensors: without(tensors, Q + name)
 
 
 def state(**fields):
@@ -186,16 +176,15 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
 )
 def test_malformed_codes_are_refused(tmp_path, name, change, message):
     saved(tmp_path, name)
-    rewrite(tmp_path / "q", change)
+    change_tensors(tmp_path / WEIGHTS, change)
     with pytest.raises(InputError, match=message):
         load(tmp_path / "q")
 
 
 def test_a_quantized_head_is_dequantized(tmp_path):
     """bitsandbytes can be told to quantize the output head as well; here it is always dense."""
-    w = leaves(replace(CONFIG, tie_word_embeddings=False))
-    model = quantize(Model(CONFIG, unflatten(w)), "nf4")
-    head = nf4.quantize(w["lm_head.weight"])
+    model = quantize(toy_model(replace(CONFIG, tie_word_embeddings=False)), "nf4")
+    head = nf4.quantize(model.base["lm_head"]["weight"])
     model.base["lm_head"]["weight"] = head
     save_quantized(tmp_path / "q", model)
     np.testing.assert_array_equal(lm_head(load(tmp_path / "q").model.base), head.dequantize())
