@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from minilora import kernels, layers, lora
 from minilora.batching import Example
-from minilora.config import ALL_LINEAR, ATTENTION, QK_NORMS, LoraConfig, ModelConfig
+from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
+from minilora.formats.hf_folder import shapes
 from minilora.kernels import fused
 from minilora.model import Model
 from minilora.quant import schemes
@@ -45,6 +46,7 @@ def configs(draw, max_layers=3):
         rms_norm_eps=draw(st.sampled_from((1e-5, 0.1))),
         sliding_window=draw(st.sampled_from((None, None, 2, 3))),
         qk_norm=draw(st.booleans()),
+        query_pre_attn_scalar=draw(st.sampled_from((None, None, 5))),
     )
 
 
@@ -52,44 +54,26 @@ seeds = st.integers(0, 2**32 - 1)
 target_sets = st.sets(st.sampled_from(ALL_LINEAR), min_size=1).map(sorted).map(tuple)
 
 
-def projection_shapes(config):
-    """(out, in) of each of the seven projections, from the definition of the model."""
-    D, F = config.hidden_size, config.intermediate_size
-    q = config.num_attention_heads * config.head_dim
-    kv = config.num_key_value_heads * config.head_dim
-    return {
-        "q_proj": (q, D), "k_proj": (kv, D), "v_proj": (kv, D), "o_proj": (D, q),
-        "gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F),
-    }  # fmt: skip
-
-
 def random_base(config, seed=0, dtype=np.float32, biases=()):
-    """A base with weights of the size that keeps activations near one. `biases`: which have one.
-
-    With `qk_norm`, each head of q and k has a norm.
-    """
+    """A base with weights of the size that keeps activations near one. `biases`: which have one."""
     rng, leaves = np.random.default_rng(seed), {}
-
-    def normal(shape, scale=1.0, mean=0.0):
-        return (mean + scale * rng.standard_normal(shape)).astype(np.float32).astype(dtype)
-
-    D, V = config.hidden_size, config.vocab_size
-    leaves["model.embed_tokens.weight"] = normal((V, D))
-    for i in range(config.num_hidden_layers):
-        layer = f"model.layers.{i}"
-        for name, (out, into) in projection_shapes(config).items():
-            path = f"{layer}.{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
-            leaves[f"{path}.weight"] = normal((out, into), into**-0.5)
-            if name in biases:
-                leaves[f"{path}.bias"] = normal(out, 0.5)
-        for name in filter(None, config.norms):
-            leaves[f"{layer}.{name}.weight"] = normal(D, 0.2, 1.0)
-        for name in QK_NORMS if config.qk_norm else ():
-            leaves[f"{layer}.self_attn.{name}.weight"] = normal(config.head_dim, 0.2, 1.0)
-    leaves["model.norm.weight"] = normal(D, 0.2, 1.0)
-    if not config.tie_word_embeddings:
-        leaves["lm_head.weight"] = normal((V, D))
+    for path, shape in shapes(config, biases).items():
+        w = rng.standard_normal(shape)
+        if "norm" in path:
+            w = 1 + 0.2 * w
+        elif path.endswith("bias"):
+            w = 0.5 * w
+        elif "_proj" in path:
+            w = w * shape[1] ** -0.5
+        leaves[path] = w.astype(np.float32).astype(dtype)
     return unflatten(leaves)
+
+
+def weightless(config):
+    """A base without memory, of which only the shapes count."""
+    return unflatten(
+        {path: np.broadcast_to(np.float32(0), s) for path, s in shapes(config).items()}
+    )
 
 
 def random_model(config, seed=0, dtype=np.float32, biases=(), ops=layers):

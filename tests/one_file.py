@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
-import numpy as np
 
 LESSON = Path(__file__).parents[1] / "lessons" / "00_qlora_in_one_file.py"
 
@@ -23,20 +22,3 @@ def one_file(steps=200):
     with contextlib.redirect_stdout(printed):
         exec(compile(text, str(LESSON), "exec"), names)
     return SimpleNamespace(**names), printed.getvalue()
-
-
-def parts(q):
-    """The arrays of a lesson's NF4Weight and of a package's `nf4.Quantized`, in one order."""
-    if hasattr(q, "absmax_codes"):
-        return q.codes, q.absmax_codes, q.nested_absmax, q.offset
-    return q.codes, q.stored_absmax.codes, q.stored_absmax.nested_absmax, q.stored_absmax.offset
-
-
-def assert_equal_bits(lesson, package, w):
-    """Both sides give w the same codes, scales, offset and dequantized weight, bit for bit."""
-    ours, theirs = lesson.quantize(w), package.quantize(w, 64, double_quant=True)
-    for a, b in zip(parts(ours), parts(theirs)):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-    a, b = lesson.dequantize(ours), theirs.dequantize()
-    np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))

@@ -60,10 +60,7 @@ class Drawing:
 
 
 # probabilities that a float holds exactly, and sums of them that equal top_p exactly
-EXACT = [
-    ([0.25] * 4, 0.25, 1), ([0.25] * 4, 0.5, 2), ([0.25] * 4, 0.75, 3), ([0.125] * 8, 0.625, 5),
-    ([0.5, 0.5, 0.0], 0.5, 1), ([0.5, 0.25, 0.25], 0.5, 1), ([0.5, 0.25, 0.25], 0.75, 2),
-]  # fmt: skip
+EXACT = [([0.125] * 8, 0.625, 5), ([0.5, 0.5, 0.0], 0.5, 1), ([0.5, 0.25, 0.25], 0.75, 2)]
 
 
 @pytest.mark.parametrize(("p", "top_p", "kept"), EXACT)

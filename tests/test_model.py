@@ -51,6 +51,7 @@ def logits_by_hand(base, tokens, config):
     """One token after the other, one head after the other: (T,) -> (T, V)."""
     hd, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     half, embedding = hd // 2, base["model"]["embed_tokens"]["weight"]
+    root = math.sqrt(config.query_pre_attn_scalar or hd)
     head = embedding if config.tie_word_embeddings else base["lm_head"]["weight"]
     speeds = np.array([config.rope_theta ** (-2 * j / hd) for j in range(half)])
     memory = [([], []) for _ in range(config.num_hidden_layers)]  # keys and values so far
@@ -81,7 +82,7 @@ def logits_by_hand(base, tokens, config):
                 del keys[0], values[0]
             out = []
             for n, query in enumerate(turned(q, attn, "q_norm", t)):
-                p = np.exp([query @ key[n // group] / math.sqrt(hd) for key in keys])
+                p = np.exp([query @ key[n // group] / root for key in keys])
                 out.append(sum(w * value[n // group] for w, value in zip(p / p.sum(), values)))
             x = x + attn["o_proj"]["weight"] @ np.concatenate(out)
             h = norm(x, node, "post_attention_layernorm")
@@ -278,16 +279,3 @@ def test_an_adapter_needs_its_scaling_and_a_weight(entry, message):
     del get(model.base if name == "v_proj" else adapters, ".".join(nodes))[name]
     with pytest.raises(InputError, match=message):
         forward(adapters, model, np.arange(4)[None])
-
-
-@PATHS
-def test_scores_are_divided_by_the_root_of_query_pre_attn_scalar(ops):
-    """As if q were scaled; with a factor of 1/2, no bit differs."""
-    model = random_model(TINY, ops=ops)
-    config = replace(TINY, query_pre_attn_scalar=4 * TINY.head_dim)
-    paths = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(TINY.num_hidden_layers)]
-    halves = {path: get(model.base, path) / 2 for path in paths}
-    tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
-    expected = forward(unflatten(halves), model, tokens)
-    assert np.array_equal(forward({}, model._replace(config=config), tokens), expected)
-    assert not np.array_equal(forward({}, model, tokens), expected)

@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from arrays import KINDS, SHAPES, weights
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from models import seeds
 
@@ -119,14 +119,6 @@ def test_error_is_at_most_half_the_widest_gap_times_absmax(seed, kind, shape, bl
         np.testing.assert_array_equal(again.codes, q.codes)
 
 
-@pytest.mark.parametrize(("code", "rmse"), [("nf4", 0.0920), ("fp4", 0.1220)])
-def test_expected_error_on_normal_weights(code, rmse):
-    w = weights("normal", (1 << 18,))
-    squares = (nf4.quantize(w, 64, quant_type=code).dequantize() - w).astype(np.float64) ** 2
-    # known to four digits; the root of a mean of 2¹⁸ squares has a standard error of 1e-4
-    assert np.sqrt(np.mean(squares)) == pytest.approx(rmse, abs=5e-4)
-
-
 # ---------------------------------------------------------------------- double quantization
 
 
@@ -214,20 +206,6 @@ def test_loops_give_the_bits_of_the_reference(seed, kind, shape, block_size, cod
     assert weights_.dense(q).tobytes() == plain.dequantize().tobytes()
 
 
-@given(
-    seeds, st.integers(1, 40), st.integers(1, 300) | st.sampled_from([576, 1536, 4112]),
-    block_sizes, codes, st.booleans(),
-)  # fmt: skip
-def test_matvec_is_the_product(seed, rows, columns, block_size, code, double_quant):
-    q = nf4.quantize(weights("normal", (rows, columns), seed), block_size, double_quant, code)
-    x = weights("normal", (columns,), seed + 1)
-    w = q.dequantize().astype(np.float64)
-    # n products and n - 1 sums, in whatever order, each rounded once; the scale, a factor of a
-    # block's sum there, was rounded into each element of w here
-    bound = (columns + 2) * EPS * (np.abs(w) @ np.abs(x))
-    assert (np.abs(weights_.matvec(q, x) - w @ x) <= bound).all()
-
-
 @given(seeds, block_sizes, codes, st.integers(0, 550), st.integers(1, 5000))
 def test_any_part_of_a_tensor(seed, block_size, code, start, size):
     """By the table, and, from a multiple of sixteen on, by the instruction if there is one."""
@@ -241,10 +219,15 @@ def test_any_part_of_a_tensor(seed, block_size, code, start, size):
 
 @given(
     seeds, block_sizes, codes, st.booleans(), st.booleans(),
-    st.integers(1, 20), st.integers(1, 50), st.integers(1, 70), st.sampled_from([16, 32, 512]),
+    st.just(1) | st.integers(1, 20), st.integers(1, 50),
+    st.integers(1, 70) | st.sampled_from([576, 4112]), st.sampled_from([16, 32, 512]),
 )  # fmt: skip
+@example(0, 64, "nf4", False, False, 1, 3, 4112, 16)  # a row longer than what is decoded at a time
 def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, tile):
-    """x Wᵀ and g W, whatever the tiles, blocks and rows end at; W is never whole."""
+    """x Wᵀ and g W, whatever the tiles, blocks and rows end at; W is never whole.
+
+    A row alone is multiplied with the codes.
+    """
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((out, width), dtype=np.float32)
     q = nf4.quantize(w, block_size, double, code)
@@ -277,7 +260,8 @@ def test_bits_per_parameter(block_size):
     assert 8 * single.nbytes / n == 4 + 32 / block_size
     # the offset is one float32 for the whole tensor
     assert 8 * double.nbytes / n == 4 + 8 / block_size + 32 / (256 * block_size) + 32 / n
-    assert nf4.quantize(np.arange(1, 4), 65536).absmax.tolist() == [3]  # the largest block size
+    largest = nf4.quantize(np.arange(1, 4), np.int64(65536))  # the largest block size
+    assert largest.absmax.tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -309,12 +293,13 @@ def test_a_weight_never_changes_and_is_equal_to_itself_alone():
             setattr(a, next(iter(vars(a))), None)
 
 
+@pytest.mark.parametrize("quantize", [nf4.quantize, compiled.quantize])
 @pytest.mark.parametrize(
     ("w", "arguments", "message"),
     [
         *(
             (np.ones(128), {"block_size": size}, f"block size of {size} ")
-            for size in (0, -64, 1, 8, 15, 17, 48, 65535, 65537, 131072)
+            for size in (0, -64, 1, 8, 15, 17, 48, 65535, 65537, 131072, 64.0, True, "64")
         ),
         (np.ones(64), {"quant_type": "nf3"}, "'nf3'"),
         *((np.append(np.ones(70), bad), {}, "NaN or an inf") for bad in (np.nan, np.inf, -np.inf)),
@@ -323,6 +308,6 @@ def test_a_weight_never_changes_and_is_equal_to_itself_alone():
         (np.full(512, 1e38), {"double_quant": True}, "too large for double quantization"),
     ],
 )
-def test_what_cannot_be_quantized_is_refused(w, arguments, message):
+def test_what_cannot_be_quantized_is_refused(quantize, w, arguments, message):
     with pytest.raises(InputError, match=message):
-        nf4.quantize(w, **arguments)
+        quantize(w, **arguments)

@@ -3,20 +3,19 @@
 import re
 from pathlib import Path
 
-import numpy as np
+from models import weightless
 
 import minilora
 from minilora import LoraConfig, Model
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import activation_floats, memory_estimate
 from minilora.formats.hf_folder import projection_shapes
-from minilora.tree import num_parameters, set_leaf
+from minilora.tree import num_parameters
 
 ROOT = Path(__file__).parents[1]
 FAQ = (ROOT / "lessons" / "guide" / "faq.md").read_text("utf-8").replace("\n", " ")
 SMOLLM2 = ModelConfig(49152, 576, 1536, 30, 9, 3, 64)
 SHAPES = projection_shapes(SMOLLM2)
-QV = ("q_proj", "v_proj")
 
 
 def answer(heading):
@@ -26,13 +25,8 @@ def answer(heading):
 
 def smollm2_adapter():
     """A model with the shapes of SmolLM2's projections, and LoRA at r = 8 on its q and v."""
-    base: dict = {}
-    for layer in range(SMOLLM2.num_hidden_layers):
-        for name, shape in SHAPES.items():
-            part = "self_attn" if name[0] in "qkv" or name == "o_proj" else "mlp"
-            weight = np.broadcast_to(np.float32(0), shape)  # no memory
-            set_leaf(base, f"model.layers.{layer}.{part}.{name}.weight", weight)
-    return minilora.get_peft_model(Model(SMOLLM2, base), LoraConfig(r=8, target_modules=QV), 0)
+    config = LoraConfig(r=8, target_modules=("q_proj", "v_proj"))
+    return minilora.get_peft_model(Model(SMOLLM2, weightless(SMOLLM2)), config, 0)
 
 
 def test_the_scale_of_mlx():

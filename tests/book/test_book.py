@@ -110,45 +110,46 @@ def test_the_page_follows_the_colours_and_the_motion_of_the_system(browser, valu
 # ----------------------------------------------------------- the figure that a reader can edit
 
 
+CODEBOOKS = {
+    "NF4": nf4.CODEBOOKS["nf4"],
+    "FP4": nf4.CODEBOOKS["fp4"],
+    "int4": nf4.Codebook.from_values(np.float32(np.arange(-7, 8) / 7)),
+}
+
+
 def expected(weights, name):
     """Compute what the figure must show: absmax, codes, bytes, values and error of one block."""
     weights = np.float32(weights)
     x, absmax = nf4.normalize(weights, 16)
-    if name == "int4":  # not in minilora: the nearest of q/7, and q in two's complement
-        values = np.float32(np.arange(-7, 8) / 7)
-        codes = np.searchsorted((values[1:] + values[:-1]) / np.float32(2), x) - 7
-        restored = (values[codes + 7] * absmax).astype(np.float32)
-        codes = codes % 16
-        packed = nf4.pack_4bit(codes)
-    else:
-        q = nf4.quantize(weights, 16, quant_type=name.lower())
-        codes, restored, packed = nf4.unpack_4bit(q.codes), q.dequantize(), q.codes
-        assert q.absmax[0] == absmax[0]
+    codes = nf4.nearest(x, CODEBOOKS[name])
+    restored = CODEBOOKS[name].values[codes] * absmax
+    if name == "int4":  # not in minilora: q in two's complement
+        codes = (codes + 9) % 16
+    packed = nf4.pack_4bit(codes)
     error = np.sqrt(np.mean((restored.astype(np.float64) - weights) ** 2))
     return float(absmax[0]), codes.tolist(), packed.tolist(), restored.tolist(), float(error)
 
 
-def blocks():
-    """Return blocks of 16 weights: normal ones of many sizes, ties, zeros, outliers, subnormals."""
+def blocks(size, codebooks):
+    """Return blocks of weights: normal ones of many sizes, ties, zeros, outliers, subnormals."""
     rng = np.random.default_rng(0)
-    found = [rng.standard_normal(16) * 10.0**exponent for exponent in (-41, *range(-30, 30, 3))]
-    for code in ("nf4", "fp4"):
-        found.append(np.append(1.0, nf4.CODEBOOKS[code].midpoints))
-    found += [np.zeros(16), np.full(16, 0.3), np.append(1e6, found[0][1:])]
-    return [block.astype(np.float32).tolist() for block in found]
+    found = [rng.standard_normal(size) * 10.0**exponent for exponent in (-41, *range(-30, 30, 3))]
+    found += [np.resize(np.append(1.0, code.midpoints), size) for code in codebooks]
+    found += [np.zeros(size), np.full(size, 0.3), np.append(1e6, found[0][1:])]
+    return [block.astype(np.float32) for block in found]
 
 
 def lesson_with_the_figure():
     return next(p for p in LESSONS if "quantize_a_block" in (BOOK / p).read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ["NF4", "FP4", "int4"])
+@pytest.mark.parametrize("name", CODEBOOKS)
 def test_the_figure_computes_what_minilora_computes(browser, name):
     visit(browser, lesson_with_the_figure())
-    for block in blocks():
+    for block in blocks(16, CODEBOOKS.values()):
         call = "const q = quantizeBlock(arguments[0], arguments[1]);"
         call += "return [q.absmax, q.codes, q.bytes, q.values, q.rmse]"
-        absmax, codes, packed, values, error = browser.execute_script(call, block, name)
+        absmax, codes, packed, values, error = browser.execute_script(call, block.tolist(), name)
         right = expected(block, name)
         assert (absmax, codes, packed) == right[:3], block
         assert np.array_equal(np.float32(values), np.float32(right[3])), block
@@ -163,7 +164,7 @@ def test_the_figure_shows_what_the_reader_enters(browser):
     block = [float(i.get_property("value")) for i in inputs]
     assert len(block) == 16 and block[2] == -0.25
     rows = browser.find_elements("css selector", ".quantize-table tbody tr")
-    for column, name in enumerate(("NF4", "FP4", "int4"), 1):
+    for column, name in enumerate(CODEBOOKS, 1):
         _, codes, packed, values, error = expected(block, name)
         cells = [row.find_elements("css selector", "td, th")[column].text for row in rows]
         for cell, code, value in zip(cells, codes, values):

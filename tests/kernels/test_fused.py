@@ -4,14 +4,12 @@ In float64 the two differ only by rounding. In float32 an optimized operation is
 reference *in float64, on the same numbers*: this bounds its error, not the sum of two errors.
 """
 
-import inspect
-
 import numpy as np
 import pytest
 from autograd import make_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import OPERATIONS, attention_inputs, random_starts, seeds
+from models import attention_inputs, random_starts, seeds
 
 from minilora import layers
 from minilora.kernels import attention, fused, weights
@@ -87,11 +85,11 @@ def test_swiglu(seed, shape, size, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=40)
 @given(
-    attention_inputs(), seeds, st.sampled_from([0.1, 1.0, 6.0]), st.sampled_from([None, 1, 2, 9]),
-    st.sampled_from([1, 3, 64]),
+    attention_inputs(), seeds, st.sampled_from([0.1, 1.0, 6.0, 300.0]),
+    st.sampled_from([None, 1, 2, 9]), st.sampled_from([1, 3, 64]),
 )  # fmt: skip
 def test_attention(dtype, inputs, seed, size, window, queries):
-    """It computes `queries` tokens at a time."""
+    """It computes `queries` tokens at a time. The exponential of a score of 10⁵ is infinite."""
     q, k, v, angles, starts, hd = inputs
     angles = tuple(cast(dtype, *angles))
     g = np.random.default_rng(seed).standard_normal(q.shape)
@@ -109,17 +107,6 @@ def some_attention(B=3, T=5, kv=2, groups=2, hd=4):
     q, k, v = (np.float32(rng.standard_normal((B, T, n * hd))) for n in (kv * groups, kv, kv))
     starts, angle = random_starts(rng, B, T), rng.standard_normal((B, T, hd // 2))
     return q, k, v, (np.float32(np.cos(angle)), np.float32(np.sin(angle))), starts
-
-
-def test_attention_with_large_scores_is_a_choice():
-    """Scores of ±10⁴ and more: eˢ itself would overflow, the softmax is one-hot."""
-    q, k, v, _, starts = some_attention(T=2, B=1, kv=1, groups=1)
-    still = (np.ones((1, 2, 2), np.float32), np.zeros((1, 2, 2), np.float32))
-    k[0, 0], k[0, 1] = q[0, 1], -q[0, 1]  # the second token prefers the first
-    f = lambda *a: fused.attention(*a, still, starts * 0)  # noqa: E731
-    y, grads = value_and_gradients(f, (300 * q, 300 * k, v), np.ones_like(q))
-    np.testing.assert_array_equal(y[0], v[0, [0, 0]])
-    assert all(np.isfinite(d).all() for d in grads)
 
 
 def test_segments_outside_their_rows_are_refused():
@@ -208,14 +195,6 @@ def test_linear(seed, traced, adapted, biased, p):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e4 * UNIT[np.float64])
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_the_two_implementations_have_the_same_arguments(name):
-    ours, expected = (getattr(ops, name) for ops in (fused, layers))
-    ours, expected = (inspect.signature(getattr(f, "fun", f)).parameters for f in (ours, expected))
-    assert list(ours) == list(expected)[: len(ours)]
-    assert all(p.default is not p.empty for p in list(expected.values())[len(ours) :])
-
-
 # ------------------------------------------------------- which arguments, which memory order
 
 
@@ -263,16 +242,14 @@ def test_the_order_in_memory_does_not_matter(name):
             np.testing.assert_array_equal(a, b)
 
 
-def test_nan_and_infinity_are_never_hidden():
+@EACH
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_are_never_hidden(name, bad):
     """A diverged run has to be seen in its loss: fast kernels may not assume finite numbers."""
-    for bad in (np.nan, np.inf):
-        hidden, head, targets, _ = some_cross_entropy()
-        mask = np.ones((2, 5), np.float32)
-        with np.errstate(invalid="ignore"):
-            hidden[1, 2, 0] = bad
-            assert not np.isfinite(fused.cross_entropy(hidden, head, targets, mask))
-            assert not np.isfinite(fused.rms_norm(hidden, np.ones(4, np.float32), 1e-5)[1, 2]).all()
-            assert not np.isfinite(fused.swiglu(hidden, hidden)[1, 2, 0])
-            q, k, v, angles, starts = some_attention()
-            k[1, 0, 0] = bad
-            assert not np.isfinite(fused.attention(q, k, v, angles, starts * 0)[1]).all()
+    args, rest = call(name)
+    for n, arg in enumerate(args):
+        wrong = arg.copy()
+        wrong[..., 0] = bad
+        with np.errstate(all="ignore"):
+            y = getattr(fused, name)(*args[:n], wrong, *args[n + 1 :], *rest)
+        assert not np.isfinite(y).all()

@@ -279,11 +279,9 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
         ),
         ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
         ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
-        ("no low-rank factors", lambda: compose.combine([], [])),
         ("one of cat, svd, linear, not 'ties'", lambda: compose.combine([], [], "ties")),
         ("equal rank", lambda: combined("linear")),
         ("`r`, which only svd has, not cat", lambda: combined("cat", 4)),
-        ("`r`, which only svd has, not linear", lambda: combined("linear", 4)),
         *((f"`r` must be a whole .* 1 to 6, .* got {r!r}", partial(combined, "svd", r))
           for r in (0, 7, 2.0, True)),
         *(("`weights` must be a finite number", partial(combined, weight=w))

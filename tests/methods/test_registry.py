@@ -17,7 +17,6 @@ from models import (
     empty_caches,
     fingerprint,
     moved,
-    projection_shapes,
     quantized,
     random_batch,
     random_examples,
@@ -33,6 +32,7 @@ from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.evaluation.loop import check_packing
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter
+from minilora.formats.hf_folder import projection_shapes
 from minilora.formats.pretrained import load
 from minilora.kernels import fused
 from minilora.layers import value_and_grad

@@ -125,6 +125,26 @@ def same_logits(compared):
 
 
 @pytest.fixture
+def near_gradients(compared):
+    """near_gradients(what, against, expected, loss, adapters, model, *rest): of each leaf.
+
+    Of loss(adapters, model, *rest); `expected` is their {path: gradient}. Returns the loss, and
+    that in float64.
+    """
+    from peft_models import gradient_errors
+
+    def near_gradients(what, against, expected, loss, adapters, model, *rest):
+        gradient = value_and_grad(loss)
+        value, ours = gradient(adapters, model, *rest)
+        exact, precise = gradient(in_float64(adapters), in_float64(model), *rest)
+        floor = gradient_errors(ours, flatten(precise))
+        compared(what, against, gradient_errors(ours, expected), 1e-4, floor)
+        return value, exact
+
+    return near_gradients
+
+
+@pytest.fixture
 def same_gradients(compared, tmp_path):
     """same_gradients(what, against, theirs, model, batch): of each factor, and the loss.
 
@@ -134,8 +154,8 @@ def same_gradients(compared, tmp_path):
     those of a sum of 49,152 terms. So the bound is ten times as large there, and the gradient of
     the same logits' loss in float64 is held to the smaller one.
     """
+    import peft_models
 
-    peft_models = pytest.importorskip("peft_models")
     own, exact = peft_models.transformers_loss, peft_models.float64_loss
 
     def same_gradients(what, against, theirs, model, batch):
@@ -164,7 +184,8 @@ def same_gradients(compared, tmp_path):
 def eager():
     """For tests of small tensors: there threads only cost time, and so does it when bitsandbytes
     has torch compile its loops."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.compiler.set_stance("force_eager")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -179,7 +200,9 @@ def random_model(tmp_path_factory):
 
     Its weights are so large that a mistake in any of them shows in the logits.
     """
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     made = {}
 
     def make(family="Llama", **fields):
@@ -216,7 +239,9 @@ def smollm2():
 @pytest.fixture(scope="session")
 def their_smollm2(smollm2):
     """SmolLM2 in transformers, float32, of the same file. PEFT changes a model: hand it a copy."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     path = smollm2[-1]
     return transformers.AutoModelForCausalLM.from_pretrained(
         path.parent,

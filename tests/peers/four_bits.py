@@ -1,12 +1,9 @@
 """A tensor in four bits as bitsandbytes makes and reads it on a CPU."""
 
-import pytest
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-# before 0.50 the second level looked for the nearest value, without the grid of 65,536 steps
-bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.50")
-functional = bitsandbytes.functional
-from bitsandbytes.backends.default.ops import _dequantize_4bit_compute  # noqa: E402
+import bitsandbytes
+import torch
+from bitsandbytes import functional
+from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 
 
 def theirs(w, block_size, double_quant, code):

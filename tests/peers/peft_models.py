@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
-import pytest
+import peft
+import torch
+import transformers
+from four_bits import linear4bit
 from models import moved
 
 import minilora
@@ -18,10 +21,6 @@ from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR
 from minilora.methods.replaced import also_train
 from minilora.tree import flatten
-
-torch = pytest.importorskip("torch", reason="the peers group is not installed")
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
 ALL = list(ALL_LINEAR)
 
@@ -70,11 +69,11 @@ def peft_folder(path, theirs, dtype=torch.float32):
 
 
 def our_adapter(model, config, groups=()):
-    """Our adapter of this LoraConfig and the parameters trained with it, moved from their start."""
+    """(adapters, model) of this config and of groups of `also_train`, moved from their start."""
     rng = np.random.default_rng(2)
-    adapters, _ = minilora.get_peft_model(model, config, rng)
+    adapters, model = minilora.get_peft_model(model, config, rng)
     adapters = also_train(adapters, model.base, groups)
-    return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
+    return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape))), model
 
 
 def in_peft(llama, folder):
@@ -174,12 +173,11 @@ def small_random_peft(llama):
 
 def in_four_bits(llama):
     """`llama` with bitsandbytes' Linear4bit for its projections: NF4, double quantization."""
-    four_bits = pytest.importorskip("four_bits")
     for layer in llama.model.layers:
         for name in ALL:
             part = layer.mlp if hasattr(layer.mlp, name) else layer.self_attn
             dense = getattr(part, name)
-            four = four_bits.linear4bit(dense.weight.detach().numpy(), torch.float32)
+            four = linear4bit(dense.weight.detach().numpy(), torch.float32)
             four.bias = dense.bias
             setattr(part, name, four)
     llama.is_loaded_in_4bit = True  # what PEFT asks before it wraps a Linear4bit

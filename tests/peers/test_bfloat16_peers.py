@@ -29,8 +29,9 @@ FOUR_BITS = f"products in bfloat16 with a 4-bit weight, forward and backward {RO
 
 
 @pytest.fixture
-def same_product(compared):
-    """same_product(what, against, ours, theirs, a, b): the product a b, of operands to be rounded.
+def same_products(compared):
+    """same_products(what, against, linear, stored, x, g): forward and backward, of torch's layer
+    and of its weight here.
 
     A sum of k terms rounds k times, each by at most 2⁻²⁴ of Σ|aᵢbᵢ| (the instruction may cut off,
     2⁻²³), here and there. The size of a result that they round may be that of either side.
@@ -42,14 +43,6 @@ def same_product(compared):
         units = 2.0**-8 * np.maximum(np.abs(ours), np.abs(theirs)) + sums
         differences = np.abs(np.float64(ours) - theirs) / units
         compared(what, against, differences.max(), 1, (np.abs(ours - a @ b) / units).max())
-
-    return same_product
-
-
-@pytest.fixture
-def same_products(same_product):
-    """same_products(what, against, linear, stored, x, g): forward and backward, of torch's layer
-    and of its weight here."""
 
     def same_products(what, against, linear, stored, x, g):
         x_theirs, w = torch.from_numpy(x).requires_grad_(), stored.dequantize()
@@ -97,20 +90,16 @@ def test_what_peft_rounds_between_the_products(tiny_llama, tokens):
     llama = llama_of(tiny_llama()).bfloat16()
     theirs = peft.get_peft_model(llama, peft.LoraConfig(task_type="CAUSAL_LM")).eval()
     seen = {}
-
-    def watch(name, module):
-        module.register_forward_hook(lambda _, x, y: seen.update({name: (x[0], y)}))
-
     layer = theirs.base_model.model.model.layers[1]
     q = layer.self_attn.q_proj
     parts = {"norm": layer.input_layernorm, "q": q, "A": q.lora_A["default"], "residual": layer}
-    for name, module in parts.items():
-        watch(name, module)
+    for module in parts.values():
+        module.register_forward_hook(lambda module, x, y: seen.update({module: (x[0], y)}))
     logits = theirs(torch.from_numpy(tokens)).logits
-    types = {name: y.dtype for name, (_, y) in seen.items()}
+    types = {name: seen[module][1].dtype for name, module in parts.items()}
     assert types == dict.fromkeys(("norm", "q", "residual"), torch.bfloat16) | {"A": torch.float32}
     assert logits.dtype == torch.bfloat16
-    given = seen["A"][0].detach().numpy()  # float32, of numbers of bfloat16
+    given = seen[parts["A"]][0].detach().numpy()  # float32, of numbers of bfloat16
     np.testing.assert_array_equal(given, nearest(given, "bfloat16"))
     model = with_compute_dtype(load(tiny_llama()).model, "bfloat16")
     ours = minilora.forward({}, model, tokens)

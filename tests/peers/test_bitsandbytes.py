@@ -79,27 +79,10 @@ def test_the_offset_of_a_large_tensor(equal, n):
     np.testing.assert_allclose(offset, q.stored_absmax.offset, rtol=2 * 2.0**-23)
 
 
-@pytest.mark.parametrize("n", [*range(1, 70), 511, 512, 513, 1023, 4095, 16385, 300001, 2**24 + 99])
-def test_mean(n):
-    x = np.abs(weights("normal", (n,), n))
-    np.testing.assert_array_equal(double_quant.mean(x), torch.from_numpy(x).mean())
-
-
 def test_tables(equal):
     equal(*DOUBLE, (double_quant.DYNAMIC_MAP, functional.create_dynamic_map()))
     for code in ("nf4", "fp4"):
         equal(*FOUR, (nf4.CODEBOOKS[code].values, functional.get_4bit_type(code, device="cpu")))
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_second_level_alone(equal, scale):
-    """Differences that hardly exist: equal absmax, and a few that are not."""
-    absmax = np.full(600, scale, np.float32)
-    absmax[300:310] = np.nextafter(absmax[0], np.float32(np.inf))
-    offset = double_quant.mean(absmax)
-    second = double_quant.double_quantize(absmax, offset)
-    codes, state = functional.quantize_blockwise(torch.from_numpy(absmax - offset), blocksize=256)
-    equal(*DOUBLE, (second.codes, codes), (second.nested_absmax, state.absmax))
 
 
 # --- eight bits ---

@@ -35,7 +35,7 @@ def test_a_printed_table_is_read_back():
     "ours, theirs, count",
     [
         (ZERO, -ZERO, 1), (NAN, NAN, 0), (ZERO, NAN, 1), (ZERO, np.zeros(3, np.float32), 3),
-        ([], [1], 1), ([1, 2], [1, 3], 1), ("né\0", "né", 4), ("né", "né", 0), (0.5, 0.5, 0),
+        ([], [1], 1), ("né\0", "né", 4), (0.5, 0.5, 0),
     ],
 )  # fmt: skip
 def test_what_is_not_equal_bit_for_bit_counts(ours, theirs, count):

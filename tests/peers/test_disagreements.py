@@ -5,7 +5,9 @@ a choice changes the numbers that a user gets, it is the libraries', so that fil
 """
 
 import numpy as np
+import peft
 import pytest
+import transformers
 from arrays import weights
 from comparisons import relative
 from four_bits import (
@@ -40,7 +42,6 @@ def test_lora_starts_from_a_uniform_a():
     B's first gradient. BA is zero at the start in each case. minilora starts as PEFT does by
     default.
     """
-    peft = pytest.importorskip("peft", reason="the peers group is not installed")
     torch.manual_seed(0)
     started = {}
     for init in (True, "gaussian"):
@@ -95,7 +96,6 @@ def test_the_default_is_not_what_qlora_means():
     4.5 bits a weight of the worse code. (The layer Linear4bit has FP4 as well, but does quantize
     its absmax.) minilora's default is nf4-dq, 4.127 bits.
     """
-    transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
     _, state = functional.quantize_4bit(torch.zeros(64))
     assert (state.quant_type, state.state2) == ("fp4", None)
     config = transformers.BitsAndBytesConfig(load_in_4bit=True)

@@ -1,11 +1,13 @@
 """DPO of `lessons/helpers/preference.py` against the paper's formula in PyTorch, and TRL."""
 
+import datasets
 import numpy as np
 import pytest
-from comparisons import in_float64
+import tokenizers
+import transformers
+import trl
 from peft_models import (
     ALL,
-    gradient_errors,
     gradients_of,
     llama_of,
     move,
@@ -17,9 +19,7 @@ from peft_models import (
 
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
-from minilora.layers import value_and_grad
 from minilora.lessons.helpers import preference
-from minilora.tree import flatten
 
 BETA = 0.3
 RNG = np.random.default_rng(0)
@@ -56,57 +56,53 @@ def paper_loss(model, batch):
     return -torch.nn.functional.logsigmoid(BETA * (w - ref_w) - BETA * (l - ref_l)).mean()
 
 
-def our_loss(adapters, model, reference_adapters=None):
-    """(loss, gradient); the reference is the base with its adapters, by default none."""
+def our_loss(adapters, model, reference_adapters):
+    """The reference is the base with its adapters."""
     batch = preference.batch_of(PAIRS)
-    reference = preference.answer_log_probs(reference_adapters or {}, model, batch)
-    loss_and_gradient = value_and_grad(preference.dpo_loss)
-    return loss_and_gradient(adapters, model, batch, reference, BETA)
+    reference = preference.answer_log_probs(reference_adapters, model, batch)
+    return preference.dpo_loss(adapters, model, batch, reference, BETA)
 
 
-def compare(compared, name, expected, theirs, adapters, model, reference=None):
-    """Compare our loss and gradients with `expected`, the loss of the model `theirs`."""
-    loss, gradient = our_loss(adapters, model, reference)
-    exact, precise = our_loss(
-        in_float64(adapters), in_float64(model), reference and in_float64(reference)
-    )
-    difference, floor = abs(loss - expected.item()), abs(loss - exact)
-    compared("DPO of random models: loss", name, difference, 1e-5, floor)
-    errors = gradient_errors(gradient, gradients_of(expected, theirs))
-    floor = gradient_errors(gradient, flatten(precise))
-    compared("DPO of random models: gradient of each factor", name, errors, 1e-4, floor)
+@pytest.fixture
+def compare(compared, near_gradients):
+    """compare(name, expected, theirs, adapters, model, reference): with the loss of `theirs`."""
+
+    def compare(name, expected, theirs, adapters, model, reference):
+        row = "DPO of random models: gradient of each factor", name
+        gradients = gradients_of(expected, theirs)
+        loss, exact = near_gradients(*row, gradients, our_loss, adapters, model, reference)
+        difference = abs(loss - expected.item())
+        compared("DPO of random models: loss", name, difference, 1e-5, abs(loss - exact))
+
+    return compare
 
 
-def test_dpo_is_the_papers_loss(models, compared):
+def test_dpo_is_the_papers_loss(models, compare):
     model, adapters, theirs = models
     expected = paper_loss(theirs, preference.batch_of(PAIRS))
-    compare(compared, "PyTorch + PEFT", expected, theirs, adapters, model)
+    compare("PyTorch + PEFT", expected, theirs, adapters, model, {})
 
 
-def test_dpo_is_what_trl_computes(models, tmp_path, compared):
+def test_dpo_is_what_trl_computes(models, tmp_path, compare):
     """TRL's reference is a copy of the adapter that it is given, or the base for a new adapter."""
-    trl = pytest.importorskip("trl", reason="the peers group is not installed")
-    datasets = pytest.importorskip("datasets", reason="the peers group is not installed")
     model, before, theirs = models
     rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), pair)) for pair in PAIRS]
     with quietly():
-        trainer = trl_trainer(trl, datasets, theirs, tmp_path)
+        trainer = trl_trainer(theirs, tmp_path)
         move(theirs, 0.02)
         expected = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
         theirs.save_pretrained(tmp_path / "after", selected_adapters=["default"])
     after = load_adapter(tmp_path / "after", model).adapters
     assert abs(expected.item() - np.log(2)) > 0.01, "the adapters must differ"
-    compare(compared, "TRL", expected, theirs, after, model, before)
+    compare("TRL", expected, theirs, after, model, before)
 
 
 def one_row():
     yield {"prompt": "a", "chosen": "a", "rejected": "b"}
 
 
-def trl_trainer(trl, datasets, model, folder):
+def trl_trainer(model, folder):
     """TRL's DPOTrainer of a PEFT model, with a stand-in for the tokenizer that it asks for."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
     words = {"[PAD]": 0, "a": 1, "b": 2}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[PAD]"))
     fast = transformers.PreTrainedTokenizerFast(

@@ -4,17 +4,14 @@ import numpy as np
 import pytest
 from comparisons import in_float64, relative
 from peft_models import (
-    gradient_errors,
+    llama_of,
     random_peft,
     their_logits,
-    torch,
-    transformers,
     transformers_loss,
 )
 
 from minilora import Model
 from minilora.batching import Example, collate
-from minilora.layers import value_and_grad
 from minilora.lessons.helpers.pretraining import llama
 from minilora.lessons.studies.lora import experts_sweep
 from minilora.model import lm_head
@@ -26,20 +23,16 @@ FUSED = ["gate_up_proj", "down_proj"]
 
 
 @pytest.fixture
-def mixtral():
+def mixtral(random_model):
     """A random Mixtral: two layers of eight experts with eight hidden units each."""
-    torch.manual_seed(0)
-    config = transformers.MixtralConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=8, num_hidden_layers=2, head_dim=16,
+    folder = random_model(
+        "Mixtral", hidden_size=32, intermediate_size=8, num_hidden_layers=2, head_dim=16,
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
         num_local_experts=experts_sweep.EXPERTS, num_experts_per_tok=experts_sweep.TOP_K,
         rms_norm_eps=CONFIG.rms_norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": CONFIG.rope_theta},
     )  # fmt: skip
-    model = transformers.MixtralForCausalLM(config)
-    for path, p in model.named_parameters():
-        torch.nn.init.normal_(p, mean=1.0 if "norm" in path else 0.0, std=0.15)
-    return model.eval()
+    return llama_of(folder)
 
 
 def ours_of(theirs):
@@ -78,7 +71,7 @@ def logits(adapters, model, tokens):
     return x @ lm_head(base).T
 
 
-def test_a_mixture_and_its_adapter(mixtral, tokens, compared):
+def test_a_mixture_and_its_adapter(mixtral, tokens, compared, near_gradients):
     model = ours_of(mixtral)
     what, ours = "a mixture of experts", logits({}, model, tokens)
     floor = relative(ours, logits({}, in_float64(model), tokens))
@@ -99,12 +92,8 @@ def test_a_mixture_and_its_adapter(mixtral, tokens, compared):
     transformers_loss(theirs, batch).backward()
     expected = flatten(adapter_of(theirs, lambda p: p.grad))
     expected = {path: g for path, g in expected.items() if path.endswith(("_A", "_B"))}
-    gradient = value_and_grad(experts_sweep.loss)
-    _, ours = gradient(adapters, model, batch)
-    _, exact = gradient(in_float64(adapters), in_float64(model), batch)
-    floor = gradient_errors(ours, flatten(exact))
-    errors = gradient_errors(ours, expected)
-    compared(f"{what}: gradient of each factor", "PEFT, target_parameters", errors, 1e-4, floor)
+    row = f"{what}: gradient of each factor", "PEFT, target_parameters"
+    near_gradients(*row, expected, experts_sweep.loss, adapters, model, batch)
 
 
 @pytest.mark.parametrize(

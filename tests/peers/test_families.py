@@ -90,7 +90,7 @@ def test_a_folder_of_transformers_here(folder, tokens, same_logits, compared):
 def test_our_folder_in_transformers(folder, tmp_path, tokens, same_logits):
     """Without an adapter, and what `merge` makes of a base and an adapter."""
     model, tokenizer = load(folder)
-    adapters = our_adapter(model, EVERYWHERE, ["norm"])
+    adapters, model = our_adapter(model, EVERYWHERE, ["norm"])
     saved = {"base": ({}, model), "merged": (adapters, minilora.merge(adapters, model))}
     for name, (ours, written) in saved.items():
         save_pretrained(tmp_path / name, written, tokenizer)
@@ -127,7 +127,7 @@ def test_greedy_generation_with_the_cache(folder, equal, name, scheme):
     """30 tokens after a prompt of 9: the window of 6 passes over both."""
     model, _ = load(folder)
     model = quantize(model, scheme)
-    adapters = our_adapter(model, EVERYWHERE, ["norm"])
+    adapters, model = our_adapter(model, EVERYWHERE, ["norm"])
     dense = minilora.merge(adapters, model).base
     theirs = llama_of(folder)
     theirs.load_state_dict({p: torch.tensor(w) for p, w in flatten(dense).items()}, strict=False)
@@ -159,7 +159,7 @@ def test_an_adapter_of_peft_here(folder, tmp_path, tokens, same_logits, prefix):
 @EACH
 def test_our_adapter_in_peft(folder, tmp_path, tokens, same_logits):
     model, _ = load(folder)
-    adapters = our_adapter(model, EVERYWHERE, ["norm"])
+    adapters, model = our_adapter(model, EVERYWHERE, ["norm"])
     save_adapter(tmp_path, adapters, model, EVERYWHERE)
     theirs = in_peft(llama_of(folder), tmp_path)
     what, expected = "our adapters in PEFT", their_logits(theirs, tokens)

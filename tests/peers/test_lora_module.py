@@ -1,18 +1,20 @@
 """The `nn.Module` that lesson 1 shows as text, against `layers.linear`: output and gradients."""
 
 import re
+from pathlib import Path
 
 import numpy as np
-from lesson_functions import LESSONS
 from peft_models import torch
 
 from minilora import layers
 from minilora.layers import value_and_grad
 
+LESSON = Path(__file__).parents[2] / "lessons" / "01_two_small_matrices.py"
+
 
 def lora_linear():
     """Return the class of the only block of Python in lesson 1."""
-    lesson = (LESSONS / "01_two_small_matrices.py").read_text("utf-8")
+    lesson = LESSON.read_text("utf-8")
     (block,) = re.findall(r"^# ```python\n(.*?)^# ```$", lesson, re.MULTILINE | re.DOTALL)
     lines = [line.removeprefix("#").removeprefix(" ") for line in block.splitlines()]
     names = {}

@@ -5,13 +5,13 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from comparisons import forward, in_float64, relative
-from models import moved
 from peft_models import (
     ALL,
     float64_loss,
     gradient_errors,
     gradients_of,
     llama_of,
+    our_adapter,
     peft,
     peft_folder,
     prose_batch,
@@ -49,27 +49,21 @@ CONFIGS = {
 EVERY = pytest.mark.parametrize("name", CONFIGS)
 
 
-def their_gradients(theirs, batch, loss_of):
-    """{our path: gradient}, a prefix's as one leaf and P-tuning's layers under our names."""
-    found = {}
-    for path, g in gradients_of(loss_of(theirs, batch), theirs).items():
-        path = path.replace(".default", "")
-        found[path.replace("prompt_encoder.embedding.weight", "prompt_embeddings")] = g
-    return found
+def renamed(gradients):
+    """{path: gradient}, a prompt and P-tuning's layers under one name on both sides."""
+    names = {".default": "", "model.prompt_": "prompt_"}
+    names["prompt_encoder.embedding.weight"] = "prompt_embeddings"
+    for old, new in names.items():
+        gradients = {path.replace(old, new): g for path, g in gradients.items()}
+    return gradients
 
 
 def our_gradients(name, adapters, model, batch):
-    """As `their_gradients`."""
+    """A prefix's as one leaf, as PEFT has it."""
     _, grads = value_and_grad(minilora.loss)(adapters, model, batch)
     if name == "prefix":
         return method_format.tensors(grads, MethodConfig("prefix"))
-    leaves = flatten(grads)
-    if name in ("prompt", "p-tuning"):
-        leaves = {path.removeprefix("model."): g for path, g in leaves.items()}
-    return {
-        path.replace("prompt_encoder.embedding.weight", "prompt_embeddings"): g
-        for path, g in leaves.items()
-    }
+    return renamed(flatten(grads))
 
 
 def loaded(theirs, name, model, folder):
@@ -162,7 +156,8 @@ def same_gradients(compared):
 
     def same_gradients(what, name, theirs, adapters, model, batch):
         real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
-        expected = their_gradients(theirs, batch, float64_loss if real else transformers_loss)
+        loss_of = float64_loss if real else transformers_loss
+        expected = renamed(gradients_of(loss_of(theirs, batch), theirs))
         ours = our_gradients(name, adapters, model, batch)
         precise = our_gradients(name, in_float64(adapters), in_float64(model), batch)
         row, times = kind(what, name)
@@ -224,9 +219,8 @@ def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, same_here, sa
     same_gradients("SmolLM2", name, theirs, adapters, model, prose_batch(prose, (128, 100)))
 
 
-def our_adapter(name, model):
+def our_method(name, model):
     """(adapters, model, config) of that method, every number moved away from its start."""
-    rng = np.random.default_rng(2)
     if name in ("dora", "pissa"):
         start = "pissa" if name == "pissa" else True
         config = LoraConfig(
@@ -235,16 +229,14 @@ def our_adapter(name, model):
     else:
         size = METHODS[name].size
         config = MethodConfig(name, **({size: 5} if size else {}))
-    adapters, model = minilora.get_peft_model(model, config, rng)
-    change = moved(adapters, lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"))
-    return change, model, config
+    return *our_adapter(model, config), config
 
 
 @EVERY
 def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, name):
     folder = tiny_llama()
     dense, _ = load(folder)
-    adapters, model, config = our_adapter(name, dense)
+    adapters, model, config = our_method(name, dense)
     save_adapter(tmp_path, adapters, model, config)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
@@ -282,7 +274,7 @@ def test_peft_refuses_every_method_of_ours(tiny_llama, tmp_path, name):
         config = LoraConfig(init_lora_weights="loftq")
         adapters, model = minilora.get_peft_model(model, config, 0, "nf4")
     else:
-        adapters, model, config = our_adapter(name, model)
+        adapters, model, config = our_method(name, model)
     save_adapter(tmp_path, adapters, model, config)
     with pytest.raises((KeyError, ValueError, TypeError, ImportError)), quietly():
         peft.PeftModel.from_pretrained(llama_of(folder), tmp_path)

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import bitsandbytes
 import numpy as np
 import pytest
 from comparisons import relative
@@ -27,8 +28,6 @@ from minilora import cli
 from minilora.config import InputError
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
-
-bitsandbytes = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
 
 GUIDE = Path(__file__).parents[2] / "lessons" / "guide" / "peft.md"
 IMPORTED = (

@@ -7,11 +7,13 @@ import shutil
 import warnings
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
 import toy_models
 from comparisons import forward, relative
 from peft_models import llama_of, their_logits, torch, transformers
+from test_families import MIXED, MODELS
 from toy_models import CONFIG, GGUF_CONFIG, gguf_metadata, leaves, tiny
 
 from minilora import layers
@@ -23,7 +25,6 @@ from minilora.formats.pretrained import load, save_pretrained
 from minilora.generation import sample
 from minilora.tree import flatten, set_leaf
 
-gguf = pytest.importorskip("gguf", reason="the peers group is not installed")
 LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
 RANDOM, PEER = "random models", "transformers"
@@ -141,20 +142,8 @@ def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads(tmp_path, rng,
             np.testing.assert_array_equal(ours, w.astype(np.float32))
 
 
-FAMILIES = {
-    "Llama": {}, "Mistral": {"sliding_window": 3},
-    "Qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
-    "Qwen3": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
-    "Gemma3Text": {
-        "sliding_window": 3, "query_pre_attn_scalar": 8, "attention_bias": True,
-        "rope_parameters": {
-            "full_attention": {"rope_theta": 500.0, **LINEAR},
-            "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
-        },
-    },
-}  # fmt: skip
+FAMILIES = dict(MODELS.values())
 FULL, SLIDING = ["full_attention"] * 3, ["sliding_attention"] * 3
-MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [], [1], {"a": 1}, MIXED, "gelu")
 # which of several fields decides; and values of fields that a family reads and another one does not
 FIRST = (

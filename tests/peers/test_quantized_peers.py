@@ -1,5 +1,6 @@
 """Quantized folders between here and transformers with bitsandbytes, both ways, on the CPU."""
 
+import bitsandbytes as bnb
 import numpy as np
 import pytest
 from models import fingerprint
@@ -8,8 +9,6 @@ from peft_models import their_logits, torch, transformers
 from minilora.cli import main
 from minilora.formats.pretrained import load
 from minilora.tree import flatten
-
-bnb = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
 
 SETTINGS = {  # of transformers
     "nf4-dq": {

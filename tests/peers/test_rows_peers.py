@@ -11,6 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tokenizers
+import transformers
+import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,9 +21,6 @@ from minilora.config import InputError
 from minilora.data.rows import ONLY_ANSWER, PARTS, REWRITTEN, encode, reason_to_leave_out
 from minilora.formats.hf_tokenizer import from_folder
 
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-tokenizers = pytest.importorskip("tokenizers")
-trl = pytest.importorskip("trl", reason="the peers group is not installed")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 
 EOS = {  # {template: its eos_token}

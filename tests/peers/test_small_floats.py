@@ -2,8 +2,11 @@
 
 from functools import partial
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
+from torchao.prototype.mx_formats import config, mx_tensor, nvfp4_tensor
 
 from minilora.lessons.studies.serving import four_bits_of_2026_sweep as formats
 
@@ -20,27 +23,18 @@ def numbers():
     "name, dtype, largest", [("e2m1", "float4_e2m1fn", 6), ("e4m3", "float8_e4m3fn", 448)]
 )
 def test_small_floats_round_as_in_ml_dtypes(name, dtype, largest):
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="the peers group is not installed")
     x = np.clip(numbers(), -largest, largest)  # above it, E4M3 is not a number there
     theirs = x.astype(getattr(ml_dtypes, dtype)).astype(np.float32)
     np.testing.assert_array_equal(getattr(formats, name)(x), theirs)
-    assert len(np.unique(theirs)) == {"e2m1": 15, "e4m3": 253}[name], "all finite values are met"
-
-
-def test_the_scale_of_mxfp4_is_a_number_of_e8m0():
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="the peers group is not installed")
-    absmax = np.exp2(np.random.default_rng(0).uniform(-100, 100, 5_000))
-    scale = formats.e8m0(absmax) / 6
-    np.testing.assert_array_equal(scale.astype(ml_dtypes.float8_e8m0fnu).astype(float), scale)
-    assert (absmax / scale >= 4).all() and (absmax / scale < 8).all()
+    values = np.unique(theirs)
+    if name == "e2m1":  # those that stochastic rounding chooses from
+        np.testing.assert_array_equal(values, formats.VALUES["E2M1"])
+    else:
+        assert len(values) == 253, "all finite values are met"
 
 
 def in_torchao(w, name):
     """Return w (n,) float32 after torchao's MXFP4 (scale down or up) or NVFP4."""
-    torch = pytest.importorskip("torch", reason="the peers group is not installed")
-    pytest.importorskip("torchao", reason="the peers group is not installed")
-    from torchao.prototype.mx_formats import config, mx_tensor, nvfp4_tensor
-
     x = torch.from_numpy(w.reshape(64, -1))
     if name == "nvfp4":
         scale = nvfp4_tensor.per_tensor_amax_to_scale(x.abs().max())
@@ -67,12 +61,3 @@ def test_whole_tensors_are_those_of_torchao(name):
     # NVFP4 in torchao multiplies with a reciprocal in float32, whose error of 2^-23 can decide a
     # weight that near a tie. Powers of two are exact.
     assert differ.mean() <= (1e-4 if name == "nvfp4" else 0), f"{differ.mean():.2%} differ"
-
-
-def test_the_values_that_stochastic_rounding_chooses_from_are_all_of_e2m1():
-    torch = pytest.importorskip("torch", reason="the peers group is not installed")
-    pytest.importorskip("torchao", reason="the peers group is not installed")
-    from torchao.prototype.mx_formats.kernels import f4_unpacked_to_f32
-
-    theirs = f4_unpacked_to_f32(torch.arange(16, dtype=torch.uint8)).numpy()
-    np.testing.assert_array_equal(np.unique(theirs), formats.VALUES["E2M1"])

@@ -6,6 +6,8 @@ import random
 import warnings
 
 import pytest
+import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import change_json
@@ -13,10 +15,6 @@ from toy_models import change_json
 from minilora.config import InputError
 from minilora.formats import fetch, gguf_file, gguf_tokenizer
 from minilora.formats.hf_tokenizer import from_folder, save
-
-transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
-tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
 
 STRINGS = "SmolLM2: token ids of a string, and back", "transformers"
 CHAT = "chat templates: text, SmolLM2's token ids", "transformers"

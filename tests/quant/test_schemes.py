@@ -8,7 +8,6 @@ from models import TINY, random_model
 
 from minilora import Model, Source, load, nf4
 from minilora.config import InputError
-from minilora.kernels import ops, quantize_4bit
 from minilora.quant import int8, schemes
 from minilora.quant.schemes import (
     SCHEMES,
@@ -68,15 +67,6 @@ def test_projections_that_are_quantized_in_two_ways_have_no_scheme():
     assert schemes.storage(base) == ("int8", None)
 
 
-@pytest.mark.parametrize("quantize", [nf4.quantize, quantize_4bit])
-def test_a_block_size_is_a_whole_number(quantize):
-    w = np.random.default_rng(0).standard_normal((32, 32), np.float32)
-    for size in (64.0, np.float32(64), True, "64"):
-        with pytest.raises(InputError, match=f"a block size of {size} is not a power of two"):
-            quantize(w, size)
-    np.testing.assert_array_equal(ops.dense(quantize(w, np.int64(64))), quantize(w).dequantize())
-
-
 def test_error_report_with_zeros_and_a_short_block():
     base = {"q_proj": {"weight": np.zeros((3, 7), np.float32)}}
     (row,) = error_report(base, quantize(Model(CONFIG, base), "nf4", 16).base)
@@ -92,12 +82,7 @@ PATH = "model.layers.0.mlp.up_proj.weight"
         (np.ones((4, 4)), "nf5", 64, "unknown scheme 'nf5'"),
         (np.ones((4, 4)), "nf4", 48, f"{PATH}: a block size of 48"),
         (np.ones((4, 4)), "nf4", 64.0, "`block_size` must be a whole number from 1, got 64.0"),
-        (np.ones((4, 4)), "fp4", "64", "`block_size` must be a whole number from 1, got '64'"),
-        (np.full((4, 4), np.nan), "nf4-dq", 64, f"{PATH}: a weight has a NaN"),
-        *(
-            (np.diag([1.0, bad]), "int8", 64, f"{PATH}: a weight has a NaN or an infinity")
-            for bad in (np.nan, np.inf)
-        ),
+        (np.diag([1.0, np.inf]), "int8", 64, f"{PATH}: a weight has a NaN or an infinity"),
         (leaf_in(np.eye(4), "bfloat16"), "nf4", 64, f"{PATH} is stored in BF16: quantize the base"),
         (nf4.quantize(np.ones((4, 4))), "int8", 64, f"{PATH} is quantized already"),
         (int8.quantize(np.ones((4, 4), "f4")), "nf4", 64, f"{PATH} is quantized already"),
