@@ -5,6 +5,7 @@ whole dense matrix is never in memory. Any other weight that is not dense is deq
 """
 
 import math
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +144,7 @@ def tiled_matmul_backward(g, w):
     if not isinstance(w, Stored):
         dx = flat @ layers.dense(w)
     else:
-        dx = sum(product_transposed(flat[:, span], tile) for span, tile in tiles(w))
+        dx = reduce(np.add, (product_transposed(flat[:, span], tile) for span, tile in tiles(w)))
     return dx.reshape(*g.shape[:-1], -1)
 
 

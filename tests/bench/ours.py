@@ -48,7 +48,7 @@ def lora_step(folder, targets, scheme="none", option=""):
     the embedding of the other side, `embedding32`, or `embedding16` (with those products)."""
     low_precision = not option.startswith("embedding")
     dtype = "bfloat16" if option in ("bfloat16", "embedding16") else "float32"
-    model, _ = minilora.load("smollm2", scheme, None, low_precision, dtype)
+    model = minilora.load("smollm2", scheme, None, low_precision, dtype).model
     names = tuple(targets.split(","))
     report(step(model, names, checkpointing=option == "checkpointed"), repeat=5)
 
