@@ -67,13 +67,22 @@ def choice(*values: Any) -> Any:
 def check_settings(config: Any) -> None:
     """Raise InputError if a field of a dataclass breaks its rule, or else that of its type.
 
-    None is allowed where it is the default.
+    None is allowed where it is the default. A number of NumPy becomes one of Python: in the tree of
+    an adapter, it would count as trained.
     """
     for f in fields(config):
-        value = getattr(config, f.name)
+        value = plain(getattr(config, f.name))
+        object.__setattr__(config, f.name, value)
         rule = f.metadata.get("rule") or OF_TYPE.get(f.type)
         if rule and not (value is None and f.default is None):
             check_setting(f.name, value, rule)
+
+
+def plain(value: Any) -> Any:
+    """Return a number of NumPy, or those in a dict, as numbers of Python; other values as is."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def check_setting(name: str, value: Any, rule: Rule) -> None:

@@ -28,7 +28,7 @@ class Source(NamedTuple):
     name: str = ""  # a built-in name, or the absolute path of a folder or file; "": unknown
     scheme: str = "none"  # of quant.schemes.SCHEMES
     block_size: int | None = None  # weights per absmax; None: stored without blocks
-    digest: str = ""  # SHA-256 of the files; after PiSSA or LoftQ, "pissa:" or "loftq:" before it
+    digest: str = ""  # SHA-256 of the files; after PiSSA or LoftQ, `start_text` before it
     compute_dtype: str = "float32"  # of the products with frozen matrices
 
 
@@ -79,7 +79,8 @@ def with_adapters(adapters: Tree, model: Model) -> Model:
     check_entries(adapters, model.base)
     for path, leaf in named_leaves(adapters):
         if path.endswith("lora_start") and not model.source.digest.startswith(leaf):
-            raise InputError(f"{path}: {leaf} needs the model that came with the adapter")
+            kind = leaf.partition("-")[0]
+            raise InputError(f"{path}: {kind} needs the model that came with the adapter")
     return model._replace(base=overlay(model.base, adapters), source=Source())
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -180,3 +181,14 @@ def test_each_kind_of_layer_has_its_own_settings():
     one_base = replace(config, rope_local_base_freq=None).of_layers("sliding_attention")
     assert (one_base.sliding_window, one_base.rope_theta, one_base.rope_scaling) == (3, 1e6, linear)
     assert TINY.of_layers("") is TINY
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    """An array of one number in an adapter's tree would be trained."""
+    alpha, dropout, r = np.float32(16), np.linspace(0, 1, 3)[1], np.array([4])[0]
+    config = LoraConfig(r, alpha, dropout, rank_pattern={"q": r}, alpha_pattern={"q": alpha})
+    assert config == LoraConfig(4, 16.0, 0.5, rank_pattern={"q": 4}, alpha_pattern={"q": 16.0})
+    assert type(config.r) is type(config.rank_pattern["q"]) is int
+    for number in (config.lora_alpha, config.lora_dropout, config.alpha_pattern["q"]):
+        assert type(number) is float
+    assert type(TrainConfig(learning_rate=np.float64(1e-3)).learning_rate) is float

@@ -134,6 +134,8 @@ def test_each_token_of_an_example_has_an_entry_in_its_mask():
     for mask in ([0, 1], [0, 1, 1, 1, 1]):
         with pytest.raises(InputError, match=r"the mask of examples\[0\] has another length"):
             minilora.evaluate({}, random_model(TINY), [Example([1, 2, 3, 4], mask)])
+    with pytest.raises(InputError, match=r"the answer of examples\[0\] has another length"):
+        minilora.evaluate({}, random_model(TINY), [Example([1, 2, 3], [0, 1, 1], [0, 1])])
     for mask in ([-100, 2, 3, 4], [0.5, 1, 1, 1], [0, 2, 1, 1]):  # labels, and weights
         with pytest.raises(InputError, match="must have 1 for a target and 0 for the rest"):
             minilora.evaluate({}, random_model(TINY), [Example([1, 2, 3, 4], mask)])

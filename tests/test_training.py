@@ -407,6 +407,13 @@ def test_the_bookkeeping_of_the_best_evaluation(losses, patience, keep_best):
         assert should_stop(best, patience) == (0 < patience <= worse)
 
 
+def test_a_run_that_continues_without_keep_best_returns_its_last_adapters():
+    first = run(replace(SMALL, keep_best=True))[-1][0]
+    longer = replace(SMALL, iters=SMALL.iters + 2)
+    last = run(longer, state=first._replace(best=first.best._replace(loss=0.0)))[-1][0]
+    assert last.kept is last.adapters and last.kept_step == longer.iters
+
+
 @pytest.mark.parametrize(("field", "value"), [("keep_best", True), ("early_stopping_patience", 2)])
 def test_the_best_adapters_need_held_out_rows(field, value):
     with pytest.raises(InputError, match=rf"^`{field}` needs held-out rows"):

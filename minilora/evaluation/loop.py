@@ -56,6 +56,8 @@ def run(
         raise InputError(
             "`mask_prompt` is true, but not all examples are masked: give `encode_rows` this config"
         )
+    if not keeps_best(train_config):
+        state = state._replace(best=Best())  # of an earlier run that kept it
     rows: Sequence = examples
     if train_config.packing:
         rows = pack_examples(examples, train_config.max_seq_length)
@@ -134,11 +136,16 @@ def better(state, loss, train_config):
     It has adapters only if early stopping or `keep_best` needs them.
     """
     best = state.best
-    if not (train_config.early_stopping_patience or train_config.keep_best):
+    if not keeps_best(train_config):
         return best
     if loss < best.loss:
         return Best(loss, state.step, state.adapters)
     return best._replace(worse=best.worse + 1)
+
+
+def keeps_best(train_config):
+    """Return whether a run returns the adapters with the lowest held-out loss."""
+    return train_config.keep_best or train_config.early_stopping_patience > 0
 
 
 def should_stop(best, patience):

@@ -134,7 +134,8 @@ def check_examples(name, examples, vocab_size) -> None:
         if not isinstance(example, Example):
             raise InputError("rows are not examples: encode them first, with minilora.encode_rows")
         token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
-        if len(example.mask) != len(example.tokens):
-            raise InputError(f"the mask of {name}[{i}] has another length than its tokens")
+        for part, marks in (("mask", example.mask), ("answer", example.answer)):
+            if marks is not None and len(marks) != len(example.tokens):
+                raise InputError(f"the {part} of {name}[{i}] has another length than its tokens")
         if not set(example.mask) <= {0, 1}:
             raise InputError(f"the mask of {name}[{i}] must have 1 for a target and 0 for the rest")

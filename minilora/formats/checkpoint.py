@@ -55,7 +55,22 @@ def save_adapter(
         raise InputError(f"{folder} already contains a run: choose another folder")
     if (folder / "config.json").exists():
         raise InputError(f"{folder} contains a model: choose another folder")
+    if isinstance(adapter_config, MethodConfig):
+        check_tensors(adapters, model, adapter_config)
     write_adapter(folder, adapters, model, adapter_config, dtype)
+
+
+def check_tensors(adapters, model, config):
+    """Raise InputError unless the tensors of the file have the names and shapes of the method."""
+    expected = method_format.shapes(config, model.base)
+    found = {name: w.shape for name, w in method_format.tensors(adapters, config).items()}
+    for name in sorted(found.keys() ^ expected.keys()):
+        fits = "is missing in" if name in expected else "does not belong to"
+        raise InputError(f"{name} {fits} an adapter of {config.method}: give its own config")
+    for name, shape in found.items():
+        if shape != expected[name]:
+            what = f"{name} has the shape {shape}, not {expected[name]}"
+            raise InputError(f"{what}: give the config of the adapter")
 
 
 def write_adapter(folder, adapters, model, adapter_config, dtype):
@@ -67,7 +82,7 @@ def write_adapter(folder, adapters, model, adapter_config, dtype):
         fields = method_format.as_json(adapter_config, name)
         exact = METHODS[adapter_config.method].float32
     else:
-        start = model.source.digest.partition(":")[0]
+        start = model.source.digest.partition("-")[0]
         if adapter_config.init_lora_weights != (start if start in INITIALIZERS else True):
             what = f"init_lora_weights {adapter_config.init_lora_weights!r} is not that of `model`"
             raise InputError(f"{what}: give the config, and the model from get_peft_model")
@@ -120,9 +135,10 @@ def load_adapter(
     returned model is `model`, except for PiSSA and LoftQ: then `model` must be dense, and the
     returned model has its projections in `scheme` and `block_size`; the default is the storage that
     the adapter was trained on. For other adapters, these two are refused. Warns if the model is not
-    the one that it was trained on, or multiplies in another `compute_dtype`. Raises InputError
-    naming the file and the tensor or field that is missing, unexpected, of the wrong shape, not
-    finite or not implemented. A folder with only a pickle is refused unopened.
+    the one that it was trained on, or multiplies in another `compute_dtype`; of a model that was in
+    no file, as one that was merged, the adapter does not know the source. Raises InputError naming
+    the file and the tensor or field that is missing, unexpected, of the wrong shape, not finite or
+    not implemented. A folder with only a pickle is refused unopened.
     """
     config = Path(folder) / CONFIG
     weights = weights_of(folder)

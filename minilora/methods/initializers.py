@@ -6,6 +6,7 @@ the file has only A and B, and the modified frozen weight follows from W.
 Letters: s the scaling α/r, Q the stored frozen weight, σ a singular value.
 """
 
+import hashlib
 from dataclasses import replace
 from functools import partial
 
@@ -31,13 +32,16 @@ def init(model, config, rng, scheme, block_size):
     plain = replace(config, init_lora_weights=True, use_dora=False)
     adapters = lora.init(model.base, plain, rng)
     leaves = flatten(model.base)
-    for node in lora.adapted_paths(adapters):
+    nodes = lora.adapted_paths(adapters)
+    ranks = {node: len(get(adapters, node)["lora_A"]) for node in nodes}
+    start = start_text(config, ranks, scheme, block_size)
+    for node in nodes:
         path = f"{node}.weight"
         w = leaves[path]
         if not isinstance(w, np.ndarray):
             raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
         factors = get(adapters, node)
-        factors["lora_start"] = config.init_lora_weights
+        factors["lora_start"] = start
         if with_loftq:
             store = partial(schemes.quantize_leaf, path, scheme=scheme, block_size=block_size)
             leaves[path] = loftq(w, factors, store)
@@ -45,12 +49,20 @@ def init(model, config, rng, scheme, block_size):
             # PiSSA: the rest is frozen (Meng et al. 2024, Eqs. 2 to 4)
             leaves[path] = without_principal(w, w, factors)
     # the files have other weights, so an adapter of theirs does not fit this model
-    source = model.source._replace(digest=f"{config.init_lora_weights}:{model.source.digest}")
+    source = model.source._replace(digest=f"{start}:{model.source.digest}")
     model = model._replace(base=unflatten(leaves), source=source)
     model = schemes.quantize(model, scheme, block_size)
     if config.use_dora:
         dora.add_magnitudes(adapters, model.base)
     return adapters, model
+
+
+def start_text(config, ranks, scheme, block_size):
+    """Return "pissa-" or "loftq-" and a SHA-256 of all that the frozen weights depend on."""
+    facts: tuple = config.init_lora_weights, ranks
+    if config.init_lora_weights == "loftq":  # PiSSA's W − s·BA is the same in every storage
+        facts += scheme, block_size or 64
+    return f"{config.init_lora_weights}-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
 
 
 def refuse_storage(scheme, block_size):

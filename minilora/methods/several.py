@@ -42,8 +42,9 @@ def per_row(adapters, rows):
     """
     n = len(adapters)
     for row in rows:
-        if row not in range(n):
+        if isinstance(row, bool | np.bool_) or row not in range(n):
             raise InputError(f"`rows` has {row}: give numbers of adapters, 0 to {n - 1}")
+    rows = np.array(rows, int)
     batch: dict = {}
     for path, found in factors(adapters).items():
         *_, A, B = found[0]

@@ -44,6 +44,7 @@ from minilora.formats.checkpoint import (
     save_state,
 )
 from minilora.kernels import ops
+from minilora.methods.method import MethodConfig
 from minilora.methods.registry import get_peft_model
 from minilora.methods.replaced import also_train
 from minilora.model import Source, lm_head
@@ -240,6 +241,19 @@ def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, n
         expected.append(f"the files of {now.name} are not those of the base that {folder}")
     assert len(said) == len(expected)
     assert all(text.startswith(line) for text, line in zip(said, expected))
+
+
+@pytest.mark.parametrize(("saved", "given", "message"), [
+    ({"method": "prompt", "num_virtual_tokens": 3}, {"method": "prompt"}, "not (16, 12): give the"),
+    ({"method": "vera", "vera_r": 3}, {"method": "vera", "vera_r": 4}, "give the config of the ad"),
+    ({"method": "norm"}, {"method": "bitfit"}, "does not belong to an adapter of bitfit"),
+    ({"method": "ia3"}, {"method": "norm"}, " an adapter of norm: give its own config"),
+])  # fmt: skip
+def test_an_adapter_is_not_saved_as_another_one(tmp_path, saved, given, message):
+    adapters, model = get_peft_model(random_model(TINY), MethodConfig(**saved))
+    with pytest.raises(InputError, match=re.escape(message)):
+        save_adapter(tmp_path, adapters, model, MethodConfig(**given))
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pissa", "loftq"])

@@ -273,6 +273,7 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
         ),
         ("`rows` has -1: .* 0 to 2", lambda: several.per_row(three(MODEL), [0, -1])),
         ("`rows` has 3: .* 0 to 2", lambda: several.per_row(three(MODEL), [3])),
+        ("`rows` has True: .* 0 to 2", lambda: several.per_row(three(MODEL), [True, False])),
         (
             "`rows` has 1 numbers for a batch of 2 rows",
             lambda: minilora.forward(several.per_row(three(MODEL), [1]), MODEL, [[1], [2]]),

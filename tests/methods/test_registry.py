@@ -389,6 +389,36 @@ def test_merging_is_an_equation_or_refused_by_name(name, scheme):
     np.testing.assert_allclose(merged, ours, atol=3e-5 * np.abs(ours).max())
 
 
+STARTS = [
+    ("pissa", {"r": 2, "lora_alpha": 4}, "none", None),
+    ("pissa", {"r": 2, "lora_alpha": 6}, "none", None), ("pissa", {"r": 3}, "none", None),
+    ("pissa", {"r": 2, "target_modules": ["q_proj"]}, "none", None),
+    ("loftq", {"r": 2}, "nf4", 64), ("loftq", {"r": 2}, "nf4", 16), ("loftq", {"r": 2}, "fp4", 64),
+    ("loftq", {"r": 2}, "int8", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", STARTS)
+def test_an_adapter_of_pissa_or_loftq_fits_a_model_only_if_it_gives_the_base(first):
+    """As the one that came with the model does: rounded, or with the error of quantization."""
+
+    def start(kind, fields, scheme, block_size):
+        config = LoraConfig(init_lora_weights=kind, **fields)
+        return get_peft_model(MODEL, config, 0, scheme, block_size)
+
+    own, model = start(*first)
+    expected = minilora.forward(own, model, TOKENS)
+    for other in STARTS:
+        adapters, _ = start(*other)
+        try:
+            logits = minilora.forward(adapters, model, TOKENS)
+        except InputError as error:
+            assert first != other and "needs the model that came" in str(error)
+            continue
+        # α scales BA, and PiSSA's s·BA is the principal part for every α
+        np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+
+
 @settings(max_examples=25)
 @given(configs(), seeds, st.integers(1, 9), st.booleans())
 def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, use_dora):
