@@ -288,3 +288,10 @@ def test_what_four_bits_keep_of_a_small_and_of_a_large_update():
     kept = [doctor.share_kept("w", w, size * d, "nf4") for size in (0.01, 0.3)]
     assert abs(kept[0]) < 0.1 and 0.9 < kept[1] < 1.05
     assert doctor.share_kept("w", w, 0 * d, "nf4") == 0
+
+
+def test_what_the_softmax_does_not_see_is_no_change_of_logits():
+    z = np.random.default_rng(0).standard_normal((1, 3, 5))
+    shifted = z + [[[1.0], [2.0], [4.0]]]
+    # sums of five numbers below 8, in float64
+    np.testing.assert_allclose(doctor.centered(shifted), doctor.centered(z), atol=40 * 2.0**-53)

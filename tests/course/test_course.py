@@ -388,6 +388,7 @@ def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, is_cell):
         ("teach grade elsewhere", "elsewhere cannot be used: No such file"),
         ("teach grade . --jobs 0", "--jobs"),
         ("teach grade . .", "two submissions"),
+        ("teach grade . --out .", "exists already"),
         ("learn check nearest_cod.py", "no exercise 'nearest-cod'"),
     ],
 )

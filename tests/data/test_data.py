@@ -1,5 +1,6 @@
 """Rows to batches: the forms of rows, the mask, packing without loss, malformed files."""
 
+import csv
 import json
 import re
 from copy import deepcopy
@@ -166,7 +167,9 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
         {"prompt": "a, b", "completion": "c"},
         {"prompt": 'say "é"\r\nnow', "completion": "d", "tools": []},
     ]
+    limit = csv.field_size_limit()
     assert read_rows(write(tmp_path, content, "ROWS.CSV")) == expected
+    assert csv.field_size_limit() == limit  # that of the whole process
 
 
 def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):

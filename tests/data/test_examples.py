@@ -10,6 +10,7 @@ from minilora.cli.arguments import parse
 from minilora.cli.examples import load_examples
 from minilora.cli.loading import LoadedModel
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.methods.method import MethodConfig
 
 
 @pytest.fixture
@@ -20,10 +21,11 @@ def path(tmp_path):
     return path
 
 
-def loaded_examples(path, words="", limit=2048):
+def loaded_examples(path, words="", limit=2048, adapter_config=None):
     model = random_model(replace(TINY, max_position_embeddings=limit))
     args = parse(["evaluate", "--data", str(path), *words.split()])
-    data, described = load_examples(args, LoadedModel(model, ByteTokenizer()), args.split)
+    loaded = LoadedModel(model, ByteTokenizer(), {}, adapter_config)
+    data, described = load_examples(args, loaded, args.split)
     return [len(example.tokens) - 1 for example in data.examples], described
 
 
@@ -52,6 +54,9 @@ def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
         "warning: 2 of 30 rows are longer than the 28 tokens that the model can read "
         "(max_position_embeddings); the longest has 30: cut them with --max-seq-length 29\n"
     )
+    prompt = MethodConfig("prompt", num_virtual_tokens=5)  # the model reads it, too
+    loaded_examples(path, limit=32, adapter_config=prompt)
+    assert "3 of 30 rows are longer than the 27 tokens that" in capsys.readouterr().err
     assert loaded_examples(path, "--max-seq-length 29", 28)[0][-1] == 28
     assert capsys.readouterr().err == "warning: 2 of 30 rows are cut to `max_seq_length` 29\n"
 
