@@ -58,11 +58,11 @@ def init(model, config, rng, scheme, block_size):
 
 
 def start_text(config, ranks, scheme, block_size):
-    """Return "pissa-" or "loftq-" and a SHA-256 of all that the frozen weights depend on."""
+    """Return "pissa-" or "loftq-" and a digest of all that the frozen weights depend on."""
     facts: tuple = config.init_lora_weights, ranks
     if config.init_lora_weights == "loftq":  # PiSSA's W − s·BA is the same in every storage
         facts += scheme, block_size or 64
-    return f"{config.init_lora_weights}-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
+    return f"{config.init_lora_weights}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
 
 
 def refuse_storage(scheme, block_size):
