@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import minilora
-from minilora import LoraConfig
+from minilora import LoraConfig, TrainConfig
+from minilora.config import InputError
 from minilora.layers import value_and_grad
-from minilora.lessons.helpers import echoes, rollouts
+from minilora.lessons.helpers import class_head, echoes, preference, rollouts
 from minilora.tree import flatten
 
 MODEL, _ = minilora.load("micro")
@@ -61,3 +62,40 @@ def test_own_text_leaves_out_the_bytes_that_choose_an_echo():
     text = echoes.own_text(3)[1]
     shown = "".join(chr(c) if m else "_" for c, m in zip(text.tokens[:-1], text.mask))
     assert shown == "Tom keeps a blue vase in the hall.____t? The vase, a blue one."
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda *start: class_head.fit(*start[:2], [], np.array([]), start[2]),
+        lambda *start: preference.fit(*start[:2], [], start[2], beta=1),
+        lambda *start: rollouts.reinforce(*start[:2], ROWS, lambda *_: 0, start[2]),
+        lambda *start: next(rollouts.steps(minilora.loss, *start[:2], [], start[2])),
+    ],
+)
+@pytest.mark.parametrize(
+    ("dropout", "settings", "says"),
+    [
+        (0.1, {}, "lora_dropout .* 0"),
+        (0.0, {"grad_accumulation_steps": 2}, "`grad_accumulation_steps`.*batch_size"),
+    ],
+)
+def test_settings_that_a_loop_would_ignore_are_refused(train, dropout, settings, says):
+    adapters, model = minilora.get_peft_model(MODEL, LoraConfig(lora_dropout=dropout))
+    with pytest.raises(InputError, match=says):
+        train(adapters, model, TrainConfig(batch_size=8, **settings))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "reward", "says"),
+    [
+        (12, 1.0, "`batch_size` .* 8 .*, got 12"),  # 8 answers were sampled
+        (4, 1.0, "`batch_size` .* got 4"),
+        (8, np.nan, "the reward of .* is nan"),  # the factors were NaN
+    ],
+)
+def test_groups_and_rewards_are_checked(batch_size, reward, says):
+    adapters, model = minilora.get_peft_model(MODEL, LoraConfig())
+    settings = TrainConfig(iters=1, batch_size=batch_size)
+    with pytest.raises(InputError, match=says):
+        rollouts.reinforce(adapters, model, ROWS, lambda *_: reward, settings)

@@ -1,13 +1,18 @@
 """Training through the merge: lessons/helpers/through_merge.py."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from autograd import numpy as anp
 from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
 
 import minilora
-from minilora import LoraConfig, TrainConfig, nf4
+from minilora import LoraConfig, MethodConfig, TrainConfig, nf4
+from minilora.config import InputError
 from minilora.lessons.helpers import through_merge
+from minilora.methods import several
 from minilora.tree import flatten
 
 
@@ -48,7 +53,7 @@ def test_the_merged_model_has_the_bits_of_the_trained_one():
     examples, _ = minilora.encode_rows(
         minilora.load_rows("questions", "valid"), tokenizer, settings
     )
-    through = model._replace(ops=through_merge.operations("nf4-dq"))
+    through = through_merge.through(adapters, model, "nf4-dq")
     adapters, _ = minilora.train(adapters, through, examples[:8], settings, quiet=True)
     merged = minilora.quantize(minilora.merge(adapters, model), "nf4-dq")
     trained_scores = minilora.evaluate(adapters, through, examples[:8], quiet=True)
@@ -60,3 +65,28 @@ def test_the_merged_model_has_the_bits_of_the_trained_one():
         if p.endswith("_proj.weight") and (q.codes != start[p].codes).any()
     ]
     assert changed, "training must change codes"
+
+
+PLAIN = LoraConfig(target_modules="all-linear")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(),  # without LoRA, a projection stayed dense, or was not quantized again
+        replace(PLAIN, use_dora=True),
+        replace(PLAIN, lora_dropout=0.1),
+        MethodConfig("ia3"),
+        MethodConfig("bitfit"),
+    ],
+)
+def test_adapters_that_would_not_be_those_of_the_merged_model_are_refused(config):
+    adapters, model = minilora.get_peft_model(minilora.load("micro").model, config)
+    with pytest.raises(InputError, match=r"^model\.layers\.0\..*_proj.*all-linear"):
+        through_merge.through(adapters, model, "nf4-dq")
+
+
+def test_a_stack_is_refused():
+    adapters, model = minilora.get_peft_model(minilora.load("micro").model, PLAIN)
+    with pytest.raises(InputError, match="all-linear"):
+        through_merge.through(adapters, several.stack(adapters, model), "nf4-dq")

@@ -10,10 +10,10 @@ Letters: N texts, T tokens, D model width, C classes.
 import numpy as np
 
 from minilora import layers
+from minilora.config import InputError
 from minilora.layers import value_and_grad
+from minilora.lessons.helpers.rollouts import begin, descend
 from minilora.model import hidden_states, with_adapters
-from minilora.optim import clip, get_lr
-from minilora.training import start, update
 from minilora.tree import without
 
 
@@ -42,22 +42,25 @@ def class_logits(trained, model, texts):
 
 def class_loss(trained, model, texts, classes):
     """Compute the mean cross-entropy of the classes (N,), in nats per text."""
+    head = trained["score"]["weight"]
+    for label in classes:
+        if label not in range(len(head)):  # NumPy would take −1 as the last class
+            raise InputError(f"there is no class {label}: number them from 0 to {len(head) - 1}")
     h = last_states(trained, model, texts)
     every = np.ones((1, len(texts)), np.float32)
-    return layers.cross_entropy(h[None], trained["score"]["weight"], classes[None], every)
+    return layers.cross_entropy(h[None], head, classes[None], every)
 
 
 def fit(trained, model, texts, classes, settings):
     """Train the head, and the adapters if there are any; return (trained, losses)."""
     rng = np.random.default_rng(settings.seed)
-    state = start(trained, settings)
+    state = begin(trained, settings)
     losses = []
-    for step in range(settings.iters):
+    for _ in range(settings.iters):
         some = rng.integers(len(texts), size=settings.batch_size)
         batch = [texts[i] for i in some], classes[some]
         loss, grads = value_and_grad(class_loss)(state.adapters, model, *batch)
-        grads, _ = clip(grads, settings.max_grad_norm)
-        state = update(state, grads, get_lr(step, settings), settings)
+        state = descend(state, grads, settings)
         losses.append(float(loss))
     return state.adapters, losses
 

@@ -136,22 +136,19 @@ class Run(NamedTuple):
 
 def finetune(
     config=None, name="micro", scheme="none", rows=None, held_out=None, seed=0, start=None,
-    on_step=None, ops=None, **settings
+    on_step=None, **settings
 ):  # fmt: skip
     """Fine-tune an embedded base on the questions, and score it on held-out ones.
 
     config: LoraConfig or MethodConfig (default: LoRA, all projections, r = 8, alpha = 16). start:
     (adapters, model) to train instead of new adapters of `config`. rows, held_out: lists of data
     rows (default: the questions' splits train and valid). on_step: called after each step as
-    on_step(state, records); the run ends if it returns true. ops: of the model, instead of its own.
-    settings: fields of TrainConfig, over 200 steps of 16 rows at 4e-3; with `steps_per_eval`, the
-    history has held-out scores as well.
+    on_step(state, records); the run ends if it returns true. settings: fields of TrainConfig, over
+    200 steps of 16 rows at 4e-3; with `steps_per_eval`, the history has held-out scores as well.
     """
     config = config or LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     model, tokenizer = minilora.load(name, scheme)
     adapters, model = start or minilora.get_peft_model(model, config, seed)
-    if ops:
-        model = model._replace(ops=ops)
     held_out = data.load_rows("questions", "valid") if held_out is None else held_out
     defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
     defaults |= {"val_batches": len(held_out), "seed": seed}  # all rows in each evaluation

@@ -10,8 +10,13 @@ import autograd.numpy as np
 
 from minilora.batching import batch_at, collate
 from minilora.layers import value_and_grad
-from minilora.lessons.helpers.rollouts import as_example, descend, log_probabilities, of_targets
-from minilora.training import start
+from minilora.lessons.helpers.rollouts import (
+    as_example,
+    begin,
+    descend,
+    log_probabilities,
+    of_targets,
+)
 
 
 def batch_of(pairs):
@@ -48,7 +53,7 @@ def fit(adapters, model, pairs, settings, beta, reference_adapters=None, on_step
     settings: a TrainConfig. reference_adapters: those of the reference; None for the base without
     adapters. on_step: called as on_step(step, adapters) before each step.
     """
-    state = start(adapters, settings)
+    state = begin(adapters, settings)
     for step in range(settings.iters):
         if on_step:
             on_step(step, state.adapters)

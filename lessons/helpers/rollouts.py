@@ -6,10 +6,12 @@ Letters: B rows, T tokens of a row, V vocabulary.
 import autograd.numpy as np
 
 from minilora.batching import Example, batch_at, collate
+from minilora.config import InputError
 from minilora.layers import LayerCache, value_and_grad
 from minilora.model import hidden_states, logits, with_adapters
 from minilora.optim import clip, get_lr
 from minilora.training import start, update
+from minilora.tree import named_leaves
 
 STOP = ord(".")  # the last byte of an answer in the language of the embedded models
 
@@ -85,6 +87,16 @@ def group_advantages(rewards, group):
     return np.ravel(rewards - rewards.mean(axis=1, keepdims=True))
 
 
+def begin(adapters, train_config):
+    """Return the state before the first step of a loop without dropout and accumulation."""
+    for path, value in named_leaves(adapters):
+        if path.endswith("lora_dropout") and value:
+            raise InputError(f"{path} {value} has no effect here: set `lora_dropout` to 0")
+    if train_config.grad_accumulation_steps != 1:
+        raise InputError("`grad_accumulation_steps` has no effect here: raise `batch_size` instead")
+    return start(adapters, train_config)
+
+
 def descend(state, grads, train_config):
     """Clip the gradients and take a step of the optimizer; return the new state."""
     grads, _ = clip(grads, train_config.max_grad_norm)
@@ -93,7 +105,7 @@ def descend(state, grads, train_config):
 
 def steps(loss, adapters, model, examples, train_config):
     """Yield the state after each step of training with `loss(adapters, model, batch)`."""
-    state = start(adapters, train_config)
+    state = begin(adapters, train_config)
     for step in range(train_config.iters):
         rows = batch_at(examples, step, train_config.batch_size, train_config.seed)
         batch = collate([row if train_config.packing else [row] for row in rows])
@@ -109,13 +121,20 @@ def reinforce(adapters, model, rows, reward, train_config, group=8, on_step=None
     reward: a function of (row, answer). on_step: called as on_step(step, adapters) after each step;
     training ends if it returns true.
     """
-    state = start(adapters, train_config)
+    size = train_config.batch_size
+    if size % group:
+        answers = f"the {group} answers of a group"
+        raise InputError(f"`batch_size` must be a multiple of {answers}, got {size}")
+    state = begin(adapters, train_config)
     for step in range(train_config.iters):
-        chosen = batch_at(rows, step, train_config.batch_size // group, train_config.seed)
+        chosen = batch_at(rows, step, size // group, train_config.seed)
         chosen = [row for row in chosen for _ in range(group)]
         prompts = [row.prompt for row in chosen]
         answers = sample(state.adapters, model, prompts, seed=[train_config.seed, step])
         rewards = np.array([reward(row, answer) for row, answer in zip(chosen, answers)], "f4")
+        for answer, r in zip(answers, rewards):
+            if not np.isfinite(r):
+                raise InputError(f"the reward of the answer {answer} is {r}: it must be finite")
         batch = collate([[as_example(p, answer)] for p, answer in zip(prompts, answers)])
         advantages = group_advantages(rewards, group)
         _, grads = value_and_grad(policy_loss)(state.adapters, model, batch, advantages)

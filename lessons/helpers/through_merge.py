@@ -1,10 +1,12 @@
 """Train LoRA through the merge: the forward pass computes with quantize(W + s·BA).
 
-    model = model._replace(ops=through_merge.operations("nf4-dq"))
+    model = through_merge.through(adapters, model, "nf4-dq")
     adapters, history = minilora.train(adapters, model, examples, train_config)
 
 The base is dense, or quantized (then W is its dequantized weight). The model that is trained is the
-model that `minilora.quantize(minilora.merge(adapters, model), scheme)` returns.
+model that `minilora.quantize(minilora.merge(adapters, model), scheme)` returns. This needs LoRA on
+all seven projections of each layer, without dropout, and no other adapter on them. Norms, biases
+and the head may be trained as well.
 """
 
 from functools import partial
@@ -13,14 +15,27 @@ from types import SimpleNamespace
 from autograd.extend import defvjp, notrace_primitive, primitive
 
 from minilora import kernels
-from minilora.layers import matmul, merge_lora
-from minilora.quant.schemes import quantize_leaf
+from minilora.config import InputError
+from minilora.layers import LORA, matmul, merge_lora
+from minilora.model import with_adapters
+from minilora.quant.schemes import is_projection, quantize_leaf
+from minilora.tree import flatten, get, without
 
 
-def operations(scheme):
-    """Return the operations of `kernels.ops`, but adapted projections compute with `scheme`."""
-    names = vars(kernels.ops)
-    return SimpleNamespace(**{**names, "linear": partial(linear, scheme)})
+def through(adapters, model, scheme):
+    """Return `model` with other operations: adapted projections compute with `scheme`.
+
+    Raises InputError unless each projection has LoRA without dropout, and no other adapter.
+    """
+    base = with_adapters(adapters, model).base
+    for path in filter(is_projection, flatten(base)):
+        node = get(base, path.removesuffix(".weight"))
+        others = without(node, "weight", "bias", *LORA)
+        if "lora_A" not in node or node["lora_dropout"] or others:
+            needed = "LoRA on all-linear, without dropout, DoRA or another adapter"
+            raise InputError(f"{path}: training through the merge needs {needed}")
+    linear_through = partial(linear, scheme)
+    return model._replace(ops=SimpleNamespace(**vars(kernels.ops) | {"linear": linear_through}))
 
 
 def linear(scheme, x, node, rng=None):

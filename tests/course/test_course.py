@@ -715,16 +715,19 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(kinds, tmp_path,
     with open("out/grades.csv", encoding="utf-8") as file:
         row = list(csv.DictReader(file))[-1]
     assert row["exercise"] == "guess: reasons" and row["points"] == "0"
-    reasons = teach.written_reasons(b'REASON = "a" + str(2)')  # it is not run
+    reasons = exercises.written_reasons(b'REASON = "a" + str(2)')  # it is not run
     rows = report.grade(exercises.load()["guess"], judge.PASSED, judge.PASSED, reasons).rows
     assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]
     # proves a set with a fault and a prediction
     assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in run("teach check", exam).out
     solved = Path("solved/guess.py").read_text("utf-8")
-    for text, status in ((solved, 1), (solved.replace(exercises.TODO, "absmax"), 0)):
+    empty = solved.replace(exercises.TODO, " ")
+    again = solved + '\nREASON: str = "absmax"\nREASON: str\n'  # Python's value is the last one
+    for text, reasons in ((solved, ""), (empty, ""), (again, "absmax")):
         Path("guess.py").write_text(text, "utf-8")
-        said = run("learn check guess", exam, status=status).out
-        assert ("REASON is not written yet" in said) == status
+        said = run("learn check guess", exam, status=not reasons).out
+        assert ("REASON is not written yet" in said) == (not reasons)
+        assert exercises.written_reasons(text.encode()) == reasons
 
 
 def test_teachers_import_students_and_never_the_other_way():

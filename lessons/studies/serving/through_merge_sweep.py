@@ -74,17 +74,18 @@ def splits(name):
 def trained(name, training, rate, seed, steps=None):
     """Return the result of `finetune` for a training of WAYS."""
     rows, tuning, _ = splits(name)
-    start = None
-    if training == "loftq":
-        config = LoraConfig(
-            r=8, lora_alpha=16, target_modules="all-linear", init_lora_weights="loftq"
-        )
-        start = minilora.get_peft_model(minilora.load(name).model, config, seed, SCHEME)
+    model, _ = minilora.load(name, SCHEME if training in ("nf4", "through_nf4") else "none")
+    is_loftq = training == "loftq"
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules="all-linear",
+        init_lora_weights="loftq" if is_loftq else True,
+    )  # fmt: skip
+    adapters, model = minilora.get_peft_model(model, config, seed, SCHEME if is_loftq else None)
+    if training.startswith("through"):
+        model = through_merge.through(adapters, model, SCHEME)
     return finetune(
-        name=name, scheme=SCHEME if training in ("nf4", "through_nf4") else "none", rows=rows,
-        held_out=tuning, seed=seed, start=start, learning_rate=rate,
-        ops=through_merge.operations(SCHEME) if training.startswith("through") else None,
-        batch_size=2 if name == "smollm2" else 16, iters=steps or STEPS[name],
+        name=name, rows=rows, held_out=tuning, seed=seed, start=(adapters, model),
+        learning_rate=rate, batch_size=2 if name == "smollm2" else 16, iters=steps or STEPS[name],
     )  # fmt: skip
 
 

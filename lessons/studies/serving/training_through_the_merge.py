@@ -51,8 +51,8 @@ sweep = read_sweep("through_merge")
 #     ∂L/∂A = s·(gB)ᵀx    ∂L/∂B = s·gᵀ(xAᵀ)    ∂L/∂x = gQ
 #
 # The first two are LoRA's own gradients. The matrix gᵀx is never computed. See
-# `straight_through` in `lessons/helpers/through_merge.py`: `operations` returns the operations of
-# the model, and nothing else changes.
+# `straight_through` in `lessons/helpers/through_merge.py`: `through` changes the operations of the
+# model, and nothing else.
 #
 # L4Q (Jeon et al. 2024, [arXiv:2402.04902](https://arxiv.org/abs/2402.04902)) also combines the
 # weights before quantizing them, and does not store weight gradients. It trains the scales, too.

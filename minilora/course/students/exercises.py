@@ -11,6 +11,7 @@ import random
 import runpy
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -60,6 +61,23 @@ def stubs(chosen):
     for e in chosen:
         text = text.replace(functions(text, [e.name]), functions(text, [e.name], e.id))
     return f"# Read this file. Write its functions in the files of the exercises.\n\n{text}"
+
+
+def written_reasons(source):
+    """Return the text that a student's file assigns to REASON last, without running the file.
+
+    It is empty if the file has none, or still that of the stub.
+    """
+    text = ""
+    with suppress(SyntaxError, ValueError):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                if ast.unparse(target) == "REASON":
+                    is_text = isinstance(node.value, ast.Constant)
+                    text = str(ast.literal_eval(node.value) if is_text else ast.unparse(node.value))
+    text = text.strip()
+    return "" if text == TODO else text
 
 
 @dataclass

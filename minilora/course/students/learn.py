@@ -41,7 +41,8 @@ def check_file(exercise, call):
     """Check the student's file, or one call; print the result, and return whether it passes."""
     verdict = check_call(exercise, call) if call else judge.verdict(exercise, own_files())
     is_right = verdict == judge.PASSED
-    lacks_reason = is_right and exercises.TODO in Path(exercise.file).read_text("utf-8")
+    needs_reason = is_right and exercise.written_points
+    lacks_reason = needs_reason and not exercises.written_reasons(Path(exercise.file).read_bytes())
     text = "the answer is right, but REASON is not written yet" if lacks_reason else verdict.text
     print(f"{exercise.id}: {text}", flush=True)
     passed = is_right and not lacks_reason

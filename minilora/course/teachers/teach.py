@@ -1,12 +1,10 @@
 """Grade submissions, write solutions, prove the exercises (`minilora teach`)."""
 
-import ast
 import os
 import runpy
 import secrets
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -71,20 +69,9 @@ def grade_submission(folder, seed, path, ids):
     for e in exercises.select(ids):
         first = judge.verdict(e, files)
         second = first if first.text == LATE else judge.verdict(e, files, seed)
-        reasons = written_reasons(files.get(e.file, b""))
+        reasons = exercises.written_reasons(files.get(e.file, b""))
         grades[e.id] = report.grade(e, first, second, reasons)
     return grades, notes
-
-
-def written_reasons(source):
-    """Return the text that a student's file assigns to REASON, without running the file."""
-    with suppress(SyntaxError, ValueError):
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REASON":
-                is_text = isinstance(node.value, ast.Constant)
-                text = str(ast.literal_eval(node.value)) if is_text else ast.unparse(node.value)
-                return "" if text == exercises.TODO else text.strip()
-    return ""
 
 
 def do_solutions(args):

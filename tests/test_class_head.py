@@ -1,0 +1,17 @@
+"""A head for classes: labels. tests/peers has its logits and gradients."""
+
+import numpy as np
+import pytest
+
+import minilora
+from minilora.config import InputError
+from minilora.lessons.helpers import class_head
+
+
+@pytest.mark.parametrize("label", [-1, 2, 0.5])
+def test_a_label_that_is_no_class_is_refused(label):
+    """−1 counted as the last class."""
+    model, _ = minilora.load("micro")
+    trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
+    with pytest.raises(InputError, match=f"class {label}: .* 0 to 1"):
+        class_head.class_loss(trained, model, [[1, 2], [3]], np.array([1, label]))
