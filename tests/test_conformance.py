@@ -93,9 +93,9 @@ UNKNOWN = (
 
 @pytest.mark.long
 def test_planted_mistakes_fail_and_are_named():
-    """30 of the kit's own, and others that it does not know, in lesson 0 in float32."""
+    """The kit's own of the model, and others that it does not know, in lesson 0 in float32."""
     named = 0
-    steps = [("training", *change) for change in make.STEP_CHANGES]
+    steps = [("training", *change) for change in make.STEP_CHANGES[:2]]  # clipping
     unknown = [(part, "not known to the kit", old, new) for part, old, new in UNKNOWN]
     for part, cause, old, new in (*make.CHANGES, *steps, *unknown):
         of_step = (part, cause, old, new) in steps
@@ -106,6 +106,35 @@ def test_planted_mistakes_fail_and_are_named():
         assert words, new
         named += any(cause in line for line in words.values())
     assert named >= len(make.CHANGES) + len(steps) - 2
+
+
+OTHER_SIZES = (  # of mistakes that the kit knows with another number
+    ("the step has weight decay", make.MOVE, f"({make.MOVE} + 0.1 * adapters[n])"),
+    ("the step has weight decay", make.MOVE, f"({make.MOVE} + 0.001 * adapters[n])"),
+    ("β₁ is not 0.9", "t = step + 1", "BETA1 = 0.8"),
+    ("β₂ is not 0.999", "t = step + 1", "BETA2 = 0.95"),
+    ("ε is not 1e-8", "t = step + 1", "EPS = 1e-7"),
+)
+
+
+@pytest.mark.parametrize("cause, old, new", [*make.STEP_CHANGES[2:], *OTHER_SIZES])
+def test_a_wrong_step_of_adamw_is_named(cause, old, new):
+    names = make.lesson(number=np.float32) | {"step_changes": [(old, new)]}
+    assert cause in failed(make.adamw(names, INPUTS))["training/adamw"]
+
+
+@pytest.mark.parametrize("cause, changes, counts", make.UNEVEN)
+def test_a_wrong_mean_over_rows_is_named(cause, changes, counts):
+    names = make.lesson(changes, number=np.float32) | {"counts": counts}
+    words = failed(make.uneven(names, INPUTS))
+    assert len(words) == 2 and all(cause in line for line in words.values())
+
+
+def test_a_text_in_place_of_numbers_gets_one_line(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text('{"lora/nan/refused": "yes"}')
+    with pytest.raises(SystemExit, match="lora/nan/refused must be a list of numbers"):
+        check.read_results(path)
 
 
 # ------------------------------------------------------------------------------ the package
@@ -169,13 +198,16 @@ def lora_results(model):
 
 
 def training_results(model):
-    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in make.ROWS]
+    texts = (*make.ROWS, make.SHORT_ROW)
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in texts]
     config = TrainConfig(mask_prompt=True)
     _, tokenizer = minilora.load("micro")
     examples, _ = data.encode_rows(rows, tokenizer, config)
-    batch = data.collate([[example] for example in examples])
+    batch, uneven = (data.collate([[examples[0]], [examples[i]]]) for i in (1, 2))
     state = minilora.start(adapter_of(INPUTS), config)
-    found = {}
+    loss, grads = value_and_grad(minilora.loss)(state.adapters, model, uneven)
+    norm = optim.global_norm(grads)
+    found = {"training/uneven/loss": np.array([loss]), "training/uneven/norm": np.array([norm])}
     begin = get(adapter_of(INPUTS), make.PATH)
     for t, (rate, max_norm) in enumerate(zip(make.RATES, make.MAX_NORMS), start=1):
         loss, grads = value_and_grad(minilora.loss)(state.adapters, model, batch)
@@ -187,7 +219,10 @@ def training_results(model):
         trained = get(state.adapters, make.PATH)
         for n in "AB":
             found[f"training/step{t}/{n}"] = trained[f"lora_{n}"] - begin[f"lora_{n}"]
-    return found
+    alone = minilora.start({"x": INPUTS["training/adamw/start"]}, config)
+    for g in INPUTS["training/adamw/gradients"]:
+        alone = update(alone, {"x": g}, make.ADAMW_RATE, config)
+    return found | {"training/adamw": alone.adapters["x"]}
 
 
 def merge_results(model):

@@ -21,7 +21,7 @@ from autograd.tracer import getval
 
 from lessons.conformance.check import bound_of, sample, wrong
 
-VERSION = "1"
+VERSION = "2"
 LESSON = Path(__file__).parents[1] / "00_qlora_in_one_file.py"
 PROMPTS = (
     "Ada keeps a pink kite in the barn. Who? ",
@@ -32,9 +32,11 @@ ROWS = (
     ("Ada keeps a pink kite in the barn. Who, what, where?", " Ada, pink kite, barn."),
     ("Gus keeps a jade harp in the yard. Who, what, where?", " Gus, jade harp, yard."),
 )
+SHORT_ROW = ("Fay keeps a gold coin in the hall. Who?", " Fay.")
 LAYER, PATH = "model.layers.0", "model.layers.1.self_attn.v_proj"
 RATES = (1e-3, 2e-3, 1.5e-3)  # of three steps of AdamW
 MAX_NORMS = (1.0, 1.0, 100.0)  # the third gradient is not clipped
+ADAMW_RATE = 0.01  # of twelve steps on given gradients
 
 
 def lesson(changes=(), until="# ## 6. Training", number=np.float64):
@@ -86,13 +88,17 @@ def inputs():
     }
     for i, prompt in enumerate(PROMPTS):
         given[f"base/prompt{i}"] = tokens(prompt)[0]
-    for i, (prompt, answer) in enumerate(ROWS):
+    for i, (prompt, answer) in enumerate((*ROWS, SHORT_ROW)):
         given[f"training/row{i}"] = np.array([*(prompt + answer).encode(), 255])
     given["training/start"] = np.array([len(ROWS[0][0])])  # the first token of an answer
+    given["training/start2"] = np.array([len(SHORT_ROW[0])])
     for path, w in names["dense_base"].items():
         if "_proj" in path:
             A = rng.uniform(-1, 1, (8, w.shape[1])) / np.sqrt(w.shape[1])
             given |= {f"{path}.lora_A": A, f"{path}.lora_B": rng.normal(0, 0.05, (w.shape[0], 8))}
+    given["training/adamw/start"] = rng.normal(0, 1, 16)
+    sizes = np.array([0, *np.logspace(-9, 1, 15)])  # zero shows weight decay, 1e-8 shows ε
+    given["training/adamw/gradients"] = sizes * rng.normal(0, 1, (12, 16)) ** 3
     whole = {name: w if w.dtype.kind == "i" else np.float32(w) for name, w in given.items()}
     return {name: np.int32(w) if w.dtype.kind == "i" else w for name, w in whole.items()}
 
@@ -136,8 +142,7 @@ def base(names, given):
 
 def training(names, given):
     """Loss and gradients at a point of a quantized base; norm, clipping, three steps of AdamW."""
-    params = names["dense_base"]
-    quantized = {path: stored(names, path, w) for path, w in params.items()}
+    quantized = quantized_base(names)
     start = adapters = factors(names, given)
     step = step_of(names)
     m, v = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0)
@@ -154,6 +159,33 @@ def training(names, given):
             change = adapters[f"{PATH}.lora_{n}"] - start[f"{PATH}.lora_{n}"]
             found[f"training/step{t}/{n}"] = change
     return found
+
+
+def uneven(names, given):
+    """Loss and norm of two rows of different lengths, which lesson 0 takes one by one."""
+    rows, quantized = (ROWS[0], SHORT_ROW), quantized_base(names)
+    counts = names.get("counts") or [len(answer) + 1 for _, answer in rows]
+
+    def loss(adapters):
+        losses = [names["loss"](adapters, quantized, [row], names["config"]) for row in rows]
+        return sum(n * x for n, x in zip(counts, losses)) / sum(counts)
+
+    mean, grads = value_and_grad(loss)(factors(names, given))
+    norm = np.sqrt(sum(np.sum(g * g) for g in grads.values()))
+    return {"training/uneven/loss": np.array([mean]), "training/uneven/norm": np.array([norm])}
+
+
+def adamw(names, given):
+    """Return factors after steps of AdamW on given gradients, which are not clipped."""
+    x, m, v = {"x": names["number"](given["training/adamw/start"])}, {"x": 0}, {"x": 0}
+    step = step_of(names)
+    for t, g in enumerate(names["number"](given["training/adamw/gradients"]), start=1):
+        x, m, v = step(x, {"x": g}, m, v, t, ADAMW_RATE, np.inf)
+    return {"training/adamw": x["x"]}
+
+
+def quantized_base(names):
+    return {path: stored(names, path, w) for path, w in names["dense_base"].items()}
 
 
 def stored(names, path, w):
@@ -415,6 +447,7 @@ CHANGES = (  # (part, cause, old text, new text)
     ("merge", "α is not divided by r", "RANK, ALPHA = 8, 16", "RANK, ALPHA = 1, 16"),
     ("merge", "α/r is left out", "RANK, ALPHA = 8, 16", "RANK, ALPHA = 8, 8"),
 )  # fmt: skip
+MOVE = "m_hat / (np.sqrt(v_hat) + EPS)"
 STEP_CHANGES = (  # of the loop
     ("the gradient is not clipped", "g * min(1, MAX_NORM / (norm + 1e-6))", "g"),
     ("each factor is clipped by its own norm", "norm + 1e-6))", "np.sqrt(np.sum(g * g)) + 1e-6))"),
@@ -424,8 +457,22 @@ STEP_CHANGES = (  # of the loop
     ("ε is under the root", "(np.sqrt(v_hat) + EPS)", "np.sqrt(v_hat + EPS)"),
     ("the second average is of |g|, not of g²", "(1 - BETA2) * g * g", "(1 - BETA2) * abs(g)"),
     ("it is SGD: the step is not divided by √v̂", "/ (np.sqrt(v_hat) + EPS)", ""),
+    ("the step has weight decay", MOVE, f"({MOVE} + 0.01 * adapters[n])"),
+    ("weight decay is added to the gradient",
+     "norm + 1e-6))", "norm + 1e-6)) + 0.01 * adapters[n]"),
+    ("β₁ is not 0.9", "t = step + 1", "BETA1 = 0.95"),
+    ("β₂ is not 0.999", "t = step + 1", "BETA2 = 0.99"),
+    ("ε is not 1e-8", "t = step + 1", "EPS = 1e-6"),
 )  # fmt: skip
-PARTS = {"nf4": nf4, "base": base, "training": training, "merge": merge}
+UNEVEN = (  # cause, changes, how many targets each row counts for
+    ("it is the mean of the rows' means, not of all targets", (), (1, 1)),
+    ("padding counts as targets",
+     [("255] for prompt", "255] + [255] * (74 - len(prompt + answer)) for prompt")], (23, 36)),
+)  # fmt: skip
+PARTS = {
+    "nf4": nf4, "base": base, "training": training, "uneven": uneven, "adamw": adamw,
+    "merge": merge,
+}  # fmt: skip
 
 
 def mistakes_of_lesson(given):
@@ -440,8 +487,11 @@ def mistakes_of_lesson(given):
     for cause, old, new in STEP_CHANGES:
         names = lesson() | {"step_changes": [(old, new)]}
         with np.errstate(all="ignore"):
-            for name, numbers in training(names, given).items():
+            for name, numbers in (training(names, given) | adamw(names, given)).items():
                 yield name, cause, numbers
+    for cause, changes, counts in UNEVEN:
+        for name, numbers in uneven(lesson(changes) | {"counts": counts}, given).items():
+            yield name, cause, numbers
 
 
 # ------------------------------------------------------------------------------------- the files
@@ -486,11 +536,12 @@ def make(folder):
     write_safetensors(folder / "expected.safetensors", stored)
     catches = {name: words for name, (_, words) in ADAPTERS.items()} | REFUSED
     cases = {
-        "version": VERSION, "prompts": PROMPTS, "rows": ROWS, "rates": RATES,
+        "version": VERSION, "prompts": PROMPTS, "rows": (*ROWS, SHORT_ROW), "rates": RATES,
         "max_norms": MAX_NORMS, "layer": LAYER, "path": PATH, "adapters": catches,
         "bounds": {name: bound_of(name) for name in expected}, "mistakes": known,
     }  # fmt: skip
-    (folder / "cases.json").write_text(json.dumps(cases, ensure_ascii=False) + "\n")
+    text = json.dumps(cases, ensure_ascii=False, separators=(",", ":"))
+    (folder / "cases.json").write_text(text + "\n")
 
 
 def main():

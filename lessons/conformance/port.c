@@ -432,18 +432,45 @@ static void add_factors(Model *m, const File *inputs) {
         l->s = ALPHA / R;
     }
 }
-// Three steps of AdamW: g ← g·c/(norm + 1e-6) if this is less, m ← β₁m + (1 - β₁)g,
-// v ← β₂v + (1 - β₂)g², x ← x - rate·(m/(1 - β₁ᵗ))/(√(v/(1 - β₂ᵗ)) + ε)
+// ∂L/∂(all factors) of two rows, whose targets begin at start; gives the loss, and the norm of it
+static double batch_back(const Model *m, Tensor a, int start_a, Tensor b, int start_b, double *n) {
+    int targets = a.count - start_a + b.count - start_b;
+    memset(grad, 0, sizeof grad);
+    double loss = row_back(m, a, start_a, targets) + row_back(m, b, start_b, targets);
+    *n = sqrt(dot(grad, grad, COUNT));
+    return loss;
+}
+// Step t of AdamW, x -= rate·(m/(1 - β₁ᵗ))/(√(v/(1 - β₂ᵗ)) + ε), m ← β₁m + (1 - β₁)g,
+// v ← β₂v + (1 - β₂)g², for count numbers x
+static void adamw(double *x, const double *g, double *m, double *v, int count, int t, double rate) {
+    for (int i = 0; i < count; i++) {
+        m[i] = 0.9 * m[i] + 0.1 * g[i];
+        v[i] = 0.999 * v[i] + 0.001 * g[i] * g[i];
+        x[i] -= rate * m[i] / (1 - pow(0.9, t)) / (sqrt(v[i] / (1 - pow(0.999, t))) + 1e-8);
+    }
+}
+// Twelve steps of AdamW on given gradients, from given numbers
+static void run_adamw(const File *inputs) {
+    Tensor x = find(inputs, "training/adamw/start", 0, NULL);
+    Tensor g = find(inputs, "training/adamw/gradients", 12 * x.count, NULL);
+    double *m = zeros(x.count), *v = zeros(x.count);
+    for (int t = 1; t <= 12; t++) adamw(x.x, g.x + (t - 1) * x.count, m, v, x.count, t, 0.01);
+    emit("training/adamw", x.x, x.count);
+}
+// The loss of rows of different lengths; three steps, with g ← g·c/(norm + 1e-6) if this is less
 static void run_training(const Model *m, const File *inputs) {
     const char *steps[] = {"training/step1", "training/step2", "training/step3"};
     const double rates[] = {1e-3, 2e-3, 1.5e-3}, c[] = {1, 1, 100};
     Tensor row[] = {find(inputs, "training/row0", 0, NULL), find(inputs, "training/row1", 0, NULL)};
     int start = (int)*find(inputs, "training/start", 1, NULL).x;
-    int targets = row[0].count + row[1].count - 2 * start;
+    int start2 = (int)*find(inputs, "training/start2", 1, NULL).x;
+    Tensor row2 = find(inputs, "training/row2", 0, NULL);
+    double norm, *begin = memcpy(zeros(COUNT), factors, sizeof factors);
+    double loss = batch_back(m, row[0], start, row2, start2, &norm);
+    emit("training/uneven/loss", &loss, 1);
+    emit("training/uneven/norm", &norm, 1);
     for (int t = 1; t <= 3; t++) {
-        memset(grad, 0, sizeof grad);
-        double loss = row_back(m, row[0], start, targets) + row_back(m, row[1], start, targets);
-        double norm = sqrt(dot(grad, grad, COUNT));
+        loss = batch_back(m, row[0], start, row[1], start, &norm);
         for (int k = 0; k < WEIGHTS && t == 1; k++) {
             const Linear *l = &m->linear[k];
             emit(join("training/grad/", l->path, ".lora_A"), grad + (l->A - factors), R * l->in);
@@ -451,15 +478,9 @@ static void run_training(const Model *m, const File *inputs) {
         }
         if (t == 1) emit("training/loss", &loss, 1);
         if (t == 1) emit("training/norm", &norm, 1);
-        for (int i = 0; i < COUNT; i++) {
-            double g = grad[i] * fmin(1, c[t - 1] / (norm + 1e-6));
-            average[i] = 0.9 * average[i] + 0.1 * g;
-            squares[i] = 0.999 * squares[i] + 0.001 * g * g;
-            double root = sqrt(squares[i] / (1 - pow(0.999, t)));
-            double step = rates[t - 1] * average[i] / (1 - pow(0.9, t)) / (root + 1e-8);
-            factors[i] -= step;
-            moved[i] -= step;
-        }
+        for (int i = 0; i < COUNT; i++) grad[i] *= fmin(1, c[t - 1] / (norm + 1e-6));
+        adamw(factors, grad, average, squares, COUNT, t, rates[t - 1]);
+        for (int i = 0; i < COUNT; i++) moved[i] = factors[i] - begin[i];
         emit(join(steps[t - 1], "/A", ""), moved + (m->linear[PROJECTIONS + V].A - factors), R * D);
         emit(join(steps[t - 1], "/B", ""), moved + (m->linear[PROJECTIONS + V].B - factors), R * D);
     }
@@ -493,6 +514,7 @@ int main(int count, char **arguments) {
     Model m = quantized(base);
     add_factors(&m, &inputs);
     run_merging(&m, prompt);
+    run_adamw(&inputs);
     run_training(&m, &inputs);
     puts("}");
 }

@@ -346,7 +346,7 @@ def test_the_first_losses_are_those_of_lesson_0(browser, folder, lesson):
 
 PORT = """
 // the conformance kit, computed by the page's own code; `given` has {name: [shape, numbers]}
-const [given, rows, path, rates, maxNorms] = arguments, found = {};
+const [given, rows, unevenRows, path, rates, maxNorms, rate] = arguments, found = {};
 const numbers = (name) => Float32Array.from(given[name][1]);
 const ids = (name) => Array.from(given[name][1]);
 for (const name of ["normal", "ties", "special", "many"].map((kind) => `nf4/${kind}`)) {
@@ -380,6 +380,18 @@ found["merge/rounded"] = dequantize(rounded[path].q);
 view = null;
 found["merge/changed_codes"] = [changedCodes(rounded).changed];
 found["merge/rounded_logits"] = forward(rounded, prompt, {}, prompt.length - 1);
+const averages = () => Object.fromEntries(
+  Object.entries(run.factors).map(([name, w]) => [name, zeros(w.data)]));
+const apart = { ...run, factors: { ...run.factors }, m: averages(), v: averages() };
+const uneven = trainStep(apart, unevenRows); // its step is not read
+[found["training/uneven/loss"], found["training/uneven/norm"]] = [[uneven.loss], [uneven.norm]];
+const [data, gradients] = [numbers("training/adamw/start"), numbers("training/adamw/gradients")];
+const alone = { settings: { rate, warmup: 0, steps: Infinity }, step: 0, factors: { x: { data } } };
+[alone.m, alone.v] = [{ x: zeros(data) }, { x: zeros(data) }];
+for (let at = 0; at < gradients.length; at += data.length) {
+  adamw(alone, { x: gradients.slice(at, at + data.length) }, 1);
+}
+found["training/adamw"] = alone.factors.x.data;
 rates.forEach((rate, i) => {
   // a constant rate
   Object.assign(run.settings, { rate, warmup: 0, steps: Infinity, maxNorm: maxNorms[i] });
@@ -397,7 +409,8 @@ return Object.fromEntries(Object.entries(found).map(([name, x]) => [name, Array.
 """
 
 
-GIVEN = make.ROWS, make.PATH, make.RATES, make.MAX_NORMS
+UNEVEN = make.ROWS[0], make.SHORT_ROW
+GIVEN = make.ROWS, UNEVEN, make.PATH, make.RATES, make.MAX_NORMS, make.ADAMW_RATE
 
 
 def test_it_passes_the_conformance_kit(browser, folder):

@@ -48,6 +48,15 @@ def test_what_peft_refuses():
     assert refused == {"other_base"}
 
 
+def test_adamw_of_torch_passes():
+    x = torch.tensor(INPUTS["training/adamw/start"])
+    optimizer = torch.optim.AdamW([x], make.ADAMW_RATE, weight_decay=0.0)
+    for g in INPUTS["training/adamw/gradients"]:
+        x.grad = torch.tensor(g)
+        optimizer.step()
+    assert failed({"training/adamw": x}) == {}
+
+
 def test_peft_passes_part_4():
     """The gradients of the factors over the dequantized weights, and AdamW of torch."""
     llama = llama_of(KIT)
@@ -65,11 +74,18 @@ def test_peft_passes_part_4():
             path = name.removeprefix("base_model.model.").removesuffix(".default.weight")
             factors[path] = p
             p.data = torch.tensor(INPUTS[path])
-    rows = torch.tensor(np.stack([INPUTS[f"training/row{i}"] for i in range(2)])).long()
-    labels = rows.clone()
-    labels[:, : int(INPUTS["training/start"][0])] = -100
+    rows = [torch.tensor(INPUTS[f"training/row{i}"]).long() for i in range(3)]
+    labels = [row.clone() for row in rows]
+    for row, name in zip(labels, ("start", "start", "start2")):
+        row[: int(INPUTS[f"training/{name}"][0])] = -100
+    pad = torch.nn.utils.rnn.pad_sequence
+    uneven, uneven_labels = pad(rows[::2], True), pad(labels[::2], True, padding_value=-100)
+    loss = model(uneven, labels=uneven_labels).loss
+    gradients_of(loss, model)
+    norm = torch.nn.utils.clip_grad_norm_(factors.values(), np.inf)
+    results = {"training/uneven/loss": loss.detach()[None], "training/uneven/norm": norm[None]}
+    rows, labels = torch.stack(rows[:2]), torch.stack(labels[:2])
     optimizer = torch.optim.AdamW(factors.values(), weight_decay=0.0)
-    results = {}
     for t, (rate, max_norm) in enumerate(zip(make.RATES, make.MAX_NORMS), start=1):
         optimizer.zero_grad()
         loss = model(rows, labels=labels).loss

@@ -119,7 +119,12 @@ function trainStep(run, rows = nextRows(run), watch = null) {
   const { grads } = found;
   const squares = (g) => g.reduce((total, number) => total + number ** 2, 0);
   const norm = Math.sqrt(Object.values(grads).reduce((total, g) => total + squares(g), 0));
-  const clip = Math.min(1, run.settings.maxNorm / (norm + 1e-6)); // 1e-6: as PyTorch
+  adamw(run, grads, Math.min(1, run.settings.maxNorm / (norm + 1e-6))); // 1e-6: as PyTorch
+  return { ...found, norm };
+}
+
+/* Move the factors of a run; all gradients are multiplied by `clip`. */
+function adamw(run, grads, clip) {
   const [rate, t] = [rateAt(run.step, run.settings), run.step + 1];
   for (const [name, grad] of Object.entries(grads)) {
     const [m, v, { shape, data }] = [run.m[name], run.v[name], run.factors[name]];
@@ -134,5 +139,4 @@ function trainStep(run, rows = nextRows(run), watch = null) {
     run.factors[name] = { shape, data: moved };
   }
   run.step = t;
-  return { ...found, norm };
 }
