@@ -33,6 +33,20 @@ class InputError(ValueError):
         return text if len(text) <= 1200 else f"{text[:800]} … {text[-300:]}"
 
 
+def number(value: Any) -> Any:
+    """Return `value`; raise TypeError if it is true or false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Return a number of NumPy, or those in a dict, as numbers of Python; other values as is."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 class Rule(NamedTuple):
     """A condition on a setting, as an error message says it after "must", and as a function."""
 
@@ -43,10 +57,14 @@ class Rule(NamedTuple):
 BOOLEAN = Rule("be true or false", lambda value: type(value) is bool)
 POSITIVE_INT = Rule("be a whole number from 1", lambda value: type(value) is int and value >= 1)
 NON_NEGATIVE_INT = Rule("be a whole number from 0", lambda value: type(value) is int and value >= 0)
-POSITIVE = Rule("be a positive number", lambda value: 0 < value < math.inf)
-NON_NEGATIVE = Rule("be a finite number from 0", lambda value: 0 <= value < math.inf)
-FINITE = Rule("be a finite number", lambda value: abs(value) < 1e38)
-FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
+POSITIVE = Rule("be a positive number", lambda value: 0 < number(value) < math.inf)
+NON_NEGATIVE = Rule("be a finite number from 0", lambda value: 0 <= number(value) < math.inf)
+FINITE = Rule("be a finite number", lambda value: abs(number(value)) < 1e38)
+FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= number(value) < 1)
+LAYERS = Rule(
+    "be the number of a layer, or a list of them",
+    lambda value: type(value) is int or all(type(plain(n)) is int for n in value),
+)
 # (the characters of a regex are strings, too)
 MODULES = Rule("be a list of names, or one regex", lambda value: all(type(n) is str for n in value))
 MAPPING = Rule("be an object {name: value}", lambda value: isinstance(value, dict))
@@ -76,13 +94,6 @@ def check_settings(config: Any) -> None:
         rule = f.metadata.get("rule") or OF_TYPE.get(f.type)
         if rule and not (value is None and f.default is None):
             check_setting(f.name, value, rule)
-
-
-def plain(value: Any) -> Any:
-    """Return a number of NumPy, or those in a dict, as numbers of Python; other values as is."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def check_setting(name: str, value: Any, rule: Rule) -> None:
@@ -162,7 +173,7 @@ class LoraConfig:
     lora_dropout: float = setting(0.0, FRACTION)
     target_modules: str | Sequence[str] = setting(("q_proj", "v_proj"), MODULES)  # or all-linear
     use_rslora: bool = False
-    layers_to_transform: int | Sequence[int] | None = None  # a layer, or several; None: all
+    layers_to_transform: int | Sequence[int] | None = setting(None, LAYERS)  # None: all
     # {regex of a module: rank}; the first match counts
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"rule": MAPPING})
     alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"rule": MAPPING})
@@ -189,7 +200,10 @@ class LoraConfig:
             value = getattr(self, name)
             if not isinstance(value, str | None):  # a list or a set
                 object.__setattr__(self, name, tuple(value))
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+        layers = self.layers_to_transform
+        if not isinstance(layers, int | None):
+            object.__setattr__(self, "layers_to_transform", [plain(n) for n in layers])
+        if isinstance(self.target_modules, str) and layers is not None:
             what = "layers_to_transform needs a list of target_modules, not the regular expression"
             raise InputError(f"{what} {self.target_modules!r}: name the layers in the expression")
 

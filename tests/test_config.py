@@ -1,5 +1,6 @@
 """Configurations: the scaling, and every value that raises an error."""
 
+import json
 import math
 from dataclasses import FrozenInstanceError, replace
 
@@ -119,6 +120,12 @@ REFUSED = [
     ({"target_modules": None}, "`target_modules` must be a list of names, or one"),
     ({"target_modules": [1]}, "`target_modules` must be a list of names, or one"),
     ({"exclude_modules": 5}, "`exclude_modules` must be a list of names, or one"),
+    ({"lora_alpha": True}, "`lora_alpha` must be a positive number, got True"),
+    ({"lora_dropout": False}, "`lora_dropout` must lie in [0, 1), got False"),
+    *(
+        ({"layers_to_transform": wrong}, "`layers_to_transform` must be the number of a layer, or")
+        for wrong in (True, [True, False], [1.0], [[0]], "01")
+    ),
     (
         {"target_modules": ".*q_proj", "layers_to_transform": 0},
         "layers_to_transform needs a list of target_modules, not the regular expression",
@@ -189,6 +196,8 @@ def test_numbers_of_numpy_become_those_of_python():
     config = LoraConfig(r, alpha, dropout, rank_pattern={"q": r}, alpha_pattern={"q": alpha})
     assert config == LoraConfig(4, 16.0, 0.5, rank_pattern={"q": 4}, alpha_pattern={"q": 16.0})
     assert type(config.r) is type(config.rank_pattern["q"]) is int
+    for layers in (range(2), np.arange(2), (np.int64(0), 1)):
+        assert json.dumps(LoraConfig(layers_to_transform=layers).layers_to_transform) == "[0, 1]"
     for number in (config.lora_alpha, config.lora_dropout, config.alpha_pattern["q"]):
         assert type(number) is float
     assert type(TrainConfig(learning_rate=np.float64(1e-3)).learning_rate) is float

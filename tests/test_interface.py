@@ -4,7 +4,8 @@ import inspect
 
 import numpy as np
 import pytest
-from models import TINY, random_examples, random_model
+from autograd import grad
+from models import TINY, fast_model, random_batch, random_examples, random_model
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig
@@ -82,6 +83,12 @@ def test_a_state_of_another_optimizer_is_refused():
     rest = minilora.run(state, model, random_examples(TINY, 2), TrainConfig(optimizer="muon"))
     with pytest.raises(InputError, match="of another optimizer than muon: continue with its own"):
         next(rest)
+
+
+def test_autograd_alone_would_differentiate_settings():
+    adapters, model = minilora.get_peft_model(fast_model(), LoraConfig())
+    with pytest.raises(InputError, match=r"use layers\.value_and_grad, which leaves settings out"):
+        grad(minilora.loss)(adapters, model, random_batch(TINY))
 
 
 def example(ids):

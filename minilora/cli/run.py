@@ -62,6 +62,10 @@ def fine_tune(args):
         import matplotlib.figure  # noqa: F401
 
         with run_folder.lock(folder) if first else nullcontext():
+            if first:  # another run may have ended in this folder since the first check
+                run_folder.check_folder(folder, args)
+                if args.resume:
+                    run_folder.check_same_run(folder, job.metadata)
             state, history = run(job)
             if first:
                 report(job, state, history)

@@ -11,7 +11,9 @@ from pathlib import Path
 from ..data.rows import file_of
 from ..data.tasks import BUILTIN
 from ..formats import files, pretrained
-from ..formats.checkpoint import CONFIG, SETTINGS
+from ..formats.checkpoint import CONFIG, SETTINGS, WEIGHTS
+from ..formats.safetensors_file import read_header
+from ..methods.vera import SHARED_NAMES
 
 INPUTS = ("data", "model", "init_adapter")  # settings that name files to read
 
@@ -29,8 +31,12 @@ def digest(setting, name):
     setting: data or init_adapter. For built-in data, it is the SHA-256 of the name.
     """
     path = Path(name)
-    if setting == "init_adapter":  # the checkpoint has the weights
-        return files.digest([path / CONFIG])
+    if setting == "init_adapter":  # the checkpoint has the weights, but VeRA's frozen matrices
+        whole = hashlib.sha256(files.digest([path / CONFIG]).encode())
+        entries = read_header(path / WEIGHTS)
+        for name in sorted(entries.keys() & {*SHARED_NAMES}):
+            whole.update(entries[name].read().tobytes())
+        return whole.hexdigest()
     if name in BUILTIN:
         return hashlib.sha256(name.encode()).hexdigest()
     if path.is_dir():

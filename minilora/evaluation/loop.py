@@ -52,7 +52,7 @@ def run(
     check_examples("valid", valid, model.config.vocab_size)
     valid = scored_part(valid, train_config)
     every = [*examples, *valid]
-    if train_config.mask_prompt and any(e.answer not in (None, e.mask) for e in every):
+    if train_config.mask_prompt and not all(is_masked(example) for example in every):
         raise InputError(
             "`mask_prompt` is true, but not all examples are masked: give `encode_rows` this config"
         )
@@ -78,6 +78,11 @@ def run(
             yield state, records
     if not quiet:
         print_end(state, train_config)
+
+
+def is_masked(example):
+    """Return whether the loss counts only the answer, or the example has no prompt."""
+    return example.answer is None or [*example.answer] == [*example.mask]
 
 
 def doubts(train_config, sequences):

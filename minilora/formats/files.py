@@ -115,7 +115,7 @@ def new_folder(path):
 
     Raises InputError if `path` exists and is not an empty folder, so that no user's file is lost.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # `.` has no name
     require_new(path)
     with write_errors(path), temporary_folder(path) as temporary:
         yield temporary

@@ -174,15 +174,16 @@ def with_bias(paths):
 
 
 def family_with(config, some):
-    """Return the first Family, from that of the model on, that can have `some` biases."""
+    """Return the first Family, from that of the model on, that holds config and `some` biases."""
     own = FAMILIES[config.model_type]
     for family in (own, *FAMILIES.values()):
         biased = family.biased(some)
-        if some <= biased and (family is own or can_hold(family, config, biased)):
+        if some <= biased and can_hold(family, config, biased):
             return family
+    what = f"biases of {', '.join(sorted(some))}" if some else "such settings"
+    way = "train without --also-train bias" if some else "save the adapter alone"
     raise InputError(
-        f"no model_type of config.json has biases of {', '.join(sorted(some))}, "
-        f"as this {config.model_type} model has: train without --also-train bias"
+        f"no model_type of config.json has {what}, as this {config.model_type} model has: {way}"
     )
 
 
@@ -218,7 +219,7 @@ def weight_files(folder):
 def warn_of_tokenizer(folder, family):
     """Warn that transformers may read the tokenizer of a changed model_type as another one."""
     text = (
-        f"{folder} is written as {family.model_type}, which has biases there; by this type, "
+        f"{folder} is written as {family.model_type}, which has all its settings; by this type, "
         "AutoTokenizer may choose a class with other tokens: use "
         "transformers.PreTrainedTokenizerFast.from_pretrained"
     )

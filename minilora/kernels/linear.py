@@ -7,6 +7,7 @@ from autograd.extend import primitive
 from autograd.tracer import isbox
 
 from .. import layers
+from ..config import InputError
 from .gradients import define_gradients
 from .loops import rows
 from .weights import matmul, tiled_matmul, tiled_matmul_backward
@@ -34,6 +35,9 @@ def _linear(x, a, b, scaling, weight):
 
 
 def _linear_backward(g, argnums, x, a, b, scaling, weight):
+    if 3 in argnums:  # autograd traces the numbers of a tree, too
+        what = "a setting, such as lora_scaling, has no gradient"
+        raise InputError(f"{what}: use layers.value_and_grad, which leaves settings out")
     flat = rows(g)
     z = scaling * (rows(x) @ a.T)
     dz = scaling * (flat @ b)

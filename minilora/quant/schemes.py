@@ -116,7 +116,8 @@ def leaf_in(w, dtype):
         if dtype == "float32" or w.ndim == 1:
             return w
         w = LowPrecision("BF16", to_bfloat16(w))
-    return w if w.compute_dtype == dtype else replace(w, compute_dtype=dtype)
+    # a stack has settings, too, such as lora_scaling
+    return w if getattr(w, "compute_dtype", dtype) == dtype else replace(w, compute_dtype=dtype)
 
 
 class ErrorRow(NamedTuple):

@@ -24,6 +24,7 @@ from toy_models import files
 import minilora
 from minilora import LoraConfig, TrainConfig, encode_rows, load_rows
 from minilora.batching import Example
+from minilora.cli import run as cli_run
 from minilora.cli import run_folder, stored_paths
 from minilora.cli.arguments import flag, parse
 from minilora.cli.loading import LoadedModel, load_for_training, make_adapter_config
@@ -146,6 +147,25 @@ def test_two_runs_in_one_folder(train, out):
         line = error_of(train)
         assert f"another process is writing {out}: wait for it" in line and out.exists()
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("", "already contains a run"), ("--resume", "--lora-r is 3, but the run"),
+])  # fmt: skip
+def test_a_run_that_ends_while_another_one_loads_stays(train, out, monkeypatch, flags, message):
+    prepare = cli_run.prepare
+
+    def slow(args, folder):
+        job = prepare(args, folder)
+        monkeypatch.setattr(cli_run, "prepare", prepare)
+        train("--overwrite --lora-r 2")
+        return job
+
+    if flags:
+        train("--lora-r 3")
+    monkeypatch.setattr(cli_run, "prepare", slow)
+    assert message in error_of(train, "--lora-r 3", flags)
+    assert settings_of(out)["lora_r"] == 2
 
 
 def test_a_dry_run_writes_nothing(train, base, data, out):
@@ -470,6 +490,17 @@ def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(train, ba
         assert printed.err.startswith(warning) and printed.err.count("\n") == 1
     assert read_source(second) == load(other, "int8").model.source
     assert settings_of(second)["model"] == str(other) and step_of(second) == 6
+
+
+def test_a_run_goes_on_only_with_the_frozen_matrices_of_its_vera(train, tmp_path):
+    """They are in the folder of --init-adapter; its trained vectors may change."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(*at(first), "--method vera --vera-r 3")
+    train(*at(second), "--init-adapter", first)
+    resume(first, "--iters 9")
+    resume(second, "--iters 6")
+    train(*at(first), "--method vera --vera-r 3 --overwrite --seed 5")
+    assert f"the files of --init-adapter {first} have changed" in error_of(resume, second)
 
 
 # ------------------------------------------------------------------------------ the settings

@@ -26,7 +26,7 @@ from toy_models import (
 
 from minilora.config import ATTENTION, GEMMA_NORMS, MLP, InputError
 from minilora.formats.families import FAMILIES
-from minilora.formats.hf_folder import read_config
+from minilora.formats.hf_folder import per_layer, read_config
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.quant.schemes import quantize
@@ -216,6 +216,24 @@ def test_no_other_type_is_written_that_lacks_a_setting(tmp_path, monkeypatch):
     # with a scale of 1, it is a Llama
     save_pretrained(tmp_path / "out", toy_model(replace(config, embedding_scale=1.0), bias))
     assert load(tmp_path / "out").model.config.model_type == "llama"
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("fields", [
+    {"sliding_window": 3}, {"norm_offset": 1.0}, {"embedding_scale": 2.0}, {"rms_norm_eps": 1e-3},
+    {"query_pre_attn_scalar": 4}, {"hidden_act": "gelu_pytorch_tanh"}, {"rope_theta": 50.0},
+    {"max_position_embeddings": 99},
+])  # fmt: skip
+def test_a_folder_has_all_settings_of_its_model(tmp_path, kind, fields):
+    """Its own type has them, or another one, or it is not written."""
+    config = replace(CONFIG, model_type=kind, **fields)
+    try:
+        save_pretrained(tmp_path / "out", toy_model(config))
+    except InputError as error:
+        assert "no model_type of config.json has such settings, as this" in str(error)
+        return
+    written = load(tmp_path / "out").model.config
+    assert per_layer(replace(written, other_fields={}, model_type=kind)) == per_layer(config)
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,12 @@ def test_models_that_do_not_exist(tmp_path):
         load(tmp_path)
 
 
+def test_a_model_is_saved_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(".", toy_model())
+    assert_same(load(tmp_path).model.base, leaves())
+
+
 def test_nothing_of_a_users_is_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     save_pretrained(tmp_path / "out", toy_model())  # an empty folder is fine
