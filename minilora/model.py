@@ -28,7 +28,9 @@ class Source(NamedTuple):
     name: str = ""  # a built-in name, or the absolute path of a folder or file; "": unknown
     scheme: str = "none"  # of quant.schemes.SCHEMES
     block_size: int | None = None  # weights per absmax; None: stored without blocks
-    digest: str = ""  # SHA-256 of the files; after PiSSA or LoftQ, `start_text` before it
+    digest: str = (
+        ""  # SHA-256 of the files; after PiSSA or LoftQ, "pissa-…:" or "loftq-…:" before it
+    )
     compute_dtype: str = "float32"  # of the products with frozen matrices
 
 

@@ -131,7 +131,7 @@ def interrupt_once():
 
     def dropped(unraisable):
         if unraisable.exc_type is KeyboardInterrupt:
-            threading.Timer(0.01, repeat).start()  # this function is still inside of the object
+            threading.Timer(0.01, repeat).start()  # not here, where it would be dropped, too
         else:
             sys.__unraisablehook__(unraisable)
 

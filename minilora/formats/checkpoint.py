@@ -56,21 +56,10 @@ def save_adapter(
     if (folder / "config.json").exists():
         raise InputError(f"{folder} contains a model: choose another folder")
     if isinstance(adapter_config, MethodConfig):
-        check_tensors(adapters, model, adapter_config)
+        tensors = method_format.tensors(adapters, adapter_config)
+        expected = method_format.shapes(adapter_config, model.base)
+        check_names_and_shapes(tensors, expected, f"the adapter, as {adapter_config.method}")
     write_adapter(folder, adapters, model, adapter_config, dtype)
-
-
-def check_tensors(adapters, model, config):
-    """Raise InputError unless the tensors of the file have the names and shapes of the method."""
-    expected = method_format.shapes(config, model.base)
-    found = {name: w.shape for name, w in method_format.tensors(adapters, config).items()}
-    for name in sorted(found.keys() ^ expected.keys()):
-        fits = "is missing in" if name in expected else "does not belong to"
-        raise InputError(f"{name} {fits} an adapter of {config.method}: give its own config")
-    for name, shape in found.items():
-        if shape != expected[name]:
-            what = f"{name} has the shape {shape}, not {expected[name]}"
-            raise InputError(f"{what}: give the config of the adapter")
 
 
 def write_adapter(folder, adapters, model, adapter_config, dtype):

@@ -23,8 +23,8 @@ from .threads import parallel_rows
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
 # elements that are decoded at a time, which fit in the first-level cache; a multiple of 16
 SPAN = 4096
-# elements of a weight that is not decoded for the product with a single row; for smaller ones,
-# compiling that product (1 to 2 s, once) takes longer than it saves
+# elements of a weight from which on a product with a single row reads the codes; for a smaller
+# weight, the compilation of this product (1 to 2 s, once) takes longer than it saves
 LARGE = 2**18
 
 
