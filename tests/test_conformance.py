@@ -130,10 +130,19 @@ def test_a_wrong_mean_over_rows_is_named(cause, changes, counts):
     assert len(words) == 2 and all(cause in line for line in words.values())
 
 
-def test_a_text_in_place_of_numbers_gets_one_line(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text('{"lora/nan/refused": "yes"}')
-    with pytest.raises(SystemExit, match="lora/nan/refused must be a list of numbers"):
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("results.json", '{"lora/nan/refused": "yes"}', "lora/nan/refused must be a list of numbers"),
+    ("results.json", "[1]", "is no JSON object"), ("results.json", "{", "is no JSON object"),
+    ("results.safetensors", "short", "is no JSON object"),
+    ("results.safetensors", "\x02" + 7 * "\0" + "[]", "is no JSON object"),
+])  # fmt: skip
+def test_a_file_without_results_gets_one_line(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=says):
+        check.read_results(path)
+    path.unlink()
+    with pytest.raises(SystemExit, match="No such file"):
         check.read_results(path)
 
 

@@ -132,10 +132,13 @@ def array_of(path, name, numbers):
 
 
 def read_results(path):
-    if Path(path).suffix == ".json":
-        found = json.loads(Path(path).read_text("utf-8"))
-        return {name: array_of(path, name, numbers) for name, numbers in found.items()}
-    return {name: np.float64(w) for name, w in read_safetensors(path).items()}
+    try:
+        if Path(path).suffix == ".json":
+            found = json.loads(Path(path).read_text("utf-8"))
+            return {name: array_of(path, name, numbers) for name, numbers in found.items()}
+        return {name: np.float64(w) for name, w in read_safetensors(path).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        sys.exit(f"{path} is no JSON object {{name: numbers}} and no safetensors file: {error}")
 
 
 def equal_to(name, result, expected):
