@@ -76,3 +76,13 @@ def pytest_collection_modifyitems(config, items):
         left_out += long if not options.long else []
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="module")
+def compiled_for_small_weights():
+    """Compiled loops quantize small weights, and multiply them with a single row, too."""
+    from minilora.kernels import loops
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "LARGE", 0)
+        yield

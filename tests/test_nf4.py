@@ -20,6 +20,8 @@ from minilora.kernels import lookup
 from minilora.kernels import nf4 as compiled
 from minilora.kernels import weights as weights_
 
+pytestmark = pytest.mark.usefixtures("compiled_for_small_weights")
+
 EPS = 2.0**-24  # the largest relative error of one float32 operation
 
 kinds = st.sampled_from(KINDS)

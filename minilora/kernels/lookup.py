@@ -44,7 +44,7 @@ def decode_by_table(start, parts, out):
 
 @jit
 def decode_by_sixteens(start, parts, out):
-    """Do the same as `decode_by_table`, by sixteen elements."""
+    """Do the same as `decode_by_table`, by sixteen elements; the rest one by one."""
     codes, absmax, values, _, k = parts
     whole = out.size // 16 * 16
     first_code = codes.ctypes.data + start // 2
@@ -52,7 +52,10 @@ def decode_by_sixteens(start, parts, out):
         scale = absmax[(start + i) >> k]
         to = out.ctypes.data + 4 * i
         look_up_16(values.ctypes.data, first_code + i // 2, scale, to)  # type: ignore[call-arg]
-    decode_by_table(start + whole, parts, out[whole:])
+    for i in range(whole, out.size):
+        two = codes[(start + i) // 2]
+        code = two % 16 if i % 2 else two // 16
+        out[i] = values[code] * absmax[(start + i) >> k]
 
 
 @intrinsic

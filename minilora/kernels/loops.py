@@ -25,6 +25,10 @@ MIN_DIVISOR = np.float32(1e-30)  # replaces a zero that the backward pass divide
 # sums are reordered and products fused, but NaN and infinity are kept
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
+# elements of a weight from which on it is quantized, and multiplied with a single row, by compiled
+# loops; for a smaller weight, their compilation (1 to 2 s each, once) takes longer than it saves
+LARGE = 2**18
+
 PACKAGE = Path(__file__).parents[1]
 SOURCES = sorted(PACKAGE.glob("kernels/*.py")) + [PACKAGE / "nf4.py", PACKAGE / "double_quant.py"]
 # no file is found if the package is in a zip file, which numba notices as a whole

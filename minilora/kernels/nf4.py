@@ -8,6 +8,7 @@ from .. import nf4
 from ..config import InputError
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
 from ..nf4 import CODEBOOKS, MIN_BLOCK_ABSMAX, Quantized, unpack_4bit
+from . import loops
 from .loops import jit
 from .threads import parallel_rows
 
@@ -19,11 +20,11 @@ BYTE_VALUES = {name: book.values[PAIRS].view(np.uint64) for name, book in CODEBO
 def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
     """Quantize w (any shape, converted to float32) to four bits per element; see `nf4.quantize`.
 
-    NumPy computes FP4, and a tensor whose last block is short.
+    NumPy computes FP4, a tensor whose last block is short, and a small one.
     """
     nf4.check_4bit(block_size, quant_type)
     w = np.ascontiguousarray(w, np.float32)
-    if quant_type != "nf4" or w.size % block_size:
+    if quant_type != "nf4" or w.size % block_size or w.size < loops.LARGE:
         return nf4.quantize(w, block_size, double_quant, quant_type)
     blocks = w.reshape(-1, block_size)
     codes = np.empty((len(blocks), block_size // 2), np.uint8)
@@ -38,21 +39,26 @@ def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
 def parts(q):
     """Return the arrays of q that the loops read; they check no bounds, so too few codes raise."""
     nf4.check_4bit(q.block_size, q.quant_type)
-    absmax = q.stored_absmax
-    if isinstance(absmax, DoubleQuantized):
-        absmax = _double_dequantize(absmax.codes, absmax.nested_absmax, absmax.offset)
     n = math.prod(q.shape)
-    if 2 * q.codes.size < n or absmax.size * q.block_size < n:
+    stored = q.stored_absmax
+    if isinstance(stored, DoubleQuantized):
+        m = min(stored.codes.size, stored.nested_absmax.size * NESTED_BLOCK_SIZE)
+    else:
+        m = stored.size
+    if 2 * q.codes.size < n or m * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
+    if isinstance(stored, DoubleQuantized) and n >= loops.LARGE:
+        absmax = _double_dequantize(m, stored.codes, stored.nested_absmax, stored.offset)
+    else:
+        absmax = q.absmax
     k = int(q.block_size).bit_length() - 1
     return q.codes, absmax, CODEBOOKS[q.quant_type].values, BYTE_VALUES[q.quant_type], k
 
 
 @jit
-def _double_dequantize(codes, nested_absmax, offset):
-    # one number less per missing code or nested absmax, which `parts` notices
-    absmax = np.empty(min(codes.size, nested_absmax.size * NESTED_BLOCK_SIZE), np.float32)
-    for i in range(absmax.size):
+def _double_dequantize(m, codes, nested_absmax, offset):
+    absmax = np.empty(m, np.float32)
+    for i in range(m):
         absmax[i] = DYNAMIC_MAP[np.uint8(codes[i])] * nested_absmax[i // NESTED_BLOCK_SIZE] + offset
     return absmax
 

@@ -15,7 +15,7 @@ from numba.extending import overload
 from .. import layers
 from ..config import InputError
 from ..double_quant import Stored
-from . import bfloat16, low_precision, nf4
+from . import bfloat16, loops, low_precision, nf4
 from .lookup import decode_4bit
 from .loops import fast_jit, jit, rows
 from .threads import parallel_rows
@@ -23,9 +23,6 @@ from .threads import parallel_rows
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
 # elements that are decoded at a time, which fit in the first-level cache; a multiple of 16
 SPAN = 4096
-# elements of a weight from which on a product with a single row reads the codes; for a smaller
-# weight, the compilation of this product (1 to 2 s, once) takes longer than it saves
-LARGE = 2**18
 
 
 class Storage(NamedTuple):
@@ -77,7 +74,9 @@ def tiles(w):
         w = layers.dense(w)
     rounds = getattr(w, "compute_dtype", "float32") == "bfloat16"
     has_bits = rounds and getattr(w, "kind", "") == "BF16"
-    parts = parts_of(w) if isinstance(w, Stored) else None
+    small = math.prod(w.shape) < loops.LARGE
+    has_rows = isinstance(w, np.ndarray) or (small and w.codes.dtype == np.uint16)
+    parts = None if has_rows else parts_of(w)
     for first in range(0, w.shape[0], TILE):
         span = slice(first, min(first + TILE, w.shape[0]))
         if has_bits:
@@ -129,7 +128,7 @@ def tiled_matmul(x, w):
     flat = rows(x)
     if not isinstance(w, Stored):
         y = flat @ layers.dense(w).T
-    elif len(flat) == 1 and x.dtype == np.float32 and math.prod(w.shape) >= LARGE:
+    elif len(flat) == 1 and x.dtype == np.float32 and math.prod(w.shape) >= loops.LARGE:
         y = matvec(w, flat[0])
     else:
         y = np.empty((len(flat), w.shape[0]), x.dtype)

@@ -2,12 +2,7 @@
 
 import pytest
 
-from minilora.kernels import weights
-
 
 @pytest.fixture(autouse=True, scope="module")
-def product_with_a_single_row():
-    """Small weights, too, are multiplied with a single row as large ones are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "LARGE", 0)
-        yield
+def small_weights_as_large_ones(compiled_for_small_weights):
+    """Small weights use the loops of large ones."""
