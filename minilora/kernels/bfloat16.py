@@ -123,9 +123,19 @@ def _fill_panels(lo, hi, x, w, transposed, out, first):
                     multiply(blocks[part, i], panel, tile, part > 0)
                     continue
                 if part > 0:
-                    edge[: tile.shape[0], : tile.shape[1]] = tile
+                    copy(tile.shape, tile, edge)
                 multiply(blocks[part, i], panel, edge, part > 0)
-                tile[:] = edge[: tile.shape[0], : tile.shape[1]]
+                copy(tile.shape, edge, tile)
+
+
+@jit
+def copy(shape, source, target):
+    """Copy the corner source[:m, :n] to target[:m, :n]; shape: (m, n)."""
+    # numba compiles an assignment of a slice for seconds, because of its error message
+    m, n = shape
+    for i in range(m):
+        for j in range(n):
+            target[i, j] = source[i, j]
 
 
 @jit
@@ -160,7 +170,7 @@ def pack_rows(w, lo, hi):
                 transpose(square, panel[p:])
                 continue
             edge[:] = 0
-            edge[: square.shape[0], : square.shape[1]] = square
+            copy(square.shape, square, edge)
             transpose(edge, panel[p:])
     return panels
 
