@@ -6,7 +6,7 @@ fields have the names of Hugging Face (model), PEFT (LoRA), and mlx_lm and trans
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -47,6 +47,13 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
+def collection(value: Any) -> Collection[Any]:
+    """Return `value`; raise TypeError if it has no length: an iterator can be read only once."""
+    if not isinstance(value, Collection):
+        raise TypeError
+    return value
+
+
 class Rule(NamedTuple):
     """A condition on a setting, as an error message says it after "must", and as a function."""
 
@@ -63,10 +70,12 @@ FINITE = Rule("be a finite number", lambda value: abs(number(value)) < 1e38)
 FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= number(value) < 1)
 LAYERS = Rule(
     "be the number of a layer, or a list of them",
-    lambda value: type(value) is int or all(type(plain(n)) is int for n in value),
+    lambda value: type(value) is int or all(type(plain(n)) is int for n in collection(value)),
 )
-# (the characters of a regex are strings, too)
-MODULES = Rule("be a list of names, or one regex", lambda value: all(type(n) is str for n in value))
+MODULES = Rule(  # the characters of a regex are strings, too
+    "be a list of names, or one regex",
+    lambda value: all(type(name) is str for name in collection(value)),
+)
 MAPPING = Rule("be an object {name: value}", lambda value: isinstance(value, dict))
 OF_TYPE: dict[Any, Rule] = {bool: BOOLEAN, int: POSITIVE_INT, float: POSITIVE}
 

@@ -119,7 +119,8 @@ REFUSED = [
     ({"alpha_pattern": {"q_proj": 0}}, "`alpha_pattern` must be a positive number, got 0"),
     ({"target_modules": None}, "`target_modules` must be a list of names, or one"),
     ({"target_modules": [1]}, "`target_modules` must be a list of names, or one"),
-    ({"exclude_modules": 5}, "`exclude_modules` must be a list of names, or one"),
+    ({"exclude_modules": iter(["q_proj"])}, "`exclude_modules` must be a list of names, or one"),
+    ({"layers_to_transform": iter([0])}, "`layers_to_transform` must be the number of a layer, or"),
     ({"lora_alpha": True}, "`lora_alpha` must be a positive number, got True"),
     ({"lora_dropout": False}, "`lora_dropout` must lie in [0, 1), got False"),
     *(

@@ -115,7 +115,8 @@ def parse(argv):
 def flags_in(words):
     """Return the flags that are among `words`; `--no-packing` is `--packing`, `-c` `--config`."""
     names = [word.partition("=")[0].replace("--no-", "--") for word in words]
-    return ["--config" if name == "-c" else name for name in names if " " not in name]
+    names = [name for name in names if " " not in name]
+    return ["--config" if name.startswith("-c") else name for name in names]  # also of -cFILE
 
 
 def check_line(args, words):

@@ -245,6 +245,8 @@ def write_run_settings(folder, settings):
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
+    if args.quantize == "none":
+        raise InputError("--quantize none changes nothing: give int8, fp4, nf4 or nf4-dq")
     model, tokenizer = load(args.model)
     if model.source.scheme != "none":
         raise InputError(f"{args.model} is stored as {model.source.scheme}: give a dense base")

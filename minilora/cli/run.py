@@ -50,7 +50,8 @@ def fine_tune(args):
     args.quiet |= not first
     # the bits of a product can depend on the number of threads of BLAS
     threads = 1 if args.shards or processes.size() else None
-    hidden = redirect_stdout(io.StringIO()) if args.quiet else nullcontext()
+    is_hidden = args.quiet and not (first and args.dry_run)
+    hidden = redirect_stdout(io.StringIO()) if is_hidden else nullcontext()
     # the warnings are those of all processes
     silent = nullcontext() if first else redirect_stderr(io.StringIO())
     with hidden, silent, threadpool_limits(threads, "blas"):
@@ -264,19 +265,19 @@ def check_memory(loaded, examples, train_config):
     longest = max(len(example.tokens) for example in examples)
     if train_config.packing:
         longest = train_config.max_seq_length
-    needed = print_size(loaded, train_config.batch_size * (longest - 1))
+    needed = print_size(loaded, train_config.batch_size * (longest - 1), train_config)
     there = memory.physical_memory()
     if needed >= there:
         raise InputError(
             f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB: "
-            "lower `batch_size` or `max_seq_length`"
+            "lower `batch_size` or `max_seq_length`, or set `gradient_checkpointing`"
         )
 
 
-def print_size(loaded, tokens):
+def print_size(loaded, tokens, train_config=memory.DEFAULT):
     """Print the trained parameters and the memory of a step; return its bytes."""
     memory.print_trainable_parameters(loaded.adapters, loaded.model)
-    parts = memory.memory_estimate(loaded.adapters, loaded.model, tokens)
+    parts = memory.memory_estimate(loaded.adapters, loaded.model, tokens, train_config)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
     return sum(parts.values())
 

@@ -83,13 +83,25 @@ def unread_keys(rows):
 
 
 def unread_message_keys(rows, tokenizer):
-    """Return the keys of messages whose names the chat template does not contain."""
-    templates = f"{tokenizer.chat_template} {getattr(tokenizer, 'for_tools', None)}"
-    messages = (message for row in rows for message in row.get("messages", ()))
-    keys = {key for message in messages for key in message}
+    """Return the keys of messages without which the chat template writes the same text."""
+    chats = [row for row in rows if "messages" in row]
+    keys = {key for row in chats for message in row["messages"] for key in message}
     # a row whose calls are not shown is left out; few templates read the id of a call
     known = {"role", "content", "tool_calls", "tool_call_id"}
-    return {key for key in keys - known if key not in templates}
+    return {key for key in keys - known if not any(shows(tokenizer, row, key) for row in chats)}
+
+
+def shows(tokenizer, row, key):
+    """Return whether the text of a chat depends on a key of its messages."""
+    messages = row["messages"]
+    others = [without(message, key) for message in messages]
+    if not tokenizer.chat_template or others == messages:
+        return False
+    tools = row.get("tools") or None
+    try:
+        return tokenizer.render(others, tools=tools) != tokenizer.render(messages, tools=tools)
+    except InputError:
+        return True  # the row is named later, if the template rejects it
 
 
 def warn(text):
@@ -509,6 +521,8 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     if name in tasks.BUILTIN:
         if columns:
             raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
+        if Path(name).exists():
+            warn_once(f"{name} is the built-in data set: write ./{name} for that of this folder")
         return tasks.BUILTIN[name](split, tasks.COUNTS[split])
     path = Path(name)
     is_shared = True  # between training and validation

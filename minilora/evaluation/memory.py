@@ -4,38 +4,46 @@ import math
 import os
 import sys
 
+from ..config import TrainConfig
+from ..methods.muon import split_matrices
 from ..methods.registry import METHODS
 from ..model import Model
 from ..quant.schemes import is_projection
 from ..tree import Tree, arrays, layer_of, named_leaves, num_parameters, overlay
 
 ADAM_FLOATS = 2  # m and v, float32, per trained parameter
+DEFAULT = TrainConfig()
 
 
-def memory_estimate(adapters, model, tokens):
+def memory_estimate(adapters, model, tokens, train_config=DEFAULT):
     """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
-    Weights, adapters, gradients and Adam's moments are exact (Muon has only one number per element
-    of a matrix, instead of two). `activations` are the arrays kept for the backward pass (see
-    `activation_floats`), without gradient checkpointing.
+    Weights, adapters, gradients and the optimizer's averages are exact. `activations` are the
+    arrays kept for the backward pass (see `activation_floats`). train_config: its optimizer and
+    gradient_checkpointing count.
     """
     trained = 4 * num_parameters(adapters)
+    averages = {"Adam's two moments": ADAM_FLOATS * trained}
+    if train_config.optimizer == "muon":  # has one number per element of a matrix
+        matrices, _ = split_matrices(arrays(adapters))
+        averages = {"Muon's averages": ADAM_FLOATS * trained - nbytes(matrices)}
+    floats = activation_floats(adapters, model.config, train_config.gradient_checkpointing)
     return {
         "frozen weights": nbytes(model.base),
         "trained weights": trained,
         "their gradients": trained,
-        "Adam's two moments": ADAM_FLOATS * trained,
-        "activations": 4 * tokens * activation_floats(adapters, model.config),
+        **averages,
+        "activations": 4 * tokens * floats,
     }
 
 
-def activation_floats(adapters, model_config):
+def activation_floats(adapters, model_config, checkpointing=False):
     """Count the floats per token that the optimized operations keep for the backward pass.
 
     A layer keeps the outputs of both norms and one number per norm, rotated q and k, v, one number
     per head, gate and the input of down_proj. A trained o_proj keeps its input. The lowest adapted
     layer is counted in full. The scores of prefix tuning, which grow with the square of the length,
-    are not counted.
+    are not counted. checkpointing: each layer keeps its input, and one is recomputed at a time.
     """
     D = model_config.hidden_size
     F = model_config.intermediate_size
@@ -50,7 +58,7 @@ def activation_floats(adapters, model_config):
         layer += 6 * F
     L = model_config.num_hidden_layers
     lowest = L
-    kept = D + 1
+    kept = 0
     extra = {name: floats for m in METHODS.values() for name, floats in m.extra_floats.items()}
     for path, w in named_leaves(arrays(adapters)):
         # the backward pass ends at the lowest of these layers; at none if only the head is trained
@@ -63,7 +71,10 @@ def activation_floats(adapters, model_config):
             kept += extra[name](w)
         elif path.endswith(("o_proj.lora_A", "o_proj.weight")):
             kept += w.shape[1]
-    return (L - lowest) * layer + kept
+    kept += (L - lowest) * layer
+    if checkpointing and lowest < L:
+        kept = (L - lowest) * D + kept // (L - lowest)
+    return kept + D + 1
 
 
 def format_estimate(parts):

@@ -93,6 +93,9 @@ def load(
     if rounded:
         warnings.warn(f"the dense weights of {name} are rounded to {compute_dtype}", stacklevel=2)
     name = os.fspath(name)
+    if name in NAMES and os.path.exists(name):
+        what = f"{name} is the model of this name: write ./{name} for that of this folder"
+        warnings.warn(what, stacklevel=2)
     known = name if name in NAMES else os.path.abspath(name)
     stored, block = storage(base)
     source = Source(known, stored, block, digest(files(name)), compute_dtype)

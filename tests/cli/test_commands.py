@@ -394,3 +394,12 @@ def test_a_standard_input_that_is_no_text(base, monkeypatch):
         monkeypatch.setattr("sys.stdin", stdin)
         said = run(command, "--model", base, status=2).err
         assert "standard input is not utf-8" in said.splitlines()[-1]
+
+
+def test_a_built_in_name_that_hides_a_folder_is_said(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("micro", "questions"):
+        (tmp_path / name).mkdir()
+    said = run("train --model micro --data questions --dry-run").err
+    assert "write ./micro for" in said
+    assert "write ./questions for" in said

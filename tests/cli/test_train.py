@@ -173,7 +173,7 @@ def test_a_dry_run_writes_nothing(train, base, data, out):
     lines[19] = lines[0]  # the second of two held-out rows
     data.write_text("".join(lines))
     long = "--dry-run --iters 1000000000000000000 --steps-per-eval 1000000000000000000 --keep-best"
-    printed, said = train(long)
+    printed, said = train(long, "--quiet")
     assert printed.startswith(f"base: {base}, stored as nf4-dq\ntrainable params: ")
     assert not out.exists()
     assert "\n18 rows to train on\n2 rows held out\n" in printed

@@ -67,7 +67,7 @@ class Chat:
             if calls is None and m.get("content") is None:
                 raise InputError("the chat template rejects these messages: content is None")
             is_last_answer = m["role"] == "assistant" and n == len(messages) - 1
-            thought = "(hm)" if self.thinks and is_last_answer else ""
+            thought = f"({m.get('thought', 'hm')})" if self.thinks and is_last_answer else ""
             as_text = str if self.prints else json.dumps
             content = as_text(calls) if calls else m["content"]
             turns += f"<{m['role'][0]}:{thought}{content}{self.end}>\n"
@@ -459,9 +459,10 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
         deep = [deep]
     with pytest.raises(InputError, match="nested too deeply"):
         prepared({"messages": [], "tools": [{"a": deep}]})
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "masked": 1}]
-    encode_rows([{"messages": turns}], Chat(), TrainConfig())
-    what = "keys of the messages that the chat template does not read: masked"
+    thoughts = {"masked": 1, "turn": 2, "thought": "why"}
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"} | thoughts]
+    encode_rows([{"messages": turns}], Chat(thinks=True), TrainConfig())
+    what = "keys of the messages that the chat template does not read: masked, turn"
     assert capsys.readouterr().err == f"warning: {what}\n"
     long = {"prompt": "abcde", "completion": "xyz", "weight": 2, "topic": None}
     kept, cut = prepared(*lost, long, {"text": "abcde"})

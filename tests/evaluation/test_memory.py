@@ -2,6 +2,7 @@
 
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,12 +10,15 @@ from autograd import make_vjp
 from models import adapted, fast_model, quantized, random_batch
 
 import minilora
-from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
+from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig, TrainConfig
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
 from minilora.formats.families import FAMILIES
+from minilora.layers import value_and_grad
 from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model
+from minilora.methods.replaced import also_train
+from minilora.optim import OPTIMIZERS
 from minilora.tree import arrays, num_parameters, overlay
 
 CONFIG = ModelConfig(
@@ -75,12 +79,37 @@ def test_what_a_family_adds_to_llama_is_counted_alone(name):
     assert predicted[1] - predicted[0] == added
 
 
-def test_weights_and_optimizer_are_exact():
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ALL_LINEAR])
+def test_with_checkpointing_a_layer_keeps_its_input(targets):
+    """The difference of two depths leaves out what a step computes in one layer at a time."""
+    train_config = TrainConfig(gradient_checkpointing=True)
+    gradient = value_and_grad(partial(minilora.loss, checkpointing=True))
+    predicted, peaks = [], []
+    for num_layers in (4, 20):
+        model = fast_model(replace(CONFIG, num_hidden_layers=num_layers))
+        adapters, model = adapted(model, target_modules=targets)
+        batch = random_batch(CONFIG, B=8, T=128, packed=False)
+        gradient(adapters, model, batch)  # compile first
+        tracemalloc.start()
+        gradient(adapters, model, batch)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        parts = memory.memory_estimate(adapters, model, 8 * 128, train_config)
+        predicted.append(parts["activations"] + parts["their gradients"])
+    # Python's objects of a layer come on top
+    assert predicted[1] - predicted[0] == pytest.approx(peaks[1] - peaks[0], rel=0.15)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weights_and_optimizer_are_exact(optimizer):
     adapters, model = adapted(quantized(fast_model(CONFIG)))
-    parts = memory.memory_estimate(adapters, model, 1)
+    adapters = also_train(adapters, model.base, ["norm"])  # no matrices
+    parts = memory.memory_estimate(adapters, model, 1, TrainConfig(optimizer=optimizer))
     assert parts["frozen weights"] == nbytes(model.base)
-    trained = 4 * num_parameters(adapters)
-    assert (parts["trained weights"], parts["Adam's two moments"]) == (trained, 2 * trained)
+    assert parts["trained weights"] == 4 * num_parameters(adapters)
+    start, _ = OPTIMIZERS[optimizer]
+    (averages,) = (size for name, size in parts.items() if name.split()[0] in ("Adam's", "Muon's"))
+    assert averages == nbytes(start(arrays(adapters)))
 
 
 def test_counts_are_logical_and_bits_are_stored():
