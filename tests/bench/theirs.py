@@ -40,13 +40,12 @@ def step(model, targets, rows=BATCH, length=LENGTH):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
     ids = torch.from_numpy(tokens(model.config.vocab_size, rows, length + 1))
-    # transformers shifts labels itself, and would see one target fewer
-    inputs, labels = ids[:, :-1], ids[:, 1:]
+    # transformers would shift `labels` itself, and see one target fewer
+    inputs, targets = ids[:, :-1], ids[:, 1:].contiguous()
 
     def run():
         optimizer.zero_grad()
-        logits = model(inputs).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = model(inputs, labels=targets, shift_labels=targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
