@@ -6,7 +6,6 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
@@ -15,24 +14,15 @@ from ..config import INITIALIZERS, InputError, LoraConfig
 from ..data.rows import warn
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
+from ..formats import hf_folder
 from ..formats.checkpoint import AdapterWarning, UnfitAdapter, changes_base, read_source
-from ..formats.files import replace_text
-from ..formats.pretrained import load, save_pretrained
+from ..formats.pretrained import load
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
 from ..quant import schemes
 from ..tree import named_leaves
-from .arguments import as_toml
 from .examples import compare_with_run, load_examples
-from .loading import (
-    MERGED_RUN,
-    LoadedModel,
-    base_line,
-    base_of,
-    load_with_adapter,
-    read_run,
-    run_settings,
-)
+from .loading import LoadedModel, base_line, base_of, load_with_adapter, merged_runs, read_run
 from .run import fine_tune, print_size
 
 train = fine_tune
@@ -46,7 +36,7 @@ def load_model(args, path, load=load):
     else:
         name = args.model or "tiny"
         loaded = LoadedModel(*load(name, args.quantize or "none", args.block_size, True))
-        run = run_settings(name), {}
+        run = [loaded.run, *merged_runs(loaded.model)][-1]
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)
 
@@ -231,16 +221,10 @@ def merge(args):
     if not loaded.adapters:
         raise InputError("there is no adapter to merge: give --adapter-path")
     dense = lora.merge(loaded.adapters, loaded.model)
-    save_pretrained(args.out, dense, loaded.tokenizer, args.dtype)
-    write_run_settings(args.out, loaded.run[0])
+    runs = {hf_folder.RUNS: [*merged_runs(loaded.model), loaded.run]}
+    hf_folder.write(args.out, dense, loaded.tokenizer, args.dtype, **runs)
     print(base_line(loaded.model))
     print(f"merged model written to {args.out}")
-
-
-def write_run_settings(folder, settings):
-    """Write the settings of a run into a model's folder, so that `evaluate` knows its rows."""
-    if settings:
-        replace_text(Path(folder) / MERGED_RUN, as_toml(settings))
 
 
 def quantize(args):
@@ -252,7 +236,6 @@ def quantize(args):
         raise InputError(f"{args.model} is stored as {model.source.scheme}: give a dense base")
     quantized = schemes.quantize(model, args.quantize, args.block_size)
     save_quantized(args.out, quantized, tokenizer)
-    write_run_settings(args.out, run_settings(args.model))
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
     for path, rmse, relative, bits in schemes.error_report(model.base, quantized.base):
         print(f"{path:<52}{rmse:>10.6f}{relative:>10.4f}{bits:>8.3f}")

@@ -1,21 +1,29 @@
 """Load the examples of a command, and say which rows they are, and which rows are missing."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError, TrainConfig
-from ..data.rows import encode_usable, existing_split, load_rows, read_rows, row_content, warn
+from ..data.rows import (
+    encode_row,
+    encode_usable,
+    existing_split,
+    load_rows,
+    read_rows,
+    row_content,
+    warn,
+)
 from ..data.tasks import BUILTIN
 from ..formats.files import errors_in
-from ..formats.pretrained import NAMES
 from ..methods.registry import num_virtual_tokens
 from .arguments import parse
-from .loading import read_run, run_settings
+from .loading import merged_runs, read_run
 from .stored_paths import digest, run_digest
 
 
 class SplitData(NamedTuple):
-    """The rows of a split, and their examples."""
+    """The rows of a split that are not left out, and their examples."""
 
     rows: list
     examples: list
@@ -43,7 +51,7 @@ def read_split(name, split, loaded, pairs, train_config):
     if not rows:
         return SplitData(rows, [], {}, 0, length)
     with errors_in(f"{split} rows of {name}" if split else name):
-        examples, cut, left_out = encode_usable(rows, loaded.tokenizer, train_config)
+        examples, cut, left_out, rows = encode_usable(rows, loaded.tokenizer, train_config)
     limit = loaded.model.config.max_position_embeddings - num_virtual_tokens(loaded.adapter_config)
     # the last token of a row is only a target
     lengths = [len(example.tokens) - 1 for example in examples]
@@ -124,48 +132,50 @@ def compare_with_run(data, loaded):
 
     Without the data of all its runs, the number is unknown: {}.
     """
-    trained, are_all = trained_rows(loaded)
+    trained, are_all = trained_rows(loaded, data.rows)
     n = warn_of_common_rows(data.rows, trained, "rows", TRAINED)
     return {"trained_on": n} if are_all else {}
 
 
-def trained_rows(loaded):
+def trained_rows(loaded, rows):
     """Return (rows that a model was trained on, whether the data of all its runs is there).
 
-    Its runs are that of its adapter, those that this one began with (--init-adapter), and those
-    whose adapters were merged into the base. Warns of data that is not there.
+    They are only those whose content is that of one of `rows`. Its runs are that of its adapter,
+    those that this one began with (--init-adapter), and those whose adapters were merged into the
+    base. Warns of data that is not there.
     """
-    settings, digests = loaded.run
-    are_all = "data" in settings
-    if loaded.adapter_config:  # its base can have another path now
-        settings = settings | {"model": loaded.model.source.name}
-    rows = []
-    runs: list = [(settings, digests)]
+    contents = {row_content(row) for row in rows}
+    runs = merged_runs(loaded.model)
+    if loaded.adapter_config:
+        runs.append(loaded.run)
+    are_all = bool(runs)
+    trained = []
     for settings, digests in runs:  # it grows
+        are_all &= "data" in settings
         try:
             if "data" in settings:
                 name = settings["data"]
-                rows += load_rows(name, "train", columns_of(settings.get("columns")))
+                given = load_rows(name, "train", columns_of(settings.get("columns")))
+                given = [row for row in given if row_content(row) in contents]
+                trained += used_rows(given, loaded.tokenizer, settings)
                 if "data" in digests and digests["data"] != digest("data", name):
                     lacks = "it may lack rows that the model was trained on"
                     warn(f"{name} has changed since the run: {lacks}")
-            runs += [run for run in earlier_runs(settings, digests) if run not in runs]
+            if folder := settings.get("init_adapter"):
+                now = run_digest(folder)
+                if not now or now != digests.get("init_run"):
+                    raise InputError(f"{folder} does not have the run of that adapter")
+                run = read_run(folder)
+                runs += [run] if run not in runs else []
         except InputError as error:
             warn(f"the model may have been trained on these rows; its data cannot be read: {error}")
             are_all = False
-    return rows, are_all
+    return trained, are_all
 
 
-def earlier_runs(settings, digests):
-    """Return the runs whose weights a run began with: of its base, and of its --init-adapter."""
-    runs: list = []
-    if name := settings.get("model"):
-        if name not in NAMES and not Path(name).exists():
-            raise InputError(f"{name} is not there")
-        runs.append((run_settings(name), {}))
-    if folder := settings.get("init_adapter"):
-        now = run_digest(folder)
-        if not now or now != digests.get("init_run"):
-            raise InputError(f"{folder} does not have the run of that adapter")
-        runs.append(read_run(folder))
-    return runs
+def used_rows(rows, tokenizer, settings):
+    """Return those of the rows that a run with these settings does not leave out."""
+    names = settings.keys() & {"max_seq_length", "mask_prompt"}
+    config = TrainConfig(**{name: settings[name] for name in names})
+    tokenizer = replace(tokenizer, chat_date=settings.get("chat_date"))
+    return [row for row in rows if not encode_row(row, tokenizer, config)[-1]]

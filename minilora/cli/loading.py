@@ -16,8 +16,9 @@ from ..formats.checkpoint import (
     read_metadata,
     read_source,
 )
-from ..formats.files import read_text
-from ..formats.pretrained import NAMES, load
+from ..formats.files import errors_in, read_text
+from ..formats.hf_folder import RUNS
+from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
@@ -26,9 +27,7 @@ from ..model import Model, Source
 from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
 from ..training import MAX_PARALLEL_PARAMETERS, learning_rates
 from ..tree import arrays, num_parameters
-from .arguments import as_toml, flag, number, toml_settings
-
-MERGED_RUN = "minilora_run.toml"
+from .arguments import as_parsed, as_toml, flag, number, toml_settings
 
 
 class LoadedModel(NamedTuple):
@@ -73,10 +72,14 @@ def read_run(folder):
     return toml_settings(path) if text else {}, digests
 
 
-def run_settings(name):
-    """Return the settings of the run whose adapter was merged into a model, or {}."""
-    path = Path(name) / MERGED_RUN
-    return toml_settings(path) if name not in NAMES and path.exists() else {}
+def merged_runs(model):
+    """Return the runs whose adapters were merged into a model, the last one at the end.
+
+    Each is as `read_run` returns it.
+    """
+    with errors_in(f"{RUNS} in the config.json of {model.source.name}"):
+        stored = model.config.other_fields.get(RUNS, [])
+        return [(as_parsed(settings, "settings"), {**digests}) for settings, digests in stored]
 
 
 def load_for_training(args):

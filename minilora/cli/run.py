@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from .. import layers
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
 from ..data.packing import pack_examples
-from ..data.rows import encode_row, is_chat, split_row
+from ..data.rows import is_chat, split_row
 from ..evaluation import loop, memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve, points
@@ -115,7 +115,7 @@ def prepare(args, folder):
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
-    trained, _ = trained_rows(loaded)
+    trained, _ = trained_rows(loaded, valid_split.rows)
     warn_of_common_rows(valid_split.rows, trained, "held-out rows", TRAINED)
     print_length(examples, train_config)
     metadata = run_folder.metadata(args, loaded.model.source, unused)
@@ -225,13 +225,7 @@ def show(job, when, adapters, scores):
         f"exact match {100 * scores['eval_exact_match']:.1f} %{part}"
     )
     if not job.args.quiet:
-        row = first_row(job.valid.rows, job.loaded.tokenizer, job.train_config)
-        print_sample(adapters, job.loaded, row)
-
-
-def first_row(rows, tokenizer, train_config):
-    """Return the first of the rows that is not left out."""
-    return next(row for row in rows if not encode_row(row, tokenizer, train_config)[-1])
+        print_sample(adapters, job.loaded, job.valid.rows[0])
 
 
 def steps_of_epochs(epochs, examples, train_config):

@@ -27,6 +27,7 @@ from .stored_paths import INPUTS, absolute, digest, run_digest
 
 METRICS = "metrics.jsonl"
 CARD = "README.md"
+BY_MINILORA = "Trained by minilora with"  # in each card
 CURVE = "curve.png"
 FILES = {CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS}
 HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
@@ -36,18 +37,24 @@ NOT_SETTINGS = ("command", "config", "given", "epochs", "resume", "overwrite", "
 
 def check_folder(folder, args):
     """Raise InputError if the run cannot be written to `folder`; change nothing."""
-    if args.resume or not folder.exists():
+    if not folder.exists():
         return
     names = sorted(path.name for path in folder.iterdir())
     foreign = [name for name in names if not is_own_file(name)]
+    if args.resume:
+        foreign = []  # they stay
+    card = folder / CARD
+    if CARD in names and not (card.is_file() and BY_MINILORA.encode() in card.read_bytes()):
+        foreign.append(CARD)
     way = "choose another --adapter-path"
     if foreign:
         raise InputError(
             f"{folder} already contains files that minilora did not create "
-            f"({', '.join(foreign[:3])}): {way}"
+            f"({', '.join(foreign[:3])}): move them, or {way}"
         )
-    if FILES & {*names} and not args.overwrite and not args.dry_run:
-        raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
+    if FILES & {*names} and not (args.resume or args.overwrite or args.dry_run):
+        what = "a run: use --resume or" if CHECKPOINT in names else "an adapter: use"
+        raise InputError(f"{folder} already contains {what} --overwrite, or {way}")
 
 
 def is_own_file(name):
@@ -177,7 +184,7 @@ def model_card(args, loaded, state, scores, scored):
     return f"""{front_matter(args, loaded.adapter_config)}
 # An adapter for {base}
 
-Trained by minilora with `{args.method}`. The settings are in `train_config.toml`.
+{BY_MINILORA} `{args.method}`. The settings are in `train_config.toml`.
 
 - Base: {base}, stored as {stored}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
@@ -186,7 +193,7 @@ Trained by minilora with `{args.method}`. The settings are in `train_config.toml
 
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"
-    minilora merge --adapter-path . --out merged    # base and adapter in one, for transformers
+    minilora merge --adapter-path . --out ../merged    # base and adapter in one, for transformers
 """
 
 

@@ -459,11 +459,12 @@ def encode_rows(
 
 
 def encode_usable(rows, tokenizer, train_config):
-    """Return the result of `encode_rows`, and {reason: number of rows that are left out}."""
+    """Return the result of `encode_rows`, {reason: number of rows left out}, and the other rows."""
     if isinstance(rows, (str, dict)):
         raise InputError("rows must be a list of dicts, as minilora.load_rows returns")
     num_cut = 0
     examples = []
+    used = []
     left_out = Counter[str]()
     checked = [check_row(row, f"rows[{i}]") for i, row in enumerate(rows)]
     keys = unread_keys(rows)
@@ -481,6 +482,7 @@ def encode_usable(rows, tokenizer, train_config):
             left_out[reason] += 1
         else:
             examples.append(example)
+            used.append(row)
             num_cut += is_cut
     if not examples:
         raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
@@ -489,7 +491,7 @@ def encode_usable(rows, tokenizer, train_config):
     if num_cut:
         cut = f"are cut to `max_seq_length` {train_config.max_seq_length}"
         warn(f"{num_cut} of {len(rows)} rows {cut}")
-    return examples, num_cut, left_out
+    return examples, num_cut, left_out, used
 
 
 def encode_row(row, tokenizer, train_config):

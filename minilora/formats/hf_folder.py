@@ -31,6 +31,9 @@ from .safetensors_file import Entry, check_names_and_shapes, format_name
 CONFIGS = ("config.json", "generation_config.json")
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# field of config.json: [settings, {setting: SHA-256 of its files}] of each run of `minilora train`
+# that the weights come from; {} of training whose rows are unknown
+RUNS = "_minilora_runs"
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}  # field of config.json: projections
 CAUSAL = Rule("be true", lambda value: value is True)
 SIZES = (
@@ -270,9 +273,12 @@ def write(folder, model, tokenizer, dtype, quantized=lambda *_: {}, **fields):
         own = quantized(path, leaf, dtype)
         tensors |= own or {path: Entry(stored_type, leaf.shape, partial(kernels.ops.dense, leaf))}
     tensors = family.join(config, tensors)
+    others = config.other_fields
+    if others.get(RUNS) and not model.source.name:  # an adapter was merged
+        others = others | {RUNS: [*others[RUNS], ({}, {})]}
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)
-        written = config.other_fields | as_json(config, dtype, biased) | fields
+        written = others | as_json(config, dtype, biased) | fields
         write_json(temporary / "config.json", written)
         generation = config.generation_config
         if generation:

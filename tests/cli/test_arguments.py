@@ -8,7 +8,6 @@ from small_run import write_rows
 
 from minilora import cli
 from minilora.cli.arguments import Parser, parse, parser, toml_settings
-from minilora.cli.loading import MERGED_RUN, run_settings
 from minilora.cli.stored_paths import absolute
 from minilora.config import InputError
 from minilora.course.commands import add_commands
@@ -215,8 +214,6 @@ def test_a_bad_settings_file_is_one_line(text, tmp_path):
 def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "tiny" / MERGED_RUN).write_text("a folder of this name is not read")
-    assert run_settings("tiny") == {}
     names = {"tiny": "model", "smollm2": "model", "questions": "data", "lora": "method"}
     for name, setting in names.items():
         assert absolute(setting, name) == name

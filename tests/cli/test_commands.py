@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,18 +21,18 @@ from small_run import (
     write_chat_base,
     write_rows,
 )
-from toy_models import SPECIAL, tiny
+from toy_models import CONFIG, SPECIAL, tiny, toy_model
 
-from minilora import LoraConfig, get_peft_model
+from minilora import LoraConfig, get_peft_model, merge
 from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model, prompt_ids
-from minilora.cli.examples import load_examples
+from minilora.cli.examples import load_examples, read_split
 from minilora.cli.loading import load_for_training
-from minilora.cli.run import first_row, prepare, print_sample
+from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
 from minilora.evaluation import memory
 from minilora.formats.checkpoint import save_adapter
-from minilora.formats.pretrained import load
+from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.model import Source
 
@@ -144,40 +145,150 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     assert "the model may have been trained on these rows; its data" in said
 
 
-def test_rows_of_every_earlier_run_are_counted(train, base, tmp_path):
-    """Runs that began with the adapter of a run on A, or with a base into which it was merged."""
-    rows = sums(range(60))
-    a, b, c = (write_rows(tmp_path / f"{n}.jsonl", rows[n : n + 20]) for n in (0, 20, 5))
-    a1, a2, b1, b2, b3, ma, mb = (tmp_path / f"run{n}" for n in range(7))
-    train("--data", a, *at(a1))
-    run("merge", *at(a1), "--out", ma)
-    start = "train --iters 1 --data"
-    run(start, b, *at(b1), "--init-adapter", a1)
-    run(start, b, *at(b2), "--model", ma, "--quantize none")
-    run("merge", *at(b2), "--out", mb)
-    run(start, b, *at(b3), "--init-adapter", b2)
+ROWS = sums(range(60))
+for row in ROWS[::3]:
+    row["prompt"] += "x" * 30
+SHORT = "--mask-prompt --max-seq-length 20"  # leaves nothing of the answer after a long prompt
+LENGTHS = SHORT, "--no-mask-prompt --max-seq-length 20", "--mask-prompt --max-seq-length 99"
 
-    def trained_on(*words):
-        score, said = evaluated("--data", a, *words)
-        found = score.get("trained_on")
-        warned = "warning: 18 of 20 rows are among the rows that the model was" in said
-        assert warned == (found == 18)
-        return found
 
-    for words in (at(a1), at(b1), at(b3), ("--model", mb)):
-        assert trained_on(*words) == 18, words
-    said = run(start, c, *at(a2), "--init-adapter", b3, "--dry-run").err
-    # one in the run on A, and one in a run on B
-    assert "warning: 2 of 2 held-out rows are among the rows that the model was trained" in said
-    ma.rename(gone := tmp_path / "gone")
-    assert trained_on(*at(b2), "--model", gone) == 18
-    assert trained_on("--model", mb) is None
-    run(start, b, *at(a1), "--overwrite --model", base)  # the run on A is lost
-    assert trained_on(*at(b1)) is None
-    run("train --iters 2 --resume", *at(b1))  # it still knows the run on A
-    assert trained_on(*at(b1)) is None
-    run(start, b, *at(a1), "--overwrite --init-adapter", a1)
-    assert trained_on(*at(a1)) is None
+class Chain:
+    """A model, and the numbers of the rows that each run before it was trained on."""
+
+    def __init__(self, base, folder, rng):
+        self.model = self.base = base
+        self.runs = []
+        self.all_known = True
+        self.rng = rng
+        self.new = (folder / f"{n}" for n in count())
+
+    def check(self, said, numbers, what):
+        """Compare a warning with what is known; return the number of these rows in some run."""
+        n = sum(any(number in run for run in self.runs) for number in numbers)
+        among = "are among the rows that the model was trained on"
+        assert (f"{n} of {len(numbers)} {what} {among}" in said) == (n > 0)
+        assert (among in said) == (n > 0)
+        return n
+
+    def write(self, size):
+        """Return (path, numbers of its rows, flags): each part of the rows has a short one."""
+        numbers = self.rng.choices(range(60), k=size)
+        numbers[::9] = self.rng.choices(range(1, 60, 3), k=len(numbers[::9]))
+        path = write_rows(next(self.new), [ROWS[n] for n in numbers])
+        return path, numbers, self.rng.choice(LENGTHS)
+
+    def evaluate(self, *words, message=""):
+        path, numbers, flags = self.write(20)
+        quantize = "--quantize none --model", self.model
+        score, said = evaluated("--data", path, *quantize, flags, *words)
+        assert message in said
+        kept = [n for n in numbers if n % 3 or flags != SHORT]
+        n = self.check(said, kept, "rows")
+        found = score["rows"], score.get("trained_on")
+        assert found == (len(kept), n if self.runs and self.all_known else None)
+
+    def train(self, *words):
+        """Train on new rows; return the folder."""
+        path, numbers, flags = self.write(19)
+        out = next(self.new)
+        start = "train --iters 1 --batch-size 2 --quiet --quantize none --model", self.model
+        said = run(*start, "--data", path, flags, *at(out), *words).err
+        kept = [n if n % 3 or flags != SHORT else None for n in numbers]
+        held_out = [n for n in kept[9::10] if n is not None]
+        self.check(said, held_out, "held-out rows")
+        n = sum(number in kept[:9] + kept[10:] for number in held_out)
+        assert (f"{n} of {len(held_out)} held-out rows are among the rows to" in said) == (n > 0)
+        self.runs.append({*kept[:9], *kept[10:]} - {None})
+        self.evaluate(*at(out))
+        return out
+
+    def merge(self, adapter, *words):
+        out = next(self.new)
+        run("merge --quantize none --model", self.model, *at(adapter), "--out", out, *words)
+        self.model = out
+
+    def run_and_merge(self):
+        self.merge(self.train())
+
+    def two_runs_and_merge(self):
+        """The second run begins with the adapter of the first one, which may be lost later."""
+        first = self.train()
+        second = self.train("--init-adapter", first)
+        other = "train --iters 1 --overwrite --quiet --quantize none --model", self.model
+        early = self.rng.random() < 0.5
+        if early:
+            self.merge(second)
+        lost = self.rng.choice(["", "moved", "another run", "another run of itself"])
+        if lost == "moved":
+            first.rename(next(self.new))
+        elif lost:
+            path, *_ = self.write(19)
+            more = ("--init-adapter", first) if lost == "another run of itself" else ()
+            run(*other, "--data", path, *at(first), *more)
+            run("train --iters 2 --resume --quiet", *at(second))  # it knows that the run is lost
+        if lost:
+            self.all_known = False
+            self.runs[-2] = set()
+        message = f"{first} does not have the run of that adapter" if lost else ""
+        self.evaluate(*(() if early else at(second)), message=message)
+        if not early:
+            self.merge(second)
+
+    def adapter_and_merge(self, source):
+        """Of a program, which does not say on which rows it was trained."""
+        adapter = next(self.new)
+        model = load(self.model).model
+        adapters, model = get_peft_model(model, config := LoraConfig())
+        save_adapter(adapter, changed(adapters), model._replace(source=source), config)
+        self.runs.append(set())
+        self.all_known = False
+        self.evaluate(*at(adapter))
+        self.merge(adapter)
+
+    def python_adapter_and_merge(self):
+        self.adapter_and_merge(load(self.model).model.source)
+
+    def peft_adapter_and_merge(self):
+        self.adapter_and_merge(Source())
+
+    def merge_in_python(self):
+        model, tokenizer = load(self.model)
+        adapters, model = get_peft_model(model, LoraConfig())
+        self.model = next(self.new)
+        save_pretrained(self.model, merge(changed(adapters), model), tokenizer)
+        self.all_known = self.all_known and not self.runs
+
+    def quantize(self):
+        out = next(self.new)
+        if load(self.model).model.source.scheme == "none":
+            run("quantize --model", self.model, "--out", out)
+            self.model = out
+
+    def save_in_python(self):
+        model, tokenizer = load(self.model)
+        self.model = next(self.new)
+        save_pretrained(self.model, model, tokenizer)
+
+    def move(self):
+        if self.model != self.base:
+            self.model = self.model.rename(next(self.new))
+
+
+STEPS = [
+    Chain.run_and_merge, Chain.two_runs_and_merge, Chain.python_adapter_and_merge,
+    Chain.peft_adapter_and_merge, Chain.merge_in_python, Chain.quantize, Chain.save_in_python,
+    Chain.move,
+]  # fmt: skip
+
+
+def test_rows_of_every_earlier_run_are_counted(base, tmp_path, rng, tries):
+    """Those that it did not leave out, after any chain of steps: all, or a message says why not."""
+    for case in range(tries(5, 200)):
+        chain = Chain(base, tmp_path / f"{case}", rng)
+        (tmp_path / f"{case}").mkdir()
+        for step in rng.choices(STEPS, k=rng.randint(1, 4)):
+            step(chain)
+            chain.evaluate()
 
 
 def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path):
@@ -237,14 +348,15 @@ def test_inspect_shows_what_train_trains_on(base, chat_base, data, tmp_path):
     assert printed.endswith(f"{SPECIAL[2]!r}\n")  # decoding leaves it out
 
 
-def test_the_sample_is_of_a_row_that_counts(monkeypatch, capsys):
+def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
     tokenizer = replace(tiny(), chat_template=template)
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     turns = [{"role": "user", "content": "a"}, call, {"role": "assistant", "content": "b"}]
     row = {"messages": turns}
-    left_out = {"prompt": "a", "completion": ""}
-    assert first_row([left_out, row], tokenizer, TrainConfig()) == row
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": ""}, row])
+    loaded = SimpleNamespace(tokenizer=tokenizer, model=toy_model(CONFIG), adapter_config=None)
+    assert read_split(path, None, loaded, None, TrainConfig()).rows == [row]
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [])
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
     assert "asked: \"[user]a[assistant]None[{'name'" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """`minilora train`: the folder of a run, resuming, and settings that a run refuses."""
 
+import shlex
 import shutil
 import tomllib
 from dataclasses import replace
@@ -16,6 +17,7 @@ from small_run import (
     resume,
     tensors,
     untimed,
+    write_adapter,
     write_base,
     write_rows,
 )
@@ -121,7 +123,18 @@ def test_a_killed_run_needs_its_metrics(train, out, monkeypatch):
     assert history(out / CHECKPOINT) == path.read_bytes()
 
 
-def test_a_run_or_a_strangers_folder_is_never_overwritten(train, out, tmp_path):
+def test_a_run_can_be_overwritten_after_the_commands_of_its_card(train, out, monkeypatch):
+    train()
+    monkeypatch.chdir(out)
+    card = (out / "README.md").read_text()
+    commands = [line for line in card.splitlines() if line.startswith("    minilora")]
+    assert len(commands) == 3
+    for line in commands:
+        run(*shlex.split(line, comments=True)[1:])
+    train("--overwrite")
+
+
+def test_a_run_or_a_strangers_folder_is_never_overwritten(train, base, out, tmp_path):
     train()
     before = files(out)
     assert "--overwrite" in error_of(train)
@@ -129,7 +142,15 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(train, out, tmp_path):
     (out / "thesis.tex").write_text("years of work")
     assert "thesis.tex" in error_of(train, "--overwrite")
     (out / "thesis.tex").unlink()
+    (other := tmp_path / "other").mkdir()
+    for folder, more in ((out, "--resume"), (out, "--overwrite"), (other, "--overwrite")):
+        (folder / "README.md").write_bytes(b"years of work \xff")
+        assert "did not create (README.md): move them" in error_of(train, more, *at(folder))
+        assert (folder / "README.md").read_bytes() == b"years of work \xff"
+    (out / "README.md").write_bytes(before[Path("README.md")])
     assert files(out) == before
+    write_adapter(tmp_path / "adapter", base)
+    assert "an adapter: use --overwrite, or" in error_of(train, *at(tmp_path / "adapter"))
 
     def interrupted(*args):
         raise KeyboardInterrupt
