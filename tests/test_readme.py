@@ -409,8 +409,11 @@ def test_the_debugger_stops_where_the_guide_says(tmp_path):
     block = page("design.md").split("```text\n", 1)[1].split("```")[0].splitlines()
     command, typed = shlex.split(block[0]), [line.removeprefix("(Pdb) ") for line in block[1:]]
     asked = ["p type(x).__name__", "where", *["continue"] * 3, "p type(x).__name__", "quit"]
+    few = tmp_path / "few.jsonl"  # a debugger slows the reading of rows, too
+    few.write_text('{"text": "Ada keeps a red ball."}\n' * 3)
     run = subprocess.run(
-        [sys.executable, *command[1:]], cwd=tmp_path, input="\n".join([*typed, *asked]),
+        [sys.executable, *command[1:], "--data", few], cwd=tmp_path,
+        input="\n".join([*typed, *asked]),
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     inside = run.stdout.split("gradient_at()", 1)[1]

@@ -75,22 +75,11 @@ def without(part):
     return lambda tensors: {name: w for name, w in tensors.items() if part not in name}
 
 
-def renamed(*pairs):
-    """Return a function that gives the tensors of each pair of names the other name."""
-
-    def change(tensors):
-        for a, b in pairs:
-            tensors = {
-                name.replace(a, "?").replace(b, a).replace("?", b): w for name, w in tensors.items()
-            }
-        return tensors
-
-    return change
-
-
-def with_nan(tensors):
-    tensors[f"{FIRST}A.weight"][0, 0] = np.nan
-    return tensors
+def renamed(a, b):
+    """Return a function that gives the tensors of each of two names the other name."""
+    return lambda tensors: {
+        name.replace(a, "?").replace(b, a).replace("?", b): w for name, w in tensors.items()
+    }
 
 
 def with_magnitudes_of_zero(tensors):
@@ -115,20 +104,18 @@ PLANTED = {
     "one projection": (times(0, UP, "lora_B"), {}, f"is zero in 1 of 14 projections ({UP})"),
     "missing": (without("layers.0.self_attn.q"), {}, f"{FIRST}A.weight is missing (one of 2)"),
     "extra": (dict, {"target_modules": SIX}, f"{FIRST}A.weight does not belong here (one of 4)"),
-    "other names": (renamed(("base_model.", "")), {}, "(one of 28); tensor base_model.model.model"),
+    "other names": (renamed("base_model.", ""), {}, "(one of 28); tensor base_model.model.model"),
     "too large": (times(1e6, "lora_B"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
     "too small": (times(1e-6, "lora_A"), {}, "‖ΔW‖/‖W‖ is below 1e-05 in 14 of 14"),
-    "one too large": (times(1e6, UP, "lora_B"), {}, f"above 100 in 1 of 14 projections ({UP})"),
     "an outlier": (times(1e-3, UP, "lora_B"), {}, f"than the median in 1 of 14 projections ({UP})"),
     "α/r": (dict, {"lora_alpha": 16e6}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
-    "NaN": (with_nan, {}, f"{FIRST}A.weight has a NaN or an infinite number"),
-    "infinite": (times(np.inf, "lora_B"), {}, "has a NaN or an infinite number"),
+    "NaN": (times(np.nan, f"{FIRST}A"), {}, f"{FIRST}A.weight has a NaN or an infinite number"),
     "nearly infinite": (times(1e17, "lora_"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
     "rank": (dict, {"r": 2}, "down_proj.lora_A.weight has the shape (4, 24), not (2, 24)"),
     # seen only on the rows of the run
     "sign": (times(-1, "lora_B"), {}, "not lead downhill (below 5%) on these rows in"),
-    "layers": (renamed(("layers.0.", "layers.1.")), {}, "downhill (below 5%) on these rows in 1"),
-    "modules": (renamed(("gate_proj", "up_proj")), {}, "downhill (below 5%) on these rows in"),
+    "layers": (renamed("layers.0.", "layers.1."), {}, "downhill (below 5%) on these rows in 1"),
+    "modules": (renamed("gate_proj", "up_proj"), {}, "downhill (below 5%) on these rows in"),
 }  # fmt: skip
 
 
@@ -203,18 +190,17 @@ def test_settings_that_cannot_be_used_are_errors(trained, tmp_path):
     assert "q_proj" in error_of(run, "inspect", *at(folder))
 
 
-@pytest.mark.parametrize("scheme, start", [("none", "pissa"), ("nf4", "pissa"), ("nf4", "loftq")])
-def test_the_update_of_pissa_and_loftq_is_against_the_base_of_the_file(base, scheme, start):
-    """At the beginning, PiSSA changes W by rounding only; LoftQ is nearer to W than NF4 is."""
+@pytest.mark.parametrize("start", ["pissa", "loftq"])
+def test_the_update_of_pissa_and_loftq_is_against_the_base_of_the_file(base, start):
+    """At the beginning, PiSSA and LoftQ are nearer to W than NF4 is."""
     original = load(base).model
     config = minilora.LoraConfig(init_lora_weights=start)
-    pair = minilora.get_peft_model(original, config, 0, scheme)
+    pair = minilora.get_peft_model(original, config, 0, "nf4")
     path = "model.layers.0.self_attn.q_proj"
     found = doctor.measure(path, *pair, original).ratio
     w = get(original.base, f"{path}.weight")
     stored = dense(get(minilora.quantize(original, "nf4").base, f"{path}.weight"))
-    nf4 = np.linalg.norm(stored - w) / np.linalg.norm(w)
-    assert found < (1e-6 if scheme == "none" else nf4)
+    assert found < np.linalg.norm(stored - w) / np.linalg.norm(w)
 
 
 def test_pissa_without_training(base, tmp_path):

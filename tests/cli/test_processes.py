@@ -89,20 +89,17 @@ def test_the_bits_depend_on_the_shards_and_not_on_the_processes(ops, shards, siz
 
 
 def test_each_process_computes_its_own_shards_alone():
-    seen = {}
+    seen = {0: [], 1: [], 2: []}
 
     def compute(comm):
         def of_shard(shard):
-            seen.setdefault(comm.rank, []).append(shard)
-            return 2 * shard, 0.1 * shard, {"a": {"b": np.float32([[shard], [1]])}}
+            seen[comm.rank].append(shard)
+            return 1, 0.5, {"a": np.zeros(2, "f4")}
 
-        return processes.gather(comm, map, of_shard, [*range(1, 8)])
+        processes.gather(comm, map, of_shard, [*range(1, 8)])
 
-    found = in_processes(3, compute)
+    in_processes(3, compute)
     assert seen == {0: [1, 2], 1: [3, 4], 2: [5, 6, 7]}
-    expected = [(2 * n, 0.1 * n, [[n], [1]]) for n in range(1, 8)]
-    for parts in found:
-        assert [(n, loss, grads["a"]["b"].tolist()) for n, loss, grads in parts] == expected
 
 
 def test_rows_without_a_target_in_several_processes():

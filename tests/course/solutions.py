@@ -214,15 +214,14 @@ def batches_of_eight():
 
 @right("one-file-nearest")
 def nearest_by_distance(x, values):
-    return np.array([np.argmin(np.abs(values - v)) for v in np.ravel(x)])
+    return np.argmin(np.abs(np.ravel(x)[:, None] - values), axis=1)
 
 
 @right("one-file-quantize")
 def quantize_nf4(w):
     blocks = w.ravel().reshape(-1, 64)
-    absmax = np.array([max(abs(block)) for block in blocks])
-    normalized = (blocks / absmax[:, None]).reshape(-1, 1)
-    codes = np.argmin(np.abs(normalized - one_file.NF4), axis=1).astype(np.uint8)
+    absmax = np.abs(blocks).max(1)
+    codes = nearest_by_distance(blocks / absmax[:, None], one_file.NF4).astype(np.uint8)
     packed = codes[0::2] * 16 + codes[1::2]
     return one_file.NF4Weight(packed, *one_file.double_quantize(absmax), w.shape)
 
@@ -322,14 +321,15 @@ def logits_of(adapters, base, tokens, config):
 
 @right("one-file-loss")
 def loss_row_by_row(adapters, base, rows, config):
-    losses = []
+    total, count = 0.0, 0
     for prompt, answer in rows:
-        tokens = [*prompt.encode(), *answer.encode(), 255]
-        z = one_file.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
-        for t in range(len(prompt) - 1, len(z)):
-            top = anp.max(z[t])
-            losses.append(top + anp.log(anp.sum(anp.exp(z[t] - top))) - z[t][tokens[t + 1]])
-    return sum(losses) / len(losses)
+        tokens = np.array([*prompt.encode(), *answer.encode(), 255])
+        z = one_file.forward(adapters, base, tokens[None, :-1], config)[0, len(prompt) - 1 :]
+        z = z - anp.max(z, axis=1, keepdims=True)
+        right = z[np.arange(len(z)), tokens[len(prompt) :]]
+        total += anp.sum(anp.log(anp.sum(anp.exp(z), axis=1)) - right)
+        count += len(z)
+    return total / count
 
 
 @right("one-file-generate")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from comparisons import Comparison, bits, rows_of_page, table, unequal
+from comparisons import Comparison, bits, table, unequal
 
 ZERO, NAN = np.zeros(1, np.float32), np.full(1, np.nan, np.float32)
 
@@ -17,18 +17,6 @@ def test_a_row_keeps_the_largest_difference_and_floor():
     for difference in (np.nan, 1e-6):
         row.add(np.array([difference]), 1e-5, None)
         assert row.cells()[1] == "nan"
-
-
-def test_a_printed_table_is_read_back():
-    rows = {
-        ("this", "that"): Comparison(1e-5, 1203, 3e-6, 1e-6),
-        ("these", "those"): Comparison(0.0, 2),
-    }
-    text = "\n".join(["# A page", "", *table(rows), "", "| more | text |"])
-    assert rows_of_page(text) == {
-        ("this", "that"): ("1,203", "3e-6", "1e-5"),
-        ("these", "those"): ("2", "equal", "equal"),
-    }
 
 
 @pytest.mark.parametrize(
