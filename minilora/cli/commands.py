@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from .. import generation, lora
-from ..config import INITIALIZERS, InputError, LoraConfig
+from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..data.rows import warn
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
@@ -261,7 +261,7 @@ def inspect(args):
         if hasattr(leaf, "shape") and not name.endswith(doctor.FACTORS):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{name:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
-    print_size(loaded, args.tokens)
+    print_size(loaded, args.tokens, TrainConfig())
     examples = []
     if args.data:
         data, described = load_examples(args, loaded, "train")

@@ -268,10 +268,10 @@ def check_memory(loaded, examples, train_config):
         )
 
 
-def print_size(loaded, tokens, train_config=memory.DEFAULT):
+def print_size(loaded, tokens, train_config):
     """Print the trained parameters and the memory of a step; return its bytes."""
     memory.print_trainable_parameters(loaded.adapters, loaded.model)
-    parts = memory.memory_estimate(loaded.adapters, loaded.model, tokens, train_config)
+    parts = memory.estimate_with(train_config, loaded.adapters, loaded.model, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
     return sum(parts.values())
 

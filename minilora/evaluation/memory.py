@@ -4,7 +4,6 @@ import math
 import os
 import sys
 
-from ..config import TrainConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS
 from ..model import Model
@@ -12,29 +11,34 @@ from ..quant.schemes import is_projection
 from ..tree import Tree, arrays, layer_of, named_leaves, num_parameters, overlay
 
 ADAM_FLOATS = 2  # m and v, float32, per trained parameter
-DEFAULT = TrainConfig()
 
 
-def memory_estimate(adapters, model, tokens, train_config=DEFAULT):
+def memory_estimate(adapters, model, tokens):
     """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
-    Weights, adapters, gradients and the optimizer's averages are exact. `activations` are the
-    arrays kept for the backward pass (see `activation_floats`). train_config: its optimizer and
-    gradient_checkpointing count.
+    Weights, adapters, gradients and Adam's moments are exact. `activations` are the arrays kept for
+    the backward pass (see `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
-    averages = {"Adam's two moments": ADAM_FLOATS * trained}
-    if train_config.optimizer == "muon":  # has one number per element of a matrix
-        matrices, _ = split_matrices(arrays(adapters))
-        averages = {"Muon's averages": ADAM_FLOATS * trained - nbytes(matrices)}
-    floats = activation_floats(adapters, model.config, train_config.gradient_checkpointing)
     return {
         "frozen weights": nbytes(model.base),
         "trained weights": trained,
         "their gradients": trained,
-        **averages,
-        "activations": 4 * tokens * floats,
+        "Adam's two moments": ADAM_FLOATS * trained,
+        "activations": 4 * tokens * activation_floats(adapters, model.config),
     }
+
+
+def estimate_with(train_config, adapters, model, tokens):
+    """Return `memory_estimate` with the optimizer and gradient_checkpointing of a TrainConfig."""
+    parts = memory_estimate(adapters, model, tokens)
+    if train_config.gradient_checkpointing:
+        floats = activation_floats(adapters, model.config, checkpointing=True)
+        parts["activations"] = 4 * tokens * floats
+    if train_config.optimizer == "muon":  # one number per element of a matrix
+        matrices, _ = split_matrices(arrays(adapters))
+        parts["Muon's averages"] = parts.pop("Adam's two moments") - nbytes(matrices)
+    return parts
 
 
 def activation_floats(adapters, model_config, checkpointing=False):

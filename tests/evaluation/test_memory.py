@@ -94,7 +94,7 @@ def test_with_checkpointing_a_layer_keeps_its_input(targets):
         gradient(adapters, model, batch)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        parts = memory.memory_estimate(adapters, model, 8 * 128, train_config)
+        parts = memory.estimate_with(train_config, adapters, model, 8 * 128)
         predicted.append(parts["activations"] + parts["their gradients"])
     # Python's objects of a layer come on top
     assert predicted[1] - predicted[0] == pytest.approx(peaks[1] - peaks[0], rel=0.15)
@@ -104,7 +104,7 @@ def test_with_checkpointing_a_layer_keeps_its_input(targets):
 def test_weights_and_optimizer_are_exact(optimizer):
     adapters, model = adapted(quantized(fast_model(CONFIG)))
     adapters = also_train(adapters, model.base, ["norm"])  # no matrices
-    parts = memory.memory_estimate(adapters, model, 1, TrainConfig(optimizer=optimizer))
+    parts = memory.estimate_with(TrainConfig(optimizer=optimizer), adapters, model, 1)
     assert parts["frozen weights"] == nbytes(model.base)
     assert parts["trained weights"] == 4 * num_parameters(adapters)
     start, _ = OPTIMIZERS[optimizer]
