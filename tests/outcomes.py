@@ -1,10 +1,18 @@
-"""Run commands of `minilora` in this process; what they print, and how they fail."""
+"""What a test expects: an InputError, or what commands of `minilora` print and how they fail."""
 
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import NamedTuple
 
+import pytest
+
 from minilora import cli
+from minilora.config import InputError
+
+
+def refused(message=None):
+    """Return a context in which an InputError must be raised; `message` is a regular expression."""
+    return pytest.raises(InputError, match=message)
 
 
 class Printed(NamedTuple):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY
+from outcomes import refused
 
 from minilora.config import (
     ALL_LINEAR,
@@ -47,11 +48,11 @@ def test_the_text_of_an_error_is_one_short_line():
 
 BELOW_ONE, SMALLEST, LARGEST, INF = math.nextafter(1, 0), 5e-324, 1.7e308, float("inf")
 RANGES = {  # per rule: accepted values up to the limits, and refused values beyond them
-    POSITIVE_INT: ((1, 2, 10**9), (0, -1, -2, 1.0, 1.5, True, "1", None)),
-    NON_NEGATIVE_INT: ((0, 1, 10**9), (-1, -2, 0.0, 1.5, False, "0", None)),
-    POSITIVE: ((SMALLEST, 0.5, 1, LARGEST), (0, -SMALLEST, -0.5, -2, INF, math.nan, "16", None)),
-    FRACTION: ((0, SMALLEST, 0.5, BELOW_ONE), (-SMALLEST, -0.5, -2, 1, 1.5, 3, math.nan)),
-    NON_NEGATIVE: ((0, SMALLEST, 0.5, 1, LARGEST), (-SMALLEST, -0.5, -2, INF, math.nan)),
+    POSITIVE_INT: ((1, 2, 10**9), (0, -1, 1.0, True, "1", None)),
+    NON_NEGATIVE_INT: ((0, 1, 10**9), (-1, 0.0, False, "0", None)),
+    POSITIVE: ((SMALLEST, 0.5, 1, LARGEST), (0, -SMALLEST, -2, INF, math.nan, True, "16", None)),
+    FRACTION: ((0, SMALLEST, 0.5, BELOW_ONE), (-SMALLEST, -2, 1, 3, math.nan, False)),
+    NON_NEGATIVE: ((0, SMALLEST, 1, LARGEST), (-SMALLEST, -2, INF, math.nan)),
 }
 SIZES = {
     "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
@@ -89,7 +90,7 @@ def test_every_number_has_its_rule(name):
     for value in bad:
         if name == "sliding_window" and value is None:
             continue
-        with pytest.raises(InputError) as error:
+        with refused() as error:
             make(value)
         assert str(error.value) == f"`{name}` must {rule.text}, got {value!r}"
 
@@ -110,7 +111,7 @@ def test_every_choice(name):
     for value in CHOICES[name]:
         assert getattr(config(**{name: value}), name) == value
     for value in ("", "Linear", "FLOAT32", "Pissa", "no", 2, "all"):
-        with pytest.raises(InputError, match=f"^`{name}` must be .*, got "):
+        with refused(f"^`{name}` must be .*, got "):
             config(**{name: value})
 
 
@@ -121,11 +122,9 @@ REFUSED = [
     ({"target_modules": [1]}, "`target_modules` must be a list of names, or one"),
     ({"exclude_modules": iter(["q_proj"])}, "`exclude_modules` must be a list of names, or one"),
     ({"layers_to_transform": iter([0])}, "`layers_to_transform` must be the number of a layer, or"),
-    ({"lora_alpha": True}, "`lora_alpha` must be a positive number, got True"),
-    ({"lora_dropout": False}, "`lora_dropout` must lie in [0, 1), got False"),
     *(
         ({"layers_to_transform": wrong}, "`layers_to_transform` must be the number of a layer, or")
-        for wrong in (True, [True, False], [1.0], [[0]], "01")
+        for wrong in (True, [True, False], "01")
     ),
     (
         {"target_modules": ".*q_proj", "layers_to_transform": 0},
@@ -134,17 +133,17 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "message"), REFUSED)
+@pytest.mark.parametrize("fields, message", REFUSED)
 def test_refused_lora_values(fields, message):
-    with pytest.raises(InputError) as error:
+    with refused() as error:
         LoraConfig(**fields)
     assert message in str(error.value)
 
 
 def test_a_model_has_whole_groups_of_heads_and_pairs_to_turn():
-    with pytest.raises(InputError, match="num_attention_heads 4 is no"):
+    with refused("num_attention_heads 4 is no"):
         replace(TINY, num_key_value_heads=3)
-    with pytest.raises(InputError, match="head_dim 5 is odd"):
+    with refused("head_dim 5 is odd"):
         replace(TINY, head_dim=5)
     assert replace(TINY, num_key_value_heads=4, head_dim=2).head_dim == 2
 

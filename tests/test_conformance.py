@@ -130,7 +130,7 @@ def test_a_wrong_mean_over_rows_is_named(cause, changes, counts):
     assert len(words) == 2 and all(cause in line for line in words.values())
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
+@pytest.mark.parametrize("name, content, says", [
     ("results.json", '{"lora/nan/refused": "yes"}', "lora/nan/refused must be a list of numbers"),
     ("results.json", "[1]", "is no JSON object"), ("results.json", "{", "is no JSON object"),
     ("results.safetensors", "short", "is no JSON object"),

@@ -1,25 +1,20 @@
 """The convolution of the studies is the sum that defines it, and so is its backward pass."""
 
 import numpy as np
-from autograd import grad
+from autograd.test_util import check_grads
 
 from minilora.lessons.helpers import convnet
 
 
 def test_a_convolution_is_a_linear_layer_on_patches():
     rng = np.random.default_rng(0)
-    x, nudge = rng.standard_normal((2, 1, 16, 16, 2))
+    x = rng.standard_normal((1, 16, 16, 2))
     kernel = rng.standard_normal((5, 18))  # 5 outputs, 3 · 3 · 2 inputs
-    probe = rng.standard_normal((1, 8, 8, 5))
 
     def convolved(x):
         return convnet.layers.matmul(convnet.patches(x, 3, 2, 1), kernel)
 
-    def probed(x):
-        return (probe * convolved(x)).sum()
-
     # y[i, j] = Σ W[a, b, c] · x[2i + a − 1, 2j + b − 1, c], at i = 4, j = 6
     by_hand = (kernel.reshape(5, 3, 3, 2) * x[0, 7:10, 11:14]).sum(axis=(1, 2, 3))
     np.testing.assert_allclose(convolved(x)[0, 4, 6], by_hand, rtol=0, atol=1e-13)
-    slope = (probed(x + nudge) - probed(x - nudge)) / 2  # exact, because the function is linear
-    np.testing.assert_allclose((grad(probed)(x) * nudge).sum(), slope, rtol=1e-10)
+    check_grads(convolved, modes=["rev"], order=1)(x)

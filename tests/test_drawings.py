@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from numpy.testing import assert_array_equal
 
 from minilora import layers, nf4
 
@@ -66,11 +67,11 @@ def test_a_drawing_is_stored_and_shown_and_agrees_with_its_alt_texts(name):
 def test_the_number_line_has_the_values_of_nf4():
     plot = drawn("nf4_number_line").axes[1]
     lines = [line.get_xdata()[0] for line in plot.lines if list(line.get_ydata()) == [0, 0.45]]
-    np.testing.assert_array_equal(np.float32(lines), nf4.NF4)
+    assert_array_equal(np.float32(lines), nf4.NF4)
     weights, absmax = MODULES["few_bits"].block_of_eight()
     q = nf4.quantize(np.tile(weights, 2), 16)
     ends = [note.xy[0] for note in plot.texts if hasattr(note, "arrow_patch")]
-    np.testing.assert_array_equal(np.float32(ends), nf4.NF4[nf4.unpack_4bit(q.codes)[:8]])
+    assert_array_equal(np.float32(ends), nf4.NF4[nf4.unpack_4bit(q.codes)[:8]])
     assert absmax == q.absmax[0]
 
 
@@ -91,4 +92,4 @@ def test_the_masks_are_those_of_attention():
     t = np.arange(10)
     starts = (0 * t, np.where(t < 6, 0, 6), np.maximum(0, t - 3))
     masks = [layers.attention_mask(first[None], 10)[0] for first in starts]
-    np.testing.assert_array_equal(np.reshape(dark, (3, 10, 10)), masks)
+    assert_array_equal(np.reshape(dark, (3, 10, 10)), masks)

@@ -24,10 +24,11 @@ from models import (
     target_sets,
     weightless,
 )
+from outcomes import refused
 
 import minilora
 from minilora import layers, lora
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, ModelConfig
+from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.formats.hf_folder import projection_shapes, shapes
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
@@ -121,7 +122,7 @@ def test_at_the_start_only_b_has_a_gradient():
 
 def test_plain_lora_has_no_magnitude_and_no_other_start():
     for fields in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
-        with pytest.raises(InputError, match="use get_peft_model for DoRA, PiSSA and LoftQ"):
+        with refused("use get_peft_model for DoRA, PiSSA and LoftQ"):
             lora.init(random_base(TINY), LoraConfig(**fields), 0)
 
 
@@ -183,7 +184,7 @@ def test_the_targets(targets, excluded, chosen):
     if expected:
         assert lora.target_paths(base, config) == expected
     else:
-        with pytest.raises(InputError, match=NOTHING):
+        with refused(NOTHING):
             lora.target_paths(base, config)
 
 
@@ -212,9 +213,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "message"), REFUSED)
+@pytest.mark.parametrize("fields, message", REFUSED)
 def test_what_would_adapt_other_modules_than_meant_is_refused(fields, message):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         fresh(random_base(TINY), **fields)
 
 
@@ -244,20 +245,19 @@ def test_merging_is_an_equation_between_two_calls(scheme, config, seed, names, r
 
 
 @EVERY_BASE
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_merging_makes_a_dense_tree_with_memory_of_its_own(scheme, dtype):
+def test_merging_makes_a_dense_tree_with_memory_of_its_own(scheme):
     model = quantized(fast_model(), scheme)._replace(source=Source("micro"))
     adapters, base = adapted(model)[0], model.base
     adapters = also_train(adapters, base, ("norm", "bias", "head"))
     before = fingerprint(base), fingerprint(adapters)
-    merged = minilora.merge(adapters, model, dtype)
+    merged = minilora.merge(adapters, model, np.float16)
     assert merged == model._replace(base=merged.base, source=Source())  # no file has its weights
     biases = [f"{path}.bias" for path in lora.adapted_paths(adapters)]
     assert flatten(merged.base).keys() == {*flatten(base), "lm_head.weight", *biases}
     for path, w in named_leaves(merged.base):
-        assert type(w) is np.ndarray and w.dtype == dtype, path
+        assert type(w) is np.ndarray and w.dtype == np.float16, path
         if path in flatten(base):
-            own = layers.dense(get(base, path)).astype(dtype)
+            own = layers.dense(get(base, path)).astype(np.float16)
             changed = path.endswith(("q_proj.weight", "v_proj.weight"))
             assert (bits(w) != bits(own)) == changed, path
         w += 1
@@ -278,10 +278,9 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
 
 
 @pytest.mark.parametrize(
-    ("leaf", "bad", "dtype"),
+    "leaf, bad, dtype",
     [
-        ("lora_B", np.nan, np.float32), ("lora_B", np.inf, np.float32),
-        ("bias", np.nan, np.float32), ("bias", np.inf, np.float32), ("lora_B", 1e5, np.float16),
+        ("lora_B", np.nan, np.float32), ("bias", np.inf, np.float32), ("lora_B", 1e5, np.float16),
     ],
 )  # fmt: skip
 def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad, dtype):
@@ -289,14 +288,14 @@ def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad, dtype):
     adapters = also_train(adapters, model.base, ("bias",))
     get(adapters, Q[1])[leaf].flat[:2] = bad
     path = f"{Q[1]}.{leaf.replace('lora_B', 'weight')}"
-    with pytest.raises(InputError, match=f"make {path} not finite"):
+    with refused(f"make {path} not finite"):
         minilora.merge(adapters, model, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8", np.int8, "half precision"])
+@pytest.mark.parametrize("dtype", ["int8", "half precision"])
 def test_a_merge_in_another_type_than_a_float_is_refused(dtype):
     adapters, model = adapted(random_model(TINY))
-    with pytest.raises(InputError, match="`dtype` must be a float type of NumPy, got"):
+    with refused("`dtype` must be a float type of NumPy, got"):
         minilora.merge(adapters, model, dtype)
 
 

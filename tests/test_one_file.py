@@ -13,6 +13,7 @@ from arrays import KINDS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from models import seeds
+from numpy.testing import assert_allclose, assert_array_equal
 from one_file import LESSON, one_file
 
 import minilora
@@ -69,12 +70,12 @@ def test_the_4_bit_weight_of_a_random_array(lesson, kind, m, seed):
     """
     w = weights(kind, (m, 64), seed)
     ours, theirs = nf4.quantize(w), lesson.quantize(w)
-    np.testing.assert_array_equal(ours.codes, theirs.codes)
+    assert_array_equal(ours.codes, theirs.codes)
     second = double_quant.double_quantize(ours.absmax, theirs.offset)
-    np.testing.assert_array_equal(second.codes, theirs.absmax_codes)
-    np.testing.assert_array_equal(second.nested_absmax, theirs.nested_absmax)
+    assert_array_equal(second.codes, theirs.absmax_codes)
+    assert_array_equal(second.nested_absmax, theirs.nested_absmax)
     back = replace(ours, stored_absmax=second).dequantize()
-    np.testing.assert_array_equal(back.view(np.uint32), lesson.dequantize(theirs).view(np.uint32))
+    assert_array_equal(back.view(np.uint32), lesson.dequantize(theirs).view(np.uint32))
 
 
 # --- losses
@@ -91,9 +92,7 @@ def package_start(lesson):
     return overlay(adapters, unflatten(lesson.init_lora(lesson.base, rng))), model
 
 
-@pytest.mark.parametrize(
-    ("ops", "most"), [(layers, 4), (kernels.ops, STEPS)], ids=["plain", "fast"]
-)
+@pytest.mark.parametrize("ops, most", [(layers, 4), (kernels.ops, STEPS)], ids=["plain", "fast"])
 def test_the_losses_of_the_steps(lesson, steps, ops, most):
     """The two sides round differently, and training amplifies the difference.
 
@@ -114,7 +113,7 @@ def test_the_losses_of_the_steps(lesson, steps, ops, most):
     # end the run early, with the schedule of a whole one
     losses = [record["loss"] for _, record in islice(run, most)]
     assert lesson.losses.shape == (steps,)
-    np.testing.assert_allclose(losses, lesson.losses[:most], rtol=0, atol=LOSSES)
+    assert_allclose(losses, lesson.losses[:most], rtol=0, atol=LOSSES)
 
 
 # --- what the texts say

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
 
 GUIDE = Path(__file__).parents[1] / "lessons" / "guide" / "peft.md"
 
@@ -31,9 +32,9 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     # float32 rounds each of 21 projections; a lost or doubled adapter moves a logit by far more
     for name in ("a", "b", "ab"):
         found = forward(names[name], plain, tokens)
-        np.testing.assert_allclose(found, logits, rtol=0, atol=1e-3)
+        assert_allclose(found, logits, rtol=0, atol=1e-3)
     merged = forward({}, names["dense"], tokens)
-    np.testing.assert_allclose(merged, logits, rtol=0, atol=1e-3)
+    assert_allclose(merged, logits, rtol=0, atol=1e-3)
     assert np.abs(forward({}, model, tokens) - logits).max() > 1e-2
     assert Path("merged", "config.json").exists()
 
@@ -45,6 +46,4 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     )
     exec(loop, names)
     assert [row.get("loss") for row in names["history"]] == [row.get("loss") for row in history]
-    np.testing.assert_array_equal(
-        forward(names["state"].kept, plain, tokens), forward(trained, plain, tokens)
-    )
+    assert_array_equal(forward(names["state"].kept, plain, tokens), forward(trained, plain, tokens))

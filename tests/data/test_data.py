@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, random_examples, seeds
+from outcomes import refused
 
 from minilora.batching import Example, batch_at, collate
 from minilora.config import InputError, TrainConfig
@@ -37,18 +39,16 @@ BYTES, EOS = ByteTokenizer(), 255
 class Chat:
     """Bytes with a template: a turn is `<role:content|>` and a line's end; `|` is the end token.
 
-    It shows the tools, the calls, both or neither. `end` is what ends a turn. With `thinks`, it
-    drops the thoughts of earlier answers, as Qwen3's does. It drops the messages of the role
-    `hides`. With `prints`, it shows calls as Python prints them.
+    It shows the tools, the calls, both or neither. `end` is what ends a turn. With `prints`, it
+    shows calls as Python prints them. `edit` makes of the messages those that it shows.
     """
 
     eos_token_id: int = ord("|")
     chat_template: str = "of turns"
     shows: str = "tools calls"
     end: str = "|"
-    thinks: bool = False
-    hides: str = ""
     prints: bool = False
+    edit: Callable = list
 
     def encode(self, text, add_special_tokens=True):
         start = "^" if add_special_tokens else ""
@@ -60,17 +60,13 @@ class Chat:
 
     def render(self, messages, add_generation_prompt=False, tools=None):
         turns = f"[{json.dumps(tools)}]\n" if tools and "tools" in self.shows else ""
-        for n, m in enumerate(messages):
-            if m["role"] == self.hides:
-                continue
+        for m in self.edit(messages):
             calls = m.get("tool_calls") if "calls" in self.shows else None
             if calls is None and m.get("content") is None:
                 raise InputError("the chat template rejects these messages: content is None")
-            is_last_answer = m["role"] == "assistant" and n == len(messages) - 1
-            thought = f"({m.get('thought', 'hm')})" if self.thinks and is_last_answer else ""
             as_text = str if self.prints else json.dumps
             content = as_text(calls) if calls else m["content"]
-            turns += f"<{m['role'][0]}:{thought}{content}{self.end}>\n"
+            turns += f"<{m['role'][0]}:{content}{self.end}>\n"
         return turns + "<a:" if add_generation_prompt else turns
 
 
@@ -95,17 +91,13 @@ def write(tmp_path, content, name="rows.jsonl"):
 
 def assert_refused(path, message):
     """The rows are refused in one line, which begins with the path of their file."""
-    with pytest.raises(InputError, match=f"^{re.escape(str(path))}{message}") as error:
+    with refused(f"^{re.escape(str(path))}{message}") as error:
         read_rows(path)
     assert "\n" not in str(error.value)
 
 
 def test_rows_of_all_forms(tmp_path):
-    some = [
-        {"text": "é🙂 一"},
-        {"prompt": "a", "completion": "b", "tools": []},
-        chat_row("q", "a"),
-    ]
+    some = [{"text": "é🙂 一"}, {"prompt": "a", "completion": "b", "tools": []}, chat_row("q", "a")]
     lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(some)]
     for content in (
         "\n".join(lines),
@@ -193,7 +185,7 @@ def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     assert capsys.readouterr().err == f"warning: {tmp_path}: {what}\n"
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
+@pytest.mark.parametrize("name, content, message", [
     ("rows.jsonl", "\n \r\n\t\n", " is empty"),
     ("rows.json", '[\n{"text": "a"},\n{"text": }]', ": not a JSON list of rows: .* line 3 column"),
     ("rows.json", b'[{"text":\n"\xff"}]', ", line 2: not UTF-8"),
@@ -226,9 +218,9 @@ def test_columns_name_the_keys_of_rows(tmp_path):
         ),
         ({"anwser": "answer"}, "a row has no 'anwser': give completion, conversations"),
     ):
-        with pytest.raises(InputError, match=message):
+        with refused(message):
             load_rows(path, "train", columns=columns | wrong)
-    with pytest.raises(InputError, match="`columns` is for files: the rows of notes"):
+    with refused("`columns` is for files: the rows of notes"):
         load_rows("notes", "train", columns)
     some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
     optional = {"instruction": "q", "input": "c", "output": "a"}  # a row may lack a column
@@ -265,7 +257,7 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
 
 
 def test_a_folder_has_a_file_per_split(tmp_path, capsys):
-    with pytest.raises(InputError, match=r"has no file of the split train: name it train\.jsonl"):
+    with refused(r"has no file of the split train: name it train\.jsonl"):
         load_rows(tmp_path, "valid")
     table = write(tmp_path, "text\n" + "train\n" * 19 + "x" * 200_000, "train.csv")
     for split in tasks.SPLITS:  # without other files, as for a file
@@ -282,27 +274,27 @@ def test_a_folder_has_a_file_per_split(tmp_path, capsys):
     assert existing_split("questions", "test") == "test"
     for name in ("dev.jsonl", "validation.parquet"):
         path = write(tmp_path, "", name)
-    with pytest.raises(InputError, match=r"split valid: dev\.jsonl and validation\.parquet: keep"):
+    with refused(r"split valid: dev\.jsonl and validation\.parquet: keep"):
         load_rows(tmp_path, "train")
     path.unlink()
     (tmp_path / "dev.jsonl").rename(tmp_path / ".dev.jsonl")
     (tmp_path / "valid").mkdir()
-    with pytest.raises(InputError, match="valid cannot be read: Is a directory"):
+    with refused("valid cannot be read: Is a directory"):
         load_rows(tmp_path, "valid")
     (tmp_path / "valid").rmdir()
     write(tmp_path, '{"text": "a"}', "holdout.JSONL")
     load_rows(tmp_path, "valid")
     assert f"warning: {tmp_path / 'holdout.JSONL'} is not read: " in capsys.readouterr().err
     write(tmp_path, '{"text": "old"}', "valid.jsonl~")
-    with pytest.raises(InputError, match=r"valid\.jsonl~: a file of rows ends with .*: rename"):
+    with refused(r"valid\.jsonl~: a file of rows ends with .*: rename"):
         load_rows(tmp_path, "valid")
 
 
 def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
     for name in ("questions", write(tmp_path, '{"text": "a"}'), tmp_path):
-        with pytest.raises(InputError, match="no split 'trian': give one of train, valid, test"):
+        with refused("no split 'trian': give one of train, valid, test"):
             load_rows(name, "trian")  # which would be the held-out rows of a file
-    with pytest.raises(InputError, match=r"no data set or file 'question': .*questions.*\.ndjson"):
+    with refused(r"no data set or file 'question': .*questions.*\.ndjson"):
         load_rows("question", "train")
 
 
@@ -341,27 +333,32 @@ def test_the_targets_are_the_answers_and_nothing_else(turns, last):
     assert answer == f"{last}|>\n" and before + answer == text
     said = {role for role, content in turns if content.strip()}
     for role in ("user", "tool"):
-        why = reason_to_leave_out(row, Chat(hides=role))
+        hiding = Chat(edit=lambda shown, role=role: [m for m in shown if m["role"] != role])
+        why = reason_to_leave_out(row, hiding)
         assert why == "an empty answer" or bool(why) == (role in said)
+
+
+def with_one_thought(messages):
+    """Only the last answer keeps its thought, as in Qwen3's template."""
+    *before, last = messages
+    thought = f"({last.get('thought', 'hm')})" if last["role"] == "assistant" else ""
+    return [*before, last | {"content": thought + last["content"]}]
 
 
 def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
     row = chat_row("1", "one", "2", "two")
-    example = encode(row, Chat(thinks=True), mask_prompt=True)
+    example = encode(row, Chat(edit=with_one_thought), mask_prompt=True)
     assert bytes(example.tokens) == b"<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
     assert targets_of(example) == "one|(hm)two|"
-    with pytest.raises(InputError, match="template changes the messages before an answer"):
-        encode(row, Chat(thinks=True, end="!"), mask_prompt=True)
+    with refused("template changes the messages before an answer"):
+        encode(row, Chat(edit=with_one_thought, end="!"), mask_prompt=True)
 
 
 def test_templates_that_cannot_be_split_are_refused():
-    class Rewriting(Chat):
-        def render(self, messages, add_generation_prompt=False, tools=None):
-            return f"{len(messages)} turns: " + super().render(messages, add_generation_prompt)
-
-    with pytest.raises(InputError, match=r"changes the messages before .*: use text rows"):
-        encode(chat_row("q", "a"), Rewriting())
-    with pytest.raises(InputError, match="no chat template"):
+    rewriting = Chat(edit=lambda messages: [messages[0] | {"content": str(len(messages))}])
+    with refused(r"changes the messages before .*: use text rows"):
+        encode(chat_row("q", "a"), rewriting)
+    with refused("no chat template"):
         encode(chat_row("q", "a"), BYTES)
 
 
@@ -399,24 +396,21 @@ TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments":
 
 
 @pytest.mark.parametrize(
-    ("answer", "cut"),
+    "answer, cut",
     [
         ({"content": "<t>why</t>a"}, {"content": "a"}),
         ({"content": "a", "reasoning_content": "why"}, {"content": "a"}),
         ({"content": None, "tool_calls": TWO_CALLS}, {"tool_calls": TWO_CALLS[:1]}),
     ],
 )
-def test_a_part_that_the_template_drops_is_noticed(monkeypatch, answer, cut):
-    render = Chat.render
+def test_a_part_that_the_template_drops_is_noticed(answer, cut):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant"} | answer]}
 
-    def rest(self, messages, *args, **options):
-        shown = [m | cut if m["role"] == "assistant" else m for m in messages]
-        return render(self, shown, *args, **options)
+    def rest(messages):
+        return [m | cut if m["role"] == "assistant" else m for m in messages]
 
     assert "reasoning_content" in answer or not reason_to_leave_out(row, Chat())
-    monkeypatch.setattr(Chat, "render", rest)
-    assert reason_to_leave_out(row, Chat())
+    assert reason_to_leave_out(row, Chat(edit=rest))
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
@@ -457,11 +451,11 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     deep: list = []
     for _ in range(5_000):
         deep = [deep]
-    with pytest.raises(InputError, match="nested too deeply"):
+    with refused("nested too deeply"):
         prepared({"messages": [], "tools": [{"a": deep}]})
-    thoughts = {"masked": 1, "turn": 2, "thought": "why"}
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"} | thoughts]
-    encode_rows([{"messages": turns}], Chat(thinks=True), TrainConfig())
+    row = chat_row("a", "b")
+    row["messages"][1] |= {"masked": 1, "turn": 2, "thought": "why"}
+    encode_rows([row], Chat(edit=with_one_thought), TrainConfig())
     what = "keys of the messages that the chat template does not read: masked, turn"
     assert capsys.readouterr().err == f"warning: {what}\n"
     long = {"prompt": "abcde", "completion": "xyz", "weight": 2, "topic": None}
@@ -476,15 +470,13 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
     for columns in (long, "questions"):
-        with pytest.raises(InputError, match="rows must be a list of dicts, as"):
+        with refused("rows must be a list of dicts, as"):
             encode_rows(columns, BYTES, TrainConfig())
-    with pytest.raises(InputError, match="no row can be learned: there is none"):
+    with refused("no row can be learned: there is none"):
         prepared()
-    with pytest.raises(
-        InputError, match=r"no row can be learned: no target .* 6 and an empty answ"
-    ):
+    with refused(r"no row can be learned: no target .* 6 and an empty answ"):
         prepared(*lost)
-    with pytest.raises(InputError, match=r"rows\[1\]: the keys are \['answer', 'question'\]"):
+    with refused(r"rows\[1\]: the keys are \['answer', 'question'\]"):
         prepared({"text": "a"}, {"question": "a", "answer": "b"})
 
 
@@ -497,18 +489,17 @@ def test_the_text_of_the_end_token_ends_no_answer():
 
 
 def test_a_row_that_the_template_rejects_is_named():
-    class Strict(Chat):
-        def render(self, messages, add_generation_prompt=False, tools=None):
-            if [m["role"] for m in messages[:2]] in ([], ["assistant", "user"]):
-                raise InputError("the chat template rejects these messages")
-            return super().render(messages, add_generation_prompt)
+    def strict(messages):
+        if [m["role"] for m in messages[:2]] in ([], ["assistant", "user"]):
+            raise InputError("the chat template rejects these messages")
+        return messages
 
     some = [chat_row("q", "a"), {"messages": chat_row("", "hi", "q", "a")["messages"][1:]}]
-    with pytest.raises(InputError, match=r"rows\[1\], 'hi q a': the chat template rejects"):
-        encode_rows(some, Strict(), TrainConfig())
+    with refused(r"rows\[1\], 'hi q a': the chat template rejects"):
+        encode_rows(some, Chat(edit=strict), TrainConfig())
     some[1]["messages"] = some[1]["messages"][:1]
-    with pytest.raises(InputError, match="needs a message before the answer: give it"):
-        encode_rows(some, Strict(), TrainConfig())
+    with refused("needs a message before the answer: give it"):
+        encode_rows(some, Chat(edit=strict), TrainConfig())
 
 
 # ----------------------------------------------------------------------- packing and batches

@@ -29,7 +29,7 @@ def loaded_examples(path, words="", limit=2048, adapter_config=None):
     return [len(example.tokens) - 1 for example in data.examples], described
 
 
-@pytest.mark.parametrize(("words", "described", "lengths"), [
+@pytest.mark.parametrize("words, described, lengths", [
     ("", "all rows", range(1, 31)),
     ("--split valid", "valid split", [10, 20, 30]),
     ("--split=test", "valid split", [10, 20, 30]),

@@ -20,17 +20,17 @@ from models import (
     configs,
     fingerprint,
     moved,
-    random_base,
     random_batch,
     random_model,
     seeds,
     target_sets,
 )
+from outcomes import refused
 from toy_models import FACTS, change_json, change_tensors, files, read_json
 
 import minilora
 from minilora import lora
-from minilora.config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, TrainConfig
+from minilora.config import ALL_LINEAR, LoraConfig, TrainConfig
 from minilora.formats import peft_format
 from minilora.formats.checkpoint import (
     CONFIG,
@@ -50,20 +50,11 @@ from minilora.methods.replaced import also_train
 from minilora.model import Source, lm_head
 from minilora.rounding import round_to
 from minilora.training import Best, State, start
-from minilora.tree import (
-    arrays,
-    flatten,
-    get,
-    named_leaves,
-    overlay,
-    set_leaf,
-    tree_map,
-    unflatten,
-    without,
-)
+from minilora.tree import arrays, get, named_leaves, overlay, set_leaf, tree_map, unflatten, without
 
 Q0 = "model.layers.0.self_attn.q_proj"
 KEY = f"base_model.model.{Q0}.lora_A.weight"
+MODEL = random_model(TINY)
 
 
 def trained_adapter(model, config, groups=(), seed=0):
@@ -79,8 +70,7 @@ def assert_same_bits(tree, expected):
 
 def saved(path, **fields):
     """Write an adapter with these fields on TINY; return its folder."""
-    model = random_model(TINY)
-    save_adapter(path, adapted(model, **fields)[0], model, LoraConfig(**fields))
+    save_adapter(path, adapted(MODEL, **fields)[0], MODEL, LoraConfig(**fields))
     return path
 
 
@@ -100,8 +90,7 @@ lora_configs = st.builds(
 @given(lora_configs)
 def test_every_expression_of_a_pattern_decides_something_or_is_refused(config):
     """Another value of it is another rank or scaling of a projection."""
-    model = random_model(TINY)
-    paths = lora.target_paths(model.base, config)
+    paths = lora.target_paths(MODEL.base, config)
 
     def sizes(**changes):
         return [*map(replace(config, **changes).rank_and_scaling, paths)]
@@ -112,8 +101,8 @@ def test_every_expression_of_a_pattern_decides_something_or_is_refused(config):
         for regex in getattr(config, name)
         if sizes() == sizes(**{name: getattr(config, name) | {regex: 100}})
     ]
-    with pytest.raises(InputError, match=useless[0]) if useless else nullcontext():
-        get_peft_model(model, config)
+    with refused(useless[0]) if useless else nullcontext():
+        get_peft_model(MODEL, config)
 
 
 # --- there and back
@@ -132,11 +121,10 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, shape, config, grou
     save_adapter(folder, adapters, model, config, dtype)
     before = fingerprint(model.base)
     loaded, loaded_model, loaded_config = load_adapter(folder, model)
+    # with the scaling and the dropout of each path
     assert_same_bits(loaded, overlay(adapters, round_to(arrays(adapters), dtype)))
-    save_adapter(again, loaded, model, config, dtype)
+    save_adapter(again, loaded, model, loaded_config, dtype)
     assert files(folder) == files(again)
-    for path in lora.adapted_paths(adapters):
-        assert loaded_config.rank_and_scaling(path) == config.rank_and_scaling(path)
     assert loaded_model.base is model.base and fingerprint(model.base) == before
 
 
@@ -157,9 +145,9 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
 
 
 def test_the_files_are_what_peft_expects(tmp_path):
-    model, config = random_model(TINY), LoraConfig(r=2, target_modules=("q_proj",))
-    adapters = trained_adapter(model, config, ("norm", "head"))
-    model = model._replace(source=Source("models/a base", "nf4", 64, "0f"))
+    config = LoraConfig(r=2, target_modules=("q_proj",))
+    adapters = trained_adapter(MODEL, config, ("norm", "head"))
+    model = MODEL._replace(source=Source("models/a base", "nf4", 64, "0f"))
     save_adapter(tmp_path, adapters, model, config, "bfloat16")
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
     with safetensors.safe_open(tmp_path / WEIGHTS, "numpy") as file:
@@ -180,25 +168,21 @@ def test_the_files_are_what_peft_expects(tmp_path):
     assert written == dict(sorted(written.items()))
 
 
-def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
-    model = random_model(TINY)
-    adapters, _ = adapted(model)
-    set_leaf(adapters, "model.norm.weight", np.ones(12, "f4"))
-    save_adapter(tmp_path, adapters, model, LoraConfig())
-    assert read_json(tmp_path / CONFIG)["modules_to_save"] == ["model.norm"]
-    assert_same_bits(load_adapter(tmp_path, model).adapters, adapters)
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
-    """As in PEFT: the head of a tied model keeps the frozen embedding."""
+    """As in PEFT: the head of a tied model keeps the frozen embedding.
+
+    Of the norms, only the last one is trained, so the file names modules one by one.
+    """
     model = random_model(replace(TINY, tie_word_embeddings=tied), ops=ops)
     embedding = model.base["model"]["embed_tokens"]["weight"]
     head = lm_head(model.base)
     untied = model._replace(base={**model.base, "lm_head": {"weight": head}})
     adapters, _ = adapted(model)
     set_leaf(adapters, "model.embed_tokens.weight", embedding[::-1].copy())
+    set_leaf(adapters, "model.norm.weight", np.ones(12, "f4"))
     save_adapter(tmp_path, adapters, untied, LoraConfig())
+    assert read_json(tmp_path / CONFIG)["modules_to_save"] == ["model.embed_tokens", "model.norm"]
     loaded, loaded_model, config = load_adapter(tmp_path, model)
     tokens = random_batch(TINY)["tokens"]
     expected = minilora.forward(adapters, untied, tokens)
@@ -222,12 +206,11 @@ sources = st.builds(
 @given(sources, sources)
 def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, now):
     """Another name is no warning, because a folder can be moved."""
-    folder, model = tmp_path_factory.mktemp("adapter"), random_model(TINY)
-    save_adapter(folder, adapted(model)[0], model._replace(source=then), LoraConfig())
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(folder, adapted(MODEL)[0], MODEL._replace(source=then), LoraConfig())
     assert read_source(folder) == (then if then.name else None)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        load_adapter(folder, model._replace(source=now))
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        load_adapter(folder, MODEL._replace(source=now))
     said = [str(warning.message) for warning in caught]
     both = then.name and now.name
     expected = []
@@ -243,16 +226,14 @@ def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, n
     assert all(text.startswith(line) for text, line in zip(said, expected))
 
 
-@pytest.mark.parametrize(("saved", "given", "message"), [
+@pytest.mark.parametrize("saved, given, message", [
     ({"method": "prompt", "num_virtual_tokens": 3}, {"method": "prompt"}, "(3, 12), not (16, 12)"),
-    ({"method": "vera", "vera_r": 3}, {"method": "vera", "vera_r": 4}, "has the shape"),
     ({"method": "norm"}, {"method": "bitfit"}, "does not belong here"),
-    ({"method": "ia3"}, {"method": "norm"}, "does not belong here"),
 ])  # fmt: skip
 def test_an_adapter_is_not_saved_as_another_one(tmp_path, saved, given, message):
-    adapters, model = get_peft_model(random_model(TINY), MethodConfig(**saved))
+    adapters, model = get_peft_model(MODEL, MethodConfig(**saved))
     pattern = f"^the adapter, as {given['method']}: tensor .*{re.escape(message)}"
-    with pytest.raises(InputError, match=pattern):
+    with refused(pattern):
         save_adapter(tmp_path, adapters, model, MethodConfig(**given))
     assert not os.listdir(tmp_path)
 
@@ -260,10 +241,10 @@ def test_an_adapter_is_not_saved_as_another_one(tmp_path, saved, given, message)
 @pytest.mark.parametrize("kind", ["pissa", "loftq"])
 def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     """Only its own adapter is loaded onto the weights of the files without a word."""
-    model = random_model(TINY)._replace(source=Source("tiny", digest="0f"))
+    model = MODEL._replace(source=Source("tiny", digest="0f"))
     started = get_peft_model(model, LoraConfig(init_lora_weights=kind), 0, "nf4", 16)
     save_adapter(tmp_path / "own", *started, LoraConfig(init_lora_weights=kind))
-    with pytest.raises(InputError, match="init_lora_weights True is not that of `model`"):
+    with refused("init_lora_weights True is not that of `model`"):
         save_adapter(tmp_path / "none", *started, LoraConfig())
     plain = model._replace(source=Source("tiny", "nf4", 16, "0f"))
     save_adapter(tmp_path / "plain", adapted(model)[0], plain, LoraConfig())
@@ -277,15 +258,15 @@ SOURCE = {
     "name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f", "compute_dtype": "float32",
 }  # fmt: skip
 MALFORMED = (
-    {"name": None}, {"scheme": 4}, {"block_size": "64"}, {"block_size": 1.5}, {"digest": []},
-    {"bits": 4}, {"compute_dtype": "float16"},
+    {"name": None}, {"scheme": 4}, {"block_size": 1.5}, {"digest": []}, {"bits": 4},
+    {"compute_dtype": "float16"},
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[" * 10**5, "null", "[1]", "{}", *(json.dumps(SOURCE | wrong) for wrong in MALFORMED)],
-    ids=range(5 + len(MALFORMED)),
+    ["", "[" * 10**5, "[1]", "{}", *(json.dumps(SOURCE | wrong) for wrong in MALFORMED)],
+    ids=range(4 + len(MALFORMED)),
 )
 def test_a_malformed_source_is_refused(folder, text):
     change_tensors(folder / WEIGHTS, dict, minilora_source=json.dumps(SOURCE))
@@ -297,10 +278,10 @@ def test_a_malformed_source_is_refused(folder, text):
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "train_config.toml"])
 def test_the_folder_of_a_run_is_not_changed(folder, name):
     saved(folder, r=2)  # a second time into a folder of its own
-    assert load_adapter(folder, random_model(TINY)).adapter_config.r == 2
+    assert load_adapter(folder, MODEL).adapter_config.r == 2
     (folder / name).write_text("of a run")
     before = files(folder)
-    with pytest.raises(InputError, match="already contains a run: choose another folder"):
+    with refused("already contains a run: choose another folder"):
         saved(folder, r=3)
     assert files(folder) == before
 
@@ -319,13 +300,13 @@ def everywhere(*names, r=8):
     """{path: r} of the projections with these names."""
     return {
         path.removesuffix(".weight"): r
-        for path, _ in named_leaves(random_base(TINY))
+        for path, _ in named_leaves(MODEL.base)
         if path.endswith(tuple(f"{name}.weight" for name in names))
     }
 
 
 @pytest.mark.parametrize(
-    ("fields", "paths"),
+    "fields, paths",
     [
         ({}, ["q_proj", "v_proj"]), ({"layers_to_transform": []}, ["q_proj", "v_proj"]),
         ({"layers_to_transform": 0}, [Q0, "0.self_attn.v_proj"]),
@@ -337,19 +318,19 @@ def everywhere(*names, r=8):
 def test_fields_that_are_absent_have_the_defaults_of_peft(tmp_path, fields, paths):
     ranks = everywhere(*paths)
     folder = write_folder(tmp_path / "a", ranks, **fields)
-    adapters, model, config = load_adapter(folder, random_model(TINY))
+    adapters, model, config = load_adapter(folder, MODEL)
     assert sorted(lora.adapted_paths(adapters)) == sorted(ranks) and config.r == 8
     save_adapter(tmp_path / "b", adapters, model, config)
     assert "nowhere" not in (read_json(tmp_path / "b" / CONFIG)["exclude_modules"] or "")
-    assert load_adapter(tmp_path / "b", random_model(TINY)).adapter_config == config
+    assert load_adapter(tmp_path / "b", MODEL).adapter_config == config
     node = get(adapters, Q0)
     assert node["lora_scaling"] == 1.0 and node["lora_dropout"] == 0.0
 
 
 @pytest.mark.parametrize(
-    ("pattern", "of_layer_0", "of_layer_1"),
+    "pattern, of_layer_0, of_layer_1",
     [
-        ({Q0: 3}, 3, 8), ({r"^model\.layers\.1\..*": 3}, 8, 3),
+        ({r"^model\.layers\.1\..*": 3}, 8, 3),
         ({r"layers.0.*q_proj": 3, "q_proj": 4}, 3, 4),
         ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
         ({"_proj": 3}, 8, 8),  # the end of a name is not a name
@@ -373,28 +354,23 @@ def folder(tmp_path):
     return saved(tmp_path / "adapter")
 
 
-def refusal(folder, model=None):
-    with pytest.raises(InputError) as caught:
-        load_adapter(folder, model or random_model(TINY))
+def refusal(folder, model=MODEL):
+    with refused() as caught:
+        load_adapter(folder, model)
     message = str(caught.value)
     assert "\n" not in message and str(folder) in message
     return message
 
 
-REFUSED = [
-    ("peft_type", "ADALORA"), ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"),
-    ("use_dora", "yes"), ("fan_in_fan_out", True), ("exclude_modules", "(v_proj"),
-    ("use_qalora", True), ("bias", "nonsense"), ("bias", None),
-    ("trainable_token_indices", [1]), ("init_lora_weights", "pissa_niter_4"),
-    ("a_field_of_tomorrow", "x"), ("r", 0), ("rank_pattern", ["q_proj"]),
+@pytest.mark.parametrize("name, value", [
+    ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"), ("use_dora", "yes"),
+    ("exclude_modules", "(v_proj"), ("bias", "nonsense"), ("bias", None),
+    ("init_lora_weights", "pissa_niter_4"), ("a_field_of_tomorrow", True), ("r", 0),
     ("rank_pattern", {"(": 4}), ("target_modules", ["q_proj", "nowhere"]),
-    ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["mlp"]),
-    ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"), ("modules_to_save", [5]),
+    ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["q_proj"]),
+    ("modules_to_save", "norm"), ("modules_to_save", [5]),
     *((name, None) for name in peft_format.NEVER_NULL),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "value"), REFUSED, ids=[f"{n} {v}"[:40] for n, v in REFUSED])
+])  # fmt: skip
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value):
     change_json(folder / CONFIG, **{name: value})
     message = refusal(folder).removeprefix(str(folder))
@@ -413,45 +389,40 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "name, value",
     [
         ("init_lora_weights", "gaussian"), ("revision", "main"),
-        ("auto_mapping", {"x": 1}), ("eva_config", {"rho": 2.0}), ("a_field_of_tomorrow", False),
-        ("another", None), ("layers_pattern", ["layers"]),
+        ("auto_mapping", {"x": 1}), ("eva_config", {"rho": 2.0}), ("layers_pattern", ["layers"]),
+        ("a_field_of_tomorrow", False), ("another", None),
         ("exclude_modules", "v_proj"),  # an expression that matches no whole path: PEFT warns
     ],
 )  # fmt: skip
 def test_a_field_that_changes_nothing_is_let_by(folder, name, value):
     change_json(folder / CONFIG, **{name: value})
-    load_adapter(folder, random_model(TINY))
+    load_adapter(folder, MODEL)
 
 
 def test_an_adapter_of_which_peft_trains_one_factor_is_warned_of(folder):
     change_json(folder / CONFIG, init_lora_weights="mica")
     with pytest.warns(UserWarning, match="PEFT trains only A of an adapter with .* 'mica'"):
-        load_adapter(folder, random_model(TINY))
+        load_adapter(folder, MODEL)
 
 
-BAD_TENSORS = {
-    "left over": lambda t: t | {KEY.replace("q_proj", "k_proj"): t[KEY]},
-    "NaN": lambda t: t[KEY].__setitem__((0, 0), np.nan),
-    "infinite": lambda t: t[KEY].__setitem__((0, 0), -np.inf),
-    "of DoRA": lambda t: t | {KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]},
-}
-
-
-@pytest.mark.parametrize("what", BAD_TENSORS)
-def test_a_tensor_that_does_not_fit_is_named(folder, what):
-    change_tensors(folder / WEIGHTS, BAD_TENSORS[what])
+@pytest.mark.parametrize("change", [
+    lambda t: t[KEY].__setitem__((0, 0), -np.inf),
+    lambda t: t | {KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]},
+], ids=["not finite", "left over"])  # fmt: skip
+def test_a_tensor_that_does_not_fit_is_named(folder, change):
+    change_tensors(folder / WEIGHTS, change)
     message = refusal(folder)
-    assert f"{Q0.removesuffix('q_proj')}" in message and "adapter_model.safetensors" in message
+    assert Q0 in message and WEIGHTS in message
 
 
 def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     """b = b₀ + (α/r)·b_B has to be a float32 number: no warning, and no infinite bias."""
-    model, config = random_model(TINY), LoraConfig(lora_alpha=8)
-    adapters = trained_adapter(model, config, ("bias",))
-    save_adapter(tmp_path, adapters, model, config)
+    config = LoraConfig(lora_alpha=8)
+    adapters = trained_adapter(MODEL, config, ("bias",))
+    save_adapter(tmp_path, adapters, MODEL, config)
     key = KEY.replace("lora_A.weight", "lora_B.bias")
     change_tensors(tmp_path / WEIGHTS, lambda t: t | {key: np.full_like(t[key], 3e38)})
     change_json(tmp_path / CONFIG, lora_alpha=80)
@@ -466,14 +437,7 @@ def test_an_adapter_of_another_base_is_refused(folder):
 
 
 def test_a_pickle_is_never_opened(folder):
-    class Bomb:
-        def __reduce__(self):
-            return os.abort, ()
-
-    import pickle
-
-    (folder / WEIGHTS).unlink()
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     assert "has only adapter_model.bin, a pickle" in refusal(folder)
 
 
@@ -498,10 +462,10 @@ def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
 
     change_tensors(folder / WEIGHTS, lambda tensors: zero(tensors, "v_proj"))
     with warnings.catch_warnings(action="error"):
-        load_adapter(folder, random_model(TINY))
+        load_adapter(folder, MODEL)
     change_tensors(folder / WEIGHTS, zero)
     with pytest.warns() as caught:
-        load_adapter(folder, random_model(TINY))
+        load_adapter(folder, MODEL)
     (warning,) = caught
     said = f"{folder / WEIGHTS}: every {names[-1]} is zero"
     assert str(warning.message).startswith(said)
@@ -515,22 +479,19 @@ UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
 
 
 def test_saving_refuses_what_the_format_would_lose(tmp_path):
-    model = random_model(TINY)
-    adapters, _ = adapted(model)
+    adapters, _ = adapted(MODEL)
     others = ({"r": 4}, {"lora_alpha": 3}, {"lora_dropout": 0.5}, {"target_modules": ("q_proj",)})
-    cases = [(adapters, LoraConfig(**fields), "LoraConfig") for fields in others]
-    cases += [(adapters, LoraConfig(init_lora_weights=start), start) for start in INITIALIZERS]
+    cases = [(adapters, MODEL, LoraConfig(**fields), "LoraConfig") for fields in others]
+    cases.append((adapters, MODEL, LoraConfig(init_lora_weights="loftq"), "loftq"))
     for path, (w, says) in UNSAVABLE.items():
-        changed = unflatten({**flatten(adapters), path: w})
-        cases.append((changed, LoraConfig(), says))
-    cases = [(tree, model, config, says) for tree, config, says in cases]
+        cases.append((overlay(adapters, unflatten({path: w})), MODEL, LoraConfig(), says))
     for fields in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
         config = LoraConfig(**fields)
-        tree, changed = get_peft_model(model, config)
+        tree, changed = get_peft_model(MODEL, config)
         tree = also_train(tree, changed.base, ("bias",))
         cases.append((tree, changed, config, "cannot hold trained biases of DoRA or PiSSA"))
     for tree, base, config, says in cases:
-        with pytest.raises(InputError, match=re.escape(says)):
+        with refused(re.escape(says)):
             save_adapter(tmp_path / "a", tree, base, config, "float16")
         assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
 
@@ -546,7 +507,7 @@ def random_state(seed, optimizer, best):
         w = rng.integers(0, 2**32, w.shape, dtype=np.uint32).view("f4")
         return np.where(np.isfinite(w), w, np.float32(-0.0))
 
-    like, _ = adapted(random_model(TINY))
+    like, _ = adapted(MODEL)
     state = start(like, TrainConfig(optimizer=optimizer))
     moments = state.moments | tree_map(any_bits, averages(state.moments))
     if best.step:
@@ -577,16 +538,6 @@ def test_a_state_comes_back_bit_for_bit(
     assert os.listdir(path.parent) == ["state"]
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "other", "tree"), [("adamw", "muon", "m"), ("muon", "adamw", "momentum")]
-)
-def test_a_state_of_another_optimizer_is_refused(tmp_path, optimizer, other, tree):
-    state = random_state(0, optimizer, Best())
-    save_state(tmp_path / "state", state, FACTS)
-    with pytest.raises(InputError, match=rf"tensor {tree}\.model\.\S* does not belong"):
-        load_state(tmp_path / "state", state.adapters, other)
-
-
 NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}
 NO_NUMBERS = (
     "[1]", "{", "null", "{}", '{"state": {}}', json.dumps({"state": NUMBERS}),
@@ -603,19 +554,20 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
     path, state = tmp_path / "state", random_state(0, "adamw", Best())
     save_state(path, state, FACTS)
 
-    def refused(path):
-        with pytest.raises(InputError, match=re.escape(str(path))) as caught:
-            load_state(path, state.adapters)
+    def complaint(path, optimizer="adamw"):
+        with refused(re.escape(str(path))) as caught:
+            load_state(path, state.adapters, optimizer)
         return str(caught.value)
 
+    assert re.search(r"tensor m\.model\.\S* does not belong", complaint(path, "muon"))
     key = f"v.{Q0}.lora_A"
     for w in (np.ones((3, 2), "f4"), np.full((8, 12), np.inf, "f4")):
         change_tensors(path, lambda tensors, w=w: tensors | {key: w})
-        assert key in refused(path)
+        assert key in complaint(path)
     change_tensors(path, lambda tensors: without(tensors, "history"))
-    assert "has no tensor history: train again" in refused(path)
+    assert "has no tensor history: train again" in complaint(path)
     for text in NO_NUMBERS:
         change_tensors(path, dict, **{RUN: text})
-        assert "not a checkpoint" in refused(path)
-    assert "not a checkpoint" in refused(folder / WEIGHTS)
-    assert "cannot be read" in refused(tmp_path / "nowhere")
+        assert "not a checkpoint" in complaint(path)
+    assert "not a checkpoint" in complaint(folder / WEIGHTS)
+    assert "cannot be read" in complaint(tmp_path / "nowhere")

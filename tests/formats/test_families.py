@@ -8,6 +8,7 @@ import numpy as np
 import phi3
 import pytest
 import safetensors.numpy
+from outcomes import refused
 from toy_models import (
     CONFIG,
     FULL,
@@ -54,7 +55,6 @@ CASES = [
         {"sliding_window": 3, "layer_types": (SLIDING, FULL)},
     ),
     ("mistral", {}, (), {"sliding_window": 4096}),  # the default of transformers
-    ("qwen2", {}, QKV, {}),
     ("qwen2", WINDOW, QKV, {"sliding_window": 3, "layer_types": (SLIDING, SLIDING)}),
     ("qwen2", WINDOW | {"use_sliding_window": False}, QKV, {}),
     ("qwen2", WINDOW | {"max_window_layers": 2}, QKV, {}),  # of two layers
@@ -80,7 +80,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "fields", "biased", "expected"), CASES)
+@pytest.mark.parametrize("kind, fields, biased, expected", CASES)
 def test_a_folder_of_each_type_both_ways(tmp_path, kind, fields, biased, expected):
     expected = replace(CONFIG, model_type=kind, rms_norm_eps=1e-5, **expected)
     w = leaves(expected, biased=biased)
@@ -135,27 +135,16 @@ def test_a_family_that_joins_tensors_splits_and_joins_them(tmp_path, monkeypatch
     save_pretrained(tmp_path / "out", model)
     written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert_same(unflatten(written), as_phi3(leaves()))
-    with pytest.raises(
-        InputError, match=r"^model.*q_proj.weight is quantized, and a quantized phi"
-    ):
+    with refused(r"^model.*q_proj.weight is quantized, and a quantized phi"):
         save_quantized(tmp_path / "q", quantize(model, "nf4"))
     assert not (tmp_path / "q").exists()
-
-
-@pytest.mark.parametrize("shape", [(63, 32), (64, 31)])
-def test_a_joined_tensor_of_the_wrong_shape_is_named(tmp_path, monkeypatch, shape):
-    monkeypatch.setitem(FAMILIES, "phi3", phi3.FAMILY)
-    name = "model.layers.1.self_attn.qkv_proj.weight"
-    w = as_phi3(leaves()) | {name: np.zeros(shape, np.float32)}
-    with pytest.raises(InputError, match=rf"tensor {name} has the shape .*, not \(64, 32\)$"):
-        load(folder(tmp_path, w, model_type="phi3"))
 
 
 TYPES = "layer_types must name sliding_attention or full_attention for each of 2 layers"
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "message"),
+    "kind, changes, message",
     [
         ("qwen3", {**WINDOW, "layer_types": [SLIDING, "full"]}, TYPES),
         ("qwen3", {**WINDOW, "layer_types": [SLIDING]}, TYPES),
@@ -197,7 +186,7 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
 def test_what_is_refused_by_name(tmp_path, kind, changes, message):
     path = folder(tmp_path, model_type=kind, **OF_GEMMA if kind == "gemma3_text" else {})
     change_json(path / "config.json", **changes)
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         load(path)
 
 
@@ -211,7 +200,7 @@ def test_no_other_type_is_written_that_lacks_a_setting(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "scaled", scaled)
     config = replace(CONFIG, model_type="scaled", embedding_scale=12.0)
     bias = {"model.layers.0.mlp.down_proj.bias": np.ones(32, np.float32)}
-    with pytest.raises(InputError, match=r"no model_type .* has biases of down_proj"):
+    with refused(r"no model_type .* has biases of down_proj"):
         save_pretrained(tmp_path / "out", toy_model(config, bias))
     # with a scale of 1, it is a Llama
     save_pretrained(tmp_path / "out", toy_model(replace(config, embedding_scale=1.0), bias))
@@ -237,7 +226,7 @@ def test_a_folder_has_all_settings_of_its_model(tmp_path, kind, fields):
 
 
 @pytest.mark.parametrize(
-    ("kind", "window", "trained", "written"),
+    "kind, window, trained, written",
     [
         ("llama", None, "self_attn.q_proj", "llama"),
         ("qwen2", None, "self_attn.o_proj", "llama"),  # which has biases on all four
@@ -248,17 +237,15 @@ def test_a_folder_has_all_settings_of_its_model(tmp_path, kind, fields):
 )
 def test_a_trained_bias_can_change_the_type(tmp_path, kind, window, trained, written):
     """All projections that have one in this type get one: zero in the others."""
-    qk_norm = kind == "qwen3"
     words = tiny()
     config = replace(
-        CONFIG, model_type=kind, sliding_window=window, qk_norm=qk_norm, vocab_size=words.vocab_size
-    )
+        CONFIG, model_type=kind, sliding_window=window, vocab_size=words.vocab_size,
+        qk_norm=kind == "qwen3",
+    )  # fmt: skip
     bias = {f"model.layers.0.{trained}.bias": np.ones(32, np.float32)}
     model = toy_model(config, bias, biased=QKV if kind == "qwen2" else ())
     if written is None:
-        with pytest.raises(
-            InputError, match=r"no model_type .* has biases of \w+, .* --also-train"
-        ):
+        with refused(r"no model_type .* has biases of \w+, .* --also-train"):
             save_pretrained(tmp_path / "out", model)
         return
     says = f"out is written as {written}, .*, AutoTokenizer may choose"

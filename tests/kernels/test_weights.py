@@ -1,27 +1,21 @@
 """Frozen weights in a storage that the kernels do not know: they need only `dequantize`."""
 
-from dataclasses import dataclass
-
 import numpy as np
-from models import TINY, random_base, random_examples
+from models import TINY, fingerprint, random_base, random_examples
 
 import minilora
 from minilora import LoraConfig, Model, kernels
 from minilora.batching import collate
 from minilora.layers import value_and_grad
 from minilora.quant.schemes import is_projection
-from minilora.tree import flatten, named_leaves, unflatten
+from minilora.tree import flatten, unflatten
 
 
-@dataclass(frozen=True, eq=False)
 class Halves:
     """A matrix of float16."""
 
-    halves: np.ndarray
-
-    @property
-    def shape(self):
-        return self.halves.shape
+    def __init__(self, w):
+        self.halves, self.shape = w.astype("f2"), w.shape
 
     def dequantize(self):
         return self.halves.astype(np.float32)
@@ -30,7 +24,7 @@ class Halves:
 def test_another_storage_needs_only_dequantize():
     """Forward pass, gradient, generation and merging equal those of the dequantized base."""
     leaves = flatten(random_base(TINY))
-    stored = {p: Halves(w.astype("f2")) for p, w in leaves.items() if is_projection(p)}
+    stored = {p: Halves(w) for p, w in leaves.items() if is_projection(p)}
     dense = {path: w.dequantize() for path, w in stored.items()}
     batch = collate([[example] for example in random_examples(TINY, 3)])
     found = []
@@ -39,7 +33,6 @@ def test_another_storage_needs_only_dequantize():
         adapters, model = minilora.get_peft_model(model, LoraConfig(init_lora_weights=True), 0)
         loss, grads = value_and_grad(minilora.loss)(adapters, model, batch)
         ids = list(minilora.generate(adapters, model, [1, 2], max_tokens=4))
-        merged = minilora.merge(adapters, model)
-        arrays = [leaf.tobytes() for tree in (grads, merged.base) for _, leaf in named_leaves(tree)]
-        found.append((float(loss), ids, arrays))
+        merged = minilora.merge(adapters, model).base
+        found.append((float(loss), ids, fingerprint(grads), fingerprint(merged)))
     assert found[0] == found[1]

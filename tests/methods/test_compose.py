@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from models import (
     TINY,
     adapted,
+    assert_near,
     bits,
     configs,
     fingerprint,
@@ -20,10 +21,12 @@ from models import (
     read_only,
     seeds,
 )
+from numpy.testing import assert_allclose
+from outcomes import refused
 
 import minilora
 from minilora import layers
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
+from minilora.config import ALL_LINEAR, LoraConfig, TrainConfig
 from minilora.evaluation.memory import nbytes
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.kernels import fused
@@ -113,7 +116,7 @@ def test_a_method_upon_a_stack_acts_on_the_merged_weight(name):
     adapters = moved(adapters, lambda w: np.float32(w + rng.standard_normal(w.shape)))
     ours = minilora.forward(adapters, stacked, TOKENS)
     expected = minilora.forward(adapters, minilora.merge({}, stacked), TOKENS)
-    np.testing.assert_allclose(ours, expected, atol=3e-5 * np.abs(expected).max())
+    assert_near(ours, expected, 3e-5)
 
 
 @EVERY_BASE
@@ -129,7 +132,7 @@ def test_a_stack_of_three_merges(scheme):
     # the bound of test_lora's merged model, with three updates of rank 4 on a projection
     bound = 2 * 4 * (12 + 12) * U32 * 10 * np.abs(apart).max()
     together = minilora.forward({}, merged, TOKENS)
-    np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
+    assert_allclose(together, apart, rtol=0, atol=bound)
 
 
 # --------------------------------------------------------------------------- an adapter a row
@@ -164,7 +167,7 @@ def test_concatenated_ranks_are_the_exact_sum_and_are_saved(tmp_path):
     assert ours.keys() == exact.keys() == errors.keys()
     for path, dw in exact.items():
         # the product w·s·B is rounded to float32
-        np.testing.assert_allclose(ours[path], dw, rtol=0, atol=4 * U32 * np.abs(dw).max())
+        assert_near(ours[path], dw, 4 * U32)
         rank = {"q_proj": 5, "up_proj": 2, "down_proj": 3}[path.rpartition(".")[2]]
         assert len(get(adapters, path)["lora_A"]) == rank
         assert errors[path] <= 4 * U32
@@ -200,7 +203,7 @@ def test_linear_is_no_average():
         adapters, errors = compose.combine([one] * len(weights), weights, "linear")
         for path, dw in deltas(adapters).items():
             # A and B have a square root and a rounding each, of 2⁻²⁴ of themselves
-            np.testing.assert_allclose(dw, exact[path], atol=1e-6 * np.abs(exact[path]).max())
+            assert_near(dw, exact[path], 1e-6)
             assert errors[path] == pytest.approx(len(weights) - 1, abs=1e-6)
 
 
@@ -236,8 +239,12 @@ def test_all_prompts_can_share_an_adapter_of_any_method(name):
     found = minilora.generate_batch([adapters] * 3, model, prompts, max_tokens=5)
     assert found == [list(minilora.generate(adapters, model, p, max_tokens=5)) for p in prompts]
     if name != "lora":
-        with pytest.raises(InputError, match="is no low-rank factor"):
+        with refused("is no low-rank factor"):
             minilora.generate_batch([adapters, {}], model, prompts[:2])
+
+
+def of_rows(*rows):
+    return several.per_row(three(MODEL), rows)
 
 
 def combined(kind="cat", r=None, weight=1):
@@ -248,9 +255,8 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
 
 
 @pytest.mark.parametrize(
-    ("message", "call"),
+    "message, call",
     [
-        ("pissa needs the model that came", lambda: minilora.forward(PISSA, MODEL, TOKENS)),
         ("pissa needs the model that came", lambda: several.stack(PISSA, MODEL)),
         ("have a base of their own", lambda: several.per_row([{}, PISSA], [0, 1])),
         ("need as many adapters", lambda: minilora.generate_batch([{}], MODEL, [[1], [2]])),
@@ -261,22 +267,22 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
         ),
         (
             r"q_proj\.rows_A.* cannot be merged",
-            lambda: minilora.merge(several.per_row(three(MODEL), [0, 1]), MODEL),
+            lambda: minilora.merge(of_rows(0, 1), MODEL),
         ),
         (
             "`per_row` are for one batch",
-            lambda: minilora.train(several.per_row(three(MODEL), [0]), MODEL, [], TrainConfig()),
+            lambda: minilora.train(of_rows(0), MODEL, [], TrainConfig()),
         ),
         (
             "`per_row` are for one batch",
-            lambda: minilora.evaluate(several.per_row(three(MODEL), [0, 1]), MODEL, []),
+            lambda: minilora.evaluate(of_rows(0, 1), MODEL, []),
         ),
-        ("`rows` has -1: .* 0 to 2", lambda: several.per_row(three(MODEL), [0, -1])),
-        ("`rows` has 3: .* 0 to 2", lambda: several.per_row(three(MODEL), [3])),
-        ("`rows` has True: .* 0 to 2", lambda: several.per_row(three(MODEL), [True, False])),
+        ("`rows` has -1: .* 0 to 2", lambda: of_rows(0, -1)),
+        ("`rows` has 3: .* 0 to 2", lambda: of_rows(3)),
+        ("`rows` has True: .* 0 to 2", lambda: of_rows(True, False)),
         (
             "`rows` has 1 numbers for a batch of 2 rows",
-            lambda: minilora.forward(several.per_row(three(MODEL), [1]), MODEL, [[1], [2]]),
+            lambda: minilora.forward(of_rows(1), MODEL, [[1], [2]]),
         ),
         ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
         ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
@@ -290,5 +296,5 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
     ],
 )  # fmt: skip
 def test_what_is_refused(message, call):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         call()

@@ -6,6 +6,7 @@ from arrays import KINDS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from models import seeds
+from numpy.testing import assert_allclose, assert_array_equal
 
 from minilora.kernels.weights import dense, matmul, matvec
 from minilora.lessons.helpers import llm_int8
@@ -25,8 +26,8 @@ def test_any_matrix(seed, kind, shape):
     # half of absmax/127; three operations are rounded before the code is chosen, two after it
     absmax = np.abs(w).max(axis=1, keepdims=True).astype(np.float64)
     assert (np.abs(back.astype(np.float64) - w) <= absmax * (0.5 / 127 + 5 * EPS)).all()
-    np.testing.assert_array_equal(int8.quantize(back).codes, q.codes)
-    np.testing.assert_array_equal(dense(q), back)  # the compiled loop
+    assert_array_equal(int8.quantize(back).codes, q.codes)
+    assert_array_equal(dense(q), back)  # the compiled loop
     x = weights("normal", (1, shape[1]), seed + 1)[0]
     exact = q.codes * (q.absmax[:, None].astype(np.float64) / 127)
     # Each product and sum has a rounding, the scales two. What is below float32's range is zero.
@@ -55,12 +56,12 @@ def test_the_integer_product_is_exact(width):
     codes = np.random.default_rng(width).integers(-127, 128, (7, width)).astype(np.int8)
     codes[0] = 127  # the largest sum
     expected = codes.astype(np.int64) @ codes.astype(np.int64).T
-    np.testing.assert_array_equal(llm_int8.integer_product(codes, codes), expected)
+    assert_array_equal(llm_int8.integer_product(codes, codes), expected)
     assert llm_int8.EXACT * 127**2 < 2**24 <= (llm_int8.EXACT + 1) * 127**2
 
 
 def test_a_value_at_the_threshold_is_an_outlier():
     q = int8.quantize(np.eye(2, dtype=np.float32))
     x = np.array([[6.0, 0.011], [0.0, 0.017]], np.float32)  # 0.011 / 6 · 127 would round to 0
-    np.testing.assert_allclose(llm_int8.matmul(x, q), x, rtol=4 * EPS)
+    assert_allclose(llm_int8.matmul(x, q), x, rtol=4 * EPS)
     assert llm_int8.matmul(x, q, threshold=np.nextafter(np.float32(6), np.float32(7)))[0, 1] == 0
