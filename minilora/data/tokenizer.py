@@ -62,6 +62,8 @@ class PretrainedTokenizer:
     source: str  # its file, for messages
     chat_date: str | None = None  # the date for chat templates, YYYY-MM-DD; None: today
     for_tools: str | None = None  # the chat template of rows with tools, if it is another one
+    padding: dict | None = None  # of a batch, in tokenizer.json, for writing
+    truncation: dict | None = None
 
     @property
     def vocab_size(self):

@@ -7,8 +7,9 @@ the vocabulary and the merges. Other tokenizers need a Hugging Face folder.
 from ..config import NON_NEGATIVE_INT, InputError
 from ..data.tokenizer import PretrainedTokenizer, library, one_error
 from .fields import number
-from .files import errors_in
+from .files import errors_in, warn_of_unread
 from .gguf_file import unsupported
+from .hf_tokenizer import other_templates
 
 # token types of GGUF
 NORMAL = 1
@@ -20,6 +21,7 @@ SUPPORTED: dict = {
     "tokenizer.ggml.add_bos_token": [None, False],
     "tokenizer.ggml.add_eos_token": [None, False],
 }
+TEMPLATE = "tokenizer.chat_template"  # the default; others have their name after a dot
 ID_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -40,17 +42,31 @@ def from_metadata(path, metadata):
         tokens = metadata["tokenizer.ggml.tokens"]
         special = {name: tokens[metadata[key]] for name, key in ID_KEYS.items() if key in metadata}
         eos = number(metadata, ID_KEYS["eos_token"], NON_NEGATIVE_INT)
-        template = metadata.get("tokenizer.chat_template")
-        if not isinstance(template, str | None):
-            raise InputError("tokenizer.chat_template must be text")
+        keys = [key for key in metadata if f"{key}.".startswith(f"{TEMPLATE}.")]
+        for key in keys:
+            if not isinstance(metadata[key], str):
+                raise InputError(f"{key} must be text")
+        if keys and TEMPLATE not in keys:
+            raise unsupported("a file of chat templates without a default")
+        names = (key.removeprefix(TEMPLATE).removeprefix(".") for key in keys)
+        templates = {name or "default": metadata[key] for name, key in zip(names, keys)}
         with one_error("its tokenizer is broken"):
             backend = _byte_level(metadata, tokens)
+    warn_of_unread(path, other_templates(templates), "`default` and `tool_use` are read")
     settings = special | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": metadata.get("llama.context_length"),
         "clean_up_tokenization_spaces": False,
     }
-    return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
+    return PretrainedTokenizer(
+        backend,
+        eos,
+        special,
+        templates.get("default"),
+        settings,
+        str(path),
+        for_tools=templates.get("tool_use"),
+    )
 
 
 def _byte_level(metadata, tokens):

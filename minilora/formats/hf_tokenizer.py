@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from copy import deepcopy
 
 from ..config import InputError
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
@@ -20,7 +21,7 @@ EXTRA = "extra_special_tokens"
 READ = ("added_tokens_decoder", "additional_special_tokens", EXTRA, "chat_template")
 # without effect on the tokens here, as names that begin with _, and as False (but do_lower_case)
 NEUTRAL = (
-    "auto_map", "backend", "clean_up_tokenization_spaces", "errors", "is_local", "legacy",
+    "add_prefix_space", "backend", "clean_up_tokenization_spaces", "errors", "is_local", "legacy",
     "local_files_only", "max_length", "merges_file", "model_input_names", "model_max_length",
     "name_or_path", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "processor_class",
     "sp_model_kwargs", "special_tokens_map_file", "stride", "tokenizer_class", "tokenizer_file",
@@ -28,13 +29,22 @@ NEUTRAL = (
     "use_fast", "vocab_file", "vocab_size",
 )  # fmt: skip
 
-# what transformers 5 builds from the vocabulary for a class: the types of normalizer and
-# pre-tokenizers; other classes read tokenizer.json
-BUILT = {
-    "LlamaTokenizer": ["Metaspace"], "CodeLlamaTokenizer": ["Metaspace"],
-    "GPT2Tokenizer": ["ByteLevel"], "GemmaTokenizer": ["Replace", "Split"],
-    "Qwen2Tokenizer": ["NFC", "Split", "ByteLevel"],
-}  # fmt: skip
+READERS = ("", "PreTrainedTokenizer", "TokenizersBackend")  # classes that read tokenizer.json
+END = "<|endoftext|>"
+# classes that transformers 5 builds anew, as `steps_of_class` says, from the vocabulary, the merges
+# and the added tokens: {class: its special tokens, unless the settings have others}
+REBUILT: dict = {
+    "GPT2Tokenizer": {"bos_token": END, "eos_token": END, "unk_token": END, "pad_token": None},
+    "Qwen2Tokenizer": {"eos_token": END, "unk_token": END, "pad_token": END},
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GemmaTokenizer": {
+        f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")
+    },
+}
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def from_folder(folder, eos_token_id=None, model_type=""):
@@ -45,29 +55,41 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     """
     path = folder / "tokenizer.json"
     backend = read_backend(path)
+    padding = backend.padding  # of a batch; kept for writing
+    truncation = backend.truncation
+    backend.no_padding()
+    backend.no_truncation()
     config = folder / "tokenizer_config.json"
     settings = read_json(config, {})
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
-    name = class_of_transformers(settings, model_type)
-    here = [*types(backend.normalizer), *types(backend.pre_tokenizer)]
-    is_llama3 = name == "LlamaTokenizer" and "ByteLevel" in here  # AutoTokenizer reads the file
-    if here != BUILT.get(name, here) and not is_llama3:
-        what = f"{path}: the {name} of AutoTokenizer has other steps, and may make other tokens"
-        warnings.warn(f"{what}: PreTrainedTokenizerFast reads the file as it is", stacklevel=4)
-    added = {}
-    if "added_tokens_decoder" not in settings:  # with it, transformers does not read these files
+    name = class_of_transformers(settings, model_type, path)
+    in_file: dict = {}
+    added = settings.get("added_tokens_decoder") or {}
+    if "added_tokens_decoder" not in settings:  # with it, transformers does not read these
         settings |= read_special_map(folder, settings)
-        added = read_json(folder / ADDED, {})
+        in_file = added_tokens(backend)
+        added = read_added(folder, in_file)
+    defaults = {"pad_token": padding["pad_token"]} if padding else {}
+    defaults |= REBUILT.get(name, {})
+    of_class = defaults | settings
+    unknown = [key for key, text in defaults.items() if text and not has(backend, text)]
+    settings = without(defaults, *unknown) | settings
     with errors_in(config):
         special = _add_tokens(backend, settings, added)
+        _check_ids(backend, added)
+        found = differences(backend, name, of_class, in_file | added)
+        found += [key for key in unknown if key not in settings]
         eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
         if eos is None:
             raise InputError("it names no eos_token")
         templates = _templates(folder, settings)
-    others = [f"the chat template {name}" for name in templates.keys() - {"default", "tool_use"}]
-    warn_of_unread(folder, sorted(others), "`default` and `tool_use` are read")
+    warn_of_unread(folder, other_templates(templates), "`default` and `tool_use` are read")
+    if found:
+        what = f"the {name or 'class'} of AutoTokenizer may make other tokens"
+        text = f"{what} ({', '.join(found)}): PreTrainedTokenizerFast reads the file as it is"
+        warnings.warn(str(InputError(f"{path}: {text}")), stacklevel=4)
     return PretrainedTokenizer(
         backend,
         eos,
@@ -76,6 +98,8 @@ def from_folder(folder, eos_token_id=None, model_type=""):
         settings | special,
         str(path),
         for_tools=templates.get("tool_use"),
+        padding=padding,
+        truncation=truncation,
     )
 
 
@@ -92,14 +116,12 @@ def read_backend(path):
         backend = library("tokenizers").Tokenizer.from_str(text)
     if getattr(backend.model, "dropout", None):
         raise InputError(f"{path}: dropout makes the tokens random: set it to null")
-    backend.no_padding()
-    backend.no_truncation()
     return backend
 
 
 def read_special_map(folder, settings):
     """Return what special_tokens_map.json adds to the settings, joined as in transformers."""
-    kept = {"additional_special_tokens"} & settings.keys()
+    kept = () if settings.get(EXTRA) else {"additional_special_tokens"} & settings.keys()
     mapped = without(read_json(folder / SPECIAL_MAP, {}), *kept)
     own = settings.get(EXTRA) or settings.get("additional_special_tokens")
     more = mapped.get(EXTRA)
@@ -109,28 +131,100 @@ def read_special_map(folder, settings):
     return mapped
 
 
-def class_of_transformers(settings, model_type):
+def read_added(folder, in_file):
+    """Return {id: fields} of the tokens in added_tokens.json that tokenizer.json lacks."""
+    known = {token["content"] for token in in_file.values()}
+    added = read_json(folder / ADDED, {})
+    return {str(i): {"content": text} for text, i in added.items() if text not in known}
+
+
+def class_of_transformers(settings, model_type, path):
     """Return the name of the class that AutoTokenizer of transformers 5 takes, or ""."""
     if model_type == "qwen2":
         return "Qwen2Tokenizer"
     if model_type == "mistral":
         return ""
     default = {"qwen3": "Qwen2Tokenizer", "gemma3_text": "GemmaTokenizer"}.get(model_type)
-    return str(settings.get("tokenizer_class") or default or "").removesuffix("Fast")
+    name = str(settings.get("tokenizer_class") or default or "").removesuffix("Fast")
+    is_llama3 = name == "LlamaTokenizer" and '"ByteLevel"' in read_text(path)
+    return "" if is_llama3 else name
 
 
-def types(component):
-    """Return the types of the steps of a normalizer or a list of pre-tokenizers; [] of None."""
+def steps_of_class(name, settings):
+    """Return (normalizer, pre-tokenizer, fields of the BPE) that transformers 5 gives a class."""
+    tk = library("tokenizers")
+    steps = tk.pre_tokenizers
+    space = settings.get("add_prefix_space")
+    if name == "GPT2Tokenizer":
+        return None, steps.ByteLevel(add_prefix_space=bool(space)), {}
+    if name == "Qwen2Tokenizer":
+        words = steps.Split(tk.Regex(QWEN2), "isolated")
+        symbols = steps.ByteLevel(add_prefix_space=bool(space), use_regex=False)
+        return tk.normalizers.NFC(), steps.Sequence([words, symbols]), {}
+    fields: dict = {"byte_fallback": True, "fuse_unk": True}
+    if name == "LlamaTokenizer":
+        scheme = "always" if settings.get("legacy") else "first"
+        if space is not None and not space:
+            scheme = "never"
+        return None, steps.Metaspace(prepend_scheme=scheme, split=False), fields
+    fields["unk_token"] = str(settings["unk_token"])
+    return tk.normalizers.Replace(" ", "▁"), steps.Split(" ", "merged_with_previous"), fields
+
+
+def differences(backend, name, settings, added):
+    """Return the parts in which the tokenizer that transformers 5 builds for a class differs.
+
+    settings: with the special tokens of the class. added: {id: fields} of the added tokens that
+    transformers reads.
+    """
+    if name in READERS:
+        return []
+    if name not in REBUILT:
+        return ["a class of its own"]
+    tk = library("tokenizers")
+    rebuilt = tk.Tokenizer(backend.model)  # the same vocabulary
+    special = _add_tokens(rebuilt, settings, added)
+    normalizer, pre_tokenizer, fields = steps_of_class(name, settings | special)
+    if name == "Qwen2Tokenizer":  # it resets flags such as lstrip
+        tokens = rebuilt.get_added_tokens_decoder().values()
+        rebuilt.add_special_tokens([token.content for token in tokens if token.special])
+    alphabet = tk.pre_tokenizers.ByteLevel.alphabet()
+    if "byte_fallback" in fields:
+        alphabet = [f"<0x{i:02X}>" for i in range(256)]
+    names = ["ignore_merges", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"]
+    if not all(has(backend.model, symbol) for symbol in alphabet):
+        names += ["unk_token", "fuse_unk"]  # else no token is unknown
+    models = backend.model, tk.models.BPE({}, [], **fields)
+    parts = {
+        "normalizer": (states(backend.normalizer), states(normalizer)),
+        "pre_tokenizer": (states(backend.pre_tokenizer), states(pre_tokenizer)),
+        "model": [(type(m), *(getattr(m, name, None) or None for name in names)) for m in models],
+        "added_tokens": (added_tokens(backend), added_tokens(rebuilt)),
+    }
+    return [part for part, (here, there) in parts.items() if here != there]
+
+
+def has(vocabulary, text):
+    """Return whether a token of a tokenizer or of its model is this text."""
+    return vocabulary.token_to_id(text) is not None
+
+
+def states(component):
+    """Return the steps of a normalizer or a pre-tokenizer, with what decides on the tokens."""
     state = json.loads(component.__getstate__()) if component else {}
     steps = state.get("normalizers") or state.get("pretokenizers") or [state]
-    return [step["type"] for step in steps if step]
+    return [without(step, "trim_offsets") for step in steps if step]
+
+
+def added_tokens(backend):
+    """Return {id: fields} of the added tokens, as in tokenizer_config.json."""
+    tokens = backend.get_added_tokens_decoder()
+    return {str(i): token.__getstate__() for i, token in tokens.items()}
 
 
 def unread_settings(settings):
     """Return the names in tokenizer_config.json that may change the tokens and are not read."""
     known = [*READ, *NEUTRAL, *(settings.get(EXTRA) or ())]  # `save` writes these
-    if "Llama" in str(settings.get("tokenizer_class")):
-        known.append("add_prefix_space")  # Llama's has one anyway
     return [
         name
         for name, value in settings.items()
@@ -144,7 +238,7 @@ def unread_settings(settings):
 def _add_tokens(backend, settings, added):
     """Add the tokens that tokenizer.json lacks; return {name: text} of the special tokens.
 
-    added: {text: id}, of added_tokens.json. The order is that of transformers. It adds special
+    added: {id: fields} of tokens with an id. The order is that of transformers. It adds special
     tokens of the vocabulary too, so that they are found in a text before it is split.
     """
     named = {
@@ -160,27 +254,30 @@ def _add_tokens(backend, settings, added):
     special = {name: _text(name, value) for name, value in named.items()}
     texts = [*special.values(), *(_text("a special token", value) for value in extra)]
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    tokens: list = []  # added together: for Gemma's 6,000, one by one takes ten seconds
 
     def add(text, fields):
         fields = without(fields, "__type", "content") if isinstance(fields, dict) else {}
         fields["special"] = fields.get("special", False) or text in texts
-        backend.add_tokens([library("tokenizers").AddedToken(text, **fields)])
+        tokens.append(library("tokenizers").AddedToken(text, **fields))
         known.add(text)
 
-    tokens = settings.get("added_tokens_decoder") or {
-        i: {"content": text} for text, i in added.items() if text not in known
-    }
-    for i, fields in sorted(tokens.items(), key=lambda token: int(token[0])):
+    for _, fields in sorted(added.items(), key=lambda token: int(token[0])):
         add(fields["content"], fields)
-        if backend.token_to_id(fields["content"]) != int(i):
-            raise InputError(
-                f"the added token {fields['content']!r} has the id {i}, but is the token "
-                f"{backend.token_to_id(fields['content'])} of tokenizer.json"
-            )
     for text, value in zip(texts, (*named.values(), *extra)):
         if text not in known:
             add(text, value)
+    backend.add_tokens(tokens)
     return special
+
+
+def _check_ids(backend, added):
+    """Raise InputError if an added token has another id in tokenizer.json."""
+    for i, fields in added.items():
+        token = backend.token_to_id(fields["content"])
+        if token != int(i):
+            what = f"the added token {fields['content']!r} has the id {i}"
+            raise InputError(f"{what}, but is the token {token} of tokenizer.json")
 
 
 def _templates(folder, settings):
@@ -202,6 +299,11 @@ def _templates(folder, settings):
     return {name: _text("chat_template", template) for name, template in found.items()}
 
 
+def other_templates(names):
+    """Return the chat templates that are not read, as a warning names them."""
+    return [f"the chat template {name}" for name in sorted({*names} - {"default", "tool_use"})]
+
+
 def _text(name, value):
     """Return a setting that is text, or an object with its text under `content`."""
     if isinstance(value, dict):
@@ -217,7 +319,12 @@ def save(tokenizer, folder):
 
     If there is another template for tools, both are in tokenizer_config.json.
     """
-    (folder / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
+    backend = deepcopy(tokenizer.backend)
+    if tokenizer.padding:
+        backend.enable_padding(**tokenizer.padding)
+    if tokenizer.truncation:
+        backend.enable_truncation(**tokenizer.truncation)
+    (folder / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
     template = tokenizer.chat_template
     settings = without(tokenizer.settings, "chat_template")
     if tokenizer.for_tools:

@@ -37,6 +37,9 @@ from .safetensors_file import check_floats, check_names_and_shapes
 
 EMBEDDED = ("tiny", "micro")
 NAMES = (*EMBEDDED, *fetch.MODELS)  # of the models in the package, and of those to fetch
+TOKENIZERS = (  # files of a tokenizer other than that of bytes
+    *hf_tokenizer.FILES, "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt", "tekken.json"
+)  # fmt: skip
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -143,7 +146,7 @@ def _folder(folder):
     if (folder / "adapter_config.json").exists():
         text = f"{folder} also has an adapter, which is not loaded with the base: load it, too"
         warnings.warn(text, stacklevel=3)
-    if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
+    if config.vocab_size == 256 and not any((folder / name).exists() for name in TOKENIZERS):
         tokenizer = ByteTokenizer()
     else:
         eos = next(iter(config.eos_token_id), None)

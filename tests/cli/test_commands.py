@@ -29,6 +29,7 @@ from minilora.cli.examples import load_examples, read_split
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
+from minilora.data.rows import warn_once
 from minilora.evaluation import memory
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.pretrained import load, save_pretrained
@@ -497,6 +498,7 @@ def test_a_standard_input_that_is_no_text(base, monkeypatch):
 
 def test_a_built_in_name_that_hides_a_folder_is_said(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    warn_once.cache_clear()  # of other tests
     for name in ("micro", "questions"):
         (tmp_path / name).mkdir()
     said = run("train --model micro --data questions --dry-run").err

@@ -131,14 +131,14 @@ def test_which_file_names_a_special_token(folder):
 
     sep = {"__type": "AddedToken", "content": "<s>", "lstrip": True}
     config = {"pad_token": "<q>", "sep_token": sep, "unk_token": None, "add_bos_token": True}
-    config |= {"extra_special_tokens": {"image": "<i>"}, "additional_special_tokens": ["<u>"]}
+    config |= {"extra_special_tokens": {"image": "<i>"}, "additional_special_tokens": ["<v>"]}
     assert reread(tokenizer_config=config).eos_token_id == 0
     end = {"content": "<|im_end|>", "lstrip": True}
     words = reread(
         special_tokens_map={
             "eos_token": end,
             "pad_token": "<p>",
-            "additional_special_tokens": ["<v>"],
+            "additional_special_tokens": ["<u>"],
         },
         added_tokens={"<t>": 261, "<|im_start|>": 1},
     )
@@ -160,9 +160,9 @@ def test_which_file_names_a_special_token(folder):
 
 
 @pytest.mark.parametrize("settings, named", [
-    ({"add_prefix_space": True}, ["add_prefix_space"]),
+    ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, ["auto_map"]),
     ({"split_special_tokens": 1, "do_lower_case": False}, ["split_special_tokens, do_lower_case"]),
-    ({"add_prefix_space": True, "tokenizer_class": "LlamaTokenizerFast", "legacy": True}, []),
+    ({"add_prefix_space": True, "legacy": True}, []),
     ({"add_prefix_space": False, "do_lower_case": None, "add_bos_token": True, "_a": 1}, []),
 ])  # fmt: skip
 def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
@@ -176,6 +176,7 @@ def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
 @pytest.mark.parametrize("name, model_type, warned", [
     ("GPT2Tokenizer", "llama", "GPT2Tokenizer"), ("LlamaTokenizerFast", "llama", None),
     ("LlamaTokenizer", "llama", None), ("LlamaTokenizer", "qwen2", "Qwen2Tokenizer"),
+    ("GPTNeoXTokenizerFast", "llama", "GPTNeoXTokenizer"),
     ("PreTrainedTokenizerFast", "qwen3", None), (None, "qwen3", "Qwen2Tokenizer"),
     (None, "gemma3_text", "GemmaTokenizer"), (None, "llama", None),
     ("GemmaTokenizer", "mistral", None),
@@ -185,6 +186,32 @@ def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, m
     from_folder(folder, model_type=model_type)
     told = [str(w.message).split(" of AutoTokenizer")[0] for w in recwarn]
     assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
+
+
+@pytest.mark.parametrize("changes, parts", [
+    ({}, []), ({"legacy": True}, ["pre_tokenizer"]), ({"legacy": None}, []),
+    ({"add_prefix_space": False, "legacy": True}, ["pre_tokenizer"]),
+    ({"unk_token": "<unk>"}, []), ({"unk_token": None}, []),
+    ({"pad_token": {"content": "h", "lstrip": True}}, []),
+    ({"tokenizer_class": "GemmaTokenizer", "pad_token": None, "mask_token": None},
+     ["normalizer, pre_tokenizer, model"]),
+    ({"tokenizer_class": "GemmaTokenizer", "pad_token": None},
+     ["normalizer, pre_tokenizer, model, added_tokens, mask_token"]),
+    ({"added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}},
+     ["added_tokens"]),
+])  # fmt: skip
+def test_the_parts_that_transformers_builds_in_another_way_are_named(
+    folder, recwarn, changes, parts
+):
+    file = folder / "tokenizer.json"
+    model = read_json(file)["model"] | {"byte_fallback": True, "fuse_unk": True}
+    steps = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    change_json(file, model=model, decoder=None, pre_tokenizer=steps)
+    named = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|im_end|>")
+    fields = {"tokenizer_class": "LlamaTokenizer"} | named | changes
+    change_json(folder / "tokenizer_config.json", **fields)
+    from_folder(folder)
+    assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == parts
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -213,10 +240,14 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder):
     """A tokenizer.json can say how its last batch was cut and padded; no text is meant by that."""
     words = tiny()
     words.backend.enable_truncation(2)
-    words.backend.enable_padding(length=9)
+    words.backend.enable_padding(length=9, pad_token="<|endoftext|>")
     save(words, folder)
-    assert from_folder(folder).encode("hel 1 hel") == TINY.encode("hel 1 hel")
-    model = read_json(folder / "tokenizer.json")["model"]
+    file = read_json(folder / "tokenizer.json")
+    words = from_folder(folder)
+    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
+    save(words, folder)
+    assert read_json(folder / "tokenizer.json") == file
+    model = file["model"]
     with refused("dropout makes the tokens random"):
         with_part(folder, model=model | {"dropout": 0.5})
 

@@ -95,11 +95,14 @@ def test_blocks_by_hand():
             "`tokenizer.ggml.eos_token_id` must be a whole number",
         ),
         ("tokenizer__chat_template", ["a"], "tokenizer.chat_template must be text"),
+        ("tokenizer__chat_template__tool_use", 1, "tokenizer.chat_template.tool_use must be text"),
+        ("tokenizer__chat_template", None, "without a default is not supported"),
     ],
 )
 def test_gguf_metadata_that_is_refused(tmp_path, key, value, message):
+    changes = {"llama__rope__dimension_count": 8, "tokenizer__chat_template__rag": "R", key: value}
     with refused(message):
-        load(toy(tmp_path, **{"llama__rope__dimension_count": 8, key: value})[0])
+        load(toy(tmp_path, **changes)[0])
 
 
 def test_metadata_that_is_not_read_is_named(tmp_path):
@@ -112,6 +115,15 @@ def test_metadata_that_is_not_read_is_named(tmp_path):
     text = r"m\.gguf: not read: llama.attention.sliding_window, llama.logit_scale\. If"
     with pytest.warns(UserWarning, match=text):
         load(toy(tmp_path, **shapes, **on)[0])
+
+
+def test_the_chat_template_of_rows_with_tools(tmp_path):
+    named = {"tokenizer__chat_template__tool_use": "T", "tokenizer__chat_template__rag": "R"}
+    names = {"tokenizer__chat_templates": ["tool_use", "rag"]}  # llama.cpp also lists them
+    text = r"m\.gguf: not read: the chat template rag\. `default` and `tool_use` are read"
+    with pytest.warns(UserWarning, match=text):
+        _, words = load(toy(tmp_path, **named, **names)[0])
+    assert words.render([], tools=[]) == "T" and words.render([]) == ""
 
 
 ONES = np.ones((32, 32), "f4").tobytes()

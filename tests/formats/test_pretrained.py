@@ -59,6 +59,14 @@ def test_a_folder_loads(tmp_path):
     assert [file.name for file in files(path)] == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_vocabulary_of_256_in_another_tokenizer_is_not_that_of_bytes(tmp_path, name):
+    path = folder(tmp_path)
+    (path / name).write_text("{}")
+    with refused(r"has no tokenizer\.json: write one with transformers"):
+        load(path)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path, dtype):
     """Whatever config.json says, as in transformers 5; also with one bit of difference."""
