@@ -25,8 +25,9 @@ MIN_DIVISOR = np.float32(1e-30)  # replaces a zero that the backward pass divide
 # sums are reordered and products fused, but NaN and infinity are kept
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
-# elements of a weight from which on it is quantized, and multiplied with a single row, by compiled
-# loops; for a smaller weight, their compilation (1 to 2 s each, once) takes longer than it saves
+# elements of a weight from which on compiled loops quantize it, decode its absmax and its 16 bits,
+# and multiply it with a single row. For a smaller weight, NumPy and the product of several rows do
+# so: the compilation of a loop (0.2 to 2 s, once) would take longer than it saves
 LARGE = 2**18
 
 PACKAGE = Path(__file__).parents[1]

@@ -74,8 +74,8 @@ def tiles(w):
         w = layers.dense(w)
     rounds = getattr(w, "compute_dtype", "float32") == "bfloat16"
     has_bits = rounds and getattr(w, "kind", "") == "BF16"
-    small = math.prod(w.shape) < loops.LARGE
-    has_rows = isinstance(w, np.ndarray) or (small and w.codes.dtype == np.uint16)
+    is_small = math.prod(w.shape) < loops.LARGE
+    has_rows = isinstance(w, np.ndarray) or (is_small and w.codes.dtype == np.uint16)
     parts = None if has_rows else parts_of(w)
     for first in range(0, w.shape[0], TILE):
         span = slice(first, min(first + TILE, w.shape[0]))
