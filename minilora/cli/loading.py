@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import kernels
-from ..config import INITIALIZERS, InputError, LoraConfig
+from ..config import INITIALIZERS, InputError, LoraConfig, first_match
 from ..formats.checkpoint import (
     CHECKPOINT,
     SETTINGS,
@@ -15,6 +15,7 @@ from ..formats.checkpoint import (
     needs_dense_base,
     read_metadata,
     read_source,
+    trains_all,
 )
 from ..formats.files import errors_in, read_text
 from ..formats.hf_folder import RUNS
@@ -26,7 +27,7 @@ from ..methods.replaced import also_train
 from ..model import Model, Source
 from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
 from ..training import MAX_PARALLEL_PARAMETERS, learning_rates
-from ..tree import arrays, num_parameters
+from ..tree import arrays, named_leaves, num_parameters
 from .arguments import as_parsed, as_toml, flag, number, toml_settings
 
 
@@ -113,7 +114,7 @@ def load_for_training(args):
 def base_of(folder, args):
     """Return (name, scheme, block size, compute_dtype): of the flags, else of the adapter's source.
 
-    Raises InputError if neither names the base.
+    Raises InputError if neither names the base, or if the adapter replaces all weights of the base.
     """
     source = read_source(folder) or Source()
     found = {"model": source.name, "quantize": source.scheme, "compute_dtype": source.compute_dtype}
@@ -125,6 +126,11 @@ def base_of(folder, args):
         raise InputError(
             f"{folder} does not say on which base its adapter was trained: "
             "give --model and --quantize"
+        )
+    if trains_all(folder) and (found["quantize"] != "none" or args.block_size):
+        what = "--quantize and --block-size have no effect"
+        raise InputError(
+            f"{what}: {folder} has the dense weights of the whole base: leave them out"
         )
     return found["model"], found["quantize"], args.block_size or stored, found["compute_dtype"]
 
@@ -167,6 +173,11 @@ def unused_settings(args, loaded, train_config, examples, valid):
             ("adam_beta1", "adam_beta2", "adam_eps"),
             "with --optimizer muon and only matrices to train",
         )
+    adapted = {path.rpartition(".")[0] for path, _ in named_leaves(trained) if "lora_A" in path}
+    for name, of_modules in (("lora_r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        pattern = getattr(loaded.adapter_config, of_modules, {})
+        if adapted and all(first_match(pattern, path, None) for path in adapted):
+            unused[name] = f"with {flag(of_modules)}, which sets that of each adapted module"
     if train_config.batch_size == 1:
         unused["shards"] = "with --batch-size 1"
     if num_parameters(trained) > MAX_PARALLEL_PARAMETERS:

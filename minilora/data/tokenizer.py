@@ -137,13 +137,26 @@ class PretrainedTokenizer:
         now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
         with one_error("the chat template rejects these messages"):
             return program.render(
-                messages=messages,
+                messages=[normalized(message) for message in messages],
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=now.strftime,
                 **self.special,
             )
+
+
+def normalized(message):
+    """Return a message as transformers gives it to a chat template.
+
+    A key whose value is null is absent, because a template would print None; the thoughts of an
+    answer have the names that templates read.
+    """
+    message = {key: value for key, value in message.items() if value is not None}
+    for key in ("reasoning_content", "thinking", "reasoning"):
+        if key in message:
+            return {"thinking": message[key]} | message | {"reasoning_content": message[key]}
+    return message
 
 
 @cache

@@ -252,10 +252,14 @@ def changes_base(folder):
     return read_json(Path(folder) / CONFIG).get("init_lora_weights") in INITIALIZERS
 
 
+def trains_all(folder):
+    """Tell whether the adapter in `folder` is of the method full: the weights of the whole base."""
+    return read_json(Path(folder) / CONFIG).get("minilora_method") == "full"
+
+
 def needs_dense_base(folder):
     """Tell whether the adapter in `folder` needs the dense base, whose weights it changes."""
-    trains_all = read_json(Path(folder) / CONFIG).get("minilora_method") == "full"
-    return trains_all or changes_base(folder)
+    return trains_all(folder) or changes_base(folder)
 
 
 def _read(path, entries, shapes):

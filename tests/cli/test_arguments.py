@@ -47,6 +47,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--init-adapter {adapter} --lora-r 5": "--lora-r has no effect",
     "--init-adapter {adapter} --method ia3": "--method has no effect",
     "--also-train-lr-scale 0.1": "--also-train-lr-scale has no effect",
+    "--lora-r 4 --rank-pattern .*=8": "--lora-r has no effect with --rank-pattern, which sets",
     "--method ia3 --loraplus-lr-ratio 16": "--loraplus-lr-ratio has no effect",
     "--layers-to-transform 1 --layer-lr-decay 0.5": "--layer-lr-decay has no effect",
     "--optimizer muon --adam-beta1 0.8": "--adam-beta1 has no effect",

@@ -347,7 +347,7 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     assert read_split(path, None, loaded, None, TrainConfig()).rows == [row]
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [])
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
-    assert "asked: \"[user]a[assistant]None[{'name'" in capsys.readouterr().out
+    assert "asked: \"[user]a[assistant][{'name'" in capsys.readouterr().out
 
 
 def test_flags_that_reach_only_one_function(base, monkeypatch):

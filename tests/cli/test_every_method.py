@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from models import random_examples
-from outcomes import error_of, run
+from outcomes import error_of, refused, run
 from small_run import at
 from toy_models import FACTS
 
@@ -60,6 +60,10 @@ def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_pa
     loads = [read]
     if method != "p-tuning":  # the file has no network to train
         loads.append(load_for_training(parse(["train", "--init-adapter", str(folder)])))
+    if method == "full":
+        for flags in ("--quantize int8", "--block-size 32"):
+            with refused("--quantize and --block-size have no effect"):
+                load_model(parse(["evaluate", *flags.split()]), folder)
     for found in loads:
         assert found.model.source == loaded.model.source
         logits = minilora.forward(found.adapters, found.model, tokens)

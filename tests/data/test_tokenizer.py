@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -320,3 +321,10 @@ def test_what_a_template_may_not_do(template, message):
 
 def test_a_template_is_compiled_once():
     assert compiled("{{ 1 }}") is compiled("{{ 1 }}")
+
+
+def test_a_template_sees_messages_as_in_transformers():
+    shown = "{{ messages[0].content }}{{ messages[0].reasoning_content }}{{ messages[0].thinking }}"
+    for key in ("reasoning", "thinking", "reasoning_content"):
+        message = {"role": "assistant", "content": None, key: "why "}
+        assert replace(TINY, chat_template=shown).render([message]) == "why why "

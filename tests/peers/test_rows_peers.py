@@ -43,10 +43,10 @@ SPECIAL = [
 ]  # fmt: skip
 NAMED = {  # beginning of the message: whether it says the truth about (messages, tools, tokenizer)
     "an empty answer": lambda messages, *_: any(
-        m["role"] == "assistant" and not m["content"].strip() for m in messages
+        m["role"] == "assistant" and not (m["content"] or "").strip() for m in messages
     ),
     "the text of the end token inside an answer": lambda messages, _, theirs: any(
-        m["role"] == "assistant" and theirs.eos_token in m["content"] for m in messages
+        m["role"] == "assistant" and theirs.eos_token in str(m) for m in messages
     ),
     "tools that the chat template does not show": lambda messages, tools, _: (
         tools or any("tool_calls" in m for m in messages)
@@ -63,7 +63,7 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     ),
     PARTS: lambda messages, tools, theirs: any(
         text_of(theirs, messages, tools).count(word) < n
-        for word, n in Counter(re.findall(r"\w+", messages[-1]["content"])).items()
+        for word, n in Counter(re.findall(r"\w+", said(messages[-1]))).items()
     ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
@@ -90,13 +90,22 @@ def rows(draw):
     if draw(st.booleans()):
         free = st.sampled_from(["user", "assistant", "assistant", "system", "tool", "call"])
         roles = [*draw(st.lists(free, max_size=4)), "assistant"]
+    thoughts = st.sampled_from([None] * 5 + ["thinking", "reasoning", "reasoning_content"])
     messages = [
-        {"role": "assistant", "content": draw(contents), "tool_calls": [draw(calls)]}
+        {"role": "assistant", "content": draw(st.none() | contents), "tool_calls": [draw(calls)]}
         if role == "call"
         else {"role": role, "content": draw(contents)}
         for role in roles
     ]
+    for message in messages:
+        if message["role"] == "assistant" and (key := draw(thoughts)):
+            message[key] = draw(contents)
     return {"messages": messages, "tools": draw(st.sampled_from([None] * 9 + [TOOLS]))}
+
+
+def said(message):
+    """Return what an answer says: its content, and its thoughts."""
+    return " ".join(v for k, v in message.items() if k != "role" and isinstance(v, str))
 
 
 def text_of(tokenizer, messages, tools):
