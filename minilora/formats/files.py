@@ -41,10 +41,10 @@ def write_errors(path):
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}: "
-            "check the permission and the free space on its disk, or choose another folder"
-        ) from error
+        way = "check the permission and the free space on its disk, or choose another folder"
+        if isinstance(error, FileNotFoundError):
+            way = "its folder was moved or deleted"
+        raise InputError(f"{path} cannot be written: {error.strerror or error}: {way}") from error
 
 
 def check_start(path):
