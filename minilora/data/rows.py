@@ -282,11 +282,12 @@ def reason_to_leave_out(row, tokenizer):
 
 
 def ends_early(answer, tokenizer):
-    """Return whether the text of the end token is in an answer, and more than its written end."""
+    """Return whether the text of an end token is in an answer, and more than its written end."""
     encode = partial(tokenizer.encode, add_special_tokens=False)
     first, *rest = encode((answer.get("content") or "").strip()) or [None]
     others = encode(str(without(answer, "content")))
-    return tokenizer.eos_token_id in [first, *rest[:-1], *others]
+    ends = {tokenizer.eos_token_id, *tokenizer.eos_token_ids}
+    return not ends.isdisjoint([first, *rest[:-1], *others])
 
 
 def trouble_with_template(messages, tools, tokenizer):
@@ -365,9 +366,21 @@ def parts_of(row):
 
 
 def row_content(row):
-    """Return what a row says as one string: no form, no other keys, each space as one blank."""
-    texts = [f"{m.get('content') or ''} {m.get('tool_calls') or ''}" for m in messages_of(row)]
-    return " ".join(" ".join(texts).split())
+    """Return what a row says as one string: no form, no other keys, no white space."""
+    said = []
+    for message in messages_of(row):
+        said.append(message.get("content") or "")
+        said += map(call_content, message.get("tool_calls") or ())
+    return "".join("".join(said).split())
+
+
+def call_content(call):
+    """Return the function of a call as JSON, without type and id, its arguments as an object."""
+    function = without(call.get("function", call), "type", "id")
+    if isinstance(function.get("arguments"), str):
+        with suppress(ValueError, RecursionError):  # not JSON
+            function["arguments"] = json.loads(function["arguments"])
+    return json.dumps(function, sort_keys=True)
 
 
 def split_turns(row, tokenizer):
@@ -477,7 +490,8 @@ def encode_usable(rows, tokenizer, train_config):
         try:
             example, is_cut, reason = encode_row(row, tokenizer, train_config)
         except InputError as error:
-            raise InputError(f"rows[{i}], {row_content(row)[:40]!r}: {error}") from error
+            said = " ".join(m.get("content") or "" for m in messages_of(row))
+            raise InputError(f"rows[{i}], {said[:40]!r}: {error}") from error
         if reason:
             left_out[reason] += 1
         else:

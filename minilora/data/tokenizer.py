@@ -30,6 +30,7 @@ class ByteTokenizer:
     eos_token_id: int = 255
     chat_template: str | None = None
     chat_date: str | None = None
+    eos_token_ids: tuple[int, ...] = ()
 
     def encode(self, text, add_special_tokens=True):
         """Return ids from 0 to 254. There are no special tokens to add."""
@@ -64,6 +65,7 @@ class PretrainedTokenizer:
     for_tools: str | None = None  # the chat template of rows with tools, if it is another one
     padding: dict | None = None  # of a batch, in tokenizer.json, for writing
     truncation: dict | None = None
+    eos_token_ids: tuple[int, ...] = ()  # of the model's config: each of them ends generation
 
     @property
     def vocab_size(self):

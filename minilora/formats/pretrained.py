@@ -73,6 +73,7 @@ def load(
     read = _folder if place.is_dir() else _gguf
     config, tensors, tokenizer, biased = read(place)
     check_vocabulary(place, config, tokenizer)
+    tokenizer = replace(tokenizer, eos_token_ids=config.eos_token_id)
     stored_quantized = quantized_file.is_quantized(tensors)
     if low_precision is None:
         low_precision = scheme != "none" or stored_quantized

@@ -102,11 +102,13 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
         {"instruction": "5+1=", "output": "6", "id": 7},
         {"prompt": " 8+1=\n", "completion": "9 ", "id": 1},  # white space makes no other row
         {"completion": "20", "prompt": "19+1="},  # held out
+        {"text": "7+1=8"},
+        {"prompt": "6+1", "completion": "=7"},  # cut elsewhere
     ]
     other = write_rows(tmp_path / "other.jsonl", rows)
     score, said = evaluated("--data", other, *at(out))
-    assert "warning: 2 of 4 rows are among the rows that the model was trained on: " in said
-    assert score["trained_on"] == 2
+    assert "warning: 4 of 6 rows are among the rows that the model was trained on: " in said
+    assert score["trained_on"] == 4
     merged, stored = tmp_path / "merged", tmp_path / "stored"  # know the run, too
     merge = "merge --dtype bfloat16 --adapter-path", out, "--out", merged
     run(*merge)
@@ -131,6 +133,16 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     data.unlink()
     _, said = evaluated("--data", other, *at(out))
     assert "the model may have been trained on these rows; its data" in said
+
+
+def test_a_row_with_the_text_of_any_end_token_of_the_model_is_left_out(tmp_path):
+    folder = write_base(tmp_path / "base")
+    ends = {"eos_token_id": [255, ord("#")]}  # generation stops at each
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    rows = [*sums(range(3)), {"prompt": "3+1=", "completion": "4 # four"}]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    score, _ = evaluated("--model", folder, "--data", data)
+    assert score["left_out"] == {"the text of the end token inside an answer": 1}
 
 
 ROWS = sums(range(60))

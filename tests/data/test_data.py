@@ -30,7 +30,6 @@ from minilora.data.rows import (
     split_row,
 )
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.tree import without
 
 BYTES, EOS = ByteTokenizer(), 255
 
@@ -44,6 +43,7 @@ class Chat:
     """
 
     eos_token_id: int = ord("|")
+    eos_token_ids: tuple = ()
     chat_template: str = "of turns"
     shows: str = "tools calls"
     end: str = "|"
@@ -225,7 +225,7 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
     optional = {"instruction": "q", "input": "c", "output": "a"}  # a row may lack a column
     found = [*load_rows(some, "train", optional), chat_row("a", "b")]
-    assert [row_content(row) for row in found] == ["a b", "a c b", "a b"]
+    assert [row_content(row) for row in found] == ["ab", "acb", "ab"]
 
 
 def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
@@ -434,7 +434,35 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
     older = {"role": "assistant", "content": "I look.", "function_call": CALL}
     assert reason_to_leave_out({"messages": [ask, older]}, Chat())
-    assert row_content(answered()) != row_content(answered(tool_calls=[without(CALL, "type")]))
+
+
+def test_the_content_of_a_row_is_free_of_its_form():
+    texts = [{"text": "Q: a b"}, {"prompt": "Q:", "completion": "a b"}, chat_row("Q: a", " b\n")]
+    assert {row_content(row) for row in texts} == {"Q:ab"}
+
+    def content(*calls):
+        answer = {"role": "assistant", "content": None, "tool_calls": calls}
+        return row_content({"messages": [{"role": "user", "content": "q"}, answer]})
+
+    arguments = {"a": 1, "b": {"c": 2, "d": 3}}
+    same = [
+        {"type": "function", "function": {"name": "f", "arguments": arguments}},
+        {"function": {"arguments": {"b": {"d": 3, "c": 2}, "a": 1}, "name": "f"}, "id": "call_1"},
+        {"name": "f", "arguments": arguments},
+        {"name": "f", "arguments": '{"b": {"c": 2, "d": 3}, "a": 1}', "id": "call_2"},
+    ]
+    contents = {content(call) for call in same}
+    assert len(contents) == 1
+    others = [
+        [{"name": "f", "arguments": arguments | {"a": 2}}],
+        [{"name": "g", "arguments": arguments}],
+        [{"name": "f", "parameters": arguments}],
+        [{"name": "f", "arguments": "not JSON"}],
+        [{"name": "f", "arguments": "[" * 100_000}],
+        same[:2],
+        [],
+    ]
+    assert len(contents | {content(*calls) for calls in others}) == 1 + len(others)
 
 
 # -------------------------------------------------------------------------------- preparing
@@ -485,6 +513,9 @@ def test_the_text_of_the_end_token_ends_no_answer():
     for answer, why in (("Write | and", reason), ("|", reason), ("4|", "")):
         assert reason_to_leave_out(chat_row("1", answer, "2", "b"), Chat()) == why
     assert not reason_to_leave_out(chat_row("a|b", "c"), Chat())
+    other = Chat(eos_token_ids=(ord("#"), ord("|")))  # of the model: generation stops at each
+    for answer, why in (("Write # and", reason), ("Write | and", reason), ("Write", "")):
+        assert reason_to_leave_out(chat_row("1 # 2", answer), other) == why
     assert bytes(encode(chat_row("2+2?", "4|"), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
 
 
