@@ -72,7 +72,8 @@ print(f"loss on the notes: {of_file:.2f} with the weights of the file, {of_nf4:.
 def answer(adapters, prompt):
     """Return the greedy answer to a prompt."""
     turn = [{"role": "user", "content": prompt}]
-    ids = tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True))
+    text = tokenizer.render(turn, add_generation_prompt=True)
+    ids = tokenizer.encode(text, add_special_tokens=False)  # the template writes them
     found = minilora.generate(adapters, model, ids, max_tokens=short(24, 4))
     return tokenizer.decode(list(found))
 

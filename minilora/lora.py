@@ -70,7 +70,8 @@ def merge(adapters: Tree, model: Model, dtype: Any = np.float32) -> Model:
 
     In PEFT, this is `merge_and_unload`. Quantized weights are dequantized; quantizing the result
     again (`minilora.quantize`) can lose a part of the update. dtype: of the result; float16 is for
-    saving only. The source of the result is unknown, because no file has its weights. Raises
+    saving only. A model with the `compute_dtype` bfloat16 rounds the operands of its products; the
+    result does not. The source of the result is unknown, because no file has its weights. Raises
     InputError for a dtype that is not a float type and, with the path, for an entry that is not
     part of a weight or a bias (of prompts, prefixes, bottlenecks), and for a weight that is not
     finite.

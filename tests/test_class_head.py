@@ -15,3 +15,11 @@ def test_a_label_that_is_no_class_is_refused(label):
     trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
     with refused(f"class {label}: .* 0 to 1"):
         class_head.class_loss(trained, model, [[1, 2], [3]], np.array([1, label]))
+
+
+def test_an_empty_text_is_refused():
+    """Its logits were those of a padding token, which depend on the other texts."""
+    model, _ = minilora.load("micro")
+    trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
+    with refused("a text is empty"):
+        class_head.class_logits(trained, model, [[1, 2], []])

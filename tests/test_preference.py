@@ -1,6 +1,7 @@
 """DPO: log p of answers, and margins. tests/peers has the loss and its gradient."""
 
 import numpy as np
+from outcomes import refused
 
 import minilora
 from minilora.lessons.helpers import preference
@@ -27,3 +28,9 @@ def test_a_margin_is_the_difference_of_two_log_ratios():
         np.array([-1.0, -2.0, -5.0, -3.0]), np.array([-2.0, -2.0, -4.0, 0.0]), 0.5
     )
     assert found.tolist() == [1.0, 1.5]
+
+
+def test_an_empty_prompt_is_refused():
+    """The first token of each answer, which no token predicts, did not count."""
+    with refused("a prompt is empty"):
+        preference.batch_of([([], [1, 2], [3])])

@@ -65,26 +65,48 @@ def test_own_text_leaves_out_the_bytes_that_choose_an_echo():
     assert shown == "Tom keeps a blue vase in the hall.____t? The vase, a blue one."
 
 
-@pytest.mark.parametrize(
-    "train",
-    [
-        lambda *start: class_head.fit(*start[:2], [], np.array([]), start[2]),
-        lambda *start: preference.fit(*start[:2], [], start[2], beta=1),
-        lambda *start: rollouts.reinforce(*start[:2], ROWS, lambda *_: 0, start[2]),
-        lambda *start: next(rollouts.steps(minilora.loss, *start[:2], [], start[2])),
-    ],
-)
+LOOPS = [
+    lambda *start: class_head.fit(*start[:2], [], np.array([]), start[2]),
+    lambda *start: preference.fit(*start[:2], [], start[2], beta=1),
+    lambda *start: rollouts.reinforce(*start[:2], ROWS, lambda *_: 0, start[2]),
+    lambda *start: next(rollouts.steps(minilora.loss, *start[:2], [], start[2])),
+]
+
+
+@pytest.mark.parametrize("train", LOOPS)
 @pytest.mark.parametrize(
     "dropout, settings, says",
     [
         (0.1, {}, "lora_dropout .* 0"),
-        (0.0, {"grad_accumulation_steps": 2}, "`grad_accumulation_steps`.*batch_size"),
+        (0.0, {"grad_accumulation_steps": 2}, "`grad_accumulation_steps`.* 1"),
+        (0.0, {"gradient_checkpointing": True}, "`gradient_checkpointing`.* False"),
+        (0.0, {"steps_per_eval": 1}, "`steps_per_eval`.* 50"),
+        (0.0, {"val_batches": 3}, "`val_batches`.* 8"),
+        (0.0, {"early_stopping_patience": 2}, "`early_stopping_patience`.* 0"),
+        (0.0, {"keep_best": True}, "`keep_best`.* False"),
     ],
 )
 def test_settings_that_a_loop_would_ignore_are_refused(train, dropout, settings, says):
     adapters, model = minilora.get_peft_model(MODEL, LoraConfig(lora_dropout=dropout))
     with refused(says):
         train(adapters, model, TrainConfig(batch_size=8, **settings))
+
+
+@pytest.mark.parametrize("train", LOOPS[:3])
+@pytest.mark.parametrize(
+    "settings", [{"max_seq_length": 2}, {"mask_prompt": True}, {"packing": True}]
+)
+def test_settings_of_rows_are_refused_by_loops_that_make_their_own_rows(train, settings):
+    adapters, model = minilora.get_peft_model(MODEL, LoraConfig())
+    with refused(f"`{next(iter(settings))}` has no effect here"):
+        train(adapters, model, TrainConfig(batch_size=8, **settings))
+
+
+def test_steps_accepts_the_settings_that_made_its_examples():
+    adapters, model = minilora.get_peft_model(MODEL, LoraConfig())
+    settings = TrainConfig(iters=1, max_seq_length=64, mask_prompt=True)
+    rows = echoes.examples(ROWS, echoes.FORMS["near"])
+    assert next(rollouts.steps(minilora.loss, adapters, model, rows, settings)).step == 1
 
 
 @pytest.mark.parametrize(

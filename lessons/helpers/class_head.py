@@ -19,6 +19,8 @@ from minilora.tree import without
 
 def pad(texts):
     """Return (tokens (N, T), position of the last token (N,)) of lists of token ids."""
+    if not all(len(text) for text in texts):
+        raise InputError("a text is empty, so it has no last token to read: leave the text out")
     last = np.array([len(text) - 1 for text in texts])
     tokens = np.zeros((len(texts), last.max() + 1), np.int64)
     for row, text in zip(tokens, texts):

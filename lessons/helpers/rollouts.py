@@ -6,7 +6,7 @@ Letters: B rows, T tokens of a row, V vocabulary.
 import autograd.numpy as np
 
 from minilora.batching import Example, batch_at, collate
-from minilora.config import InputError
+from minilora.config import InputError, TrainConfig
 from minilora.layers import LayerCache, value_and_grad
 from minilora.model import hidden_states, logits, with_adapters
 from minilora.optim import clip, get_lr
@@ -14,6 +14,16 @@ from minilora.training import start, update
 from minilora.tree import named_leaves
 
 STOP = ord(".")  # the last byte of an answer in the language of the embedded models
+# the settings of a run that the loops here do not read
+OF_THE_LOOP = (
+    "grad_accumulation_steps",
+    "gradient_checkpointing",
+    "steps_per_eval",
+    "val_batches",
+    "early_stopping_patience",
+    "keep_best",
+)
+OF_ROWS = ("max_seq_length", "mask_prompt", "packing")
 
 
 def sample(adapters, model, prompts, seed, max_tokens=14):
@@ -53,6 +63,9 @@ def log_softmax(z):
 
 def as_example(prompt, answer):
     """Return prompt + answer as an Example whose targets are the tokens of the answer."""
+    if not prompt:
+        what = "a prompt is empty, so nothing predicts the first token of its answer"
+        raise InputError(f"{what}: begin the prompt with a BOS token")
     return Example(prompt + answer, [0] * len(prompt) + [1] * len(answer))
 
 
@@ -87,13 +100,19 @@ def group_advantages(rewards, group):
     return np.ravel(rewards - rewards.mean(axis=1, keepdims=True))
 
 
-def begin(adapters, train_config):
-    """Return the state before the first step of a loop without dropout and accumulation."""
+def begin(adapters, train_config, rows_are_given=False):
+    """Return the state before the first step of a loop.
+
+    Raises InputError for dropout, and for each other setting without an effect. rows_are_given: the
+    caller has encoded the examples, so the settings of rows had their effect there.
+    """
     for path, value in named_leaves(adapters):
         if path.endswith("lora_dropout") and value:
             raise InputError(f"{path} {value} has no effect here: set `lora_dropout` to 0")
-    if train_config.grad_accumulation_steps != 1:
-        raise InputError("`grad_accumulation_steps` has no effect here: raise `batch_size` instead")
+    for name in OF_THE_LOOP if rows_are_given else OF_THE_LOOP + OF_ROWS:
+        default = getattr(TrainConfig, name)
+        if getattr(train_config, name) != default:
+            raise InputError(f"`{name}` has no effect here: leave it at {default}")
     return start(adapters, train_config)
 
 
@@ -105,7 +124,7 @@ def descend(state, grads, train_config):
 
 def steps(loss, adapters, model, examples, train_config):
     """Yield the state after each step of training with `loss(adapters, model, batch)`."""
-    state = begin(adapters, train_config)
+    state = begin(adapters, train_config, rows_are_given=True)
     for step in range(train_config.iters):
         rows = batch_at(examples, step, train_config.batch_size, train_config.seed)
         batch = collate([row if train_config.packing else [row] for row in rows])

@@ -59,7 +59,8 @@ for name, tokens in (("a row", first.tokens), ("in the loss", counted)):
 def generate(adapters, request):
     """Return the greedy answer to a request."""
     turn = [{"role": "user", "content": request}]
-    ids = tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True))
+    text = tokenizer.render(turn, add_generation_prompt=True)
+    ids = tokenizer.encode(text, add_special_tokens=False)  # the template writes them
     answer = minilora.generate(adapters, model, ids, max_tokens=short(64, 12))
     return tokenizer.decode(list(answer))
 
