@@ -68,7 +68,7 @@ def forward(adapters: Tree, model: Model, tokens: Array) -> Array:
     """Compute the logits (B, T, V) of token ids (B, T), an array or lists."""
     tokens = token_array("tokens", tokens, model.config.vocab_size, 2)
     model = with_adapters(adapters, model)
-    return logits(hidden_states(model, tokens, np.zeros_like(tokens)), model)
+    return logits(hidden_states(model, tokens, np.zeros_like(tokens, int)), model)
 
 
 def with_adapters(adapters: Tree, model: Model) -> Model:
