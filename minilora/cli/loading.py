@@ -121,6 +121,9 @@ def base_of(folder, args):
     for name in found:
         if flag(name) in args.given:
             found[name] = getattr(args, name)
+    if changes_base(folder) and source.name and found["compute_dtype"] != source.compute_dtype:
+        what = f"the frozen weights of the adapter in {folder} are those of {source.compute_dtype}"
+        raise InputError(f"{what} products: leave --compute-dtype out")
     stored = None if found["quantize"] in WITHOUT_BLOCKS else source.block_size
     if not found["model"]:
         raise InputError(

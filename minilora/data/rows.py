@@ -258,6 +258,8 @@ def sharegpt(row, where):
             )
         if turn["from"] not in list(ROLES):  # it may be of any type
             raise InputError(f"{where}: from must be one of {', '.join(ROLES)}: {turn['from']!r}")
+        if turn.keys() & {"role", "content"}:
+            raise InputError(f"{where}: a turn has from and value, and also role or content")
         message = {"role": ROLES[turn["from"]], "content": turn["value"]}
         messages.append(without(turn, "from", "value") | message)
     return without(row, "conversations", "system") | {"messages": messages}
@@ -397,7 +399,7 @@ def split_turns(row, tokenizer):
         prompt, separator, completion = parts_of(row)
         return [(prompt + separator, completion)]
     messages = messages_of(row)
-    render = partial(tokenizer.render, tools=row.get("tools"))
+    render = partial(tokenizer.render, tools=row.get("tools") or None)
     whole = render(messages)
     turns = []
     end = 0
@@ -580,15 +582,16 @@ def file_of(folder, split):
             f"{folder} has several files of the split {split}: {several}: "
             "keep one, or write their rows into one"
         )
+    suffixes = {found[0].suffix.lower()} if found else SUFFIXES
+    for path in paths:
+        if path.suffix.lower() in suffixes and not split_of(path.name):
+            warn_once(f"{path} is not read: the name of a file has its split, such as valid")
     if found:
         if found[0].is_file() and found[0].suffix.lower() not in (*SUFFIXES, *OTHERS):
             raise InputError(
                 f"{found[0]}: a file of rows ends with {', '.join(SUFFIXES)}: rename or remove it"
             )
         return found[0]
-    for path in paths:
-        if path.suffix.lower() in SUFFIXES and not split_of(path.name):
-            warn_once(f"{path} is not read: the name of a file has its split, such as valid")
     if split == "train":
         raise InputError(f"{folder} has no file of the split train: name it train.jsonl")
     return file_of(folder, {"test": "valid", "valid": "train"}[split])

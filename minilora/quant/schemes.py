@@ -5,6 +5,7 @@ embedding, the norms and the head would lose most by quantization (QLoRA, Sec. 2
 full precision). These stay in the type of their file: see `low_precision.py`.
 """
 
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -102,9 +103,17 @@ def with_compute_dtype(model: Model, dtype: str) -> Model:
     """Return a model whose frozen matrices are multiplied in `dtype`, bfloat16 or float32.
 
     bfloat16: both operands of a product are rounded to it, and the sums are in float32. Dense
-    matrices are then stored in bfloat16, too, as PyTorch does with `dtype=torch.bfloat16`.
+    matrices are then stored in bfloat16, too, as PyTorch does with `dtype=torch.bfloat16`. Warns if
+    this rounds a number.
     """
     base = tree_map(partial(leaf_in, dtype=dtype), model.base)
+    stored = flatten(base)
+    for path, w in named_leaves(model.base):
+        leaf = stored[path]
+        if isinstance(w, np.ndarray) and leaf is not w and not np.array_equal(leaf.dequantize(), w):
+            what = f"the dense weights of {model.source.name or 'the model'} are rounded to {dtype}"
+            warnings.warn(what, stacklevel=2)
+            break
     return model._replace(base=base, source=model.source._replace(compute_dtype=dtype))
 
 

@@ -516,3 +516,10 @@ def test_a_built_in_name_that_hides_a_folder_is_said(monkeypatch, tmp_path):
     said = run("train --model micro --data questions --dry-run").err
     assert "write ./micro for" in said
     assert "write ./questions for" in said
+
+
+def test_the_base_of_pissa_stays_in_the_type_of_its_products(base, tmp_path):
+    """Its frozen weights are rounded once, when it starts; a label alone would not undo this."""
+    adapter = write_adapter(tmp_path / "a", base, init_lora_weights="pissa")
+    words = "train --compute-dtype bfloat16 --dry-run --init-adapter", adapter
+    assert "are those of float32 products: leave --compute-dtype out" in error_of(run, *words)

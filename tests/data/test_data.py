@@ -143,6 +143,7 @@ BAD_ROWS = {  # line: beginning of the message
     '{"instruction": 1, "output": ""}': "instruction must be a string, not 1",
     '{"conversations": [{"role": "user"}]}': "conversations must be .*=conversations",
     '{"conversations": [{"from": ["gpt"], "value": ""}]}': r"from must be .*: \['gpt'\]",
+    '{"conversations": [{"from": "gpt", "value": "a", "content": "b"}]}': "a turn has from and value, and also",
 }  # fmt: skip
 
 
@@ -472,6 +473,24 @@ def prepared(*rows, length=6, mask_prompt=True):
     return encode_rows(rows, BYTES, TrainConfig(max_seq_length=length, mask_prompt=mask_prompt))
 
 
+def test_no_tools_are_those_of_a_row_without_tools():
+    row = chat_row("a", "b")
+    assert seen_tools(row | {"tools": []}) == seen_tools(row) == {None}
+
+
+def seen_tools(row):
+    """Return what a template is given as tools when a row is encoded."""
+    seen = set()
+
+    class Noting(Chat):
+        def render(self, messages, add_generation_prompt=False, tools=None):
+            seen.add(None if tools is None else len(tools))
+            return super().render(messages, add_generation_prompt, tools)
+
+    encode(row, Noting())
+    return seen
+
+
 def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
     # the prompt alone fills the length
     empty = [{"text": ""}, chat_row("q", "  "), chat_row("q", "", "q", "a")]
@@ -577,3 +596,10 @@ def test_the_order_is_drawn_from_seed_and_epoch(n, size, step, seed):
         order = np.random.default_rng([seed, i // n]).permutation(n)
         expected.append(examples[order[i % n]])
     assert batch_at(examples, step, size, seed) == expected
+
+
+def test_a_file_of_rows_without_a_split_is_said(tmp_path, capsys):
+    for name in ("train", "valid", "more"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    load_rows(str(tmp_path), "train")
+    assert "more.jsonl is not read: the name of a file has its split" in capsys.readouterr().err
