@@ -36,7 +36,8 @@ def load_model(args, path, load=load):
     else:
         name = args.model or "tiny"
         loaded = LoadedModel(*load(name, args.quantize or "none", args.block_size, True))
-        run = [loaded.run, *merged_runs(loaded.model)][-1]
+        merged = merged_runs(loaded.model)
+        run = merged[-1] if merged else loaded.run
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)
 

@@ -161,12 +161,14 @@ def trained_rows(loaded, rows):
                 if "data" in digests and digests["data"] != digest("data", name):
                     lacks = "it may lack rows that the model was trained on"
                     warn(f"{name} has changed since the run: {lacks}")
-            if folder := settings.get("init_adapter"):
+            folder = settings.get("init_adapter")
+            if folder:
                 now = run_digest(folder)
                 if not now or now != digests.get("init_run"):
                     raise InputError(f"{folder} does not have the run of that adapter")
                 run = read_run(folder)
-                runs += [run] if run not in runs else []
+                if run not in runs:
+                    runs.append(run)
         except InputError as error:
             warn(f"the model may have been trained on these rows; its data cannot be read: {error}")
             are_all = False

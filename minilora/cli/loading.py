@@ -114,13 +114,15 @@ def load_for_training(args):
 def base_of(folder, args):
     """Return (name, scheme, block size, compute_dtype): of the flags, else of the adapter's source.
 
-    Raises InputError if neither names the base, or if the adapter replaces all weights of the base.
+    Raises InputError if neither names the base, and for a flag that the adapter does not allow:
+    another storage of a base that it replaces, or other products than those of its frozen weights.
     """
     source = read_source(folder) or Source()
     found = {"model": source.name, "quantize": source.scheme, "compute_dtype": source.compute_dtype}
     for name in found:
         if flag(name) in args.given:
             found[name] = getattr(args, name)
+    # without its source, nothing is known of these weights
     if changes_base(folder) and source.name and found["compute_dtype"] != source.compute_dtype:
         what = f"the frozen weights of the adapter in {folder} are those of {source.compute_dtype}"
         raise InputError(f"{what} products: leave --compute-dtype out")

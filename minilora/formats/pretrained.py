@@ -23,6 +23,7 @@ from ..quant.low_precision import LowPrecision
 from ..quant.schemes import (
     check_block_size,
     is_projection,
+    is_rounded,
     leaf_in,
     quantize_leaf,
     storage,
@@ -91,8 +92,7 @@ def load(
         stays_dense = stored_quantized and entry.dtype not in quantized_file.TYPES
         leaf = _leaf(path, entry.where, w, "none" if stays_dense else scheme, block_size)
         stored = leaf_in(leaf, compute_dtype)
-        if isinstance(leaf, np.ndarray) and stored is not leaf:
-            rounded |= not np.array_equal(stored.dequantize(), leaf)
+        rounded |= is_rounded(leaf, stored)
         set_leaf(base, path, stored)
     if rounded:
         warnings.warn(f"the dense weights of {name} are rounded to {compute_dtype}", stacklevel=2)

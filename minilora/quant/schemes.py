@@ -108,12 +108,9 @@ def with_compute_dtype(model: Model, dtype: str) -> Model:
     """
     base = tree_map(partial(leaf_in, dtype=dtype), model.base)
     stored = flatten(base)
-    for path, w in named_leaves(model.base):
-        leaf = stored[path]
-        if isinstance(w, np.ndarray) and leaf is not w and not np.array_equal(leaf.dequantize(), w):
-            what = f"the dense weights of {model.source.name or 'the model'} are rounded to {dtype}"
-            warnings.warn(what, stacklevel=2)
-            break
+    if any(is_rounded(w, stored[path]) for path, w in named_leaves(model.base)):
+        what = f"the dense weights of {model.source.name or 'the model'} are rounded to {dtype}"
+        warnings.warn(what, stacklevel=2)
     return model._replace(base=base, source=model.source._replace(compute_dtype=dtype))
 
 
@@ -127,6 +124,13 @@ def leaf_in(w, dtype):
         w = LowPrecision("BF16", to_bfloat16(w))
     # a stack has settings, too, such as lora_scaling
     return w if getattr(w, "compute_dtype", dtype) == dtype else replace(w, compute_dtype=dtype)
+
+
+def is_rounded(w, stored):
+    """Return whether `leaf_in`, which made `stored` of the leaf w, rounded a number."""
+    return (
+        isinstance(w, np.ndarray) and stored is not w and not np.array_equal(stored.dequantize(), w)
+    )
 
 
 class ErrorRow(NamedTuple):
