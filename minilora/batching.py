@@ -18,7 +18,8 @@ from .tree import Array
 class Example(NamedTuple):
     """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0.
 
-    answer: 1 for each token that an evaluation compares (exact match), else 0; None: as `mask`.
+    answer: 1 for each token that an evaluation compares (exact match) if its mask is 1, else 0;
+    None: as `mask`.
     """
 
     tokens: list[int]

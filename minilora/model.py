@@ -53,14 +53,19 @@ def loss(
     """Compute the mean cross-entropy of a batch, in nats per target token.
 
     batch: `tokens`, `targets`, `mask` and `segment_starts`, each (B, T); see `batching.collate`.
-    Raises InputError for a token or target outside the vocabulary, also where the mask is 0.
+    Raises InputError for a token or target outside the vocabulary, also where the mask is 0, for a
+    mask of zeros, and for packed rows with a trained prompt, which only the first row would see.
     rng: a NumPy generator, a seed or a `layers.RowRng` for dropout; None for no dropout.
     checkpointing: keep only the input of each layer, and recompute the layer in the backward pass.
     """
-    tokens = token_array("tokens", batch["tokens"], model.config.vocab_size, 2)
     targets = token_array("targets", batch["targets"], model.config.vocab_size, 2)
+    if not np.any(batch["mask"]):
+        raise InputError("`mask` is zero everywhere: no token counts in the loss")
     model = with_adapters(adapters, model)
-    x = hidden_states(model, tokens, batch["segment_starts"], None, rng, checkpointing)
+    is_packed = np.any(batch["mask"] * batch["segment_starts"])
+    if is_packed and layers.virtual_tokens(model.base["model"]) is not None:
+        raise InputError("only the first of packed rows would see the trained prompt: unpack them")
+    x = hidden_states(model, batch["tokens"], batch["segment_starts"], None, rng, checkpointing)
     return model.ops.cross_entropy(x, lm_head(model.base), targets, batch["mask"])
 
 
@@ -80,7 +85,7 @@ def with_adapters(adapters: Tree, model: Model) -> Model:
     """
     check_entries(adapters, model.base)
     for path, leaf in named_leaves(adapters):
-        if path.endswith("lora_start") and not model.source.digest.startswith(leaf):
+        if path.endswith("lora_start") and model.source.digest != leaf:
             kind = leaf.partition("-")[0]
             raise InputError(f"{path}: {kind} needs the model that came with the adapter")
     return model._replace(base=overlay(model.base, adapters), source=Source())
@@ -101,6 +106,7 @@ def hidden_states(
     earlier tokens. rng, checkpointing: see `loss`.
     """
     config = model.config
+    tokens = token_array("tokens", tokens, config.vocab_size, 2)
     node = model.base["model"]
     rng = row_rng(rng, len(tokens))
     x = layers.embed(tokens, node, config)

@@ -218,7 +218,7 @@ def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict
     has low-rank factors, the rate of all other leaves is multiplied by `also_train_lr_scale`. The
     rate of a leaf of layer i is multiplied by `layer_lr_decay` to the power top − i, where top is
     the highest trained layer (Howard and Ruder 2018, Sec. 3.2). The embedding has i = −1; the last
-    norm and the head have i = top.
+    norm and the heads have i = top.
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)
@@ -229,6 +229,7 @@ def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict
         name = path.rpartition(".")[2]
         scale = 1.0 if name.startswith("lora_") else other_lr_scale
         ratio = train_config.loraplus_lr_ratio if name == "lora_B" else 1.0
-        layer = top if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
+        is_above = path.startswith("model.norm.") or not path.startswith("model.")
+        layer = top if is_above else layer_of(path)
         rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (top - layer)
     return rates

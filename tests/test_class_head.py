@@ -23,3 +23,11 @@ def test_an_empty_text_is_refused():
     trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
     with refused("a text is empty"):
         class_head.class_logits(trained, model, [[1, 2], []])
+
+
+def test_a_token_that_is_not_in_the_vocabulary_is_refused():
+    """−1 was the last token."""
+    model, _ = minilora.load("micro")
+    trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
+    with refused("tokens .* -1"):
+        class_head.class_logits(trained, model, [[1, 2], [-1]])

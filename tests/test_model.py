@@ -134,17 +134,18 @@ def slope_agrees(loss, tree, seed):
     """The gradient of loss(tree) gives the slope along a random direction.
 
     A central difference with step h errs by c·h², and by 100 roundings of the loss over h. With
-    h = 2⁻¹⁷, both are below 1e-8 of a gradient, because the norms of these models have ε = 0.1.
+    h = 2⁻²¹, both are below 1e-6 of a gradient, because the norms of these models have ε = 0.1. At
+    a width of one, such a norm is nearly a step, and the first error is 4e5·h² of the slope.
     """
     _, grads = value_and_grad(loss)(tree)
     weights, grads, rng = flatten(arrays(tree)), flatten(grads), np.random.default_rng([6, seed])
     along = {path: rng.standard_normal(w.shape) for path, w in weights.items()}
-    h = 2.0**-17 / math.sqrt(sum(np.vdot(d, d) for d in along.values()))
+    h = 2.0**-21 / math.sqrt(sum(np.vdot(d, d) for d in along.values()))
     ends = ({path: w + s * along[path] for path, w in weights.items()} for s in (h, -h))
     above, below = (loss(overlay(tree, unflatten(end))) for end in ends)
     slope = sum(np.vdot(g, along[path]) for path, g in grads.items())
     size = math.sqrt(sum(np.vdot(g, g) for g in grads.values()))
-    assert abs(slope * 2 * h - (above - below)) < 2 * 2.0**-17 * 1e-6 * (1 + size)
+    assert abs(slope * 2 * h - (above - below)) < 2 * 2.0**-21 * 1e-6 * (1 + size)
 
 
 @PATHS
@@ -233,6 +234,14 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(ops, first):
 def test_a_frozen_model_has_an_empty_gradient():
     _, grads = value_and_grad(loss)({}, fast_model(), random_batch(TINY))
     assert grads == {}
+
+
+@PATHS
+def test_a_batch_without_a_target_is_refused(ops):
+    batch = random_batch(TINY)
+    batch["mask"] = 0 * batch["mask"]
+    with refused("`mask` is zero everywhere"):
+        loss({}, Model(TINY, random_base(TINY), ops), batch)
 
 
 # ----------------------------------------------------------------------- leaves and switches

@@ -34,3 +34,12 @@ def test_an_empty_prompt_is_refused():
     """The first token of each answer, which no token predicts, did not count."""
     with refused("a prompt is empty"):
         preference.batch_of([([], [1, 2], [3])])
+
+
+def test_the_residual_of_pissa_is_no_reference():
+    config = minilora.LoraConfig(init_lora_weights="pissa")
+    adapters, model = minilora.get_peft_model(MODEL, config)
+    settings = minilora.TrainConfig(iters=1, batch_size=2)
+    with refused("lora_start: the model alone is not the base: give reference_adapters"):
+        preference.fit(adapters, model, PAIRS, settings, 0.1)
+    preference.fit(adapters, model, PAIRS, settings, 0.1, adapters)

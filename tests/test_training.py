@@ -288,7 +288,8 @@ def test_packing_trains_on_the_same_tokens():
 @given(st.integers(1, 13), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
 def test_the_rate_of_every_leaf(depth, decay, ratio, factors):
     """η·λ^(layers above it)·(LoRA+'s ratio for B)·(the scale of other leaves)."""
-    above = {"model.embed_tokens.weight": depth, "model.norm.weight": 0, "lm_head.weight": 0}
+    heads = "model.norm.weight", "lm_head.weight", "score.weight"
+    above = {"model.embed_tokens.weight": depth, **dict.fromkeys(heads, 0)}
     for i in range(depth):
         for name in ("bias", "lora_A", "lora_B") if factors else ("bias",):
             above[f"model.layers.{i}.self_attn.q_proj.{name}"] = depth - 1 - i

@@ -16,7 +16,7 @@ from minilora.tree import flatten, unflatten
 
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=(255,),
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=(255,), bos_token_id=1,
 )  # fmt: skip
 Q = "model.layers.1.self_attn.q_proj.weight"
 
@@ -44,7 +44,8 @@ def raw_config(**changes):
         "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
         "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-        "eos_token_id": 255, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "eos_token_id": 255, "bos_token_id": 1, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
     }  # fmt: skip
     return {key: value for key, value in {**raw, **changes}.items() if value is not None}
 
@@ -242,9 +243,7 @@ def gguf_metadata(**changes):
     return {key: value for key, value in metadata.items() if value is not None}
 
 
-GGUF_CONFIG = replace(
-    CONFIG, vocab_size=261, rms_norm_eps=2.0**-17, eos_token_id=(2,), bos_token_id=1
-)
+GGUF_CONFIG = replace(CONFIG, vocab_size=261, rms_norm_eps=2.0**-17, eos_token_id=(2,))
 
 
 def gguf_tensors(w):

@@ -8,8 +8,10 @@ import math
 from typing import NamedTuple
 
 from minilora.config import LoraConfig
-from minilora.formats.hf_folder import projection_shapes
+from minilora.formats.hf_folder import projection_shapes, shapes
+from minilora.lora import target_paths
 from minilora.optim import get_lr
+from minilora.tree import unflatten
 
 HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of 1.0
 
@@ -37,17 +39,25 @@ def questions(lora_config, train_config, scheme, model_config, rows, also_train=
 
 
 def _shape(lora, model_config):
-    (r, scaling), names = lora.rank_and_scaling(""), lora.target_modules
-    for name, (n, m) in projection_shapes(model_config).items():
-        if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
+    adapted = {
+        path: lora.rank_and_scaling(path)
+        for path in target_paths(unflatten(shapes(model_config)), lora)
+    }
+    names = {path.rpartition(".")[2] for path in adapted}
+    for path, (r, _) in adapted.items():
+        name = path.rpartition(".")[2]
+        n, m = projection_shapes(model_config)[name]
+        if r * (n + m) >= n * m:
             yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 1)"
             break
-    if not 1 <= scaling <= 2:
-        yield (
-            f"lora_alpha {lora.lora_alpha} at r {r} scales the update by {scaling:.3g}, usual is 1 "
-            "to 2: that acts much like a factor of the rate; was that chosen with it? (lesson 8)"
-        )
-    if set(names) <= {"q_proj", "v_proj"}:
+    for r, scaling in adapted.values():
+        if not 1 <= scaling <= 2:
+            yield (
+                f"lora_alpha at r {r} scales the update by {scaling:.3g}, usual is 1 to 2: that "
+                "acts much like a factor of the rate; was that chosen with it? (lesson 8)"
+            )
+            break
+    if names <= {"q_proj", "v_proj"}:
         yield "only q_proj and v_proj learn: is the task so near the base's? (study where_to_apply)"
 
 

@@ -1,7 +1,8 @@
 """Direct preference optimization (DPO, Rafailov et al. 2023) of an adapter.
 
-The reference of DPO is the base without the adapter, so one model in memory serves as both. A pair
-is (prompt, chosen, rejected), three lists of token ids.
+The reference of DPO is the base without the adapter, so one model in memory serves as both. PiSSA
+and LoftQ change the base: their reference is the adapter before training. A pair is (prompt,
+chosen, rejected), three lists of token ids.
 
 Letters: N pairs, T tokens.
 """
@@ -9,6 +10,7 @@ Letters: N pairs, T tokens.
 import autograd.numpy as np
 
 from minilora.batching import batch_at, collate
+from minilora.config import InputError
 from minilora.layers import value_and_grad
 from minilora.lessons.helpers.rollouts import (
     as_example,
@@ -17,6 +19,7 @@ from minilora.lessons.helpers.rollouts import (
     log_probabilities,
     of_targets,
 )
+from minilora.tree import named_leaves
 
 
 def batch_of(pairs):
@@ -51,8 +54,12 @@ def fit(adapters, model, pairs, settings, beta, reference_adapters=None, on_step
     """Train the adapters on pairs; return them.
 
     settings: a TrainConfig. reference_adapters: those of the reference; None for the base without
-    adapters. on_step: called as on_step(step, adapters) before each step.
+    adapters, which PiSSA and LoftQ refuse. on_step: called as on_step(step, adapters) before each
+    step.
     """
+    changed = [path for path, _ in named_leaves(adapters) if path.endswith("lora_start")]
+    if changed and not reference_adapters:
+        raise InputError(f"{changed[0]}: the model alone is not the base: give reference_adapters")
     state = begin(adapters, settings)
     for step in range(settings.iters):
         if on_step:

@@ -8,6 +8,7 @@ checked in one place. `iters` and `epochs` are one setting, given in two ways.
 import argparse
 import json
 import os
+import re
 import sys
 import tomllib
 from dataclasses import fields
@@ -159,7 +160,21 @@ def toml_settings(path):
 
 def as_toml(settings):
     """Return settings (strings, numbers, booleans and lists of them) as TOML."""
-    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
+    # of the characters that TOML wants escaped, JSON leaves this one
+    return "".join(f"{k} = {text}\n" for k, text in texts.items()).replace("\x7f", "\\u007f")
+
+
+def settings_file(metadata):
+    """Return the text of a run's file of settings, with the digests of its files as comments.
+
+    So two runs with equal settings on other rows have other texts.
+    """
+    digests = sorted(metadata["digests"].items())
+    return as_toml(metadata["settings"]) + "".join(f"# {k}: SHA-256 {v}\n" for k, v in digests)
+
+
+DIGEST = re.compile(r"^# (\w+): SHA-256 (\w+)$", re.MULTILINE)  # as `settings_file` writes it
 
 
 def as_parsed(settings, path):

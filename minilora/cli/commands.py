@@ -5,7 +5,8 @@ import sys
 import warnings
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from itertools import takewhile
 
 import numpy as np
 
@@ -15,7 +16,13 @@ from ..data.rows import warn
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
 from ..formats import hf_folder
-from ..formats.checkpoint import AdapterWarning, UnfitAdapter, changes_base, read_source
+from ..formats.checkpoint import (
+    AdapterWarning,
+    UnfitAdapter,
+    begins_with_zero,
+    changes_base,
+    read_source,
+)
 from ..formats.pretrained import load
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
@@ -24,6 +31,7 @@ from ..tree import named_leaves
 from .examples import compare_with_run, load_examples
 from .loading import LoadedModel, base_line, base_of, load_with_adapter, merged_runs, read_run
 from .run import fine_tune, print_size
+from .stored_paths import digest
 
 train = fine_tune
 
@@ -65,7 +73,8 @@ def generate(args):
             f"{next(iter(models))} changes the base, so none would not be the base: "
             "generate from the prompt without an adapter in a call of its own"
         )
-    chosen = [models.get(path, first._replace(adapters={})) for path in paths]
+    none = first._replace(adapters={}, tokenizer=replace(first.tokenizer, chat_date=None))
+    chosen = [models.get(path, none) for path in paths]
     prompts = [
         prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])
         for loaded, text in zip(chosen, texts)
@@ -73,7 +82,7 @@ def generate(args):
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], options)
         return
-    if any(loaded.model.base is not first.model.base for loaded in chosen):
+    if any(loaded.model.source != first.model.source for loaded in chosen):
         raise InputError("the adapters have different bases: give --model and --quantize")
     adapters = [loaded.adapters for loaded in chosen]
     found = generate_batch(adapters, first.model, prompts, **options)
@@ -92,8 +101,28 @@ def chat(args):
     for line in typed_lines():
         messages.append({"role": "user", "content": line})
         prompt = prompt_ids(args, loaded.tokenizer, messages)
-        answer = print_answer(loaded, prompt, options)
-        messages.append({"role": "assistant", "content": answer})
+        ids = print_answer(loaded, prompt, options)
+        if loaded.tokenizer.chat_template:  # else the next prompt is the next line alone
+            answer = content(loaded.tokenizer, messages, ids)
+            messages.append({"role": "assistant", "content": answer})
+
+
+MARK = "10000000000000001"  # a text that no template changes
+
+
+def content(tokenizer, messages, ids):
+    """Return the content of the answer `ids`: its text, without what the chat template adds to it.
+
+    A model can have learned to write that, too: a space before the content, or what comes after it
+    up to the token that ends generation.
+    """
+    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    asked = tokenizer.render(messages, add_generation_prompt=True)
+    answered = tokenizer.render([*messages, {"role": "assistant", "content": MARK}])
+    before, _, after = answered.removeprefix(asked).partition(MARK)
+    closing = tokenizer.encode(after, add_special_tokens=False)
+    closing = takewhile(lambda token: token not in tokenizer.eos_token_ids, closing)
+    return decode(ids).removesuffix(decode(closing)).removeprefix(before)
 
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -165,7 +194,7 @@ def uses_template(args, tokenizer):
 
 
 def print_answer(loaded, prompt, options):
-    """Print the continuation of a prompt token by token; return its text."""
+    """Print the continuation of a prompt token by token; return its token ids."""
     tokenizer = loaded.tokenizer
     ids = []
     text = ""
@@ -177,7 +206,7 @@ def print_answer(loaded, prompt, options):
             print(text[len(printed) :], end="", flush=True)
             printed = text
     print(text[len(printed) :])
-    return text
+    return ids
 
 
 def check_mask_prompt(args, examples):
@@ -278,9 +307,12 @@ def inspect(args):
 
 def rows_of_run(args, loaded):
     """Return the examples that an adapter was trained on; [] if they are unknown or gone."""
-    if "data" not in loaded.run[0]:
+    settings, digests = loaded.run
+    if "data" not in settings:
         return []
     try:
+        if digests.get("data") != digest("data", settings["data"]):
+            raise InputError(f"{settings['data']} has changed since then")
         return load_examples(args, loaded, "train")[0].examples
     except InputError as error:
         warn(f"the rows of the run cannot be read: {error}")
@@ -302,7 +334,8 @@ def diagnose(path, loaded, examples):
     faults = faults_of_base(path, loaded.model.source)
     rows = []
     if isinstance(loaded.adapter_config, LoraConfig):
-        rows = measure_projections(loaded, original, examples)
+        from_zero = begins_with_zero(path) and not loaded.run[0].get("init_adapter")
+        rows = measure_projections(loaded, original, examples if from_zero else [])
         print(doctor.table(rows))
         faults += doctor.faults_of(rows)
     effects = faults_of_effect(loaded, original, examples)
@@ -316,7 +349,7 @@ def faults_of_base(path, now):
         print("the file does not tell on which base it was trained: this one may be another")
         return []
     return [
-        f"trained on a base with {name} {str(old)[:16]}, not {str(new)[:16]}"
+        f"trained on a base with {name} {str(old)[-16:]}, not {str(new)[-16:]}"
         for name, old, new in zip(now._fields[1:], then[1:], now[1:])
         if old != new
     ]
@@ -325,8 +358,7 @@ def faults_of_base(path, now):
 def measure_projections(loaded, original, examples):
     """Return the doctor's Row of each adapted projection; see `doctor.measure`."""
     adapters, model = loaded.adapters, loaded.model
-    from_zero = original is model and not loaded.run[0].get("init_adapter")
-    downhill = doctor.directions(adapters, model, examples) if examples and from_zero else {}
+    downhill = doctor.directions(adapters, model, examples) if examples else {}
     return [
         doctor.measure(path, adapters, model, original, downhill.get(f"{path}.lora_B", np.nan))
         for path in lora.adapted_paths(adapters)

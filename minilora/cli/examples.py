@@ -158,7 +158,8 @@ def trained_rows(loaded, rows):
                 given = load_rows(name, "train", columns_of(settings.get("columns")))
                 given = [row for row in given if row_content(row) in contents]
                 trained += used_rows(given, loaded.tokenizer, settings)
-                if "data" in digests and digests["data"] != digest("data", name):
+                if digests.get("data") != digest("data", name):
+                    are_all = False
                     lacks = "it may lack rows that the model was trained on"
                     warn(f"{name} has changed since the run: {lacks}")
             folder = settings.get("init_adapter")

@@ -1,12 +1,15 @@
 """Load a base and an adapter, for a new run or from the folder of an earlier run."""
 
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import kernels
 from ..config import INITIALIZERS, InputError, LoraConfig, first_match
+from ..data.rows import warn
+from ..formats import hf_tokenizer
 from ..formats.checkpoint import (
     CHECKPOINT,
     SETTINGS,
@@ -27,8 +30,8 @@ from ..methods.replaced import also_train
 from ..model import Model, Source
 from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
 from ..training import MAX_PARALLEL_PARAMETERS, learning_rates
-from ..tree import arrays, named_leaves, num_parameters
-from .arguments import as_parsed, as_toml, flag, number, toml_settings
+from ..tree import arrays, flatten, named_leaves, num_parameters
+from .arguments import DIGEST, as_parsed, flag, number, settings_file, toml_settings
 
 
 class LoadedModel(NamedTuple):
@@ -54,23 +57,19 @@ def base_line(model):
 def read_run(folder):
     """Return (settings, {setting: SHA-256 of its files when the run began}) of the run in `folder`.
 
-    Both are empty if no run wrote the folder; without the checkpoint, the second is empty. Raises
-    InputError if a kill has left the adapter of an older run next to the checkpoint.
+    Both are empty if no run wrote the folder. Raises InputError if a kill has left the adapter of
+    an older run next to the checkpoint.
     """
     path = Path(folder) / SETTINGS
     checkpoint = path.with_name(CHECKPOINT)
     text = read_text(path) if path.exists() else ""
-    digests = {}
-    if checkpoint.exists():
-        metadata = read_metadata(checkpoint)[1]
-        digests = metadata["digests"]
-        # the settings are the last file that a run writes after its checkpoint
-        if text != as_toml(metadata["settings"]):
-            raise InputError(
-                f"{path} is not that of {CHECKPOINT}: "
-                f"write it again with `minilora train --resume --adapter-path {folder}`"
-            )
-    return toml_settings(path) if text else {}, digests
+    # the settings are the last file that a run writes after its checkpoint
+    if checkpoint.exists() and text != settings_file(read_metadata(checkpoint)[1]):
+        raise InputError(
+            f"{path} is not that of {CHECKPOINT}: "
+            f"write it again with `minilora train --resume --adapter-path {folder}`"
+        )
+    return toml_settings(path) if text else {}, dict(re.findall(DIGEST, text))
 
 
 def merged_runs(model):
@@ -107,7 +106,13 @@ def load_for_training(args):
     ):
         what = "PEFT's files of DoRA and PiSSA cannot hold --also-train bias"
         raise InputError(f"{what}: choose norm or head")
-    adapters = also_train(loaded.adapters, loaded.model.base, args.also_train)
+    adapters = loaded.adapters
+    for group in args.also_train:
+        more = also_train(adapters, loaded.model.base, [group])
+        if flatten(more).keys() == flatten(adapters).keys():
+            what = f"--also-train {group} has no effect"
+            raise InputError(f"{what}: the adapter in {args.init_adapter} trains it: leave it out")
+        adapters = more
     return loaded._replace(adapters=adapters)
 
 
@@ -183,6 +188,8 @@ def unused_settings(args, loaded, train_config, examples, valid):
         pattern = getattr(loaded.adapter_config, of_modules, {})
         if adapted and all(first_match(pattern, path, None) for path in adapted):
             unused[name] = f"with {flag(of_modules)}, which sets that of each adapted module"
+    if all(path.startswith(("lm_head.", "model.norm.")) for path, _ in named_leaves(trained)):
+        unused["gradient_checkpointing"] = "if no layer is trained"
     if train_config.batch_size == 1:
         unused["shards"] = "with --batch-size 1"
     if num_parameters(trained) > MAX_PARALLEL_PARAMETERS:
@@ -254,14 +261,40 @@ def new_adapter(args, adapter_config):
 def load_with_adapter(folder, base, load=load):
     """Return the LoadedModel of the adapter in `folder`, on a base as `base_of` returns it.
 
-    Warns if it is not the base that the adapter was trained on; see `load_adapter`.
+    Warns if it is not the base that the adapter was trained on; see `load_adapter`. Warns of
+    another tokenizer in the folder, which is not used.
     """
     name, scheme, block_size, compute_dtype = base
     dense = needs_dense_base(folder)
     first = ("none", None, False) if dense else (scheme, block_size, True, compute_dtype)
     model, tokenizer = load(name, *first)
+    if has_other_tokenizer(Path(folder), tokenizer):
+        warn(
+            f"{folder} has another tokenizer or chat template than {name}, whose own is used: "
+            "to use that of the adapter, copy its files into a copy of the base"
+        )
     stored = (scheme, block_size) if changes_base(folder) else ()
     adapters, model, adapter_config = load_adapter(folder, model, *stored)
     if dense:  # PiSSA and LoftQ start from float32
         model = with_compute_dtype(model, compute_dtype)
     return LoadedModel(model, tokenizer, adapters, adapter_config)
+
+
+def has_other_tokenizer(folder, tokenizer):
+    """Tell whether a program has written another tokenizer, or template, next to an adapter."""
+    if not any((folder / name).exists() for name in hf_tokenizer.FILES):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            own = hf_tokenizer.from_folder(folder, tokenizer.eos_token_id)
+    except InputError:
+        return True
+    return tokens_and_templates(own) != tokens_and_templates(tokenizer)
+
+
+def tokens_and_templates(tokenizer):
+    """Return all that decides on the tokens of a row."""
+    if not hasattr(tokenizer, "backend"):  # of bytes
+        return None
+    templates = tokenizer.chat_template, tokenizer.for_tools
+    return tokenizer.backend.to_str(), tokenizer.eos_token_id, *templates

@@ -33,10 +33,11 @@ from ..evaluation.plot import curve, points
 from ..formats.checkpoint import CHECKPOINT, SETTINGS, save_state, write_adapter
 from ..formats.files import append, replace_text
 from ..generation import generate
+from ..layers import virtual_tokens
 from ..training import start
 from ..tree import arrays, named_leaves
 from . import processes, run_folder
-from .arguments import as_toml
+from .arguments import settings_file
 from .examples import TRAINED, SplitData, read_split, trained_rows, warn_of_common_rows
 from .loading import LoadedModel, base_line, load_for_training, unused_settings
 
@@ -155,9 +156,9 @@ def run(job):
         state, writer.history = run_folder.resume(job.folder, job.metadata, state.adapters)
         writer.save(state)  # all files, with the current settings
     elif job.scored:
-        scores = held_out_scores(job, 0, job.loaded.adapters)
+        scores = held_out_scores(job, 0, state.adapters)
         writer.history.append(scores)  # the first point of the curve
-        show(job, "before", job.loaded.adapters, scores)
+        show(job, "before", state.adapters, scores)
     check_same_state(state)
     steps = loop.run(
         state, job.loaded.model, job.examples, job.train_config, job.scored, args.quiet
@@ -259,6 +260,9 @@ def check_memory(loaded, examples, train_config):
     longest = max(len(example.tokens) for example in examples)
     if train_config.packing:
         longest = train_config.max_seq_length
+    prompt = virtual_tokens(loaded.adapters.get("model", {}))
+    if prompt is not None:
+        longest += len(prompt)
     needed = print_size(loaded, train_config.batch_size * (longest - 1), train_config)
     there = memory.physical_memory()
     if needed >= there:
@@ -307,10 +311,10 @@ class RunWriter:
             replace_text(folder / run_folder.METRICS, new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         write_adapter(folder, state.kept, loaded.model, loaded.adapter_config, args.adapter_dtype)
-        title = f"{Path(args.model).name} on {Path(args.data).name}"
-        curve(folder / run_folder.CURVE, self.history, title, state.best.step)
+        names = [Path(metadata["settings"][name]).name for name in ("model", "data")]
+        curve(folder / run_folder.CURVE, self.history, " on ".join(names), state.best.step)
         # the last file: see `loading.read_run`
-        replace_text(folder / SETTINGS, as_toml(metadata["settings"]))
+        replace_text(folder / SETTINGS, settings_file(metadata))
         self.size += len(new)
         self.saved = len(self.history)
 

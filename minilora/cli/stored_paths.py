@@ -45,6 +45,6 @@ def digest(setting, name):
 
 
 def run_digest(folder):
-    """Return the SHA-256 of the settings of the run that wrote a folder, or "" if none did."""
+    """Return the SHA-256 of a run's file of settings and digests, or "" if there is none."""
     path = Path(folder) / SETTINGS
     return files.digest([path]) if path.exists() else ""

@@ -127,10 +127,10 @@ class PretrainedTokenizer:
         stops = [bisect_right(ends, end) for end in accumulate(map(len, pieces))]
         return [all_ids[a:b] for a, b in pairwise([0, *stops])]
 
-    def decode(self, ids):
-        """Return the text without special tokens."""
+    def decode(self, ids, skip_special_tokens=True):
+        """Return the text, without special tokens unless `skip_special_tokens` is false."""
         with one_error(f"{self.source} cannot decode these tokens"):
-            return self.backend.decode(list(ids), skip_special_tokens=True)
+            return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def render(self, messages, add_generation_prompt=False, tools=None):
         """Return the text of a chat by the chat template, optionally with the generation prompt."""

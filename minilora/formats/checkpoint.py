@@ -47,8 +47,8 @@ def save_adapter(
     MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases, the
     random matrices of VeRA and the prompt of P-tuning stay float32, because no run rounds them.
     Raises InputError if the folder contains a model or a run of `minilora train`, if a leaf has no
-    place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
-    the tree.
+    place in the format, if a number is too large for `dtype`, or if `adapter_config` does not
+    describe the tree.
     """
     folder = Path(folder)
     if any((folder / name).exists() for name in (CHECKPOINT, SETTINGS)):
@@ -250,6 +250,12 @@ def storage_text(source):
 def changes_base(folder):
     """Tell whether the initialization of the adapter in `folder` changes the frozen weight."""
     return read_json(Path(folder) / CONFIG).get("init_lora_weights") in INITIALIZERS
+
+
+def begins_with_zero(folder):
+    """Tell whether B was zero when the training of the adapter in `folder` began."""
+    start = read_json(Path(folder) / CONFIG).get("init_lora_weights")
+    return start in (None, True, "gaussian", "eva")
 
 
 def trains_all(folder):

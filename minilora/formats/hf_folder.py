@@ -48,6 +48,8 @@ OTHERS = (
 ALSO_READ = (
     "rope_parameters", "partial_rotary_factor", "quantization_config", "is_causal", "dtype",
 )  # fmt: skip
+# what transformers takes for a missing field of a Llama; a Family has those that differ
+DEFAULTS = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
 # without effect on what a model computes here, as *_token_id, output_*, and names that begin with _
 NEUTRAL = (
     "architectures", "cache_implementation", "chunk_size_feed_forward", "id2label",
@@ -66,12 +68,13 @@ def read_config(folder):
     path = folder / CONFIGS[0]
     raw = read_json(path)
     generation = read_json(folder / CONFIGS[1], {})
-    with errors_in(path):
+    with errors_in(path.with_name(CONFIGS[1])):
         ends = {
             name: generation[name]
             for name in ("bos_token_id", "eos_token_id")
-            if generation.get(name) is not None
+            if ids(generation, name)
         }
+    with errors_in(path):
         config = model_config(raw | ends)
         biased = {name for field in BIASES if raw.get(field) for name in BIASES[field]}
         method = mapping(raw, "quantization_config").get("quant_method", "bitsandbytes")
@@ -102,7 +105,7 @@ def model_config(raw):
     family = FAMILIES.get(str(kind))
     if family is None:
         raise InputError(f"model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
-    raw = family.defaults | raw
+    raw = DEFAULTS | family.defaults | raw
     implemented = family.fields.get("hidden_act", "silu")
     act = raw.get(family.activation, implemented)
     if act != implemented:
@@ -123,7 +126,7 @@ def model_config(raw):
     fields |= {
         "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE_FLOAT32, 1e-6),
         "tie_word_embeddings": number(raw, "tie_word_embeddings", BOOLEAN, False),
-        "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
+        "max_position_embeddings": size(raw, "max_position_embeddings"),
         "eos_token_id": ids(raw, "eos_token_id"),
         "bos_token_id": next(iter(ids(raw, "bos_token_id")), None), "model_type": kind,
     } | family.read(raw)  # fmt: skip

@@ -14,7 +14,7 @@ ADDED = "added_tokens.json"
 TEMPLATES = "additional_chat_templates"
 FILES = (  # that are read; the first three are written
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", SPECIAL_MAP, ADDED,
-    f"{TEMPLATES}/tool_use.jinja",
+    f"{TEMPLATES}/default.jinja", f"{TEMPLATES}/tool_use.jinja",
 )  # fmt: skip
 EXTRA = "extra_special_tokens"
 # of tokenizer_config.json, next to *_token

@@ -130,7 +130,8 @@ def refuse_unknown(raw, free, fixed):
     for name, value in raw.items():
         expected = fixed.get(name)
         # a field that must have a value may be missing, but not be off
-        off = value in (False, "", [], {}) and (name, value) != ("layers_to_transform", 0)
+        off = value in (False, "", []) and (name, value) != ("layers_to_transform", 0)
+        off |= (name, value) == ("loftq_config", {})  # of others, {} is on, with defaults
         same = value in (None, expected) or (name not in fixed and off)
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
             same = set(value) == set(expected)

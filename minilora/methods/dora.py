@@ -23,10 +23,6 @@ def add_magnitudes(adapters, base):
     """Set m = ‖W₀ + (α/r)·BA‖ in place, for each adapted projection; return the adapters."""
     for path in lora.adapted_paths(adapters):
         node = get(base, path)
-        if "lora_stack" in node:
-            raise InputError(
-                "DoRA cannot be trained on a stacked adapter: merge that adapter first"
-            )
         own = get(adapters, path)
         own[M] = row_norms(node | own)
     return adapters
@@ -51,6 +47,8 @@ def merge(inner, node):
 
 def row_norms(node):
     """Return ‖W₀ + (α/r)·BA‖ per row, (out,), without a gradient; 1 for a row of zeros."""
+    if "lora_stack" in node:
+        raise InputError("DoRA cannot be trained on a stacked adapter: merge that adapter first")
     return _row_norms(node["weight"], node["lora_scaling"], node["lora_A"], node["lora_B"])
 
 

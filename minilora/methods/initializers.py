@@ -34,22 +34,22 @@ def init(model, config, rng, scheme, block_size):
     leaves = flatten(model.base)
     nodes = lora.adapted_paths(adapters)
     ranks = {node: len(get(adapters, node)["lora_A"]) for node in nodes}
-    start = start_text(config, ranks, scheme, block_size)
+    # the files have other weights, so an adapter of theirs does not fit this model
+    digest = f"{start_text(config, ranks, scheme, block_size)}:{model.source.digest}"
     for node in nodes:
         path = f"{node}.weight"
         w = leaves[path]
         if not isinstance(w, np.ndarray):
             raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
         factors = get(adapters, node)
-        factors["lora_start"] = start
+        factors["lora_start"] = digest
         if with_loftq:
             store = partial(schemes.quantize_leaf, path, scheme=scheme, block_size=block_size)
             leaves[path] = loftq(w, factors, store)
         else:
             # PiSSA: the rest is frozen (Meng et al. 2024, Eqs. 2 to 4)
             leaves[path] = without_principal(w, w, factors)
-    # the files have other weights, so an adapter of theirs does not fit this model
-    source = model.source._replace(digest=f"{start}:{model.source.digest}")
+    source = model.source._replace(digest=digest)
     model = model._replace(base=unflatten(leaves), source=source)
     model = schemes.quantize(model, scheme, block_size)
     if config.use_dora:
@@ -58,7 +58,7 @@ def init(model, config, rng, scheme, block_size):
 
 
 def start_text(config, ranks, scheme, block_size):
-    """Return "pissa-" or "loftq-" and a digest of all that the frozen weights depend on."""
+    """Return "pissa-" or "loftq-" and a digest of the settings of the frozen weights."""
     facts: tuple = config.init_lora_weights, ranks
     if config.init_lora_weights == "loftq":  # PiSSA's W − s·BA is the same in every storage
         facts += scheme, block_size or 64

@@ -13,7 +13,10 @@ LAYERS = ("0", "2", "4")  # of P-tuning's MLP, in PEFT's numbers: 1 and 3 are th
 
 
 def init(base, config, rng):
-    """Create virtual tokens from random rows of the embedding."""
+    """Create virtual tokens from random rows of the embedding, as they are stored.
+
+    Gemma multiplies those of a text by √D, and a trained prompt has no such factor.
+    """
     embedding = base["model"]["embed_tokens"]["weight"]
     n = config.num_virtual_tokens
     rows = rng.choice(embedding.shape[0], n, replace=n > embedding.shape[0])

@@ -20,6 +20,9 @@ def also_train(adapters, base, groups):
     `head` (the output matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales
     their rate.
     """
+    for group in groups:
+        if group not in GROUPS:
+            raise InputError(f"there is no group {group!r}: give a list of {', '.join(GROUPS)}")
     added = {
         path: np.array(dense(w), "f4")
         for group in groups

@@ -104,8 +104,10 @@ def with_compute_dtype(model: Model, dtype: str) -> Model:
 
     bfloat16: both operands of a product are rounded to it, and the sums are in float32. Dense
     matrices are then stored in bfloat16, too, as PyTorch does with `dtype=torch.bfloat16`. Warns if
-    this rounds a number.
+    this rounds a number, and raises InputError if the model is to be as it was before.
     """
+    if (model.source.compute_dtype, dtype) == ("bfloat16", "float32"):
+        raise InputError("the model may have been rounded to bfloat16: load it again for float32")
     base = tree_map(partial(leaf_in, dtype=dtype), model.base)
     stored = flatten(base)
     if any(is_rounded(w, stored[path]) for path, w in named_leaves(model.base)):

@@ -1,7 +1,9 @@
 """A base of two layers and twenty rows, and short runs with them."""
 
 import json
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from models import moved
@@ -69,6 +71,11 @@ def train(*args, status=0, **options):
 def resume(folder, *words, status=0):
     """Continue the run in this folder, as `run` does."""
     return run("train --resume", *words, *at(folder), status=status)
+
+
+def settings_of(folder):
+    """Return the settings of the run in this folder."""
+    return tomllib.loads(Path(folder, "train_config.toml").read_text())
 
 
 def changed(adapters):

@@ -40,6 +40,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--init-lora-weights loftq --quantize none": "loftq",
     "--method ia3 --lora-r 64": "--lora-r has no effect with --method ia3: leave it out",
     "--method head --target-modules q_proj": "--target-modules has no effect",
+    "--method head --gradient-checkpointing": "has no effect if no layer is trained",
     "--method norm --no-use-rslora": "--use-rslora has no effect",
     "--num-virtual-tokens 3": "--num-virtual-tokens has no effect",
     "--quantize none --block-size 32": "--block-size has no effect",

@@ -4,7 +4,9 @@ import io
 import json
 import re
 from dataclasses import replace
+from datetime import date
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from small_run import (
     at,
     changed,
     metrics,
+    settings_of,
     sums,
     write_adapter,
     write_base,
@@ -31,6 +34,7 @@ from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
 from minilora.data.rows import warn_once
 from minilora.evaluation import memory
+from minilora.formats import hf_tokenizer
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
@@ -62,6 +66,21 @@ def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path
         error = error_of(run, *line)
         assert f"{folder} does not say on which base its adapter was trained: give --mo" in error
     assert run(*words, "--model", base).err == ""
+
+
+def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, base, tmp_path):
+    """As TRL writes it; one with the same tokens and templates changes nothing."""
+    tokenizer = load(chat_base).tokenizer
+    folder = write_adapter(tmp_path / "chat", chat_base)
+    of_bytes = write_adapter(tmp_path / "bytes", base)
+    for adapter, template, warned in (
+        (folder, TEMPLATE, False), (folder, "other", True), (of_bytes, TEMPLATE, True),
+    ):  # fmt: skip
+        hf_tokenizer.save(replace(tokenizer, chat_template=template), adapter)
+        said = run("generate --max-tokens 1 --prompt a", *at(adapter)).err
+        assert (f"{adapter} has another tokenizer or chat template than" in said) == warned
+    (folder / "tokenizer.json").unlink()
+    assert "has another tokenizer" in run("generate --max-tokens 1 --prompt a", *at(folder)).err
 
 
 # -------------------------------------------------------------------------------- evaluate
@@ -218,9 +237,14 @@ class Chain:
         early = self.rng.random() < 0.5
         if early:
             self.merge(second)
-        lost = self.rng.choice(["", "moved", "another run", "another run of itself"])
+        lost = self.rng.choice(["", "moved", "another run", "another run of itself", "other rows"])
         if lost == "moved":
             first.rename(next(self.new))
+        elif lost == "other rows":  # in the same file, with the same settings
+            write_rows(
+                Path(settings_of(first)["data"]), [row for n, row in enumerate(ROWS) if n % 3][:19]
+            )
+            run("train --overwrite --quiet -c", first / "train_config.toml")
         elif lost:
             path, *_ = self.write(19)
             more = ("--init-adapter", first) if lost == "another run of itself" else ()
@@ -419,6 +443,33 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path):
         assert message in error
 
 
+def test_an_adapter_that_does_not_say_its_base_is_in_a_batch_with_one_that_does(base, tmp_path):
+    """As one of PEFT does not; the storage that the flags give is that of both."""
+    model = load(base, "nf4-dq").model
+    config = LoraConfig()
+    for name, source in (("ours", model.source), ("peft", Source())):
+        adapters, _ = get_peft_model(model, config)
+        save_adapter(tmp_path / name, adapters, model._replace(source=source), config)
+    folders = tmp_path / "ours", tmp_path / "peft"
+    flags = "--max-tokens 1 --quantize nf4-dq --model", base
+    run("generate --prompt a b --adapter-path", *folders, *flags)
+
+
+def test_a_prompt_without_an_adapter_has_the_date_of_today(tmp_path, monkeypatch):
+    template = "{{ strftime_now('%Y') }}" + TEMPLATE
+    folder = write_chat_base(tmp_path / "base", template)
+    adapter = write_adapter(tmp_path / "adapter", folder)
+    (adapter / "train_config.toml").write_text('chat_date = "2001-02-03"')
+    prompts = []
+    monkeypatch.setattr(
+        "minilora.cli.commands.generate_batch",
+        lambda adapters, model, asked, **options: prompts.extend(asked) or [[], []],
+    )
+    run("generate --prompt a b --adapter-path", adapter, "none")
+    years = [tiny().decode(prompt)[:4] for prompt in prompts]
+    assert years == ["2001", str(date.today().year)]
+
+
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -454,6 +505,37 @@ def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch):
     assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
     assert one["rng"] is two["rng"]  # the second answer continues the random numbers
     assert one["rng"].random() == np.random.default_rng(3).random()
+
+
+ENDS = {  # (before and after an answer in the template): (what is generated, its content)
+    ("", "<|im_start|>\n"): ("yes<|im_start|>\n", "yes"),  # a token, but not the end token
+    ("", "<|im_end|>\n"): ("yes\n", "yes\n"),  # the end token ended generation
+    ("", "###\n"): ("yes###\n", "yes"),
+    ("", "\n<|im_end|>\n"): ("yes\n", "yes"),
+    (" ", "."): (" <|im_start|>yes", "<|im_start|>yes"),  # it was cut
+}
+
+
+@pytest.mark.parametrize("before, after", ENDS)
+def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypatch, before, after):
+    """The second prompt has the tokens of a row with this content."""
+    answer, content = ENDS[before, after]
+    of_answer = f"{{% if m.role == 'assistant' %}}{before}{{{{ m.content }}}}{after}"
+    template = TEMPLATE.replace(
+        "{{ m.content }}", f"{of_answer}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
+    )
+    folder = write_chat_base(tmp_path / "base", template)
+    prompts = []
+
+    def generate(adapters, model, prompt, **options):
+        prompts.append(prompt)
+        yield from tiny().encode(answer)
+
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand then?"))
+    run("chat --model", folder)
+    expected = f"[user]Hi[assistant]{before}{content}{after}[user]and then?[assistant]"
+    assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
 
 
 def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatch):

@@ -1,5 +1,6 @@
 """What `inspect --adapter-path` says about an adapter: one planted adapter per kind of fault."""
 
+import re
 import shutil
 
 import numpy as np
@@ -165,6 +166,25 @@ def test_the_direction_is_unknown_if_b_did_not_begin_with_zero(trained, tmp_path
     assert [line.split()[-1] for line in lines if "_proj" in line] == ["?"] * 7
 
 
+@pytest.mark.parametrize("start", [False, "orthogonal", "gaussian"])
+def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tmp_path, start):
+    folder = planted(trained, tmp_path / "peft", init_lora_weights=start)
+    lines = run("inspect", *at(folder)).out.splitlines()
+    unknown = [line.split()[-1] == "?" for line in lines if "_proj" in line]
+    assert unknown == [start != "gaussian"] * 7
+
+
+def test_rows_that_have_changed_since_the_run_are_not_its_rows(trained, tmp_path):
+    folder = planted(trained, tmp_path / "run")
+    rows = trained.parent / "rows.jsonl"
+    text = rows.read_text()
+    rows.write_text(text.replace("1", "2"))
+    try:
+        assert verdict(0, folder, warning=f"{rows} has changed since then").startswith("healthy")
+    finally:
+        rows.write_text(text)
+
+
 def test_another_base(trained, tmp_path):
     folder = planted(trained, tmp_path / "run", times(1, ""))
     found = verdict(1, folder, "--quantize nf4 --block-size 32")
@@ -209,6 +229,10 @@ def test_pissa_without_training(base, tmp_path):
     adapters, model = minilora.get_peft_model(load(base).model, config)
     save_adapter(tmp_path, adapters, model, config)
     assert changes_base(tmp_path)
+    other = shutil.copytree(base, tmp_path / "other")
+    change_json(other / "config.json", pad_token_id=7)
+    digests = re.search(r"digest (\w+), not (\w+)", verdict(1, tmp_path, "--model", other))
+    assert digests[1] != digests[2]
     assert "is below 1e-05 in 4 of 4" in verdict(1, tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-import tomllib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,6 +14,7 @@ from small_run import (
     history,
     metrics,
     resume,
+    settings_of,
     tensors,
     untimed,
     write_adapter,
@@ -53,10 +53,6 @@ from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
 from minilora.model import Model, Source
 from minilora.training import State
-
-
-def settings_of(folder):
-    return tomllib.loads(Path(folder, "train_config.toml").read_text())
 
 
 def step_of(folder):
@@ -265,6 +261,21 @@ def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys):
     for packing, tokens in ((False, 4 * 8), (True, 4 * 10)):
         check_memory(loaded, examples, replace(config, packing=packing))
         assert f"\na step over {tokens} tokens:\n" in capsys.readouterr().out
+    flags = "--method=prompt", "--num-virtual-tokens=5"
+    loaded = load_for_training(parse(["train", f"--model={base}", *flags]))
+    check_memory(loaded, examples, config)  # the virtual tokens are there in every row
+    assert f"\na step over {4 * (8 + 5)} tokens:\n" in capsys.readouterr().out
+
+
+def test_the_curve_names_the_base_and_the_data(train, data, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        "minilora.cli.run.curve", lambda path, history, title, kept: titles.append(title)
+    )
+    monkeypatch.chdir(data.parent)
+    data.rename("train.jsonl")
+    train("--data .")
+    assert {*titles} == {f"base on {data.parent.name}"}
 
 
 CARDS = {  # flags: what the model card says
@@ -474,8 +485,9 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
     assert digests() == before
     for path in (
         rows / "train.jsonl", rows / "valid.jsonl", own / "config.json", own / "model.safetensors",
-        own / "tokenizer.json",
+        own / "tokenizer.json", own / "additional_chat_templates" / "default.jinja",
     ):  # fmt: skip
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"other")
         assert digests() != before
         before = digests()
@@ -511,6 +523,18 @@ def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(train, ba
         assert printed.err.startswith(warning) and printed.err.count("\n") == 1
     assert read_source(second) == load(other, "int8").model.source
     assert settings_of(second)["model"] == str(other) and step_of(second) == 6
+
+
+def test_a_run_from_an_adapter_starts_with_its_rounding_and_trains_what_it_lacks(train, tmp_path):
+    """Its first evaluation is of the rounded adapter, which a step at a rate of zero leaves."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(*at(first), "--also-train norm")
+    rounded = "--adapter-dtype bfloat16 --iters 1 --warmup-ratio 0.5"
+    more = "--init-adapter", first, rounded
+    train(*at(second), *more, "--also-train head")
+    scores = [row["eval_loss"] for row in metrics(second) if "eval_loss" in row]
+    assert scores[0] == scores[1]
+    assert "--also-train norm has no effect" in error_of(train, *more, "--also-train norm")
 
 
 def test_a_run_goes_on_only_with_the_frozen_matrices_of_its_vera(train, tmp_path):

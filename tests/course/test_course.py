@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -427,6 +428,15 @@ def test_only_files_of_the_submission_are_read(tmp_path):
         f"{PACK.file} cannot be read: it has more than 1048576 bytes",
         "warmup.py cannot be read: it is not a file",  # a link out of the folder
     ]
+    with (
+        pytest.warns(UserWarning, match="Duplicate name"),
+        ZipFile(tmp_path / "bea.zip", "w") as file,
+    ):
+        for text in ("a", "b", "a"):
+            file.writestr(PACK.file, text)
+    found, notes = submission.read(tmp_path / "bea.zip")
+    assert not found
+    assert notes == [f"2 different files can be {PACK.file}: {PACK.file}, again/{PACK.file}"]
     names = [".hidden", *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]
     found, notes = submission.collect(zipped(tmp_path / "cay.zip", dict.fromkeys(names, "")))
     assert len(found) == 200 and f"deep/{NEAREST.file}" in found
@@ -720,7 +730,8 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     solved = Path("solved/guess.py").read_text("utf-8")
     empty = solved.replace(exercises.TODO, " ")
     again = solved + '\nREASON: str = "absmax"\nREASON: str\n'  # Python's value is the last one
-    for text, reasons in ((solved, ""), (empty, ""), (again, "absmax")):
+    more = solved + '\nREASON = "abs"\nREASON += "max"\n'
+    for text, reasons in ((solved, ""), (empty, ""), (again, "absmax"), (more, "absmax")):
         Path("guess.py").write_text(text, "utf-8")
         said = run("learn check guess", exam, status=not reasons).out
         assert ("REASON is not written yet" in said) == (not reasons)

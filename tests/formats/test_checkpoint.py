@@ -47,7 +47,7 @@ from minilora.kernels import ops
 from minilora.methods.method import MethodConfig
 from minilora.methods.registry import get_peft_model
 from minilora.methods.replaced import also_train
-from minilora.model import Source, lm_head
+from minilora.model import Source, forward, lm_head
 from minilora.rounding import round_to
 from minilora.training import Best, State, start
 from minilora.tree import arrays, get, named_leaves, overlay, set_leaf, tree_map, unflatten, without
@@ -248,6 +248,10 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
         save_adapter(tmp_path / "none", *started, LoraConfig())
     plain = model._replace(source=Source("tiny", "nf4", 16, "0f"))
     save_adapter(tmp_path / "plain", adapted(model)[0], plain, LoraConfig())
+    of_others = model._replace(source=Source("other", digest="1f"))
+    of_others = get_peft_model(of_others, LoraConfig(init_lora_weights=kind), 0, "nf4", 16).model
+    with refused(f"{kind} needs the model that came with the adapter"):
+        forward(started.adapters, of_others, [[1]])
     other = started.model._replace(base=model.base)  # dense, so that it starts once more
     for name, onto in (("plain", started.model), ("own", other)):
         with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
@@ -366,7 +370,7 @@ def refusal(folder, model=MODEL):
     ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"), ("use_dora", "yes"),
     ("exclude_modules", "(v_proj"), ("bias", "nonsense"), ("bias", None),
     ("init_lora_weights", "pissa_niter_4"), ("a_field_of_tomorrow", True), ("r", 0),
-    ("rank_pattern", {"(": 4}), ("target_modules", ["q_proj", "nowhere"]),
+    ("rank_pattern", {"(": 4}), ("kasa_config", {}), ("target_modules", ["q_proj", "nowhere"]),
     ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["q_proj"]),
     ("modules_to_save", "norm"), ("modules_to_save", [5]),
     *((name, None) for name in peft_format.NEVER_NULL),

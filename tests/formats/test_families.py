@@ -164,6 +164,7 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
         ("gemma3_text", {"layer_types": []}, TYPES),
         ("qwen2", {}, "q_proj.bias is missing"),
         ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not"),
+        ("gemma3_text", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
         (
             "gemma3_text",

@@ -157,11 +157,14 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     assert not (tmp_path / "none" / "generation_config.json").exists()
 
 
-@pytest.mark.parametrize("ends, first", [(None, (5,)), (7, (7,)), ([7, 9], (7, 9))])
+@pytest.mark.parametrize("ends, first", [(None, (5,)), ([], (5,)), (7, (7,)), ([7, 9], (7, 9))])
 def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, first):
     path = folder(tmp_path, eos_token_id=5)
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     assert load(path).model.config.eos_token_id[:-1] == first
+    (path / "generation_config.json").write_text('{"eos_token_id": -1}')
+    with refused("generation_config.json: `eos_token_id` must be"):
+        load(path)
 
 
 @pytest.mark.parametrize(

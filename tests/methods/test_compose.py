@@ -251,6 +251,7 @@ def combined(kind="cat", r=None, weight=1):
     return compose.combine(three(MODEL), [1, weight, 1], kind, r)
 
 
+DORA = get_peft_model(MODEL, LoraConfig(use_dora=True)).adapters
 PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
 
 
@@ -258,6 +259,10 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
     "message, call",
     [
         ("pissa needs the model that came", lambda: several.stack(PISSA, MODEL)),
+        (
+            "DoRA cannot be trained on a stacked adapter",
+            lambda: minilora.forward(DORA, several.stack(three(MODEL)[0], MODEL), [[1]]),
+        ),
         ("have a base of their own", lambda: several.per_row([{}, PISSA], [0, 1])),
         ("need as many adapters", lambda: minilora.generate_batch([{}], MODEL, [[1], [2]])),
         ("prompt is empty", lambda: minilora.generate_batch([{}, {}], MODEL, [[1], []])),

@@ -360,11 +360,13 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name, window):
     if name in ("prompt", "p-tuning"):
         with refused("leave out `packing`"):
             minilora.train(*trees, random_examples(TINY, 3), config)
+        with refused("only the first of packed rows would see the trained prompt"):
+            minilora.loss(*trees, random_batch(TINY))
         return
     check_packing(trees[0], config)
     alone = [np.array([[1, 2, 3]]), np.array([[4, 5]])]
-    expected = np.concatenate([states(*trees, tokens) for tokens in alone], axis=1)
     starts = np.array([[0, 0, 0, 3, 3]])
+    expected = np.concatenate([states(*trees, tokens) for tokens in alone], axis=1)
     packed = states(*trees, np.concatenate(alone, axis=1), starts)
     assert_near(packed, expected, 1e-5)
 

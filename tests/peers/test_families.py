@@ -4,6 +4,7 @@ A window of 6 is much shorter than the sequences, so a window that is too long, 
 read changes the logits of most tokens.
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from minilora import layers
 from minilora.config import ALL_LINEAR, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.families import FAMILIES
+from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.kernels import fused
 from minilora.quant.schemes import quantize
@@ -164,3 +166,22 @@ def test_our_adapter_in_peft(folder, tmp_path, tokens, same_logits):
     theirs = in_peft(llama_of(folder), tmp_path)
     what, expected = "our adapters in PEFT", their_logits(theirs, tokens)
     same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)
+
+
+SIZED = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 7,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted({*FAMILIES} - {"phi3"}))
+def test_a_missing_field_has_the_default_of_transformers(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **SIZED}))
+    ours, _ = read_config(tmp_path)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    end = theirs.eos_token_id
+    assert ours.eos_token_id == (() if end is None else (end,))
+    for name in ("bos_token_id", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.head_dim == getattr(theirs, "head_dim", ours.head_dim)
+    assert ours.sliding_window == getattr(theirs, "sliding_window", None)

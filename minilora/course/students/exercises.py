@@ -66,16 +66,17 @@ def stubs(chosen):
 def written_reasons(source):
     """Return the text that a student's file assigns to REASON last, without running the file.
 
-    It is empty if the file has none, or still that of the stub.
+    It has what `+=` adds, and is empty if the file has none, or still that of the stub.
     """
     text = ""
     with suppress(SyntaxError, ValueError):
         for node in ast.parse(source).body:
-            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value:
                 target = node.targets[0] if isinstance(node, ast.Assign) else node.target
                 if ast.unparse(target) == "REASON":
                     is_text = isinstance(node.value, ast.Constant)
-                    text = str(ast.literal_eval(node.value) if is_text else ast.unparse(node.value))
+                    new = str(ast.literal_eval(node.value) if is_text else ast.unparse(node.value))
+                    text = text + new if isinstance(node, ast.AugAssign) else new
     text = text.strip()
     return "" if text == TODO else text
 

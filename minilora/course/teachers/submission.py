@@ -85,6 +85,8 @@ def collect(path):
                 content = stream.read(LARGEST + 1)
             if len(content) > LARGEST:
                 raise OSError(f"it has more than {LARGEST} bytes")
+            while found.get(name, content) != content:  # an archive can have a name twice
+                name = f"again/{name}"
             found[name] = content
         except RuntimeError:
             notes.append(f"{name} cannot be read: it is encrypted")

@@ -21,7 +21,8 @@ def read(raw):
     types = [SLIDING if i % every else FULL for i in layers]
     ropes = mapping(raw, "rope_parameters")
     full = ropes.get(FULL) or raw.get("rope_scaling")
-    theta, scaling = rope({"rope_theta": raw.get("rope_theta", 1e6), "rope_parameters": full})
+    of_full = raw | {"rope_theta": raw.get("rope_theta", 1e6), "rope_parameters": full}
+    theta, scaling = rope(of_full)
     base = raw.get("rope_local_base_freq", 1e4)
     local, scaled = rope({"rope_theta": base, "rope_parameters": ropes.get(SLIDING)})
     if scaled:
@@ -60,5 +61,12 @@ FAMILY = Family(
         "norm_offset": 1.0,
         "qk_norm": True,
     },
-    defaults={"tie_word_embeddings": True, "head_dim": 256, "sliding_window_pattern": 6},
+    defaults={
+        "tie_word_embeddings": True,
+        "head_dim": 256,
+        "sliding_window_pattern": 6,
+        "max_position_embeddings": 131072,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
 )

@@ -24,5 +24,8 @@ FAMILY = Family(
     "MistralForCausalLM",
     read=read,
     write=write,
-    defaults={"layer_types": None},  # not kept
+    defaults={
+        "layer_types": None,  # not kept
+        "max_position_embeddings": 131072,
+    },
 )

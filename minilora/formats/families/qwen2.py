@@ -29,6 +29,13 @@ def write(config):
     }
 
 
+DEFAULTS = {"max_position_embeddings": 32768, "bos_token_id": None, "eos_token_id": None}
 FAMILY = Family(
-    "qwen2", "Qwen2ForCausalLM", biases=(ATTENTION[:3],), always_biased=True, read=read, write=write
+    "qwen2",
+    "Qwen2ForCausalLM",
+    biases=(ATTENTION[:3],),
+    always_biased=True,
+    read=read,
+    write=write,
+    defaults=DEFAULTS,
 )

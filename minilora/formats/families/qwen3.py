@@ -2,14 +2,14 @@
 
 from ...config import ATTENTION
 from .family import Family
-from .qwen2 import read, write
+from .qwen2 import DEFAULTS, read, write
 
 FAMILY = Family(
     "qwen3",
     "Qwen3ForCausalLM",
     biases=(ATTENTION,),
     fields={"qk_norm": True},
-    defaults={"head_dim": 128},
+    defaults={**DEFAULTS, "head_dim": 128},
     read=read,
     write=write,
 )
