@@ -6,7 +6,6 @@ The study `the_memory_of_a_step` runs it.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -46,22 +45,11 @@ def step(scheme, width, layers):
     return memory.memory_estimate(adapters, model, B * T)
 
 
-def peak():
-    """Return the largest resident set of this process so far, in MB.
-
-    On Linux, `ru_maxrss` of a process begins at the peak of the process that started it. `VmHWM` in
-    /proc does not.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return memory.peak_rss_mb()
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1e3
-
-
 if __name__ == "__main__":
     scheme, layers = sys.argv[1], int(sys.argv[2])
     step(scheme, 128, 1)  # so that the kernels are loaded
-    before = peak()
+    before = memory.peak_rss_mb()
     predicted = step(scheme, 512, layers)
-    print(peak() - before, sum(predicted.values()) / 1e6, predicted["activations"] / 1e6)
+    print(
+        memory.peak_rss_mb() - before, sum(predicted.values()) / 1e6, predicted["activations"] / 1e6
+    )

@@ -94,6 +94,7 @@ def generate(args):
 def chat(args):
     """Answer the lines of standard input; with a chat template, they are one conversation."""
     options = sampling(args)
+    check_standard_input()
     loaded = load_model(args, args.adapter_path)
     if not uses_template(args, loaded.tokenizer):
         print("this model has no chat template: each line is a prompt of its own", file=sys.stderr)
@@ -133,7 +134,14 @@ def typed_text():
 
     Some programs of Windows begin it with a byte-order mark, which is no part of the text.
     """
+    check_standard_input()
     return sys.stdin.read().removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").removesuffix("\n")
+
+
+def check_standard_input():
+    """Raise InputError if the shell has closed the standard input."""
+    if sys.stdin is None:
+        raise InputError("the standard input is closed: give a file, or a text to --prompt")
 
 
 def typed_lines():

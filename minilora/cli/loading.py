@@ -110,8 +110,8 @@ def load_for_training(args):
     for group in args.also_train:
         more = also_train(adapters, loaded.model.base, [group])
         if flatten(more).keys() == flatten(adapters).keys():
-            what = f"--also-train {group} has no effect"
-            raise InputError(f"{what}: the adapter in {args.init_adapter} trains it: leave it out")
+            what = f"--also-train {group} has no effect: the adapter trains it already"
+            raise InputError(f"{what}: leave it out, or give it once")
         adapters = more
     return loaded._replace(adapters=adapters)
 

@@ -326,16 +326,20 @@ class RunWriter:
         self.save(state)
 
 
+SAMPLE = 48  # tokens of a printed answer
+
+
 def print_sample(adapters, loaded, row):
     """Print the prompt of a row, the model's answer and the right answer; nothing for a text."""
     tokenizer = loaded.tokenizer
     prompt, answer = split_row(row, tokenizer)
     if prompt:
         ids = tokenizer.encode(prompt, add_special_tokens=not is_chat(row, tokenizer))
-        said = generate(adapters, loaded.model, ids, max_tokens=48)
+        said = list(generate(adapters, loaded.model, ids, max_tokens=SAMPLE))
         right = tokenizer.decode(tokenizer.encode(answer))
         messages = [{}, {}, *row.get("messages", ())]
         asked = messages[-2].get("content") or prompt  # a call of a tool has no content
         print(f"  asked: {asked.strip()!r}")
-        print(f"  says:  {tokenizer.decode(list(said)).strip()!r}")
+        cut = f", cut after {SAMPLE} tokens" if len(said) == SAMPLE else ""
+        print(f"  says:  {tokenizer.decode(said).strip()!r}{cut}")
         print(f"  right: {right.strip()!r}")

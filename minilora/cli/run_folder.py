@@ -146,10 +146,11 @@ def resume(folder, metadata, start):
             f"--iters {last}: {checkpoint} is at step {step} already: "
             "give a larger number, or start again with --overwrite"
         )
-    if should_stop(state.best, settings["early_stopping_patience"]):
+    has_ended = should_stop(state.best, settings["early_stopping_patience"])
+    if has_ended:
         print(f"early stopping has ended the run in {folder}: no step is left")
     print(f"resumed at step {step} of {last}")
-    if last != then["settings"]["iters"]:
+    if not has_ended and last != then["settings"]["iters"]:
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
     path = folder / METRICS
     lines = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
@@ -176,10 +177,16 @@ def model_card(args, loaded, state, scores, scored):
     if made < args.iters:
         steps = f"{made} of {args.iters} steps, because early stopping ended the run"
     if kept < made:
-        steps += f". The adapter is that of step {kept}, whose held-out loss is the lowest"
+        steps += (
+            f". The adapter is that of step {kept}, whose held-out loss is the lowest after a step"
+        )
     held_out = "none"
     if scores:
-        numbers = [f"{k.removeprefix('eval_')} {v:.6g}" for k, v in scores.items() if k != "step"]
+        numbers = [
+            f"{name.removeprefix('eval_')} {value if type(value) is int else format(value, '.6g')}"
+            for name, value in scores.items()
+            if name != "step"
+        ]
         held_out = f"{scored}: {', '.join(numbers)}"
     return f"""{front_matter(args, loaded.adapter_config)}
 # An adapter for {base}

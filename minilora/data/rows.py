@@ -312,7 +312,9 @@ def trouble_with_template(messages, tools, tokenizer):
     ])  # fmt: skip
     if marked is not None and not all(mark in marked for mark in marks.values()):
         return "a message that the chat template does not show"
-    no_calls = [without(message, "tool_calls", "function_call") for message in messages]
+    names = "tool_calls", "function_call"
+    # an empty list of calls is none
+    no_calls = [without(m, *names) if any(map(m.get, names)) else m for m in messages]
     others = [(messages, None), (no_calls, tools)]
     if any(shown in (None, text(*o)) for o in others if o != (messages, tools)):
         return HIDDEN_TOOLS

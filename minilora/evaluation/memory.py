@@ -2,7 +2,8 @@
 
 import math
 import os
-import sys
+import re
+from pathlib import Path
 
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS
@@ -117,10 +118,16 @@ def physical_memory():
 
 
 def peak_rss_mb():
-    """Return the peak resident memory of this process in MB; None on Windows."""
+    """Return the peak resident memory of this process in MB; None on Windows.
+
+    On Linux, `ru_maxrss` of a process begins at the peak of the process that started it. `VmHWM` in
+    /proc does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) * 1024 / 1e6
     try:
         import resource
     except ImportError:
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # of macOS, in bytes

@@ -44,8 +44,9 @@ def save_adapter(
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     model: that of the adapter; its source is written, too. `adapter_config` is a LoraConfig, or the
-    MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases, the
-    random matrices of VeRA and the prompt of P-tuning stay float32, because no run rounds them.
+    MethodConfig of another method. `dtype` is float32, bfloat16 or float16; trained biases next to
+    A and B, the random matrices of VeRA and the prompt of P-tuning stay float32, because no run
+    rounds them.
     Raises InputError if the folder contains a model or a run of `minilora train`, if a leaf has no
     place in the format, if a number is too large for `dtype`, or if `adapter_config` does not
     describe the tree.

@@ -40,7 +40,9 @@ def init(model, config, rng, scheme, block_size):
         path = f"{node}.weight"
         w = leaves[path]
         if not isinstance(w, np.ndarray):
-            raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
+            raise InputError(
+                f"{path} is not float32: {config.init_lora_weights} needs a dense base"
+            )
         factors = get(adapters, node)
         factors["lora_start"] = digest
         if with_loftq:

@@ -58,7 +58,8 @@ def full(base, config, rng):
     for path, w in named_leaves(base):
         if not isinstance(w, np.ndarray):
             raise InputError(
-                f"{path} is quantized: set `scheme` to none, because full trains every weight"
+                f"{path} is not float32: set `scheme` to none and `compute_dtype` to float32, "
+                "because full trains every weight"
             )
     return tree_map(np.array, base)
 

@@ -384,6 +384,9 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [])
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
     assert "asked: \"[user]a[assistant][{'name'" in capsys.readouterr().out
+    monkeypatch.setattr("minilora.cli.run.generate", lambda *_, max_tokens: [104] * max_tokens)
+    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
+    assert ", cut after 48 tokens\n" in capsys.readouterr().out
 
 
 def test_flags_that_reach_only_one_function(base, monkeypatch):
@@ -580,6 +583,12 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
     tokenizer = replace(tiny(), chat_template=TEMPLATE.replace("messages", "messages[-1:]"))
     with pytest.raises(InputError, match="--system-prompt has no effect: the chat template does"):
         prompt_ids(args, tokenizer, messages)
+
+
+@pytest.mark.parametrize("words", ["generate --prompt -", "chat"])
+def test_a_standard_input_that_is_closed(base, monkeypatch, words):
+    monkeypatch.setattr("sys.stdin", None)
+    assert "the standard input is closed" in error_of(run, words, "--model", base)
 
 
 def test_a_standard_input_that_is_no_text(base, monkeypatch):

@@ -296,7 +296,9 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
     model = Model(None, {}, source=Source(scheme=args.quantize))
     loaded = LoadedModel(model, None, {}, make_adapter_config(args))
     state = State({}, {"step": 200})
-    text = run_folder.model_card(args, loaded, state, {"eval_loss": 0.5}, 3)
+    scores = {"eval_loss": 0.5, "eval_tokens": 1234567}
+    text = run_folder.model_card(args, loaded, state, scores, 3)
+    assert "- Held-out rows: 3: loss 0.5, tokens 1234567\n" in text
     assert text.startswith("---\nlibrary_name: ") and "questions, 200 steps" in text
     assert all(part in text for part in CARDS[flags]), text
 
@@ -396,7 +398,7 @@ def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
     assert "after: held-out loss 1.0000 nats per token, exact match 50.0 %\n" in printed
     card = (out / "README.md").read_text()
     assert "6 of 8 steps, because early stopping ended the run. The adapter is that of" in card
-    assert "step 2, whose held-out loss is the lowest.\n" in card
+    assert "step 2, whose held-out loss is the lowest after a step.\n" in card
     assert "- Held-out rows: 2: loss 1, exact_match 0.5, tokens 9\n" in card
     assert_the_best_is_kept(out)
     assert scripted.kept == [(2, 2), (2, 3), (2, 4), (2, 4)]  # and the evaluation at step 0
@@ -406,6 +408,7 @@ def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
     assert "resumed at step 6 of 8\n" in said
     assert f"early stopping has ended the run in {out}: no step is left\n" in said
     assert files(out) == before
+    assert "learning rate" not in resume(out, "--iters 9").out
 
 
 def test_an_interrupted_run_keeps_the_best_step(train, out, scripted, monkeypatch):
@@ -534,6 +537,8 @@ def test_a_run_from_an_adapter_starts_with_its_rounding_and_trains_what_it_lacks
     train(*at(second), *more, "--also-train head")
     scores = [row["eval_loss"] for row in metrics(second) if "eval_loss" in row]
     assert scores[0] == scores[1]
+    twice = error_of(train, "--dry-run --also-train head head")
+    assert "--also-train head has no effect: the adapter trains it already" in twice
     assert "--also-train norm has no effect" in error_of(train, *more, "--also-train norm")
 
 

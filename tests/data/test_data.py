@@ -391,6 +391,9 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     assert targets_of(example) == f"{json.dumps([CALL])}|a|"
     assert example == encode(same, Chat(), mask_prompt=True)
     assert bytes(example.tokens).startswith(b"[" + json.dumps([SCHEMA]).encode() + b"]\n<u:q|>")
+    row["messages"][3]["tool_calls"] = []  # of an answer without calls
+    assert encode(row, Chat(), mask_prompt=True) == example
+    assert reason_to_leave_out(row, Chat()) == ""
 
 
 TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments": {"b": "two"}}}]

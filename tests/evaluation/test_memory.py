@@ -1,5 +1,8 @@
 """The estimate of a step's memory against the allocated memory."""
 
+import inspect
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 from functools import partial
@@ -124,3 +127,11 @@ def test_counts_are_logical_and_bits_are_stored():
 def test_the_peak_is_at_least_what_is_allocated_now():
     big = np.ones(50_000_000, np.uint8)
     assert memory.peak_rss_mb() > big.nbytes / 1e6
+
+
+def test_the_peak_is_not_that_of_the_process_that_started_this_one():
+    big = np.ones(200_000_000, np.uint8)
+    source = inspect.getsource(memory.peak_rss_mb)
+    script = f"import re\nfrom pathlib import Path\n{source}print(peak_rss_mb())"
+    peak = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout
+    assert float(peak) < big.nbytes / 1e6

@@ -480,7 +480,7 @@ def test_starts_need_the_dense_base_and_loftq_and_full_their_schemes():
         started("pissa", quantized(MODEL))
     with refused("give a `scheme`"):
         started("loftq", MODEL)
-    with refused(r"is quantized: set `scheme` to none, because"):
+    with refused(r"is not float32: set `scheme` to none and"):
         started("full", quantized(MODEL))
 
 
