@@ -65,7 +65,7 @@ def _rate(lora, settings, model_config, rows, also_train):
     rate, scale = settings.learning_rate, settings.also_train_lr_scale
     if rate <= 5e-5:
         yield (
-            f"--learning-rate {rate:g} is full fine-tuning's: B starts at zero and moves some "
+            f"--learning-rate {rate:g} is full fine-tuning's: A and B move some "
             f"{total_rate(settings):.1g} at most in this run; is 1e-4 or more meant? (lesson 7)"
         )
     if rate >= 1e-2:

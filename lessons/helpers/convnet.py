@@ -13,7 +13,7 @@ from autograd.extend import defvjp, primitive
 
 from minilora import TrainConfig, layers
 from minilora.layers import value_and_grad
-from minilora.lessons.helpers.rollouts import descend, log_softmax
+from minilora.lessons.helpers.rollouts import descend, log_softmax, refuse_unused
 from minilora.training import start
 from minilora.tree import get, named_leaves, overlay, set_leaf, unflatten
 
@@ -157,9 +157,10 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
 
     running: the moments to normalize with; None: those of each batch. augment(pictures, rng)
     returns the pictures that a step is trained on. on_step(step, adapters) is called after each
-    step, from 1.
+    step, from 1. Raises InputError for a setting without an effect.
     """
     pictures, labels = batch
+    refuse_unused(config)
     state = start(adapters, config)
     history = []
     for step in range(config.iters):

@@ -109,16 +109,26 @@ def begin(adapters, train_config, rows_are_given=False):
     for path, value in named_leaves(adapters):
         if path.endswith("lora_dropout") and value:
             raise InputError(f"{path} {value} has no effect here: set `lora_dropout` to 0")
-    for name in OF_THE_LOOP if rows_are_given else OF_THE_LOOP + OF_ROWS:
-        default = getattr(TrainConfig, name)
-        if getattr(train_config, name) != default:
-            raise InputError(f"`{name}` has no effect here: leave it at {default}")
+    refuse_unused(train_config, OF_THE_LOOP if rows_are_given else OF_THE_LOOP + OF_ROWS)
     return start(adapters, train_config)
 
 
+def refuse_unused(train_config, names=OF_THE_LOOP + OF_ROWS):
+    """Raise InputError for a setting of these names that is not the default."""
+    for name in names:
+        default = getattr(TrainConfig, name)
+        if getattr(train_config, name) != default:
+            raise InputError(f"`{name}` has no effect here: leave it at {default}")
+
+
 def descend(state, grads, train_config):
-    """Clip the gradients and take a step of the optimizer; return the new state."""
-    grads, _ = clip(grads, train_config.max_grad_norm)
+    """Clip the gradients and take a step of the optimizer; return the new state.
+
+    Raises InputError if the gradient is not finite.
+    """
+    grads, norm = clip(grads, train_config.max_grad_norm)
+    if not np.isfinite(norm):
+        raise InputError(f"the gradient norm is {norm:g}: lower `learning_rate`")
     return update(state, grads, get_lr(state.step, train_config), train_config)
 
 

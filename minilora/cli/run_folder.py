@@ -163,6 +163,11 @@ def resume(folder, metadata, start):
     return state, [json.loads(line) for line in lines.splitlines()]
 
 
+MERGE = """\
+    minilora merge --adapter-path . --out ../merged    # base and adapter in one, for transformers
+"""
+
+
 def model_card(args, loaded, state, scores, scored):
     """Return the text of the folder's README.md: base, data, scores, how to load the adapter.
 
@@ -188,6 +193,9 @@ def model_card(args, loaded, state, scores, scored):
             if name != "step"
         ]
         held_out = f"{scored}: {', '.join(numbers)}"
+    method = METHODS[args.method]
+    can_merge = method.size != "num_virtual_tokens" and all(hook.merge for hook in method.hooks)
+    merge = MERGE if can_merge else ""
     return f"""{front_matter(args, loaded.adapter_config)}
 # An adapter for {base}
 
@@ -200,8 +208,7 @@ def model_card(args, loaded, state, scores, scored):
 
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"
-    minilora merge --adapter-path . --out ../merged    # base and adapter in one, for transformers
-"""
+{merge}"""
 
 
 def front_matter(args, config):

@@ -282,6 +282,10 @@ CARDS = {  # flags: what the model card says
     "": ("library_name: peft\n", "- lora\n- minilora\n", "tiny, stored as nf4-dq."),
     "--init-lora-weights loftq": ("library_name: minilora\n", "- lora\n- minilora\n"),
     "--method ia3 --quantize nf4": ("library_name: peft\n", "tags:\n- ia3\n- minilora\n"),
+    **dict.fromkeys(
+        ("--method prefix", "--method prompt", "--method bottleneck"),
+        ("evaluate --adapter-path .\n    minilora generate --adapter-path . --prompt \"…\"\n",),
+    ),
     "--method bitfit": ("library_name: minilora\n", "tags:\n- bitfit\n- minilora\n"),
     "--model smollm2 --method dora": (
         "\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n", "- dora\n- lora\n- minilora\n",
@@ -301,6 +305,8 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
     assert "- Held-out rows: 3: loss 0.5, tokens 1234567\n" in text
     assert text.startswith("---\nlibrary_name: ") and "questions, 200 steps" in text
     assert all(part in text for part in CARDS[flags]), text
+    can_merge = args.method not in ("bottleneck", "prompt", "p-tuning", "prefix")
+    assert ("minilora merge" in text) == can_merge
 
 
 # ----------------------------------------------------------------------------- resuming a run

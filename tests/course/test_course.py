@@ -393,6 +393,7 @@ def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, capsys, name):
     ("words", "says"),
     [
         ("learn hint nearest-code 4", "invalid choice"),
+        ("learn train", "these exercises are not of lesson 0"),
         ("learn fly", "invalid choice"),
         ("learn", "required"),
         ("teach grade elsewhere", "elsewhere cannot be used: No such file"),
