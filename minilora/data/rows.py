@@ -288,8 +288,12 @@ def ends_early(answer, tokenizer):
     encode = partial(tokenizer.encode, add_special_tokens=False)
     first, *rest = encode((answer.get("content") or "").strip()) or [None]
     others = encode(str(without(answer, "content")))
-    ends = {tokenizer.eos_token_id, *tokenizer.eos_token_ids}
-    return not ends.isdisjoint([first, *rest[:-1], *others])
+    return not end_tokens(tokenizer).isdisjoint([first, *rest[:-1], *others])
+
+
+def end_tokens(tokenizer):
+    """Return the ids that end generation: that of the tokenizer, and those of the model."""
+    return {tokenizer.eos_token_id, *tokenizer.eos_token_ids}
 
 
 def trouble_with_template(messages, tools, tokenizer):
@@ -443,16 +447,18 @@ def encode(row, tokenizer, mask_prompt=False):
     pieces = list(chain(*turns))
     # as in transformers, the template writes the special tokens of a chat
     ids = tokenizer.encode_pieces(pieces, add_special_tokens=not is_chat(row, tokenizer))
-    eos = tokenizer.eos_token_id
+    ends = end_tokens(tokenizer)
     tokens: list = []
     in_answer: list = []
     for n, (head, tail) in enumerate(zip(ids[::2], ids[1::2]), 1):
-        end = tail.index(eos) + 1 if eos in tail and "text" not in row else len(tail)
+        end = len(tail)
+        if "text" not in row:
+            end = next((i for i, token in enumerate(tail, 1) if token in ends), end)
         rest = tail[end:]
         tail = tail[:end]
         if n == len(turns):
-            if tail[-1:] != [eos]:
-                tail = [*tail, eos]
+            if ends.isdisjoint(tail[-1:]):
+                tail = [*tail, tokenizer.eos_token_id]
             rest = []
         elif not (rest or turns[n][0]):  # neither an end token nor the next turn ends the answer
             raise InputError(REWRITTEN)

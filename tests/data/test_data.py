@@ -541,6 +541,18 @@ def test_the_text_of_the_end_token_ends_no_answer():
     assert bytes(encode(chat_row("2+2?", "4|"), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
 
 
+def test_an_answer_ends_where_generation_ends():
+    """At a token of the model that is not the tokenizer's, as <end_of_turn> of Gemma 3."""
+    row = chat_row("q", "a", "r", "b")
+    for ends, whole, targets in (
+        ((ord("#"),), b"<u:q#>\n<a:a#>\n<u:r#>\n<a:b#", "a#b#"),
+        ((), b"<u:q#>\n<a:a#>\n<u:r#>\n<a:b#>\n|", "a#>\nb#>\n|"),
+    ):
+        example = encode(row, Chat(end="#", eos_token_ids=ends), mask_prompt=True)
+        assert bytes(example.tokens) == whole
+        assert targets_of(example) == targets
+
+
 def test_a_row_that_the_template_rejects_is_named():
     def strict(messages):
         if [m["role"] for m in messages[:2]] in ([], ["assistant", "user"]):
