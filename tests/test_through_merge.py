@@ -91,3 +91,11 @@ def test_a_stack_is_refused():
     adapters, model = minilora.get_peft_model(minilora.load("micro").model, PLAIN)
     with refused("all-linear"):
         through_merge.through(adapters, several.stack(adapters, model), "nf4-dq")
+
+
+def test_products_in_bfloat16_are_refused():
+    """The merged model computes in float32."""
+    model = minilora.load("micro", compute_dtype="bfloat16").model
+    adapters, _ = minilora.get_peft_model(model, PLAIN)
+    with refused("needs `compute_dtype` float32"):
+        through_merge.through(adapters, model, "nf4")

@@ -468,3 +468,8 @@ def test_a_run_that_diverges_says_so_and_warns_of_nothing_else(ops, rate):
     config = replace(SMALL, iters=50, learning_rate=rate, warmup_ratio=0, lr_schedule="constant")
     with refused(r"at step \d+: lower"):
         train(*setting(ops=ops), EXAMPLES, config)
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.9996, "99.9 %"), (1.0, "100.0 %"), (0.5, "50.0 %")])
+def test_less_than_all_is_not_100_percent(share, text):
+    assert loop.percent(share) == text

@@ -25,8 +25,11 @@ from minilora.tree import flatten, get, without
 def through(adapters, model, scheme):
     """Return `model` with other operations: adapted projections compute with `scheme`.
 
-    Raises InputError unless each projection has LoRA without dropout, and no other adapter.
+    Raises InputError unless each projection has LoRA without dropout and no other adapter, and for
+    products in bfloat16.
     """
+    if model.source.compute_dtype != "float32":
+        raise InputError("training through the merge needs `compute_dtype` float32, as merge gives")
     base = with_adapters(adapters, model).base
     for path in filter(is_projection, flatten(base)):
         node = get(base, path.removesuffix(".weight"))

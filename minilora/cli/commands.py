@@ -299,7 +299,8 @@ def inspect(args):
         if hasattr(leaf, "shape") and not name.endswith(doctor.FACTORS):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{name:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
-    print_size(loaded, args.tokens, TrainConfig())
+    names = {"optimizer", "gradient_checkpointing"} & loaded.run[0].keys()
+    print_size(loaded, args.tokens, TrainConfig(**{name: loaded.run[0][name] for name in names}))
     examples = []
     if args.data:
         data, described = load_examples(args, loaded, "train")

@@ -223,7 +223,7 @@ def show(job, when, adapters, scores):
     part = f", on {len(job.scored)} of {rows} held-out rows" if len(job.scored) < rows else ""
     print(
         f"{when}: held-out loss {scores['eval_loss']:.4f} nats per token, "
-        f"exact match {100 * scores['eval_exact_match']:.1f} %{part}"
+        f"exact match {loop.percent(scores['eval_exact_match'])}{part}"
     )
     if not job.args.quiet:
         print_sample(adapters, job.loaded, job.valid.rows[0])
@@ -249,9 +249,11 @@ def print_length(examples, train_config):
     sequences, per_step = numbers_of_sequences(examples, train_config)
     steps = train_config.iters
     packed = "packed " if train_config.packing else ""
+    epochs = steps * per_step / sequences
+    epochs = f"{epochs:,.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
     print(
         f"{len(examples)} rows in {sequences} {packed}sequences, {steps} steps of {per_step} "
-        f"sequences: {steps * per_step / sequences:,.1f} epochs"
+        f"sequences: {epochs} epochs"
     )
 
 

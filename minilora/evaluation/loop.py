@@ -161,12 +161,17 @@ def should_stop(best, patience):
     return 0 < patience <= best.worse
 
 
+def percent(share):
+    """Return a share as text, rounded down, so that less than all is not 100.0 %."""
+    return f"{math.floor(1000 * share) / 10:.1f} %"
+
+
 def show(progress, step, *evaluations):
     """Show the record of a step, and those of evaluations after it."""
     for scores in evaluations:
         progress.write(
             f"step {step['step']}: train loss {step['loss']:.4f}, held-out loss "
-            f"{scores['eval_loss']:.4f}, exact match {100 * scores['eval_exact_match']:.1f} %"
+            f"{scores['eval_loss']:.4f}, exact match {percent(scores['eval_exact_match'])}"
         )
     speed = step["tokens"] / max(step["seconds"], 1e-4)
     progress.set_postfix_str(f"loss {step['loss']:.3f}, {speed:.0f} tokens/s with prompts")

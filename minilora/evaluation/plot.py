@@ -57,7 +57,7 @@ def curve(path, history, title, kept=0):
     kept: the step whose adapters a run keeps because they are the best; 0: none.
     """
     steps, losses = points(history, "loss")
-    every = slice(None, None, len(steps) // 2000 + 1)  # more points would not be seen
+    every = slice(None, None, max(1, -(-len(steps) // 2000)))  # more points would not be seen
     held_out = points(history, "eval_loss")
     with figure(path, "optimizer step", "loss (nats per target token)", title) as axes:
         axes.plot(steps[every], losses[every], color=GREY, linewidth=0.6, alpha=0.6)

@@ -9,7 +9,7 @@
 | each other method | see its file | `layers.project`, through `layers.HOOKS` |
 
 A new adapter does not change the outputs, except those of prompt, p-tuning and prefix, because
-tokens see the virtual tokens.
+tokens see the virtual tokens. A trained head next to products in bfloat16 multiplies in float32.
 """
 
 from typing import Any, NamedTuple

@@ -174,6 +174,15 @@ def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tm
     assert unknown == [start != "gaussian"] * 7
 
 
+def test_the_memory_of_a_step_is_that_of_the_run(trained, tmp_path):
+    rows = trained.parent / "rows.jsonl"
+    out = tmp_path / "muon"
+    run(
+        "train --optimizer muon --iters 1 --batch-size 2 --data", rows, *at(out), "--model", "micro"
+    )
+    assert "Muon's averages" in run("inspect", *at(out), status=1).out  # after one step at rate 0
+
+
 def test_rows_that_have_changed_since_the_run_are_not_its_rows(trained, tmp_path):
     folder = planted(trained, tmp_path / "run")
     rows = trained.parent / "rows.jsonl"

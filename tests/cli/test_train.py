@@ -359,6 +359,8 @@ def test_epochs_are_steps(capsys):
         print_length(examples, replace(config, batch_size=n, iters=40))
         line = f"30 rows in 15 packed sequences, 40 steps of {n} sequences: {epochs} epochs\n"
         assert capsys.readouterr().out == line
+    print_length(examples * 100, replace(config, iters=3))
+    assert capsys.readouterr().out.endswith(" 3 steps of 1 sequences: 0.002 epochs\n")
 
 
 @pytest.fixture

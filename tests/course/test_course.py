@@ -775,7 +775,11 @@ def test_lesson_0_trains_with_the_student_s_functions(tmp_path, monkeypatch):
     done = trained()
     assert done.returncode == 1 and "the loss of step 1 is the first that differs" in done.stdout
     assert done.stdout.count("to blame: ") == 1 and "to blame: one-file-mlp: failed" in done.stdout
-    assert trained("mine.py").returncode == 0
+    Path("elsewhere").mkdir()
+    Path("mine.py").rename("elsewhere/mine.py")
+    Path("mine.py").write_text("", "utf-8")  # another file of this name
+    assert trained("elsewhere/mine.py").returncode == 0
+    Path("elsewhere/mine.py").rename("mine.py")
     whole = Path("mine.py").read_text("utf-8")
     assert whole.count("ALPHA / RANK") == 1
     Path("wrong.py").write_text(whole.replace("ALPHA / RANK", "ALPHA"), "utf-8")
