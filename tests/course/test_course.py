@@ -352,6 +352,7 @@ def test_nothing_that_a_student_wrote_is_overwritten(space):
 
 def test_a_way_through_an_exercise(space):
     said = own("learn next").out
+    assert f"then minilora learn check nearest-code --exercises {SET}\n" in said
     assert NEAREST.id in said and f"read {NEAREST.lesson_file}" in said
     assert "not begun an exercise" in own("learn check", status=2).err
     assert "not written yet" in own("learn check nearest-code", status=1).out
@@ -438,6 +439,8 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     found, notes = submission.read(tmp_path / "bea.zip")
     assert not found
     assert notes == [f"2 different files can be {PACK.file}: {PACK.file}, again/{PACK.file}"]
+    for name in ("task_1.py", "task-1 (1).py", "task_1-1.py", "Task 1 copy (2).py"):
+        assert submission.recognized(name, {"task_1.py"}) == ("task_1.py", False)
     names = [".hidden", *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]
     found, notes = submission.collect(zipped(tmp_path / "cay.zip", dict.fromkeys(names, "")))
     assert len(found) == 200 and f"deep/{NEAREST.file}" in found

@@ -224,6 +224,11 @@ def select(names):
     return [e for e in known.values() if e.id in ids]
 
 
+def option():
+    """Return the option of the commands that names FOLDER, after a space; "" without one."""
+    return f" --exercises {FOLDER}" if FOLDER else ""
+
+
 def load():
     """Read exercises.toml of FOLDER, or else of the lessons; return {id: Exercise}."""
     return load_file(Path(FOLDER or LESSONS, "exercises.toml"))

@@ -229,7 +229,7 @@ def explain(exercise, wrong):
         if mine.value is None:
             text.append("hint      does every branch of the function end in `return`?")
     if exercise.checks.CASES:
-        own = f" --exercises {exercises.FOLDER}" if exercises.FOLDER else ""
-        again = f'minilora learn check {exercise.id}{own} --call "{dict(case)}"'
+        command = f"minilora learn check {exercise.id}{exercises.option()}"
+        again = f'{command} --call "{dict(case)}"'
         text.append(f"again     {again}    (in this process: breakpoints stop)")
     return "\n  ".join([f"failed: {kind}", *text])

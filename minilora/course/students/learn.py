@@ -57,7 +57,7 @@ def check_file(exercise, call):
 def do_init(args):
     """Make a workspace, or write the stubs that it lacks."""
     write_files(args)
-    print(f"next: cd {args.folder}, then minilora learn next")
+    print(f"next: cd {args.folder}, then minilora learn next{exercises.option()}")
 
 
 def write_files(args, solved=False):
@@ -97,7 +97,7 @@ def do_next(args):
             stubs = Path("qlora_in_one_file.py")  # the lesson without the answers
             lesson = stubs if e.module == exercises.ONE_FILE and stubs.exists() else e.lesson_file
             print(f"{e.id}: {e.about}, about {e.minutes} minutes\nread {lesson}")
-            print(f"edit {e.file}, then minilora learn check {e.id}")
+            print(f"edit {e.file}, then minilora learn check {e.id}{exercises.option()}")
             return
     print("all exercises are passed")
 

@@ -16,7 +16,7 @@ from ..students import exercises
 MOST = 200  # most files of a submission that are read, and most bytes of a file
 LARGEST = 2**20
 IGNORED = r"(^|/)(\.[^./]|__MACOSX/|__pycache__/|progress\.json$|qlora_in_one_file\.py$)"
-COPY = r"([ _-]+(\d+|copy)|[ _-]*\(\d+\))+$"  # what browsers and LMSs add to a name
+COPY = r"([ _-]+(\d+|copy)|[ _-]*\(\d+\))$"  # what browsers and LMSs add to a name
 
 
 def student(path):
@@ -56,10 +56,12 @@ def recognized(name, known):
     path = PurePosixPath(name.lower())
     if path.suffix != ".py":
         return "", True
-    for stem in (path.stem, re.sub(COPY, "", path.stem)):
+    stem = path.stem
+    for _ in stem:  # an id can end with a number, too
         file = re.sub("[ -]", "_", stem) + ".py"
         if file in known:
             return file, False
+        stem = re.sub(COPY, "", stem)
     return max((other for other in known if file.endswith(f"_{other}")), key=len, default=""), True
 
 
