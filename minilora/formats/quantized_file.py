@@ -9,6 +9,7 @@ consists of `weight` (int8) and `SCB`, the absmax of each row.
 
 import json
 import math
+import warnings
 
 import numpy as np
 
@@ -115,11 +116,15 @@ def _four_bit(codes, state, parts):
     return Entry(quant_type, shape, read, codes.where)
 
 
+BLOCK_SIZES = {2**n for n in range(5, 13)}  # of bitsandbytes
+
+
 def save_quantized(folder, model, tokenizer=None, dtype="float32"):
     """Write a quantized model as a folder, which minilora and transformers (bitsandbytes) load.
 
-    The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Raises InputError as
-    `save_pretrained` does, and if not all projections use the same scheme.
+    The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Warns of a block size
+    that bitsandbytes does not read. Raises InputError as `save_pretrained` does, and if not all
+    projections use the same scheme.
     """
     projections = [w for path, w in named_leaves(model.base) if is_projection(path)]
     schemes = {storage_of(w)[0] for w in projections}
@@ -136,6 +141,10 @@ def save_quantized(folder, model, tokenizer=None, dtype="float32"):
             "bnb_4bit_use_double_quant": name.endswith("-dq"),
             "bnb_4bit_compute_dtype": dtype,
         }
+        sizes = {w.block_size for w in projections}
+        if not sizes <= BLOCK_SIZES:
+            what = f"bitsandbytes reads blocks of 32 to 4,096 weights, and not of {max(sizes)}"
+            warnings.warn(f"{what}: only minilora will read {folder}", stacklevel=2)
     hf_folder.write(folder, model, tokenizer, dtype, _parts, quantization_config=settings)
 
 

@@ -1,6 +1,7 @@
 """Quantized folders: round trips are exact, and malformed files are errors."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,9 @@ def layout(tmp_path, name):
     "name, block_size", [("int8", None), ("fp4", 64), ("nf4", 64), ("nf4-dq", 64), ("nf4-dq", 16)]
 )
 def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
-    model = saved(tmp_path, name, block_size)
+    warned = pytest.warns(UserWarning, match="bitsandbytes reads blocks of 32 to 4,096 .* of 16")
+    with warned if block_size == 16 else nullcontext():
+        model = saved(tmp_path, name, block_size)
     for asked in (("none",), (name, block_size)):  # as it is, or as a run asks for it
         back, _ = load(tmp_path / "q", *asked)
         assert back.config == CONFIG
