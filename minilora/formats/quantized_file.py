@@ -122,9 +122,9 @@ BLOCK_SIZES = {2**n for n in range(5, 13)}  # of bitsandbytes
 def save_quantized(folder, model, tokenizer=None, dtype="float32"):
     """Write a quantized model as a folder, which minilora and transformers (bitsandbytes) load.
 
-    The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Warns of a block size
-    that bitsandbytes does not read. Raises InputError as `save_pretrained` does, and if not all
-    projections use the same scheme.
+    The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Warns of a block
+    size that bitsandbytes does not read. Raises InputError as `save_pretrained` does, and if not
+    all projections use the same scheme.
     """
     projections = [w for path, w in named_leaves(model.base) if is_projection(path)]
     schemes = {storage_of(w)[0] for w in projections}
