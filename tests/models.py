@@ -17,7 +17,7 @@ from minilora.formats.hf_folder import shapes
 from minilora.kernels import fused
 from minilora.model import Model
 from minilora.quant import schemes
-from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten
+from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten, without
 
 PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 # The exponential inside a loop is a polynomial only when it is compiled.
@@ -170,6 +170,12 @@ def read_only(tree):
             if isinstance(part, np.ndarray):
                 part.flags.writeable = False
     return tree
+
+
+def untimed(records):
+    """The records of a run without what is measured."""
+    measured = ("seconds", "peak_rss_mb")
+    return [without(record, *measured) for record in records]
 
 
 def empty_caches(config=TINY):

@@ -7,27 +7,24 @@ from outcomes import refused
 import minilora
 from minilora.lessons.helpers import class_head
 
+MODEL, _ = minilora.load("micro")
+TRAINED = {"score": {"weight": np.zeros((2, MODEL.config.hidden_size), "f4")}}
+
 
 @pytest.mark.parametrize("label", [-1, 2, 0.5])
 def test_a_label_that_is_no_class_is_refused(label):
     """−1 counted as the last class."""
-    model, _ = minilora.load("micro")
-    trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
     with refused(f"class {label}: .* 0 to 1"):
-        class_head.class_loss(trained, model, [[1, 2], [3]], np.array([1, label]))
+        class_head.class_loss(TRAINED, MODEL, [[1, 2], [3]], np.array([1, label]))
 
 
 def test_an_empty_text_is_refused():
     """Its logits were those of a padding token, which depend on the other texts."""
-    model, _ = minilora.load("micro")
-    trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
     with refused("a text is empty"):
-        class_head.class_logits(trained, model, [[1, 2], []])
+        class_head.class_logits(TRAINED, MODEL, [[1, 2], []])
 
 
 def test_a_token_that_is_not_in_the_vocabulary_is_refused():
     """−1 was the last token."""
-    model, _ = minilora.load("micro")
-    trained = {"score": {"weight": np.zeros((2, model.config.hidden_size), "f4")}}
     with refused("tokens .* -1"):
-        class_head.class_logits(trained, model, [[1, 2], [-1]])
+        class_head.class_logits(TRAINED, MODEL, [[1, 2], [-1]])

@@ -58,15 +58,6 @@ def test_fp4_has_two_zeros_and_a_smallest_value_that_no_e2m1_has():
     assert nf4.CODEBOOKS["fp4"].order.tolist() == order
 
 
-@given(st.binary(min_size=1))
-def test_packing_is_reversible_and_puts_the_first_code_in_the_high_half(data):
-    packed = np.frombuffer(data, np.uint8)
-    codes = nf4.unpack_4bit(packed)
-    assert codes.size == 2 * packed.size and codes.max() < 16
-    assert codes[0] == packed[0] // 16 and codes[1] == packed[0] % 16
-    assert_array_equal(nf4.pack_4bit(codes), packed)
-
-
 @given(seeds, kinds, st.integers(1, 40), st.integers(1, 5), st.sampled_from([16, 64]), codes)
 def test_every_element_by_itself(seed, kind, rows, columns, size, code):
     """One element at a time: the nearest value, and the lower one at a tie."""

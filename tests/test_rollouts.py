@@ -12,6 +12,7 @@ from minilora.lessons.helpers import class_head, echoes, preference, rollouts
 from minilora.tree import flatten
 
 MODEL, _ = minilora.load("micro")
+START = minilora.get_peft_model(MODEL, LoraConfig())
 ROWS = echoes.rows("valid", 12)
 PROMPTS = [row.prompt for row in ROWS]
 
@@ -97,16 +98,14 @@ def test_settings_that_a_loop_would_ignore_are_refused(train, dropout, settings,
     "settings", [{"max_seq_length": 2}, {"mask_prompt": True}, {"packing": True}]
 )
 def test_settings_of_rows_are_refused_by_loops_that_make_their_own_rows(train, settings):
-    adapters, model = minilora.get_peft_model(MODEL, LoraConfig())
     with refused(f"`{next(iter(settings))}` has no effect here"):
-        train(adapters, model, TrainConfig(batch_size=8, **settings))
+        train(*START, TrainConfig(batch_size=8, **settings))
 
 
 def test_steps_accepts_the_settings_that_made_its_examples():
-    adapters, model = minilora.get_peft_model(MODEL, LoraConfig())
     settings = TrainConfig(iters=1, max_seq_length=64, mask_prompt=True)
     rows = echoes.examples(ROWS, echoes.FORMS["near"])
-    assert next(rollouts.steps(minilora.loss, adapters, model, rows, settings)).step == 1
+    assert next(rollouts.steps(minilora.loss, *START, rows, settings)).step == 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,6 @@ def test_steps_accepts_the_settings_that_made_its_examples():
     ],
 )
 def test_groups_and_rewards_are_checked(batch_size, reward, says):
-    adapters, model = minilora.get_peft_model(MODEL, LoraConfig())
     settings = TrainConfig(iters=1, batch_size=batch_size)
     with refused(says):
-        rollouts.reinforce(adapters, model, ROWS, lambda *_: reward, settings)
+        rollouts.reinforce(*START, ROWS, lambda *_: reward, settings)

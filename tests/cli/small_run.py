@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from models import moved
+from models import moved, untimed
 from outcomes import arguments, printed, run
 from toy_models import CONFIG, tiny, toy_model
 
@@ -83,11 +83,15 @@ def changed(adapters):
     return moved(adapters, lambda w: w + np.float32(0.1))
 
 
-def write_adapter(folder, base, **fields):
-    """Write an adapter of LoRA into the folder, as a Python program does; return the folder."""
-    config = LoraConfig(**fields)
-    adapters, model = get_peft_model(load(base).model, config)
+def save_changed(folder, model, config):
+    """Write an adapter that changes the outputs into the folder, as a Python program does."""
+    adapters, model = get_peft_model(model, config)
     save_adapter(folder, changed(adapters), model, config)
+
+
+def write_adapter(folder, base, **fields):
+    """Write an adapter of LoRA that changes the outputs into the folder; return the folder."""
+    save_changed(folder, load(base).model, LoraConfig(**fields))
     return folder
 
 
@@ -101,11 +105,6 @@ def metrics(folder):
 
 
 LEFT_BY_A_KILL = (".lock", ".tmp")
-TIMINGS = ("seconds", "peak_rss_mb")
-
-
-def untimed(rows):
-    return [{name: row[name] for name in row if name not in TIMINGS} for row in rows]
 
 
 def contents(folder):

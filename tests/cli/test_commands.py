@@ -16,6 +16,7 @@ from small_run import (
     at,
     changed,
     metrics,
+    save_changed,
     settings_of,
     sums,
     write_adapter,
@@ -57,10 +58,8 @@ def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(b
 
 def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path):
     """As one of PEFT."""
-    folder, config = tmp_path / "peft", LoraConfig()
-    model = load(base).model._replace(source=Source())
-    adapters, model = get_peft_model(model, config)
-    save_adapter(folder, changed(adapters), model, config)
+    folder = tmp_path / "peft"
+    save_changed(folder, load(base).model._replace(source=Source()), LoraConfig())
     words = "train --iters 2 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
     for line in (words, ["evaluate", *at(folder)]):
         error = error_of(run, *line)
@@ -261,9 +260,7 @@ class Chain:
     def adapter_and_merge(self, source):
         """Of a program, which does not say on which rows it was trained."""
         adapter = next(self.new)
-        model = load(self.model).model
-        adapters, model = get_peft_model(model, config := LoraConfig())
-        save_adapter(adapter, changed(adapters), model._replace(source=source), config)
+        save_changed(adapter, load(self.model).model._replace(source=source), LoraConfig())
         self.runs.append(set())
         self.all_known = False
         self.evaluate(*at(adapter))
@@ -449,10 +446,8 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path):
 def test_an_adapter_that_does_not_say_its_base_is_in_a_batch_with_one_that_does(base, tmp_path):
     """As one of PEFT does not; the storage that the flags give is that of both."""
     model = load(base, "nf4-dq").model
-    config = LoraConfig()
     for name, source in (("ours", model.source), ("peft", Source())):
-        adapters, _ = get_peft_model(model, config)
-        save_adapter(tmp_path / name, adapters, model._replace(source=source), config)
+        save_changed(tmp_path / name, model._replace(source=source), LoraConfig())
     folders = tmp_path / "ours", tmp_path / "peft"
     flags = "--max-tokens 1 --quantize nf4-dq --model", base
     run("generate --prompt a b --adapter-path", *folders, *flags)

@@ -62,13 +62,6 @@ def test_a_damaged_checkpoint_is_refused_by_name(sound, part, changes):
     assert files(sound) == before
 
 
-def test_a_checkpoint_of_an_older_version_says_what_to_do(sound):
-    change_tensors(sound / CHECKPOINT, dict, **{RUN: "{}"})
-    for words in ("train --resume", "evaluate"):
-        error = error_of(run, words, *at(sound))
-        assert f"{sound / CHECKPOINT} is not a checkpoint of this version of minilora: del" in error
-
-
 DAMAGE = {  # (file, its new contents): part of the message
     ("train_config.toml", b"block_size = 3\n"): "train_config.toml is not that of checkpoint",
     ("adapter_model.safetensors", b"\xff" * 40): "adapter_model.safetensors",

@@ -109,7 +109,6 @@ PLANTED = {
     "too large": (times(1e6, "lora_B"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
     "too small": (times(1e-6, "lora_A"), {}, "‖ΔW‖/‖W‖ is below 1e-05 in 14 of 14"),
     "an outlier": (times(1e-3, UP, "lora_B"), {}, f"than the median in 1 of 14 projections ({UP})"),
-    "α/r": (dict, {"lora_alpha": 16e6}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
     "NaN": (times(np.nan, f"{FIRST}A"), {}, f"{FIRST}A.weight has a NaN or an infinite number"),
     "nearly infinite": (times(1e17, "lora_"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
     "rank": (dict, {"r": 2}, "down_proj.lora_A.weight has the shape (4, 24), not (2, 24)"),

@@ -17,17 +17,16 @@ from minilora.cli.loading import load_for_training
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load
 from minilora.methods.registry import METHODS
-from minilora.quant.schemes import WITHOUT_BLOCKS
+from minilora.quant.schemes import SCHEMES, WITHOUT_BLOCKS
 from minilora.tree import arrays, flatten
 
-STORAGE = ("none", "int8", "nf4", "nf4-dq", "fp4")
 UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
 
 
 def combinations():
     """All of methods × storage with --all-combinations; else every method, every storage."""
-    every = [(m, s) for m, s in product(METHODS, STORAGE) if m != "full" or s == "none"]
-    few = {(m, STORAGE[i % len(STORAGE)] if m != "full" else "none") for i, m in enumerate(METHODS)}
+    every = [(m, s) for m, s in product(METHODS, SCHEMES) if m != "full" or s == "none"]
+    few = {(m, SCHEMES[i % len(SCHEMES)] if m != "full" else "none") for i, m in enumerate(METHODS)}
     return [
         pytest.param(*pair, marks=[] if pair in few else [pytest.mark.combinations])
         for pair in every

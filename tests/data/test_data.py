@@ -611,10 +611,3 @@ def test_the_order_is_drawn_from_seed_and_epoch(n, size, step, seed):
         order = np.random.default_rng([seed, i // n]).permutation(n)
         expected.append(examples[order[i % n]])
     assert batch_at(examples, step, size, seed) == expected
-
-
-def test_a_file_of_rows_without_a_split_is_said(tmp_path, capsys):
-    for name in ("train", "valid", "more"):
-        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
-    load_rows(str(tmp_path), "train")
-    assert "more.jsonl is not read: the name of a file has its split" in capsys.readouterr().err

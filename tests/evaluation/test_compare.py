@@ -47,11 +47,6 @@ def test_a_size_is_the_nearest_to_the_budget(method):
             assert off(found, budget) <= off(compare.config_of(entry, other), budget)
 
 
-def test_the_budget_is_lora_at_rank_two():
-    # micro: L = 3, d = k = 48, f = 128; all seven projections at r: L·r·(9d + 2k + 3f)
-    assert compare.BUDGET == 3 * 2 * (9 * 48 + 2 * 48 + 3 * 128)
-
-
 def test_a_row_follows_from_its_job_in_any_process():
     jobs = [Job("norm", iters=3), Job("norm", seed=1, iters=3)]
     rows = runner.mapped(compare.run, jobs)

@@ -412,16 +412,6 @@ def test_an_adapter_of_which_peft_trains_one_factor_is_warned_of(folder):
         load_adapter(folder, MODEL)
 
 
-@pytest.mark.parametrize("change", [
-    lambda t: t[KEY].__setitem__((0, 0), -np.inf),
-    lambda t: t | {KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]},
-], ids=["not finite", "left over"])  # fmt: skip
-def test_a_tensor_that_does_not_fit_is_named(folder, change):
-    change_tensors(folder / WEIGHTS, change)
-    message = refusal(folder)
-    assert Q0 in message and WEIGHTS in message
-
-
 def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     """b = b₀ + (α/r)·b_B has to be a float32 number: no warning, and no infinite bias."""
     config = LoraConfig(lora_alpha=8)
@@ -431,13 +421,6 @@ def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     change_tensors(tmp_path / WEIGHTS, lambda t: t | {key: np.full_like(t[key], 3e38)})
     change_json(tmp_path / CONFIG, lora_alpha=80)
     assert f"{Q0}.bias has a NaN or an infinite number" in refusal(tmp_path)
-
-
-def test_an_adapter_of_another_base_is_refused(folder):
-    message = refusal(folder, random_model(replace(TINY, hidden_size=13)))
-    assert "shape (8, 12), not (8, 13)" in message
-    assert "missing" in refusal(folder, random_model(replace(TINY, num_hidden_layers=3)))
-    assert "does not belong" in refusal(folder, random_model(replace(TINY, num_hidden_layers=1)))
 
 
 def test_a_pickle_is_never_opened(folder):
@@ -452,8 +435,6 @@ def test_folders_that_are_none(folder, tmp_path):
     (folder / CONFIG).write_text("[]")
     assert "one JSON object" in refusal(folder)
     (folder / CONFIG).unlink()
-    assert "cannot be read" in refusal(folder)
-    (folder / WEIGHTS).unlink()
     assert "cannot be read" in refusal(folder)
 
 
@@ -572,6 +553,8 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
     assert "has no tensor history: train again" in complaint(path)
     for text in NO_NUMBERS:
         change_tensors(path, dict, **{RUN: text})
-        assert "not a checkpoint" in complaint(path)
+        assert "not a checkpoint of this version of minilora" in complaint(path)
+    change_tensors(path, dict, **{RUN: "{}"})
+    assert "delete it, or train again" in complaint(path)
     assert "not a checkpoint" in complaint(folder / WEIGHTS)
     assert "cannot be read" in complaint(tmp_path / "nowhere")

@@ -139,10 +139,6 @@ def state(**fields):
     return change
 
 
-def twice(tensors):
-    tensors[Q + STATE.replace("nf4", "fp4")] = tensors[Q + STATE]
-
-
 def norm_in_int8(tensors):
     tensors["model.norm.weight"] = np.ones(32, np.int8)
     tensors["model.norm.SCB"] = np.ones(32, np.float32)
@@ -160,12 +156,10 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
         ("nf4", put(".absmax", FLOATS), "absmax has a NaN"),
         ("nf4", put(".quant_map", np.ones(16, np.float32)), "quant_map differs from that of bits"),
         ("nf4", put(".SCB", np.ones(32, np.float32)), r"SCB has no weight"),
-        ("nf4", twice, r"bitsandbytes__(nf4|fp4) has no weight"),
         ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
         ("nf4", state(shape=None), "bitsandbytes__nf4 is malformed: KeyError: 'shape'"),
         ("nf4", state(shape=[32.0, 32]), "bitsandbytes__nf4: `shape` must be a whole number"),
         ("nf4", state(blocksize=True), BLOCKS),
-        ("nf4", state(blocksize=48), "bitsandbytes__nf4: a block size of 48 is not a power of two"),
         ("nf4", state(quant_type="af4"), "bitsandbytes__nf4: there is no 4-bit type 'af4'"),
         ("nf4-dq", state(nested_offset=None), "`nested_offset` must be a finite number"),
         ("nf4-dq", put(".absmax", np.ones(16, np.float32)), "absmax is F32"),
