@@ -285,7 +285,7 @@ def _templates(folder, settings):
     files = [folder / "chat_template.jinja", *(folder / TEMPLATES).glob("*.jinja")]
     found = {file.stem: read_text(file) for file in files if file.is_file()}
     if "chat_template" in found:
-        found["default"] = found.pop("chat_template")
+        found = {"default": found.pop("chat_template")} | found
     if not found:
         value = settings.get("chat_template") or {}
         if isinstance(value, list):

@@ -122,6 +122,9 @@ def test_where_a_folder_has_its_template(folder):
     file.write_text("F")
     with pytest.warns(UserWarning, match="not read: the chat template rag. `default` and"):
         assert from_folder(folder).chat_template == "F"
+    (more / "default.jinja").write_text("second")
+    with pytest.warns(UserWarning, match="rag"):
+        assert from_folder(folder).chat_template == "second"
 
 
 def test_which_file_names_a_special_token(folder):

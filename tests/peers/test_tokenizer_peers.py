@@ -207,6 +207,8 @@ def folders(draw):
         for name, template in templates.items():
             folder = "additional_chat_templates/" if name != "default" else ""
             files[f"{folder}{name if folder else 'chat_template'}.jinja"] = template
+        if draw(st.booleans()):
+            files["additional_chat_templates/default.jinja"] = "second" + SHOWN
     elif form != "text" or names == ["default"]:
         entries = [{"name": name, "template": template} for name, template in templates.items()]
         given = {"text": templates.get("default"), "list": entries, "object": templates}
