@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from .. import layers
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
 from ..data.packing import pack_examples
-from ..data.rows import is_chat, split_row
+from ..data.rows import is_chat, messages_of, split_row
 from ..evaluation import loop, memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve, points
@@ -339,7 +339,7 @@ def print_sample(adapters, loaded, row):
         ids = tokenizer.encode(prompt, add_special_tokens=not is_chat(row, tokenizer))
         said = list(generate(adapters, loaded.model, ids, max_tokens=SAMPLE))
         right = tokenizer.decode(tokenizer.encode(answer))
-        messages = [{}, {}, *row.get("messages", ())]
+        messages = [{}, {}, *(messages_of(row) if is_chat(row, tokenizer) else ())]
         asked = messages[-2].get("content") or prompt  # a call of a tool has no content
         print(f"  asked: {asked.strip()!r}")
         cut = f", cut after {SAMPLE} tokens" if len(said) == SAMPLE else ""

@@ -163,7 +163,9 @@ def normalized(message):
 
 @cache
 def compiled(template):
-    """Return a compiled chat template; raise InputError if it is not Jinja."""
+    """Return a compiled chat template; raise InputError if it is not Jinja, or if it is None."""
+    if template is None:
+        raise InputError("the tokenizer has no chat template")
 
     def raise_exception(message):
         raise ValueError(message)

@@ -384,6 +384,9 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, max_tokens: [104] * max_tokens)
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
     assert ", cut after 48 tokens\n" in capsys.readouterr().out
+    of_prompt = {"prompt": "a", "completion": "b"}
+    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), of_prompt)
+    assert "  asked: 'a'\n" in capsys.readouterr().out
 
 
 def test_flags_that_reach_only_one_function(base, monkeypatch):

@@ -122,6 +122,8 @@ def test_where_a_folder_has_its_template(folder):
     file.write_text("F")
     with pytest.warns(UserWarning, match="not read: the chat template rag. `default` and"):
         assert from_folder(folder).chat_template == "F"
+    with refused("has no chat template"):
+        replace(words, chat_template=None).render([])
     (more / "default.jinja").write_text("second")
     with pytest.warns(UserWarning, match="rag"):
         assert from_folder(folder).chat_template == "second"
