@@ -7,7 +7,7 @@ options of Jinja are those of transformers, with which the authors of templates 
 import importlib
 import json
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -81,7 +81,7 @@ class PretrainedTokenizer:
         return self._encoding(text, add_special_tokens)[0]
 
     def _encoding(self, text, add_special_tokens):
-        """Return (ids, the end of each token in the text); see `encode`."""
+        """Return (ids, the start and the end of each token in the text); see `encode`."""
         utf8(text)
         bos = self.special.get("bos_token")
         add = add_special_tokens and not (bos and text.startswith(bos))
@@ -90,42 +90,61 @@ class PretrainedTokenizer:
         end = len(encoding.ids)
         while end > 1 and encoding.special_tokens_mask[end - 1]:
             end -= 1
-        return encoding.ids[:end], [stop for _, stop in encoding.offsets[:end]]
+        return encoding.ids[:end], encoding.offsets[:end]
 
     def encode_pieces(self, pieces, add_special_tokens=True):
-        """Return the ids of each piece of a text: together, they are the ids of the whole text.
+        """Return the ids of each piece of a text: prompts and answers in turn, first a prompt.
 
-        The exception is a text whose tokens change when the next piece follows. The next piece is
-        then encoded by itself: a model that generates it reads the text before it alone. If this
-        changes the text (some tokenizers begin each text with a space), the ids are those of the
-        whole text, and each belongs to the piece in which it ends.
+        Together, they are the ids of the whole text. The exception is an answer that would change
+        the tokens before it. It is then encoded by itself: a model that generates it reads the text
+        before it alone. If this changes the text (some tokenizers begin each text with a space),
+        the ids are those of the whole text. A token of a prompt and an answer is of the answer.
         """
         first = next((i for i, piece in enumerate(pieces) if piece), 0)
         ids = [
             self.encode(piece, add_special_tokens and i == first) if piece else []
             for i, piece in enumerate(pieces)
         ]
-        all_ids, ends = self._encoding("".join(pieces), add_special_tokens)
+        all_ids = self.encode("".join(pieces), add_special_tokens)
         if list(chain(*ids)) == all_ids:
-            return ids  # the usual case, in which the loop would only take longer
+            return ids  # the usual case, in which the rest would only take longer
+        parts: list = [([], [])]  # of pieces that are encoded together; see `_cut`
+        for i, piece in enumerate(pieces):
+            texts, stops = parts[-1]
+            if i % 2:
+                before = "".join(texts)
+                add = add_special_tokens and len(parts) == 1
+                alone = self.encode(before, add) if before else []
+                stops[-1] = len(alone)
+                if self.encode(before + piece, add)[: len(alone)] != alone:
+                    texts, stops = [], []
+                    parts.append((texts, stops))
+            texts.append(piece)
+            stops.append(None)
         ids = []
-        text = ""
-        before: list = []
-        for piece in pieces:
-            text += piece
-            whole = self.encode(text, add_special_tokens) if text else []
-            if whole[: len(before)] != before:
-                text = piece
-                before = []
-                add_special_tokens = False
-                whole = self.encode(text, add_special_tokens)
-            ids.append(whole[len(before) :])
-            before = whole
+        for n, part in enumerate(parts):
+            ids += self._cut(*part, add_special_tokens and n == 0)
         decode = partial(self.backend.decode, skip_special_tokens=False)
         if decode(list(chain(*ids))) == decode(all_ids):
             return ids
-        stops = [bisect_right(ends, end) for end in accumulate(map(len, pieces))]
-        return [all_ids[a:b] for a, b in pairwise([0, *stops])]
+        ends = [end for _, end in self._encoding("".join(pieces), add_special_tokens)[1]]
+        stops = [
+            # BOS, which is before the text, is of the first piece with text
+            None if i % 2 else bisect_right(ends, end) * bool(end)
+            for i, end in enumerate(accumulate(map(len, pieces)))
+        ]
+        return self._cut(pieces, stops, add_special_tokens)
+
+    def _cut(self, texts, stops, add_special_tokens):
+        """Encode the texts as one; return the ids of each.
+
+        stops: the number of ids up to the end of each text; None: those that begin before its end.
+        """
+        ids, offsets = self._encoding("".join(texts), add_special_tokens)
+        starts = [start for start, _ in offsets]
+        ends = accumulate(map(len, texts))
+        stops = [bisect_left(starts, end) if n is None else n for n, end in zip(stops, ends)]
+        return [ids[a:b] for a, b in pairwise([0, *accumulate(stops[:-1], max), len(ids)])]
 
     def decode(self, ids, skip_special_tokens=True):
         """Return the text, without special tokens unless `skip_special_tokens` is false."""

@@ -27,6 +27,7 @@ EOS = {  # {template: its eos_token}
     "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_instruct_2507": "<|im_end|>",
     "lfm2": "<|im_end|>", "llama3": "<|eot_id|>", "cohere": "<|END_OF_TURN_TOKEN|>",
     "gemma": "<eos>", "gemma3": "<eos>", "phi3": "<|endoftext|>", "llama2": "</s>",
+    "chatqa": "</s>",
 }  # fmt: skip
 # Llama 2's own template, without system messages
 LLAMA2 = (
@@ -35,6 +36,12 @@ LLAMA2 = (
     "{% if m.role == 'assistant' %}{% generation %}"
     "{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endgeneration %}"
     "{% else %}{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}{% endif %}{% endfor %}"
+)
+# as ChatQA's: only the next turn ends an answer, and a token can be of both
+CHATQA = (
+    "{% for m in messages %}{{ '\n\n' + m.role + ': ' }}"
+    "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nassistant: ' }}{% endif %}"
 )
 SPECIAL = [
     "<s>", "<unk>", *dict.fromkeys(EOS.values()), "<|im_start|>", "<start_of_turn>",
@@ -62,7 +69,7 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
         for i in range(len(messages))
     ),
     PARTS: lambda messages, tools, theirs: any(
-        text_of(theirs, messages, tools).count(word) < n
+        re.findall(r"\w+", text_of(theirs, messages, tools)).count(word) < n
         for word, n in Counter(re.findall(r"\w+", said(messages[-1]))).items()
     ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
@@ -171,8 +178,8 @@ def sides(request, words, tmp_path_factory):
         tokenizer_object=words, bos_token="<s>", unk_token="<unk>", eos_token=EOS[name]
     )
     their.save_pretrained(folder)
-    variants = LLAMA2, LLAMA2
-    if name != "llama2":
+    variants = [{"llama2": LLAMA2, "chatqa": CHATQA}.get(name)] * 2
+    if not variants[0]:
         variants = [(FOLDER / f"{name}{end}.jinja").read_text() for end in ("", "_training")]
     (folder / "chat_template.jinja").write_text(variants[0])
     return from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder), variants[1]
@@ -229,7 +236,8 @@ def check(sides, seen, row):
     elif tokens:
         assert example.tokens[:-1] == tokens[: len(example.tokens) - 1]
     else:
-        text = theirs.apply_chat_template(messages, tools=row["tools"], tokenize=False)
+        whole = theirs.apply_chat_template(messages, tools=row["tools"])["input_ids"]
+        text = theirs.decode(whole)  # it can have more spaces, at special tokens
         assert text.startswith(theirs.decode(example.tokens).removesuffix(theirs.eos_token))
     if len(messages) > 1:
         prompt = messages[:-1], row["tools"]
