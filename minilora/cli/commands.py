@@ -104,14 +104,14 @@ def chat(args):
         prompt = prompt_ids(args, loaded.tokenizer, messages)
         ids = print_answer(loaded, prompt, options)
         if loaded.tokenizer.chat_template:  # else the next prompt is the next line alone
-            answer = content(loaded.tokenizer, messages, ids)
+            answer = content(loaded.tokenizer, messages, prompt, ids)
             messages.append({"role": "assistant", "content": answer})
 
 
 MARK = "10000000000000001"  # a text that no template changes
 
 
-def content(tokenizer, messages, ids):
+def content(tokenizer, messages, prompt, ids):
     """Return the content of the answer `ids`: its text, without what the chat template adds to it.
 
     A model can have learned to write that, too: a space before the content, or what comes after it
@@ -123,7 +123,9 @@ def content(tokenizer, messages, ids):
     before, _, after = answered.removeprefix(asked).partition(MARK)
     closing = tokenizer.encode(after, add_special_tokens=False)
     closing = takewhile(lambda token: token not in tokenizer.eos_token_ids, closing)
-    return decode(ids).removesuffix(decode(closing)).removeprefix(before)
+    # some tokenizers leave out the space that begins a text
+    text = decode([*prompt, *ids]).removeprefix(decode(prompt))
+    return text.removesuffix(decode(closing)).removeprefix(before)
 
 
 BYTE_ORDER_MARK = "\ufeff"

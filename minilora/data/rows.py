@@ -333,13 +333,17 @@ def trouble_with_template(messages, tools, tokenizer):
 
 
 def lacks_a_part(shown, messages, tools, calls):
-    """Return whether a rendered chat lacks words of the last message, the calls or tools' names.
+    """Return whether a rendered chat lacks words of its last message, of calls, or of tools' names.
 
-    A template may leave out thoughts of earlier answers, and parts of the schema of a tool.
+    The texts next to calls count, too. A template may leave out thoughts of earlier answers, and
+    parts of the schema of a tool.
     """
     names = [item.get("function", item).get("name") for item in tools or ()]
     last = list(without(messages[-1], "role", "name", "tool_calls").values())
-    needed = words([last, names, *([call.get("name"), call.get("arguments")] for call in calls)])
+    said = [m.get("content") for m in messages[:-1] if m.get("tool_calls")]
+    needed = words(
+        [last, said, names, *([call.get("name"), call.get("arguments")] for call in calls)]
+    )
     unescaped = re.sub(r"\\[nrt]", " ", shown)  # of texts that the template prints as JSON
     return bool(needed - (words(shown) | words(unescaped)))
 

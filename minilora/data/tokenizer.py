@@ -122,8 +122,8 @@ class PretrainedTokenizer:
             texts.append(piece)
             stops.append(None)
         ids = []
-        for n, part in enumerate(parts):
-            ids += self._cut(*part, add_special_tokens and n == 0)
+        for n, (texts, stops) in enumerate(parts):
+            ids += self._cut(texts, stops, add_special_tokens and n == 0)
         decode = partial(self.backend.decode, skip_special_tokens=False)
         if decode(list(chain(*ids))) == decode(all_ids):
             return ids

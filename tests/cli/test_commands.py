@@ -28,12 +28,13 @@ from toy_models import CONFIG, SPECIAL, tiny, toy_model
 
 from minilora import LoraConfig, get_peft_model, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model, prompt_ids
+from minilora.cli.commands import content, load_model, prompt_ids
 from minilora.cli.examples import load_examples, read_split
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import warn_once
+from minilora.data.rows import encode, warn_once
+from minilora.data.tokenizer import PretrainedTokenizer
 from minilora.evaluation import memory
 from minilora.formats import hf_tokenizer
 from minilora.formats.checkpoint import save_adapter
@@ -537,6 +538,26 @@ def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypat
     run("chat --model", folder)
     expected = f"[user]Hi[assistant]{before}{content}{after}[user]and then?[assistant]"
     assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("said", ["b", " b", "  b"])
+def test_the_content_of_an_answer_keeps_its_spaces(said):
+    """Also with a tokenizer of SentencePiece, which leaves out the space that begins a text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    scores = [(text, -2.0) for text in ("<unk>", "</s>", "▁", "a", "b", "u")]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk_id=0))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Metaspace()
+    template = (
+        "{% for m in messages %}{{ m.role[0] + ' ' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
+    words = PretrainedTokenizer(backend, 1, {}, template, {}, "", eos_token_ids=(1,))
+    asked = [{"role": "user", "content": "a"}]
+    row = {"messages": [*asked, {"role": "assistant", "content": said}]}
+    tokens, in_answer, _ = encode(row, words, mask_prompt=True)
+    start = in_answer.index(1)
+    assert content(words, asked, tokens[:start], tokens[start:-1]) == said
 
 
 def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatch):

@@ -436,6 +436,9 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     for prints in (False, True):
         assert reason_to_leave_out(answered(tool_calls=text), Chat(prints=prints)) == why
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
+    *_, result, answer = TOOL_ROW["messages"]
+    between = {"messages": [*answered()["messages"], result, answer]}
+    assert "a part of the last answer, of a call" in reason_to_leave_out(between, Chat())
     older = {"role": "assistant", "content": "I look.", "function_call": CALL}
     assert reason_to_leave_out({"messages": [ask, older]}, Chat())
 
