@@ -200,7 +200,7 @@ class LoraConfig:
             check_setting("alpha_pattern", alpha, POSITIVE)
         names = self.target_modules
         names = [names] if isinstance(names, str) else list(names)
-        others = [name for name in names if name not in ("all-linear", *ALL_LINEAR)]
+        others = [name for name in names if name != "all-linear"]
         if "all-linear" in names and others:
             raise InputError(f"`target_modules` has all-linear and {others[0]!r}: give one of them")
         if "all-linear" in names:

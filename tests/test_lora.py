@@ -150,8 +150,8 @@ def is_named(path, rule):
 
 
 @given(
-    st.just("all-linear")
-    | st.lists(st.sampled_from(("all-linear", *ALL_LINEAR)), min_size=1)
+    st.sampled_from(["all-linear", ["all-linear"]])
+    | st.lists(st.sampled_from(ALL_LINEAR), min_size=1)
     | lists_or_expressions(),
     st.just([]) | lists_or_expressions("lm_head", "mlp", "model"),  # no projections
     st.sampled_from([*LAYERS]),
@@ -194,6 +194,7 @@ REFUSED = [
     ({"target_modules": ".*mlp.*"}, "matches model.layers.0.mlp, "),
     ({"target_modules": "model.*0.(mlp|norm|self_attn.q_proj)"}, "matches model.layers.0.mlp, "),
     ({"target_modules": ("lm_head", "all-linear")}, "all-linear and 'lm_head': give one"),
+    ({"target_modules": ["all-linear", "q_proj"]}, "all-linear and 'q_proj': give one"),
     ({"exclude_modules": "v_proj"}, "exclude_modules.* 'v_proj'.* matches nothing"),
     ({"exclude_modules": ("q_proj", "vproj")}, "exclude_modules.* 'vproj'.* matches nothing"),
 ]

@@ -344,7 +344,9 @@ def lacks_a_part(shown, messages, tools, calls):
     needed = words(
         [last, said, names, *([call.get("name"), call.get("arguments")] for call in calls)]
     )
-    unescaped = re.sub(r"\\[nrt]", " ", shown)  # of texts that the template prints as JSON
+    unescaped = re.sub(
+        r"\\([bfnrt]|u00[01].)", " ", shown
+    )  # of texts that the template prints as JSON
     return bool(needed - (words(shown) | words(unescaped)))
 
 

@@ -396,7 +396,8 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     assert reason_to_leave_out(row, Chat()) == ""
 
 
-TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments": {"b": "two"}}}]
+ESCAPED = "two\b2\x1b3\n4"  # as JSON, these characters are letters after a backslash
+TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments": {"b": ESCAPED}}}]
 
 
 @pytest.mark.parametrize(
