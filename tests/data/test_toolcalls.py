@@ -81,10 +81,12 @@ def test_an_answer_has_the_arguments_of_its_request_in_order(everything):
                 assert argument["optional"]
 
 
-def test_a_folder_has_the_rows_of_all_splits(tmp_path):
+def test_a_folder_has_the_rows_of_all_splits(tmp_path, monkeypatch):
     toolcalls.main(tmp_path / "rows")
     for split, n in toolcalls.COUNTS.items():
-        assert load_rows(tmp_path / "rows", split) == rows(split) and len(rows(split)) == n
+        found = load_rows(tmp_path / "rows", split)
+        assert found == rows(split) and len(found) == n
+    monkeypatch.setattr(toolcalls, "COUNTS", dict.fromkeys(toolcalls.COUNTS, 12))
     toolcalls.main(tmp_path / "few", few_shot=True)
     system, *shots, last, answer = load_rows(tmp_path / "few", "test")[0]["messages"]
     assert [last, answer] == rows("test", 1)[0]["messages"]
@@ -95,6 +97,7 @@ def test_a_folder_has_the_rows_of_all_splits(tmp_path):
     assert {toolcalls.split_of(line) for line in answers} == {"train"}
 
 
-def test_too_many_rows_are_refused():
+def test_too_many_rows_are_refused(monkeypatch):
+    monkeypatch.setattr(toolcalls, "TOOLS", {"set_alarm": TOOLS["set_alarm"]})  # it has the fewest
     with pytest.raises(ValueError, match=r"no further \w+ request: ask for fewer rows"):
         rows("test", 100_000)

@@ -47,15 +47,16 @@ def test_a_size_is_the_nearest_to_the_budget(method):
             assert off(found, budget) <= off(compare.config_of(entry, other), budget)
 
 
-def test_a_row_follows_from_its_job_in_any_process():
-    jobs = [Job("norm", iters=3), Job("norm", seed=1, iters=3)]
-    rows = runner.mapped(compare.run, jobs)
+def test_a_row_follows_from_its_job_in_any_process(monkeypatch):
+    job = Job("norm", iters=3)
+    (row,) = runner.mapped(compare.run, [job])
     # a core adds in another order than two: 3e-6 of the loss, which is rounded to 1e-5
-    assert compare.run(jobs[0]) == pytest.approx(rows[0], abs=2e-5)
-    assert rows[0]["loss"] != rows[1]["loss"]
-    assert rows[0]["trained"] == 7 * 48  # two gains a layer, and one above: 48 each
-    assert rows[0]["notes_before"] == 0.20515  # 0.2051, as data-and-models.md says
-    assert rows[0]["notes_after"] != rows[0]["notes_before"]
+    assert compare.run(job) == pytest.approx(row, abs=2e-5)
+    assert row["trained"] == 7 * 48  # two gains a layer, and one above: 48 each
+    assert row["notes_before"] == 0.20515  # 0.2051, as data-and-models.md says
+    assert row["notes_after"] != row["notes_before"]
+    monkeypatch.setattr(compare, "notes_loss", lambda *_: 0.0)  # it takes most of the time
+    assert compare.run(Job("norm", seed=1, iters=3))["loss"] != row["loss"]
 
 
 class Sweep:
