@@ -43,10 +43,10 @@ def _shape(lora, model_config):
         path: lora.rank_and_scaling(path)
         for path in target_paths(unflatten(shapes(model_config)), lora)
     }
-    names = {path.rpartition(".")[2] for path in adapted}
+    sizes = projection_shapes(model_config)
     for path, (r, _) in adapted.items():
         name = path.rpartition(".")[2]
-        n, m = projection_shapes(model_config)[name]
+        n, m = sizes[name]
         if r * (n + m) >= n * m:
             yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 1)"
             break
@@ -57,7 +57,7 @@ def _shape(lora, model_config):
                 "acts much like a factor of the rate; was that chosen with it? (lesson 8)"
             )
             break
-    if names <= {"q_proj", "v_proj"}:
+    if all(path.endswith(("q_proj", "v_proj")) for path in adapted):
         yield "only q_proj and v_proj learn: is the task so near the base's? (study where_to_apply)"
 
 

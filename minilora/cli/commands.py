@@ -121,8 +121,8 @@ def content(tokenizer, messages, prompt, ids):
     asked = tokenizer.render(messages, add_generation_prompt=True)
     answered = tokenizer.render([*messages, {"role": "assistant", "content": MARK}])
     before, _, after = answered.removeprefix(asked).partition(MARK)
-    closing = tokenizer.encode(after, add_special_tokens=False)
-    closing = takewhile(lambda token: token not in tokenizer.eos_token_ids, closing)
+    written = tokenizer.encode(after, add_special_tokens=False)
+    closing = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
     # some tokenizers leave out the space that begins a text
     text = decode([*prompt, *ids]).removeprefix(decode(prompt))
     return text.removesuffix(decode(closing)).removeprefix(before)

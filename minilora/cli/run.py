@@ -250,10 +250,10 @@ def print_length(examples, train_config):
     steps = train_config.iters
     packed = "packed " if train_config.packing else ""
     epochs = steps * per_step / sequences
-    epochs = f"{epochs:,.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
+    text = f"{epochs:,.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
     print(
         f"{len(examples)} rows in {sequences} {packed}sequences, {steps} steps of {per_step} "
-        f"sequences: {epochs} epochs"
+        f"sequences: {text} epochs"
     )
 
 

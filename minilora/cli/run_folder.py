@@ -188,7 +188,7 @@ def model_card(args, loaded, state, scores, scored):
     held_out = "none"
     if scores:
         numbers = [
-            f"{name.removeprefix('eval_')} {value if type(value) is int else format(value, '.6g')}"
+            f"{name.removeprefix('eval_')} {as_text(value)}"
             for name, value in scores.items()
             if name != "step"
         ]
@@ -209,6 +209,11 @@ def model_card(args, loaded, state, scores, scored):
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"
 {merge}"""
+
+
+def as_text(number):
+    """Return a count with all its digits, and another number with six of them."""
+    return str(number) if isinstance(number, int) else f"{number:.6g}"
 
 
 def front_matter(args, config):
