@@ -8,6 +8,8 @@ import base64
 import os
 import re
 import shutil
+import tempfile
+import uuid
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,9 @@ import latex2mathml.converter
 import nbformat
 from docutils import nodes
 from jupyter_cache import get_cache
+from jupyter_client import AsyncKernelManager
+from nbclient import NotebookClient
+from traitlets import default
 
 import minilora.course.students.exercises
 from lessons.book import explorer
@@ -29,6 +34,7 @@ BOOK_ONLY = "book"  # the tag of cells that the downloaded notebook does not hav
 
 def connect(app):
     """Register this module's functions with Sphinx."""
+    NotebookClient.kernel_manager_class = KernelOverSocketFiles
     app.add_html_math_renderer("mathml", (inline_mathml, None), (block_mathml, None))
     app.connect("builder-inited", create_cache)
     app.connect("builder-inited", choose_figures)
@@ -41,6 +47,20 @@ def connect(app):
     app.connect("doctree-read", clean_notebook)
     app.connect("autodoc-process-docstring", docstring_to_rst)
     app.connect("build-finished", copy_mathjax)
+
+
+class KernelOverSocketFiles(AsyncKernelManager):
+    """Connects to a kernel through socket files, in place of Jupyter's default, TCP ports.
+
+    Jupyter chooses a free port, and the kernel opens it half a second later. The other processes
+    of a parallel build may have taken it by then.
+    """
+
+    transport = "ipc"
+
+    @default("connection_file")
+    def _unique_file(self):  # the socket files stand beside it; their paths may have 107 bytes
+        return str(Path(tempfile.gettempdir(), f"kernel-{uuid.uuid4().hex}.json"))
 
 
 def inline_mathml(writer, node, display="inline"):
