@@ -2,8 +2,9 @@
 
 A run that has ended is one file, checkpoint.safetensors: the adapter, the state of the optimizer,
 the settings and the records of all steps. All other files are derived from it after each
-checkpoint, and again when the run is resumed. Each file is written under a temporary name and
-renamed, so a kill at any moment leaves the complete old or the complete new one.
+checkpoint, the curve at most once a minute and at the end, and the model card at the end. Each file
+is written under a temporary name and renamed, so a kill at any moment leaves the complete old or
+the complete new one.
 
 The exception is metrics.jsonl, so that a save in a long run costs as much as in a short one. The
 checkpoint of a run that goes on has only the records since the checkpoint before, the size of
@@ -17,6 +18,7 @@ import io
 import json
 import math
 import os
+import time
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
@@ -294,6 +296,7 @@ class RunWriter:
     saved: int = 0  # the number of records in metrics.jsonl
     size: int = 0  # of metrics.jsonl, in bytes
     digest: Any = field(default_factory=hashlib.sha256)  # of its bytes
+    drawn: float = field(default_factory=time.monotonic)  # when the curve was drawn last
 
     def save(self, state):
         """Write a checkpoint, and the files that are derived from it; process 0 alone does it."""
@@ -313,18 +316,23 @@ class RunWriter:
             replace_text(folder / run_folder.METRICS, new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         write_adapter(folder, state.kept, loaded.model, loaded.adapter_config, args.adapter_dtype)
-        names = [Path(metadata["settings"][name]).name for name in ("model", "data")]
-        curve(folder / run_folder.CURVE, self.history, " on ".join(names), state.best.step)
+        if time.monotonic() - self.drawn > 60:  # a curve takes as long as a few steps
+            names = [Path(metadata["settings"][name]).name for name in ("model", "data")]
+            curve(folder / run_folder.CURVE, self.history, " on ".join(names), state.best.step)
+            self.drawn = time.monotonic()
+        elif not self.size:  # it may be that of an earlier run
+            (folder / run_folder.CURVE).unlink(missing_ok=True)
         # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, settings_file(metadata))
         self.size += len(new)
         self.saved = len(self.history)
 
     def end(self, state):
-        """Save with the records of the whole run."""
+        """Save with the records of the whole run, and draw the curve."""
         self.saved = 0
         self.size = 0
         self.digest = hashlib.sha256()
+        self.drawn = -math.inf
         self.save(state)
 
 

@@ -2,9 +2,11 @@
 
 import shlex
 import shutil
+import time
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -408,7 +410,7 @@ def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
     assert "step 2, whose held-out loss is the lowest after a step.\n" in card
     assert "- Held-out rows: 2: loss 1, exact_match 0.5, tokens 9\n" in card
     assert_the_best_is_kept(out)
-    assert scripted.kept == [(2, 2), (2, 3), (2, 4), (2, 4)]  # and the evaluation at step 0
+    assert scripted.kept == [(2, 4)]  # and the evaluation at step 0
 
     before = files(out)
     said = resume(out).out
@@ -429,6 +431,24 @@ def test_an_interrupted_run_keeps_the_best_step(train, out, scripted, monkeypatc
     monkeypatch.setattr("minilora.cli.run.curve", draw)
     train("--keep-best", status=130)
     assert_the_best_is_kept(out)
+
+
+def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, scripted, monkeypatch):
+    clock = count(time.monotonic() + 25, 25)  # seconds; read at a save and after a drawing
+    monkeypatch.setattr("minilora.cli.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    scripted(*range(8))
+    train("--iters 7 --save-every 1 --steps-per-eval 1")
+    # drawn 75 and 175 seconds after the start, and at the end
+    assert scripted.kept == [(0, 4), (0, 7), (0, 8)]
+
+
+def test_no_curve_of_an_earlier_run_remains(train, out, monkeypatch):
+    train()
+    assert (out / "curve.png").exists()
+    with monkeypatch.context() as patch:  # as if a kill came after the last step
+        patch.setattr(RunWriter, "end", lambda writer, state: None)
+        train("--overwrite --save-every 1 --lora-r 2")
+    assert not (out / "curve.png").exists()
 
 
 def test_the_curve_marks_the_step_that_is_kept(tmp_path):
