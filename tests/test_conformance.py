@@ -1,6 +1,7 @@
 """The conformance kit: its files are those of its script, and right implementations pass."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_the_files_are_those_of_the_script(tmp_path):
     for name in ("config.json", "model.safetensors"):
         assert (KIT / name).read_bytes() == (micro / name).read_bytes()
     size = sum(path.stat().st_size for path in KIT.rglob("*") if path.is_file())
-    assert size <= 1e6 and CASES["version"] == make.VERSION
+    assert size <= 2**20 and CASES["version"] == make.VERSION
 
 
 def test_lesson_0_passes_in_float32():
@@ -130,6 +131,28 @@ def test_a_wrong_mean_over_rows_is_named(cause, changes, counts):
     assert len(words) == 2 and all(cause in line for line in words.values())
 
 
+def test_two_wrong_readings_of_a_config():
+    """The r of a pattern counts in √r, too; an expression must match the whole path."""
+    names = make.lesson(number=np.float32)
+    config, tensors = read_adapter("rslora_pattern")
+    factor = config["lora_alpha"] / config["r"] ** 0.5
+    logits = make.adapted(
+        names, INPUTS["base/prompt1"][None], config, tensors,
+        mistake=lambda A, B, c: (A, B, factor),
+    )  # fmt: skip
+    (words,) = failed({"lora/rslora_pattern": logits}).values()
+    assert "√r of the config" in words
+    config, tensors = read_adapter("whole_path")
+    found = [path for path in names["dense_base"] if re.search(config["target_modules"], path)]
+    assert len(found) > len(tensors) / 2 == 1
+
+
+def read_adapter(name):
+    folder = KIT / "adapters" / name
+    config = json.loads((folder / "adapter_config.json").read_text())
+    return config, check.read_safetensors(folder / "adapter_model.safetensors")
+
+
 @pytest.mark.parametrize("name, content, says", [
     ("results.json", '{"lora/nan/refused": "yes"}', "lora/nan/refused must be a list of numbers"),
     ("results.json", "[1]", "is no JSON object"), ("results.json", "{", "is no JSON object"),
@@ -195,7 +218,7 @@ def base_results(model):
 
 def lora_results(model):
     found, tokens = {}, INPUTS["base/prompt1"][None]
-    for name in make.ADAPTERS:
+    for name in make.ADAPTERS | make.LATER:
         adapters, used, _ = load_adapter(KIT / "adapters" / name, model)
         found[f"lora/{name}"] = minilora.forward(adapters, used, tokens)[0, -1]
     for name in make.REFUSED:

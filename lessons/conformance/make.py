@@ -21,7 +21,7 @@ from autograd.tracer import getval
 
 from lessons.conformance.check import bound_of, sample, wrong
 
-VERSION = "2"
+VERSION = "3"
 LESSON = Path(__file__).parents[1] / "00_qlora_in_one_file.py"
 PROMPTS = (
     "Ada keeps a pink kite in the barn. Who? ",
@@ -265,6 +265,16 @@ ADAPTERS = {  # name: (changes of the config, what it catches)
     "zero": ({}, "B = 0: the base's logits"),
     "dora": ({"use_dora": True}, "the magnitudes of DoRA"),
 }
+LATER = {  # of version 3: made last, so that the numbers of the others stay
+    "rslora_pattern": (
+        {"r": 2, "use_rslora": True, "rank_pattern": {"layers.1.self_attn.q_proj": 1}},
+        "√r of the config in place of that of rank_pattern",
+    ),
+    "whole_path": (
+        {"r": 1, "target_modules": r"model\.layers\.1\.self_attn\.v_proj|layers\..*"},
+        "an expression that matches the end of a path, not the whole",
+    ),
+}
 REFUSED = {
     "other_base": "its factors do not fit this base",
     "unknown": "its config has a field that changes the result, and that nobody knows",
@@ -290,7 +300,7 @@ def rank_of(path, config):
 
 def make_adapter(names, name, rng):
     """Return (config, {name: float32 array}) of an adapter."""
-    config = PLAIN | ADAPTERS.get(name, ({},))[0]
+    config = PLAIN | (ADAPTERS | LATER).get(name, ({},))[0]
     tensors = {}
     for path, w in names["dense_base"].items():
         if "_proj" not in path or not is_target(path, config):
@@ -358,7 +368,7 @@ def lora(names, given, folder):
     rng = np.random.default_rng(7)
     ids = given["base/prompt1"][None]
     found, mistakes = {}, []
-    for name in [*ADAPTERS, *REFUSED]:
+    for name in [*ADAPTERS, *REFUSED, *LATER]:
         config, tensors = make_adapter(names, name, rng)
         write_adapter(folder / "adapters" / name, config, tensors)
         if name in REFUSED:
@@ -366,6 +376,10 @@ def lora(names, given, folder):
             continue
         found[f"lora/{name}"] = adapted(names, ids, config, tensors)
         wrong_ways = {cause: {"mistake": mistake} for cause, mistake in MISTAKES.items()}
+        if config["use_rslora"] and config["rank_pattern"]:
+            wrong_ways["α is divided by √r of the config, not by that of rank_pattern"] = {
+                "mistake": lambda A, B, c: (A, B, c["lora_alpha"] / c["r"] ** 0.5)
+            }
         if config["use_dora"]:
             wrong_ways["DoRA's magnitudes are ignored"] = {"dora": False}
             wrong_ways["DoRA divides by ‖W‖, not by ‖W + s·BA‖"] = {"dora": "W"}
@@ -534,7 +548,7 @@ def make(folder):
     write_safetensors(folder / "inputs.safetensors", given)
     stored = {n: w if w.dtype.kind == "u" else np.float32(w) for n, w in expected.items()}
     write_safetensors(folder / "expected.safetensors", stored)
-    catches = {name: words for name, (_, words) in ADAPTERS.items()} | REFUSED
+    catches = {name: words for name, (_, words) in (ADAPTERS | LATER).items()} | REFUSED
     cases = {
         "version": VERSION, "prompts": PROMPTS, "rows": (*ROWS, SHORT_ROW), "rates": RATES,
         "max_norms": MAX_NORMS, "layer": LAYER, "path": PATH, "adapters": catches,

@@ -333,12 +333,12 @@ static int adapt(Model *m, const char *folder) {
 }
 // The results of part 3: logits, or whether the adapter is refused
 static void run_lora(const Model *base, Tensor prompt, const char *kit) {
-    const char *names[] = {"square", "alpha", "rslora", "pattern", "regex", "layer", "zero", "dora",
-        "other_base", "unknown", "nan", "missing"};
-    for (int i = 0; i < 12; i++) {
+    const char *names[] = {"square", "alpha", "rslora", "pattern", "rslora_pattern", "regex",
+        "whole_path", "layer", "zero", "dora", "other_base", "unknown", "nan", "missing"};
+    for (int i = 0; i < 14; i++) {
         Model m = *base;
         double refused = adapt(&m, join(kit, "/adapters/", names[i]));
-        if (i < 8 && !refused) emit(join("lora/", names[i], ""), forward(&m, prompt), VOCAB);
+        if (i < 10 && !refused) emit(join("lora/", names[i], ""), forward(&m, prompt), VOCAB);
         else emit(join("lora/", names[i], "/refused"), &refused, 1);
     }
 }

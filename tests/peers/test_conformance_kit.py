@@ -31,7 +31,7 @@ def test_bitsandbytes_passes_part_1():
 def test_transformers_and_peft_pass_parts_2_and_3():
     llama = llama_of(KIT)
     results = {f"base/logits{i}": last_logits(llama, f"base/prompt{i}") for i in range(3)}
-    for name in make.ADAPTERS:
+    for name in make.ADAPTERS | make.LATER:
         model = peft.PeftModel.from_pretrained(llama_of(KIT), KIT / "adapters" / name).eval()
         results[f"lora/{name}"] = last_logits(model, "base/prompt1")
     assert failed(results) == {}
