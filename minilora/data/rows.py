@@ -42,6 +42,7 @@ NAMES = {  # {split: words in the name of its file in a folder}, as in Hugging F
 }
 # keys of a message that other trainers multiply its loss by
 WEIGHTS = ("weight", "train", "loss", "loss_weight", "trainable", "training", "train_on_turn")
+EMPTY = "an empty answer"
 PARTS = "a part of the last answer, of a call or of a tool that the chat template does not show"
 HIDDEN_TOOLS = "tools that the chat template does not show"
 ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
@@ -274,7 +275,7 @@ def reason_to_leave_out(row, tokenizer):
     messages = messages_of(row)
     answers = [message for message in messages if message["role"] == "assistant"]
     if not all(m.get("tool_calls") or (m.get("content") or "").strip() for m in answers):
-        return "an empty answer"
+        return EMPTY
     if "text" not in row and any(ends_early(message, tokenizer) for message in answers):
         return "the text of the end token inside an answer"
     tools = row.get("tools") or None
@@ -531,10 +532,19 @@ def encode_row(row, tokenizer, train_config):
         return None, False, reason
     length = train_config.max_seq_length
     full = encode(row, tokenizer, train_config.mask_prompt)
+    if "text" not in row and has_empty_answer(full, tokenizer):
+        return None, False, EMPTY
     example = Example(*(part[:length] for part in full))
     if not any(example.mask[1:]):
         reason = f"no target token within `max_seq_length` {length}"
     return example, len(full.tokens) > length, reason
+
+
+def has_empty_answer(example, tokenizer):
+    """Return whether an answer is only its end token: a template left out all that it says."""
+    ends = end_tokens(tokenizer)
+    starts = zip(example.tokens[1:], example.answer, example.answer[1:])
+    return any(now > before and token in ends for token, before, now in starts)
 
 
 def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> list[DataRow]:

@@ -523,6 +523,9 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     warnings.append("warning: 1 of 6 rows are cut to `max_seq_length` 6\n")
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
+    thoughts = Chat(edit=lambda shown: [m | {"content": m["content"].strip("hm")} for m in shown])
+    with refused("no row can be learned: an empty answer"):
+        encode_rows([chat_row("q", "hm", "q", "a")], thoughts, TrainConfig())
     for columns in (long, "questions"):
         with refused("rows must be a list of dicts, as"):
             encode_rows(columns, BYTES, TrainConfig())

@@ -17,8 +17,8 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora.config import InputError
-from minilora.data.rows import ONLY_ANSWER, PARTS, REWRITTEN, encode, reason_to_leave_out
+from minilora.config import InputError, TrainConfig
+from minilora.data.rows import EMPTY, ONLY_ANSWER, PARTS, REWRITTEN, encode, encode_row
 from minilora.formats.hf_tokenizer import from_folder
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -49,8 +49,9 @@ SPECIAL = [
     "<|end|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
 ]  # fmt: skip
 NAMED = {  # beginning of the message: whether it says the truth about (messages, tools, tokenizer)
-    "an empty answer": lambda messages, *_: any(
-        m["role"] == "assistant" and not (m["content"] or "").strip() for m in messages
+    EMPTY: lambda messages, tools, theirs: any(
+        m["role"] == "assistant" and says_nothing(theirs, messages, i, tools)
+        for i, m in enumerate(messages)
     ),
     "the text of the end token inside an answer": lambda messages, _, theirs: any(
         m["role"] == "assistant" and theirs.eos_token in str(m) for m in messages
@@ -70,7 +71,7 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     ),
     PARTS: lambda messages, tools, theirs: any(
         re.findall(r"\w+", text_of(theirs, messages, tools)).count(word) < n
-        for word, n in Counter(re.findall(r"\w+", said(messages[-1]))).items()
+        for word, n in Counter(re.findall(r"\w+", needed(messages))).items()
     ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
@@ -78,6 +79,7 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
         "<|end|>" in theirs.chat_template or "<think>" in theirs.chat_template
     ),
 }
+ALL = TrainConfig(mask_prompt=True, max_seq_length=10**6)  # of a row
 PIECES = [
     "the", "cat", " ", "  ", "\n", "\t", "é", "e\u0301", "👩\u200d👧", "日本", "12", "}", "{{ x }}",
     "\u200b", "<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "</s>", "<s>",
@@ -115,12 +117,26 @@ def said(message):
     return " ".join(v for k, v in message.items() if k != "role" and isinstance(v, str))
 
 
+def needed(messages):
+    """Return all that a chat must show: the last answer, and the texts next to calls."""
+    *before, last = messages
+    return " ".join([said(last), *(m["content"] or "" for m in before if "tool_calls" in m)])
+
+
 def text_of(tokenizer, messages, tools):
     return tokenizer.apply_chat_template(messages, tools, tokenize=False)
 
 
-def changed(messages, i):
-    return [*messages[:i], messages[i] | {"content": "other"}, *messages[i + 1 :]]
+def changed(messages, i, content="other"):
+    return [*messages[:i], messages[i] | {"content": content}, *messages[i + 1 :]]
+
+
+def says_nothing(tokenizer, messages, i, tools):
+    """Tell whether a message is blank, or has the text of a blank one in the chat."""
+    if not (messages[i]["content"] or "").strip():
+        return True
+    as_blank = text_of(tokenizer, changed(messages, i, ""), tools)
+    return text_of(tokenizer, messages, tools) == as_blank
 
 
 def rejects(tokenizer, messages, tools):
@@ -221,14 +237,16 @@ def check(sides, seen, row):
     ours, theirs, training = sides
     messages = row["messages"]
     try:
-        reason = reason_to_leave_out(row, ours)
-        example = None if reason else encode(row, ours, mask_prompt=True)
+        example, _, reason = encode_row(row, ours, ALL)
     except InputError as error:
         reason = str(error)
     if reason:
         seen["named"] += 1
         assert NAMED[reason.partition(":")[0]](messages, row["tools"], theirs)
         return
+    begins = [t for t, *marks in zip(example.tokens[1:], example.mask, example.mask[1:])
+              if marks == [0, 1]]  # fmt: skip
+    assert theirs.eos_token_id not in begins  # the model would learn to say nothing
     tokens, targets = their_example(theirs, training, row)
     if targets:
         seen["equal"] += 1
