@@ -173,6 +173,11 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
             {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}},
             "of sliding_attention is not implemented; only rope_theta is",
         ),
+        (
+            "gemma3_text",
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling has a `type`, which transformers ignores",
+        ),
         # null is no default
         *(
             ("gemma3_text", {name: None}, f"{name}.* None")

@@ -157,6 +157,7 @@ FIRST = (
     {"max_window_layers": 3, "layer_types": SLIDING}, {"layer_types": FULL},
     {"layer_types": None, "sliding_window_pattern": 2},
     {"rope_parameters": "missing", "rope_scaling": LINEAR, "rope_theta": 500.0},
+    {"rope_parameters": "missing", "rope_scaling": {"type": "linear", "factor": 4.0}},
 )  # fmt: skip
 # transformers 5 refuses other types of these; what a model computes does not depend on them
 UNREAD = {

@@ -23,6 +23,8 @@ def read(raw):
     full = ropes.get(FULL) or raw.get("rope_scaling")
     of_full = raw | {"rope_theta": raw.get("rope_theta", 1e6), "rope_parameters": full}
     theta, scaling = rope(of_full)
+    if scaling and not ropes and "rope_type" not in full:
+        raise InputError("rope_scaling has a `type`, which transformers ignores: name it rope_type")
     base = raw.get("rope_local_base_freq", 1e4)
     local, scaled = rope({"rope_theta": base, "rope_parameters": ropes.get(SLIDING)})
     if scaled:
