@@ -17,7 +17,7 @@ import autograd.numpy as np
 
 from . import layers
 from .batching import token_array
-from .config import InputError, ModelConfig
+from .config import INITIALIZERS, InputError, ModelConfig
 from .layers import Context, LayerCache, Ops, checkpoint, decoder_layer, norm, rope_cos_sin, row_rng
 from .tree import Array, Tree, is_node, named_leaves, overlay
 
@@ -32,6 +32,12 @@ class Source(NamedTuple):
         ""  # SHA-256 of the files; after PiSSA or LoftQ, "pissa-…:" or "loftq-…:" before it
     )
     compute_dtype: str = "float32"  # of the products with frozen matrices
+
+    @property
+    def init_lora_weights(self) -> str | bool:
+        """`pissa` or `loftq` if it has moved a part of these weights to an adapter, else True."""
+        start = self.digest.partition("-")[0]
+        return start if start in INITIALIZERS else True
 
 
 class Model(NamedTuple):

@@ -72,8 +72,7 @@ def write_adapter(folder, adapters, model, adapter_config, dtype):
         fields = method_format.as_json(adapter_config, name)
         exact = METHODS[adapter_config.method].float32
     else:
-        start = model.source.digest.partition("-")[0]
-        if adapter_config.init_lora_weights != (start if start in INITIALIZERS else True):
+        if adapter_config.init_lora_weights != model.source.init_lora_weights:
             what = f"init_lora_weights {adapter_config.init_lora_weights!r} is not that of `model`"
             raise InputError(f"{what}: give the config, and the model from get_peft_model")
         tensors, with_bias, modules = peft_format.tensors(adapters, model.base, adapter_config)
@@ -215,6 +214,9 @@ def warn_of_other_model(folder, model):
     then = read_source(folder)
     now = model.source
     if then is None:
+        if now.init_lora_weights is not True and not changes_base(folder):
+            what = f"the model has the frozen weights that {now.init_lora_weights} left"
+            warnings.warn(f"{what}, and {folder} is for the whole ones", AdapterWarning, 3)
         return
     if not now.name:
         what = f"the source of the model is unknown; {folder} was trained on {then.name}"

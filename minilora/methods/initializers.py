@@ -26,6 +26,7 @@ def init(model, config, rng, scheme, block_size):
     config.init_lora_weights: `pissa` or `loftq`. At first, PiSSA's (W − s·BA) + s·BA is W up to
     rounding and the quantization of W − s·BA; LoftQ's Q + s·BA is nearer to W than a quantized W.
     """
+    check_whole(model)
     with_loftq = config.init_lora_weights == "loftq"
     if with_loftq and scheme == "none":
         raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
@@ -57,6 +58,14 @@ def init(model, config, rng, scheme, block_size):
     if config.use_dora:
         dora.add_magnitudes(adapters, model.base)
     return adapters, model
+
+
+def check_whole(model):
+    """Raise InputError if PiSSA or LoftQ has moved a part of the frozen weights to an adapter."""
+    start = model.source.init_lora_weights
+    if start is not True:
+        what = f"`model` has the frozen weights that {start} left for its own adapter"
+        raise InputError(f"{what}: give the model as it was loaded")
 
 
 def start_text(config, ranks, scheme, block_size):

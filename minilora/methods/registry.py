@@ -79,7 +79,8 @@ def get_peft_model(
     and LoftQ, which need a dense base and store it in `scheme` (see `minilora.quantize`; default:
     none) and `block_size` (default: 64); without effect on other adapters, these are refused.
     adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed.
-    Raises InputError if a target or a pattern matches nothing, or if the base must be dense.
+    Raises InputError if a target or a pattern matches nothing, if the base must be dense, or if it
+    is what PiSSA or LoftQ has left.
     """
     rng = np.random.default_rng(rng)
     if isinstance(adapter_config, LoraConfig):
@@ -88,6 +89,7 @@ def get_peft_model(
             scheme = scheme or "none"
             return AdaptedModel(*initializers.init(model, adapter_config, rng, scheme, block_size))
     initializers.refuse_storage(scheme, block_size)
+    initializers.check_whole(model)
     name = method_name(adapter_config)
     if name not in METHODS:
         raise InputError(f"there is no method {name!r}: choose from {', '.join(METHODS)}")

@@ -252,10 +252,15 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     of_others = get_peft_model(of_others, LoraConfig(init_lora_weights=kind), 0, "nf4", 16).model
     with refused(f"{kind} needs the model that came with the adapter"):
         forward(started.adapters, of_others, [[1]])
-    other = started.model._replace(base=model.base)  # dense, so that it starts once more
-    for name, onto in (("plain", started.model), ("own", other)):
-        with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
-            load_adapter(tmp_path / name, onto)
+    with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
+        load_adapter(tmp_path / "plain", started.model)
+    with refused(f"`model` has the frozen weights that {kind} left"):
+        load_adapter(tmp_path / "own", started.model)
+    save_adapter(
+        tmp_path / "peft", adapted(model)[0], model._replace(source=Source()), LoraConfig()
+    )
+    with pytest.warns(UserWarning, match=f"that {kind} left, and .*peft is for the whole ones"):
+        load_adapter(tmp_path / "peft", started.model)
 
 
 SOURCE = {

@@ -468,6 +468,16 @@ def test_a_start_that_changes_the_base_needs_a_dense_one():
         started("pissa", quantized(MODEL))
 
 
+@pytest.mark.parametrize("kind", ["pissa", "loftq"])
+def test_no_adapter_begins_on_what_pissa_or_loftq_left(kind):
+    """As if a cell of a notebook runs twice: the other part of the weights would be lost."""
+    _, model = get_peft_model(MODEL, LoraConfig(init_lora_weights=kind), 0, "nf4")
+    for base in (model.base, MODEL.base):  # dense, as PiSSA's can be
+        for name in (*METHODS, kind):
+            with refused(f"`model` has the frozen weights that {kind} left .* as it was loaded"):
+                started(name, model._replace(base=base))
+
+
 # -------------------------------------------------------------------------------- the files
 
 
