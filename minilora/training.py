@@ -215,10 +215,10 @@ def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict
     """Return {path: learning rate} for the leaves of `adapters`; lr: the rate of the step.
 
     The rate of lora_B is multiplied by `loraplus_lr_ratio` (LoRA+, Hayou et al. 2024). If the tree
-    has low-rank factors, the rate of all other leaves is multiplied by `also_train_lr_scale`. The
-    rate of a leaf of layer i is multiplied by `layer_lr_decay` to the power top − i, where top is
-    the highest trained layer (Howard and Ruder 2018, Sec. 3.2). The embedding has i = −1; the last
-    norm and the heads have i = top.
+    has low-rank factors, the rate of all other leaves but DoRA's magnitudes is multiplied by
+    `also_train_lr_scale`. The rate of a leaf of layer i is multiplied by `layer_lr_decay` to the
+    power top − i, where top is the highest trained layer (Howard and Ruder 2018, Sec. 3.2). The
+    embedding has i = −1; the last norm and the heads have i = top.
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)

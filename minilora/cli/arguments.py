@@ -345,8 +345,8 @@ TEXTS = {  # the help of the flags of TrainConfig
     "adam_beta1": "beta1 of AdamW",
     "adam_beta2": "beta2 of AdamW",
     "adam_eps": "epsilon of AdamW",
-    "also_train_lr_scale": "learning rate of all trained parameters but A and B, relative to "
-    "--learning-rate",
+    "also_train_lr_scale": "learning rate of all trained parameters but A, B and DoRA's "
+    "magnitudes, relative to --learning-rate",
     "layer_lr_decay": "factor of the learning rate from each layer to the layer below",
     "loraplus_lr_ratio": "learning rate of B, relative to that of A (LoRA+)",
     "adapter_dtype": "the trained parameters are rounded to this type after every step",
