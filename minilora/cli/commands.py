@@ -44,8 +44,17 @@ def load_model(args, path, load=load):
     else:
         name = args.model or "tiny"
         loaded = LoadedModel(*load(name, args.quantize or "none", args.block_size, True))
-        merged = merged_runs(loaded.model)
-        run = merged[-1] if merged else loaded.run
+        run = last_merged_run(loaded.model)
+    return with_run(loaded, run)
+
+
+def last_merged_run(model):
+    """Return the last run that was merged into a model, or an empty one; see `read_run`."""
+    return [({}, {}), *merged_runs(model)][-1]
+
+
+def with_run(loaded, run):
+    """Return a LoadedModel with a run; its chat template gets the date of that run."""
     tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
     return loaded._replace(run=run, tokenizer=tokenizer)
 
@@ -73,7 +82,7 @@ def generate(args):
             f"{next(iter(models))} changes the base, so none would not be the base: "
             "generate from the prompt without an adapter in a call of its own"
         )
-    none = first._replace(adapters={}, tokenizer=replace(first.tokenizer, chat_date=None))
+    none = with_run(first._replace(adapters={}), last_merged_run(first.model))
     chosen = [models.get(path, none) for path in paths]
     prompts = [
         prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])

@@ -24,7 +24,7 @@ from small_run import (
     write_chat_base,
     write_rows,
 )
-from toy_models import CONFIG, SPECIAL, tiny, toy_model
+from toy_models import CONFIG, SPECIAL, change_json, tiny, toy_model
 
 from minilora import LoraConfig, get_peft_model, merge
 from minilora.cli.arguments import parse
@@ -457,9 +457,12 @@ def test_an_adapter_that_does_not_say_its_base_is_in_a_batch_with_one_that_does(
     run("generate --prompt a b --adapter-path", *folders, *flags)
 
 
-def test_a_prompt_without_an_adapter_has_the_date_of_today(tmp_path, monkeypatch):
+@pytest.mark.parametrize("merged", [[], [[{"chat_date": "2002-02-03"}, {}]]])
+def test_a_prompt_without_an_adapter_has_the_date_of_its_base(tmp_path, monkeypatch, merged):
+    """That of the last run that was merged into it, or else of today."""
     template = "{{ strftime_now('%Y') }}" + TEMPLATE
     folder = write_chat_base(tmp_path / "base", template)
+    change_json(folder / "config.json", _minilora_runs=merged)
     adapter = write_adapter(tmp_path / "adapter", folder)
     (adapter / "train_config.toml").write_text('chat_date = "2001-02-03"')
     prompts = []
@@ -469,7 +472,7 @@ def test_a_prompt_without_an_adapter_has_the_date_of_today(tmp_path, monkeypatch
     )
     run("generate --prompt a b --adapter-path", adapter, "none")
     years = [tiny().decode(prompt)[:4] for prompt in prompts]
-    assert years == ["2001", str(date.today().year)]
+    assert years == ["2001", "2002" if merged else str(date.today().year)]
 
 
 TEMPLATE = (
