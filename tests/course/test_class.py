@@ -131,7 +131,7 @@ LATE_ONCE = """from pathlib import Path
 def test_what_is_out_of_time_is_run_again_alone(tmp_path, pools):
     for name in ("ann", "ben"):
         body = LATE_ONCE.format(mark=str(tmp_path / f"{name}.mark"))
-        folder(tmp_path / name, {PACK: one(body)[PACK]})
-    more = "--jobs 2 --only packing-nibbles --seed 3 --exercises", SET
+        folder(tmp_path / name, one(body))
+    more = "--jobs 2 --only packing-nibbles warmup --seed 3 --exercises", SET
     out = run("teach grade", tmp_path / "ann", tmp_path / "ben", *more).out
-    assert "- ann: 3 of 3 points\n- ben: 3 of 3 points\n" in out and pools == [2, 1, 1]
+    assert "- ann: 7 of 7 points\n- ben: 7 of 7 points\n" in out and pools == [2, 1, 1]

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import count, product
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -28,7 +29,7 @@ from minilora import nf4
 from minilora.config import InputError
 from minilora.course import commands
 from minilora.course.students import exercises, isolation, judge
-from minilora.course.students.isolation import Local
+from minilora.course.students.isolation import LATE, Local
 from minilora.course.teachers import report, submission, teach
 
 ALL = exercises.load()
@@ -100,6 +101,7 @@ def test_a_stub_is_the_reference_without_its_body(tmp_path):
         else:
             assert f'"{e.id}: {e.answer} is not written yet"' in last_line
         assert not [mistake for mistake in e.mistakes if mistake.says in text]
+        assert e.is_unchanged(text.replace("\n", "\r\n").encode())  # as editors and LMSs do
 
 
 @pytest.mark.parametrize(
@@ -123,26 +125,88 @@ def ties(x, codebook):
     return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]
 
 
-def test_a_mistake_is_named_with_call_shapes_values_and_place():
-    text = answer(NEAREST, ties).text
-    for part in ("nearest(x, codebook)", "x         (", ") float32", "expected  (",
-                 "got       (", "first at  [", "likely    ties-upward: "):  # fmt: skip
-        assert part in text
-
-
 def test_what_is_no_known_mistake_is_not_called_one():
     found = answer(NEAREST, lambda x, codebook: np.full(x.shape, 3))
     assert found.text.startswith("failed") and not found.mistake and "likely" not in found.text
 
 
-def test_arguments_that_are_changed_are_named():
-    def pack_4bit(codes):
-        packed = nf4.pack_4bit(codes)
-        codes[0] ^= 1
-        return packed
+def changing(codes):
+    packed = nf4.pack_4bit(codes)
+    codes[0] ^= 1
+    return packed
 
-    text = answer(PACK, pack_4bit).text
-    assert "left as they are" in text and "changed   codes" in text
+
+CALLS = count()
+
+
+def crashing(codes):  # only the calls of a property
+    return codes.nothing if next(CALLS) % 2 else nf4.pack_4bit(codes)
+
+
+EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
+    lambda codes: codes[1::2] << 4 | codes[::2]: (
+        "value", "unpack(pack(codes)) is codes", "[0, 1, 2, 3]",
+        "expected  (2,) uint8 [ 1, 35]", "got       (2,) uint8 [16, 50]",
+        "first at  [0]: expected 1, got 16", "",
+        f"likely    low-nibble-first: {PACK.mistakes[0].says}",
+    ),
+    lambda codes: None: (
+        "type", "two codes take one byte", "[0, 1, 2, 3]",
+        "expected  (2,) uint8 [ 1, 35]", "got       NoneType",
+        "first at  the result, its shape or type: expected (2,) uint8 [ 1, 35], got () object None",
+        "hint      does every branch of the function end in `return`?", "",
+    ),
+    lambda codes: nf4.pack_4bit(codes) + (codes.max() == 0): (
+        "value", "zeros are packed as zeros", "[0, 0, 0, 0]",
+        "got       (2,) uint8 [1, 1]", "there     something is not zero", "",
+    ),
+    changing: (
+        "argument", "the arguments are left as they are", "[0, 1, 2, 3]", "changed   codes", "",
+    ),
+    crashing: (
+        "exception", "two codes take one byte", "[0, 1, 2, 3]",
+        "raised    AttributeError: 'numpy.ndarray' object has no attribute 'nothing'", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", EXPLAINED)
+def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
+    def property_of_zeros(function, codes):
+        """zeros are packed as zeros"""
+        assert not function(codes * 0).any(), "something is not zero\nno second line"
+
+    e = replace(PACK)
+    e.checks.CASES = {"seed": [1], "pairs": [3, 2]}
+    e.checks.arguments = lambda rng, pairs: (np.arange(2 * pairs, dtype=np.uint8),)
+    e.checks.property_of_zeros = property_of_zeros
+    kind, rule, codes, *more = EXPLAINED[function]
+    call = "minilora learn check packing-nibbles --call \"{'seed': 1, 'pairs': 2}\""
+    more[more.index("")] = f"again     {call}    (in this process: breakpoints stop)"
+    head = (
+        f"rule      {rule}",
+        "broken by pack_4bit(codes), where",
+        f"  codes     (4,) uint8 {codes}",
+    )
+    assert answer(e, function).text == "\n  ".join([f"failed: {kind}", *head, *more])
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "says"),
+    [
+        (np.array([np.inf, np.nan]), np.array([np.inf, np.nan]), ""),
+        (np.nan, 0.0, ": expected nan, got 0.0"),
+        (np.uint8(1), 1, ""),
+        (1, 2, ": expected 1, got 2"),  # the bound is for floats
+        (np.zeros(4), np.array([0, 0.5, 1, 2]), "[2]: expected 0.0, got 1.0"),
+        ({"a": [1, 2]}, {"a": (1, 3)}, "['a'][1]: expected 2, got 3"),
+        ("a", 1.5, ", its shape or type: expected () <U1 'a', got () float64 1.5"),
+        ([], [None], ", its shape or type: expected list (), got list (NoneType)"),
+    ],
+)
+def test_the_difference_of_two_results(expected, got, says):
+    found = judge.difference(expected, got, 0.5)
+    assert found.removeprefix("the result") == says
 
 
 RARE = {  # wrong on about one call in fifty: whether it is found depends on the calls drawn
@@ -358,13 +422,16 @@ def test_nothing_that_a_student_wrote_is_overwritten(space):
 
 
 def test_a_way_through_an_exercise(space):
-    said = own("learn next").out
-    assert f"then minilora learn check nearest-code --exercises {SET}\n" in said
-    assert NEAREST.id in said and f"read {NEAREST.lesson_file}" in said
+    assert own("learn next").out == (
+        "nearest-code: write `nearest` of minilora.nf4, about 15 minutes\n"
+        f"read {NEAREST.lesson_file}\n"
+        f"edit nearest_code.py, then minilora learn check nearest-code --exercises {SET}\n"
+    )
     assert "not begun an exercise" in own("learn check", status=2).err
     assert "not written yet" in own("learn check nearest-code", status=1).out
     for number, hint in enumerate(NEAREST.hints, 1):
-        assert f"hint {number} of 3: {hint}\n" in own("learn hint nearest-code", number).out
+        assert own("learn hint nearest-code", number).out == f"hint {number} of 3: {hint}\n"
+    assert own("learn hint nearest-code").out == own("learn hint nearest-code 1").out
     written(NEAREST, space / "nearest_code.py", TIES)
     out = own("learn check", status=1).out
     assert "ties-upward" in out and "first at  [" in out and "\033" not in out
@@ -375,8 +442,12 @@ def test_a_way_through_an_exercise(space):
     (space / "progress.json").write_text('{"nearest-code": "passed", "warmup": "passed"}')
     assert "1 of 2 passed" in own("learn list").out  # there is no file of the other one here
     (space / "passed.json").rename(space / "progress.json")
-    listed = own("learn list").out
-    assert "passed  nearest-code" in listed and "1 of 2 passed" in listed
+    assert own("learn list").out == (
+        "passed  nearest-code              *    15 min   4 points  06_where_the_memory_goes\n"
+        "todo    packing-nibbles           *    10 min   3 points  every_byte_of_a_model\n"
+        "1 of 2 passed\n"
+    )
+    assert own("learn next").out.startswith("packing-nibbles: ")
     noted = json.loads((space / "progress.json").read_text("utf-8"))
     assert noted == {"nearest-code": "passed"}
     written(NEAREST, space / "nearest_code.py", TIES)
@@ -468,6 +539,9 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     open_check = judge.Verdict(0.0, "failed: \ud800")
     grade = report.grade(NEAREST, open_check, judge.NOT_WRITTEN)
     assert report.grade(NEAREST, judge.PASSED, open_check).result == open_check.text == grade.result
+    for late in (judge.Verdict(0.0, LATE), judge.Verdict(0.0, f"{report.ENDED}: x")):
+        pairs = product((judge.PASSED, late), repeat=2)
+        assert [report.grade(NEAREST, *pair).is_late for pair in pairs] == [False, True, True, True]
     named = judge.Verdict(0.5, "failed: value", "ties-upward: too high")
     assert report.grade(NEAREST, named, open_check).result == named.mistake
     report.write(tmp_path, {"=J\udcf6rg": ({NEAREST.id: grade}, [])}, "=J\udcf6rg")
@@ -481,16 +555,20 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
 
 
 def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, pools):
-    written(NEAREST, tmp_path / NEAREST.file, TIES)
     small = (  # wrong for the sizes of the hidden checks
         "    right = codes[0::2] * 16 + codes[1::2]\n    return right * (codes.size < 42)\n"
     )
     written(PACK, tmp_path / PACK.file, small)
     monkeypatch.setenv(commands.SEED, "41")
-    out, err = own("teach grade", tmp_path, "--only", NEAREST.id, PACK.id, "warmup")
-    assert "41" not in err and "hidden check: failed: value\n" in out
-    assert "packing-nibbles: 1.88 of 3" in out
-    assert f"hidden check: {judge.MISSING.text}\n" in out
+    (tmp_path / "own.py").touch()
+    out, err = own("teach grade", tmp_path, "--only warmup packing_nibbles.py warmup")
+    missing = judge.MISSING.text
+    assert not err and out == (  # in the order of the course
+        "own.py does not count\n"
+        "packing-nibbles: 1.88 of 3\n  open check: passed\n  hidden check: failed: value\n"
+        f"warmup: 0 of 4\n  open check: {missing}\n  hidden check: {missing}\n"
+        "total 1.875 of 7 points\n"
+    )
 
 
 def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(tmp_path, monkeypatch):
@@ -631,6 +709,13 @@ def test_a_fault_to_find(kinds):
     assert verdict_on(e, touched.replace(b"[1:]", b"")) == judge.PASSED
 
 
+def test_a_number_to_predict(kinds):
+    assert answer(kinds["guess"], lambda: 4.0).text == (
+        "failed: value\n  rule      it gives what the reference gives\n  broken by bits()\n"
+        "  expected  4.5\n  got       4.0\n  first at  the result: expected 4.5, got 4.0"
+    )
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
@@ -667,23 +752,6 @@ def test_gradients_are_checked_where_an_entry_says_so(stop):
 
     found = answer(ALL["one-file-rms-norm"], norm)
     assert f"rule      {judge.SLOPES}" in found.text and 0 < found.share < 1
-
-
-def test_the_difference_of_two_results():
-    assert judge.difference(np.array([np.inf, np.nan]), np.array([np.inf, np.nan])) == ""
-    assert judge.difference("a", 1.5).endswith("expected () <U1 'a', got () float64 1.5")
-
-
-def test_a_property_names_the_call_that_breaks_it(monkeypatch):
-    def property_of_zeros(function, codes):
-        """zeros are packed as zeros"""
-        assert not function(codes * 0).any(), "something is not zero"
-
-    e = replace(PACK)
-    monkeypatch.setattr(e.checks, "property_of_zeros", property_of_zeros, raising=False)
-    text = judge.check(e, Local(lambda codes: nf4.pack_4bit(codes) + (codes.max() == 0))).text
-    assert "rule      zeros are packed as zeros" in text and "there     something is not" in text
-    assert "codes     (4,) uint8 [0, 0, 0, 0]\n" in text and "uint8 [1, 1]" in text
 
 
 def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_shown(few_calls):
