@@ -28,6 +28,7 @@ import minilora
 from minilora import nf4
 from minilora.config import InputError
 from minilora.course import commands
+from minilora.course.outcome import TYPE
 from minilora.course.students import exercises, isolation, judge
 from minilora.course.students.isolation import LATE, Local
 from minilora.course.teachers import report, submission, teach
@@ -37,6 +38,7 @@ PROVE = runpy.run_path(str(exercises.LESSONS / "exercises" / "prove.py"))
 SET = Path(__file__).with_name("exercises")  # these do not change when the course changes
 OWN = exercises.load_file(SET / "exercises.toml")
 NEAREST, PACK, MERGE = OWN["nearest-code"], OWN["packing-nibbles"], ALL["test-merge"]
+FIRST = ALL["one-file-nearest"]
 RIGHT_BODY = "    return codebook.order[np.searchsorted(codebook.midpoints, x)]\n"
 TIES = '    return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]\n'
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minilora.__file__).parents[1])}
@@ -126,8 +128,10 @@ def ties(x, codebook):
 
 
 def test_what_is_no_known_mistake_is_not_called_one():
-    found = answer(NEAREST, lambda x, codebook: np.full(x.shape, 3))
-    assert found.text.startswith("failed") and not found.mistake and "likely" not in found.text
+    found = answer(NEAREST, lambda x, codebook: np.full(x.shape, 3) // 0)  # warnings are no crash
+    assert (
+        found.text.startswith("failed: value") and not found.mistake and "likely" not in found.text
+    )
 
 
 def changing(codes):
@@ -198,10 +202,15 @@ def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
         (np.nan, 0.0, ": expected nan, got 0.0"),
         (np.uint8(1), 1, ""),
         (1, 2, ": expected 1, got 2"),  # the bound is for floats
+        (
+            np.ones(12),
+            np.ones(13),
+            f"{TYPE} expected (12,) float64 [{'1., ' * 11}1.], got (13,) float64",
+        ),
         (np.zeros(4), np.array([0, 0.5, 1, 2]), "[2]: expected 0.0, got 1.0"),
         ({"a": [1, 2]}, {"a": (1, 3)}, "['a'][1]: expected 2, got 3"),
-        ("a", 1.5, ", its shape or type: expected () <U1 'a', got () float64 1.5"),
-        ([], [None], ", its shape or type: expected list (), got list (NoneType)"),
+        ("a", 1.5, f"{TYPE} expected () <U1 'a', got () float64 1.5"),
+        ([], [None], f"{TYPE} expected list (), got list (NoneType)"),
     ],
 )
 def test_the_difference_of_two_results(expected, got, says):
@@ -236,11 +245,16 @@ def test_a_verdict_depends_on_file_exercise_and_seed_alone(tmp_path):
 def test_a_test_is_graded_by_the_mistakes_that_it_catches():
     nothing = answer(MERGE, lambda merge: None)
     assert nothing.share == 0
-    assert f"catches 0 of {len(MERGE.mistakes) - 1}" in nothing.text  # one is hidden
-    assert "not caught: scaling-forgotten: " in nothing.text
-    refusing = answer(MERGE, lambda merge: 1 / 0)
-    assert "raises on the reference" in refusing.text and refusing.share == 0
-    assert "scaling" not in answer(MERGE, lambda merge: None, seed=5).text
+    caught = "failed: the reference passes your test, which catches 0 of {} planted mistakes"
+    head, *missed = nothing.text.split("\n  not caught: ")
+    assert head == caught.format(len(missed))
+    assert sorted(missed) == sorted(f"{m.name}: {m.says}" for m in MERGE.mistakes if not m.hidden)
+    hidden = answer(MERGE, lambda merge: None, seed=5)
+    assert hidden == judge.Verdict(0, caught.format(len(MERGE.mistakes)))
+    raises = "failed: your test raises on the reference, which is right"
+    for seed, more in ((None, "\n  it raised ZeroDivisionError: division by zero"), (5, "")):
+        refusing = answer(MERGE, lambda merge: 1 / 0, seed=seed)
+        assert refusing == judge.Verdict(0, raises + more)
 
 
 def test_hidden_checks_say_no_call_and_no_value():
@@ -417,8 +431,21 @@ def test_nothing_that_a_student_wrote_is_overwritten(space):
     mine = written(NEAREST, space / NEAREST.file, TIES).read_text("utf-8")
     (space / PACK.file).unlink()
     said = own("learn init . --only", NEAREST.id, PACK.id).out
-    assert "files written: 1, kept: 1" in said
+    assert said == (
+        f".: files written: 1, kept: 1\nnext: cd ., then minilora learn next --exercises {SET}\n"
+    )
     assert (space / NEAREST.file).read_text("utf-8") == mine
+
+
+def test_the_files_of_lesson_0_and_of_an_exercise_with_reasons(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("learn init . --only", FIRST.id)
+    assert "\nread qlora_in_one_file.py\n" in run("learn next").out
+    text = Path("qlora_in_one_file.py").read_text("utf-8")
+    assert text.count("raise NotImplementedError") == 1
+    run("teach solutions solved --only", FIRST.id, "predict-bits")
+    names = {path.name for path in Path("solved").iterdir()}
+    assert names == {FIRST.file, "predict_bits.py", "predict_bits_rubric.md"}
 
 
 def test_a_way_through_an_exercise(space):
@@ -453,9 +480,6 @@ def test_a_way_through_an_exercise(space):
     written(NEAREST, space / "nearest_code.py", TIES)
     own("learn check", status=1)
     assert "begun   nearest-code" in own("learn list").out
-
-
-FIRST = ALL["one-file-nearest"]
 
 
 @pytest.mark.parametrize("name", [FIRST.file, "<cell 1>"])
@@ -519,7 +543,8 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     assert notes == [f"2 different files can be {PACK.file}: {PACK.file}, again/{PACK.file}"]
     for name in ("task_1.py", "task-1 (1).py", "task_1-1.py", "Task 1 copy (2).py"):
         assert submission.recognized(name, {"task_1.py"}) == ("task_1.py", False)
-    names = [".hidden", *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]
+    ignored = [".hidden", "progress.json", "a/__pycache__/b.py", "a/qlora_in_one_file.py"]
+    names = [*ignored, *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]
     found, notes = submission.collect(zipped(tmp_path / "cay.zip", dict.fromkeys(names, "")))
     assert len(found) == 200 and f"deep/{NEAREST.file}" in found
     assert notes == ["only 200 files are read, and not 199.png, 200.png"]
@@ -738,8 +763,9 @@ def test_dtypes_are_checked_where_an_entry_says_so():
         return codebook.order[np.searchsorted(codebook.midpoints, x)].astype(int)
 
     text = answer(replace(NEAREST, dtypes=True), wide).text
-    assert text.startswith("failed: type\n") and ") uint8 [" in text and "its shape or type" in text
+    assert text.startswith("failed: type\n") and ") uint8 [" in text and TYPE in text
     assert answer(NEAREST, wide) == judge.PASSED
+    assert judge.difference("a", "ab", dtypes=True) == "the result: expected a, got ab"
 
 
 @pytest.mark.parametrize(
