@@ -28,7 +28,7 @@ import minilora
 from minilora import nf4
 from minilora.config import InputError
 from minilora.course import commands
-from minilora.course.outcome import TYPE
+from minilora.course.outcome import TYPE, close
 from minilora.course.students import exercises, isolation, judge
 from minilora.course.students.isolation import LATE, Local
 from minilora.course.teachers import report, submission, teach
@@ -154,15 +154,14 @@ EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
         "first at  [0]: expected 1, got 16", "",
         f"likely    low-nibble-first: {PACK.mistakes[0].says}",
     ),
-    lambda codes: None: (
-        "type", "two codes take one byte", "[0, 1, 2, 3]",
-        "expected  (2,) uint8 [ 1, 35]", "got       NoneType",
-        "first at  the result, its shape or type: expected (2,) uint8 [ 1, 35], got () object None",
+    lambda codes: nf4.pack_4bit(codes) if codes.any() else None: (
+        "type", "zeros are packed as zeros", "[0, 0, 0, 0]", "got       NoneType",
+        "there     the result, its shape or type: expected (2,) uint8 [0, 0], got () object None",
         "hint      does every branch of the function end in `return`?", "",
     ),
     lambda codes: nf4.pack_4bit(codes) + (codes.max() == 0): (
         "value", "zeros are packed as zeros", "[0, 0, 0, 0]",
-        "got       (2,) uint8 [1, 1]", "there     something is not zero", "",
+        "got       (2,) uint8 [1, 1]", "there     [0]: expected 0, got 1", "",
     ),
     changing: (
         "argument", "the arguments are left as they are", "[0, 1, 2, 3]", "changed   codes", "",
@@ -178,9 +177,13 @@ EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
 def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
     def property_of_zeros(function, codes):
         """zeros are packed as zeros"""
-        assert not function(codes * 0).any(), "something is not zero\nno second line"
+        try:
+            close(function(codes * 0), codes[::2] * 0)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\na second line") from None
 
-    e = replace(PACK)
+    same = exercises.Mistake("same", "equals the reference", "uint8", "uint8")
+    e = replace(PACK, mistakes=[same, *PACK.mistakes])
     e.checks.CASES = {"seed": [1], "pairs": [3, 2]}
     e.checks.arguments = lambda rng, pairs: (np.arange(2 * pairs, dtype=np.uint8),)
     e.checks.property_of_zeros = property_of_zeros
@@ -264,6 +267,16 @@ def test_hidden_checks_say_no_call_and_no_value():
     assert crash.text == "failed: exception"
 
 
+def test_each_rule_exercise_and_seed_draws_other_calls():
+    made = product(OWN.values(), (judge.REFERENCE, "property_x"), (None, 5, 6))
+    drawn = [e.draw(rule, 1, seed)[0][0] for e, rule, seed in made]
+    assert len({*drawn}) == len(drawn)
+    orders: list = [[], []]
+    for seed, order in enumerate(orders):
+        answer(MERGE, lambda merge, order=order: order.append(merge.args), seed=seed)
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
 def test_the_result_is_compared_on_forty_calls_and_a_property_on_sixteen():
     nothing = Local(lambda codes: None)
     for rule, calls in ((judge.REFERENCE, 40), (PACK.rules[0], 16)):
@@ -343,7 +356,10 @@ ODD = {
     "    import os\n    os._exit(0)\n": "your code ended its process",
     "    return np.zeros(2**32)\n": "MemoryError",
     "    return codes.nothing\n": "return codes.nothing",
-    "    from minilora import nf4\n    return nf4.pack_4bit(codes)\n": "cannot call minilora's",
+    "    from minilora import nf4\n    return nf4.pack_4bit(codes)\n": "call minilora's pack_4bit",
+    "    from minilora.kernels.nf4 import unpack_4bit\n    return unpack_4bit(codes)\n": (
+        "call minilora's unpack_4bit"
+    ),
     "    return codes\ndel pack_4bit\n": "it has no function pack_4bit",
     "    return (\n": "SyntaxError",
 }
@@ -351,7 +367,7 @@ ODD = {
 
 @pytest.mark.parametrize("body", ODD, ids=list(ODD.values()))
 def test_each_odd_result_has_its_own_sentence(body, tmp_path, few_calls):
-    text = checked(PACK, tmp_path, body)
+    text = checked(replace(PACK, helpers=("unpack_4bit",)), tmp_path, body)
     assert ODD[body] in text
     assert "outcome.py" not in text and "student.py" not in text and "Traceback" not in text
 
@@ -383,7 +399,8 @@ HOSTILE = """    import os, signal, subprocess, sys
             signal.pause()
     judge.check = lambda *_: None
     nf4.unpack_4bit = lambda packed: packed
-    raise ValueError(f"in {os.getcwd()}, seen: {seen}")
+    own = {os.environ[name] == os.getcwd() for name in ("HOME", "TMPDIR")}
+    raise ValueError(f"in {os.getcwd()}, seen: {seen}, own: {own}")
 """
 
 
@@ -391,7 +408,7 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_
     monkeypatch.setenv(commands.SEED, "77")
     began = time.perf_counter()
     text = checked(PACK, tmp_path, HOSTILE)
-    assert "seen: []" in text and os.getcwd() not in text
+    assert "seen: [], own: {True}" in text and os.getcwd() not in text
     assert answer(PACK, nf4.pack_4bit) == judge.PASSED
     # The student's child sleeps for 60 s, and nobody waits for it.
     assert time.perf_counter() - began < 60
@@ -596,6 +613,18 @@ def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, poo
     )
 
 
+def test_a_grading_process_that_ends_costs_the_points_and_is_repeated(tmp_path, monkeypatch, pools):
+    def ended(*_):
+        raise OSError("killed")
+
+    monkeypatch.setattr(teach, "grade_submission", ended)
+    said = f"{report.ENDED}: killed"
+    assert own("teach grade", tmp_path, "--only warmup --seed 3").out == (
+        f"warmup: 0 of 4\n  open check: {said}\n  hidden check: {said}\ntotal 0 of 4 points\n"
+    )
+    assert pools == [1, 1]
+
+
 def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(tmp_path, monkeypatch):
     seeds = []
     words = "teach grade", tmp_path, "--only warmup"
@@ -735,7 +764,9 @@ def test_a_fault_to_find(kinds):
 
 
 def test_a_number_to_predict(kinds):
-    assert answer(kinds["guess"], lambda: 4.0).text == (
+    e = kinds["guess"]
+    assert len(e.draw(judge.REFERENCE, 9)) == 1  # of equal calls
+    assert answer(e, lambda: 4.0).text == (
         "failed: value\n  rule      it gives what the reference gives\n  broken by bits()\n"
         "  expected  4.5\n  got       4.0\n  first at  the result: expected 4.5, got 4.0"
     )
