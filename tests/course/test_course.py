@@ -27,7 +27,7 @@ from submissions import folder, zipped
 import minilora
 from minilora import nf4
 from minilora.config import InputError
-from minilora.course import commands
+from minilora.course import commands, outcome
 from minilora.course.outcome import TYPE, close
 from minilora.course.students import exercises, isolation, judge
 from minilora.course.students.isolation import LATE, Local
@@ -221,6 +221,13 @@ def test_the_difference_of_two_results(expected, got, says):
     assert found.removeprefix("the result") == says
 
 
+def test_a_large_tree_is_shown_in_sixteen_lines():
+    shown = [f"base[0][{n}] ({n},) float64" for n in range(13, 29)]
+    for most, more in ((29, []), (30, ["…"])):
+        tree = [{n: np.zeros(n) for n in range(13, most)}]
+        assert outcome.lines("base", tree) == shown + more
+
+
 RARE = {  # wrong on about one call in fifty: whether it is found depends on the calls drawn
     "nearest-code": "    codes = codebook.order[np.searchsorted(codebook.midpoints, x)]\n"
     "    return codes + (float(np.abs(x).sum()) * 1e4 % 50 < 1)\n",
@@ -410,6 +417,8 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_
     text = checked(PACK, tmp_path, HOSTILE)
     assert "seen: [], own: {True}" in text and os.getcwd() not in text
     assert answer(PACK, nf4.pack_4bit) == judge.PASSED
+    other = "    from minilora.training import get_lr\n    return get_lr(step, train_config)\n"
+    assert "call minilora's get_lr" in checked(OWN["warmup"], tmp_path, other)
     # The student's child sleeps for 60 s, and nobody waits for it.
     assert time.perf_counter() - began < 60
     assert not Path("mine").exists() and os.environ[commands.SEED] == "77"
@@ -495,6 +504,7 @@ def test_a_way_through_an_exercise(space):
     noted = json.loads((space / "progress.json").read_text("utf-8"))
     assert noted == {"nearest-code": "passed"}
     written(NEAREST, space / "nearest_code.py", TIES)
+    written(PACK, space / PACK.file, "    return codes[::2] * 16 + codes[1::2]\n")
     own("learn check", status=1)
     assert "begun   nearest-code" in own("learn list").out
 
@@ -520,7 +530,7 @@ def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, capsys, name):
         ("teach grade . --jobs 0", "--jobs"),
         ("teach grade . .", "two submissions"),
         ("teach grade . --out .", "exists already"),
-        ("learn check nearest_cod.py", "no exercise 'nearest-cod'"),
+        ("learn check nearest_cod.py", f"no exercise 'nearest-cod': choose from {', '.join(OWN)}"),
     ],
 )
 def test_bad_input_is_one_line(space, words, says):
@@ -560,18 +570,28 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     assert notes == [f"2 different files can be {PACK.file}: {PACK.file}, again/{PACK.file}"]
     for name in ("task_1.py", "task-1 (1).py", "task_1-1.py", "Task 1 copy (2).py"):
         assert submission.recognized(name, {"task_1.py"}) == ("task_1.py", False)
+    both = {"rows.py", "int8_rows.py"}
+    assert submission.recognized("ann_int8_rows.py", both) == ("int8_rows.py", True)
+    locked = bytearray(zipped(tmp_path / "dan.zip", {PACK.file: ""}).read_bytes())
+    locked[locked.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "dan.zip").write_bytes(locked)
+    notes = [f"{PACK.file} cannot be read: it is encrypted"]
+    assert submission.collect(tmp_path / "dan.zip") == ({}, notes)
     ignored = [".hidden", "progress.json", "a/__pycache__/b.py", "a/qlora_in_one_file.py"]
     names = [*ignored, *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]
     found, notes = submission.collect(zipped(tmp_path / "cay.zip", dict.fromkeys(names, "")))
     assert len(found) == 200 and f"deep/{NEAREST.file}" in found
     assert notes == ["only 200 files are read, and not 199.png, 200.png"]
     outside = {f"../../{NEAREST.file}": "escaped", f"/etc/{PACK.file}": "absolute"}
-    ben = zipped(tmp_path / "ben.zip", outside | {f"ben/{PACK.file}": "near", "other.py": "no"})
+    ben = zipped(
+        tmp_path / "ben.zip", outside | {f"ben/{PACK.file}": "near", "b/own.py": "b", "own.py": "a"}
+    )
     before = sorted(tmp_path.rglob("*"))
     found, notes = submission.read(ben)
-    assert found == {NEAREST.file: b"escaped", "other.py": b"no"}
+    assert found == {NEAREST.file: b"escaped", "own.py": b"a"}
     assert notes == [
-        "other.py does not count",
+        "own.py does not count",
+        "b/own.py does not count",
         f"2 different files can be {PACK.file}: ben/{PACK.file}, /etc/{PACK.file}",
     ]
     assert sorted(tmp_path.rglob("*")) == before
@@ -586,9 +606,12 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
         assert [report.grade(NEAREST, *pair).is_late for pair in pairs] == [False, True, True, True]
     named = judge.Verdict(0.5, "failed: value", "ties-upward: too high")
     assert report.grade(NEAREST, named, open_check).result == named.mistake
-    report.write(tmp_path, {"=J\udcf6rg": ({NEAREST.id: grade}, [])}, "=J\udcf6rg")
+    names = [f"{sign}J\udcf6rg" for sign in "=+-@\t\r"]
+    report.write(tmp_path, dict.fromkeys(names, ({NEAREST.id: grade}, [])), names[0])
     assert "failed: \\ud800" in (tmp_path / "feedback/=J\udcf6rg.txt").read_text("utf-8")
-    assert "\n'=J\\udcf6rg," in (tmp_path / "grades.csv").read_text("utf-8")  # no formula
+    with open(tmp_path / "grades.csv", encoding="utf-8", newline="") as file:
+        shown = [row["student"] for row in csv.DictReader(file)]
+    assert shown == [f"'{sign}J\\udcf6rg" for sign in "=+-@\t\r"]  # no formulas
     passed = report.grade(NEAREST, judge.PASSED, judge.PASSED)
     marks = zip("abc", (grade, passed, passed))
     every = {name: ({PACK.id: g, NEAREST.id: g}, []) for name, g in marks}
@@ -770,6 +793,10 @@ def test_a_number_to_predict(kinds):
         "failed: value\n  rule      it gives what the reference gives\n  broken by bits()\n"
         "  expected  4.5\n  got       4.0\n  first at  the result: expected 4.5, got 4.0"
     )
+    wrong = judge.Problem((), "a rule", (), judge.Outcome(1), judge.Outcome(2), "same", "same")
+    assert judge.explain(e, wrong).count("same") == 1
+    wrong = wrong._replace(right=judge.Outcome(touched=(0,)))
+    assert judge.explain(e, wrong).endswith("\n  changed   nothing")
 
 
 @pytest.mark.parametrize(
@@ -864,6 +891,7 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     # proves a set with a fault and a prediction
     assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in run("teach check", exam).out
     solved = Path("solved/guess.py").read_text("utf-8")
+    assert exercises.REASON in solved
     empty = solved.replace(exercises.TODO, " ")
     again = solved + '\nREASON: str = "absmax"\nREASON: str\n'  # Python's value is the last one
     more = solved + '\nREASON = "abs"\nREASON += "max"\n'
@@ -872,6 +900,8 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
         said = run("learn check guess", exam, status=not reasons).out
         assert ("REASON is not written yet" in said) == (not reasons)
         assert exercises.written_reasons(text.encode()) == reasons
+    Path("guess.py").write_text(solved.replace("return 4.5", "return 5.0"), "utf-8")
+    assert run("learn check guess", exam, status=1).out.startswith("guess: failed: value\n")
 
 
 def test_teachers_import_students_and_never_the_other_way():
