@@ -129,9 +129,8 @@ def ties(x, codebook):
 
 def test_what_is_no_known_mistake_is_not_called_one():
     found = answer(NEAREST, lambda x, codebook: np.full(x.shape, 3) // 0)  # warnings are no crash
-    assert (
-        found.text.startswith("failed: value") and not found.mistake and "likely" not in found.text
-    )
+    assert found.text.startswith("failed: value")
+    assert not found.mistake and "likely" not in found.text
 
 
 def changing(codes):
@@ -190,12 +189,9 @@ def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
     kind, rule, codes, *more = EXPLAINED[function]
     call = "minilora learn check packing-nibbles --call \"{'seed': 1, 'pairs': 2}\""
     more[more.index("")] = f"again     {call}    (in this process: breakpoints stop)"
-    head = (
-        f"rule      {rule}",
-        "broken by pack_4bit(codes), where",
-        f"  codes     (4,) uint8 {codes}",
-    )
-    assert answer(e, function).text == "\n  ".join([f"failed: {kind}", *head, *more])
+    head = f"failed: {kind}", f"rule      {rule}", "broken by pack_4bit(codes), where"
+    lines = [*head, f"  codes     (4,) uint8 {codes}", *more]
+    assert answer(e, function).text.split("\n  ") == lines
 
 
 @pytest.mark.parametrize(
@@ -222,10 +218,8 @@ def test_the_difference_of_two_results(expected, got, says):
 
 
 def test_a_large_tree_is_shown_in_sixteen_lines():
-    shown = [f"base[0][{n}] ({n},) float64" for n in range(13, 29)]
-    for most, more in ((29, []), (30, ["…"])):
-        tree = [{n: np.zeros(n) for n in range(13, most)}]
-        assert outcome.lines("base", tree) == shown + more
+    *shown, end = outcome.lines("base", [{n: np.zeros(n) for n in range(13, 30)}])
+    assert shown == [f"base[0][{n}] ({n},) float64" for n in range(13, 29)] and end == "…"
 
 
 RARE = {  # wrong on about one call in fifty: whether it is found depends on the calls drawn
@@ -353,7 +347,6 @@ def test_a_mistake_that_nobody_planted_is_found(name, function, few_calls):
 
 ODD = {
     "    return [0] * (codes.size // 2)\n": "got       list (",
-    "    codes + 1\n": "hint      does every branch of the function end in `return`?",
     "    return np.zeros(22 * 10**5)\n": "plain data: more than 16 MB",
     "    open('x', 'w').truncate(10**7)\n": "File too large",
     "    return 'bytes'\n": "got       'bytes'",
@@ -601,9 +594,8 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     open_check = judge.Verdict(0.0, "failed: \ud800")
     grade = report.grade(NEAREST, open_check, judge.NOT_WRITTEN)
     assert report.grade(NEAREST, judge.PASSED, open_check).result == open_check.text == grade.result
-    for late in (judge.Verdict(0.0, LATE), judge.Verdict(0.0, f"{report.ENDED}: x")):
-        pairs = product((judge.PASSED, late), repeat=2)
-        assert [report.grade(NEAREST, *pair).is_late for pair in pairs] == [False, True, True, True]
+    pairs = product((judge.PASSED, judge.Verdict(0.0, LATE)), repeat=2)
+    assert [report.grade(NEAREST, *pair).is_late for pair in pairs] == [False, True, True, True]
     named = judge.Verdict(0.5, "failed: value", "ties-upward: too high")
     assert report.grade(NEAREST, named, open_check).result == named.mistake
     names = [f"{sign}J\udcf6rg" for sign in "=+-@\t\r"]
@@ -836,6 +828,8 @@ def test_gradients_are_checked_where_an_entry_says_so(stop):
 
     found = answer(ALL["one-file-rms-norm"], norm)
     assert f"rule      {judge.SLOPES}" in found.text and 0 < found.share < 1
+    slopes = isolation.gradient(lambda x: x * 1, [0])(np.zeros(9))
+    assert len({*slopes[0]}) == 9  # exchanged elements are found
 
 
 def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_shown(few_calls):
