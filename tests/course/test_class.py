@@ -9,7 +9,7 @@ import pytest
 from outcomes import run
 from submissions import folder, zipped
 
-from minilora.course.students import exercises, judge
+from minilora.course.students import exercises
 from minilora.course.teachers import submission
 
 CHOSEN = ("packing-nibbles", "warmup")
@@ -128,13 +128,10 @@ LATE_ONCE = """from pathlib import Path
     return codes[::2] * 16 + codes[1::2]"""
 
 
-def test_what_is_out_of_time_is_run_again_alone(tmp_path, pools, monkeypatch):
-    verdict, seeds = judge.verdict, []
-    monkeypatch.setattr(judge, "verdict", lambda *a: seeds.append(a[2:]) or verdict(*a))
+def test_what_is_out_of_time_is_run_again_alone(tmp_path, pools):
     for name in ("ann", "ben"):
         body = LATE_ONCE.format(mark=str(tmp_path / f"{name}.mark"))
         folder(tmp_path / name, one(body))
     more = "--jobs 2 --only packing-nibbles warmup --seed 3 --exercises", SET
     out = run("teach grade", tmp_path / "ann", tmp_path / "ben", *more).out
     assert "- ann: 7 of 7 points\n- ben: 7 of 7 points\n" in out and pools == [2, 1, 1]
-    assert seeds == [(), (), (3,)] * 2 + [(), (3,)] * 2  # the hidden check waits, too

@@ -199,8 +199,6 @@ def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
     [
         (np.array([np.inf, np.nan]), np.array([np.inf, np.nan]), ""),
         (np.nan, 0.0, ": expected nan, got 0.0"),
-        (np.uint8(1), 1, ""),
-        (1, 2, ": expected 1, got 2"),  # the bound is for floats
         (
             np.ones(12),
             np.ones(13),
@@ -268,10 +266,7 @@ def test_hidden_checks_say_no_call_and_no_value():
     assert crash.text == "failed: exception"
 
 
-def test_each_rule_exercise_and_seed_draws_other_calls():
-    made = product(OWN.values(), (judge.REFERENCE, "property_x"), (None, 5, 6))
-    drawn = [e.draw(rule, 1, seed)[0][0] for e, rule, seed in made]
-    assert len({*drawn}) == len(drawn)
+def test_the_seed_orders_the_mistakes_that_a_test_must_catch():
     orders: list = [[], []]
     for seed, order in enumerate(orders):
         answer(MERGE, lambda merge, order=order: order.append(merge.args), seed=seed)
