@@ -560,6 +560,7 @@ def test_only_files_of_the_submission_are_read(tmp_path):
         assert submission.recognized(name, {"task_1.py"}) == ("task_1.py", False)
     both = {"rows.py", "int8_rows.py"}
     assert submission.recognized("ann_int8_rows.py", both) == ("int8_rows.py", True)
+    assert submission.recognized("ann_12_task_1.py", {"task_1.py"}) == ("task_1.py", True)
     locked = bytearray(zipped(tmp_path / "dan.zip", {PACK.file: ""}).read_bytes())
     locked[locked.index(b"PK\1\2") + 8] |= 1
     (tmp_path / "dan.zip").write_bytes(locked)
@@ -874,6 +875,7 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     with open("out/grades.csv", encoding="utf-8") as file:
         row = list(csv.DictReader(file))[-1]
     assert row["exercise"] == "guess: reasons" and row["points"] == "0"
+    assert exercises.written_reasons(b'NOTE = REASON = "why"') == "why"
     reasons = exercises.written_reasons(b'REASON = "a" + str(2)')  # it is not run
     rows = report.grade(exercises.load()["guess"], judge.PASSED, judge.PASSED, reasons).rows
     assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]

@@ -72,8 +72,8 @@ def written_reasons(source):
     with suppress(SyntaxError, ValueError):
         for node in ast.parse(source).body:
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value:
-                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-                if ast.unparse(target) == "REASON":
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if "REASON" in map(ast.unparse, targets):
                     is_text = isinstance(node.value, ast.Constant)
                     new = str(ast.literal_eval(node.value) if is_text else ast.unparse(node.value))
                     text = text + new if isinstance(node, ast.AugAssign) else new

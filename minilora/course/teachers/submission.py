@@ -57,12 +57,14 @@ def recognized(name, known):
     if path.suffix != ".py":
         return "", True
     stem = path.stem
+    names = []
     for _ in stem:  # an id can end with a number, too
-        file = re.sub("[ -]", "_", stem) + ".py"
-        if file in known:
-            return file, False
+        names.append(re.sub("[ -]", "_", stem) + ".py")
+        if names[-1] in known:
+            return names[-1], False
         stem = re.sub(COPY, "", stem)
-    return max((other for other in known if file.endswith(f"_{other}")), key=len, default=""), True
+    ends = (file for file in known if any(name.endswith(f"_{file}") for name in names))
+    return max(ends, key=len, default=""), True
 
 
 def collect(path):
