@@ -401,21 +401,22 @@ TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments":
 
 
 @pytest.mark.parametrize(
-    "answer, cut",
+    "answer, part, instead",
     [
-        ({"content": "<t>why</t>a"}, {"content": "a"}),
-        ({"content": "a", "reasoning_content": "why"}, {"content": "a"}),
-        ({"content": None, "tool_calls": TWO_CALLS}, {"tool_calls": TWO_CALLS[:1]}),
+        ({"content": "<t>why</t>a"}, "<t>why</t>", ""),
+        ({"content": "a", "reasoning_content": "why"}, "why", ""),
+        ({"content": None, "tool_calls": TWO_CALLS}, f", {json.dumps(TWO_CALLS[1])}", ""),
+        ({"content": None, "tool_calls": TWO_CALLS}, '{"b": ', '{"": '),
     ],
 )
-def test_a_part_that_the_template_drops_is_noticed(answer, cut):
+def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant"} | answer]}
 
     def rest(messages):
-        return [m | cut if m["role"] == "assistant" else m for m in messages]
+        return json.loads(json.dumps(messages).replace(part, instead))
 
     assert "reasoning_content" in answer or not reason_to_leave_out(row, Chat())
-    assert reason_to_leave_out(row, Chat(edit=rest))
+    assert "a part of the last answer, of a call" in reason_to_leave_out(row, Chat(edit=rest))
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
