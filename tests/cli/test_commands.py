@@ -145,6 +145,12 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     assert losses[0] != losses[1] == losses[2]
     found, _ = evaluated("--model", merged)
     assert found["data"] == f"valid split of {data}"
+    later, twice = tmp_path / "later", tmp_path / "twice"
+    words = "train --iters 1 --quantize none --max-seq-length 99 --model", merged
+    run(*words, "--data", write_rows(tmp_path / "new.jsonl"), *at(later))
+    run("merge", *at(later), "--out", twice)
+    found, _ = evaluated("--model", twice)  # as the last run
+    assert (found["data"], found["max_seq_length"]) == (f"valid split of {tmp_path}/new.jsonl", 99)
 
     data.write_text(data.read_text() + "\n")
     _, said = evaluated("--data", other, *at(out))

@@ -575,7 +575,9 @@ def test_a_run_goes_on_only_with_the_frozen_matrices_of_its_vera(train, tmp_path
     train(*at(first), "--method vera --vera-r 3")
     train(*at(second), "--init-adapter", first)
     resume(first, "--iters 9")
+    digests = read_metadata(second / CHECKPOINT)[1]["digests"]
     resume(second, "--iters 6")
+    assert read_metadata(second / CHECKPOINT)[1]["digests"] == digests  # of the run at the start
     train(*at(first), "--method vera --vera-r 3 --overwrite --seed 5")
     assert f"the files of --init-adapter {first} have changed" in error_of(resume, second)
 
