@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, quantized, random_model, seeds
+from models import TINY, adapted, quantized, random_examples, random_model, seeds
 from outcomes import error_of, run
 from safetensors.numpy import load_file, save_file
 from small_run import at, changed, train, write_adapter, write_base
@@ -15,12 +15,14 @@ from toy_models import change_json, change_tensors
 
 import minilora
 from minilora import MethodConfig
+from minilora.batching import collate
 from minilora.cli.loading import changes_base
-from minilora.evaluation import doctor
+from minilora.evaluation import doctor, metrics
 from minilora.formats.checkpoint import CONFIG, WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
-from minilora.layers import dense, lora_delta
-from minilora.tree import get
+from minilora.layers import dense, lora_delta, value_and_grad
+from minilora.model import loss
+from minilora.tree import flatten, get, overlay, unflatten
 
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
 EVERYWHERE = "--lora-r 4 --target-modules all-linear --quantize none"
@@ -298,6 +300,24 @@ def test_the_numbers_are_those_of_the_dense_matrices(data, seed, scheme, exponen
         largest = 1.2 * np.abs(w).max() + np.abs(update).max()  # Ŵ may exceed W by a half gap
         e = (HALF_GAP[name] + 1e-5) * largest * np.sqrt(w.size)
         assert abs(kept - 1) <= e / np.linalg.norm(update) + 1e-3
+
+
+def test_the_direction_is_the_better_one_of_the_start_and_half_way(monkeypatch):
+    adapters, model = adapted(random_model(TINY))
+    examples = random_examples(TINY, 5)
+    paths = [path for path in flatten(adapters) if path.endswith("lora_B")]
+    cosines = []
+    for part in (0, 0.5):
+        at_part = {path: np.float32(part) * get(adapters, path) for path in paths}
+        at_part = overlay(adapters, unflatten(at_part))
+        _, grads = value_and_grad(loss)(at_part, model, collate([[e] for e in examples]))
+        pairs = [(get(adapters, path).ravel(), -get(grads, path).ravel()) for path in paths]
+        cosines.append([b @ g / np.linalg.norm(b) / np.linalg.norm(g) for b, g in pairs])
+    assert len({*np.argmax(cosines, axis=0)}) == 2, "each of the two is the better one for some"
+    monkeypatch.setattr(metrics, "TOKENS", 20)  # in several batches
+    found = doctor.directions(adapters, model, examples)
+    # the gradients are sums of float32 in another order
+    assert [found[path] for path in paths] == pytest.approx(np.max(cosines, axis=0), abs=1e-5)
 
 
 def test_what_four_bits_keep_of_a_small_and_of_a_large_update():
