@@ -282,10 +282,11 @@ def test_a_leaf_of_an_adapter_that_nothing_reads_is_refused_wherever_it_stands(p
     "entry, message",
     [
         ("v_proj.lora_scaling", r"^model.layers.1.self_attn.v_proj has no lora_scaling"),
+        ("v_proj.lora_dropout", r"^model.layers.1.self_attn.v_proj has no lora_dropout"),
         ("v_proj", r"^the model has no model\.layers\.1.*v_proj that"),
     ],
 )
-def test_an_adapter_needs_its_scaling_and_a_weight(entry, message):
+def test_an_adapter_needs_its_scaling_its_dropout_and_a_weight(entry, message):
     adapters, model = adapted(random_model(TINY))
     *nodes, name = f"model.layers.1.self_attn.{entry}".split(".")
     del get(model.base if name == "v_proj" else adapters, ".".join(nodes))[name]

@@ -563,7 +563,7 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
         ("prompt", "task_type", None), ("prefix", "task_type", "SEQ_CLS"),
         ("prefix", "token_dim", 48), ("p-tuning", "token_dim", 24), ("prompt", "num_layers", 3),
         ("p-tuning", "peft_type", "MULTITASK_PROMPT_TUNING"),
-        ("bottleneck", "bottleneck_size", None),
+        ("bottleneck", "bottleneck_size", None), ("vera", "layers_to_transform", 0),
         ("bitfit", "minilora_method", "lora"), ("norm", "minilora_method", ["norm"]),
     ],
 )  # fmt: skip
