@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -171,6 +172,17 @@ def test_the_targets(targets, excluded, chosen):
     ]
     if expected:
         assert lora.target_paths(base, config) == expected
+        there = [path for path in PROJECTIONS if int(path.split(".")[2]) in LAYERS[chosen]]
+        named = [path for path in there if is_named(path, targets)]
+        nowhere = not isinstance(targets, str) and [
+            name for name in targets if not any(is_named(path, [name]) for path in there)
+        ]
+        with (
+            refused("`exclude_modules` has no effect") if excluded and named == expected
+            else refused(f"`target_modules` has '{nowhere[0]}', which is in no layer") if nowhere
+            else nullcontext()
+        ):  # fmt: skip
+            lora.check_patterns(base, config)
     else:
         with refused(NOTHING):
             lora.target_paths(base, config)
