@@ -65,6 +65,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--target-modules .*q_prox": "such as '.*q_proj'",
     "--rank-pattern q_proj": "--rank-pattern: must be REGEX=WHOLE NUMBER, got q_proj",
     "--rank-pattern q_proj=2.5": "--rank-pattern: must be REGEX=WHOLE NUMBER, got q_proj=2.5",
+    "--rank-pattern =2": "--rank-pattern: an expression is empty or there twice",
     "--rank-pattern q_proj=2 q_proj=3": "--rank-pattern: an expression is empty or there twice",
     "--alpha-pattern k_proj=2": "--alpha-pattern has 'k_proj', which matches no adapted",
     "--rank-pattern .*=2 v_proj=3": "--rank-pattern has 'v_proj', which matches no adapted",

@@ -30,7 +30,7 @@ from minilora import LoraConfig, get_peft_model, merge
 from minilora.cli.arguments import parse
 from minilora.cli.commands import content, load_model, prompt_ids
 from minilora.cli.examples import load_examples, read_split
-from minilora.cli.loading import load_for_training
+from minilora.cli.loading import base_of, load_for_training
 from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
 from minilora.data.rows import encode, warn_once
@@ -55,6 +55,7 @@ def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(b
         loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
     w = loaded.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
     assert (w.quant_type, w.block_size) == ("fp4", 64)
+    assert base_of(tmp_path, parse(["evaluate", "--quantize", "nf4"]))[1:3] == ("nf4", 32)
 
 
 def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path):
@@ -73,10 +74,11 @@ def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, b
     tokenizer = load(chat_base).tokenizer
     folder = write_adapter(tmp_path / "chat", chat_base)
     of_bytes = write_adapter(tmp_path / "bytes", base)
-    for adapter, template, warned in (
-        (folder, TEMPLATE, False), (folder, "other", True), (of_bytes, TEMPLATE, True),
+    for adapter, changes, warned in (
+        (folder, {"for_tools": "other"}, True), (folder, {}, False),
+        (folder, {"chat_template": "other"}, True), (of_bytes, {}, True),
     ):  # fmt: skip
-        hf_tokenizer.save(replace(tokenizer, chat_template=template), adapter)
+        hf_tokenizer.save(replace(tokenizer, **changes), adapter)
         said = run("generate --max-tokens 1 --prompt a", *at(adapter)).err
         assert (f"{adapter} has another tokenizer or chat template than" in said) == warned
     (folder / "tokenizer.json").unlink()

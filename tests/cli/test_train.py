@@ -23,7 +23,7 @@ from small_run import (
     write_base,
     write_rows,
 )
-from toy_models import files
+from toy_models import change_tensors, files
 
 import minilora
 from minilora import LoraConfig, TrainConfig, encode_rows, load_rows
@@ -39,7 +39,7 @@ from minilora.cli.run import (
     steps_of_epochs,
 )
 from minilora.config import InputError
-from minilora.evaluation import plot
+from minilora.evaluation import memory, plot
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import (
     CHECKPOINT,
@@ -53,6 +53,7 @@ from minilora.formats.files import digest as files_digest
 from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
+from minilora.methods.vera import SHARED_NAMES
 from minilora.model import Model, Source
 from minilora.training import State
 
@@ -255,7 +256,7 @@ def test_plain_runs_none_of_the_optimized_operations(train, out, monkeypatch):
         train("--overwrite")
 
 
-def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys):
+def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys, monkeypatch):
     loaded = load_for_training(parse(["train", f"--model={base}"]))
     examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
     config = TrainConfig(batch_size=4, grad_accumulation_steps=9, max_seq_length=11)
@@ -266,6 +267,12 @@ def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys):
     loaded = load_for_training(parse(["train", f"--model={base}", *flags]))
     check_memory(loaded, examples, config)  # the virtual tokens are there in every row
     assert f"\na step over {4 * (8 + 5)} tokens:\n" in capsys.readouterr().out
+    needed = cli_run.print_size(loaded, 4 * (8 + 5), config)
+    monkeypatch.setattr(memory, "physical_memory", lambda: needed + 1)
+    check_memory(loaded, examples, config)
+    monkeypatch.setattr(memory, "physical_memory", lambda: needed)
+    with pytest.raises(InputError, match="a step needs"):
+        check_memory(loaded, examples, config)
 
 
 def test_the_curve_names_the_base_and_the_data(train, data, monkeypatch):
@@ -578,6 +585,10 @@ def test_a_run_goes_on_only_with_the_frozen_matrices_of_its_vera(train, tmp_path
     digests = read_metadata(second / CHECKPOINT)[1]["digests"]
     resume(second, "--iters 6")
     assert read_metadata(second / CHECKPOINT)[1]["digests"] == digests  # of the run at the start
+    for name in SHARED_NAMES:  # each counts
+        before = stored_paths.digest("init_adapter", first)
+        change_tensors(first / WEIGHTS, lambda found, name=name: found | {name: -found[name]})
+        assert stored_paths.digest("init_adapter", first) != before
     train(*at(first), "--method vera --vera-r 3 --overwrite --seed 5")
     assert f"the files of --init-adapter {first} have changed" in error_of(resume, second)
 
