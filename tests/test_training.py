@@ -321,6 +321,9 @@ def test_early_stopping_keeps_the_best_and_says_so(monkeypatch, capsys):
     ]
     trained, _ = train(*setting(), EXAMPLES, config, VALID)
     assert fingerprint(trained) == fingerprint(last.kept)
+    capsys.readouterr()
+    loop.print_end(last, replace(config, iters=5))  # that was the last step anyway
+    assert capsys.readouterr().out.startswith("kept: step 2")
     # a stopped run stays stopped, and a finished one finished
     assert run(config, state=last) == run(SMALL, state=run(SMALL, ())[-1][0]) == []
 

@@ -133,7 +133,7 @@ BAD_ROWS = {  # line: beginning of the message
     '{"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}': "the functions of",
     '{"messages": [{"role": "user", "content": "a"}]}': ".* of the assistant, not of 'user'",
     '{"messages": [{"role": "assistant", "content": null}]}': "content must be a string, not N",
-    '{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}': "weights of messages",
+    '{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}': "weights of messages",
     '{"messages": [{"role": "assistant", "content": "a", "train_detail": [1]}]}': "weights",
     '{"messages": [{"role": "GPT", "content": "a"}, {"role": "assistant", "content": "b"}]}': (
         "the role 'GPT' is not 'assistant'"

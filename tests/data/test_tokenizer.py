@@ -259,6 +259,7 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder):
     file = read_json(folder / "tokenizer.json")
     words = from_folder(folder)
     assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
+    assert words.special["pad_token"] == "<|endoftext|>"  # as in transformers
     save(words, folder)
     assert read_json(folder / "tokenizer.json") == file
     model = file["model"]

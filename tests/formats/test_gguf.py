@@ -76,7 +76,7 @@ def test_blocks_by_hand():
         ),
         ("llama__block_count", None, "m.gguf: `num_hidden_layers` must be a whole"),
         ("llama__attention__layer_norm_rms_epsilon", None, "malformed: KeyError: .*rms_epsilon"),
-        ("llama__rope__scaling__type", "yarn", "type 'yarn' is not supported"),
+        ("llama__rope__scaling__type", "linear", "type 'linear' is not supported"),
         ("llama__rope__scale_linear", 4.0, "scale_linear 4.0 is not supported"),
         ("llama__rope__dimension_count", 4, "rotation of 4 of the 8 numbers of a head"),
         ("tokenizer__ggml__model", None, "tokenizer.ggml.model None is not supported"),
