@@ -1,5 +1,6 @@
 """The estimate of a step's memory against the allocated memory."""
 
+import gc
 import inspect
 import subprocess
 import sys
@@ -39,14 +40,16 @@ def kept_by_a_step(adapters, model):
         return make_vjp(lambda a: minilora.loss(overlay(adapters, a), model, batch))(leaves)
 
     keep()  # compile first
-    measured = []
-    for _ in range(2):  # a table of Python that happens to grow in one of them would count, too
-        tracemalloc.start()
-        kept = keep()
-        measured.append(tracemalloc.get_traced_memory()[0])
-        tracemalloc.stop()
-        assert kept is not None
-    return min(measured)
+    gc.freeze()  # then `collect` is quick
+    gc.collect()  # it empties the lists of free objects: one from there would not be measured
+    tracemalloc.start()
+    kept = keep()
+    gc.collect()
+    measured, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    gc.unfreeze()
+    assert kept is not None
+    return measured
 
 
 @pytest.mark.parametrize(
