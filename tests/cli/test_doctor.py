@@ -307,19 +307,18 @@ def test_the_numbers_are_those_of_the_dense_matrices(data, seed, scheme, exponen
 def test_the_direction_is_the_better_one_of_the_start_and_half_way(monkeypatch):
     adapters, model = adapted(random_model(TINY))
     examples = random_examples(TINY, 5)
-    paths = [path for path in flatten(adapters) if path.endswith("lora_B")]
+    factors = {path: w for path, w in flatten(adapters).items() if path.endswith("lora_B")}
     cosines = []
-    for part in (0, 0.5):
-        at_part = {path: np.float32(part) * get(adapters, path) for path in paths}
-        at_part = overlay(adapters, unflatten(at_part))
+    for part in (0, np.float32(0.5)):
+        at_part = overlay(adapters, unflatten({path: part * b for path, b in factors.items()}))
         _, grads = value_and_grad(loss)(at_part, model, collate([[e] for e in examples]))
-        pairs = [(get(adapters, path).ravel(), -get(grads, path).ravel()) for path in paths]
-        cosines.append([b @ g / np.linalg.norm(b) / np.linalg.norm(g) for b, g in pairs])
-    assert len({*np.argmax(cosines, axis=0)}) == 2, "each of the two is the better one for some"
+        pairs = [(b.ravel(), -get(grads, path).ravel()) for path, b in factors.items()]
+        cosines.append([np.dot(*pair) / np.prod(np.linalg.norm(pair, axis=1)) for pair in pairs])
+    assert {*np.argmax(cosines, axis=0)} == {0, 1}, "each of the two is the better one for some"
     monkeypatch.setattr(metrics, "TOKENS", 20)  # in several batches
     found = doctor.directions(adapters, model, examples)
     # the gradients are sums of float32 in another order
-    assert [found[path] for path in paths] == pytest.approx(np.max(cosines, axis=0), abs=1e-5)
+    assert [*found.values()] == pytest.approx(np.max(cosines, axis=0), abs=1e-5)
 
 
 def test_what_four_bits_keep_of_a_small_and_of_a_large_update():

@@ -268,8 +268,6 @@ def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys, monkeypat
     check_memory(loaded, examples, config)  # the virtual tokens are there in every row
     assert f"\na step over {4 * (8 + 5)} tokens:\n" in capsys.readouterr().out
     needed = cli_run.print_size(loaded, 4 * (8 + 5), config)
-    monkeypatch.setattr(memory, "physical_memory", lambda: needed + 1)
-    check_memory(loaded, examples, config)
     monkeypatch.setattr(memory, "physical_memory", lambda: needed)
     with pytest.raises(InputError, match="a step needs"):
         check_memory(loaded, examples, config)
