@@ -44,19 +44,16 @@ def load_model(args, path, load=load):
     else:
         name = args.model or "tiny"
         loaded = LoadedModel(*load(name, args.quantize or "none", args.block_size, True))
-        run = last_merged_run(loaded.model)
-    return with_run(loaded, run)
+        merged = merged_runs(loaded.model)
+        run = merged[-1] if merged else loaded.run
+    return with_date(loaded._replace(run=run))
 
 
-def last_merged_run(model):
-    """Return the last run that was merged into a model, or an empty one; see `read_run`."""
-    return [({}, {}), *merged_runs(model)][-1]
-
-
-def with_run(loaded, run):
-    """Return a LoadedModel with a run; its chat template gets the date of that run."""
-    tokenizer = replace(loaded.tokenizer, chat_date=run[0].get("chat_date"))
-    return loaded._replace(run=run, tokenizer=tokenizer)
+def with_date(loaded):
+    """Give the chat template the date of the last run that has one, of the adapter or the base."""
+    dates = [settings.get("chat_date") for settings, _ in [*merged_runs(loaded.model), loaded.run]]
+    last = [None, *filter(None, dates)][-1]
+    return loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=last))
 
 
 def generate(args):
@@ -82,7 +79,7 @@ def generate(args):
             f"{next(iter(models))} changes the base, so none would not be the base: "
             "generate from the prompt without an adapter in a call of its own"
         )
-    none = with_run(first._replace(adapters={}), last_merged_run(first.model))
+    none = with_date(first._replace(adapters={}, run=({}, {})))
     chosen = [models.get(path, none) for path in paths]
     prompts = [
         prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])

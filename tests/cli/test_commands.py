@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from outcomes import error_of, run
 from small_run import (
     at,
@@ -30,7 +31,7 @@ from minilora import LoraConfig, get_peft_model, merge
 from minilora.cli.arguments import parse
 from minilora.cli.commands import content, load_model, prompt_ids
 from minilora.cli.examples import load_examples, read_split
-from minilora.cli.loading import base_of, load_for_training
+from minilora.cli.loading import base_of, load_for_training, read_run
 from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
 from minilora.data.rows import encode, warn_once
@@ -471,16 +472,37 @@ def test_a_prompt_without_an_adapter_has_the_date_of_its_base(tmp_path, monkeypa
     template = "{{ strftime_now('%Y') }}" + TEMPLATE
     folder = write_chat_base(tmp_path / "base", template)
     change_json(folder / "config.json", _minilora_runs=merged)
-    adapter = write_adapter(tmp_path / "adapter", folder)
+    plain, adapter = (write_adapter(tmp_path / name, folder) for name in ("plain", "adapter"))
     (adapter / "train_config.toml").write_text('chat_date = "2001-02-03"')
     prompts = []
     monkeypatch.setattr(
         "minilora.cli.commands.generate_batch",
         lambda adapters, model, asked, **options: prompts.extend(asked) or [[], []],
     )
-    run("generate --prompt a b --adapter-path", adapter, "none")
+    run("generate --prompt a b c --adapter-path", adapter, plain, "none")
     years = [tiny().decode(prompt)[:4] for prompt in prompts]
-    assert years == ["2001", "2002" if merged else str(date.today().year)]
+    assert years == ["2001", *["2002" if merged else str(date.today().year)] * 2]
+
+
+def test_a_run_on_texts_has_a_date_too(tmp_path):
+    """That of later chats with its model, which must not depend on the day."""
+    folder = write_chat_base(tmp_path / "base", "{{ strftime_now('%Y') }}" + TEMPLATE)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a b c"}] * 12)
+    flags = "train --iters 1 --chat-date 2001-02-03 --quiet --model", folder, "--data", rows
+    run(*flags, *at(tmp_path / "run"))
+    loaded = load_model(parse(["evaluate"]), tmp_path / "run")
+    assert loaded.tokenizer.chat_date == "2001-02-03"
+
+
+def test_an_adapter_that_another_program_has_written_over_that_of_a_run(base, tmp_path, capsys):
+    """As PEFT, after more training: nobody knows its rows."""
+    folder = write_adapter(tmp_path / "run", base)
+    (folder / "train_config.toml").write_text('data = "rows"')
+    assert read_run(folder)[0] == {"data": "rows"}
+    weights = folder / "adapter_model.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(weights), weights)
+    assert read_run(folder) == ({}, {})
+    assert f"another program has written the adapter in {folder}" in capsys.readouterr().err
 
 
 TEMPLATE = (
