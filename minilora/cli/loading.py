@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 from .. import kernels
 from ..config import INITIALIZERS, InputError, LoraConfig, first_match
-from ..data.rows import warn
+from ..data.rows import warn, warn_once
 from ..formats import hf_tokenizer
 from ..formats.checkpoint import (
     CHECKPOINT,
     SETTINGS,
+    WEIGHTS,
     changes_base,
     load_adapter,
     needs_dense_base,
@@ -57,8 +58,8 @@ def base_line(model):
 def read_run(folder):
     """Return (settings, {setting: SHA-256 of its files when the run began}) of the run in `folder`.
 
-    Both are empty if no run wrote the folder. Raises InputError if a kill has left the adapter of
-    an older run next to the checkpoint.
+    Both are empty if no run wrote the adapter in it. Raises InputError if a kill has left the
+    adapter of an older run next to the checkpoint.
     """
     path = Path(folder) / SETTINGS
     checkpoint = path.with_name(CHECKPOINT)
@@ -69,6 +70,9 @@ def read_run(folder):
             f"{path} is not that of {CHECKPOINT}: "
             f"write it again with `minilora train --resume --adapter-path {folder}`"
         )
+    if text and path.with_name(WEIGHTS).exists() and read_source(folder) is None:
+        warn_once(f"another program has written the adapter in {folder}: its run is unknown")
+        return {}, {}
     return toml_settings(path) if text else {}, dict(re.findall(DIGEST, text))
 
 
@@ -197,7 +201,7 @@ def unused_settings(args, loaded, train_config, examples, valid):
     if not valid:
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
     if all(all(example.answer) for example in [*examples, *valid]):
-        unused |= dict.fromkeys(("mask_prompt", "chat_date"), "on rows without a prompt")
+        unused["mask_prompt"] = "on rows without a prompt"
     if args.early_stopping_patience:
         unused["keep_best"] = "with --early-stopping-patience, which keeps the best adapter"
     templates = f"{loaded.tokenizer.chat_template} {getattr(loaded.tokenizer, 'for_tools', None)}"
