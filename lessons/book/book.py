@@ -59,7 +59,7 @@ class KernelOverSocketFiles(AsyncKernelManager):
     transport = "ipc"
 
     @default("connection_file")
-    def _unique_file(self):  # the socket files stand beside it; their paths may have 107 bytes
+    def _unique_file(self):  # the paths of its socket files begin with it; a path may have 107 bytes
         return str(Path(tempfile.gettempdir(), f"kernel-{uuid.uuid4().hex}.json"))
 
 

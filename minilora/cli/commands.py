@@ -50,7 +50,7 @@ def load_model(args, path, load=load):
 
 
 def with_date(loaded):
-    """Give the chat template the date of the last run that has one, of the adapter or the base."""
+    """Return a LoadedModel whose chat template has the date of the last run that has one."""
     dates = [settings.get("chat_date") for settings, _ in [*merged_runs(loaded.model), loaded.run]]
     last = [None, *filter(None, dates)][-1]
     return loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=last))

@@ -316,7 +316,7 @@ class RunWriter:
             replace_text(folder / run_folder.METRICS, new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         write_adapter(folder, state.kept, loaded.model, loaded.adapter_config, args.adapter_dtype)
-        if time.monotonic() - self.drawn > 60:  # a curve takes as long as a few steps
+        if time.monotonic() - self.drawn > 60:  # seconds: a drawing takes as long as a few steps
             names = [Path(metadata["settings"][name]).name for name in ("model", "data")]
             curve(folder / run_folder.CURVE, self.history, " on ".join(names), state.best.step)
             self.drawn = time.monotonic()

@@ -216,7 +216,7 @@ def warn_of_other_model(folder, model):
     if then is None:
         if now.init_lora_weights is not True and not changes_base(folder):
             what = f"the model has the frozen weights that {now.init_lora_weights} left"
-            warnings.warn(f"{what}, and {folder} is for the whole ones", AdapterWarning, 3)
+            warnings.warn(f"{what}: load the one of {folder} anew", AdapterWarning, 3)
         return
     if not now.name:
         what = f"the source of the model is unknown; {folder} was trained on {then.name}"

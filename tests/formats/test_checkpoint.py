@@ -261,7 +261,7 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     save_adapter(
         tmp_path / "peft", adapted(model)[0], model._replace(source=Source()), LoraConfig()
     )
-    with pytest.warns(UserWarning, match=f"that {kind} left, and .*peft is for the whole ones"):
+    with pytest.warns(UserWarning, match=f"that {kind} left: load the one of .*peft anew"):
         load_adapter(tmp_path / "peft", started.model)
 
 
