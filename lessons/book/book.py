@@ -59,7 +59,7 @@ class KernelOverSocketFiles(AsyncKernelManager):
     transport = "ipc"
 
     @default("connection_file")
-    def _unique_file(self):  # the paths of its socket files begin with it; a path may have 107 bytes
+    def _unique_file(self):  # the paths of its sockets begin with it, and have at most 107 bytes
         return str(Path(tempfile.gettempdir(), f"kernel-{uuid.uuid4().hex}.json"))
 
 
