@@ -256,9 +256,10 @@ def _add_tokens(backend, settings, added):
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     tokens: list = []  # added together: for Gemma's 6,000, one by one takes ten seconds
 
-    def add(text, fields):
-        fields = without(fields, "__type", "content") if isinstance(fields, dict) else {}
-        fields["special"] = fields.get("special", False) or text in texts
+    def add(text, value):
+        fields = dict(value) if isinstance(value, dict) else {"special": True}
+        fields = without(fields, "__type", "content")
+        fields["special"] = fields.get("special", False) or text in special.values()
         tokens.append(library("tokenizers").AddedToken(text, **fields))
         known.add(text)
 

@@ -171,7 +171,10 @@ def folders(draw):
         token = f"<{name}>"
         inside[draw(st.sampled_from(list(inside)))].append(token)
         for file, key in draw(st.permutations(PLACES[name]))[: draw(st.integers(1, 2))]:
-            value = {name: token} if name == "image_token" else [token]
+            item = token
+            if file == CONFIG and draw(st.booleans()):
+                item = {"__type": "AddedToken", "content": token, "special": draw(st.booleans())}
+            value = {name: token} if name == "image_token" else [item]
             if isinstance(value, list):
                 before = files[file].get(key)
                 value = before + value if isinstance(before, list) else value
@@ -198,7 +201,11 @@ def folders(draw):
         files[ADDED] = ids
     else:
         files[CONFIG]["added_tokens_decoder"] = {
-            str(i): {"content": token, "special": token != "<plain>"} for token, i in ids.items()
+            str(i): {
+                "content": token,
+                "special": token != "<plain>" and (token in inside["added"] or draw(st.booleans())),
+            }
+            for token, i in ids.items()
         }
     names = draw(st.lists(st.sampled_from(["default", "tool_use", "rag"]), unique=True))
     templates = {name: name + SHOWN for name in names}
