@@ -210,7 +210,10 @@ def uses_template(args, tokenizer):
 
 
 def print_answer(loaded, prompt, options):
-    """Print the continuation of a prompt token by token; return its token ids."""
+    """Print the continuation of a prompt token by token; return its token ids.
+
+    What is printed stays, also if a decoder of bytes shows later that their run is not UTF-8.
+    """
     tokenizer = loaded.tokenizer
     ids = []
     text = ""
