@@ -1,6 +1,7 @@
 """Inject faults into the file operations below a folder: system errors or kills."""
 
 import builtins
+import importlib
 import io
 import os
 import sys
@@ -10,7 +11,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from models import TINY, adapted, fast_model, random_examples
 
+import minilora
 from minilora.cli import run
 from minilora.kernels import threads
 
@@ -104,10 +107,15 @@ def figure(path, *_):
 
 
 def _prepare():
-    """Let this process start no threads, print nothing and draw nothing."""
+    """Let this process start no threads and print little, and load once what each fork needs."""
+    importlib.import_module("matplotlib.figure")
     threads.THREADS = 1
     run.curve = figure
+    run.SAMPLE = 4
     sys.stdout = sys.stderr = io.StringIO()
+    examples = random_examples(TINY, 1)
+    one = minilora.TrainConfig(iters=1, batch_size=1)
+    minilora.train(*adapted(fast_model()), examples, one, quiet=True)
 
 
 @cache

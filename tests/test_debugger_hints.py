@@ -12,6 +12,13 @@ SPAN = re.compile(r"`([^`]+)`(?: in `([\w/]+\.py)`)?")
 STUDIES = sorted(LESSONS.glob("studies/*/*.py"))
 FILES = [*ROOT.glob("minilora/**/*.py"), *LESSONS.glob("helpers/*.py"), *STUDIES]
 SOURCES = {path: path.read_text("utf-8") for path in FILES}
+# what may stand before the dot of a name in a file: its module, its classes
+OWNERS = {
+    path: {path.stem, *re.findall(r"^class (\w+)", text, re.MULTILINE)}
+    for path, text in SOURCES.items()
+}
+for path in ROOT.glob("minilora/**/*.py"):
+    OWNERS[path].add(path.parent.name)  # its package
 READ = [*sorted(LESSONS.glob("[0-9]*.py")), *STUDIES]
 TEXTS = {path: path.read_text("utf-8") for path in READ}
 HINTS = {path: HINT.search(text)[1] for path, text in TEXTS.items() if HINT.search(text)}
@@ -31,10 +38,7 @@ def missing(hint, lesson):
             name = ""
         named = [path for path in FILES if place and path.as_posix().endswith(f"/{place}")]
         for path, text in SOURCES.items():
-            owners = [path.stem, *re.findall(r"^class (\w+)", text, re.MULTILINE)]
-            if path.is_relative_to(ROOT / "minilora"):
-                owners.append(path.parent.name)
-            if path in named or set(owners) & set(module.split(".")):
+            if path in named or OWNERS[path] & set(module.split(".")):
                 scope += text
         known = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", scope)
         if span != "MINILORA_PLAIN=1" and (not known or (place and not named)):

@@ -393,7 +393,7 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     assert "asked: \"[user]a[assistant][{'name'" in capsys.readouterr().out
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, max_tokens: [104] * max_tokens)
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
-    assert ", cut after 48 tokens\n" in capsys.readouterr().out
+    assert ", cut after 4 tokens\n" in capsys.readouterr().out
     of_prompt = {"prompt": "a", "completion": "b"}
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), of_prompt)
     assert "  asked: 'a'\n" in capsys.readouterr().out
