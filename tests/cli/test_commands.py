@@ -397,6 +397,8 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     of_prompt = {"prompt": "a", "completion": "b"}
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), of_prompt)
     assert "  asked: 'a'\n" in capsys.readouterr().out
+    print_sample({}, SimpleNamespace(tokenizer=tiny(), model=None), {"messages": turns[::2]})
+    assert "  right: 'b'\n" in capsys.readouterr().out  # without the end token of ChatML
 
 
 def test_flags_that_reach_only_one_function(base, monkeypatch):
@@ -635,6 +637,21 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
     tokenizer = replace(tiny(), chat_template=TEMPLATE.replace("messages", "messages[-1:]"))
     with pytest.raises(InputError, match="--system-prompt has no effect: the chat template does"):
         prompt_ids(args, tokenizer, messages)
+
+
+def test_the_prompt_of_a_chat_has_no_special_token_that_its_template_does_not_write():
+    """A tokenizer that adds a BOS gave a prompt that no row of the training has."""
+    tokenizer = replace(tiny(), chat_template=TEMPLATE)
+    from tokenizers import processors
+
+    bos = SPECIAL[1]
+    tokenizer.backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, 1)]
+    )
+    assert tokenizer.encode("a") != tokenizer.encode("a", add_special_tokens=False)
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    prompt = prompt_ids(parse(["chat"]), tokenizer, row["messages"][:1])
+    assert prompt == list(encode(row, tokenizer).tokens[: len(prompt)])
 
 
 @pytest.mark.parametrize("words", ["generate --prompt -", "chat"])

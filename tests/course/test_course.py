@@ -1,5 +1,6 @@
 """The course: stubs, judging, workspaces, grading, and what students must not see."""
 
+import ast
 import csv
 import inspect
 import json
@@ -97,6 +98,8 @@ def test_a_stub_is_the_reference_without_its_body(tmp_path):
         reference = e.checks.check if e.is_test else exercises.compiled(*e.copy().args)
         assert inspect.signature(stub) == inspect.signature(reference)
         assert inspect.getdoc(stub) == inspect.getdoc(reference)
+        last = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)][-1]
+        assert e.is_test or e.parameters == [a.arg for a in last.args.args]
         last_line = exercises.functions(text, [e.answer]).splitlines()[-1]
         if e.kind == "debug":
             assert e.mistakes[0].replace in text
@@ -215,6 +218,16 @@ def test_the_difference_of_two_results(expected, got, says):
     assert found.removeprefix("the result") == says
 
 
+def test_floats_must_be_equal_unless_an_exercise_has_a_tolerance():
+    e = ALL["prompt-mask"]  # it has none
+
+    def off(batch):
+        right = e.copy()(batch)
+        return right | {"mask": np.asarray(right["mask"], np.float64) * (1 + 1e-9)}
+
+    assert answer(e, off).text.startswith("failed: value")
+
+
 def test_a_large_tree_is_shown_in_sixteen_lines():
     *shown, end = outcome.lines("base", [{n: np.zeros(n) for n in range(13, 30)}])
     assert shown == [f"base[0][{n}] ({n},) float64" for n in range(13, 29)] and end == "…"
@@ -262,8 +275,9 @@ def test_a_test_is_graded_by_the_mistakes_that_it_catches():
 def test_hidden_checks_say_no_call_and_no_value():
     hidden = answer(NEAREST, ties, seed=12345)
     assert hidden.text == f"failed: value\n  likely    ties-upward: {NEAREST.mistakes[0].says}"
-    crash = answer(NEAREST, lambda x, codebook: int(str(x)), seed=3)
-    assert crash.text == "failed: exception"
+    for seed in (0, 3):
+        crash = answer(NEAREST, lambda x, codebook: int(str(x)), seed=seed)
+        assert crash.text == "failed: exception"
 
 
 def test_the_seed_orders_the_mistakes_that_a_test_must_catch():
@@ -407,6 +421,9 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_
     assert answer(PACK, nf4.pack_4bit) == judge.PASSED
     other = "    from minilora.training import get_lr\n    return get_lr(step, train_config)\n"
     assert "call minilora's get_lr" in checked(OWN["warmup"], tmp_path, other)
+    whole = "import sys\nfrom minilora.course.students.isolation import block_function\n"
+    whole += "import minilora\nblock_function(minilora.lora, 'merge')\nminilora.merge()"
+    assert "write merge yourself" in python("-c", whole).stderr
     # The student's child sleeps for 60 s, and nobody waits for it.
     assert time.perf_counter() - began < 60
     assert not Path("mine").exists() and os.environ[commands.SEED] == "77"

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -527,6 +527,9 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     thoughts = Chat(edit=lambda shown: [m | {"content": m["content"].strip("hm")} for m in shown])
     with refused("no row can be learned: an empty answer"):
         encode_rows([chat_row("q", "hm", "q", "a")], thoughts, TrainConfig())
+    other = replace(thoughts, end="#", eos_token_ids=(ord("#"),))  # an end token of the model alone
+    with refused("no row can be learned: an empty answer"):
+        encode_rows([chat_row("q", "hm", "q", "a")], other, TrainConfig())
     for columns in (long, "questions"):
         with refused("rows must be a list of dicts, as"):
             encode_rows(columns, BYTES, TrainConfig())

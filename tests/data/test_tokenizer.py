@@ -197,7 +197,11 @@ def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
 ])  # fmt: skip
 def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, model_type, warned):
     change_json(folder / "tokenizer_config.json", tokenizer_class=name)
-    from_folder(folder, model_type=model_type)
+    change_json(folder / "tokenizer_config.json", eos_token="<|im_end|>")
+    words = from_folder(folder, model_type=model_type)
+    # the special tokens of a class are those that the settings lack
+    assert words.special["eos_token"] == "<|im_end|>"
+    assert (words.special.get("pad_token") == "<|endoftext|>") == (warned == "Qwen2Tokenizer")
     told = [str(w.message).split(" of AutoTokenizer")[0] for w in recwarn]
     assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
 
@@ -309,7 +313,8 @@ def test_a_chat_template_prints_the_chat():
 @pytest.mark.parametrize("template, expected", [
     ("{{ messages[0] | tojson }}", '{"role": "user", "content": "Hi <b>"}'),
     ("{{ bos_token }}{{ eos_token }}", "<s></s>"),
-    ("{{ tools is none }}", "True"),
+    ("{{ tools is none }}{{ documents is none }}", "TrueTrue"),
+    ("{{ 'é<' | tojson }}", '"é<"'),
     ("{{ strftime_now('%Y')[:2] }}", "20"),
     # trim_blocks and lstrip_blocks, loop controls
     ("{% for m in messages %}\n  {% if loop.first %}{% continue %}{% endif %}\n"

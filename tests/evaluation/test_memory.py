@@ -2,11 +2,14 @@
 
 import gc
 import inspect
+import math
+import os
 import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -155,3 +158,12 @@ def test_the_peak_grows_by_what_is_allocated_in_mb_and_not_that_of_the_parent_pr
     before, grown = map(float, said.split())
     assert before < big.nbytes / 1e6
     assert grown == pytest.approx(100, abs=2)  # 95 in MiB; the rest of this process is 10 MB
+
+
+def test_the_memory_of_a_system_that_does_not_tell_it_is_infinite(monkeypatch):
+    assert 1e8 < memory.physical_memory() < math.inf
+    for error in (ValueError, OSError):
+        monkeypatch.setattr(os, "sysconf", Mock(side_effect=error))
+        assert memory.physical_memory() == math.inf
+    monkeypatch.delattr(os, "sysconf")  # as on Windows
+    assert memory.physical_memory() == math.inf

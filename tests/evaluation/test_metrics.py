@@ -1,6 +1,7 @@
 """Scores against slow oracles: the loss, greedy decoding, and calibration counted one by one."""
 
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from models import TINY, adapted, as_dtype, configs, fast_model, random_examples, seeds
+from numpy.testing import assert_allclose
 
 import minilora
 from minilora.batching import Example, collate
@@ -42,6 +44,7 @@ def test_every_score_by_its_definition(config, seed, n, tokens):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "TOKENS", tokens)
         patch.setattr(metrics, "LOGIT_FLOATS", 3 * config.vocab_size)
+        patch.setattr(metrics, "calibration_error", lambda *bins: bins)
         scores = evaluate(adapters, model, examples)
     nll, p, target = zip(*slow_scores(adapters, model, examples))
     # Float32 logits, of size Z, have up to 3·12 sums of some ten terms above them.
@@ -51,6 +54,9 @@ def test_every_score_by_its_definition(config, seed, n, tokens):
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]), rel=1e-14)
     assert scores["tokens"] == len(nll)
     brier = [sum((q - (k == t)) ** 2 for k, q in enumerate(pk)) for pk, t in zip(p, target)]
+    confidence, hit = map(np.sort, scores["ece"])  # shorter examples come first
+    assert_allclose(confidence, sorted(q.max() for q in p), rtol=0, atol=bound)
+    assert hit.tolist() == sorted(q.argmax() == t for q, t in zip(p, target))
     assert abs(scores["brier"] - math.fsum(brier) / len(brier)) < 4 * bound
 
 
@@ -172,3 +178,13 @@ def test_calibration_error(confidence, seed):
 
 def test_the_calibration_of_numbers_that_are_not_finite():
     assert np.isnan(calibration_error(np.float32([0.5, np.nan]), np.array([True, False])))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_progress_is_shown_where_it_is_written_to_a_terminal(stream, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda name=name: name == stream)
+    for quiet in (False, True):
+        with metrics.progress_bar(1, quiet) as bar:
+            assert bar.disable == (quiet or stream == "stdout")

@@ -31,6 +31,9 @@ def numbers(rng, shape, share):
     return np.where(rng.random(shape) < share, special, x)
 
 
+# sums of more than one part, in tiles at both edges
+@example(20, 50, 1025, 0, 0)
+@example(20, 1025, 50, 0, 0)
 @given(st.integers(1, 40), sizes, sizes, st.integers(0, 2**32), st.sampled_from([0, 0, 0.01]))
 def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
     """Both products, at any place of a larger result; other columns stay as they are."""
