@@ -45,12 +45,11 @@ def parts(value):
 
 def leaves(value, path=""):
     """Yield (path, array) of each leaf of a tree, a tuple or a dataclass."""
-    inner = parts(value)
-    if inner is not None:
-        for suffix, part in inner.items():
-            yield from leaves(part, path + suffix)
-    elif isinstance(value, np.ndarray | np.generic | int | float | str | None):
+    if isinstance(value, np.ndarray | np.generic | int | float | str | None):
         yield path, np.asarray(value)
+        return
+    for suffix, part in (parts(value) or {}).items():
+        yield from leaves(part, path + suffix)
 
 
 def difference(expected, got, bound=0.0, dtypes=False):
