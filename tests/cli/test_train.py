@@ -3,11 +3,13 @@
 import shlex
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.figure
 import numpy as np
 import pytest
 from models import untimed
@@ -471,11 +473,23 @@ def test_no_curve_of_an_earlier_run_remains(train, out, monkeypatch):
     assert not (out / "curve.png").exists()
 
 
-def test_the_curve_marks_the_step_that_is_kept(tmp_path):
-    history = [{"step": step, "loss": 1.0, "eval_loss": 1.0} for step in (2, 4)]
-    for kept in (None, 2):
-        plot.curve(tmp_path / f"{kept}.png", history, "a run", kept)
-    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 2
+@pytest.mark.parametrize("kept", [0, 6])
+def test_the_curve_has_all_losses_and_the_step_that_is_kept(kept, monkeypatch):
+    history = [{"step": n, "loss": 20.0 - n} for n in range(1, 13)]
+    scores = [{"step": n, "eval_loss": 2.0 + n, "eval_exact_match": n / 12} for n in (0, 6, 12)]
+    axes = matplotlib.figure.Figure().subplots()
+    monkeypatch.setattr(plot, "figure", lambda *_: nullcontext(axes))
+    plot.curve(Path("curve.png"), history + scores, "a run", kept)
+    raw, means, held_out, in_legend, *more = [line.get_xydata().tolist() for line in axes.lines]
+    assert raw == [[row["step"], row["loss"]] for row in history]
+    # the mean of a loss and of up to nine before it
+    assert means[0] == [1, 19] and means[9] == [10, 14.5] and means[11] == [12, 12.5]
+    assert held_out == [[row["step"], row["eval_loss"]] for row in scores] and not in_legend
+    assert more == ([[[6, 0], [6, 1]]] if kept else [])
+    right = axes.figure.axes[1].lines[0].get_xydata().tolist()
+    assert right == [[row["step"], row["eval_exact_match"]] for row in scores]
+    assert axes.get_ylim()[0] == 0
+    assert len(axes.get_legend().get_texts()) == 3 + bool(kept)
 
 
 def test_patterns_and_regular_expressions_are_those_of_the_lora_config(tmp_path):
