@@ -26,6 +26,8 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help=text)
     text = "only the tests that --long or --all-combinations lengthens, with N draws per test"
     parser.addoption("--draw", type=int, metavar="N", help=text)
+    text = "write what the commands of a transcript print into its file; see transcripts.py"
+    parser.addoption("--rewrite", action="store_true", help=text)
     new = str(random.SystemRandom().randrange(10**6))
     new = os.environ.setdefault("PYTEST_SEED", new)  # pytest-xdist's processes inherit it
     text = "seed of all draws (default: a new one, which is printed)"

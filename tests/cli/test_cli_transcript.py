@@ -1,0 +1,51 @@
+"""All that the commands print in one scenario, with a base in which details matter."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_models import CONFIG, tiny, toy_model
+from transcripts import check_transcript
+
+from minilora.formats.pretrained import save_pretrained
+
+TEMPLATE = """\
+{% if tools %}Tools: {{ tools | tojson }}<|im_end|>
+{% endif %}
+{% for message in messages %}
+{% if message.role == "system" %}On {{ strftime_now("%d %B") }}: {% endif %}
+[{{ message.role }}] {{ message.content or "" }}
+{%- for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
+{% endfor %}
+{% if add_generation_prompt %}[assistant] {% endif %}"""
+
+
+def write_base(folder, seed=0):
+    """Write a random Llama whose likely tokens can be read: letters, a space, the bytes of ä.
+
+    Its tokenizer begins a text with <|im_start|>, which the chat template does not write. A turn
+    ends with <|im_end|>, a text with <|endoftext|>.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny(eos_token_id=0)
+    begin = [("<|im_start|>", 1)]
+    tokenizer.backend.post_processor = TemplateProcessing("<|im_start|> $A", special_tokens=begin)
+    tokens = [tokenizer.backend.id_to_token(token) for token in range(261)]
+    likely = [token.isascii() and token.isalnum() or token in "ĠÃ¤" for token in tokens]
+    config = replace(CONFIG, vocab_size=261, eos_token_id=(0, 2), tie_word_embeddings=False)
+    model = toy_model(config, seed=seed)
+    head = model.base["lm_head"]["weight"]
+    head *= 0.5 * np.array(likely, np.float32)[:, None]
+    save_pretrained(folder, model, replace(tokenizer, chat_template=TEMPLATE))
+
+
+def test_transcript_of_a_scenario(tmp_path, monkeypatch, pytestconfig):
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("jinja2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    write_base(Path("base"))
+    path = Path(__file__).with_name("transcripts.txt")
+    check_transcript(path, pytestconfig.getoption("--rewrite"))
