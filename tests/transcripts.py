@@ -23,9 +23,13 @@ from minilora import cli
 from minilora.data.rows import warn_once
 
 STEP = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # a command, and what is below it
-MASKS = {  # what differs between runs or machines: what stands for it
+MASKS: dict = {  # what differs between runs, machines or Pythons: what stands for it
     r'"(seconds|peak_rss_mb)": [\d.]+': r'"\1": …',  # depend on the machine and on its load
     r"(?<!\.)\b([0-9a-f]{64}|[0-9a-f]{16})\b": "DIGEST",  # others round the weights otherwise
+    # argparse breaks and writes these lines otherwise in other Pythons
+    r"(?s:usage: .*?)\n\n": lambda usage: " ".join(usage[0].split()) + "\n\n",
+    r"-c CONFIG, --config CONFIG\n *": "-c, --config CONFIG   ",
+    r"\(choose from [^)]*\)": lambda names: names[0].replace("'", ""),
 }
 # a number that is not whole, or a share in percent: other processors round these otherwise
 NUMBER = re.compile(r"(-?\d+\.\d+(?:e[-+]\d+)?|-?\d+(?=%))")
