@@ -1,8 +1,8 @@
 """Transcripts: all that commands print, kept in a text file and compared with what they print now.
 
 A transcript looks like a terminal. A line `$ …` is a command; below it is what it prints, and its
-exit status as `[2]` if that is not 0. `$ cat > FILE` writes the lines below it into a file, `< FILE`
-at the end of a command gives it a file as standard input, and `$ # …` is a comment.
+exit status as `[2]` if that is not 0. `$ cat > FILE` writes the lines below it to a file; `< FILE`
+at the end of a command gives it this file as standard input; `$ # …` is a comment.
 
 To change a transcript, edit its commands. `pytest --rewrite -k transcript` then writes what they
 print. A person reads the diff before it is committed: what looks wrong there is wrong.
@@ -20,6 +20,7 @@ from unittest.mock import patch
 import pytest
 
 from minilora import cli
+from minilora.course.students.exercises import LESSONS
 from minilora.data.rows import warn_once
 
 STEP = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # a command, and what is below it
@@ -75,7 +76,8 @@ def printed(words, typed, commands):
     """Return what a command prints, on both streams, and its exit status if that is not 0."""
     warn_once.cache_clear()  # each command is a process of its own for its user
     status = None
-    with redirect_stdout(StringIO()) as out, redirect_stderr(out), patch("sys.stdin", StringIO(typed)):
+    out = StringIO()
+    with redirect_stdout(out), redirect_stderr(out), patch("sys.stdin", StringIO(typed)):
         try:
             if words:
                 name, *others = words
@@ -95,7 +97,7 @@ def cat(paths):
 
 def masked(text):
     """Return the lines of a text without what differs between runs."""
-    text = text.replace(str(Path.cwd()), "/here")
+    text = text.replace(str(Path.cwd()), "/here").replace(str(LESSONS), "/lessons")
     for pattern, mask in MASKS.items():
         text = re.sub(pattern, mask, text)
     return [f"{line}\n" for line in text.split("\n")[:-1]]

@@ -33,7 +33,7 @@ def write_base(folder):
     begin = [("<|im_start|>", 1)]
     tokenizer.backend.post_processor = TemplateProcessing("<|im_start|> $A", special_tokens=begin)
     tokens = [tokenizer.backend.id_to_token(token) for token in range(261)]
-    likely = [token.isascii() and token.isalnum() or token in "ĠÃ¤" for token in tokens]
+    likely = [(token.isascii() and token.isalnum()) or token in "ĠÃ¤" for token in tokens]
     config = replace(CONFIG, vocab_size=261, eos_token_id=(0, 2), tie_word_embeddings=False)
     # small weights: else attention saturates, and the signs of its gradients depend on rounding
     weights = {path: w / 4 for path, w in leaves(config).items() if w.ndim == 2}

@@ -1,4 +1,4 @@
-"""All that the course prints: verdicts on wrong answers, and the commands of students and teachers."""
+"""All that the course prints: verdicts on wrong answers, and its commands."""
 
 from pathlib import Path
 
@@ -38,10 +38,10 @@ def give_nothing(*arguments):
 
 @pytest.fixture
 def fewer_calls(monkeypatch):
-    """Check each rule on five calls at most, which takes less time than forty."""
-    monkeypatch.setitem(judge.CALLS, judge.REFERENCE, 5)
-    monkeypatch.setitem(judge.CALLS, judge.SLOPES, 2)
-    monkeypatch.setattr(judge, "CALLS_OF_A_PROPERTY", 5)
+    """Check each rule on three calls at most, which takes less time than forty."""
+    monkeypatch.setitem(judge.CALLS, judge.REFERENCE, 3)
+    monkeypatch.setitem(judge.CALLS, judge.SLOPES, 1)
+    monkeypatch.setattr(judge, "CALLS_OF_A_PROPERTY", 3)
 
 
 def test_transcript_of_the_course(tmp_path, monkeypatch, pytestconfig, fewer_calls, pools):
