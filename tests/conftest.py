@@ -6,6 +6,7 @@ Hypothesis has no deadlines, because the first example may compile a kernel.
 import gc
 import os
 import random
+from functools import partial
 
 import pytest
 from hypothesis import settings
@@ -84,6 +85,17 @@ def pytest_collection_modifyitems(config, items):
         left_out += long if not options.long else []
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture
+def transcript(request, tmp_path, monkeypatch):
+    """Check transcripts.txt, next to the test, in an empty folder; see `check_transcript`."""
+    from transcripts import check_transcript
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    path = request.path.with_name("transcripts.txt")
+    return partial(check_transcript, path, request.config.getoption("--rewrite"))
 
 
 @pytest.fixture(scope="module")

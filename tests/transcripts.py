@@ -10,7 +10,7 @@ print. A person reads the diff before it is committed: what looks wrong there is
 
 import re
 import shlex
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from decimal import Decimal
 from difflib import unified_diff
 from io import StringIO
@@ -24,7 +24,7 @@ from minilora.course.students.exercises import LESSONS
 from minilora.data.rows import warn_once
 
 STEP = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)  # a command, and what is below it
-MASKS: dict = {  # what differs between runs, machines or Pythons: what stands for it
+MASKS: dict = {  # what differs: what stands for it
     r'"(seconds|peak_rss_mb)": [\d.]+': r'"\1": …',  # depend on the machine and on its load
     r"(?<!\.)\b([0-9a-f]{64}|[0-9a-f]{16})\b": "DIGEST",  # others round the weights otherwise
     # argparse breaks and writes these lines otherwise in other Pythons
@@ -39,8 +39,8 @@ NUMBER = re.compile(r"(-?\d+\.\d+(?:e[-+]\d+)?|-?\d+(?=%))")
 def check_transcript(path, rewrite, **commands):
     """Run the commands of a transcript in the current folder; fail if they print something else.
 
-    rewrite: also write what they print into the file. commands: {name: function of the words after
-    the name, which prints and returns an exit status or None}, besides `minilora` and `cat`.
+    rewrite: write what they print into the file instead. commands: {name: function of the words
+    after the name, which prints and returns an exit status or None}, besides `minilora` and `cat`.
     """
     commands |= {"minilora": cli.main, "cat": cat}
     then = path.read_bytes().decode()
@@ -56,6 +56,8 @@ def check_transcript(path, rewrite, **commands):
 def run_step(line, below, commands):
     """Return what stands below a command now, given what stands there in the file."""
     words = shlex.split(line, comments=True)
+    if not words:
+        return ""
     if words[:2] == ["cat", ">"]:
         path = Path(words[2])
         path.parent.mkdir(exist_ok=True)
@@ -65,26 +67,22 @@ def run_step(line, below, commands):
     if words[-2:-1] == ["<"]:
         typed = Path(words[-1]).read_text("utf-8")
         words = words[:-2]
-    new = masked(printed(words, typed, commands))
-    old = below.splitlines(keepends=True)
-    if len(new) == len(old):
-        new = map(settled, new, old)
-    return "".join(new)
+    new = masked(printed(commands[words[0]], words[1:], typed)).split("\n")
+    old = below.split("\n")
+    return "\n".join(map(settled, new, old) if len(new) == len(old) else new)
 
 
-def printed(words, typed, commands):
+def printed(command, words, typed):
     """Return what a command prints, on both streams, and its exit status if that is not 0."""
-    warn_once.cache_clear()  # each command is a process of its own for its user
-    status = None
+    warn_once.cache_clear()  # a command is a process of its own for its user
     out = StringIO()
-    with redirect_stdout(out), redirect_stderr(out), patch("sys.stdin", StringIO(typed)):
-        try:
-            if words:
-                name, *others = words
-                status = commands[name](others)
-        except SystemExit as end:  # of --help
-            status = end.code
-        if status:
+    with (
+        redirect_stdout(out),
+        redirect_stderr(out),
+        patch("sys.stdin", StringIO(typed)),
+        suppress(SystemExit),  # of --help
+    ):
+        if status := command(words):
             print(f"[{status:d}]")
     return out.getvalue()
 
@@ -96,11 +94,11 @@ def cat(paths):
 
 
 def masked(text):
-    """Return the lines of a text without what differs between runs."""
+    """Return a text without what differs between runs, machines or Pythons."""
     text = text.replace(str(Path.cwd()), "/here").replace(str(LESSONS), "/lessons")
     for pattern, mask in MASKS.items():
         text = re.sub(pattern, mask, text)
-    return [f"{line}\n" for line in text.split("\n")[:-1]]
+    return text
 
 
 def settled(new, old):

@@ -4,9 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
-from toy_models import CONFIG, leaves, tiny, toy_model
-from transcripts import check_transcript
+from toy_models import CONFIG, leaves, needs_hf, tiny, toy_model
 
 from minilora.formats.pretrained import save_pretrained
 
@@ -42,11 +40,7 @@ def write_base(folder):
     save_pretrained(folder, model, replace(tokenizer, chat_template=TEMPLATE))
 
 
-def test_transcript_of_a_scenario(tmp_path, monkeypatch, pytestconfig):
-    pytest.importorskip("tokenizers")
-    pytest.importorskip("jinja2")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
+def test_transcript_of_a_scenario(transcript):
+    needs_hf()
     write_base(Path("base"))
-    path = Path(__file__).with_name("transcripts.txt")
-    check_transcript(path, pytestconfig.getoption("--rewrite"))
+    transcript()
