@@ -233,12 +233,12 @@ def test_the_bits_of_the_storage_schemes():
         assert float(bits.split(",")[0]) == round((8 * stored.nbytes - rows) / w.size, 3), scheme
 
 
-def test_the_losses_of_the_small_models_on_their_language():
+def test_the_losses_of_the_small_models_on_their_language(tries):
     text = page("data-and-models.md").replace("\n", " ")
     said = re.search(
         r"([\d.]+) nats per byte.*`tiny` reaches ([\d.]+) and `micro` reaches (\S+)\.", text
     )
-    for number, name in ((2, "tiny"), (3, "micro")):
+    for number, name in [(3, "micro"), (2, "tiny")][: tries(1, 2)]:  # tiny takes a second
         model, tokenizer = minilora.load(name)
         notes, entropy = common.held_out_notes(tokenizer, minilora.TrainConfig())
         assert said[1] == f"{entropy:.4f}"
