@@ -373,7 +373,10 @@ positive = partial(whole_number, least=1)
 
 def iso_date(text):
     """Return a date as YYYY-MM-DD."""
-    return str(date.fromisoformat(text))
+    try:
+        return str(date.fromisoformat(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a date as 2026-03-01, got {text}") from None
 
 
 def number(text):

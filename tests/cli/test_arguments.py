@@ -23,7 +23,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--block-size 1099511627776": "",
     "--batch-size 1000000000": "a step needs",
     "--seed -1": "--seed",
-    "--chat-date tomorrow": "--chat-date: invalid iso_date value",
+    "--chat-date tomorrow": "--chat-date: must be a date as 2026-03-01, got tomorrow",
     "--model nowhere": "nowhere",
     "--data nowhere.jsonl": "nowhere.jsonl",
     "--init-adapter nowhere": "nowhere",

@@ -48,8 +48,12 @@ from minilora.model import Source
 
 def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(base, tmp_path):
     """test_every_method.py has the commands that store it as the file says."""
-    words = "--quantize fp4 --block-size 32 --init-lora-weights pissa"
-    new = load_for_training(parse(["train", "--model", str(base), *words.split()]))
+    words = "--quantize fp4 --block-size 32 --init-lora-weights pissa --compute-dtype"
+    for dtype in ("float32", "bfloat16"):
+        new = load_for_training(parse(["train", "--model", str(base), *words.split(), dtype]))
+        assert new.model.source.compute_dtype == dtype
+        w = new.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
+        assert w.compute_dtype == dtype
     save_adapter(tmp_path, changed(new.adapters), new.model, new.adapter_config)
     warning = r" was trained on a base stored as fp4, block size 32, not fp4, block size 64: "
     with pytest.warns(UserWarning, match=re.escape(str(tmp_path)) + warning):
