@@ -6,13 +6,13 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import numpy as np
 
 from .. import generation, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
-from ..data.rows import warn
+from ..data.rows import encode, split_turns, warn
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
 from ..formats import hf_folder
@@ -131,7 +131,33 @@ def content(tokenizer, messages, prompt, ids):
     closing = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
     # some tokenizers leave out the space that begins a text
     text = decode([*prompt, *ids]).removeprefix(decode(prompt))
-    return text.removesuffix(decode(closing)).removeprefix(before)
+    said = text.removesuffix(decode(closing)).removeprefix(before)
+    with suppress(InputError):  # the template writes earlier answers in another way
+        if said.startswith(" ") and answer_ids(tokenizer, messages, said[1:])[: len(ids)] == ids:
+            return said[1:]  # others begin each text with a space
+    return said
+
+
+def answer_ids(tokenizer, messages, answer):
+    """Return the token ids of the answer to a conversation, as in a row."""
+    row = {"messages": [*messages, {"role": "assistant", "content": answer}]}
+    tokens, _, in_answer = encode(row, tokenizer)
+    return tokens[len(tokens) - in_answer[::-1].index(0) :]
+
+
+def chat_ids(tokenizer, messages):
+    """Return the token ids of a conversation up to the next answer, as in a row.
+
+    An answer that would join with the text before it is encoded by itself; see `encode_pieces`.
+    """
+    text = tokenizer.render(messages, add_generation_prompt=True)
+    row = {"messages": [*messages, {"role": "assistant", "content": MARK}]}
+    try:
+        *pieces, _ = chain(*split_turns(row, tokenizer))
+    except InputError:  # the template writes earlier answers in another way: there is no such row
+        pieces = [text]
+    # the template writes the special tokens
+    return list(chain(*tokenizer.encode_pieces(pieces, add_special_tokens=False)))
 
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -181,16 +207,19 @@ def prompt_ids(args, tokenizer, messages):
         return tokenizer.encode(messages[-1]["content"])
     system = args.system_prompt
 
-    def text(system):
+    def asked(system):
         first = [{"role": "system", "content": system}] if system else []
-        return tokenizer.render([*first, *messages], add_generation_prompt=True)
+        return [*first, *messages]
+
+    def text(system):
+        return tokenizer.render(asked(system), add_generation_prompt=True)
 
     if system and text(system) == text(f"{system}."):
         raise InputError(
             "--system-prompt has no effect: the chat template does not show system messages: "
             "put its text into the prompt"
         )
-    return tokenizer.encode(text(system), add_special_tokens=False)  # the template writes them
+    return chat_ids(tokenizer, asked(system))
 
 
 def uses_template(args, tokenizer):

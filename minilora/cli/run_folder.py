@@ -185,6 +185,9 @@ def model_card(args, loaded, state, scores, scored):
         steps += (
             f". The adapter is that of step {kept}, whose held-out loss is the lowest after a step"
         )
+    began = ""
+    if args.init_adapter:
+        began = f" The run began with the adapter in {Path(args.init_adapter).name}."
     held_out = "none"
     if scores:
         numbers = [
@@ -203,7 +206,7 @@ def model_card(args, loaded, state, scores, scored):
 
 - Base: {base}, stored as {stored}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
-- Data: {data}, {steps}.
+- Data: {data}, {steps}.{began}
 - Held-out rows: {held_out}
 
     minilora evaluate --adapter-path .

@@ -25,7 +25,7 @@ from small_run import (
     write_chat_base,
     write_rows,
 )
-from toy_models import CONFIG, SPECIAL, change_json, tiny, toy_model
+from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_model
 
 from minilora import LoraConfig, get_peft_model, merge
 from minilora.cli.arguments import parse
@@ -577,6 +577,53 @@ def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypat
     run("chat --model", folder)
     expected = f"[user]Hi[assistant]{before}{content}{after}[user]and then?[assistant]"
     assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
+
+
+def byte_level(tokenizers):
+    """A tokenizer whose words begin with the space before them, as GPT-2's."""
+    metadata = tiny_metadata()
+    tokens = [*metadata["tokenizer.ggml.tokens"], "Ġh", "Ġhe"]
+    types = [*metadata["tokenizer.ggml.token_type"], 1, 1]
+    return tiny(tokens=tokens, token_type=types, merges=["Ġ h", "Ġh e", "h e", "he l"])
+
+
+def legacy(tokenizers):
+    """A tokenizer as Llama 2's, which begins the text after each special token with a space."""
+    words = [(text, -2.0) for text in ("<unk>", "▁", "▁he", *"ehl.:\n<|>")]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=0))
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    steps = tokenizers.normalizers
+    backend.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
+    steps = tokenizers.decoders
+    backend.decoder = steps.Sequence([steps.Replace("▁", " "), steps.Strip(" ", 1, 0)])
+    end = backend.token_to_id("<|im_end|>")
+    return PretrainedTokenizer(backend, end, {}, "", {}, "", eos_token_ids=(end,))
+
+
+@pytest.mark.parametrize("make", [byte_level, legacy])
+@pytest.mark.parametrize("asks", ["he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> "])
+def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks):
+    """Also where the template asks with a space, which would join with the answer after it."""
+    template = (
+        "{% for m in messages %}{{ 'l: ' if m.role == 'user' else '" + asks + "' }}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}" + asks + "{% endif %}"
+    )
+    words = replace(make(pytest.importorskip("tokenizers")), chat_template=template)
+    said = ["hel", "he", " he", "hehe", "lel", "he."]
+    roles = ("user", "assistant") * 3
+    row = [{"role": role, "content": text} for role, text in zip(roles, said)]
+    tokens, in_answer, _ = encode({"messages": row}, words, mask_prompt=True)
+    messages = []
+    for _ in range(3):
+        messages.append(row[len(messages)])
+        prompt = prompt_ids(parse(["chat"]), words, messages)
+        start = len(prompt)
+        assert prompt == tokens[:start] and in_answer[start - 1 : start + 1] == [0, 1]
+        answer = tokens[start : tokens.index(words.eos_token_id, start)]
+        text = content(words, messages, prompt, answer)
+        messages.append({"role": "assistant", "content": text})
+    assert messages == row
 
 
 @pytest.mark.parametrize("said", ["b", " b", "  b"])
