@@ -580,11 +580,20 @@ def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypat
 
 
 def byte_level(tokenizers):
-    """A tokenizer whose words begin with the space before them, as GPT-2's."""
+    """A tokenizer whose words begin with the space before them, as GPT-2's; it adds a BOS."""
     metadata = tiny_metadata()
     tokens = [*metadata["tokenizer.ggml.tokens"], "Ġh", "Ġhe"]
     types = [*metadata["tokenizer.ggml.token_type"], 1, 1]
-    return tiny(tokens=tokens, token_type=types, merges=["Ġ h", "Ġh e", "h e", "he l"])
+    words = tiny(tokens=tokens, token_type=types, merges=["Ġ h", "Ġh e", "h e", "he l"])
+    return with_bos(tokenizers, words)
+
+
+def with_bos(tokenizers, words):
+    """Return the tokenizer, which now begins a text with <|endoftext|>."""
+    words.backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return words
 
 
 def legacy(tokenizers):
@@ -610,10 +619,11 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks):
         "{% if add_generation_prompt %}" + asks + "{% endif %}"
     )
     words = replace(make(pytest.importorskip("tokenizers")), chat_template=template)
-    said = ["hel", "he", " he", "hehe", "lel", "he."]
+    said = ["hel", "lel", " he", "hehe", "lel", "he."]
     roles = ("user", "assistant") * 3
     row = [{"role": role, "content": text} for role, text in zip(roles, said)]
     tokens, in_answer, _ = encode({"messages": row}, words, mask_prompt=True)
+    assert 0 not in tokens  # the template writes no BOS
     messages = []
     for _ in range(3):
         messages.append(row[len(messages)])
@@ -692,13 +702,8 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
 
 def test_the_prompt_of_a_chat_has_no_special_token_that_its_template_does_not_write():
     """A tokenizer that adds a BOS gave a prompt that no row of the training has."""
-    tokenizer = replace(tiny(), chat_template=TEMPLATE)
-    from tokenizers import processors
-
-    bos = SPECIAL[1]
-    tokenizer.backend.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, 1)]
-    )
+    tokenizer = with_bos(pytest.importorskip("tokenizers"), tiny())
+    tokenizer = replace(tokenizer, chat_template=TEMPLATE)
     assert tokenizer.encode("a") != tokenizer.encode("a", add_special_tokens=False)
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     prompt = prompt_ids(parse(["chat"]), tokenizer, row["messages"][:1])

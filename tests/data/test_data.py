@@ -438,6 +438,8 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     for prints in (False, True):
         assert reason_to_leave_out(answered(tool_calls=text), Chat(prints=prints)) == why
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
+    with refused(r"^rows\[0\], 'q ': the model has no chat template: use prompt and completion"):
+        encode_rows([{"messages": [ask, call]}], BYTES, TrainConfig())
     *_, result, answer = TOOL_ROW["messages"]
     between = {"messages": [*answered()["messages"], result, answer]}
     assert "a part of the last answer, of a call" in reason_to_leave_out(between, Chat())

@@ -350,6 +350,13 @@ def test_a_save_leaves_other_files_alone(tmp_path):
     assert (tmp_path / ".out.tmp" / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_that_is_gone_while_it_is_written_is_said(tmp_path):
+    out = tmp_path / "folder" / "out"
+    with refused(rf"{out} cannot be written: No such file .*: its folder was moved or deleted$"):
+        with new_folder(out):
+            shutil.rmtree(tmp_path / "folder")
+
+
 def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
     """The largest id may be one that the post-processor adds."""
     words = tiny()
