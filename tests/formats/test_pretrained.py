@@ -352,9 +352,9 @@ def test_a_save_leaves_other_files_alone(tmp_path):
 
 def test_a_folder_that_is_gone_while_it_is_written_is_said(tmp_path):
     out = tmp_path / "folder" / "out"
-    with refused(rf"{out} cannot be written: No such file .*: its folder was moved or deleted$"):
-        with new_folder(out):
-            shutil.rmtree(tmp_path / "folder")
+    message = rf"{out} cannot be written: No such file .*: its folder was moved or deleted$"
+    with refused(message), new_folder(out):
+        shutil.rmtree(tmp_path / "folder")
 
 
 def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
