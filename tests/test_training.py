@@ -278,8 +278,9 @@ def test_the_bare_loop_times_its_steps(monkeypatch):
 def test_packing_trains_on_the_same_tokens():
     config = replace(SMALL, packing=True, max_seq_length=30, batch_size=1, iters=4)
     every = sum(len(e.tokens) - 1 for e in EXAMPLES)
-    _, history = train(*setting(), EXAMPLES, config)
-    assert sum(row["tokens"] for row in history[: -(-every // 29)]) == every
+    _, history = train(*setting(), EXAMPLES, config, VALID)
+    steps_of_an_epoch = history[: -(-every // 29)]
+    assert sum(row["tokens"] for row in steps_of_an_epoch if "tokens" in row) == every
 
 
 @given(st.integers(1, 13), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
@@ -397,6 +398,18 @@ def test_the_bookkeeping_of_the_best_evaluation(losses, patience, keep_best):
         assert best == (lowest, *expected, worse)
         assert (after.kept, after.kept_step) == ({"w": kept}, 7 + kept)
         assert should_stop(best, patience) == (0 < patience <= worse)
+
+
+def test_a_run_that_cannot_be_is_refused_before_its_first_step():
+    adapters, model = setting()
+    for field, value in ("keep_best", True), ("early_stopping_patience", 2):
+        config = replace(SMALL, **{field: value})
+        with refused(f"`{field}` needs held-out rows, but there are none"):
+            next(minilora.run(start(adapters, config), model, EXAMPLES, config))
+    muon = replace(SMALL, optimizer="muon")
+    for state, config in (start(adapters, SMALL), muon), (start(adapters, muon), SMALL):
+        with refused(f"the state is of another optimizer than {config.optimizer}: continue with"):
+            next(minilora.run(state, model, EXAMPLES, config))
 
 
 def test_a_run_that_continues_without_keep_best_returns_its_last_adapters():

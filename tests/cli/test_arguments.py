@@ -209,6 +209,14 @@ def test_a_bad_settings_file_is_one_line(text, tmp_path):
     assert str(path) in str(caught.value) and BAD_TOML[text] in str(caught.value)
 
 
+def test_a_run_is_not_both_resumed_and_replaced_if_the_file_says_one(tmp_path):
+    for one, other in ("resume", "--overwrite"), ("overwrite", "--resume"):
+        path = tmp_path / f"{one}.toml"
+        path.write_text(f"{one} = true")
+        with pytest.raises(InputError, match="--resume continues a run and --overwrite replaces"):
+            parse(["train", "-c", str(path), other])
+
+
 def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()

@@ -470,6 +470,8 @@ def test_nothing_that_a_student_wrote_is_overwritten(space):
         f".: files written: 1, kept: 1\nnext: cd ., then minilora learn next --exercises {SET}\n"
     )
     assert (space / NEAREST.file).read_text("utf-8") == mine
+    own("learn init my/exercises --only", NEAREST.id)
+    assert (space / "my" / "exercises" / NEAREST.file).exists()
 
 
 def test_the_files_of_lesson_0_and_of_an_exercise_with_reasons(tmp_path, monkeypatch):
@@ -514,8 +516,16 @@ def test_a_way_through_an_exercise(space):
     assert noted == {"nearest-code": "passed"}
     written(NEAREST, space / "nearest_code.py", TIES)
     written(PACK, space / PACK.file, "    return codes[::2] * 16 + codes[1::2]\n")
-    own("learn check", status=1)
+    all_begun = own("learn check", status=1).out
+    assert "nearest-code: failed" in all_begun and "packing-nibbles: passed\n" in all_begun
     assert "begun   nearest-code" in own("learn list").out
+
+
+def test_the_status_of_learn_train_tells_whether_the_losses_differ(monkeypatch):
+    for differ in (False, True):
+        lesson = {"main": lambda file, files, differ=differ: differ}
+        monkeypatch.setattr("minilora.course.students.learn.runpy.run_path", lambda _: lesson)
+        run("learn train", status=int(differ))
 
 
 @pytest.mark.parametrize("name", [FIRST.file, "<cell 1>"])
@@ -562,6 +572,8 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     sizes = {f"deep/{NEAREST.file}": bytes(2**20), PACK.file: bytes(2**20 + 1)}
     ann = folder(tmp_path / "ann", sizes)
     (ann / "warmup.py").symlink_to(folder(tmp_path, {"secret.py": "secret"}) / "secret.py")
+    alone = folder(tmp_path / ".hidden", {PACK.file: "a"}) / PACK.file
+    assert submission.read(alone) == ({PACK.file: b"a"}, [])
     found, notes = submission.read(ann)
     assert found == {NEAREST.file: bytes(2**20)}
     assert notes == [

@@ -107,6 +107,13 @@ def test_exact_match_is_what_greedy_decoding_says(seed):
     assert (scores["exact_match"], scores["tokens"]) == (matches / n, targets)
 
 
+def test_no_token_changes_the_scores_of_another():
+    """However far apart their logits are."""
+    z = np.float32([[0, 1, 2], [-999, -998, -997]])
+    for name, (one, other) in metrics._scores(z, [1, 1]).items():
+        assert one == other and np.isfinite(one), name
+
+
 def test_examples_without_a_target_have_no_scores():
     for examples in ([], [Example([1, 2, 3], [1, 0, 0])] * 2):
         with pytest.raises(InputError, match="no token of the examples is a target"):
