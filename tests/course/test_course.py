@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count, product
 from pathlib import Path
+from unittest.mock import Mock
 from zipfile import ZipFile
 
 import numpy as np
@@ -523,8 +524,8 @@ def test_a_way_through_an_exercise(space):
 
 def test_the_status_of_learn_train_tells_whether_the_losses_differ(monkeypatch):
     for differ in (False, True):
-        lesson = {"main": lambda file, files, differ=differ: differ}
-        monkeypatch.setattr("minilora.course.students.learn.runpy.run_path", lambda _: lesson)
+        lesson = Mock(return_value={"main": Mock(return_value=differ)})
+        monkeypatch.setattr("minilora.course.students.learn.runpy.run_path", lesson)
         run("learn train", status=int(differ))
 
 
