@@ -84,11 +84,11 @@ def problem(exercise, subject, case, mine, rule):
         return wrong if found else None
 
     holds = getattr(exercise.checks, rule)
-    last = [arguments, mine]  # the last call, which broke the rule
+    calls = []
 
     def function(*arguments):
         (answer,) = subject.ask([arguments])
-        last[:] = arguments, answer
+        calls.append((arguments, answer))
         if answer.crash:
             raise RuntimeError(answer.crash)
         return answer.value
@@ -96,11 +96,27 @@ def problem(exercise, subject, case, mine, rule):
     try:
         holds(function, *arguments)
     except Exception as error:  # the property does not hold, or cannot read this kind of result
-        if last[1].crash or difference(arguments, last[0]):  # another call
-            wrong = Problem(case, rule, last[0], right, last[1])
+        other = first_wrong(exercise, calls, Problem(case, rule, arguments, right, mine))
+        if other.mine.crash or difference(arguments, other.arguments):  # not the call of the case
+            wrong = other
         said = " ".join(holds.__doc__.split())
         return wrong._replace(rule=said, detail=str(error).partition("\n")[0])
     return None
+
+
+def first_wrong(exercise, calls, problem):
+    """Return the Problem with the first call that differs from the reference's, or with the last.
+
+    calls: (arguments, Outcome) of those that a property has made.
+    """
+    for arguments, mine in calls:
+        (right,) = Local(exercise.copy()).ask([arguments])
+        bound = exercise.checks.tolerance(*arguments)
+        found = difference(right.value, mine.value, bound, exercise.dtypes)
+        problem = problem._replace(arguments=arguments, right=right, mine=mine, found=found)
+        if mine.crash or found:
+            break
+    return problem
 
 
 def wrong_calls(exercise, subject, rule, seed=None, cases=()):
