@@ -182,9 +182,11 @@ EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
 def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
     def property_of_zeros(function, codes):
         """zeros are packed as zeros"""
-        zeros, _ = function(codes * 0), function(codes)  # the last call is right
+        given = codes * 0
+        packed, _ = function(given), function(codes)  # the last call is right
+        given += 1  # the call is shown as it was
         try:
-            close(zeros, codes[::2] * 0)
+            close(packed, codes[::2] * 0)
         except AssertionError as error:
             raise AssertionError(f"{error}\na second line") from None
 

@@ -4,6 +4,7 @@ The judge asks a subject for values: `isolation.Local` in this process, `isolati
 another. A hidden check has a private seed; an open one has the seed None.
 """
 
+import copy
 import random
 from functools import lru_cache
 from itertools import islice
@@ -87,8 +88,9 @@ def problem(exercise, subject, case, mine, rule):
     calls = []
 
     def function(*arguments):
+        given = copy.deepcopy(arguments)  # a property, or a random generator, can change them
         (answer,) = subject.ask([arguments])
-        calls.append((arguments, answer))
+        calls.append((given, answer))
         if answer.crash:
             raise RuntimeError(answer.crash)
         return answer.value
