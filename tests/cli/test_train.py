@@ -496,6 +496,9 @@ def test_the_curve_has_all_losses_and_the_step_that_is_kept(kept, monkeypatch):
     right = axes.figure.axes[1].lines[0].get_xydata().tolist()
     assert right == [[row["step"], row["eval_exact_match"]] for row in scores]
     assert axes.get_ylim()[0] == 0
+    # in grey, a line differs from the others by its dashes
+    dashes = [line.get_linestyle() for line in (axes.lines[1], axes.lines[2], axes.lines[3])]
+    assert len(set(dashes)) == 3
     assert len(axes.get_legend().get_texts()) == 3 + bool(kept)
 
 

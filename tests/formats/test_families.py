@@ -103,18 +103,31 @@ def test_a_mistral_without_a_window_says_so(tmp_path):
     assert load(tmp_path / "out").model.config == config
 
 
-def test_the_defaults_of_gemma(tmp_path):
-    """A config.json of Gemma 3 has only the fields that differ from transformers' defaults."""
+DEFAULTS = {  # of transformers: positions, width of a head, tied, base of the rotation
+    "llama": (2048, 8, False, 1e4), "mistral": (131072, 8, False, 1e4),
+    "qwen2": (32768, 8, False, 1e4), "qwen3": (32768, 128, False, 1e4),
+    "gemma3_text": (131072, 256, True, 1e6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_a_field_that_is_missing_has_the_default_of_transformers(tmp_path, kind):
+    """A config.json often has only the fields that differ from the defaults, as Gemma 3's."""
     raw = {
-        "model_type": "gemma3_text", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
+        "model_type": kind, "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
         "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 1,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(raw))
     config = read_config(tmp_path)[0]
+    positions, head_dim, tied, base = DEFAULTS[kind]
+    assert (config.max_position_embeddings, config.head_dim) == (positions, head_dim)
+    assert (config.tie_word_embeddings, config.rope_theta) == (tied, base)
+    assert config.rms_norm_eps == 1e-6
+    if kind != "gemma3_text":
+        return
     assert config.layer_types == (SLIDING,) * 5 + (FULL, SLIDING)
-    assert (config.head_dim, config.query_pre_attn_scalar) == (256, 256)
-    assert (config.sliding_window, config.tie_word_embeddings) == (4096, True)
-    assert (config.rope_theta, config.rope_local_base_freq) == (1e6, 1e4)
+    assert (config.sliding_window, config.query_pre_attn_scalar) == (4096, 256)
+    assert config.rope_local_base_freq == 1e4
 
 
 def as_phi3(w):

@@ -290,6 +290,10 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
             "`rows` has 1 numbers for a batch of 2 rows",
             lambda: minilora.forward(of_rows(1), MODEL, [[1], [2]]),
         ),
+        (
+            "there is no group 'n': give a list of norm, head, bias",
+            lambda: also_train({}, MODEL.base, "norm"),
+        ),
         ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
         ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
         ("one of cat, svd, linear, not 'ties'", lambda: compose.combine([], [], "ties")),
