@@ -119,7 +119,7 @@ def interrupt_once():
     def interrupt(number, frame):
         nonlocal last
         now = time.monotonic()
-        if now < last + PATIENCE:
+        if now < last + PATIENCE or is_in_hook(frame):
             return
         last = now
         received.append(number)
@@ -135,10 +135,19 @@ def interrupt_once():
         else:
             sys.__unraisablehook__(unraisable)
 
+    def is_in_hook(frame):
+        while frame and frame.f_code is not dropped.__code__:
+            frame = frame.f_back
+        return bool(frame)
+
     def repeat():
         nonlocal last
+        raised = len(received)
         last = -math.inf
-        os.kill(os.getpid(), received[-1])
+        # until it raises, which it does not in the hook, or until the run has ended
+        while len(received) == raised and signal.getsignal(received[-1]) != signal.SIG_IGN:
+            os.kill(os.getpid(), received[-1])
+            time.sleep(0.01)
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, terminate)

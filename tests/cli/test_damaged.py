@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import date
 from pathlib import Path
@@ -169,9 +170,22 @@ def test_further_signals_are_ignored_while_the_run_ends(received, monkeypatch):
     assert received == [signal.SIGTERM, signal.SIGINT]
 
 
+@pytest.mark.parametrize("seconds", [0, 0.1], ids=["idle", "busy"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_whose_exception_python_drops_is_repeated(received, capsys, number):
-    """Python drops an exception that is raised in a `__del__` or in a callback of weakref."""
+def test_a_signal_whose_exception_python_drops_is_repeated(
+    received, capsys, monkeypatch, number, seconds
+):
+    """Python drops an exception that is raised in a `__del__` or in a callback of weakref.
+
+    It also drops one that is raised while it tells of that. A busy machine takes long to do so.
+    """
+
+    class Timer(threading.Timer):
+        def start(self):
+            super().start()
+            time.sleep(seconds)
+
+    monkeypatch.setattr(cli.threading, "Timer", Timer)
 
     class Held:
         def __del__(self):
