@@ -30,7 +30,7 @@ MASKS: dict = {  # what differs: what stands for it
     # argparse breaks and writes these lines otherwise in other Pythons
     r"(?s:usage: .*?)\n\n": lambda usage: " ".join(usage[0].split()) + "\n\n",
     r"-c CONFIG, --config CONFIG\n *": "-c, --config CONFIG   ",
-    r"\(choose from [^)]*\)": lambda names: names[0].replace("'", ""),
+    r"invalid choice: .*\(choose from [^)]*\)": lambda names: names[0].replace("'", ""),
 }
 # a number that is not whole, or a share in percent: other processors round these otherwise
 NUMBER = re.compile(r"(-?\d+\.\d+(?:e[-+]\d+)?|-?\d+(?=%))")
