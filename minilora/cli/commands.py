@@ -150,12 +150,11 @@ def chat_ids(tokenizer, messages):
 
     An answer that would join with the text before it is encoded by itself; see `encode_pieces`.
     """
-    text = tokenizer.render(messages, add_generation_prompt=True)
     row = {"messages": [*messages, {"role": "assistant", "content": MARK}]}
     try:
         *pieces, _ = chain(*split_turns(row, tokenizer))
     except InputError:  # the template writes earlier answers in another way: there is no such row
-        pieces = [text]
+        pieces = [tokenizer.render(messages, add_generation_prompt=True)]
     # the template writes the special tokens
     return list(chain(*tokenizer.encode_pieces(pieces, add_special_tokens=False)))
 
