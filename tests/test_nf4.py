@@ -264,6 +264,8 @@ def test_a_weight_never_changes_and_is_equal_to_itself_alone():
             setattr(a, next(iter(vars(a))), None)
 
 
+# of loops that are not compiled
+@pytest.mark.filterwarnings("ignore:invalid value encountered in scalar:RuntimeWarning")
 @pytest.mark.parametrize("quantize", [nf4.quantize, compiled.quantize])
 @pytest.mark.parametrize(
     "w, arguments, message",

@@ -6,7 +6,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
-from itertools import chain, takewhile
+from itertools import chain
 
 import numpy as np
 
@@ -127,11 +127,11 @@ def content(tokenizer, messages, prompt, ids):
     asked = tokenizer.render(messages, add_generation_prompt=True)
     answered = tokenizer.render([*messages, {"role": "assistant", "content": MARK}])
     before, _, after = answered.removeprefix(asked).partition(MARK)
-    written = tokenizer.encode(after, add_special_tokens=False)
-    closing = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
+    ends = [decode([token]) for token in tokenizer.eos_token_ids]
+    closing = min([after, *(after.partition(end)[0] for end in ends)], key=len)
     # some tokenizers leave out the space that begins a text
     text = decode([*prompt, *ids]).removeprefix(decode(prompt))
-    said = text.removesuffix(decode(closing)).removeprefix(before)
+    said = text.removesuffix(closing).removeprefix(before)
     with suppress(InputError):  # the template writes earlier answers in another way
         if said.startswith(" ") and answer_ids(tokenizer, messages, said[1:])[: len(ids)] == ids:
             return said[1:]  # others begin each text with a space

@@ -609,16 +609,41 @@ def legacy(tokenizers):
     return PretrainedTokenizer(backend, end, {}, "", {}, "", eos_token_ids=(end,))
 
 
-@pytest.mark.parametrize("make", [byte_level, legacy])
-@pytest.mark.parametrize("asks", ["he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> "])
-def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks):
-    """Also where the template asks with a space, which would join with the answer after it."""
+def metaspace(tokenizers):
+    """A tokenizer that begins each text with a space, and decodes without it."""
+    words = legacy(tokenizers)
+    words.backend.normalizer = tokenizers.normalizers.Sequence([])
+    words.backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False)
+    words.backend.decoder = tokenizers.decoders.Metaspace()
+    return words
+
+
+def with_prefix(tokenizers):
+    """A tokenizer of bytes that begins each text with a space."""
+    words = byte_level(tokenizers)
+    words.backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return words
+
+
+# a token that spans prompt and answer is of the answer, with a tokenizer that adds a space
+SPANS = [(make, asks) for make in (metaspace, with_prefix) for asks in ("he: ", "<|im_start|> ")]
+ASKS = ["he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> "]
+
+
+@pytest.mark.parametrize("make", [byte_level, legacy, metaspace, with_prefix])
+@pytest.mark.parametrize("asks", ASKS)
+@pytest.mark.parametrize("closes", ["", " ", "\n"])
+def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, closes):
+    """Also where the template writes white space around an answer."""
+    if (make, asks) in SPANS:
+        return
     template = (
         "{% for m in messages %}{{ 'l: ' if m.role == 'user' else '" + asks + "' }}"
-        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ m.content }}" + closes + "<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}" + asks + "{% endif %}"
     )
-    words = replace(make(pytest.importorskip("tokenizers")), chat_template=template)
+    words = make(pytest.importorskip("tokenizers"))
+    words = replace(words, chat_template=template, eos_token_ids=(words.eos_token_id,))
     said = ["hel", "lel", " he", "hehe", "lel", "he."]
     roles = ("user", "assistant") * 3
     row = [{"role": role, "content": text} for role, text in zip(roles, said)]
