@@ -6,7 +6,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
-from itertools import chain
+from itertools import chain, takewhile
 
 import numpy as np
 
@@ -127,15 +127,19 @@ def content(tokenizer, messages, prompt, ids):
     asked = tokenizer.render(messages, add_generation_prompt=True)
     answered = tokenizer.render([*messages, {"role": "assistant", "content": MARK}])
     before, _, after = answered.removeprefix(asked).partition(MARK)
-    ends = [decode([token]) for token in tokenizer.eos_token_ids]
-    closing = min([after, *(after.partition(end)[0] for end in ends)], key=len)
-    # some tokenizers leave out the space that begins a text
+    written = tokenizer.encode(after, add_special_tokens=False)
+    closes = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
+    ends = filter(None, (decode([token]) for token in tokenizer.eos_token_ids))
+    # some tokenizers leave out the space that begins a text, or write one: the content is the
+    # shortest text whose tokens are those of the answer
     text = decode([*prompt, *ids]).removeprefix(decode(prompt))
-    said = text.removesuffix(closing).removeprefix(before)
-    with suppress(InputError):  # the template writes earlier answers in another way
-        if said.startswith(" ") and answer_ids(tokenizer, messages, said[1:])[: len(ids)] == ids:
-            return said[1:]  # others begin each text with a space
-    return said
+    closings = [decode([*closes]), *(after.partition(end)[0] for end in ends)]
+    found = [text.removesuffix(closing).removeprefix(before) for closing in closings]
+    for said in sorted([*found, *(said.removeprefix(" ") for said in found)], key=len):
+        with suppress(InputError):  # the template writes earlier answers in another way
+            if answer_ids(tokenizer, messages, said)[: len(ids)] == ids:
+                return said
+    return found[0]
 
 
 def answer_ids(tokenizer, messages, answer):

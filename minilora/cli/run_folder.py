@@ -187,7 +187,8 @@ def model_card(args, loaded, state, scores, scored):
         )
     began = ""
     if args.init_adapter:
-        began = f" The run began with the adapter in {Path(args.init_adapter).name}."
+        first = Path(absolute("init_adapter", args.init_adapter)).name
+        began = f" The run began with the adapter in {first}."
     held_out = "none"
     if scores:
         numbers = [

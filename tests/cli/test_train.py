@@ -315,7 +315,7 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
     assert "- Held-out rows: 3: loss 0.5, tokens 1234567\n" in text
     assert text.startswith("---\nlibrary_name: ") and "questions, 200 steps" in text
     assert all(part in text for part in CARDS[flags]), text
-    args.init_adapter = "runs/first"
+    args.init_adapter = "runs/first/../first/."
     first = run_folder.model_card(args, loaded, state, scores, 3)
     assert [*unified_diff(text.split("\n"), first.split("\n"), n=0)][3:] == [
         "-- Data: questions, 200 steps.",
