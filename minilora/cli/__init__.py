@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + (received or [signal.SIGINT])[0]
     finally:
         if argv is None:  # no traceback between here and the end of the process
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # first: it calls the other's handler
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def dispatch(argv):

@@ -257,7 +257,7 @@ def _add_tokens(backend, settings, added):
     tokens: list = []  # added together: for Gemma's 6,000, one by one takes ten seconds
 
     def add(text, value):
-        fields = dict(value) if isinstance(value, dict) else {"special": True}
+        fields = value if isinstance(value, dict) else {"special": True}
         fields = without(fields, "__type", "content")
         fields["special"] = fields.get("special", False) or text in special.values()
         tokens.append(library("tokenizers").AddedToken(text, **fields))
