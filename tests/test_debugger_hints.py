@@ -12,7 +12,7 @@ SPAN = re.compile(r"`([^`]+)`(?: in `([\w/]+\.py)`)?")
 STUDIES = sorted(LESSONS.glob("studies/*/*.py"))
 FILES = [*ROOT.glob("minilora/**/*.py"), *LESSONS.glob("helpers/*.py"), *STUDIES]
 SOURCES = {path: path.read_text("utf-8") for path in FILES}
-# what may stand before the dot of a name in a file: its module, its classes
+# names that a hint writes before a dot, per file: its module and its classes
 OWNERS = {
     path: {path.stem, *re.findall(r"^class (\w+)", text, re.MULTILINE)}
     for path, text in SOURCES.items()

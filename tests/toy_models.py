@@ -169,6 +169,15 @@ def tiny(**changes):
     return from_metadata("m.gguf", tiny_metadata(**changes))
 
 
+def with_bos(words, bos):
+    """Return the tokenizer, which now begins each text with this special token."""
+    from tokenizers.processors import TemplateProcessing
+
+    token = bos, words.backend.token_to_id(bos)
+    words.backend.post_processor = TemplateProcessing(f"{bos} $A", special_tokens=[token])
+    return words
+
+
 # --- GGUF
 
 

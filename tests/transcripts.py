@@ -54,7 +54,7 @@ def check_transcript(path, rewrite, **commands):
 
 
 def run_step(line, below, commands):
-    """Return what stands below a command now, given what stands there in the file."""
+    """Return the lines that a command prints now, given those that the file has below it."""
     words = shlex.split(line, comments=True)
     if not words:
         return ""

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from toy_models import CONFIG, leaves, needs_hf, tiny, toy_model
+from toy_models import CONFIG, leaves, needs_hf, tiny, toy_model, with_bos
 
 from minilora.formats.pretrained import save_pretrained
 
@@ -25,11 +25,7 @@ def write_base(folder):
     Its tokenizer begins a text with <|im_start|>, which the chat template does not write. A turn
     ends with <|im_end|>, a text with <|endoftext|>.
     """
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tiny(eos_token_id=0)
-    begin = [("<|im_start|>", 1)]
-    tokenizer.backend.post_processor = TemplateProcessing("<|im_start|> $A", special_tokens=begin)
+    tokenizer = with_bos(tiny(eos_token_id=0), "<|im_start|>")
     tokens = [tokenizer.backend.id_to_token(token) for token in range(261)]
     likely = [(token.isascii() and token.isalnum()) or token in "ĠÃ¤" for token in tokens]
     config = replace(CONFIG, vocab_size=261, eos_token_id=(0, 2), tie_word_embeddings=False)

@@ -25,7 +25,7 @@ from small_run import (
     write_chat_base,
     write_rows,
 )
-from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_model
+from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_model, with_bos
 
 from minilora import LoraConfig, get_peft_model, merge
 from minilora.cli.arguments import parse
@@ -585,15 +585,7 @@ def byte_level(tokenizers):
     tokens = [*metadata["tokenizer.ggml.tokens"], "Ġh", "Ġhe"]
     types = [*metadata["tokenizer.ggml.token_type"], 1, 1]
     words = tiny(tokens=tokens, token_type=types, merges=["Ġ h", "Ġh e", "h e", "he l"])
-    return with_bos(tokenizers, words)
-
-
-def with_bos(tokenizers, words):
-    """Return the tokenizer, which now begins a text with <|endoftext|>."""
-    words.backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
-    )
-    return words
+    return with_bos(words, "<|endoftext|>")
 
 
 def legacy(tokenizers):
@@ -625,18 +617,19 @@ def with_prefix(tokenizers):
     return words
 
 
-# a token that spans prompt and answer is of the answer, with a tokenizer that adds a space
-SPANS = [(make, asks) for make in (metaspace, with_prefix) for asks in ("he: ", "<|im_start|> ")]
-ASKS = ["he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> "]
+ASKED = [
+    (make, asks)
+    for make in (byte_level, legacy, metaspace, with_prefix)
+    for asks in ("he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> ")
+    # of these two, a token that spans prompt and answer is of the answer; see `encode_pieces`
+    if make not in (metaspace, with_prefix) or not asks.endswith(" ")
+]
 
 
-@pytest.mark.parametrize("make", [byte_level, legacy, metaspace, with_prefix])
-@pytest.mark.parametrize("asks", ASKS)
+@pytest.mark.parametrize("make, asks", ASKED)
 @pytest.mark.parametrize("closes", ["", " ", "\n", "\nhel\n"])
 def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, closes):
     """Also where the template writes white space around an answer."""
-    if (make, asks) in SPANS:
-        return
     template = (
         "{% for m in messages %}{{ 'l: ' if m.role == 'user' else '" + asks + "' }}"
         "{{ m.content }}" + closes + "<|im_end|>\n{% endfor %}"
@@ -730,7 +723,7 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
 
 def test_the_prompt_of_a_chat_has_no_special_token_that_its_template_does_not_write():
     """A tokenizer that adds a BOS gave a prompt that no row of the training has."""
-    tokenizer = with_bos(pytest.importorskip("tokenizers"), tiny())
+    tokenizer = with_bos(tiny(), "<|endoftext|>")
     tokenizer = replace(tokenizer, chat_template=TEMPLATE)
     assert tokenizer.encode("a") != tokenizer.encode("a", add_special_tokens=False)
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
