@@ -22,8 +22,10 @@ def memory_estimate(adapters, model, tokens):
     the backward pass (see `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
+    tuples = [leaf for _, leaf in named_leaves(adapters) if isinstance(leaf, tuple)]
+    shared = {id(w): w.nbytes for pair in tuples for w in pair}  # VeRA's, one pair for all layers
     return {
-        "frozen weights": nbytes(model.base),
+        "frozen weights": nbytes(model.base) + sum(shared.values()),
         "trained weights": trained,
         "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,

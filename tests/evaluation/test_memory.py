@@ -140,6 +140,14 @@ def test_weights_and_optimizer_are_exact(optimizer):
     assert averages == nbytes(start(arrays(adapters)))
 
 
+def test_the_random_matrices_of_vera_count_once():
+    model = fast_model(CONFIG)
+    adapters, _ = get_peft_model(model, MethodConfig("vera", vera_r=4), 0)
+    frozen = memory.memory_estimate(adapters, model, 1)["frozen weights"]
+    # float32 A (4, 48) and B (48, 4): q_proj has 48 inputs and 48 outputs, v_proj fewer
+    assert frozen - nbytes(model.base) == 4 * 2 * 4 * 48
+
+
 def test_the_bits_per_weight_are_those_that_are_stored():
     model = fast_model(CONFIG)
     # blocks of 16: 4 + 32/16 bits, every weight here being a whole number of blocks
