@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import generation, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
-from ..data.rows import encode, split_turns, warn
+from ..data.rows import MARK, encode, split_turns, warn
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
 from ..formats import hf_folder
@@ -112,9 +112,6 @@ def chat(args):
         if loaded.tokenizer.chat_template:  # else the next prompt is the next line alone
             answer = content(loaded.tokenizer, messages, prompt, ids)
             messages.append({"role": "assistant", "content": answer})
-
-
-MARK = "10000000000000001"  # a text that no template changes
 
 
 def content(tokenizer, messages, prompt, ids):

@@ -49,6 +49,8 @@ ONLY_ANSWER = "the chat template needs a message before the answer: give it, or 
 REWRITTEN = (
     "the chat template changes the messages before an answer when the answer follows: use text rows"
 )
+MARK = "10000000000000001"  # a text that no template changes
+ENDED = "the chat template writes an end token inside an answer: use text rows"
 
 
 def read_rows(path, columns=None, name=None):
@@ -345,9 +347,8 @@ def lacks_a_part(shown, messages, tools, calls):
     needed = words(
         [last, said, names, *([call.get("name"), call.get("arguments")] for call in calls)]
     )
-    unescaped = re.sub(
-        r"\\([bfnrt]|u00[01].)", " ", shown
-    )  # of texts that the template prints as JSON
+    # some templates print texts as JSON
+    unescaped = re.sub(r"\\([bfnrt]|u00[01].)", " ", shown)
     return bool(needed - (words(shown) | words(unescaped)))
 
 
@@ -427,7 +428,15 @@ def split_turns(row, tokenizer):
             raise InputError(REWRITTEN if i else ONLY_ANSWER)
         here = render(messages[: i + 1])
         start = end
-        end = len(here if whole.startswith(here) else following)
+        end = len(here)
+        if not whole.startswith(here):
+            end = len(following)
+            # an end token after the mark would be of the next message
+            marked = messages[i + 1] | {"content": MARK}
+            shown = render([*messages[: i + 1], marked, *messages[i + 2 :]]).partition(MARK)[0]
+            answer = tokenizer.encode(shown[len(before) :], add_special_tokens=False)
+            if end_tokens(tokenizer).isdisjoint(answer):
+                raise InputError(REWRITTEN)
         turns.append((whole[start : len(before)], whole[len(before) : end]))
     return turns
 
@@ -455,23 +464,32 @@ def encode(row, tokenizer, mask_prompt=False):
     # as in transformers, the template writes the special tokens of a chat
     ids = tokenizer.encode_pieces(pieces, add_special_tokens=not is_chat(row, tokenizer))
     ends = end_tokens(tokenizer)
+    answers = [m for m in messages_of(row) if m["role"] == "assistant"][-len(turns) :]
     tokens: list = []
     in_answer: list = []
-    for n, (head, tail) in enumerate(zip(ids[::2], ids[1::2]), 1):
+    for n, (answer, head, tail) in enumerate(zip(answers, ids[::2], ids[1::2]), 1):
         end = len(tail)
         if "text" not in row:
             end = next((i for i, token in enumerate(tail, 1) if token in ends), end)
         rest = tail[end:]
         tail = tail[:end]
+        # of an answer that the template changes, the rest has the next message, too
+        if (n == len(turns) or turns[n][0]) and ends_inside(answer, tail, rest, tokenizer):
+            raise InputError(ENDED)
         if n == len(turns):
             if ends.isdisjoint(tail[-1:]):
                 tail = [*tail, tokenizer.eos_token_id]
             rest = []
-        elif not (rest or turns[n][0]):  # neither an end token nor the next turn ends the answer
-            raise InputError(REWRITTEN)
         tokens += head + tail + rest
         in_answer += [0] * len(head) + [1] * len(tail) + [0] * len(rest)
     return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
+
+
+def ends_inside(answer, tokens, rest, tokenizer):
+    """Return whether a word of an answer is in none of its tokens, but in the rest after them."""
+    after = words(tokenizer.decode(rest))
+    missing = words([*without(answer, "role").values()]) - words(tokenizer.decode(tokens))
+    return bool(after & missing)
 
 
 def encode_rows(

@@ -58,6 +58,9 @@ class Chat:
         first = next(i for i, piece in enumerate(pieces) if piece)
         return [self.encode(p, add_special_tokens and i == first) for i, p in enumerate(pieces)]
 
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
     def render(self, messages, add_generation_prompt=False, tools=None):
         turns = f"[{json.dumps(tools)}]\n" if tools and "tools" in self.shows else ""
         for m in self.edit(messages):
@@ -353,6 +356,29 @@ def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
     assert targets_of(example) == "one|(hm)two|"
     with refused("template changes the messages before an answer"):
         encode(row, Chat(edit=with_one_thought, end="!"), mask_prompt=True)
+
+
+def test_an_end_token_of_the_next_question_ends_no_answer():
+    def with_ends(messages):  # the template ends all messages but the earlier answers
+        *before, last = messages
+        ended = [m | {"content": m["content"] + "|"} if m["role"] == "user" else m for m in before]
+        return [*ended, last | {"content": last["content"] + "|"}]
+
+    with refused("template changes the messages before an answer"):
+        encode(chat_row("1", "one", "2", "two"), Chat(edit=with_ends, end=""), mask_prompt=True)
+    at_the_end = Chat(edit=lambda shown: [*shown[:-1], shown[-1] | {"content": "two|"}], end="")
+    with refused("template changes the messages before an answer"):
+        encode(chat_row("1", "one", "what is |?", "two"), at_the_end, mask_prompt=True)
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_an_answer_that_the_template_ends_before_its_last_word_is_refused(questions):
+    def in_parts(messages):
+        return [m | {"content": part} for m in messages for part in m["content"].split()]
+
+    row = chat_row(*["q", "hm two"][: 2 * questions], *["r", "one"][: 2 * questions - 2])
+    with refused("writes an end token inside an answer"):
+        encode(row, Chat(edit=in_parts))
 
 
 def test_templates_that_cannot_be_split_are_refused():

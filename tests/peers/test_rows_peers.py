@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import EMPTY, ONLY_ANSWER, PARTS, REWRITTEN, encode, encode_row
+from minilora.data.rows import EMPTY, ENDED, ONLY_ANSWER, PARTS, REWRITTEN, encode, encode_row
 from minilora.formats.hf_tokenizer import from_folder
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -27,7 +27,7 @@ EOS = {  # {template: its eos_token}
     "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_instruct_2507": "<|im_end|>",
     "lfm2": "<|im_end|>", "llama3": "<|eot_id|>", "cohere": "<|END_OF_TURN_TOKEN|>",
     "gemma": "<eos>", "gemma3": "<eos>", "phi3": "<|endoftext|>", "llama2": "</s>",
-    "chatqa": "</s>",
+    "chatqa": "</s>", "last": "</s>", "parts": "</s>",
 }  # fmt: skip
 # Llama 2's own template, without system messages
 LLAMA2 = (
@@ -43,15 +43,34 @@ CHATQA = (
     "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nassistant: ' }}{% endif %}"
 )
+# only the last answer has an end token, and messages of the system
+LAST = (
+    "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|assistant|>' }}"
+    "{% generation %}{{ m.content }}{{ eos_token if loop.last and m.role == 'assistant' }}"
+    "{% endgeneration %}"
+    "{{ eos_token if m.role == 'system' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# a thought has an end token of its own
+IN_PARTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% generation %}"
+    "{% if m.reasoning %}{{ m.reasoning + eos_token }}{% endif %}"
+    "{{ (m.content or '') + eos_token }}{% endgeneration %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OWN = {"llama2": LLAMA2, "chatqa": CHATQA, "last": LAST, "parts": IN_PARTS}
 SPECIAL = [
     "<s>", "<unk>", *dict.fromkeys(EOS.values()), "<|im_start|>", "<start_of_turn>",
     "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|user|>", "<|assistant|>",
     "<|end|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
 ]  # fmt: skip
 NAMED = {  # beginning of the message: whether it says the truth about (messages, tools, tokenizer)
-    EMPTY: lambda messages, tools, theirs: any(
-        m["role"] == "assistant" and says_nothing(theirs, messages, i, tools)
-        for i, m in enumerate(messages)
+    EMPTY: lambda messages, tools, theirs: (
+        any(m["role"] == "assistant" and is_blank(m) for m in messages)
+        or any(
+            m["role"] == "assistant" and says_nothing(theirs, messages, i, tools)
+            for i, m in enumerate(messages)
+        )
     ),
     "the text of the end token inside an answer": lambda messages, _, theirs: any(
         m["role"] == "assistant" and theirs.eos_token in str(m) for m in messages
@@ -76,7 +95,12 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
     REWRITTEN.partition(":")[0]: lambda messages, _, theirs: (
-        "<|end|>" in theirs.chat_template or "<think>" in theirs.chat_template
+        "<|end|>" in theirs.chat_template
+        or "<think>" in theirs.chat_template
+        or theirs.chat_template == LAST
+    ),
+    ENDED.partition(":")[0]: lambda messages, _, theirs: (
+        theirs.chat_template == IN_PARTS and any("reasoning" in m for m in messages)
     ),
 }
 ALL = TrainConfig(mask_prompt=True, max_seq_length=10**6)  # of a row
@@ -131,10 +155,12 @@ def changed(messages, i, content="other"):
     return [*messages[:i], messages[i] | {"content": content}, *messages[i + 1 :]]
 
 
+def is_blank(message):
+    return not (message["content"] or "").strip()
+
+
 def says_nothing(tokenizer, messages, i, tools):
-    """Tell whether a message is blank, or has the text of a blank one in the chat."""
-    if not (messages[i]["content"] or "").strip():
-        return True
+    """Tell whether a message has the text of a blank one in the chat."""
     as_blank = text_of(tokenizer, changed(messages, i, ""), tools)
     return text_of(tokenizer, messages, tools) == as_blank
 
@@ -194,7 +220,7 @@ def sides(request, words, tmp_path_factory):
         tokenizer_object=words, bos_token="<s>", unk_token="<unk>", eos_token=EOS[name]
     )
     their.save_pretrained(folder)
-    variants = [{"llama2": LLAMA2, "chatqa": CHATQA}.get(name)] * 2
+    variants = [OWN.get(name)] * 2
     if not variants[0]:
         variants = [(FOLDER / f"{name}{end}.jinja").read_text() for end in ("", "_training")]
     (folder / "chat_template.jinja").write_text(variants[0])
@@ -247,6 +273,8 @@ def check(sides, seen, row):
     begins = [t for t, *marks in zip(example.tokens[1:], example.mask, example.mask[1:])
               if marks == [0, 1]]  # fmt: skip
     assert theirs.eos_token_id not in begins  # the model would learn to say nothing
+    learned = theirs.decode(example.tokens)
+    assert {*re.findall(r"\w+", said(messages[-1]))} <= {*re.findall(r"\w+", learned)}
     tokens, targets = their_example(theirs, training, row)
     if targets:
         seen["equal"] += 1
