@@ -1,6 +1,7 @@
 """A class of submissions with every kind of damage, and equal files under load."""
 
 import csv
+import gzip
 import os
 import tarfile
 from pathlib import Path
@@ -39,6 +40,13 @@ def tar(path):
     return path
 
 
+def cut_off(path):
+    """Write a tar file that ends in the header of its last file."""
+    data = gzip.decompress(tar(path).read_bytes())
+    path.write_bytes(data[: data.index(b"work/" + WARMUP.encode()) + 99])
+    return path
+
+
 def with_pipe(path):
     folder(path, FILES)
     (path / WARMUP).unlink()
@@ -57,7 +65,7 @@ WHOLE = {  # {name: files, or a function that makes the submission}; all have al
     "first.last": FILES,
     "first.other": FILES,
     "deep": renamed(lambda n: f"a/b/{n}"),
-    "slashes.zip": renamed(lambda n: f"work\\{n}"),
+    "slashes.zip": {"work/": ""} | renamed(lambda n: f"work\\{n}"),
     "mac.zip": FILES | {f"__MACOSX/._{WARMUP}": "x"},
     "tar.tar.gz": tar,
     "upper": renamed(str.title),
@@ -71,16 +79,17 @@ WHOLE = {  # {name: files, or a function that makes the submission}; all have al
 # {name: (as above; points; a part of the feedback)}
 CLASS = {name: (made, FULL, "") for name, made in WHOLE.items()} | {
     "checksum.zip": (damaged, FULL - 4, f"{WARMUP} cannot be read: Bad CRC-32"),
+    "cut.tar": (cut_off, FULL - 4, "cut.tar cannot be read: it is damaged"),
     "text.zip": (lambda p: p.write_text("no zip") and p, 0, "text.zip cannot be read"),
     "pipe": (with_pipe, FULL - 4, f"{WARMUP} cannot be read: it is not a file"),
     "same": ({f"{WARMUP}/{WARMUP}": FILES[WARMUP]}, 4, "it is not a file"),
     "loose.py": (lambda p: p.write_text("x = 1\n") and p, 0, "loose.py does not count"),
     "both": (FILES | {"warmup (1).py": OTHER}, FULL - 4, "2 different files can be warmup.py: "),
     "old": (FILES | {"old_warmup.py": OTHER}, FULL, "old_warmup.py does not"),
-    "typo": ({"warmpu.py": OTHER}, 0, "warmpu.py does not count (expected warmup.py)"),
-    "empty": (lambda p: p.mkdir() or p, 0, "there is no file for it"),
-    "encoding": (FILES | {WARMUP: ENCODED}, FULL - 4, "cannot be loaded"),
-    "exit": (one("import os; os._exit(3)"), FULL - 3, "ended its process"),
+    "typo": ({"WARMPU.v2.py": OTHER}, 0, "WARMPU.v2.py does not count (expected warmup.py)"),
+    "empty": (lambda p: p.mkdir() or p, 0, " check: there is no file for it"),
+    "encoding": (FILES | {WARMUP: ENCODED}, FULL - 4, " check: the file cannot be loaded"),
+    "exit": (one("import os; os._exit(3)"), FULL - 3, " check: your code ended its process"),
     "helper": (one("from own import pack\n    return pack(codes)")
                | {"own.py": "pack = lambda c: c[::2] * 16 + c[1::2]\n"}, FULL,
                "own.py does not count\n"),
@@ -93,6 +102,28 @@ def submitted(path):
     if callable(made):
         return made(path)
     return (zipped if path.suffix == ".zip" else folder)(path, made)
+
+
+def test_the_files_that_count_and_a_note_on_any_other(tmp_path):
+    exercises.FOLDER = SET
+    for name, (_, points, says) in CLASS.items():
+        files, notes = submission.read(submitted(tmp_path / name))
+        if says and " check: " not in says:
+            assert len(notes) == 1 and says.strip() in notes[0], name
+        else:
+            assert not notes and files.keys() == (FILES.keys() if points else set()), name
+        counts = files.get(WARMUP) == FILES[WARMUP].encode()
+        assert counts == (points >= OWN["warmup"].points), name
+        assert PACK in files or points in (0, OWN["warmup"].points), name
+    assert submission.read(os.devnull) == ({}, ["null cannot be read: it is not a file"])
+
+
+def test_a_submission_has_the_name_of_its_student(tmp_path):
+    for ending in (".zip", ".py", ".tar", ".tgz", ".gz", ".tar.gz", ".tar.bz2", ".tar.xz"):
+        (tmp_path / f"first.last{ending}").touch()
+        assert submission.student(tmp_path / f"first.last{ending}") == "first.last"
+    folder(tmp_path / "first.zip", FILES)
+    assert submission.student(tmp_path / "first.zip") == "first.zip"
 
 
 SOME = ("first.last", "first.other", "slashes.zip", "tar.tar.gz", "checksum.zip", "pipe", "both",
