@@ -2,16 +2,20 @@
 
 import ast
 import csv
+import importlib.util
 import inspect
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from bdb import BdbQuit
 from dataclasses import replace
 from functools import partial
 from itertools import count, product
@@ -28,9 +32,10 @@ from submissions import folder, zipped
 
 import minilora
 from minilora import nf4
-from minilora.config import InputError
+from minilora.config import InputError, TrainConfig
 from minilora.course import commands, outcome
-from minilora.course.outcome import TYPE, close
+from minilora.course import one_file as one_file_module
+from minilora.course.outcome import TYPE, Outcome, Stopped, close
 from minilora.course.students import exercises, isolation, judge
 from minilora.course.students.isolation import LATE, Local
 from minilora.course.teachers import report, submission, teach
@@ -136,6 +141,33 @@ def test_what_is_no_known_mistake_is_not_called_one():
     assert found.text.startswith("failed: value")
     assert not found.mistake and "likely" not in found.text
 
+    def ties_in_short_rows(x, codebook):  # like a mistake on the call that is shown
+        return (ties if x.size < 10 else NEAREST.copy())(x, codebook)
+
+    assert not answer(NEAREST, ties_in_short_rows).mistake
+
+
+def test_a_mistake_is_recognized_if_it_rounds_otherwise_or_raises_in_a_line_of_the_student(
+    few_calls,
+):
+    def not_transposed(x, path, params):
+        y = x @ one_file_module.dense(params[path]).T
+        if f"{path}.lora_A" in params:
+            a, b = params[f"{path}.lora_A"], params[f"{path}.lora_B"]
+            y = y + one_file_module.ALPHA / one_file_module.RANK * (x @ a) @ b.T
+        return y * (1 + 2.0**-52)
+
+    found = judge.check(ALL["one-file-linear"], Local(not_transposed, __file__))
+    assert found.mistake.startswith("a-not-transposed: ")
+
+
+def test_the_call_that_is_shown_differs_by_more_than_the_tolerance():
+    e = OWN["warmup"]
+    near, far = [e.arguments(case) for case in e.draw("", 2)]
+    outcomes = [Outcome(e.copy()(*near) + 2.0**-50), Outcome(7.0)]
+    shown = judge.Problem((), "", (), *outcomes)
+    assert judge.first_wrong(e, [*zip((near, far), outcomes)], shown).arguments == far
+
 
 def changing(codes):
     packed = nf4.pack_4bit(codes)
@@ -206,21 +238,28 @@ def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
 @pytest.mark.parametrize(
     ("expected", "got", "says"),
     [
-        (np.array([np.inf, np.nan]), np.array([np.inf, np.nan]), ""),
+        (np.array([np.inf, np.nan, 1]), np.float32([np.inf, np.nan, 2]), ""),
         (np.nan, 0.0, ": expected nan, got 0.0"),
         (
             np.ones(12),
             np.ones(13),
             f"{TYPE} expected (12,) float64 [{'1., ' * 11}1.], got (13,) float64",
         ),
-        (np.zeros(4), np.array([0, 0.5, 1, 2]), "[2]: expected 0.0, got 1.0"),
+        (
+            np.zeros((2, 1)),  # of the same bytes as (1, 2), and as 0
+            np.zeros((1, 2)),
+            f"{TYPE} expected (2, 1) float64 [[0.], [0.]], got (1, 2) float64 [[0., 0.]]",
+        ),
+        (0, 0.0, f"{TYPE} expected () int64 0, got () float64 0."),
+        (np.float32(0), np.float32(2), ": expected 0.0, got 2.0"),
+        (np.zeros(4), np.array([0, 1, 2.0, 4]), "[2]: expected 0.0, got 2.0"),
         ({"a": [1, 2]}, {"a": (1, 3)}, "['a'][1]: expected 2, got 3"),
         ("a", 1.5, f"{TYPE} expected () <U1 'a', got () float64 1.5"),
         ([], [None], f"{TYPE} expected list (), got list (NoneType)"),
     ],
 )
 def test_the_difference_of_two_results(expected, got, says):
-    found = judge.difference(expected, got, 0.5)
+    found = judge.difference(expected, got, 1.0)  # of floats, not of integers
     assert found.removeprefix("the result") == says
 
 
@@ -237,6 +276,7 @@ def test_floats_must_be_equal_unless_an_exercise_has_a_tolerance():
 def test_a_large_tree_is_shown_in_sixteen_lines():
     *shown, end = outcome.lines("base", [{n: np.zeros(n) for n in range(13, 30)}])
     assert shown == [f"base[0][{n}] ({n},) float64" for n in range(13, 29)] and end == "…"
+    assert len(outcome.failure(ValueError("x" * 9999), "").crash) == 2000
 
 
 RARE = {  # wrong on about one call in fifty: whether it is found depends on the calls drawn
@@ -276,6 +316,8 @@ def test_a_test_is_graded_by_the_mistakes_that_it_catches():
     for seed, more in ((None, "\n  it raised ZeroDivisionError: division by zero"), (5, "")):
         refusing = answer(MERGE, lambda merge: 1 / 0, seed=seed)
         assert refusing == judge.Verdict(0, raises + more)
+    nibbles = ALL["test-nibbles"]
+    assert verdict_on(nibbles, nibbles.student_file(solved=True).encode()) == judge.PASSED
 
 
 def test_hidden_checks_say_no_call_and_no_value():
@@ -366,11 +408,9 @@ def test_a_mistake_that_nobody_planted_is_found(name, function, few_calls):
 
 ODD = {
     "    return [0] * (codes.size // 2)\n": "got       list (",
-    "    return np.zeros(22 * 10**5)\n": "plain data: more than 16 MB",
     "    open('x', 'w').truncate(10**7)\n": "File too large",
     "    return 'bytes'\n": "got       'bytes'",
     "    return codes[::2] * 16 + codes[1::2] + 1.5\n": "float64",
-    "    x = []\n    x.append(x)\n    return x\n": "maximum recursion depth",
     "    raise SystemExit\n": "your code ended its process",
     "    import os\n    os._exit(0)\n": "your code ended its process",
     "    return np.zeros(2**32)\n": "MemoryError",
@@ -404,39 +444,76 @@ def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path, monk
     # of the clock, more than a second passes: as on a busy machine, it does not count
     slow = "    import time\n    time.sleep(0.012)\n    return codes[0::2] * 16 + codes[1::2]\n"
     assert checked(PACK, tmp_path, slow) == "passed"
+    timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers)
+    monkeypatch.setattr(isolation, "WAIT", 0.3)
+    waiting = "    import os, time\n    time.sleep(9)\n    os._exit(0)\n"
+    assert checked(PACK, tmp_path, waiting) == LATE
     assert judge.verdict(PACK, {}) == judge.MISSING
 
 
-HOSTILE = """    import os, signal, subprocess, sys
+def test_the_limits_are_those_that_the_guide_names():
+    text = " ".join((exercises.LESSONS / "exercises" / "README.md").read_text("utf-8").split())
+    memory, seconds, size = (isolation.LIMITS[name] for name in ("AS", "CPU", "FSIZE"))
+    assert f"{memory >> 30} GB of memory, {size >> 20} MB per file that it writes, and" in text
+    assert f" {seconds} seconds of processor time." in text
+    assert f"Code that waits is stopped after {isolation.WAIT} seconds." in text
+    assert f"plain data, up to {isolation.MAX_ANSWER_BYTES >> 20} MB;" in text
+    names = re.search("Its environment has (.*) and what Python needs", text)[1]
+    assert {*re.findall("[A-Z]+", names)} < {*isolation.KEPT}
+    # a second thread would use up the processor time sooner
+    threads = [isolation.ENVIRONMENT[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS")]
+    assert threads == ["1", "1"]
+
+
+HOSTILE = """    import os, resource, signal, subprocess, sys
     from pathlib import Path
     import minilora.course.students.judge as judge, minilora.nf4 as nf4
     seen = [value for value in os.environ.values() if value == "77"]
-    if not Path("mine").exists():
-        Path("mine").write_text("x")
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    if not Path({mine!r}).exists():
+        child = subprocess.Popen(["sleep", "60"])
+        Path({mine!r}).write_text(str(child.pid))
         if os.fork() == 0:  # holds the pipe open
             signal.pause()
     judge.check = lambda *_: None
     nf4.unpack_4bit = lambda packed: packed
-    own = {os.environ[name] == os.getcwd() for name in ("HOME", "TMPDIR")}
-    raise ValueError(f"in {os.getcwd()}, seen: {seen}, own: {own}")
+    own = {{os.environ[name] == os.getcwd() for name in ("HOME", "TMPDIR")}}
+    own |= {{os.path.samestat(os.fstat(n), os.stat(os.devnull)) for n in range(3)}}
+    limits = [resource.getrlimit(getattr(resource, f"RLIMIT_{{name}}")) for name in {names!r}]
+    raise ValueError(f"in {{os.getcwd()}}, seen: {{seen}}, own: {{own}}, limits: {{limits}}")
 """
 
 
 def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_calls):
     monkeypatch.setenv(commands.SEED, "77")
     began = time.perf_counter()
-    text = checked(PACK, tmp_path, HOSTILE)
+    mine, limits = tmp_path / "mine", isolation.LIMITS
+    text = checked(PACK, tmp_path, HOSTILE.format(mine=str(mine), names=[*limits]))
     assert "seen: [], own: {True}" in text and os.getcwd() not in text
+    assert f"limits: {[(most, most) for most in limits.values()]}" in text
+    state = Path(f"/proc/{mine.read_text()}/stat")  # of the student's child, which sleeps for 60 s
+    while state.exists() and " Z " not in state.read_text():
+        assert time.perf_counter() - began < 30
     assert answer(PACK, nf4.pack_4bit) == judge.PASSED
     other = "    from minilora.training import get_lr\n    return get_lr(step, train_config)\n"
     assert "call minilora's get_lr" in checked(OWN["warmup"], tmp_path, other)
     whole = "import sys\nfrom minilora.course.students.isolation import block_function\n"
     whole += "import minilora\nblock_function(minilora.lora, 'merge')\nminilora.merge()"
     assert "write merge yourself" in python("-c", whole).stderr
-    # The student's child sleeps for 60 s, and nobody waits for it.
     assert time.perf_counter() - began < 60
-    assert not Path("mine").exists() and os.environ[commands.SEED] == "77"
+    assert os.environ[commands.SEED] == "77"
+    environments = []
+
+    def start():
+        environments.append({**os.environ})
+        raise Stopped
+
+    context = Mock()
+    context.Pipe.return_value = Mock(), Mock()
+    context.Process.return_value.start = start
+    monkeypatch.setattr(isolation, "CONTEXT", context)
+    verdict_on(PACK, b"")
+    assert environments == [isolation.ENVIRONMENT]
 
 
 def test_the_end_of_a_student_wakes_who_waits_for_an_answer():
@@ -448,14 +525,37 @@ def test_the_end_of_a_student_wakes_who_waits_for_an_answer():
     process.wait()
 
 
-def test_results_are_only_data(tmp_path, few_calls):
-    mark = tmp_path / "mark"
-    hostile = (
-        "    class Evil:\n        def __reduce__(self):\n"
-        f"            return open, ({str(mark)!r}, 'w')\n    return Evil()\n"
-    )
-    assert "not plain data" in checked(NEAREST, tmp_path, hostile)
-    assert not mark.exists()
+class Evil:
+    def __reduce__(self):
+        return open, ("mark", "w")
+
+
+def test_an_answer_is_arrays_and_plain_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weight = one_file_module.NF4Weight(*np.ones((5, 3), np.float32))
+    config = TrainConfig(iters=3)
+    answer = Outcome((np.arange(3), weight, [1.5, np.float32(2), config]), (0,), "text")
+    for sent in (isolation.packed(answer), pickle.dumps(answer, 5)):
+        found = isolation.decode_answer(sent)
+        assert not outcome.difference(answer, found)
+        assert isinstance(found.value[1], type(weight)) and found.value[2][2] == config
+    in_itself: list = []
+    in_itself.append(in_itself)
+    # a student's code can also send what it likes
+    sent = (Evil(), (), ""), (np.save, (), ""), (nf4.nearest, (), ""), (0, ["name"], ""), (0, ())
+    for bad, says in (
+        (isolation.packed(Outcome(np.zeros(22 * 10**5))), ": more than 16 MB"),
+        (isolation.packed(Outcome(in_itself)), ": maximum recursion depth"),
+        (isolation.packed(Outcome(n for n in "abc")), "generator"),
+        (isolation.packed(Outcome(lambda: 0)), "lambda"),
+        *((pickle.dumps(answer), "") for answer in sent),
+        (b"", ""),
+    ):
+        found = isolation.decode_answer(bad)
+        assert found == Outcome(crash=found.crash) and found.crash.startswith(isolation.OUTPUT)
+        assert says in found.crash
+    assert isolation.decode_answer(pickle.dumps((0, [1.0], 2))) == (0, (1,), "2")
+    assert not Path("mark").exists()
 
 
 # --- a student's folder ---
@@ -480,12 +580,18 @@ def test_nothing_that_a_student_wrote_is_overwritten(space):
     assert (space / "my" / "exercises" / NEAREST.file).exists()
 
 
-def test_the_files_of_lesson_0_and_of_an_exercise_with_reasons(tmp_path, monkeypatch):
+def test_the_files_of_lesson_0_and_of_an_exercise_with_reasons(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    spec = importlib.util.find_spec(exercises.ONE_FILE)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert capsys.readouterr() == ("", "")  # what the lesson prints is left out
     run("learn init . --only", FIRST.id)
     assert "\nread qlora_in_one_file.py\n" in run("learn next").out
     text = Path("qlora_in_one_file.py").read_text("utf-8")
-    assert text.count("raise NotImplementedError") == 1
+    assert text.startswith("# Read this file. Write its functions in the files of the exercises.")
+    assert text.count(f'raise NotImplementedError("{FIRST.id}: nearest is not written yet")') == 1
+    Path("qlora_in_one_file.py").unlink()
+    assert f"\nread {FIRST.lesson_file}\n" in run("learn next").out
     run("teach solutions solved --only", FIRST.id, "predict-bits")
     names = {path.name for path in Path("solved").iterdir()}
     assert names == {FIRST.file, "predict_bits.py", "predict_bits_rubric.md"}
@@ -511,6 +617,8 @@ def test_a_way_through_an_exercise(space):
     (space / "progress.json").rename(space / "passed.json")
     (space / "progress.json").write_text('{"nearest-code": "passed", "warmup": "passed"}')
     assert "1 of 2 passed" in own("learn list").out  # there is no file of the other one here
+    (space / "progress.json").write_text(json.dumps(dict.fromkeys(OWN, "passed")))
+    assert own("learn next").out == "all exercises are passed\n"
     (space / "passed.json").rename(space / "progress.json")
     assert own("learn list").out == (
         "passed  nearest-code              *    15 min   4 points  06_where_the_memory_goes\n"
@@ -527,11 +635,15 @@ def test_a_way_through_an_exercise(space):
     assert "begun   nearest-code" in own("learn list").out
 
 
-def test_the_status_of_learn_train_tells_whether_the_losses_differ(monkeypatch):
+def test_the_status_of_learn_train_tells_whether_the_losses_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("x = 1")
     for differ in (False, True):
-        lesson = Mock(return_value={"main": Mock(return_value=differ)})
+        main = Mock(return_value=differ)
+        lesson = Mock(return_value={"main": main})
         monkeypatch.setattr("minilora.course.students.learn.runpy.run_path", lesson)
-        run("learn train", status=int(differ))
+        run("learn train mine.py", status=int(differ))
+        main.assert_called_with("mine.py", {"mine.py": b"x = 1"})
 
 
 @pytest.mark.parametrize("name", [FIRST.file, "<cell 1>"])
@@ -551,6 +663,8 @@ def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, capsys, name):
         ("learn train", "these exercises are not of lesson 0"),
         ("learn fly", "invalid choice"),
         ("learn", "required"),
+        ("teach", "required"),
+        ("learn check nearest-code --cal x", "unrecognized arguments: --cal"),
         ("teach grade elsewhere", "elsewhere cannot be used: No such file"),
         ("teach grade . --jobs 0", "--jobs"),
         ("teach grade . .", "two submissions"),
@@ -559,7 +673,7 @@ def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, capsys, name):
     ],
 )
 def test_bad_input_is_one_line(space, words, says):
-    assert says in error_of(run if words == "learn" else own, words)
+    assert says in error_of(own if " " in words else run, words)
 
 
 def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch):
@@ -600,16 +714,21 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     both = {"rows.py", "int8_rows.py"}
     assert submission.recognized("ann_int8_rows.py", both) == ("int8_rows.py", True)
     assert submission.recognized("ann_12_task_1.py", {"task_1.py"}) == ("task_1.py", True)
+    assert submission.recognized("ann_task (1).py", {"task.py"}) == ("task.py", True)
+    assert submission.recognized("multitask.py", {"task.py"}) == ("", True)
     locked = bytearray(zipped(tmp_path / "dan.zip", {PACK.file: ""}).read_bytes())
     locked[locked.index(b"PK\1\2") + 8] |= 1
     (tmp_path / "dan.zip").write_bytes(locked)
     notes = [f"{PACK.file} cannot be read: it is encrypted"]
     assert submission.collect(tmp_path / "dan.zip") == ({}, notes)
     ignored = [".hidden", "progress.json", "a/__pycache__/b.py", "a/qlora_in_one_file.py"]
-    names = [*ignored, *(f"{n:03}.png" for n in range(201)), f"deep/{NEAREST.file}"]
+    deep = f"deep/{NEAREST.file.upper()}"
+    names = [*ignored, *(f"{n:03}.png" for n in range(201)), deep]
     found, notes = submission.collect(zipped(tmp_path / "cay.zip", dict.fromkeys(names, "")))
-    assert len(found) == 200 and f"deep/{NEAREST.file}" in found
+    assert len(found) == 200 and deep in found
     assert notes == ["only 200 files are read, and not 199.png, 200.png"]
+    long = zipped(tmp_path / "deb.zip", {f"{n:0250}.png": "" for n in range(205)})
+    assert len(submission.collect(long)[1][0]) < 1100
     outside = {f"../../{NEAREST.file}": "escaped", f"/etc/{PACK.file}": "absolute"}
     ben = zipped(
         tmp_path / "ben.zip", outside | {f"ben/{PACK.file}": "near", "b/own.py": "b", "own.py": "a"}
@@ -634,9 +753,10 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     named = judge.Verdict(0.5, "failed: value", "ties-upward: too high")
     assert report.grade(NEAREST, named, open_check).result == named.mistake
     names = [f"{sign}J\udcf6rg" for sign in "=+-@\t\r"]
-    report.write(tmp_path, dict.fromkeys(names, ({NEAREST.id: grade}, [])), names[0])
-    assert "failed: \\ud800" in (tmp_path / "feedback/=J\udcf6rg.txt").read_text("utf-8")
-    with open(tmp_path / "grades.csv", encoding="utf-8", newline="") as file:
+    out = tmp_path / "new" / "out"
+    report.write(out, dict.fromkeys(names, ({NEAREST.id: grade}, [])), names[0])
+    assert "failed: \\ud800" in (out / "feedback/=J\udcf6rg.txt").read_text("utf-8")
+    with open(out / "grades.csv", encoding="utf-8", newline="") as file:
         shown = [row["student"] for row in csv.DictReader(file)]
     assert shown == [f"'{sign}J\\udcf6rg" for sign in "=+-@\t\r"]  # no formulas
     passed = report.grade(NEAREST, judge.PASSED, judge.PASSED)
@@ -675,12 +795,21 @@ def test_a_grading_process_that_ends_costs_the_points_and_is_repeated(tmp_path, 
     assert pools == [1, 1]
 
 
-def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(tmp_path, monkeypatch):
+def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
+    tmp_path, monkeypatch, pools
+):
     seeds = []
     words = "teach grade", tmp_path, "--only warmup"
     monkeypatch.delenv(commands.SEED, raising=False)
+
+    def graded(folder, seed, path, ids):
+        seeds.append(seed)
+        assert {**os.environ} == isolation.ENVIRONMENT  # the judges do not see the seed, either
+        return {}, []
+
+    monkeypatch.setattr(teach, "grade_submission", graded)
     said = own(*words).err
-    assert re.fullmatch(r"the seed of the hidden checks is \d+; keep it private\n", said)
+    assert said == f"the seed of the hidden checks is {seeds.pop()}; keep it private\n"
     monkeypatch.setattr(teach, "do_grade", lambda args: seeds.append(args.seed))
     monkeypatch.setenv(commands.SEED, "77")
     for flags in ("", "--seed 3"):
@@ -744,6 +873,7 @@ def broken_set(tmp_path, monkeypatch):
     ("text", "says"),
     [
         (ENTRY, "hints"),
+        (HINTS, "the file: 'id'"),
         (ENTRY + HINTS + "color = 1\n", "color"),
         (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "nearest-code: the id occurs twice"),
         ("= 3", "not a list of exercises"),
@@ -822,6 +952,8 @@ def test_a_number_to_predict(kinds):
     )
     wrong = judge.Problem((), "a rule", (), judge.Outcome(1), judge.Outcome(2), "same", "same")
     assert judge.explain(e, wrong).count("same") == 1
+    huge = wrong._replace(mine=Outcome(crash=f"{isolation.OUTPUT}: 17 MB"))
+    assert judge.explain(e, huge).startswith("failed: output\n")
     wrong = wrong._replace(right=judge.Outcome(touched=(0,)))
     assert judge.explain(e, wrong).endswith("\n  changed   nothing")
 
@@ -878,7 +1010,7 @@ def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_show
     assert "expected  (" in text and "…" not in text  # of its property's last call
 
 
-def test_a_call_is_run_again_in_this_process(space):
+def test_a_call_is_run_again_in_this_process(space, monkeypatch):
     written(NEAREST, space / NEAREST.file, "    print('here')\n" + TIES)
     out = own("learn check nearest-code", status=1).out
     line = re.search(r"again     minilora (.*) --call \"(.*)\"    ", out)
@@ -886,11 +1018,18 @@ def test_a_call_is_run_again_in_this_process(space):
     out = printed(argv, 1).out
     assert line[0] in out and "likely" not in out  # a breakpoint stops at few calls
     assert 0 < out.count("here") < 10
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
     path = written(NEAREST, space / NEAREST.file, "    return helper()\n")
     path.write_text(path.read_text() + "\n\ndef helper():\n    return None + 1\n")
     last = path.read_text().count("\n")
     assert f"line {last}: return None + 1\n" in printed(argv, 1).out  # not that of its caller
-    written(NEAREST, space / NEAREST.file, RIGHT_BODY)
+    written(NEAREST, space / NEAREST.file, "    import bdb\n    raise bdb.BdbQuit\n")
+    assert printed(argv, 1).out == "nearest-code: the debugger was left\n"
+    monkeypatch.setattr(multiprocessing, "parent_process", Mock())  # in a student's, it is a crash
+    (left,) = Local(Mock(side_effect=BdbQuit)).ask([()])
+    assert left.crash.startswith("BdbQuit")
+    Path("of_the_student.py").touch()
+    written(NEAREST, space / NEAREST.file, f"    import of_the_student\n{RIGHT_BODY}")
     printed(argv)
     assert not Path("progress.json").exists()  # one call proves little
     assert "--call" in printed([*argv[:-1], "no call"], 2).err
@@ -906,21 +1045,25 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     run("learn init work", exam)
     assert sorted(p.name for p in Path("work").iterdir()) == ["fault.py", "guess.py"]
     run("teach solutions solved", exam)
-    assert Path("solved/guess.py").read_text("utf-8").count("return 4.5") == 1
-    out = run("teach grade work solved --seed 3 --out out", exam).out
-    assert "- work: 0 of 2 points\n- solved: 2 of 2 points\n" in out
-    feedback = Path("out/feedback/solved.txt").read_text("utf-8")
-    assert "for 0 to 2 points by hand:\n    none\n" in feedback  # the text of the stub
+    solved = Path("solved/guess.py").read_text("utf-8")
+    assert solved.count("return 4.5") == 1
+    folder(Path("why"), {"guess.py": solved.replace(exercises.TODO, "half\na bit")})
+    out = run("teach grade work why --seed 3 --out out", exam).out
+    assert "- work: 0 of 2 points\n- why: 1 of 2 points\n" in out
+    for name, reasons in (("work", "none"), ("why", "half\n    a bit")):  # not the stub's text
+        feedback = Path(f"out/feedback/{name}.txt").read_text("utf-8")
+        assert f"for 0 to 2 points by hand:\n    {reasons}\n" in feedback
     with open("out/grades.csv", encoding="utf-8") as file:
-        row = list(csv.DictReader(file))[-1]
-    assert row["exercise"] == "guess: reasons" and row["points"] == "0"
+        rows = [row for row in csv.DictReader(file) if row["exercise"] == "guess: reasons"]
+    assert [row["points"] for row in rows] == ["0", ""]
     assert exercises.written_reasons(b'NOTE = REASON = "why"') == "why"
     reasons = exercises.written_reasons(b'REASON = "a" + str(2)')  # it is not run
     rows = report.grade(exercises.load()["guess"], judge.PASSED, judge.PASSED, reasons).rows
     assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]
     # proves a set with a fault and a prediction
     assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in run("teach check", exam).out
-    solved = Path("solved/guess.py").read_text("utf-8")
+    Path("exercises/guess_rubric.md").unlink()
+    assert run("teach solutions again", exam).out == "again: files written: 2, kept: 0\n"
     assert exercises.REASON in solved
     empty = solved.replace(exercises.TODO, " ")
     again = solved + '\nREASON: str = "absmax"\nREASON: str\n'  # Python's value is the last one
