@@ -1,7 +1,9 @@
 """What `inspect --adapter-path` says about an adapter: one planted adapter per kind of fault."""
 
+import math
 import re
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from toy_models import change_json, change_tensors
 import minilora
 from minilora import MethodConfig
 from minilora.batching import collate
+from minilora.cli.commands import faults_of_effect
 from minilora.cli.loading import changes_base
 from minilora.evaluation import doctor, metrics
 from minilora.formats.checkpoint import CONFIG, WEIGHTS, save_adapter
@@ -95,9 +98,12 @@ def with_magnitudes_of_zero(tensors):
 
 SIX = ["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 UP = "model.layers.1.mlp.up_proj"
+QKV = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
 MLP = ", ".join(f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down"))
 PLANTED = {
-    "B is zero": (times(0, "lora_B"), {}, "lora_B is zero in 14 of 14 projections"),
+    "B is zero": (
+        times(0, "lora_B"), {}, f"lora_B is zero in 14 of 14 projections ({', '.join(QKV)}, …)",
+    ),
     "A is zero": (times(0, "lora_A"), {}, "lora_A is zero in 14 of 14 projections"),
     "m is zero": (
         with_magnitudes_of_zero, {"use_dora": True},
@@ -128,6 +134,38 @@ def test_each_fault_has_its_verdict(name, trained, tmp_path):
     found = verdict(1, planted(trained, tmp_path / "ill", change, **fields))
     assert expected in found
     assert found.count("; ") == found.count("; tensor")  # one fault, and no consequences of it
+
+
+HEALTHY = doctor.Row(UP, (), 4, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0, downhill=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "median", "says"),
+    [
+        ({}, 100.0, ""),
+        ({}, 0.01, ""),
+        ({"downhill": math.nan}, 1.0, ""),
+        ({"ratio": 1e-5}, 1e-5, ""),
+        ({"ratio": 100.0}, 100.0, ""),
+        ({"ratio": 0.9e-5}, 1e-5, "‖ΔW‖/‖W‖ is below 1e-05"),
+        ({"ratio": 100.1}, 100.0, "‖ΔW‖/‖W‖ is above 100"),
+        ({"ratio": math.nan}, 1.0, "‖ΔW‖/‖W‖ is above 100"),
+        ({}, 100.1, "‖ΔW‖/‖W‖ is 100 times more or less than the median"),
+        ({}, 0.0099, "‖ΔW‖/‖W‖ is 100 times more or less than the median"),
+        ({"downhill": 0.0499}, 1.0, "B does not lead downhill (below 5%) on these rows"),
+        ({"zero": ("lora_A", "lora_B"), "ratio": 0.0}, 1.0, "lora_A and lora_B is zero"),
+    ],
+)
+def test_the_limits_of_a_healthy_projection(fields, median, says):
+    assert doctor.fault_of(HEALTHY._replace(**fields), median) == says
+
+
+def test_a_loss_on_the_rows_may_be_a_thousandth_higher(monkeypatch):
+    losses = iter([1.0, 1.0009, 1.0, 1.0011, 1.0, math.nan])
+    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: {"loss": next(losses)})
+    monkeypatch.setattr(doctor, "logits_change", lambda *_: 1.0)
+    found = [faults_of_effect(Mock(), None, random_examples(TINY, 1)) for _ in range(3)]
+    assert [len(faults) for faults in found] == [0, 1, 1]
 
 
 def test_a_healthy_adapter(trained):
@@ -320,9 +358,12 @@ def test_the_direction_is_the_better_one_of_the_start_and_half_way(monkeypatch):
         cosines.append([np.dot(*pair) / np.prod(np.linalg.norm(pair, axis=1)) for pair in pairs])
     assert {*np.argmax(cosines, axis=0)} == {0, 1}, "each of the two is the better one for some"
     monkeypatch.setattr(metrics, "TOKENS", 20)  # in several batches
+    calls = []
+    monkeypatch.setattr(doctor, "loss", lambda *args: calls.append(args) or loss(*args))
     found = doctor.directions(adapters, model, examples)
     # the gradients are sums of float32 in another order
     assert [*found.values()] == pytest.approx(np.max(cosines, axis=0), abs=1e-5)
+    assert len(calls) > 2 and all(call[-1] is True for call in calls)  # with checkpointing
 
 
 def test_what_four_bits_keep_of_a_small_and_of_a_large_update():
