@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -279,8 +280,12 @@ def test_packing_trains_on_the_same_tokens():
     config = replace(SMALL, packing=True, max_seq_length=30, batch_size=1, iters=4)
     every = sum(len(e.tokens) - 1 for e in EXAMPLES)
     _, history = train(*setting(), EXAMPLES, config, VALID)
-    steps_of_an_epoch = history[: -(-every // 29)]
-    assert sum(row["tokens"] for row in steps_of_an_epoch if "tokens" in row) == every
+    sequences = -(-every // 29)
+    assert sum(row["tokens"] for row in history[:sequences] if "tokens" in row) == every
+    config = replace(config, batch_size=sequences + 1)
+    text = f"each step repeats sequences: it has {sequences + 1}, and there are only {sequences}: "
+    with pytest.warns(UserWarning, match=text):
+        run(replace(config, iters=2, warmup_ratio=0))
 
 
 @given(st.integers(1, 13), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
@@ -335,8 +340,24 @@ def test_settings_that_fit_the_examples_or_have_no_effect_are_noticed():
         train(*setting(), unmasked, replace(SMALL, mask_prompt=True))
     with refused("`mask_prompt` is true, but not all examples are masked"):
         train(*setting(), EXAMPLES, replace(SMALL, mask_prompt=True), unmasked)
+    assert [*map(loop.is_masked, (*unmasked, *EXAMPLES[:1]))] == [False, True]
+    assert loop.is_masked(Example([1, 2, 3], np.array([0, 0, 1]), [0, 0, 1]))
     with pytest.warns(UserWarning, match="the only step has the learning rate 0"):
         train(*setting(), unmasked, replace(SMALL, iters=1))
+
+
+def test_a_step_that_repeats_sequences_is_doubted():
+    for size, accumulate, packing, n in product((1, 2, 3), (1, 2), (False, True), (2, 4)):
+        config = replace(
+            SMALL, batch_size=size, grad_accumulation_steps=accumulate, packing=packing
+        )
+        said = [*doubts(config, n)]
+        assert len(said) == (size * accumulate > n)
+        tail = ", or `max_seq_length`" if packing else ""
+        assert not said or said[0] == (
+            f"each step repeats sequences: it has {size * accumulate}, and there are only {n}: "
+            f"lower `batch_size` or `grad_accumulation_steps`{tail}"
+        )
 
 
 def test_a_run_says_if_it_has_too_few_evaluations():
@@ -371,6 +392,35 @@ def test_quiet_prints_nothing(capsys):
     assert capsys.readouterr() == ("", "")
     train(adapters, model, EXAMPLES, config, VALID)
     assert capsys.readouterr().out.count("held-out loss") == 4  # three evaluations, and the best
+
+
+def test_the_bars_of_a_run_and_of_its_evaluations(monkeypatch):
+    bars = []
+
+    def bar(*args, **options):
+        bars.append((args, options, MagicMock()))
+        bars[-1][-1].__enter__.return_value = bars[-1][-1]
+        return bars[-1][-1]
+
+    monkeypatch.setattr(loop, "progress_bar", bar)
+    monkeypatch.setattr(metrics, "progress_bar", bar)
+    monkeypatch.setattr(metrics, "TOKENS", 10)  # in several batches
+    (adapters, model), config = setting(), replace(SMALL, iters=3)
+    state, _ = next(minilora.run(start(adapters, config), model, EXAMPLES, config))
+    for quiet in (False, True):
+        bars.clear()
+        for _ in minilora.run(state, model, EXAMPLES, config, VALID, quiet):
+            pass
+        (whole, *evaluations) = bars
+        assert whole[:2] == ((3, quiet), {"initial": 1})
+        assert whole[2].update.call_count == (0 if quiet else 2)
+        assert len(evaluations) == 2
+        for args, options, shown in evaluations:
+            assert args == (4, quiet)
+            assert options == {"desc": "evaluating", "delay": 1, "leave": False}
+            assert sum(call.args[0] for call in shown.update.mock_calls) == 4
+    loop.show(shown, {"step": 1, "loss": 0.5, "tokens": 3, "seconds": 0.0})  # rounded to zero
+    shown.set_postfix_str.assert_called_with("loss 0.500, 30000 tokens/s with prompts")
 
 
 @given(
