@@ -71,6 +71,31 @@ def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
     assert predicted == pytest.approx(kept_by_a_step(adapters, model), rel=0.15)
 
 
+# per layer: the +1 are the numbers of the norms
+PER_LAYER = 2 * (48 + 1) + (6 + 2 * 2) * 8 + 6 + 2 * 96
+ADDED = {"qk_norm": (6 + 2) * (2 * 8 + 1), "norms": 2 * (48 + 1), "hidden_act": 6 * 96}
+
+
+@pytest.mark.parametrize("name", ["llama", *ADDED])
+def test_the_floats_per_token_are_those_that_the_docstring_counts(name):
+    config = replace(CONFIG, **{name: FIELDS[name]}) if name in ADDED else CONFIG
+    layer = PER_LAYER + ADDED.get(name, 0)
+    gain = {"weight": np.ones(48, np.float32)}
+    model = fast_model(config)
+    factor = {"o_proj": {"lora_A": np.ones((4, 48), np.float32)}}
+    for adapters, layers, own in (
+        ({"model": {"norm": gain}}, 0, 0),
+        ({"model": {"layers": {"1": {"input_layernorm": gain}}}}, 2, 0),
+        ({"model": {"layers": {"1": {"self_attn": factor}}}}, 2, 48),
+    ):
+        kept = layers * layer + own
+        assert memory.activation_floats(adapters, config) == kept + 48 + 1
+        parts = memory.estimate_with(TrainConfig(gradient_checkpointing=True), adapters, model, 5)
+        # each of the layers keeps its input, and one is recomputed
+        recomputed = layers * 48 + kept // layers if layers else 0
+        assert parts["activations"] == 4 * 5 * (recomputed + 48 + 1)
+
+
 FIELDS = {name: value for family in FAMILIES.values() for name, value in family.fields.items()}
 
 
@@ -166,6 +191,17 @@ def test_the_peak_grows_by_what_is_allocated_in_mb_and_not_that_of_the_parent_pr
     before, grown = map(float, said.split())
     assert before < big.nbytes / 1e6
     assert grown == pytest.approx(100, abs=2)  # 95 in MiB; the rest of this process is 10 MB
+
+
+@pytest.mark.parametrize(("platform", "peak"), [("linux", 2.048), ("darwin", 0.002)])
+def test_the_peak_of_a_system_without_proc(monkeypatch, tmp_path, platform, peak):
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "status")
+    monkeypatch.setattr(sys, "platform", platform)
+    usage = Mock(return_value=Mock(ru_maxrss=2000))  # KiB on Linux, bytes on macOS
+    monkeypatch.setitem(sys.modules, "resource", Mock(getrusage=usage))
+    assert memory.peak_rss_mb() == peak
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert memory.peak_rss_mb() is None
 
 
 def test_the_memory_of_a_system_that_does_not_tell_it_is_infinite(monkeypatch):
