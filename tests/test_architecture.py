@@ -69,6 +69,16 @@ def test_a_subpackage_imports_only_those_before_it():
     assert users == {"evaluation"}
 
 
+def test_every_text_file_is_read_and_written_in_utf_8():
+    """Where no encoding is named, Windows has another one."""
+    reads = re.compile(r"(?:(?<!os\.)(?<!tarfile\.)\bopen|\w*.\.(?:read|write)_text)\(.*\)")
+    # neither os.devnull nor /proc/self/status has other letters than those of ASCII
+    told = re.compile(r"utf-8|encoding|\*\*TEXT|\"[rwax]\+?b|\bos\.devnull|\bstatus\.")
+    for module, path in FILES.items():
+        calls = reads.findall(path.read_text("utf-8"))
+        assert not [call for call in calls if not told.search(call)], module
+
+
 def test_no_function_has_more_than_seven_parameters():
     """Only those that draw have more settings. numba gives an intrinsic its typing context."""
     for module in FILES.keys() - {"evaluation.plot"}:
