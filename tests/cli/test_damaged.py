@@ -1,5 +1,6 @@
-"""Damaged checkpoints, unusual names, an ASCII terminal, and interrupts."""
+"""Damaged checkpoints, unusual names, an ASCII terminal, ends of commands, and interrupts."""
 
+import errno
 import io
 import json
 import os
@@ -9,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from outcomes import error_of, run
@@ -31,6 +34,7 @@ from minilora import cli
 from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model
 from minilora.cli.run import prepare
+from minilora.config import InputError
 from minilora.formats.checkpoint import CHECKPOINT, RUN, read_metadata
 
 
@@ -145,7 +149,7 @@ def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
     assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-# ----------------------------------------------------------------------------------- interrupts
+# -------------------------------------------------------------- ends of commands, and interrupts
 
 
 @pytest.fixture
@@ -156,6 +160,91 @@ def received(monkeypatch):
     yield cli.interrupt_once()
     for number, handler in before:
         signal.signal(number, handler)
+
+
+ENDS = [  # what a command raises, the exit status, what is printed, waits for other processes
+    (None, 0, "", True),
+    (SystemExit(0), 0, "", True),
+    (SystemExit(2), 2, "", False),
+    (InputError("`lora_r` is odd"), 2, "error: --lora-r is odd\n", False),
+    (OSError(errno.ENOSPC, "No space", "x"), 2, "error: x cannot be used: No space\n", False),
+    (OSError("at sea"), 2, "error: a file cannot be used: at sea\n", False),
+    (RecursionError("deep"), 2, "error: RecursionError: too large for this machine", False),
+    (BrokenPipeError(), 2, "error: the output cannot be written: its reader closed", False),
+    (KeyboardInterrupt("stopped: go on"), 130, "stopped: go on\n", False),
+    (KeyboardInterrupt(), 130, "interrupted\n", False),
+]
+
+
+@pytest.mark.parametrize(("raised", "status", "printed", "waits"), ENDS)
+def test_every_end_of_a_command_has_its_status_and_line(
+    monkeypatch, capsys, raised, status, printed, waits
+):
+    finished, moved = [], []
+
+    def dispatch(argv):
+        if raised:
+            raise raised
+
+    monkeypatch.setattr(cli, "dispatch", dispatch)
+    monkeypatch.setattr(cli.processes, "finish", lambda: finished.append(True))
+    system = vars(os) | {"dup2": lambda *files: moved.append(files[1])}
+    monkeypatch.setattr(cli, "os", SimpleNamespace(**system))
+    try:
+        found = cli.main(["evaluate"])
+    except SystemExit as end:
+        found = end.code
+    assert (found, bool(finished)) == (status, waits)
+    said = capsys.readouterr().err
+    assert said.startswith(printed) and bool(said) == bool(printed)
+    # what is still in the buffer of standard output must not raise at the exit of Python
+    assert moved == ([1] if isinstance(raised, BrokenPipeError) else [])
+
+
+def test_the_status_is_that_of_the_first_signal_and_the_process_ends_undisturbed(monkeypatch):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    ignored = []
+    monkeypatch.setattr(cli, "interrupt_once", lambda: [signal.SIGTERM, signal.SIGINT])
+    monkeypatch.setattr(cli, "dispatch", interrupted)
+    monkeypatch.setattr(signal, "signal", lambda *change: ignored.append(change))
+    assert cli.main() == 143
+    # SIGTERM first: its handler calls that of SIGINT
+    assert ignored == [(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_sigterm_calls_the_handler_that_sigint_has_now(received):
+    """While threads compute, it is another one; see kernels/threads.py."""
+    called = []
+    signal.signal(signal.SIGINT, lambda number, frame: called.append(number))
+    with suppress(KeyboardInterrupt):  # else a fault would end all tests
+        signal.raise_signal(signal.SIGTERM)
+    assert called == [signal.SIGTERM] and received == []
+
+
+def test_an_exception_that_python_drops_is_shown_unless_it_is_an_interrupt(received, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+    dropped = SimpleNamespace(exc_type=ValueError)
+    sys.unraisablehook(dropped)
+    assert shown == [dropped]
+
+
+def test_a_dropped_signal_is_not_repeated_after_the_end_of_the_run(received, monkeypatch):
+    """Else the thread that repeats it would not let the process end."""
+    repeats = []
+    monkeypatch.setattr(
+        cli.threading,
+        "Timer",
+        lambda _, repeat: repeats.append(repeat) or SimpleNamespace(start=int),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    sys.unraisablehook(SimpleNamespace(exc_type=KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    monkeypatch.setattr(cli.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    repeats[0]()
 
 
 def test_further_signals_are_ignored_while_the_run_ends(received, monkeypatch):

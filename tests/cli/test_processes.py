@@ -5,6 +5,7 @@ Without MPI: threads are the processes, and `Comm` is what they share. tests/pee
 
 import json
 import re
+import signal
 import sys
 import threading
 import time
@@ -133,8 +134,9 @@ def test_processes_that_differ_end_with_one_error_in_all_of_them():
 
 @pytest.fixture
 def started(monkeypatch):
-    """Return a function that makes this process one of several."""
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    """Return a function that makes this process one of several; `slept` has its waiting times."""
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
     forget = processes.communicator.cache_clear
     forget()
 
@@ -142,6 +144,7 @@ def started(monkeypatch):
         monkeypatch.setenv(f"{prefix}SIZE", str(size))
         monkeypatch.setenv(f"{prefix}RANK", str(rank))
 
+    start.slept = slept
     yield start
     forget()
 
@@ -180,8 +183,9 @@ def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
     assert re.search(f"mpiexec started 4 processes, but mpi4py {message}", error)
     assert mpi4py is None or mpi4py.rc.finalize is False
     started(4, 3, prefix)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="^2$"):
         cli.main(training(base, data, out))
+    assert started.slept == [2]  # process 0 has the time to report it
     assert capsys.readouterr().err == "" and not out.exists()
     started(1, 0, prefix)
     train()
@@ -214,10 +218,24 @@ def test_with_shards_blas_has_one_thread(train, monkeypatch):
     assert seen == [{1}, {2}]
 
 
-def test_an_error_of_another_process_names_it(train, with_comm):
+def test_an_error_of_another_process_names_it(train, with_comm, started, monkeypatch):
+    """Process 0 has the time to report it, and then mpiexec ends the others without a line."""
+    changes = []
+    monkeypatch.setattr(signal, "signal", lambda *change: changes.append(change))
     with_comm(2, 1)
     line = error_of(train, "--lora-r 0")
     assert line.startswith("error: process 1: --lora-r must be")
+    assert started.slept == [cli.PATIENCE] and changes == [(signal.SIGTERM, signal.SIG_DFL)]
+
+
+def test_a_process_waits_for_the_others_only_if_there_are_others(monkeypatch):
+    ends = []
+    mpi4py = SimpleNamespace(MPI=SimpleNamespace(Finalize=lambda: ends.append(True)))
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
+    for comm, count in ((None, 0), (Comm(0, 2, None), 1)):
+        monkeypatch.setattr(processes, "communicator", lambda comm=comm: comm)
+        processes.finish()
+        assert len(ends) == count
 
 
 LINES = {  # flags in two processes: the error
