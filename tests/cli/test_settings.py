@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -219,12 +219,70 @@ def test_a_value_of_another_type_or_an_empty_one_or_two_are_refused_in_every_pla
                 parse(["train", *words, ""])
 
 
+def test_a_date_is_stored_in_one_form():
+    assert parse(["train", "--chat-date", "20240301"]).chat_date == "2024-03-01"
+
+
 def test_the_date_of_a_template_for_tools_is_stored(place):
     args = parse(["train", "--model", place.of["base"], "--chat-date", "2001-02-03"])
     tokenizer = replace(tiny(), for_tools="{{ strftime_now('%Y') }}")
     loaded = load_for_training(args)._replace(tokenizer=tokenizer)
     examples = [Example([1, 2], [1, 1], [0, 1])]
     assert "chat_date" not in unused_settings(args, loaded, TrainConfig(), examples, [])
+
+
+LORA = (
+    "lora_r lora_alpha lora_dropout target_modules exclude_modules rank_pattern alpha_pattern "
+    "layers_to_transform use_rslora init_lora_weights"
+)
+SIZES = "num_virtual_tokens bottleneck_size vera_r"
+NO_FACTORS = f"{LORA} loraplus_lr_ratio"
+UNUSED = {  # flags: the settings that have no effect with them
+    "": SIZES,
+    "--method dora --also-train norm": SIZES,
+    "--method ia3": f"{NO_FACTORS} {SIZES}",
+    "--method prefix": f"{NO_FACTORS} bottleneck_size vera_r",
+    "--method bottleneck": f"{NO_FACTORS} num_virtual_tokens vera_r",
+    "--method vera": f"{NO_FACTORS} num_virtual_tokens bottleneck_size",
+    "--method full --quantize none": f"{NO_FACTORS} {SIZES} compute_dtype",
+    "--method head": f"{NO_FACTORS} {SIZES} layer_lr_decay gradient_checkpointing",
+    "--init-adapter {adapter}": f"method {LORA} {SIZES}",
+    "--layers-to-transform 1": f"{SIZES} layer_lr_decay",
+    "--optimizer muon": f"{SIZES} adam_beta1 adam_beta2 adam_eps",
+    "--optimizer muon --also-train norm": SIZES,
+    "--rank-pattern .*=2 --alpha-pattern q_proj=2": f"{SIZES} lora_r",
+    "--alpha-pattern .*=2 --rank-pattern q_proj=2": f"{SIZES} lora_alpha",
+    "--batch-size 1": f"{SIZES} shards",
+    "--early-stopping-patience 2": f"{SIZES} keep_best",
+}
+
+
+@pytest.mark.parametrize("flags", UNUSED)
+def test_which_settings_have_no_effect(place, flags):
+    """They are refused on the line, and not recorded."""
+    words = ["--model", place.of["base"], *flags.format(**place.of).split()]
+    if "--init-adapter" in words:
+        del words[:2]
+    args = parse(["train", *words])
+    loaded = load_for_training(args)
+    config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
+    text, with_prompt = (Example([1, 2], [1, 1], [of_answer, 1]) for of_answer in (1, 0))
+
+    def unused(*examples):
+        return {*unused_settings(args, loaded, config, *examples)}
+
+    found = unused([text, with_prompt], [text])
+    expected = {*UNUSED[flags].split(), "chat_date"}
+    if not args.also_train:
+        expected.add("also_train_lr_scale")
+    assert found == expected
+    assert unused([text], [with_prompt]) == found
+    assert unused([text], [text]) == found | {"mask_prompt"}
+    assert unused([with_prompt], []) == found | {"steps_per_eval", "val_batches"}
+    for name in found:
+        args.given = [flag(name)]
+        with pytest.raises(InputError, match=f"^{flag(name)} has no effect .*: leave it out"):
+            unused([with_prompt], [text])
 
 
 def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcome, rng, tries):
