@@ -61,6 +61,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--alpha-pattern q_proj=a": "--alpha-pattern: must be REGEX=NUMBER, got q_proj=a",
     "--exclude-modules all-linear": "down_proj, or an expression for whole paths",
     "--exclude-modules k_proj": "--exclude-modules has no effect, because no target matches",
+    "--adapter-path {few}/run": "/run cannot be written: Not a directory: check the permission",
     "--columns prompt": "--columns: must be KEY=COLUMN, got prompt",
     "--columns prompt=q prompt=question": "prompt is given twice, as q and question",
 }

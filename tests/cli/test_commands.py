@@ -27,11 +27,11 @@ from small_run import (
 )
 from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_model, with_bos
 
-from minilora import LoraConfig, get_peft_model, merge
+from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
 from minilora.cli.commands import content, load_model, prompt_ids
 from minilora.cli.examples import load_examples, read_split
-from minilora.cli.loading import base_of, load_for_training, read_run
+from minilora.cli.loading import base_line, base_of, load_for_training, read_run
 from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
 from minilora.data.rows import encode, warn_once
@@ -41,7 +41,7 @@ from minilora.formats import hf_tokenizer
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
-from minilora.model import Source
+from minilora.model import Model, Source
 
 # ---------------------------------------------------------------------- the base of an adapter
 
@@ -60,7 +60,23 @@ def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(b
         loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
     w = loaded.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
     assert (w.quant_type, w.block_size) == ("fp4", 64)
-    assert base_of(tmp_path, parse(["evaluate", "--quantize", "nf4"]))[1:3] == ("nf4", 32)
+    for scheme, block_size in (("nf4", 32), ("int8", None)):
+        found = base_of(tmp_path, parse(["evaluate", "--quantize", scheme]))
+        assert found[1:3] == (scheme, block_size)
+
+
+def test_the_line_of_a_base_says_how_it_is_multiplied(monkeypatch):
+    for ops, has_bfloat16, dtype, end in (
+        (kernels.ops, False, "float32", ""),
+        (kernels.ops, True, "bfloat16", ", products in bfloat16"),
+        (kernels.ops, False, "bfloat16", ", products in bfloat16 without its instruction, which"),
+        (layers, True, "bfloat16", ", products in bfloat16 without its instruction, which takes"),
+    ):
+        monkeypatch.setattr(kernels, "HAS_BFLOAT16", has_bfloat16)
+        model = Model(None, {}, ops=ops, source=Source("tiny", "nf4", compute_dtype=dtype))
+        line = base_line(model)
+        assert line.startswith(f"base: tiny, stored as nf4{end}")
+        assert ("takes longer" in line) == end.startswith(", products in bfloat16 without")
 
 
 def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path):
@@ -82,6 +98,7 @@ def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, b
     for adapter, changes, warned in (
         (folder, {"for_tools": "other"}, True), (folder, {}, False),
         (folder, {"chat_template": "other"}, True), (of_bytes, {}, True),
+        (folder, {"backend": tiny(merges=[]).backend}, True),
     ):  # fmt: skip
         hf_tokenizer.save(replace(tokenizer, **changes), adapter)
         said = run("generate --max-tokens 1 --prompt a", *at(adapter)).err
@@ -154,10 +171,16 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     assert found["data"] == f"valid split of {data}"
     later, twice = tmp_path / "later", tmp_path / "twice"
     words = "train --iters 1 --quantize none --max-seq-length 99 --model", merged
-    run(*words, "--data", write_rows(tmp_path / "new.jsonl"), *at(later))
+    backwards = write_rows(tmp_path / "new.jsonl", sums(reversed(range(20))))
+    said = run(*words, "--data", backwards, *at(later)).err
+    assert "warning: 2 of 2 held-out rows are among the rows that the model was trained on" in said
     run("merge", *at(later), "--out", twice)
     found, _ = evaluated("--model", twice)  # as the last run
     assert (found["data"], found["max_seq_length"]) == (f"valid split of {tmp_path}/new.jsonl", 99)
+    assert found["trained_on"] == 2
+    runs = json.loads((twice / "config.json").read_text())["_minilora_runs"]
+    change_json(twice / "config.json", _minilora_runs=[[{}, {}], *runs])  # the first one is unknown
+    assert "trained_on" not in evaluated("--model", twice)[0]
 
     data.write_text(data.read_text() + "\n")
     _, said = evaluated("--data", other, *at(out))
@@ -339,6 +362,8 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path):
     printed = run("evaluate --mask-prompt --model", base, "--data", mixed).out
     assert "the loss counts the answers\n" in printed
     assert f"tokens      {3 + 4 + 1101:>12,}\n" in printed
+    alone = write_rows(tmp_path / "alone.jsonl", rows[1:])
+    assert f"error: {alone}: no row can" in error_of(run, *words[:-1], alone)
     # if the loss counts the prompts, rows without their answer are kept
     said = run(*words, "--no-mask-prompt").err
     assert "warning: 1 of 3 rows are cut to `max_seq_length` 8\n" in said
@@ -514,8 +539,9 @@ def test_an_adapter_that_another_program_has_written_over_that_of_a_run(base, tm
     assert read_run(folder)[0] == {"data": "rows"}
     weights = folder / "adapter_model.safetensors"
     safetensors.numpy.save_file(safetensors.numpy.load_file(weights), weights)
-    assert read_run(folder) == ({}, {})
-    assert f"another program has written the adapter in {folder}" in capsys.readouterr().err
+    assert read_run(folder) == read_run(folder) == ({}, {})
+    said = capsys.readouterr().err
+    assert said.count(f"another program has written the adapter in {folder}") == 1
 
 
 TEMPLATE = (

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -118,7 +119,7 @@ def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
     row = {"prompt": "é 漢 \U0001f600", "completion": "ü→"}
     data, out = (
         write_rows(tmp_path / "rows.jsonl", [row] * 20),
-        tmp_path / 'ä\u2028"\\\x7f\U0001f600',
+        tmp_path / 'a/ä\u2028"\\\x7f\U0001f600',
     )
     monkeypatch.chdir(tmp_path)
     raw = io.BytesIO()
@@ -133,6 +134,9 @@ def test_a_closed_standard_output_and_error(base, monkeypatch):
         monkeypatch.setattr(sys, name, None)
     assert exit_status("inspect --model", base) == 0
     assert exit_status("inspect --model nowhere") == 2
+    monkeypatch.setattr(sys, "stdout", open_one := io.StringIO())
+    monkeypatch.setattr(sys, "stderr", None)
+    assert exit_status("inspect --model nowhere") == 2 and open_one.getvalue() == ""
 
 
 def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
@@ -186,6 +190,7 @@ def test_every_end_of_a_command_has_its_status_and_line(
     finished, moved = [], []
 
     def dispatch(argv):
+        warnings.warn("a message to programmers", DeprecationWarning, stacklevel=1)
         if raised:
             raise raised
 
@@ -194,7 +199,8 @@ def test_every_end_of_a_command_has_its_status_and_line(
     system = vars(os) | {"dup2": lambda *files: moved.append(files[1])}
     monkeypatch.setattr(cli, "os", SimpleNamespace(**system))
     try:
-        found = cli.main(["evaluate"])
+        with warnings.catch_warnings(action="ignore"):  # as Python does outside of tests
+            found = cli.main(["evaluate"])
     except SystemExit as end:
         found = end.code
     assert (found, bool(finished)) == (status, waits)

@@ -129,6 +129,13 @@ def test_processes_that_differ_end_with_one_error_in_all_of_them():
     assert in_processes(3, lambda comm: check(comm, b"x", b"x", b"y")) == [line] * 3
 
 
+def test_a_request_is_asked_until_it_is_done(monkeypatch):
+    waited, answers = [], iter([False, False, True])
+    monkeypatch.setattr(time, "sleep", waited.append)
+    processes.wait(SimpleNamespace(Test=lambda: next(answers)))
+    assert [*answers] == [] and waited == [processes.POLL] * 2
+
+
 # ------------------------------------------------------------------------------ the command
 
 
@@ -164,6 +171,16 @@ def with_comm(started, monkeypatch):
     return start
 
 
+class BrokenMPI:
+    """The package mpi4py without the library of MPI."""
+
+    rc = SimpleNamespace()
+
+    @property
+    def MPI(self):
+        raise RuntimeError("cannot load MPI library")
+
+
 ALONE = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))  # of another MPI
 
 
@@ -171,6 +188,7 @@ ALONE = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))  # of an
     ("prefix", "mpi4py", "message"),
     [
         ("OMPI_COMM_WORLD_", None, r"cannot be imported .*pip install 'minilora\[mpi\]'"),
+        ("PMI_", BrokenMPI(), r"cannot be imported \(cannot load MPI library\): install it"),
         ("PMI_", SimpleNamespace(MPI=ALONE, rc=SimpleNamespace()), "sees 1: use the mpiexec of"),
     ],
 )
@@ -197,7 +215,8 @@ def test_process_0_alone_writes_and_prints(train, out, tmp_path, with_comm):
     expected = contents(out)
     out.rename(tmp_path / "alone")
     with_comm(2, 1)
-    assert train(words, "--val-batches 99") == ("", "") and not out.exists()
+    for more in ("--val-batches 99", "--dry-run --max-seq-length 5"):
+        assert train(words, more) == ("", "") and not out.exists()
     with_comm(2, 0)
     assert "written to" in train(words).out
     assert contents(out) == expected
@@ -238,8 +257,9 @@ def test_a_process_waits_for_the_others_only_if_there_are_others(monkeypatch):
         assert len(ends) == count
 
 
-LINES = {  # flags in two processes: the error
-    "--batch-size 1": "a micro-batch has 1 shards for 2 processes",
+LINES = {  # flags in three processes: the error
+    "--batch-size 1": "a micro-batch has 1 shards for 3 processes",
+    "--batch-size 2": "a micro-batch has 2 shards for 3 processes",
     "--batch-size 1 --shards 4": "--shards has no effect with --batch-size 1",
     "--batch-size 4 --shards 1": "start fewer processes, or raise --shards and --batch-size",
     "--shards 0": "--shards: must be a whole number from 1",
@@ -248,16 +268,18 @@ LINES = {  # flags in two processes: the error
 
 @pytest.mark.parametrize("flags", LINES)
 def test_a_process_without_work_is_refused(train, flags, out, with_comm):
-    with_comm(2)
+    with_comm(3)
     assert LINES[flags] in error_of(train, flags)
     assert not out.exists()
 
 
-def test_shards_are_refused_if_the_gradient_is_too_large(train, monkeypatch):
+def test_shards_are_refused_if_the_gradient_is_too_large(train, monkeypatch, with_comm):
     monkeypatch.setattr("minilora.cli.loading.MAX_PARALLEL_PARAMETERS", 99)
     line = error_of(train, "--shards 2")
     assert "--shards has no effect with more than 99 trained parameters" in line
     train("--dry-run")
+    with_comm(2)
+    assert "a micro-batch has 1 shards for 2 processes" in error_of(train)
 
 
 def test_a_run_is_resumed_with_its_shards_by_any_number_of_processes(train, out, with_comm):

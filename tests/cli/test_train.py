@@ -27,7 +27,7 @@ from small_run import (
     write_base,
     write_rows,
 )
-from toy_models import change_tensors, files
+from toy_models import change_json, change_tensors, files
 
 import minilora
 from minilora import LoraConfig, TrainConfig, encode_rows, load_rows
@@ -47,6 +47,7 @@ from minilora.evaluation import memory, plot
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import (
     CHECKPOINT,
+    CONFIG,
     WEIGHTS,
     load_state,
     read_metadata,
@@ -141,7 +142,11 @@ def test_a_run_can_be_overwritten_after_the_commands_of_its_card(train, out, mon
 def test_a_run_or_a_strangers_folder_is_never_overwritten(train, base, out, tmp_path):
     train()
     before = files(out)
+    train("--dry-run")
     assert "--overwrite" in error_of(train)
+    (out / "metrics.jsonl.12.tmp").touch()  # a killed run leaves it
+    train("--dry-run --overwrite")
+    (out / "metrics.jsonl.12.tmp").unlink()
     (out / "thesis.tex").write_text("years of work")
     assert "thesis.tex" in error_of(train, "--overwrite")
     (out / "thesis.tex").unlink()
@@ -152,6 +157,9 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(train, base, out, tmp_
         assert (folder / "README.md").read_bytes() == b"years of work \xff"
     (out / "README.md").write_bytes(before[Path("README.md")])
     assert files(out) == before
+    (other / "README.md").unlink()
+    (other / "README.md").mkdir()
+    assert "did not create (README.md): move them" in error_of(train, *at(other))
     write_adapter(tmp_path / "adapter", base)
     assert "an adapter: use --overwrite, or" in error_of(train, *at(tmp_path / "adapter"))
 
@@ -278,7 +286,7 @@ def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys, monkeypat
         check_memory(loaded, examples, config)
 
 
-def test_the_curve_names_the_base_and_the_data(train, data, monkeypatch):
+def test_the_curve_and_the_card_name_the_base_and_the_data(train, data, out, monkeypatch):
     titles = []
     monkeypatch.setattr(
         "minilora.cli.run.curve", lambda path, history, title, kept: titles.append(title)
@@ -287,6 +295,7 @@ def test_the_curve_names_the_base_and_the_data(train, data, monkeypatch):
     data.rename("train.jsonl")
     train("--data .")
     assert {*titles} == {f"base on {data.parent.name}"}
+    assert f"\n- Data: {data.parent.name}, 4 steps." in (out / "README.md").read_text()
 
 
 CARDS = {  # flags: what the model card says
@@ -336,10 +345,11 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     assert f"--iters 3: {out / CHECKPOINT} is at step 4 already" in error
     loaded = load_for_training(parse(["train", f"--model={base}", f"--data={data}"]))
     state, *_ = load_state(out / CHECKPOINT, loaded.adapters)
-    (out / "notes.tmp").touch()
+    for name in ("notes.tmp", "metrics.jsonl.12.tmp"):
+        (out / name).touch()
     printed = resume(out, "--iters 9").out
     assert "from step 5 on, the learning rate is that of a run of 9 steps" in printed
-    assert (out / "notes.tmp").exists()
+    assert [path.name for path in out.glob("*.tmp")] == ["notes.tmp"]
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
     examples, _ = encode_rows(load_rows(data, "train"), loaded.tokenizer, settings)
@@ -376,6 +386,8 @@ def test_epochs_are_steps(capsys):
         print_length(examples, replace(config, batch_size=n, iters=40))
         line = f"30 rows in 15 packed sequences, 40 steps of {n} sequences: {epochs} epochs\n"
         assert capsys.readouterr().out == line
+    print_length(examples, replace(config, iters=30_000))
+    assert capsys.readouterr().out.endswith(" 30000 steps of 1 sequences: 2,000.0 epochs\n")
     print_length(examples * 100, replace(config, iters=3))
     assert capsys.readouterr().out.endswith(" 3 steps of 1 sequences: 0.002 epochs\n")
 
@@ -472,13 +484,18 @@ def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, scripted, monkey
     assert scripted.kept == [(0, 4), (0, 7), (0, 8)]
 
 
-def test_no_curve_of_an_earlier_run_remains(train, out, monkeypatch):
+def test_no_curve_and_no_card_of_an_earlier_run_remain(train, out, monkeypatch):
+    def killed(writer, state):
+        raise KeyboardInterrupt
+
     train()
     assert (out / "curve.png").exists()
     with monkeypatch.context() as patch:  # as if a kill came after the last step
-        patch.setattr(RunWriter, "end", lambda writer, state: None)
-        train("--overwrite --save-every 1 --lora-r 2")
-    assert not (out / "curve.png").exists()
+        patch.setattr(RunWriter, "end", killed)
+        train("--overwrite --save-every 1 --lora-r 2", status=130)
+    assert not (out / "curve.png").exists() and not (out / "README.md").exists()
+    # the checkpoint is that of step 3, which has no evaluation yet
+    assert "\nafter: held-out loss " in resume(out, "--iters 3").out
 
 
 @pytest.mark.parametrize("kept", [0, 6])
@@ -544,7 +561,8 @@ def test_a_resume_takes_no_other_value_of_any_setting(out, monkeypatch):
     metadata = run_folder.metadata(args, Source("micro", digest="0f"))
     monkeypatch.setattr(run_folder, "read_metadata", lambda path: (None, metadata))
     run_folder.check_same_run(out, metadata)
-    names = vars(args).keys() - {*run_folder.NOT_SETTINGS, *run_folder.MAY_CHANGE, "epochs"}
+    may_change = {"adapter_path", "iters", "data", "model", "init_adapter"}
+    names = vars(args).keys() - {*run_folder.NOT_SETTINGS, *may_change}
     assert len(names) > 35
     for name in names:
         changed = metadata | {"settings": metadata["settings"] | {name: "another"}}
@@ -562,7 +580,7 @@ def test_a_resume_takes_no_other_value_of_any_setting(out, monkeypatch):
 
 def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
     """Other files may come into the folders of data and base; each file that is read counts."""
-    rows, own = tmp_path / "rows", shutil.copytree(base, tmp_path / "base")
+    rows, own = tmp_path / "notes", shutil.copytree(base, tmp_path / "base")
     rows.mkdir()
     for split in ("train", "valid"):
         write_rows(rows / f"{split}.jsonl")
@@ -648,6 +666,9 @@ def test_a_run_goes_on_only_with_the_frozen_matrices_of_its_vera(train, tmp_path
         before = stored_paths.digest("init_adapter", first)
         change_tensors(first / WEIGHTS, lambda found, name=name: found | {name: -found[name]})
         assert stored_paths.digest("init_adapter", first) != before
+    before = stored_paths.digest("init_adapter", first)
+    change_json(first / CONFIG, vera_dropout=0.5)
+    assert stored_paths.digest("init_adapter", first) != before
     train(*at(first), "--method vera --vera-r 3 --overwrite --seed 5")
     assert f"the files of --init-adapter {first} have changed" in error_of(resume, second)
 

@@ -54,6 +54,8 @@ def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
         "warning: 2 of 30 rows are longer than the 28 tokens that the model can read "
         "(max_position_embeddings); the longest has 30: cut them with --max-seq-length 29\n"
     )
+    loaded_examples(path, "--split valid", limit=28)
+    assert "warning: 1 of 3 valid rows are longer than the 28" in capsys.readouterr().err
     prompt = MethodConfig("prompt", num_virtual_tokens=5)  # the model reads it, too
     loaded_examples(path, limit=32, adapter_config=prompt)
     assert "3 of 30 rows are longer than the 27 tokens that" in capsys.readouterr().err
