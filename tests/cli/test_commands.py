@@ -613,18 +613,21 @@ def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypat
     assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
 
 
-def test_a_chat_goes_on_if_the_template_writes_earlier_answers_in_another_way(
-    tmp_path, asked, monkeypatch
-):
-    """There is no row of such a conversation."""
-    shorter = "{{ m.content if m.role == 'user' or loop.last else m.content[:1] }}"
-    end = "{{ '###' if m.role == 'assistant' }}"
-    template = TEMPLATE.replace("{{ m.content }}", shorter + end)
+def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(tmp_path, monkeypatch):
+    """There is no row of such a conversation: here, only the last question has its mark."""
+    marks = "{{ '!' if loop.last else '' }}{{ '###' if m.role == 'assistant' else '' }}"
+    template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + marks)
     folder = write_chat_base(tmp_path / "base", template)
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand\nthen?"))
+    prompts = []
+
+    def generate(adapters, model, prompt, **options):
+        prompts.append(tiny().decode(prompt))
+        yield from tiny().encode("yes!###")
+
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand?"))
     assert run("chat --model", folder).err == ""
-    last, _ = asked[-1]
-    assert last == "[user]Hi[assistant]y###[user]and[assistant]y###[user]then?[assistant]"
+    assert prompts == ["[user]Hi![assistant]", "[user]Hi[assistant]yes###[user]and?![assistant]"]
 
 
 def byte_level(tokenizers):
