@@ -19,6 +19,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--lora-r eight": "--lora-r",
     "--save-every 0": "--save-every",
     "--layers-to-transform 7": "--layers-to-transform has 7",
+    "--block-size 0": "--block-size: must be a whole number from 1",
     "--block-size 48": "a block size of 48 is not a power of two",
     "--block-size 1099511627776": "",
     "--batch-size 1000000000": "a step needs",
@@ -93,7 +94,8 @@ OTHERS = {  # command lines: part of the message
     "chat --system-prompt S": "--system-prompt needs a chat template, and none is used here",
     "generate --prompt a --raw": "--raw has no effect on a model without a chat template",
     "teach grade x --out=": "--out: the value is empty",
-    "evaluate --max-seq-length 0": "--max-seq-length",
+    "evaluate --max-seq-length 0": "--max-seq-length: must be a whole number from 1",
+    "evaluate --block-size 0": "--block-size: must be a whole number from 1",
     "evaluate --adapter-path nowhere": "nowhere/adapter_model.safetensors cannot be read",
     "quantize --quantize none --out never": "--quantize none changes nothing",
     "merge --out never": "there is no adapter to merge: give --adapter-path",
@@ -133,6 +135,11 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     ):  # fmt: skip
         assert f"{tmp_path}/x" in error_of(run, words), words
     assert parse(["merge", "--out=~/x"]).out == f"{tmp_path}/x"
+    course = Parser(prog="minilora")
+    add_commands(course)
+    for words in ("learn init ~/x", "learn train ~/x", "teach solutions ~/x"):
+        args = course.parse_args(words.split())
+        assert f"{tmp_path}/x" in vars(args).values(), words
     (tmp_path / "x").write_text('adapter-path = "~/y"')
     assert toml_settings(tmp_path / "x") == {"adapter_path": f"{tmp_path}/y"}
 
