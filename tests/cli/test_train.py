@@ -113,7 +113,7 @@ def test_a_killed_run_needs_its_metrics(train, out, monkeypatch):
     """More than the records of its checkpoint do no harm; less, or others, are an error."""
     with monkeypatch.context() as patch:  # as if a kill came after the last step
         patch.setattr(RunWriter, "end", lambda writer, state: None)
-        train("--save-every 1")
+        train("--save-every 1 --optimizer muon")
     path, rows = out / "metrics.jsonl", metrics(out)
     whole = path.read_bytes()
     for damaged in (whole[:99], b"", whole.replace(b"loss", b"gain")):
