@@ -23,7 +23,7 @@ from toy_models import files
 
 from minilora import cli, kernels, layers
 from minilora.batching import Example
-from minilora.cli import processes
+from minilora.cli import processes, run_folder
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import RunWriter
 from minilora.config import InputError, TrainConfig
@@ -217,14 +217,16 @@ def test_process_0_alone_writes_and_prints(train, out, tmp_path, with_comm):
     expected = contents(out)
     out.rename(tmp_path / "alone")
     with_comm(2, 1)
-    for more in ("--val-batches 99", "--dry-run --max-seq-length 5"):
-        assert train(words, more) == ("", "") and not out.exists()
+    with run_folder.lock(out):  # process 0 holds it
+        for more in ("--val-batches 99", "--dry-run --max-seq-length 5"):
+            assert train(words, more) == ("", "")
+    assert not out.exists()
     with_comm(2, 0)
     assert "written to" in train(words).out
     assert contents(out) == expected
 
 
-def test_with_shards_blas_has_one_thread(train, monkeypatch):
+def test_with_shards_blas_has_one_thread(train, with_comm, monkeypatch):
     """With two, it may add the terms of a product in another order."""
     seen = []
 
@@ -236,7 +238,9 @@ def test_with_shards_blas_has_one_thread(train, monkeypatch):
     with threadpool_limits(2, "blas"):
         for flags in ("--shards 2", "--overwrite"):
             train(flags)
-    assert seen == [{1}, {2}]
+        with_comm(2)  # mpiexec: the shards are the default
+        train("--overwrite")
+    assert seen == [{1}, {2}, {1}]
 
 
 def test_an_error_of_another_process_names_it(train, with_comm, started, monkeypatch):

@@ -143,6 +143,7 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(train, base, out, tmp_
     train()
     before = files(out)
     train("--dry-run")
+    assert "--seed is 9, but the run in" in error_of(train, "--dry-run --resume --seed 9")
     assert "--overwrite" in error_of(train)
     (out / "metrics.jsonl.12.tmp").touch()  # a killed run leaves it
     train("--dry-run --overwrite")
