@@ -174,6 +174,7 @@ def test_a_healthy_adapter(trained):
     assert " ".join(header.split()) == "r α/r ‖ΔW‖/‖W‖ σ₁²/Σσ² nf4 fp4 int8 downhill"
     assert q.split()[:4] == ["2", "q_proj", "4", "4"]
     assert change.startswith("the logits of the first row change by ")
+    assert loss.startswith("loss on 16 of its rows: ")  # of 18
     before, after = [float(word) for word in loss.split() if word[0].isdigit()][1:]
     assert after < before
     assert last == "healthy: no number of its 14 projections is unusual"

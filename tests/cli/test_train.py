@@ -476,13 +476,21 @@ def test_an_interrupted_run_keeps_the_best_step(train, out, scripted, monkeypatc
     assert_the_best_is_kept(out)
 
 
-def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, scripted, monkeypatch):
+def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, out, scripted, monkeypatch):
+    save, is_there = RunWriter.save, []
+
+    def noting(writer, state):
+        save(writer, state)
+        is_there.append((out / "curve.png").exists())
+
+    monkeypatch.setattr(RunWriter, "save", noting)
     clock = count(time.monotonic() + 25, 25)  # seconds; read at a save and after a drawing
     monkeypatch.setattr("minilora.cli.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
     scripted(*range(8))
     train("--iters 7 --save-every 1 --steps-per-eval 1")
     # drawn 75 and 175 seconds after the start, and at the end
     assert scripted.kept == [(0, 4), (0, 7), (0, 8)]
+    assert is_there == [False] * 2 + [True] * 5  # the saves between two drawings leave it
 
 
 def test_no_curve_and_no_card_of_an_earlier_run_remain(train, out, monkeypatch):

@@ -63,6 +63,12 @@ def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
     assert capsys.readouterr().err == "warning: 2 of 30 rows are cut to `max_seq_length` 29\n"
 
 
+def test_without_a_run_the_data_are_the_questions():
+    args = parse(["evaluate", "--split", "valid"])
+    loaded = LoadedModel(random_model(TINY), ByteTokenizer())
+    assert load_examples(args, loaded, "valid")[1] == "valid split of questions"
+
+
 def test_without_a_run_rows_are_cut_at_2048_tokens(path):
     path.write_text(json.dumps({"text": "a" * 3000}))
     assert loaded_examples(path)[0] == [2047]
