@@ -27,6 +27,7 @@ from minilora.data.rows import (
     read_rows,
     reason_to_leave_out,
     row_content,
+    split_of,
     split_row,
 )
 from minilora.data.tokenizer import ByteTokenizer
@@ -101,13 +102,15 @@ def assert_refused(path, message):
 
 def test_rows_of_all_forms(tmp_path):
     some = [{"text": "é🙂 一"}, {"prompt": "a", "completion": "b", "tools": []}, chat_row("q", "a")]
+    some[2]["messages"][1] |= {"weight": 1, "train": True}  # the loss counts the answer, as without
+    some[2]["messages"].insert(0, {"role": "developer", "content": "a role of some templates"})
     lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(some)]
-    for content in (
-        "\n".join(lines),
-        "\ufeff" + "\r\n".join(["", *lines, "", "  ", ""]),  # a byte-order mark
-        "\n" + json.dumps(some, indent=4),  # one list, as in Alpaca's own file
+    for name, content in (
+        ("rows.txt", "\n" + "\n".join(lines)),  # another name, but the contents are rows
+        ("rows.jsonl", "\ufeff" + "\r\n".join(["", *lines, "", "  ", ""])),  # a byte-order mark
+        ("rows.tsv", "\n" + json.dumps(some, indent=4)),  # one list, as in Alpaca's own file
     ):
-        assert read_rows(write(tmp_path, content)) == some
+        assert read_rows(write(tmp_path, content, name)) == some
     # a separator of Unicode inside a string ends no line
     assert read_rows(write(tmp_path, '{"text": "a\u2028b\x85c"}')) == [{"text": "a\u2028b\x85c"}]
 
@@ -136,17 +139,24 @@ BAD_ROWS = {  # line: beginning of the message
     '{"messages": [{"role": "assistant", "tool_calls": [{"function": 1}]}]}': "the functions of",
     '{"messages": [{"role": "user", "content": "a"}]}': ".* of the assistant, not of 'user'",
     '{"messages": [{"role": "assistant", "content": null}]}': "content must be a string, not N",
-    '{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}': "weights of messages",
+    **{
+        f'{{"messages": [{{"role": "assistant", "content": "a", "{key}": 0.5}}]}}': "weights of mes"
+        for key in (
+            "weight", "train", "loss", "loss_weight", "trainable", "training", "train_on_turn"
+        )
+    },
     '{"messages": [{"role": "assistant", "content": "a", "train_detail": [1]}]}': "weights",
-    '{"messages": [{"role": "GPT", "content": "a"}, {"role": "assistant", "content": "b"}]}': (
-        "the role 'GPT' is not 'assistant'"
+    '{"messages": [{"role": "GPT ", "content": "a"}, {"role": "assistant", "content": "b"}]}': (
+        "the role 'GPT ' is not 'assistant'"
     ),
     '{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}': "tools is not JSON",
     '{"conversations": [{"from": "gpt", "value": "a", "train": false}]}': "weights of messages",
     '{"instruction": 1, "output": ""}': "instruction must be a string, not 1",
     '{"conversations": [{"role": "user"}]}': "conversations must be .*=conversations",
+    '{"conversations": [{"from": "gpt"}]}': "conversations must be .*=conversations",
     '{"conversations": [{"from": ["gpt"], "value": ""}]}': r"from must be .*: \['gpt'\]",
     '{"conversations": [{"from": "gpt", "value": "a", "content": "b"}]}': "a turn has from and",
+    '{"conversations": [{"from": "gpt", "value": "a", "role": "b"}]}': "a turn has from and",
 }  # fmt: skip
 
 
@@ -158,7 +168,9 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, line):
 
 
 def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
-    content = '\ufeffid,prompt,completion,tools\r\n1,"a, b",c,\r\n\r\n2,"say ""é""\r\nnow",d,[]\r\n'
+    # a semicolon in one of several names is part of it; two columns without a name are not read
+    content = "\ufeffi;d,prompt,completion,tools,,\r\n"
+    content += '1,"a, b",c,,,\r\n\r\n2,"say ""é""\r\nnow",d,[],,\r\n'
     expected = [
         {"prompt": "a, b", "completion": "c"},
         {"prompt": 'say "é"\r\nnow', "completion": "d", "tools": []},
@@ -169,7 +181,7 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
 
 
 def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
-    rows = [{"text": "a", "id": 1, "source": None}] * 10 + [
+    rows = [{"text": "a", "id": 1, "source": None, "note": "", "tags": []}] * 10 + [
         {
             "prompt": "",
             "completion": "",
@@ -197,12 +209,13 @@ def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     ("rows.csv", "text,id,text\na,1,b\n", ", line 1: 2 columns are named 'text'"),
     ("rows.tsv", "text\na\n", r": a \.tsv file is not read as rows: save the table as \.csv"),
     ("rows.txt", "Once upon a time\n", r": a \.txt file is not read as rows: .* of a \.jsonl file"),
-    ("rows.parquet", b"PAR1\xff", r": a \.parquet file is not read as rows: convert it"),
-    ("rows.csv", "prompt,completion\n", " is empty"),
+    ("rows.jsonl.gz", b"\x1f\x8b", r": a \.gz file is not read as rows: unpack it"),
+    ("rows.csv", "prompt,completion\n", " is empty"), ("rows.csv", "", " is empty"),
     ("rows.csv", "prompt,completion\na,b\n\na,b,c\n", ", line 4: more or fewer cells"),
     ("rows.csv", 'prompt,completion\n"a\nb",c\na\n', ", line 4: more or fewer cells"),
     ("rows.csv", 'prompt,completion\na,b\n"a,b\n', ", line 3: not CSV: unexpected end of data"),
     ("rows.csv", "prompt;completion\na;b\n", ", line 1: the only column is 'prompt;compl"),
+    ("rows.csv", "text|tools\na|b\n", r", line 1: the only column is 'text\|tools': save"),
     ("rows.csv", "text\ttools\na\tb\n", r", line 1: the only column is 'text\\ttools': save"),
     ("rows.csv", b"text\na\n\xff\n", ", line 3: not UTF-8: save the file as UTF-8"),
 ])  # fmt: skip
@@ -224,6 +237,9 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     ):
         with refused(message):
             load_rows(path, "train", columns=columns | wrong)
+    mixed = write(tmp_path, '{"question": "a", "answer": "b"}\n5', "mixed.jsonl")
+    with refused("mixed.jsonl, line 2: the row must be a JSON object"):
+        load_rows(mixed, "train", columns)
     with refused("`columns` is for files: the rows of notes"):
         load_rows("notes", "train", columns)
     some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
@@ -246,8 +262,11 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
         ],
         "system": "Be brief.", "tools": "[]",
     }  # fmt: skip
-    path = write(tmp_path, "\n".join(map(json.dumps, [*alpaca, sharegpt])))
-    first, *short, chat = read_rows(path)
+    in_a_table = {"conversations": '[{"from": "gpt", "value": "a"}]', "system": ""}
+    path = write(tmp_path, "\n".join(map(json.dumps, [*alpaca, in_a_table, sharegpt])))
+    first, *short, one, chat = read_rows(path)
+    assert one == {"messages": [{"role": "assistant", "content": "a"}]}
+    assert encode(short[0] | {"input": ""}, BYTES).tokens == [*b"Hi\nHello", EOS]
     assert short == 2 * [{"instruction": "Hi", "output": "Hello"}]
     assert chat["messages"][-1].pop("tool_calls") == [CALL] and chat["tools"] == []
     assert [tuple(message.values()) for message in chat["messages"]] == [
@@ -276,8 +295,10 @@ def test_a_folder_has_a_file_per_split(tmp_path, capsys):
         assert len(load_rows(tmp_path, "train")) == left
         path.unlink()
     assert existing_split("questions", "test") == "test"
-    for name in ("dev.jsonl", "validation.parquet"):
-        path = write(tmp_path, "", name)
+    path = write(tmp_path, b"PAR1\xff", "validation.parquet")
+    with refused(r"a \.parquet file is not read as rows: convert it"):
+        load_rows(tmp_path, "valid")
+    write(tmp_path, "", "dev.jsonl")
     with refused(r"split valid: dev\.jsonl and validation\.parquet: keep"):
         load_rows(tmp_path, "train")
     path.unlink()
@@ -292,6 +313,25 @@ def test_a_folder_has_a_file_per_split(tmp_path, capsys):
     write(tmp_path, '{"text": "old"}', "valid.jsonl~")
     with refused(r"valid\.jsonl~: a file of rows ends with .*: rename"):
         load_rows(tmp_path, "valid")
+
+
+def test_files_of_no_split_are_named_if_they_could_be_rows_of_it(tmp_path, capsys):
+    for name in ("train.JSONL", "valid.JSONL", "holdout.jsonl", "notes.csv"):
+        write(tmp_path, '{"text": "a"}', name)
+    load_rows(tmp_path, "valid")
+    what = f"{tmp_path / 'holdout.jsonl'} is not read: the name of a file has its split"
+    assert capsys.readouterr().err == f"warning: {what}, such as valid\n"
+
+
+def test_the_first_word_for_a_split_in_a_name_decides():
+    names = {
+        "train": ["train", "training.csv", "train-without-test.jsonl"],
+        "valid": ["valid", "my_validation", "val.csv", "dev2"],
+        "test": ["test", "testing.csv", "EVAL", "evaluation.json", "test-of-train.jsonl"],
+        None: ["restraint.jsonl", "tests.csv", ""],
+    }
+    for split, some in names.items():
+        assert {split_of(name) for name in some} == {split}, split
 
 
 def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
@@ -351,6 +391,8 @@ def with_one_thought(messages):
 
 def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
     row = chat_row("1", "one", "2", "two")
+    row["messages"][1]["thought"] = "which no template shows before another answer"
+    assert reason_to_leave_out(row, Chat(edit=with_one_thought)) == ""
     example = encode(row, Chat(edit=with_one_thought), mask_prompt=True)
     assert bytes(example.tokens) == b"<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
     assert targets_of(example) == "one|(hm)two|"
@@ -387,6 +429,15 @@ def test_templates_that_cannot_be_split_are_refused():
         encode(chat_row("q", "a"), rewriting)
     with refused("no chat template"):
         encode(chat_row("q", "a"), BYTES)
+    # before the second answer, it writes less than after the first
+    of_answers = Chat(
+        edit=lambda shown: [m for m in shown if shown[-1]["role"] == m["role"] == "assistant"]
+    )
+    with refused(r"changes the messages before .*: use text rows"):
+        encode(chat_row("q", "a", "r", "b"), of_answers)
+    greeting = Chat(edit=lambda shown: shown or chat_row("hi")["messages"])
+    with refused("needs a message before the answer"):
+        encode({"messages": chat_row("q", "a")["messages"][1:]}, greeting)
 
 
 SCHEMA = {"type": "function", "function": {"name": "look", "parameters": {}}}
@@ -395,7 +446,7 @@ TOOL_ROW = {
     "messages": [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "content": "r"},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
         {"role": "assistant", "content": "a"},
     ],
     "tools": [SCHEMA],
@@ -445,6 +496,22 @@ def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
     assert "a part of the last answer, of a call" in reason_to_leave_out(row, Chat(edit=rest))
 
 
+def test_tools_are_shown_by_their_names():
+    """Also without the object around their function."""
+
+    class Nameless(Chat):
+        def render(self, messages, add_generation_prompt=False, tools=None):
+            return super().render(messages, add_generation_prompt, [{}] if tools else None)
+
+    ask, call = TOOL_ROW["messages"][:2]
+    calls = [CALL["function"] | {"name": "see"}]
+    row = {"messages": [ask, call | {"tool_calls": calls}], "tools": [SCHEMA["function"]]}
+    assert reason_to_leave_out(row, Chat()) == ""
+    assert "a part of the last answer, of a call or of a tool" in reason_to_leave_out(
+        row, Nameless()
+    )
+
+
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
 def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     some = [{"text": "a"}, TOOL_ROW, chat_row("q", "a"), TOOL_ROW]
@@ -459,6 +526,8 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
         return {"messages": [ask, call | {"content": "I look."} | fields]}
 
     assert reason_to_leave_out(answered(), Chat(shows=shows))  # the call, or the text next to it
+    encode_rows([answered(), some[2]], Chat(shows=shows), TrainConfig())
+    assert capsys.readouterr().err.startswith("warning: 1 of 2 rows are left out: ")
     text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
     why = "arguments of calls as text, which the chat template puts into quotes"
     for prints in (False, True):
@@ -536,12 +605,13 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
         deep = [deep]
     with refused("nested too deeply"):
         prepared({"messages": [], "tools": [{"a": deep}]})
-    row = chat_row("a", "b")
+    row = chat_row("a", "b") | {"tools": [SCHEMA]}
     row["messages"][1] |= {"masked": 1, "turn": 2, "thought": "why"}
     encode_rows([row], Chat(edit=with_one_thought), TrainConfig())
     what = "keys of the messages that the chat template does not read: masked, turn"
     assert capsys.readouterr().err == f"warning: {what}\n"
-    long = {"prompt": "abcde", "completion": "xyz", "weight": 2, "topic": None}
+    # a value that is not read may be no JSON
+    long = {"prompt": "abcde", "completion": "xyz", "weight": {(): 1, "": 2j}, "topic": None}
     kept, cut = prepared(*lost, long, {"text": "abcde"})
     assert [targets_of(e) for e in kept] == ["x", "abcde\xff"]
     assert all(len(part) == 6 for example in kept for part in example)
@@ -561,6 +631,8 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     for columns in (long, "questions"):
         with refused("rows must be a list of dicts, as"):
             encode_rows(columns, BYTES, TrainConfig())
+    with refused("no row can be learned: no target token within `max_seq_length` 1"):
+        prepared({"text": "abc"}, length=1, mask_prompt=False)
     with refused("no row can be learned: there is none"):
         prepared()
     with refused(r"no row can be learned: no target .* 6 and an empty answ"):
@@ -571,9 +643,13 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
 
 def test_the_text_of_the_end_token_ends_no_answer():
     reason = "the text of the end token inside an answer"
-    for answer, why in (("Write | and", reason), ("|", reason), ("4|", "")):
+    for answer, why in (("Write | and", reason), ("|", reason), ("4|", ""), ("4|\n", "")):
         assert reason_to_leave_out(chat_row("1", answer, "2", "b"), Chat()) == why
     assert not reason_to_leave_out(chat_row("a|b", "c"), Chat())
+    assert not reason_to_leave_out({"text": "a|b"}, Chat())
+    ask, call = deepcopy(TOOL_ROW["messages"][:2])
+    call["tool_calls"][0]["function"]["arguments"] = {"a": "|"}
+    assert reason_to_leave_out({"messages": [ask, call]}, Chat()) == reason
     other = Chat(eos_token_ids=(ord("#"), ord("|")))  # of the model: generation stops at each
     for answer, why in (("Write # and", reason), ("Write | and", reason), ("Write", "")):
         assert reason_to_leave_out(chat_row("1 # 2", answer), other) == why
@@ -590,6 +666,17 @@ def test_an_answer_ends_where_generation_ends():
         example = encode(row, Chat(end="#", eos_token_ids=ends), mask_prompt=True)
         assert bytes(example.tokens) == whole
         assert targets_of(example) == targets
+
+
+def test_a_key_without_which_the_template_rejects_a_row_is_read(capsys):
+    def with_names(messages):
+        if not all("name" in m for m in messages):
+            raise InputError("a message has no name")
+        return messages
+
+    row = {"messages": [m | {"name": "n"} for m in chat_row("q", "a")["messages"]]}
+    encode_rows([row], Chat(edit=with_names), TrainConfig())
+    assert capsys.readouterr().err == ""
 
 
 def test_a_row_that_the_template_rejects_is_named():

@@ -9,6 +9,7 @@ from models import TINY, random_model
 from minilora.cli.arguments import parse
 from minilora.cli.examples import load_examples
 from minilora.cli.loading import LoadedModel
+from minilora.data.rows import warn_once
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.methods.method import MethodConfig
 
@@ -41,10 +42,14 @@ def test_a_file_is_scored_whole_or_by_its_split(path, words, described, lengths)
     assert (found, said) == (list(lengths), f"{described} of {path}")
 
 
-def test_a_file_with_the_name_of_built_in_data_is_not_that_data(tmp_path, monkeypatch):
+def test_a_file_with_the_name_of_built_in_data_is_not_that_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "questions").write_text('{"text": "a"}')
+    warn_once.cache_clear()
     assert loaded_examples("questions")[1] == "test split of questions"
+    what = "questions is the built-in data set: write ./questions for that of this folder"
+    assert capsys.readouterr().err == f"warning: {what}\n"
+    assert loaded_examples("./questions") == ([1], "all rows of ./questions")
 
 
 def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
