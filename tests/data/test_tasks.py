@@ -1,5 +1,7 @@
 """The built-in language and its exact entropy; a task whose answers cannot be memorized."""
 
+import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -84,8 +86,13 @@ def test_held_out_rows_are_about_pairs_that_training_never_meets():
     assert {thing for _, thing in pairs["train"]} == set(tasks.THINGS)
 
 
+DIGESTS = {"notes": "fd335b54ec5385b6", "questions": "0e009c1b1818c5d0"}
+
+
 @pytest.mark.parametrize("name", tasks.BUILTIN)
 def test_a_builtin_set_has_its_counts_and_other_rows_in_each_split(name):
     splits = [load_rows(name, split) for split in tasks.SPLITS]
     assert [len(rows) for rows in splits] == [4000, 200, 400]
     assert splits[1][0] != splits[2][0] != splits[0][0]
+    # with other rows, the numbers of the lessons and of older runs are those of other data
+    assert hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:16] == DIGESTS[name]
