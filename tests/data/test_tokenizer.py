@@ -2,16 +2,18 @@
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import refused
-from toy_models import CHAT, CHATML, change_json, read_json, tiny, tiny_vocabulary
+from toy_models import CHAT, CHATML, POINTER, change_json, read_json, tiny, tiny_vocabulary
 
-from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
-from minilora.formats.hf_tokenizer import from_folder, save
+from minilora.config import InputError
+from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled, one_error
+from minilora.formats.hf_tokenizer import QWEN2, from_folder, save
 
 tokenizers = pytest.importorskip("tokenizers")
 TINY = tiny()
@@ -60,6 +62,13 @@ def test_a_user_defined_token_is_printed():
     types = [3, 4, 3] + [1] * 258
     assert (words := tiny(token_type=types)).encode("<|im_start|>") == [1]
     assert words.decode([1, 2]) == "<|im_start|>"
+
+
+def test_a_token_that_a_gguf_file_names_is_special():
+    words = tiny(token_type=[1, 1, 3] + [1] * 258, unknown_token_id=0, padding_token_id=0)
+    named = {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    assert words.special == TINY.special | named
+    assert words.encode("<|im_start|><|endoftext|>") == [1, 0] and words.decode([1, 0]) == ""
 
 
 def test_a_first_token_of_each_text():
@@ -130,8 +139,10 @@ def test_where_a_folder_has_its_template(folder):
     file.write_text("F")
     with pytest.warns(UserWarning, match="not read: the chat template rag. `default` and"):
         assert from_folder(folder).chat_template == "F"
+    (folder / "without").mkdir()
+    save(replace(TINY, chat_template=None), folder / "without")
     with refused("has no chat template"):
-        replace(words, chat_template=None).render([])
+        from_folder(folder / "without").render([])
     (more / "default.jinja").write_text("second")
     with pytest.warns(UserWarning, match="rag"):
         assert from_folder(folder).chat_template == "second"
@@ -159,7 +170,9 @@ def test_which_file_names_a_special_token(folder):
     named = {"sep_token": "<s>", "pad_token": "<p>", "image": "<i>", "eos_token": "<|im_end|>"}
     # in the order of transformers: with an id, with a name, others; <t> is no special token
     save(words, folder)
-    for each in (words, from_folder(folder)):
+    with warnings.catch_warnings(action="error"):
+        again = from_folder(folder)
+    for each in (words, again):
         assert each.special == named
         assert each.encode(" <s><p><i><u><t>") == [*range(262, 266), 261]
         assert each.decode([1, *range(261, 266)]) == "<t>"
@@ -173,11 +186,46 @@ def test_which_file_names_a_special_token(folder):
         reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
 
 
+def test_new_special_tokens_have_ids_in_the_order_of_transformers(folder):
+    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    config = {f"{name}_token": f"<{name}>" for name in reversed(names)}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    found = from_folder(folder).encode("".join(f"<{name}>" for name in names))
+    assert found == [*range(261, 268)]
+
+
+def test_special_tokens_of_two_files_are_joined_as_in_transformers(folder):
+    additional, extra = "additional_special_tokens", "extra_special_tokens"
+    for of_config, of_map, expected in (
+        ({additional: ["<a>"]}, {additional: ["<b>"]}, ["<a>"]),
+        ({extra: ["<a>"]}, {extra: ["<b>"]}, ["<a>", "<b>"]),
+        ({additional: ["<a>"]}, {extra: ["<b>"]}, ["<a>", "<b>"]),
+        ({extra: {"image": "<a>"}}, {extra: ["<b>"]}, ["<a>", "<b>"]),
+        ({extra: {"image": "<a>"}}, {additional: ["<b>"]}, ["<a>", "<b>"]),
+    ):
+        of_config["eos_token"] = "<|im_end|>"
+        (folder / "tokenizer_config.json").write_text(json.dumps(of_config))
+        (folder / "special_tokens_map.json").write_text(json.dumps(of_map))
+        backend = from_folder(folder).backend
+        assert [text for text in ("<a>", "<b>") if backend.token_to_id(text)] == expected
+
+
+WITHOUT_EFFECT = (
+    "backend clean_up_tokenization_spaces errors is_local local_files_only max_length merges_file "
+    "model_input_names model_max_length name_or_path pad_to_multiple_of pad_token_type_id "
+    "padding_side processor_class sp_model_kwargs special_tokens_map_file stride tokenizer_file "
+    "trust_remote_code truncation_side truncation_strategy use_default_system_prompt use_fast "
+    "vocab_file vocab_size"
+)
+
+
 @pytest.mark.parametrize("settings, named", [
     ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, ["auto_map"]),
     ({"split_special_tokens": 1, "do_lower_case": False}, ["split_special_tokens, do_lower_case"]),
     ({"add_prefix_space": True, "legacy": True}, []),
+    (dict.fromkeys(WITHOUT_EFFECT.split(), "x"), []),
     ({"add_prefix_space": False, "do_lower_case": None, "add_bos_token": True, "_a": 1}, []),
+    ({"added_tokens_decoder": None}, []),
 ])  # fmt: skip
 def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     path = folder / "tokenizer_config.json"
@@ -193,6 +241,7 @@ def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     ("GPTNeoXTokenizerFast", "llama", "GPTNeoXTokenizer"),
     ("PreTrainedTokenizerFast", "qwen3", None), (None, "qwen3", "Qwen2Tokenizer"),
     (None, "gemma3_text", "GemmaTokenizer"), (None, "llama", None),
+    ("TokenizersBackend", "llama", None),
     ("GemmaTokenizer", "mistral", None),
 ])  # fmt: skip
 def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, model_type, warned):
@@ -204,6 +253,11 @@ def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, m
     assert (words.special.get("pad_token") == "<|endoftext|>") == (warned == "Qwen2Tokenizer")
     told = [str(w.message).split(" of AutoTokenizer")[0] for w in recwarn]
     assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
+
+
+NAMED = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|im_end|>")
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+LIKE_LLAMA = {"decoder": None, "pre_tokenizer": METASPACE}
 
 
 @pytest.mark.parametrize("changes, parts", [
@@ -223,17 +277,71 @@ def test_the_parts_that_transformers_builds_in_another_way_are_named(
 ):
     file = folder / "tokenizer.json"
     model = read_json(file)["model"] | {"byte_fallback": True, "fuse_unk": True}
-    steps = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-    change_json(file, model=model, decoder=None, pre_tokenizer=steps)
-    named = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|im_end|>")
-    fields = {"tokenizer_class": "LlamaTokenizer"} | named | changes
+    change_json(file, model=model, **LIKE_LLAMA)
+    fields = {"tokenizer_class": "LlamaTokenizer"} | NAMED | changes
     change_json(folder / "tokenizer_config.json", **fields)
     from_folder(folder)
     assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == parts
 
 
+def byte_level(space, use_regex=True):
+    step = {"type": "ByteLevel", "trim_offsets": False}  # which changes no token
+    return step | {"add_prefix_space": space, "use_regex": use_regex}
+
+
+def of_qwen2(space):
+    """The parts of a tokenizer.json that Qwen2Tokenizer makes."""
+    words = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
+    steps = {"type": "Sequence", "pretokenizers": [words, byte_level(space, False)]}
+    return {"normalizer": {"type": "NFC"}, "pre_tokenizer": steps}
+
+
+SPACE = {"add_prefix_space": True}
+
+
+@pytest.mark.parametrize("name, settings, changes, model, parts", [
+    ("GPT2", {}, {"pre_tokenizer": byte_level(False)}, {}, []),
+    ("GPT2", SPACE, {"pre_tokenizer": byte_level(True)}, {}, []),
+    ("GPT2", SPACE, {"pre_tokenizer": byte_level(False)}, {}, ["pre_tokenizer"]),
+    # no token is unknown, because there is one for each byte
+    ("GPT2", {}, {"pre_tokenizer": byte_level(False)}, {"unk_token": "h"}, []),
+    *(
+        ("GPT2", {}, {"pre_tokenizer": byte_level(False)}, change, ["model"])
+        for change in (
+            {"ignore_merges": True}, {"byte_fallback": True}, {"continuing_subword_prefix": "#"},
+            {"end_of_word_suffix": "#"},
+        )
+    ),
+    ("Qwen2", {}, of_qwen2(False), {}, []), ("Qwen2", SPACE, of_qwen2(True), {}, []),
+    ("Qwen2", {}, of_qwen2(False) | {"normalizer": None}, {}, ["normalizer"]),
+    ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, of_qwen2(False), {},
+     ["added_tokens"]),  # it resets lstrip
+    # fuse_unk decides, because there is no token <0x00>
+    ("Llama", NAMED, LIKE_LLAMA, {"byte_fallback": True, "fuse_unk": False}, ["model"]),
+])  # fmt: skip
+def test_a_class_of_transformers_has_these_parts(
+    folder, recwarn, name, settings, changes, model, parts
+):
+    file = folder / "tokenizer.json"
+    change_json(file, **changes, model=read_json(file)["model"] | model)
+    fields = {"tokenizer_class": f"{name}Tokenizer", "eos_token": "<|im_end|>"} | settings
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    special = from_folder(folder).special
+    assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == parts
+    end = "<|endoftext|>"
+    expected = {
+        "GPT2": {"bos_token": end, "unk_token": end}, "Qwen2": {"unk_token": end, "pad_token": end},
+        "Llama": NAMED,
+    }[name]  # fmt: skip
+    assert special.items() >= (expected | {"eos_token": "<|im_end|>"}).items()
+
+
 @pytest.mark.parametrize("name, content, message", [
     ("tokenizer.json", None, "has no tokenizer.json"),
+    ("tokenizer.json", POINTER.decode(), r"tokenizer\.json: this is a Git LFS pointer"),
+    ("tokenizer_config.json", POINTER.decode(), "config.json: this is a Git LFS pointer"),
+    ("tokenizer_config.json", '{"a": 1, "a": 2}', "malformed: ValueError: the key 'a' is there tw"),
+    ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "chat_template": "\\ud83d"}', "Unicode"),
     ("tokenizer_config.json", "{}", "names no eos_token"),
     ("tokenizer_config.json", '{"eos_token": 7}', "eos_token must be text"),
     ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "chat_template": 7}', "must be text"),
@@ -266,9 +374,19 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder):
     assert words.special["pad_token"] == "<|endoftext|>"  # as in transformers
     save(words, folder)
     assert read_json(folder / "tokenizer.json") == file
+    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")  # not changed by `save`
     model = file["model"]
     with refused("dropout makes the tokens random"):
         with_part(folder, model=model | {"dropout": 0.5})
+
+
+@pytest.mark.parametrize("error, expected, says", [
+    (ValueError("a\nb"), InputError, "^it fails: a$"), (ValueError(), InputError, "ValueError..$"),
+    (InputError("a"), InputError, "^a$"), (KeyboardInterrupt(), KeyboardInterrupt, None),
+])  # fmt: skip
+def test_an_error_of_a_library_becomes_one_line(error, expected, says):
+    with pytest.raises(expected, match=says), one_error("it fails"):
+        raise error
 
 
 def test_a_panic_of_the_library_is_one_line(folder):
@@ -344,6 +462,16 @@ def test_a_template_is_compiled_once():
 
 def test_a_template_sees_messages_as_in_transformers():
     shown = "{{ messages[0].content }}{{ messages[0].reasoning_content }}{{ messages[0].thinking }}"
-    for key in ("reasoning", "thinking", "reasoning_content"):
-        message = {"role": "assistant", "content": None, key: "why "}
-        assert replace(TINY, chat_template=shown).render([message]) == "why why "
+    why, how, who = ({key: key + " "} for key in ("reasoning_content", "thinking", "reasoning"))
+    for thoughts, expected in (
+        (why, "reasoning_content reasoning_content "), (how, "thinking thinking "),
+        (who, "reasoning reasoning "), (why | how | who, "reasoning_content thinking "),
+        (how | who, "thinking thinking "),
+    ):  # fmt: skip
+        message = {"role": "assistant", "content": None} | thoughts
+        assert replace(TINY, chat_template=shown).render([message]) == expected
+
+
+def test_a_template_shows_the_date_that_it_is_given():
+    words = replace(TINY, chat_template="{{ strftime_now('%d %b %Y') }}", chat_date="2001-02-03")
+    assert words.render([]) == "03 Feb 2001"
