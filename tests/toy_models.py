@@ -205,13 +205,13 @@ def gguf(path, metadata, tensors):
     """A GGUF file, written out by hand. tensors: {name: (type number, shape, bytes)}."""
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
     head += b"".join(put_string(key) + put_value(value) for key, value in metadata.items())
-    data = b""
+    data, alignment = b"", metadata.get("general.alignment") or 32
     for name, (kind, shape, raw) in tensors.items():
-        data += b"\0" * (-len(data) % 32)
+        data += b"\0" * (-len(data) % alignment)
         head += put_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
         head += struct.pack("<IQ", kind, len(data))
         data += raw
-    path.write_bytes(head + b"\0" * (-len(head) % 32) + data)
+    path.write_bytes(head + b"\0" * (-len(head) % alignment) + data)
     return path
 
 

@@ -1,15 +1,26 @@
 """Read GGUF files that are written byte by byte, and damaged ones."""
 
 import re
+import struct
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from outcomes import refused
-from toy_models import GGUF_CONFIG, POINTER, assert_same, gguf, gguf_metadata, gguf_tensors, leaves
+from toy_models import (
+    GGUF_CONFIG,
+    POINTER,
+    assert_same,
+    gguf,
+    gguf_metadata,
+    gguf_tensors,
+    leaves,
+    put_string,
+)
 
 from minilora.config import ATTENTION
+from minilora.formats.gguf_file import read_header
 from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import BLOCKS, decode
 
@@ -36,6 +47,16 @@ WIDE = replace(GGUF_CONFIG, head_dim=16)  # four heads in a width of 32
             {"llama__attention__head_count_kv": None, "llama__context_length": None},
         ),
         (GGUF_CONFIG, {"llama__rope__scaling__factor": 1.0}),
+        (
+            replace(GGUF_CONFIG, rope_theta=5e5, max_position_embeddings=4096, bos_token_id=0),
+            {
+                "llama__rope__freq_base": 5e5,
+                "llama__context_length": 4096,
+                "tokenizer__ggml__bos_token_id": 0,
+                "general__alignment": 256,
+                "tokenizer__ggml__eot_token_id": 2,  # the same token as that at the end of a text
+            },
+        ),
         (GGUF_CONFIG, {"llama__rope__scaling__factor": 0, "llama__rope__scaling__type": "none"}),
     ],
 )
@@ -46,7 +67,35 @@ def test_a_gguf_file_loads(tmp_path, expected, changes):
     if expected.num_key_value_heads == 2:  # `gguf_tensors` orders the rows of two
         assert_same(model.base, w)
     assert (words.vocab_size, words.eos_token_id) == (261, 2) and words.chat_template
-    assert words.settings["clean_up_tokenization_spaces"] is False  # as llama.cpp prints a text
+    assert words.settings == words.special | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": changes.get("llama__context_length", 2048),
+        "clean_up_tokenization_spaces": False,  # as llama.cpp prints a text
+    }
+
+
+def test_metadata_of_each_type(tmp_path):
+    """Alone and in an array, in a file of version 2."""
+    values = {
+        0: ("B", 200), 1: ("b", -2), 2: ("H", 60_000), 3: ("h", -2), 4: ("I", 2**31), 5: ("i", -2),
+        6: ("f", 0.5), 7: ("?", True), 10: ("Q", 2**63), 11: ("q", -2), 12: ("d", 0.1),
+    }  # fmt: skip
+    head = struct.pack("<4sIQQ", b"GGUF", 2, 0, 2 * len(values))
+    for kind, (form, value) in values.items():
+        head += put_string(f"one.{kind}") + struct.pack(f"<I{form}", kind, value)
+        head += put_string(f"two.{kind}") + struct.pack(f"<IIQ2{form}", 9, kind, 2, value, value)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(head)
+    found, _ = read_header(path)
+    for kind, (_, value) in values.items():
+        assert (found[f"one.{kind}"], found[f"two.{kind}"]) == (value, [value] * 2), kind
+
+
+def test_the_numbers_of_the_types_are_those_of_ggml(tmp_path):
+    types = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
+    tensors = {str(n): (n, (1, 32), bytes(128)) for n in types}
+    _, found = read_header(gguf(tmp_path / "m.gguf", {}, tensors))
+    assert {int(name): entry.dtype for name, entry in found.items()} == types
 
 
 def test_blocks_by_hand():
@@ -108,6 +157,7 @@ def test_gguf_metadata_that_is_refused(tmp_path, key, value, message):
 def test_metadata_that_is_not_read_is_named(tmp_path):
     """llama.cpp may compute another model with such a key; what is off changes nothing."""
     shapes = {"llama__vocab_size": 261, "llama__attention__value_length": 8}
+    shapes |= {"llama__rope__dimension_count": 8}
     off = {"llama__attention__sliding_window": 0, "llama__attention__causal": True}
     with warnings.catch_warnings(action="error"):
         load(toy(tmp_path, **shapes, **off)[0])
@@ -138,6 +188,7 @@ INFINITE = (np.float16(np.inf).tobytes() + bytes(32)) * 32
         ("blk.1.attn_q.weight", (8, (32, 32), INFINITE), "attn_q.weight has a NaN"),
         ("blk.1.attn_q.weight", (12, (32, 32), ONES), "unsupported type number 12: use a file"),
         ("blk.1.attn_q.weight", (2, (64, 16), ONES), "rows of 16, not whole blocks"),
+        ("blk.1.attn_q.weight", (2, (), ONES), "rows of 1, not whole blocks"),
         ("rope_freqs.weight", (0, (4,), ONES[:16]), "load the model as a Hugging Face folder$"),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
         ("z", (0, (0, 2**64 - 1), b""), "tensor z is not supported"),
