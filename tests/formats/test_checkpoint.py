@@ -37,6 +37,7 @@ from minilora.formats.checkpoint import (
     RUN,
     WEIGHTS,
     averages,
+    begins_with_zero,
     load_adapter,
     load_state,
     read_source,
@@ -147,19 +148,21 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
 def test_the_files_are_what_peft_expects(tmp_path):
     config = LoraConfig(r=2, target_modules=("q_proj",))
     adapters = trained_adapter(MODEL, config, ("norm", "head"))
-    model = MODEL._replace(source=Source("models/a base", "nf4", 64, "0f"))
+    model = MODEL._replace(source=Source("models/a bäse", "nf4", 64, "0f"))
     save_adapter(tmp_path, adapters, model, config, "bfloat16")
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
     with safetensors.safe_open(tmp_path / WEIGHTS, "numpy") as file:
-        source = SOURCE | {"name": "models/a base"}
+        source = SOURCE | {"name": "models/a bäse"}
         assert file.metadata() == {"format": "pt", "minilora_source": json.dumps(source)}
         names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
         assert names <= {*file.keys()}
         assert file.get_slice(KEY).get_dtype() == "BF16"
         assert file.get_slice(KEY).get_shape() == [2, 12]
-    written = read_json(tmp_path / CONFIG)
+    text = (tmp_path / CONFIG).read_text("utf-8")
+    assert text.endswith("\n}\n") and "bäse" in text  # for a person, as all files of JSON
+    written = json.loads(text)
     expected = {
-        "base_model_name_or_path": "models/a base", "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "models/a bäse", "peft_type": "LORA", "task_type": "CAUSAL_LM",
         "bias": "none", "use_dora": False, "lora_bias": False, "exclude_modules": None,
         # `norm` alone would do, as PEFT compares ends; the other two say it to a person
         "modules_to_save": ["input_layernorm", "lm_head", "norm", "post_attention_layernorm"],
@@ -244,8 +247,10 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     model = MODEL._replace(source=Source("tiny", digest="0f"))
     started = get_peft_model(model, LoraConfig(init_lora_weights=kind), 0, "nf4", 16)
     save_adapter(tmp_path / "own", *started, LoraConfig(init_lora_weights=kind))
-    with pytest.warns(UserWarning, match="stored as nf4, block size 16, not int8"):
+    with pytest.warns(UserWarning, match="stored as nf4, block size 16, not int8: an"):
         load_adapter(tmp_path / "own", model, "int8")
+    with pytest.warns(UserWarning, match="stored as nf4, block size 16, not nf4, block size 32"):
+        load_adapter(tmp_path / "own", model, block_size=32)
     with refused("init_lora_weights True is not that of `model`"):
         save_adapter(tmp_path / "none", *started, LoraConfig())
     plain = model._replace(source=Source("tiny", "nf4", 16, "0f"))
@@ -286,13 +291,16 @@ def test_a_malformed_source_is_refused(folder, text):
     assert "adapter_model.safetensors: its minilora_source" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors", "train_config.toml"])
-def test_the_folder_of_a_run_is_not_changed(folder, name):
+@pytest.mark.parametrize("name, has", [
+    ("checkpoint.safetensors", "already contains a run"),
+    ("train_config.toml", "already contains a run"), ("config.json", "contains a model"),
+])  # fmt: skip
+def test_the_folder_of_a_run_or_a_model_is_not_changed(folder, name, has):
     saved(folder, r=2)  # a second time into a folder of its own
     assert load_adapter(folder, MODEL).adapter_config.r == 2
     (folder / name).write_text("of a run")
     before = files(folder)
-    with refused("already contains a run: choose another folder"):
+    with refused(f"{has}: choose another folder"):
         saved(folder, r=3)
     assert files(folder) == before
 
@@ -362,7 +370,7 @@ def test_the_keys_of_a_pattern_are_regular_expressions(pattern, of_layer_0, of_l
 @pytest.fixture
 def folder(tmp_path):
     """A sound adapter on q_proj and v_proj of TINY, r 8."""
-    return saved(tmp_path / "adapter")
+    return saved(tmp_path / "new" / "adapter")
 
 
 def refusal(folder, model=MODEL):
@@ -375,7 +383,7 @@ def refusal(folder, model=MODEL):
 
 @pytest.mark.parametrize("name, value", [
     ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"), ("use_dora", "yes"),
-    ("exclude_modules", "(v_proj"), ("bias", "nonsense"), ("bias", None),
+    ("exclude_modules", "(v_proj"), ("exclude_modules", [5]), ("bias", "nonsense"), ("bias", None),
     ("init_lora_weights", "pissa_niter_4"), ("a_field_of_tomorrow", True), ("r", 0),
     ("rank_pattern", {"(": 4}), ("kasa_config", {}), ("target_modules", ["q_proj", "nowhere"]),
     ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["q_proj"]),
@@ -402,15 +410,27 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
 @pytest.mark.parametrize(
     "name, value",
     [
-        ("init_lora_weights", "gaussian"), ("revision", "main"),
+        ("revision", "main"), ("peft_version", "0.18.0"), ("megatron_core", "megatron.core"),
+        ("qalora_group_size", 16), ("runtime_config", {"ephemeral_gpu_offload": False}),
         ("auto_mapping", {"x": 1}), ("eva_config", {"rho": 2.0}), ("layers_pattern", ["layers"]),
-        ("a_field_of_tomorrow", False), ("another", None),
+        ("a_field_of_tomorrow", False), ("another", None), ("another", ""), ("another", []),
+        ("loftq_config", {}),
         ("exclude_modules", "v_proj"),  # an expression that matches no whole path: PEFT warns
     ],
 )  # fmt: skip
 def test_a_field_that_changes_nothing_is_let_by(folder, name, value):
     change_json(folder / CONFIG, **{name: value})
     load_adapter(folder, MODEL)
+
+
+@pytest.mark.parametrize("start, zero", [
+    (None, True), (True, True), ("gaussian", True), ("eva", True), (False, False),
+    ("orthogonal", False),
+])  # fmt: skip
+def test_an_initialization_that_leaves_the_base_is_let_by(folder, start, zero):
+    change_json(folder / CONFIG, init_lora_weights=start)
+    assert load_adapter(folder, MODEL).adapter_config.init_lora_weights is True
+    assert begins_with_zero(folder) == zero
 
 
 def test_an_adapter_of_which_peft_trains_one_factor_is_warned_of(folder):

@@ -587,8 +587,12 @@ PEFT_METHODS = [name for name, method in METHODS.items() if method.peft_fields]
 def test_a_field_of_peft_that_is_off_or_another_is_not_what_the_method_needs(name):
     written = method_format.as_json(MethodConfig(name), "a base")
     assert method_format.read_config(written, MODEL.base) == MethodConfig(name)
-    assert written["base_model_name_or_path"] == "a base"
-    method_format.read_config(written | FREE.get(name, {}), MODEL.base)
+    assert written["base_model_name_or_path"] == "a base" and written["inference_mode"] is True
+    backwards = {key: value[::-1] for key, value in written.items() if isinstance(value, list)}
+    # a set of PEFT has no order
+    assert method_format.read_config(written | backwards, MODEL.base) == MethodConfig(name)
+    sizes = {"num_layers": 2, "token_dim": 12} if name in VIRTUAL else {}  # those of the model
+    method_format.read_config(written | FREE.get(name, {}) | sizes, MODEL.base)
     for field, value in METHODS[name].peft_fields.items():
         for other in ([type(value)()] if value else []) + [["another"]]:
             with refused(f"{field} .* is not implemented"):
