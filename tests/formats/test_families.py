@@ -58,6 +58,10 @@ CASES = [
     ("qwen2", WINDOW, QKV, {"sliding_window": 3, "layer_types": (SLIDING, SLIDING)}),
     ("qwen2", WINDOW | {"use_sliding_window": False}, QKV, {}),
     ("qwen2", WINDOW | {"max_window_layers": 2}, QKV, {}),  # of two layers
+    (
+        "qwen2", {"use_sliding_window": True, "max_window_layers": 0}, QKV,
+        {"sliding_window": 4096, "layer_types": (SLIDING, SLIDING)},
+    ),
     # without max_window_layers, the first 28 layers have no window
     ("qwen2", {"use_sliding_window": True, "sliding_window": 3}, QKV, {}),
     (
@@ -99,14 +103,18 @@ def test_a_mistral_without_a_window_says_so(tmp_path):
     # null is no window; a missing field would be one of 4096
     config = replace(CONFIG, model_type="mistral")
     save_pretrained(tmp_path / "out", toy_model(config))
-    assert read_json(tmp_path / "out" / "config.json")["sliding_window"] is None
+    written = read_json(tmp_path / "out" / "config.json")
+    assert written["sliding_window"] is None and "layer_types" not in written
     assert load(tmp_path / "out").model.config == config
+    changes = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0}
+    change_json(tmp_path / "out" / "config.json", **changes)
+    assert read_config(tmp_path / "out")[0].sliding_window is None
 
 
-DEFAULTS = {  # of transformers: positions, width of a head, tied, base of the rotation
-    "llama": (2048, 8, False, 1e4), "mistral": (131072, 8, False, 1e4),
-    "qwen2": (32768, 8, False, 1e4), "qwen3": (32768, 128, False, 1e4),
-    "gemma3_text": (131072, 256, True, 1e6),
+DEFAULTS = {  # of transformers: positions, width of a head, tied, base of the rotation, BOS, ends
+    "llama": (2048, 8, False, 1e4, 1, (2,)), "mistral": (131072, 8, False, 1e4, 1, (2,)),
+    "qwen2": (32768, 8, False, 1e4, None, ()), "qwen3": (32768, 128, False, 1e4, None, ()),
+    "gemma3_text": (131072, 256, True, 1e6, 2, (1,)),
 }  # fmt: skip
 
 
@@ -119,9 +127,10 @@ def test_a_field_that_is_missing_has_the_default_of_transformers(tmp_path, kind)
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(raw))
     config = read_config(tmp_path)[0]
-    positions, head_dim, tied, base = DEFAULTS[kind]
-    assert (config.max_position_embeddings, config.head_dim) == (positions, head_dim)
-    assert (config.tie_word_embeddings, config.rope_theta) == (tied, base)
+    assert DEFAULTS[kind] == (
+        config.max_position_embeddings, config.head_dim, config.tie_word_embeddings,
+        config.rope_theta, config.bos_token_id, config.eos_token_id,
+    )  # fmt: skip
     assert config.rms_norm_eps == 1e-6
     if kind != "gemma3_text":
         return
@@ -166,15 +175,21 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
             {"use_sliding_window": False, "layer_types": [FULL, SLIDING]},
             "layer_types has sliding_attention, but there is no sliding_window in use",
         ),
-        (
-            "qwen2",
-            {"rope_parameters": TRANSFORMERS_5["rope_parameters"]},
-            "rope_parameters of each type of layer are implemented only for Gemma 3",
+        *(
+            (
+                "qwen2",
+                {"rope_parameters": {kind: {"rope_theta": 5e5}}},
+                "rope_parameters of each type of layer are implemented only for Gemma 3",
+            )
+            for kind in (FULL, SLIDING)
         ),
-        ("mistral", {"layer_types": []}, TYPES),
+        *(("mistral", {"layer_types": types}, TYPES) for types in ([], {FULL: 0, SLIDING: 1})),
         ("qwen2", {}, "q_proj.bias is missing"),
         ("gemma3_text", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not"),
-        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0 is not"),
+        *(
+            ("gemma3_text", {name: 30.0}, f"{name} 30.0 is not")
+            for name in ("attn_logit_softcapping", "final_logit_softcapping")
+        ),
         (
             "gemma3_text",
             {"use_bidirectional_attention": True},
