@@ -1,7 +1,7 @@
 """Quantized folders: round trips are exact, and malformed files are errors."""
 
 import json
-from contextlib import nullcontext
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -38,11 +38,15 @@ def layout(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name, block_size", [("int8", None), ("fp4", 64), ("nf4", 64), ("nf4-dq", 64), ("nf4-dq", 16)]
-)
+    "name, block_size",
+    [
+        ("int8", None), ("fp4", 32), ("fp4", 64), ("nf4", 64), ("nf4", 4096), ("nf4-dq", 64),
+        ("nf4-dq", 16),
+    ],
+)  # fmt: skip
 def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
     warned = pytest.warns(UserWarning, match="bitsandbytes reads blocks of 32 to 4,096 .* of 16")
-    with warned if block_size == 16 else nullcontext():
+    with warned if block_size == 16 else warnings.catch_warnings(action="error"):
         model = saved(tmp_path, name, block_size)
     for asked in (("none",), (name, block_size)):  # as it is, or as a run asks for it
         back, _ = load(tmp_path / "q", *asked)
@@ -56,10 +60,16 @@ def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
     assert_array_equal(dense, get(model.base, Q).dequantize())
 
 
-def test_a_stored_scheme_is_not_changed_behind_the_users_back(tmp_path):
-    saved(tmp_path, "nf4", 64)
-    for asked in (("nf4", 128), ("nf4-dq", 64), ("int8",)):
-        with refused(r"stored in nf4, blocks of 64: give --quantize none"):
+@pytest.mark.parametrize("name, block_size, says, others", [
+    ("nf4", 64, "nf4, blocks of 64", [("nf4", 128), ("nf4-dq", 64), ("int8",)]),
+    ("int8", None, "int8", [("nf4",)]),
+])  # fmt: skip
+def test_a_stored_scheme_is_not_changed_behind_the_users_back(
+    tmp_path, name, block_size, says, others
+):
+    saved(tmp_path, name, block_size)
+    for asked in others:
+        with refused(f"stored in {says}: give --quantize none"):
             load(tmp_path / "q", *asked)
 
 
@@ -155,6 +165,8 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
         ("nf4", put("", np.zeros((511, 1), np.uint8)), r"q_proj.weight is U8 \(511, 1\)"),
         ("nf4", put(".absmax", FLOATS), "absmax has a NaN"),
         ("nf4", put(".quant_map", np.ones(16, np.float32)), "quant_map differs from that of bits"),
+        ("nf4", drop(".absmax"), "q_proj.weight has no absmax"),
+        ("nf4-dq", drop(".nested_quant_map"), "q_proj.weight has no nested_quant_map"),
         ("nf4", put(".SCB", np.ones(32, np.float32)), r"SCB has no weight"),
         ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
         ("nf4", state(shape=None), "bitsandbytes__nf4 is malformed: KeyError: 'shape'"),
@@ -175,6 +187,13 @@ def test_malformed_codes_are_refused(tmp_path, name, change, message):
     change_tensors(tmp_path / WEIGHTS, change)
     with refused(message):
         load(tmp_path / "q")
+
+
+def test_a_map_may_be_rounded_in_another_way(tmp_path):
+    model = saved(tmp_path, "nf4")
+    values = nf4.CODEBOOKS["nf4"].values + np.float32(5e-7)  # some bits of a number below one
+    change_tensors(tmp_path / WEIGHTS, put(".quant_map", values))
+    assert fingerprint(load(tmp_path / "q").model.base) == fingerprint(model.base)
 
 
 def test_a_quantized_head_is_dequantized(tmp_path):
