@@ -1,5 +1,6 @@
 """Read and write Hugging Face folders, and reject malformed ones."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from faults import KILLED, Faults, kill
 from outcomes import refused
+from safetensors.numpy import save_file
 from toy_models import (
     CONFIG,
     LLAMA3,
@@ -25,16 +27,16 @@ from toy_models import (
 )
 
 from minilora import lora
-from minilora.config import ALL_LINEAR, LoraConfig
+from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.families import FAMILIES
-from minilora.formats.files import new_folder
+from minilora.formats.files import append, digest, errors_in, new_folder, write_errors
 from minilora.formats.pretrained import files, load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.layers import dense
-from minilora.model import Model, lm_head
+from minilora.model import Model, Source, lm_head
 from minilora.quant.schemes import quantize
 from minilora.rounding import round_to
 from minilora.tree import flatten, unflatten
@@ -59,7 +61,30 @@ def test_a_folder_loads(tmp_path):
     assert [file.name for file in files(path)] == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
+    """A change of one of them is a change of the model."""
+    names = {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+        "added_tokens.json", "additional_chat_templates/default.jinja",
+        "additional_chat_templates/tool_use.jinja",
+    }  # fmt: skip
+    (tmp_path / "additional_chat_templates").mkdir()
+    for name in names | {"README.md"}:
+        (tmp_path / name).touch()
+    found = files(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in found} == names
+    digests = {digest(found)}
+    for path in found:
+        path.write_text("changed")
+        digests.add(digest(found))
+    assert len(digests) == 1 + len(names)
+
+
+@pytest.mark.parametrize("name", [
+    "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.model", "vocab.txt",
+    "tekken.json",
+])  # fmt: skip
 def test_a_vocabulary_of_256_in_another_tokenizer_is_not_that_of_bytes(tmp_path, name):
     path = folder(tmp_path)
     (path / name).write_text("{}")
@@ -91,6 +116,14 @@ def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_how_a_model_is_to_be_stored_and_multiplied(tmp_path):
+    path = folder(tmp_path)
+    with refused("`block_size` has no effect with `scheme` int8"):
+        load(path, "int8", 32)
+    with pytest.warns(UserWarning, match=f"the dense weights of {path} are rounded to bfloat16"):
+        assert load(path, compute_dtype="bfloat16").model.source.compute_dtype == "bfloat16"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_save_and_load(tmp_path, dtype, tied):
@@ -116,6 +149,10 @@ def test_shards(tmp_path):
     index = in_shards(path, w)
     assert_same(load(path).model.base, w)
     assert len(files(path)) == 4
+    one = path / "model.safetensors"  # which transformers reads first
+    save_file(leaves(seed=1), one)
+    assert_same(load(path).model.base, leaves(seed=1))
+    one.unlink()
 
     for weight_map, message in (
         (dict.fromkeys(w, "model-0.safetensors"), "is missing"),
@@ -141,7 +178,7 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     save_pretrained(tmp_path / "out", toy_model(config), words)
     model, back = load(tmp_path / "out", "nf4")
     ends = [253, 254, words.eos_token_id]  # training ends a row with the tokenizer's token
-    assert model.config.eos_token_id == (*ends,)
+    assert model.config.eos_token_id == back.eos_token_ids == (*ends,)
     assert model.config.rms_norm_eps == config.rms_norm_eps  # of config.json
     assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
     assert back.chat_template == words.chat_template
@@ -153,15 +190,19 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     (tmp_path / "out" / "adapter_config.json").write_text("{}")
     with pytest.warns(UserWarning, match="also has an adapter, which is not loaded"):
         load(tmp_path / "out")
-    save_pretrained(tmp_path / "none", toy_model())
+    save_pretrained(tmp_path / "none", toy_model(replace(CONFIG, eos_token_id=())))
     assert not (tmp_path / "none" / "generation_config.json").exists()
+    assert read_json(tmp_path / "none" / "config.json")["eos_token_id"] is None
 
 
 @pytest.mark.parametrize("ends, first", [(None, (5,)), ([], (5,)), (7, (7,)), ([7, 9], (7, 9))])
 def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, first):
     path = folder(tmp_path, eos_token_id=5)
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-    assert load(path).model.config.eos_token_id[:-1] == first
+    fields = {"eos_token_id": ends, "bos_token_id": ends}
+    (path / "generation_config.json").write_text(json.dumps(fields))
+    config = load(path).model.config
+    assert config.eos_token_id[:-1] == first
+    assert config.bos_token_id == (first[0] if ends else 1)
     (path / "generation_config.json").write_text('{"eos_token_id": -1}')
     with refused("generation_config.json: `eos_token_id` must be"):
         load(path)
@@ -173,6 +214,7 @@ def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, fi
         ({"rope_parameters": None}, {}),
         ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, OF_LLAMA3),
         ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA3}, OF_LLAMA3),
+        ({"rope_theta": 5e5, "rope_parameters": LLAMA3, "rope_scaling": LLAMA3}, OF_LLAMA3),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}},
             {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
@@ -198,6 +240,13 @@ def test_what_config_json_says_and_its_defaults(tmp_path, fields, expected):
         ({"hidden_size": "x" * 10**6}, "`hidden_size` must be .* … "),
         ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
         ({"rms_norm_eps": 10**400}, "`rms_norm_eps` must be a positive number"),
+        *(
+            (
+                {"rope_parameters": {"rope_type": "linear", "factor": value}},
+                "`factor` must be a positive number",
+            )
+            for value in (1e-40, 0, True)  # float32 has no normal number 1e-40
+        ),
         ({"eos_token_id": "</s>"}, "`eos_token_id` must be a whole number"),
         ({"eos_token_id": 256}, "has the token 256, but the embedding has 256 rows"),
         (
@@ -207,6 +256,9 @@ def test_what_config_json_says_and_its_defaults(tmp_path, fields, expected):
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
         ({"rope_parameters": [1]}, r"`rope_parameters` must be an object .*, got \[1\]"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ({"use_sliding_window": 1}, "`use_sliding_window` must be true or false"),
+        ({"mlp_bias": 1}, "`mlp_bias` must be true or false"),
         ({"quantization_config": {"load_in_4bit": True}}, "model: config.json has a quantization_"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
         # the header says one thing, the configuration another
@@ -236,16 +288,21 @@ def test_configurations_that_are_refused(tmp_path, changes, message):
 
 OFF = {  # fields of published files that change nothing, and that are off
     "initializer_range": 0.02, "transformers.js_config": {"dtype": "q4"}, "pad_token_id": 7,
-    "attention_dropout": 0.0,
+    "attention_dropout": 0.0, "cache_implementation": "hybrid", "chunk_size_feed_forward": 1,
+    "id2label": {"0": "a"}, "is_llama_config": True, "label2id": {"a": 0}, "max_length": 20,
+    "pretraining_tp": 1, "problem_type": "a", "return_dict": True, "transformers_version": "5",
+    "unsloth_fixed": True, "unsloth_version": "1", "use_cache": True,
     "_name_or_path": "a", "output_attentions": True, "rope_interleaved": False, "scale": 0.0,
 }  # fmt: skip
+# read, and not to be kept: another dtype is written, and all numbers are rotated
+NOT_KEPT = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
 
 
 def test_fields_that_are_not_read_are_named(tmp_path):
     unread = {
         "attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0
     }  # fmt: skip
-    path = folder(tmp_path, **OFF)
+    path = folder(tmp_path, **OFF, **NOT_KEPT)
     with warnings.catch_warnings(action="error"):
         load(path)
     change_json(path / "config.json", **unread)
@@ -253,7 +310,17 @@ def test_fields_that_are_not_read_are_named(tmp_path):
         model, _ = load(path)
     save_pretrained(tmp_path / "out", model)
     written = read_json(tmp_path / "out" / "config.json")
-    assert written.items() >= (OFF | unread).items() and "rope_parameters" not in written
+    assert written.items() >= (OFF | unread).items()
+    assert written.keys().isdisjoint([*NOT_KEPT, "rope_parameters"])
+
+
+def test_a_merged_model_also_comes_from_rows_that_are_not_known(tmp_path):
+    runs = [[{"data": "rows"}, {"data": "0f"}]]
+    model, _ = load(folder(tmp_path, _minilora_runs=runs))
+    for source, more in ((model.source, []), (Source(), [[{}, {}]])):
+        out = tmp_path / f"out{len(more)}"
+        save_pretrained(out, model._replace(source=source))
+        assert read_json(out / "config.json")["_minilora_runs"] == runs + more
 
 
 @pytest.mark.parametrize(
@@ -299,7 +366,8 @@ def test_nothing_of_a_users_is_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     save_pretrained(tmp_path / "out", toy_model())  # an empty folder is fine
     (tmp_path / "file").write_text("mine")
-    for name in ("out", "file"):
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("out", "file", "link"):
         with refused("exists already"):
             save_pretrained(tmp_path / name, toy_model(seed=1))
     assert_same(load(tmp_path / "out").model.base, leaves())
@@ -348,6 +416,62 @@ def test_a_save_leaves_other_files_alone(tmp_path):
             raise AssertionError
     assert (tmp_path / "out" / "a").read_text() == "first"
     assert (tmp_path / ".out.tmp" / "notes.txt").read_text() == "mine"
+    (tmp_path / "out").rename(tmp_path / "first")
+    save(tmp_path / "out")  # by the same process, which has no lock any more
+
+
+def test_a_file_system_without_locks_is_written(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    save(tmp_path / "out")
+    assert_same(load(tmp_path / "out").model.base, leaves())
+
+
+def test_a_name_is_that_of_a_file_that_is_on_the_disk(tmp_path):
+    """A loss of power loses what is not flushed: contents are flushed first, then their names."""
+    model, config = toy_model(), LoraConfig()
+    (tmp_path / "log").write_text("a line\nhalf of")
+    with Faults(tmp_path) as faults:
+        for seed in range(2):  # in a new folder, and in place of another one
+            save_adapter(tmp_path / "a", lora.init(model.base, config, seed), model, config)
+        save(tmp_path / "out")
+        append(tmp_path / "log", len("a line\n"), "é\n")
+    buffered, cached = set(), set()  # in the process, in the system
+    for operation, name in faults.seen:
+        if operation == "write":
+            buffered.add(name)
+        elif operation in ("flush", "close"):
+            cached |= buffered & {name}
+            buffered.discard(name)
+        elif operation == "fsync":
+            cached.discard(name)
+        elif operation in ("replace", "rename") or name == "adapter_model.safetensors":
+            assert not buffered | cached, (operation, name)
+    assert not buffered | cached
+    assert {("fsync", "a"), ("fsync", tmp_path.name)} <= {*faults.seen}
+    assert (tmp_path / "log").read_text("utf-8") == "a line\né\n"
+
+
+@pytest.mark.parametrize("error, says", [
+    (ZeroDivisionError("b"), "a is malformed: ZeroDivisionError: b"),
+    (AttributeError("b"), "a is malformed: AttributeError: b"),
+    (IndexError("b"), "a is malformed: IndexError: b"),
+    (RecursionError("b"), "a is malformed: RecursionError: b"),
+    (TypeError("b"), "a is malformed: TypeError: b"),
+    (ValueError("b"), "a is malformed: ValueError: b"),
+    (OSError("b"), "a cannot be read: b"), (OSError(1, "b"), "a cannot be read: b"),
+    (InputError("b"), "a: b"),
+])  # fmt: skip
+def test_an_error_while_a_file_is_read_names_the_file(error, says):
+    with refused(f"^{says}$"), errors_in("a"):
+        raise error
+
+
+def test_an_error_of_the_system_may_have_no_number():
+    with refused("^a cannot be written: b: check the permission"), write_errors("a"):
+        raise OSError("b")
 
 
 def test_a_folder_that_is_gone_while_it_is_written_is_said(tmp_path):
