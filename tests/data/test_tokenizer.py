@@ -289,11 +289,14 @@ def byte_level(space, use_regex=True):
     return step | {"add_prefix_space": space, "use_regex": use_regex}
 
 
+NFC = {"type": "NFC"}
+
+
 def of_qwen2(space):
     """The parts of a tokenizer.json that Qwen2Tokenizer makes."""
     words = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
     steps = {"type": "Sequence", "pretokenizers": [words, byte_level(space, False)]}
-    return {"normalizer": {"type": "NFC"}, "pre_tokenizer": steps}
+    return {"normalizer": NFC, "pre_tokenizer": steps}
 
 
 SPACE = {"add_prefix_space": True}
@@ -313,6 +316,8 @@ SPACE = {"add_prefix_space": True}
         )
     ),
     ("Qwen2", {}, of_qwen2(False), {}, []), ("Qwen2", SPACE, of_qwen2(True), {}, []),
+    ("Qwen2", {}, of_qwen2(False) | {"normalizer": {"type": "Sequence", "normalizers": [NFC]}}, {},
+     []),
     ("Qwen2", {}, of_qwen2(False) | {"normalizer": None}, {}, ["normalizer"]),
     ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, of_qwen2(False), {},
      ["added_tokens"]),  # it resets lstrip
