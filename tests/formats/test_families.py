@@ -106,9 +106,12 @@ def test_a_mistral_without_a_window_says_so(tmp_path):
     written = read_json(tmp_path / "out" / "config.json")
     assert written["sliding_window"] is None and "layer_types" not in written
     assert load(tmp_path / "out").model.config == config
+    change_json(tmp_path / "out" / "config.json", layer_types=None)
+    assert "layer_types" not in read_config(tmp_path / "out")[0].other_fields
     changes = {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0}
     change_json(tmp_path / "out" / "config.json", **changes)
-    assert read_config(tmp_path / "out")[0].sliding_window is None
+    config = read_config(tmp_path / "out")[0]
+    assert config.sliding_window is config.layer_types is None
 
 
 DEFAULTS = {  # of transformers: positions, width of a head, tied, base of the rotation, BOS, ends
