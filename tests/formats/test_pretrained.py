@@ -116,7 +116,11 @@ def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_how_a_model_is_to_be_stored_and_multiplied(tmp_path):
+def test_how_a_model_is_to_be_named_stored_and_multiplied(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "micro").mkdir()
+    with pytest.warns(UserWarning, match="micro is the model of this name: write ./micro for"):
+        load("micro")
     path = folder(tmp_path)
     with refused("`block_size` has no effect with `scheme` int8"):
         load(path, "int8", 32)
