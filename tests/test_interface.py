@@ -121,19 +121,22 @@ DOORS = {  # what a message calls the ids, and a call with them
 def test_token_ids_are_checked_before_anything_is_computed(door, monkeypatch):
     monkeypatch.setattr(minilora.layers, "embed", None)
     name, call = DOORS[door]
+    batch = name in ("tokens", "targets")
+    shape = r"token ids of the shape \(B, T\)" if batch else "a list of token ids"
     # −1 would be the last row of the embedding; the vocabulary of TINY has the ids 0 to 10
     for wrong in (-1, 11, 2**40):
         with refused(rf"{name} .*token id {wrong}.* has the ids 0 to 10: "):
             call([1, wrong, 2])
-    for ids in ("abc", [1.0, 2.0, 3.0], [[1], [2], [3]], [[1, 2], [3], [4]], None, 5):
-        with refused(f"{name} must .*: encode a text with tokenizer.encod"):
+    for ids in ("abc", [1.0] * 3, [[1], [2], [3]], [[1, 2], [3], [4]], None, 5):
+        with refused(f"{name} must be {shape}, got .*: encode a text with tokenizer.encod"):
             call(ids)
 
 
-def test_token_ids_may_be_lists():
+def test_token_ids_may_be_lists_or_of_any_integer_type():
     ids = [[1, 2, 3], [4, 5, 10]]
     logits = minilora.forward({}, MODEL, ids)
-    assert np.array_equal(logits, minilora.forward({}, MODEL, np.array(ids)))
+    for dtype in (int, np.uint8):
+        assert np.array_equal(logits, minilora.forward({}, MODEL, np.array(ids, dtype)))
     as_arrays = {"tokens": np.array(ids), "targets": np.array(ids)}
     assert loss_of(tokens=ids, targets=ids) == loss_of(**as_arrays)
 
