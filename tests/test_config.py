@@ -24,6 +24,7 @@ from minilora.config import (
     TrainConfig,
     scaling,
 )
+from minilora.methods.method import SIZE, MethodConfig
 
 Q = "model.layers.3.self_attn.q_proj"
 
@@ -52,12 +53,14 @@ RANGES = {  # per rule: accepted values up to the limits, and refused values bey
     NON_NEGATIVE_INT: ((0, 1, 10**9), (-1, 0.0, False, "0", None)),
     POSITIVE: ((SMALLEST, 0.5, 1, LARGEST), (0, -SMALLEST, -2, INF, math.nan, True, "16", None)),
     FRACTION: ((0, SMALLEST, 0.5, BELOW_ONE), (-SMALLEST, -2, 1, 3, math.nan, False)),
-    NON_NEGATIVE: ((0, SMALLEST, 1, LARGEST), (-SMALLEST, -2, INF, math.nan)),
+    NON_NEGATIVE: ((0, SMALLEST, 1, LARGEST), (-SMALLEST, -2, INF, math.nan, True)),
+    SIZE: ((1, 4096), (0, 4097, 1.0, True, "1", None)),
 }
 SIZES = {
     "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
 }  # fmt: skip
+METHOD = {"num_virtual_tokens": 16, "bottleneck_size": 8, "vera_r": 256}
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 RUN = {  # the fields that are numbers, and their defaults
     "iters": 200, "batch_size": 4, "grad_accumulation_steps": 1, "max_seq_length": 256,
@@ -70,19 +73,22 @@ RULES = {
     "lora_dropout": FRACTION, "warmup_ratio": FRACTION, "adam_beta1": FRACTION,
     "adam_beta2": FRACTION, "weight_decay": NON_NEGATIVE, "seed": NON_NEGATIVE_INT,
     "early_stopping_patience": NON_NEGATIVE_INT, "lora_alpha": POSITIVE,
+    **dict.fromkeys(METHOD, SIZE),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*SIZES, *LORA, *RUN, "sliding_window"])
+@pytest.mark.parametrize("name", [*SIZES, *LORA, *RUN, *METHOD, "sliding_window"])
 def test_every_number_has_its_rule(name):
     """Without a rule of its own, a whole number is positive, and so is any other."""
-    default = (SIZES | LORA | RUN).get(name, 1)
+    default = (SIZES | LORA | RUN | METHOD).get(name, 1)
     rule = RULES.get(name, POSITIVE_INT if type(default) is int else POSITIVE)
     good, bad = RANGES[rule]
 
     def make(value):
         if name in SIZES or name == "sliding_window":
             return ModelConfig(**SIZES | {name: value})
+        if name in METHOD:
+            return MethodConfig("vera", **{name: value})
         return (LoraConfig if name in LORA else TrainConfig)(**{name: value})
 
     for value in (default,) if name in SIZES else good:
@@ -118,6 +124,11 @@ def test_every_choice(name):
 REFUSED = [
     ({"rank_pattern": {"q_proj": 0}}, "`rank_pattern` must be a whole number from 1, got 0"),
     ({"alpha_pattern": {"q_proj": 0}}, "`alpha_pattern` must be a positive number, got 0"),
+    *(
+        ({name: wrong}, f"`{name}` must be an object {{name: value}}, got {wrong!r}")
+        for name in ("rank_pattern", "alpha_pattern")
+        for wrong in ([4], None)
+    ),
     ({"target_modules": None}, "`target_modules` must be a list of names, or one"),
     ({"target_modules": [1]}, "`target_modules` must be a list of names, or one"),
     ({"exclude_modules": iter(["q_proj"])}, "`exclude_modules` must be a list of names, or one"),
@@ -155,6 +166,7 @@ def test_the_defaults():
         "rank_pattern": {}, "alpha_pattern": {}, "exclude_modules": None, "use_dora": False,
         "init_lora_weights": True, "bias": "none", "task_type": "CAUSAL_LM",
     }  # fmt: skip
+    assert vars(MethodConfig("vera")) == METHOD | {"method": "vera"}
     assert vars(ModelConfig(**SIZES)) == SIZES | {
         "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
         "max_position_embeddings": 2048, "eos_token_id": (), "bos_token_id": None,
@@ -184,6 +196,11 @@ def test_each_kind_of_layer_has_its_own_settings():
     one_base = replace(config, rope_local_base_freq=None).of_layers("sliding_attention")
     assert (one_base.sliding_window, one_base.rope_theta, one_base.rope_scaling) == (3, 1e6, linear)
     assert TINY.of_layers("") is TINY
+
+
+def test_a_set_of_names_becomes_a_tuple_which_a_file_can_hold():
+    config = LoraConfig(target_modules={"q_proj"}, exclude_modules={"k_proj"})
+    assert (config.target_modules, config.exclude_modules) == (("q_proj",), ("k_proj",))
 
 
 def test_numbers_of_numpy_become_those_of_python():
