@@ -33,7 +33,7 @@ from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.formats.hf_folder import projection_shapes, shapes
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
-from minilora.model import Source, forward, loss
+from minilora.model import Model, Source, forward, loss
 from minilora.quant.schemes import SCHEMES
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, set_leaf
 
@@ -109,6 +109,8 @@ def test_every_projection_has_its_own_a_and_the_generator_decides_it():
     base = read_only(random_base(TINY))
     one, same, other = (fresh(base, s, target_modules=ALL_LINEAR) for s in (0, 0, 1))
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    config = LoraConfig(target_modules=ALL_LINEAR)
+    assert fingerprint(minilora.get_peft_model(Model(TINY, base), config)[0]) == fingerprint(one)
     firsts = [w[0, 0] for path, w in named_leaves(one) if path.endswith("lora_A")]
     assert len(set(firsts)) == len(firsts) == 14
 
@@ -194,7 +196,11 @@ REFUSED = [
         for name in ("query", "proj", r".*v_proj", Q[0].replace("0", "2"), "")
     ),
     ({"target_modules": ("q_proj", "lm_head")}, "lm_head"),
-    ({"rank_pattern": {"(": 1}}, "is not a regular expression"),
+    # the last two are an OverflowError and a RecursionError of `re`
+    *(
+        ({"rank_pattern": {regex: 1}}, "is not a regular expression")
+        for regex in ("(", "a{99999999999}", 5000 * "(" + 5000 * ")")
+    ),
     ({"target_modules": ()}, NOTHING),
     ({"layers_to_transform": ()}, NOTHING),
     ({"layers_to_transform": (0, -1)}, "`layers_to_transform` has -1: .* layers 0 to 1"),

@@ -355,6 +355,7 @@ def test_fields_that_are_absent_have_the_defaults_of_peft(tmp_path, fields, path
         ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
         ({"_proj": 3}, 8, 8),  # the end of a name is not a name
         ({"q.proj": 3}, 3, 3),  # a dot matches anything
+        ({"k_proj|q_proj": 3}, 3, 3),  # each of the two matches the end
     ],
 )  # fmt: skip
 def test_the_keys_of_a_pattern_are_regular_expressions(pattern, of_layer_0, of_layer_1):
