@@ -29,10 +29,10 @@ from outcomes import refused
 
 from minilora import layers
 from minilora.batching import collate
-from minilora.config import ALL_LINEAR
+from minilora.config import ALL_LINEAR, GEMMA_NORMS
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
-from minilora.model import Model, forward, hidden_states, loss, with_adapters
+from minilora.model import Model, Source, forward, hidden_states, loss, with_adapters
 from minilora.tree import arrays, flatten, get, overlay, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -50,8 +50,15 @@ def close(a, b, roundings=1000):
 # ---------------------------------------------------------------------------------- by hand
 
 
+GEMMA = {
+    "hidden_act": "gelu_pytorch_tanh", "norms": GEMMA_NORMS, "norm_offset": 0.5,
+    "embedding_scale": 3.0,
+}  # fmt: skip
+
+
 def logits_by_hand(base, tokens, config):
     """One token after the other, one head after the other: (T,) -> (T, V)."""
+    before_attention, after_attention, before_mlp, after_mlp = config.norms
     hd, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
     half, embedding = hd // 2, base["model"]["embed_tokens"]["weight"]
     root = math.sqrt(config.query_pre_attn_scalar or hd)
@@ -61,9 +68,15 @@ def logits_by_hand(base, tokens, config):
     logits = []
 
     def norm(x, node, name):
-        if name not in node:  # the norms of heads are Qwen3's
+        if name not in node:  # the norms of heads are Qwen3's, those after a sublayer Gemma's
             return x
-        return x / np.sqrt(x @ x / len(x) + config.rms_norm_eps) * node[name]["weight"]
+        weight = node[name]["weight"] + config.norm_offset
+        return x / np.sqrt(x @ x / len(x) + config.rms_norm_eps) * weight
+
+    def activation(z):
+        if config.hidden_act == "silu":
+            return z / (1 + np.exp(-z))
+        return z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
     def turned(x, attn, name, t):
         """The heads of x, each normalized and rotated."""
@@ -73,11 +86,11 @@ def logits_by_hand(base, tokens, config):
             yield np.concatenate([z.real, z.imag])
 
     for t, token in enumerate(tokens):
-        x = embedding[token]
+        x = embedding[token] * config.embedding_scale
         for i, (keys, values) in enumerate(memory):
             node = base["model"]["layers"][str(i)]
             attn, mlp = node["self_attn"], node["mlp"]
-            h = norm(x, node, "input_layernorm")
+            h = norm(x, node, before_attention)
             q, k, v = (attn[f"{n}_proj"]["weight"] @ h for n in "qkv")
             keys.append(list(turned(k, attn, "k_norm", t)))
             values.append(v.reshape(-1, hd))
@@ -87,19 +100,19 @@ def logits_by_hand(base, tokens, config):
             for n, query in enumerate(turned(q, attn, "q_norm", t)):
                 p = np.exp([query @ key[n // group] / root for key in keys])
                 out.append(sum(w * value[n // group] for w, value in zip(p / p.sum(), values)))
-            x = x + attn["o_proj"]["weight"] @ np.concatenate(out)
-            h = norm(x, node, "post_attention_layernorm")
-            gate = mlp["gate_proj"]["weight"] @ h
-            up = mlp["up_proj"]["weight"] @ h
-            x = x + mlp["down_proj"]["weight"] @ (gate / (1 + np.exp(-gate)) * up)
+            x = x + norm(attn["o_proj"]["weight"] @ np.concatenate(out), node, after_attention)
+            h = norm(x, node, before_mlp)
+            hidden = activation(mlp["gate_proj"]["weight"] @ h) * (mlp["up_proj"]["weight"] @ h)
+            x = x + norm(mlp["down_proj"]["weight"] @ hidden, node, after_mlp)
         logits.append(head @ norm(x, base["model"], "norm"))
     return np.array(logits)
 
 
 @PATHS
 @few
-@given(configs(), seeds)
-def test_logits_and_loss_by_hand(ops, config, seed):
+@given(configs(), seeds, st.sampled_from([{}, GEMMA]))
+def test_logits_and_loss_by_hand(ops, config, seed, family):
+    config = replace(config, **family)
     model = random_model(config, seed, np.float64, ops=ops)
     batch = random_batch(config, seed, packed=False)
     logits = forward({}, model, batch["tokens"])
@@ -236,6 +249,13 @@ def test_a_frozen_model_has_an_empty_gradient():
     assert grads == {}
 
 
+def test_an_array_without_effect_has_a_gradient_of_zeros():
+    tree = {"a": np.ones(2), "b": {"c": np.ones(3, np.float32), "lora_scaling": 2.0}}
+    _, grads = value_and_grad(lambda tree: tree["a"].sum())(tree)
+    assert flatten(grads).keys() == {"a", "b.c"}
+    assert grads["a"].tolist() == [1, 1] and bits(grads["b"]["c"]) == bytes(3 * 4)
+
+
 @PATHS
 def test_a_batch_without_a_target_is_refused(ops):
     batch = random_batch(TINY)
@@ -253,6 +273,8 @@ def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
     tokens = np.arange(6).reshape(2, 3)
     model = Model(TINY, base, ops)
     before = forward({}, model, tokens)
+    from_files = model._replace(source=Source("tiny"))
+    assert with_adapters({}, from_files).source == Source()  # no file has its weights
     for path, leaf in flatten(other).items():
         got = forward(unflatten({path: leaf}), model, tokens)
         mixed = model._replace(base=unflatten(flatten(base) | {path: leaf}))
