@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -172,6 +173,7 @@ def test_concatenated_ranks_are_the_exact_sum_and_are_saved(tmp_path):
         rank = {"q_proj": 5, "up_proj": 2, "down_proj": 3}[path.rpartition(".")[2]]
         assert len(get(adapters, path)["lora_A"]) == rank
         assert errors[path] <= 4 * U32
+    compose.combine(each, weights, "svd", 5)  # as many as on q_proj, and more than elsewhere
     save_adapter(tmp_path, adapters, MODEL, compose.config_of_combined(adapters))
     assert fingerprint(load_adapter(tmp_path, MODEL).adapters) == fingerprint(adapters)
 
@@ -220,14 +222,16 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(config.vocab_size, size=n).tolist() for n in lengths]
     chosen = [each[i] for i in rng.integers(3, size=len(lengths))]
-    for temp in (0.0, 1.0):
+    for temp, top_p in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.5)):
+        options = {"max_tokens": 6, "temp": temp, "top_p": top_p}
         rngs = np.random.default_rng(seed).spawn(len(prompts))
-        assert minilora.generate_batch(
-            chosen, model, prompts, max_tokens=6, temp=temp, rng=seed
-        ) == [
-            list(minilora.generate(tree, model, prompt, max_tokens=6, temp=temp, rng=child))
+        assert minilora.generate_batch(chosen, model, prompts, rng=seed, **options) == [
+            list(minilora.generate(tree, model, prompt, rng=child, **options))
             for tree, prompt, child in zip(chosen, prompts, rngs, strict=True)
         ]
+    names = [*options, "rng"]
+    one, together = (signature(f).parameters for f in (minilora.generate, minilora.generate_batch))
+    assert [one[name].default for name in names] == [together[name].default for name in names]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -267,6 +271,8 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
         ("have a base of their own", lambda: several.per_row([{}, PISSA], [0, 1])),
         ("need as many adapters", lambda: minilora.generate_batch([{}], MODEL, [[1], [2]])),
         ("prompt is empty", lambda: minilora.generate_batch([{}, {}], MODEL, [[1], []])),
+        *((f"`{name}` must", partial(minilora.generate_batch, [{}], MODEL, [[1]], **{name: 1.5}))
+          for name in ("max_tokens", "top_p")),
         (
             r"k_proj\.ia3_l cannot be stacked",
             lambda: several.stack(*get_peft_model(MODEL, MethodConfig("ia3"))),
@@ -286,6 +292,7 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
         ("`rows` has -1: .* 0 to 2", lambda: of_rows(0, -1)),
         ("`rows` has 3: .* 0 to 2", lambda: of_rows(3)),
         ("`rows` has True: .* 0 to 2", lambda: of_rows(True, False)),
+        ("`rows` has True: .* 0 to 2", lambda: of_rows(*np.array([True, False]))),
         (
             "`rows` has 1 numbers for a batch of 2 rows",
             lambda: minilora.forward(of_rows(1), MODEL, [[1], [2]]),
@@ -302,7 +309,7 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
         *((f"`r` must be a whole .* 1 to 6, .* got {r!r}", partial(combined, "svd", r))
           for r in (0, 7, 2.0, True)),
         *(("`weights` must be a finite number", partial(combined, weight=w))
-          for w in (np.nan, 1e39, "1")),
+          for w in (np.nan, 1e39, "1", True)),
     ],
 )  # fmt: skip
 def test_what_is_refused(message, call):
