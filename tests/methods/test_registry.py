@@ -164,6 +164,7 @@ def test_the_matrices_of_vera_are_shared_and_not_trained():
     after = minilora.train(start, model, random_examples(TINY, 4), config).adapters
     shared = get(start, f"model.layers.0.self_attn.q_proj.{vera.SHARED}")
     a, b = shared
+    assert (get(start, f"model.layers.0.self_attn.v_proj.{vera.D}") == np.float32(0.1)).all()
     before = bits(a), bits(b)
     for path, leaf in named_leaves(after):
         if path.endswith(vera.SHARED):
@@ -302,6 +303,7 @@ def test_tokens_that_the_model_cannot_read_are_warned_of_once(name, n, max_token
     # the last token is not read
     assert len(said) == 2 * (virtual + n + max_tokens - 1 > limit)
     assert all(f"pass the {limit} tokens" in str(warning.message) for warning in said)
+    assert {warning.filename for warning in said} <= {__file__}  # they point to the calls
 
 
 def test_the_prompt_of_p_tuning_is_not_trained_without_its_network(tmp_path, capsys):
@@ -344,7 +346,8 @@ def test_p_tuning_is_three_layers_with_relus_between():
 
 @pytest.mark.parametrize("config, why", [
     (MethodConfig("ia3", num_virtual_tokens=3), "`num_virtual_tokens` has no effect .* ia3: leave"),
-    (MethodConfig("lora"), "not for lora: give a LoraConfig"),
+    *((MethodConfig(n), f"not for {n}: give a LoraConfig") for n in ("lora", "dora")),
+    (MethodConfig("lor"), "no method 'lor': choose from lora, dora, .*, prefix, full"),
     (LoraConfig(target_modules=["0.mlp.up_proj", "q_proj"], layers_to_transform=1), "in no layer"),
 ])  # fmt: skip
 def test_what_has_no_effect_is_refused(config, why):
@@ -411,12 +414,13 @@ def test_an_adapter_of_pissa_or_loftq_fits_a_model_only_if_it_gives_the_base(fir
 
     own, model = start(*first)
     expected = minilora.forward(own, model, TOKENS)
-    for other in STARTS:
+    for other in (*STARTS, ("loftq", {"r": 2}, "nf4", None)):  # in blocks of 64
         adapters, _ = start(*other)
         try:
             logits = minilora.forward(adapters, model, TOKENS)
         except InputError as error:
-            assert first != other and "needs the model that came" in str(error)
+            known = other, (*other[:3], other[3] or 64)
+            assert first not in known and "needs the model that came" in str(error)
             continue
         # α scales BA, and PiSSA's s·BA is the principal part for every α
         assert_near(logits, expected, 1e-5)
@@ -461,6 +465,20 @@ def test_loftq_takes_five_steps_and_each_comes_nearer():
     error = np.linalg.norm(w - np.round(last) - layers.lora_delta(node))
     assert error == pytest.approx(final, rel=1e-4)
     assert final < 0.98 * first
+
+
+@pytest.mark.parametrize("scheme, block_size", [("nf4", 16), ("int8", None)])
+def test_loftq_is_fitted_to_the_stored_weight(scheme, block_size):
+    """A and B are the best of their rank; DoRA's magnitudes are the norms of Q + s·BA."""
+    config = LoraConfig(r=2, lora_alpha=6, init_lora_weights="loftq", use_dora=True)
+    adapters, model = get_peft_model(MODEL, config, 0, scheme, block_size)
+    for path in adapted_paths(adapters):
+        node, frozen = get(adapters, path), get(model.base, path)
+        rest = get(MODEL.base, path)["weight"] - frozen["weight"].dequantize()
+        left = np.linalg.norm(np.linalg.svd(rest, compute_uv=False)[2:])
+        # A and B are computed in float64 and rounded
+        assert np.linalg.norm(rest - layers.lora_delta(node)) == pytest.approx(left, rel=1e-4)
+        assert_array_equal(node[dora.M], dora.row_norms(frozen | node))
 
 
 def test_a_start_that_changes_the_base_needs_a_dense_one():
@@ -578,8 +596,20 @@ def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path
     assert field in message or "has the shape" in message
 
 
-# fields of PEFT's file that say only how an adapter began
-FREE = {"vera": {"d_initial": 0.1, "init_weights": True, "projection_prng_key": 0}}
+# fields of PEFT's file that say only how an adapter began, or what another field says
+OF_PROMPTS = ("num_attention_heads",)
+FREE = {
+    "ia3": ("init_ia3_weights",), "vera": ("d_initial", "init_weights", "projection_prng_key"),
+    "prompt": (
+        *OF_PROMPTS, "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path",
+        "tokenizer_kwargs",
+    ),
+    "p-tuning": (
+        *OF_PROMPTS, "encoder_reparameterization_type", "encoder_hidden_size",
+        "encoder_num_layers", "encoder_dropout",
+    ),
+    "prefix": (*OF_PROMPTS, "encoder_hidden_size", "prefix_projection", "init_weights"),
+}  # fmt: skip
 PEFT_METHODS = [name for name, method in METHODS.items() if method.peft_fields]
 
 
@@ -592,7 +622,9 @@ def test_a_field_of_peft_that_is_off_or_another_is_not_what_the_method_needs(nam
     # a set of PEFT has no order
     assert method_format.read_config(written | backwards, MODEL.base) == MethodConfig(name)
     sizes = {"num_layers": 2, "token_dim": 12} if name in VIRTUAL else {}  # those of the model
-    method_format.read_config(written | FREE.get(name, {}) | sizes, MODEL.base)
+    assert not {*FREE[name]} & written.keys()
+    free = dict.fromkeys(FREE[name], "any")
+    method_format.read_config(written | free | sizes, MODEL.base)
     for field, value in METHODS[name].peft_fields.items():
         for other in ([type(value)()] if value else []) + [["another"]]:
             with refused(f"{field} .* is not implemented"):
