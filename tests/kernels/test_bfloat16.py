@@ -1,5 +1,6 @@
 """Products in bfloat16: the kernel, the reference, and what a model computes with them."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from minilora.quant.low_precision import LowPrecision
 from minilora.quant.schemes import SCHEMES, leaf_in, quantize, with_compute_dtype
 from minilora.rounding import from_bfloat16, nearest, to_bfloat16
 from minilora.training import gradient_at
-from minilora.tree import flatten
+from minilora.tree import flatten, tree_map
 
 SMALLEST = 2.0**-126  # the smallest normal number: the instruction makes what is below it zero
 SPECIAL = [0.0, -0.0, 1e-40, -1e-45, 1e-38, 3e38, -3.4e38, np.inf, -np.inf, np.nan]
@@ -42,12 +43,14 @@ def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
     bits = bfloat16.to_bfloat16(w)
     first = int(rng.integers(0, 40))
     out = np.full((m, first + n + 3), 7, np.float32)
-    with np.errstate(all="ignore"):
-        bfloat16.matmul(x, bits, out, first)
-        dx = bfloat16.matmul_transposed(g, bits)
-    assert (out[:, :first] == 7).all() and (out[:, first + n :] == 7).all()
-    check(out[:, first : first + n], x, w.T)
-    check(dx, g, w)
+    for has_bfloat16 in {bfloat16.HAS_BFLOAT16, False}:  # the second is NumPy's product
+        with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+            patch.setattr(bfloat16, "HAS_BFLOAT16", has_bfloat16)
+            bfloat16.matmul(x, bits, out, first)
+            dx = bfloat16.matmul_transposed(g, bits)
+        assert (out[:, :first] == 7).all() and (out[:, first + n :] == 7).all()
+        check(out[:, first : first + n], x, w.T)
+        check(dx, g, w)
 
 
 def check(found, a, b):
@@ -100,7 +103,9 @@ def test_a_model_computes_as_the_reference(scheme, monkeypatch):
     monkeypatch.setattr(weights, "TILE", 8)  # rows; some weights have more
     model = Model(TINY, random_base(TINY), kernels.ops)
     in_float32 = quantize(model, scheme)
-    model = with_compute_dtype(in_float32, "bfloat16")
+    with pytest.warns(UserWarning, match=r"^the dense weights of the model are rounded") as said:
+        model = with_compute_dtype(in_float32, "bfloat16")
+    assert said[0].filename == __file__
     reference = model._replace(ops=layers)
     rng = np.random.default_rng(0)
     for path, w in flatten(model.base).items():
@@ -114,6 +119,7 @@ def test_a_model_computes_as_the_reference(scheme, monkeypatch):
                 check(weights.tiled_matmul(x, w), x, dense.T)
                 check(weights.tiled_matmul_backward(g, w), g, dense)
                 check(layers.matmul(x, w), x, dense.T)
+            check(weights.matvec(w, x[0])[None], x[:1], dense.T)  # of a large w
     adapters, _ = minilora.get_peft_model(model, LoraConfig(target_modules="all-linear"), 0)
     batch = collate([[example] for example in random_examples(TINY, 3)])
     found = minilora.loss(adapters, model, batch)
@@ -122,6 +128,12 @@ def test_a_model_computes_as_the_reference(scheme, monkeypatch):
     assert found != minilora.loss(adapters, in_float32, batch)
     with refused("load it again for float32"):
         with_compute_dtype(model, "float32")
+
+
+def test_numbers_that_bfloat16_holds_are_not_said_to_be_rounded():
+    base = tree_map(lambda w: nearest(w, "bfloat16"), random_base(TINY))
+    with warnings.catch_warnings(action="error"):
+        with_compute_dtype(Model(TINY, base), "bfloat16")
 
 
 def test_another_dtype_is_refused():

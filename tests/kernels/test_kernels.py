@@ -1,6 +1,8 @@
 """The helpers of the fused operations: an exponential, and rows on several threads."""
 
 import math
+import runpy
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import bits, compiled_only
+from numba.core import config
 from test_fused import NAMES, call, value_and_gradients
 from threadpoolctl import threadpool_info
 
+from minilora import kernels
 from minilora.kernels import bfloat16, fused, loops, threads
 from minilora.rounding import to_bfloat16
 
@@ -139,8 +143,38 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
 @pytest.mark.parametrize(
     "value, expected", [("", 4), ("3", 3), ("9", 4), ("2,8", 2), (" 2", 2), ("0", 4), ("two", 4)]
 )
-def test_omp_num_threads_bounds_the_threads(value, expected):
-    assert threads.max_threads(4, value) == expected
+def test_omp_num_threads_bounds_the_threads(monkeypatch, value, expected):
+    """Of a process in which numba may use four."""
+    monkeypatch.setattr(config, "NUMBA_NUM_THREADS", 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert runpy.run_path(threads.__file__)["THREADS"] == expected
+
+
+def test_a_fork_starts_threads_of_its_own(monkeypatch):
+    """A fork copies the pool, but not its threads: a call would wait for them forever."""
+    monkeypatch.setattr(threads, "THREADS", 2)
+
+    def other_thread():
+        return threads.parallel_map(lambda _: threading.get_ident(), [0, 1])[1]
+
+    parent = other_thread()
+    assert other_thread() == parent
+    monkeypatch.setattr(threads.os, "getpid", lambda: -1)
+    assert other_thread() != parent
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, ValueError, AttributeError])
+def test_what_cannot_be_imported_is_replaced_by_the_reference(monkeypatch, error):
+    class Broken:
+        def find_spec(self, *_):
+            raise error("no loops")
+
+    monkeypatch.delenv("MINILORA_PLAIN", raising=False)
+    monkeypatch.delitem(sys.modules, bfloat16.__name__)
+    monkeypatch.delattr(kernels, "bfloat16")
+    monkeypatch.setattr(sys, "meta_path", [Broken()])
+    with pytest.warns(UserWarning, match=r"^no loops: minilora computes without numba, which"):
+        assert kernels.load() is kernels.PLAIN
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
