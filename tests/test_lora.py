@@ -285,7 +285,8 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
 @pytest.mark.parametrize(
     "leaf, bad, dtype",
     [
-        ("lora_B", np.nan, np.float32), ("bias", np.inf, np.float32), ("lora_B", 1e5, np.float16),
+        ("lora_B", np.nan, np.float32), ("lora_B", np.inf, np.float32),
+        ("bias", np.inf, np.float32), ("lora_B", 1e5, np.float16),
     ],
 )  # fmt: skip
 def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad, dtype):

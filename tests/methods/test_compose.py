@@ -37,6 +37,7 @@ from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
 from minilora.model import Source
+from minilora.quant.schemes import with_compute_dtype
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters
 
 U32 = 2.0**-24
@@ -104,6 +105,9 @@ def test_an_adapter_upon_a_stack_is_counted_trained_and_saved_alone(tmp_path):
     adapters = moved(adapters, lambda w: w + 1)
     save_adapter(tmp_path, adapters, stacked, config)
     assert fingerprint(load_adapter(tmp_path, stacked).adapters) == fingerprint(adapters)
+    with pytest.warns(UserWarning, match="are rounded to bfloat16"):
+        rounded = with_compute_dtype(stacked, "bfloat16")
+    assert get(rounded.base, "model.layers.0.self_attn.q_proj.lora_stack.0.lora_scaling") == 2.0
 
 
 @pytest.mark.parametrize("name", ["ia3", "bottleneck", "vera"])
