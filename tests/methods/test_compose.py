@@ -226,7 +226,7 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(config.vocab_size, size=n).tolist() for n in lengths]
     chosen = [each[i] for i in rng.integers(3, size=len(lengths))]
-    for temp, top_p in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.5)):
+    for temp, top_p in ((0.0, 1.0), (1.0, 0.5)):
         options = {"max_tokens": 6, "temp": temp, "top_p": top_p}
         rngs = np.random.default_rng(seed).spawn(len(prompts))
         assert minilora.generate_batch(chosen, model, prompts, rng=seed, **options) == [
