@@ -93,8 +93,8 @@ def describe(value):
     text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v)}' for key, v in value.items())}}}"
-    elif dataclasses.is_dataclass(value):  # the fields that are not the default
-        inner = [
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = [  # the fields that are not the default
             f"{f.name}={describe(getattr(value, f.name))}"
             for f in dataclasses.fields(value)
             if difference(f.default, getattr(value, f.name))

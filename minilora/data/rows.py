@@ -80,9 +80,14 @@ def unread_keys(rows):
         key or "'' (without a name)"
         for row in rows
         for key in row.keys() - read_keys(row, "")
-        if row[key] not in (None, "", [])
+        if not is_empty(row[key])
     }
     return ", ".join(sorted(unread))
+
+
+def is_empty(value):
+    """Return whether a value of a row is null, or an empty text or list."""
+    return value is None or (isinstance(value, str | list) and not value)
 
 
 def unread_message_keys(rows, tokenizer):
@@ -171,7 +176,8 @@ def read_keys(row, where):
 
     Raises InputError if the row has no form, or a value of another form.
     """
-    found = [key for key in row if row[key] is not None and (row[key] != "" or key not in LISTS)]
+    empty = {key for key in LISTS if isinstance(row.get(key), str) and not row[key]}  # of a table
+    found = [key for key in row if row[key] is not None and key not in empty]
     forms = [form for form in FORMS if {*form} <= {*found}]
     if not forms:
         raise InputError(
@@ -181,7 +187,8 @@ def read_keys(row, where):
         )
     form = forms[-1]
     keys = [key for key in form + FORMS[form] if key in found]
-    others = [key for key in (*sorted(KEYS), "history") if key not in keys and row.get(key)]
+    known = *sorted(KEYS), "history"
+    others = [key for key in known if key not in keys and not is_empty(row.get(key))]
     if others:
         names = " ".join(f"{key}={key}" for key in keys)
         raise InputError(

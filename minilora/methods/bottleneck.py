@@ -38,6 +38,6 @@ METHOD = Method(
     init,
     hooks=(Hook(ENTRIES, apply),),
     size="bottleneck_size",
-    # h, and the powers in gelu
-    extra_floats={"bottleneck_down": lambda leaf: leaf.shape[1] + 8 * len(leaf)},
+    # h, and the powers in gelu, and its result
+    extra_floats={"bottleneck_down": lambda leaf: leaf.shape[1] + 6 * len(leaf)},
 )

@@ -256,6 +256,7 @@ def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
         ({"a": [1, 2]}, {"a": (1, 3)}, "['a'][1]: expected 2, got 3"),
         ("a", 1.5, f"{TYPE} expected () <U1 'a', got () float64 1.5"),
         ([], [None], f"{TYPE} expected list (), got list (NoneType)"),
+        (0, exercises.Mistake, f"{TYPE} expected 0, got type"),
     ],
 )
 def test_the_difference_of_two_results(expected, got, says):
@@ -723,6 +724,11 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     (tmp_path / "dan.zip").write_bytes(locked)
     notes = [f"{PACK.file} cannot be read: it is encrypted"]
     assert submission.collect(tmp_path / "dan.zip") == ({}, notes)
+    locked[locked.index(b"PK\1\2") + 8] = 0
+    locked[locked.index(b"PK\1\2") + 10] = 9  # Deflate64
+    (tmp_path / "dan.zip").write_bytes(locked)
+    notes = [f"{PACK.file} cannot be read: That compression method is not supported"]
+    assert submission.collect(tmp_path / "dan.zip") == ({}, notes)
     ignored = [".hidden", "progress.json", "a/__pycache__/b.py", "a/qlora_in_one_file.py"]
     deep = f"deep/{NEAREST.file.upper()}"
     names = [*ignored, *(f"{n:03}.png" for n in range(201)), deep]
@@ -884,6 +890,13 @@ def broken_set(tmp_path, monkeypatch):
 def test_a_broken_set_is_one_line(broken_set, text, says):
     broken_set.write_text(f"[[exercise]]\n{text}", encoding="utf-8")
     with pytest.raises(InputError, match=says):
+        exercises.load()
+
+
+def test_an_exercise_whose_python_file_is_broken_is_named(broken_set):
+    broken_set.write_text(f"[[exercise]]\n{ENTRY}{HINTS}", encoding="utf-8")
+    (broken_set.parent / "exercises" / NEAREST.file).write_text("def f(:\n", encoding="utf-8")
+    with pytest.raises(InputError, match="nearest-code: invalid syntax"):
         exercises.load()
 
 
@@ -1059,6 +1072,8 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
         rows = [row for row in csv.DictReader(file) if row["exercise"] == "guess: reasons"]
     assert [row["points"] for row in rows] == ["0", ""]
     assert exercises.written_reasons(b'NOTE = REASON = "why"') == "why"
+    for source in (b"1" + b" + 1" * 20_000, b"-" * 100_000 + b"1"):  # too deep for the parser
+        assert not exercises.written_reasons(source)
     reasons = exercises.written_reasons(b'REASON = "a" + str(2)')  # it is not run
     rows = report.grade(exercises.load()["guess"], judge.PASSED, judge.PASSED, reasons).rows
     assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]

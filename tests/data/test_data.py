@@ -639,6 +639,10 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
         prepared(*lost)
     with refused(r"rows\[1\]: the keys are \['answer', 'question'\]"):
         prepared({"text": "a"}, {"question": "a", "answer": "b"})
+    # a table in memory can have arrays
+    prepared({"text": "abcde", "weight": np.zeros(2)})
+    with refused(r"rows\[0\]: messages must be a list of objects, not array"):
+        prepared({"messages": np.array([{"role": "user"}])})
 
 
 def test_the_text_of_the_end_token_ends_no_answer():

@@ -59,7 +59,10 @@ def kept_by_a_step(adapters, model):
     "name", ["q and v", *(n for n in METHODS if n not in ("head", "p-tuning", "prefix"))]
 )
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
-    sizes = {"prompt": {"num_virtual_tokens": 1}, "vera": {"vera_r": 64}}
+    sizes = {
+        "prompt": {"num_virtual_tokens": 1}, "vera": {"vera_r": 64},
+        "bottleneck": {"bottleneck_size": 64},
+    }  # fmt: skip
     model, config = fast_model(CONFIG), MethodConfig(name, **sizes.get(name, {}))
     if name in ("q and v", "lora", "dora"):
         targets = ("q_proj", "v_proj") if name == "q and v" else ALL_LINEAR

@@ -69,7 +69,8 @@ def written_reasons(source):
     It has what `+=` adds, and is empty if the file has none, or still that of the stub.
     """
     text = ""
-    with suppress(SyntaxError, ValueError):
+    # the parser's limits: RecursionError and MemoryError
+    with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         for node in ast.parse(source).body:
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -249,6 +250,6 @@ def load_file(path):
                 raise InputError("the id occurs twice")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
             exercises[where] = Exercise(folder, **entry, mistakes=mistakes)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

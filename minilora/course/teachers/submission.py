@@ -92,10 +92,10 @@ def collect(path):
             while found.get(name, content) != content:  # an archive can have a name twice
                 name = f"again/{name}"
             found[name] = content
-        except RuntimeError:
-            notes.append(f"{name} cannot be read: it is encrypted")
         except Exception as error:  # damaged, not allowed
-            notes.append(f"{name} cannot be read: {error}")
+            # of an encrypted file; a kind of RuntimeError is for a compression that is not known
+            reason = "it is encrypted" if type(error) is RuntimeError else error
+            notes.append(f"{name} cannot be read: {reason}")
     return found, notes
 
 
