@@ -14,16 +14,14 @@ In w (n, k), neighbours of a sum are in one row, so words are transposed for x w
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, config, types
-from numba.core.registry import cpu_target
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ..rounding import from_bfloat16
-from .loops import jit, rows
+from .loops import has_feature, jit, rows
 from .threads import parallel_rows
 
-_, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of the processor
-HAS_BFLOAT16 = "+avx512bf16" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
+HAS_BFLOAT16 = has_feature("avx512bf16")
 ROWS = 8  # with three registers of sixteen sums per row, a tile fills 24 of 32 registers
 COLUMNS = 48
 DEPTH = 640  # terms of a sum in a tile: a panel of so many fits in the second-level cache

@@ -8,14 +8,12 @@ table has the two values of each byte.
 
 import numpy as np
 from llvmlite import ir
-from numba.core import config, types
-from numba.core.registry import cpu_target
+from numba.core import types
 from numba.extending import intrinsic
 
-from .loops import jit
+from .loops import has_feature, jit
 
-_, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of the processor
-AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
+AVX512 = has_feature("avx512f")
 
 
 @jit

@@ -18,6 +18,8 @@ from uuid import uuid4
 
 import numba
 import numpy as np
+from numba.core import config
+from numba.core.registry import cpu_target
 from numba.extending import overload
 
 ONE = np.float32(1)
@@ -53,6 +55,12 @@ def jit(kernel=None, **options) -> Any:
 
 
 fast_jit = partial(jit, fastmath=FAST, error_model="numpy")
+
+
+def has_feature(name):
+    """Return whether compiled loops can use a feature of the processor, for example avx512f."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()  # "+avx2,-avx512f,…"
+    return f"+{name}" in features.split(",") and not vars(config)["DISABLE_JIT"]
 
 
 def rows(x):

@@ -492,6 +492,8 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_
     began = time.perf_counter()
     mine = tmp_path / "mine"
     hostile = HOSTILE.format(mine=str(mine), limits=isolation.LIMITS)
+    # the system allows no limit of so many files: the others are set
+    monkeypatch.setattr(isolation, "LIMITS", {"NOFILE": 2**40} | isolation.LIMITS)
     text = checked(PACK, tmp_path, hostile)
     assert "seen: [], own: {True}" in text and os.getcwd() not in text
     state = Path(f"/proc/{mine.read_text()}/stat")  # of the student's child, which sleeps for 60 s
@@ -526,6 +528,12 @@ def test_the_end_of_a_student_wakes_who_waits_for_an_answer():
     isolation.Student(process, mine).end()
     assert mine.poll() and not other.closed
     process.wait()
+
+
+def test_a_student_s_process_that_has_gone_is_named():
+    gone = Mock(**{"send.side_effect": BrokenPipeError})
+    with pytest.raises(Stopped, match="your code ended its process"):
+        isolation.Student(Mock(exitcode=1), gone).ask([()])
 
 
 class Evil:
@@ -973,6 +981,14 @@ def test_a_number_to_predict(kinds):
     assert judge.explain(e, wrong).endswith("\n  changed   nothing")
 
 
+def test_an_exercise_without_a_lesson_is_listed(broken_set, monkeypatch, capsys):
+    monkeypatch.chdir(broken_set.parent)
+    broken_set.write_text(f"[[exercise]]\n{ENTRY}{HINTS}", encoding="utf-8")
+    Path(NEAREST.file).touch()
+    assert run("learn list").out.splitlines()[0].endswith("1 points  05")
+    assert "\nread 05\n" in run("learn next").out
+
+
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
@@ -1057,7 +1073,9 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     exam = "--exercises exercises"
-    run("learn init work", exam)
+    quoted = "then minilora learn next --exercises '../my exam'\n"
+    shutil.copytree("exercises", "my exam")
+    assert run("learn init work --exercises", Path("my exam")).out.endswith(quoted)
     assert sorted(p.name for p in Path("work").iterdir()) == ["fault.py", "guess.py"]
     run("teach solutions solved", exam)
     solved = Path("solved/guess.py").read_text("utf-8")

@@ -74,6 +74,18 @@ def test_a_gguf_file_loads(tmp_path, expected, changes):
     }
 
 
+def test_tensors_begin_at_the_next_multiple_of_32_bytes(tmp_path):
+    """Also if the header ends at one."""
+    path = tmp_path / "m.gguf"
+    values = np.arange(4, dtype="f4")
+    for length in range(1, 33):
+        head = struct.pack("<4sIQQ", b"GGUF", 3, 1, 1)
+        head += put_string("k" * length) + struct.pack("<II", 4, 7)  # an integer
+        head += put_string("w") + struct.pack("<IQIQ", 1, values.size, 0, 0)
+        path.write_bytes(head + bytes(-len(head) % 32) + values.tobytes())
+        np.testing.assert_array_equal(read_header(path)[1]["w"].read(), values)
+
+
 def test_metadata_of_each_type(tmp_path):
     """Alone and in an array, in a file of version 2."""
     values = {

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -161,6 +162,17 @@ def test_a_fork_starts_threads_of_its_own(monkeypatch):
     assert other_thread() == parent
     monkeypatch.setattr(threads.os, "getpid", lambda: -1)
     assert other_thread() != parent
+
+
+@pytest.mark.parametrize("disable_jit", [0, 1])
+def test_a_feature_is_used_if_the_processor_has_it_and_loops_are_compiled(monkeypatch, disable_jit):
+    monkeypatch.setitem(vars(config), "DISABLE_JIT", disable_jit)
+    target = Mock()
+    of_processor = target.target_context.codegen.return_value.magic_tuple
+    of_processor.return_value = "", "", "+avx2,-avx512f,+avx512bf16"
+    monkeypatch.setattr(loops, "cpu_target", target)
+    found = [loops.has_feature(name) for name in ("avx2", "avx512f", "avx512", "avx512bf16")]
+    assert found == [not disable_jit, False, False, not disable_jit]
 
 
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, ValueError, AttributeError])

@@ -7,8 +7,10 @@ keeps a function's decorators, signature, comments and docstring; its body becom
 import ast
 import importlib
 import inspect
+import os
 import random
 import runpy
+import shlex
 import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -225,9 +227,12 @@ def select(names):
     return [e for e in known.values() if e.id in ids]
 
 
-def option():
-    """Return the option of the commands that names FOLDER, after a space; "" without one."""
-    return f" --exercises {FOLDER}" if FOLDER else ""
+def option(start="."):
+    """Return the option that names FOLDER in the folder `start`, after a space; "" without one."""
+    if not FOLDER:
+        return ""
+    path = FOLDER if os.path.isabs(FOLDER) else os.path.relpath(FOLDER, start)
+    return f" --exercises {shlex.quote(path)}"
 
 
 def load():

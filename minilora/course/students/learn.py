@@ -57,7 +57,7 @@ def check_file(exercise, call):
 def do_init(args):
     """Make a workspace, or write the stubs that it lacks."""
     write_files(args)
-    print(f"next: cd {args.folder}, then minilora learn next{exercises.option()}")
+    print(f"next: cd {args.folder}, then minilora learn next{exercises.option(args.folder)}")
 
 
 def write_files(args, solved=False):
@@ -85,7 +85,7 @@ def do_list(args):
     for e in shown:
         state = "passed" if e.id in progress else "begun" if is_begun(e) else "todo"
         about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
-        print(f"{state:<7} {e.id:<25} {about}  {e.lesson_file.stem}")
+        print(f"{state:<7} {e.id:<25} {about}  {Path(e.lesson_file or e.lesson).stem}")
     print(f"{sum(e.id in progress for e in shown)} of {len(shown)} passed")
 
 
@@ -95,7 +95,8 @@ def do_next(args):
     for e in present():
         if e.id not in progress:
             stubs = Path("qlora_in_one_file.py")  # the lesson without the answers
-            lesson = stubs if e.module == exercises.ONE_FILE and stubs.exists() else e.lesson_file
+            has_stubs = e.module == exercises.ONE_FILE and stubs.exists()
+            lesson = stubs if has_stubs else e.lesson_file or e.lesson
             print(f"{e.id}: {e.about}, about {e.minutes} minutes\nread {lesson}")
             print(f"edit {e.file}, then minilora learn check {e.id}{exercises.option()}")
             return
