@@ -6,13 +6,13 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
-from itertools import chain, takewhile
+from itertools import chain, groupby, product, takewhile
 
 import numpy as np
 
 from .. import generation, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
-from ..data.rows import MARK, encode, split_turns, warn
+from ..data.rows import MARK, encode, split_turns, warn, warn_once
 from ..evaluation import doctor, memory, metrics
 from ..formats import fetch as fetching
 from ..formats import hf_folder
@@ -110,40 +110,69 @@ def chat(args):
         prompt = prompt_ids(args, loaded.tokenizer, messages)
         ids = print_answer(loaded, prompt, options)
         if loaded.tokenizer.chat_template:  # else the next prompt is the next line alone
-            answer = content(loaded.tokenizer, messages, prompt, ids)
-            messages.append({"role": "assistant", "content": answer})
+            messages.append(answer_message(loaded.tokenizer, messages, prompt, ids))
 
 
-def content(tokenizer, messages, prompt, ids):
-    """Return the content of the answer `ids`: its text, without what the chat template adds to it.
+THOUGHT = "20000000000000002"  # as MARK
 
-    A model can have learned to write that, too: a space before the content, or what comes after it
-    up to the token that ends generation.
+
+def answer_message(tokenizer, messages, prompt, ids):
+    """Return the message of the answer `ids`: its texts, without what the chat template adds.
+
+    A model can have learned to write that, too: a space before the content, the marks of thoughts,
+    or what comes after the content up to the token that ends generation.
     """
     decode = partial(tokenizer.decode, skip_special_tokens=False)
-    asked = tokenizer.render(messages, add_generation_prompt=True)
-    answered = tokenizer.render([*messages, {"role": "assistant", "content": MARK}])
-    before, _, after = answered.removeprefix(asked).partition(MARK)
-    written = tokenizer.encode(after, add_special_tokens=False)
-    closes = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
-    ends = filter(None, (decode([token]) for token in tokenizer.eos_token_ids))
-    # some tokenizers leave out the space that begins a text, or write one: the content is the
-    # shortest text whose tokens are those of the answer
-    text = decode([*prompt, *ids]).removeprefix(decode(prompt))
-    closings = [decode([*closes]), *(after.partition(end)[0] for end in ends)]
-    found = [text.removesuffix(closing).removeprefix(before) for closing in closings]
-    for said in sorted([*found, *(said.removeprefix(" ") for said in found)], key=len):
+    possible = [*possible_messages(tokenizer, messages, prompt, ids)]
+    rows = []
+    for message in sorted(possible, key=lambda message: len("".join(message.values()))):
         with suppress(InputError):  # the template writes earlier answers in another way
-            if answer_ids(tokenizer, messages, said)[: len(ids)] == ids:
-                return said
-    return found[0]
+            rows.append((message, end_of_row(tokenizer, [*messages, message])))
+    # some tokenizers leave out the space that begins a text, or write one: the message is the
+    # shortest with the tokens of the answer; or with its text, which a model can split otherwise
+    said = [*prompt[-1:], *ids]
+    equal = [message for message, tokens in rows if tokens[: len(said)] == said]
+    equal += [message for message, tokens in rows if decode(tokens).startswith(decode(said))]
+    if rows and not equal:
+        warn_once("the chat template writes this answer in another way than the model did")
+    return [*equal, *possible][0]
 
 
-def answer_ids(tokenizer, messages, answer):
-    """Return the token ids of the answer to a conversation, as in a row."""
-    row = {"messages": [*messages, {"role": "assistant", "content": answer}]}
-    tokens, _, in_answer = encode(row, tokenizer)
-    return tokens[len(tokens) - in_answer[::-1].index(0) :]
+def possible_messages(tokenizer, messages, prompt, ids):
+    """Yield messages of the assistant that could be written as the answer `ids`."""
+    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    # some tokenizers write a space before each text, also after a special token
+    sections = groupby(ids, lambda token: tokenizer.decode([token]) == decode([token]))
+    parts = [decode([*section]) for _, section in sections]
+    texts = [
+        decode([*prompt, *ids]).removeprefix(decode(prompt)),
+        "".join(parts),
+        "".join(part.removeprefix(" ") for part in parts),
+    ]
+    asked = tokenizer.render(messages, add_generation_prompt=True)
+    for thoughts in ({}, {"reasoning_content": THOUGHT}):
+        marked = {"role": "assistant", "content": MARK} | thoughts
+        added = tokenizer.render([*messages, marked]).removeprefix(asked)
+        before, _, after = added.partition(MARK)
+        opens, _, between = before.partition(THOUGHT)
+        written = tokenizer.encode(after, add_special_tokens=False)
+        closes = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
+        ends = filter(None, (decode([token]) for token in tokenizer.eos_token_ids))
+        closings = [decode([*closes]), *(after.partition(end)[0] for end in ends)]
+        for text, closing in product(texts, closings):
+            said = text.removesuffix(closing).removeprefix(opens)
+            if not thoughts:
+                yield {"role": "assistant", "content": said}
+                yield {"role": "assistant", "content": said.removeprefix(" ")}
+            elif between and between in said:
+                first, _, last = said.partition(between)
+                yield {"role": "assistant", "content": last, "reasoning_content": first}
+
+
+def end_of_row(tokenizer, messages):
+    """Return the token ids of the last answer of a row, and the one before them."""
+    tokens, _, in_answer = encode({"messages": messages}, tokenizer)
+    return tokens[len(tokens) - in_answer[::-1].index(0) - 1 :]
 
 
 def chat_ids(tokenizer, messages):

@@ -29,7 +29,7 @@ from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_mo
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import content, load_model, prompt_ids
+from minilora.cli.commands import answer_message, load_model, prompt_ids
 from minilora.cli.examples import load_examples, read_split
 from minilora.cli.loading import base_line, base_of, load_for_training, read_run
 from minilora.cli.run import prepare, print_sample
@@ -647,7 +647,8 @@ def legacy(tokenizers):
     steps = tokenizers.normalizers
     backend.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
     steps = tokenizers.decoders
-    backend.decoder = steps.Sequence([steps.Replace("▁", " "), steps.Strip(" ", 1, 0)])
+    steps = steps.Replace("▁", " "), steps.Fuse(), steps.Strip(" ", 1, 0)
+    backend.decoder = tokenizers.decoders.Sequence([*steps])
     end = backend.token_to_id("<|im_end|>")
     return PretrainedTokenizer(backend, end, {}, "", {}, "", eos_token_ids=(end,))
 
@@ -672,20 +673,32 @@ ASKED = [
     (make, asks)
     for make in (byte_level, legacy, metaspace, with_prefix)
     for asks in ("he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> ")
-    # of these two, a token that spans prompt and answer is of the answer; see `encode_pieces`
-    if make not in (metaspace, with_prefix) or not asks.endswith(" ")
+    # of the others, a token that spans prompt and answer is of the answer; see `encode_pieces`
+    if make is byte_level or not asks.endswith(" ")
 ]
 
 
 @pytest.mark.parametrize("make, asks", ASKED)
-@pytest.mark.parametrize("closes", ["", " ", "\n", "\nhel\n"])
-def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, closes):
-    """Also where the template writes white space around an answer."""
+@pytest.mark.parametrize(
+    "opens, thinks, closes",  # what the template writes before an answer, after its thoughts, after
+    [
+        ("", "", ""),
+        ("", "", " "),
+        ("", "", "\n"),
+        ("", "", "\nhel\n"),
+        ("<|im_start|>l.", "", ""),
+        ("l.l", "", "\n"),
+        ("", "<|im_start|>", ""),
+        ("he:", ".l.", "\n"),
+    ],
+)
+def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks, closes):
     template = (
-        "{% for m in messages %}{{ 'l: ' if m.role == 'user' else '" + asks + "' }}"
-        "{{ m.content }}" + closes + "<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'user' %}l: {{ m.content }}{% else %}"
+        + asks + opens + "{% if m.reasoning_content %}{{ m.reasoning_content }}" + thinks
+        + "{% endif %}{{ m.content }}" + closes + "{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}" + asks + "{% endif %}"
-    )
+    )  # fmt: skip
     words = make(pytest.importorskip("tokenizers"))
     ends = [words.eos_token_id, 999]  # the config of a model can have one without a token
     if make is byte_level:
@@ -694,6 +707,9 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, closes):
     said = ["hel", "lel", " he", "hehe", "lel", "he."]
     roles = ("user", "assistant") * 3
     row = [{"role": role, "content": text} for role, text in zip(roles, said)]
+    if thinks:
+        for message in row[1::2]:
+            message["reasoning_content"] = "l h"
     tokens, in_answer, _ = encode({"messages": row}, words, mask_prompt=True)
     assert 0 not in tokens  # the template writes no BOS
     messages = []
@@ -703,8 +719,7 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, closes):
         start = len(prompt)
         assert prompt == tokens[:start] and in_answer[start - 1 : start + 1] == [0, 1]
         answer = tokens[start : tokens.index(words.eos_token_id, start)]
-        text = content(words, messages, prompt, answer)
-        messages.append({"role": "assistant", "content": text})
+        messages.append(answer_message(words, messages, prompt, answer))
     assert messages == row
 
 
@@ -725,7 +740,8 @@ def test_the_content_of_an_answer_keeps_its_spaces(said):
     row = {"messages": [*asked, {"role": "assistant", "content": said}]}
     tokens, in_answer, _ = encode(row, words, mask_prompt=True)
     start = in_answer.index(1)
-    assert content(words, asked, tokens[:start], tokens[start:-1]) == said
+    found = answer_message(words, asked, tokens[:start], tokens[start:-1])
+    assert found == {"role": "assistant", "content": said}
 
 
 def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatch):
