@@ -318,7 +318,7 @@ def trouble_with_template(messages, tools, tokenizer):
     marks = {
         i: str(10**16 + i)
         for i, m in enumerate(messages)
-        if (m.get("content") or "").strip() and "tool_calls" not in m
+        if (m.get("content") or "").strip() and not m.get("tool_calls")
     }
     marked = text([
         m | {"content": m["content"] + marks[i]} if i in marks else m
@@ -349,7 +349,8 @@ def lacks_a_part(shown, messages, tools, calls):
     parts of the schema of a tool.
     """
     names = [item.get("function", item).get("name") for item in tools or ()]
-    last = list(without(messages[-1], "role", "name", "tool_calls").values())
+    values = without(messages[-1], "role", "name", "tool_calls").values()
+    last = [value for value in values if not isinstance(value, int | float)]  # as that of a turn
     said = [m.get("content") for m in messages[:-1] if m.get("tool_calls")]
     needed = words(
         [last, said, names, *([call.get("name"), call.get("arguments")] for call in calls)]
@@ -360,9 +361,11 @@ def lacks_a_part(shown, messages, tools, calls):
 
 
 def words(value):
-    """Return {word: how often} of all texts in a value of JSON, keys included."""
+    """Return {word: how often} of a value of JSON, keys included; a symbol such as 👍 is a word."""
     if isinstance(value, str):
-        return Counter(re.findall(r"\w+", value))
+        return Counter(re.findall(r"\w+|[^\w\s\x00-\x7f]", value.lower()))
+    if isinstance(value, int | float):
+        return words(str(value))  # true in JSON, True in Python
     if isinstance(value, dict):
         return words([*value.keys(), *value.values()])
     if isinstance(value, list):
@@ -471,19 +474,23 @@ def encode(row, tokenizer, mask_prompt=False):
     # as in transformers, the template writes the special tokens of a chat
     ids = tokenizer.encode_pieces(pieces, add_special_tokens=not is_chat(row, tokenizer))
     ends = end_tokens(tokenizer)
-    answers = [m for m in messages_of(row) if m["role"] == "assistant"][-len(turns) :]
+    answers = [i for i, m in enumerate(messages_of(row)) if m["role"] == "assistant"]
+    heads = [*ids[::2], []]
     tokens: list = []
     in_answer: list = []
-    for n, (answer, head, tail) in enumerate(zip(answers, ids[::2], ids[1::2]), 1):
+    for n, (i, tail) in enumerate(zip(answers[-len(turns) :], ids[1::2])):
+        head, following = heads[n : n + 2]
         end = len(tail)
         if "text" not in row:
-            end = next((i for i, token in enumerate(tail, 1) if token in ends), end)
+            # an end token that begins the next message ends the answer
+            if ends.isdisjoint(tail) and not ends.isdisjoint(following[:1]):
+                tail = [*tail, following.pop(0)]
+            end = next((place for place, token in enumerate(tail, 1) if token in ends), len(tail))
         rest = tail[end:]
         tail = tail[:end]
-        # of an answer that the template changes, the rest has the next message, too
-        if (n == len(turns) or turns[n][0]) and ends_inside(answer, tail, rest, tokenizer):
+        if tokenizer.decode(rest).strip() and ends_inside(row, i, tokenizer):
             raise InputError(ENDED)
-        if n == len(turns):
+        if n == len(turns) - 1:
             if ends.isdisjoint(tail[-1:]):
                 tail = [*tail, tokenizer.eos_token_id]
             rest = []
@@ -492,11 +499,36 @@ def encode(row, tokenizer, mask_prompt=False):
     return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
 
 
-def ends_inside(answer, tokens, rest, tokenizer):
-    """Return whether a word of an answer is in none of its tokens, but in the rest after them."""
-    after = words(tokenizer.decode(rest))
-    missing = words([*without(answer, "role").values()]) - words(tokenizer.decode(tokens))
-    return bool(after & missing)
+def ends_inside(row, i, tokenizer):
+    """Return whether the template writes an end token before the end of what message i says."""
+    messages = messages_of(row)
+    render = partial(tokenizer.render, tools=row.get("tools") or None)
+    before = render(messages[:i], add_generation_prompt=True)
+    marked = render([*messages[:i], with_marks(messages[i]), *messages[i + 1 :]])
+    said = marked[len(before) :].rpartition(MARK)[0].rstrip()
+    tokens = tokenizer.encode(said, add_special_tokens=False)
+    return not end_tokens(tokenizer).isdisjoint(tokens[:-1])  # a content can end with one
+
+
+def with_marks(message):
+    """Return a message with MARK after each of its texts, and after the name of its last call."""
+    marked = {
+        key: value + MARK if isinstance(value, str) and value.strip() else value
+        for key, value in without(message, "role", "name").items()
+    }
+    if message.get("tool_calls"):
+        *others, last = message["tool_calls"]
+        function = last.get("function", last)
+        function = function | {"name": f"{function.get('name')}{MARK}"}
+        last = last | {"function": function} if "function" in last else function
+        marked["tool_calls"] = [*others, last]
+    return message | marked
+
+
+def is_open(example, ends):
+    """Return whether an answer before the last one has no end token."""
+    steps = zip(example.tokens, example.answer, example.answer[1:])
+    return any(now > after and token not in ends for token, now, after in steps)
 
 
 def encode_rows(
@@ -544,6 +576,10 @@ def encode_usable(rows, tokenizer, train_config):
         raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
     for reason, n in left_out.items():
         warn(f"{n} of {len(rows)} rows are left out: {reason}")
+    num_open = sum(is_open(example, end_tokens(tokenizer)) for example in examples)
+    if num_open:
+        what = "have an answer without an end token: the chat template writes none there"
+        warn(f"{num_open} of {len(rows)} rows {what}")
     if num_cut:
         cut = f"are cut to `max_seq_length` {train_config.max_seq_length}"
         warn(f"{num_cut} of {len(rows)} rows {cut}")

@@ -31,6 +31,7 @@ from minilora.data.rows import (
     split_row,
 )
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.tree import without
 
 BYTES, EOS = ByteTokenizer(), 255
 
@@ -50,6 +51,7 @@ class Chat:
     end: str = "|"
     prints: bool = False
     edit: Callable = list
+    start: str = ""  # of a question after the first
 
     def encode(self, text, add_special_tokens=True):
         start = "^" if add_special_tokens else ""
@@ -70,7 +72,8 @@ class Chat:
                 raise InputError("the chat template rejects these messages: content is None")
             as_text = str if self.prints else json.dumps
             content = as_text(calls) if calls else m["content"]
-            turns += f"<{m['role'][0]}:{content}{self.end}>\n"
+            start = self.start if turns and m["role"] == "user" else ""
+            turns += f"{start}<{m['role'][0]}:{content}{self.end}>\n"
         return turns + "<a:" if add_generation_prompt else turns
 
 
@@ -380,6 +383,8 @@ def test_the_targets_are_the_answers_and_nothing_else(turns, last):
         hiding = Chat(edit=lambda shown, role=role: [m for m in shown if m["role"] != role])
         why = reason_to_leave_out(row, hiding)
         assert why == "an empty answer" or bool(why) == (role in said)
+        no_calls = [message | {"tool_calls": []} for message in row["messages"]]
+        assert reason_to_leave_out({"messages": no_calls}, hiding) == why
 
 
 def with_one_thought(messages):
@@ -413,14 +418,36 @@ def test_an_end_token_of_the_next_question_ends_no_answer():
         encode(chat_row("1", "one", "what is |?", "two"), at_the_end, mask_prompt=True)
 
 
+@pytest.mark.parametrize("last", ["two", "+", "\U0001f44d"])
 @pytest.mark.parametrize("questions", [1, 2])
-def test_an_answer_that_the_template_ends_before_its_last_word_is_refused(questions):
+def test_an_answer_that_the_template_ends_before_its_last_word_is_refused(questions, last):
     def in_parts(messages):
         return [m | {"content": part} for m in messages for part in m["content"].split()]
 
-    row = chat_row(*["q", "hm two"][: 2 * questions], *["r", "one"][: 2 * questions - 2])
+    row = chat_row("q", f"hm {last}", *["r", "one"][: 2 * questions - 2])
     with refused("writes an end token inside an answer"):
         encode(row, Chat(edit=in_parts))
+
+
+def test_a_call_that_the_template_writes_after_an_end_token_is_refused():
+    def in_parts(messages):
+        *before, last = messages
+        return [*before, without(last, "tool_calls"), last] if "tool_calls" in last else messages
+
+    answer = {"role": "assistant", "content": "hm", "tool_calls": [CALL]}
+    with refused("writes an end token inside an answer"):
+        encode({"messages": [{"role": "user", "content": "q"}, answer]}, Chat(edit=in_parts))
+
+
+def test_an_end_token_before_the_next_question_is_of_the_answer(capsys):
+    """Without one, a warning says that the answer has no end."""
+    row = chat_row("1", "one", "2", "two")
+    for start, warning in (("|", ""), ("", "1 of 1 rows have an answer without an end token")):
+        words = Chat(end="", start=start)
+        ((example,), _) = encode_rows([row], words, TrainConfig(mask_prompt=True))
+        assert bytes(example.tokens).decode() == f"<u:1>\n<a:one>\n{start}<u:2>\n<a:two>\n|"
+        assert targets_of(example) == f"one>\n{start}two>\n|"
+        assert warning in capsys.readouterr().err
 
 
 def test_templates_that_cannot_be_split_are_refused():
@@ -474,6 +501,7 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
 
 
 ESCAPED = "two\b2\x1b3\n4"  # as JSON, these characters are letters after a backslash
+NUMBERS = [{"function": {"name": "add", "arguments": {"b": 5, "c": True}}}]
 TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments": {"b": ESCAPED}}}]
 
 
@@ -484,6 +512,9 @@ TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments":
         ({"content": "a", "reasoning_content": "why"}, "why", ""),
         ({"content": None, "tool_calls": TWO_CALLS}, f", {json.dumps(TWO_CALLS[1])}", ""),
         ({"content": None, "tool_calls": TWO_CALLS}, '{"b": ', '{"": '),
+        ({"content": None, "tool_calls": NUMBERS}, "5", "6"),
+        ({"content": None, "tool_calls": NUMBERS}, "true", "false"),
+        ({"content": "\U0001f44d", "reasoning_content": "\U0001f44e"}, "\\ud83d\\udc4e", ""),
     ],
 )
 def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):

@@ -54,7 +54,7 @@ LAST = (
 # a thought has an end token of its own
 IN_PARTS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% generation %}"
-    "{% if m.reasoning %}{{ m.reasoning + eos_token }}{% endif %}"
+    "{% if m.reasoning %}{{ m.reasoning + eos_token }}<|im_start|>x{% endif %}"
     "{{ (m.content or '') + eos_token }}{% endgeneration %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -64,6 +64,7 @@ SPECIAL = [
     "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|user|>", "<|assistant|>",
     "<|end|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
 ]  # fmt: skip
+WORD = r"\w+|[^\w\s\x00-\x7f]"  # a symbol is a word
 NAMED = {  # beginning of the message: whether it says the truth about (messages, tools, tokenizer)
     EMPTY: lambda messages, tools, theirs: (
         any(m["role"] == "assistant" and is_blank(m) for m in messages)
@@ -89,8 +90,8 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
         for i in range(len(messages))
     ),
     PARTS: lambda messages, tools, theirs: any(
-        re.findall(r"\w+", text_of(theirs, messages, tools)).count(word) < n
-        for word, n in Counter(re.findall(r"\w+", needed(messages))).items()
+        re.findall(WORD, text_of(theirs, messages, tools)).count(word) < n
+        for word, n in Counter(re.findall(WORD, needed(messages))).items()
     ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
@@ -160,9 +161,10 @@ def is_blank(message):
 
 
 def says_nothing(tokenizer, messages, i, tools):
-    """Tell whether a message has the text of a blank one in the chat."""
-    as_blank = text_of(tokenizer, changed(messages, i, ""), tools)
-    return text_of(tokenizer, messages, tools) == as_blank
+    """Tell whether a message has the text of a blank one in the chat, or of an end token."""
+    nothing = [changed(messages, i, content) for content in ("", tokenizer.eos_token)]
+    text = text_of(tokenizer, messages, tools)
+    return text in [text_of(tokenizer, blank, tools) for blank in nothing]
 
 
 def rejects(tokenizer, messages, tools):
@@ -274,7 +276,7 @@ def check(sides, seen, row):
               if marks == [0, 1]]  # fmt: skip
     assert theirs.eos_token_id not in begins  # the model would learn to say nothing
     learned = theirs.decode(example.tokens)
-    assert {*re.findall(r"\w+", said(messages[-1]))} <= {*re.findall(r"\w+", learned)}
+    assert {*re.findall(WORD, said(messages[-1]))} <= {*re.findall(WORD, learned)}
     tokens, targets = their_example(theirs, training, row)
     if targets:
         seen["equal"] += 1
