@@ -14,7 +14,7 @@ import warnings
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from outcomes import error_of, run
@@ -117,10 +117,8 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, out, tmp
 def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
     """Characters that the terminal lacks are printed as escapes."""
     row = {"prompt": "é 漢 \U0001f600", "completion": "ü→"}
-    data, out = (
-        write_rows(tmp_path / "rows.jsonl", [row] * 20),
-        tmp_path / 'a/ä\u2028"\\\x7f\U0001f600',
-    )
+    data = write_rows(tmp_path / "rows.jsonl", [row] * 20)
+    out = tmp_path / 'a/ä\u2028"\\\x7f\U0001f600'
     monkeypatch.chdir(tmp_path)
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
@@ -130,13 +128,13 @@ def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
 
 
 def test_a_closed_standard_output_and_error(base, monkeypatch):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, None)
-    assert exit_status("inspect --model", base) == 0
-    assert exit_status("inspect --model nowhere") == 2
-    monkeypatch.setattr(sys, "stdout", open_one := io.StringIO())
-    monkeypatch.setattr(sys, "stderr", None)
-    assert exit_status("inspect --model nowhere") == 2 and open_one.getvalue() == ""
+    """An error is not printed on standard output instead."""
+    for stdout in (None, io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setattr(sys, "stderr", None)
+        assert exit_status("inspect --model nowhere") == 2
+        assert not stdout or stdout.getvalue() == ""
+        assert exit_status("inspect --model", base) == 0
 
 
 def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
@@ -187,7 +185,7 @@ ENDS = [  # what a command raises, the exit status, what is printed, waits for o
 def test_every_end_of_a_command_has_its_status_and_line(
     monkeypatch, capsys, raised, status, printed, waits
 ):
-    finished, moved = [], []
+    finished, redirected = [], []
 
     def dispatch(argv):
         warnings.warn("a message to programmers", DeprecationWarning, stacklevel=1)
@@ -196,8 +194,7 @@ def test_every_end_of_a_command_has_its_status_and_line(
 
     monkeypatch.setattr(cli, "dispatch", dispatch)
     monkeypatch.setattr(cli.processes, "finish", lambda: finished.append(True))
-    system = vars(os) | {"dup2": lambda *files: moved.append(files[1])}
-    monkeypatch.setattr(cli, "os", SimpleNamespace(**system))
+    monkeypatch.setattr(os, "dup2", lambda _, file: redirected.append(file))
     try:
         with warnings.catch_warnings(action="ignore"):  # as Python does outside of tests
             found = cli.main(["evaluate"])
@@ -206,54 +203,46 @@ def test_every_end_of_a_command_has_its_status_and_line(
     assert (found, bool(finished)) == (status, waits)
     said = capsys.readouterr().err
     assert said.startswith(printed) and bool(said) == bool(printed)
-    # what is still in the buffer of standard output must not raise at the exit of Python
-    assert moved == ([1] if isinstance(raised, BrokenPipeError) else [])
+    # otherwise, Python would write the rest of its buffer to the closed pipe, which raises
+    assert redirected == [1] * isinstance(raised, BrokenPipeError)
 
 
-def test_the_status_is_that_of_the_first_signal_and_the_process_ends_undisturbed(monkeypatch):
-    def interrupted(argv):
-        raise KeyboardInterrupt
-
+def test_the_status_is_that_of_the_first_signal_and_the_end_ignores_further_ones(monkeypatch):
     ignored = []
     monkeypatch.setattr(cli, "interrupt_once", lambda: [signal.SIGTERM, signal.SIGINT])
-    monkeypatch.setattr(cli, "dispatch", interrupted)
+    monkeypatch.setattr(cli, "dispatch", Mock(side_effect=KeyboardInterrupt))
     monkeypatch.setattr(signal, "signal", lambda *change: ignored.append(change))
     assert cli.main() == 143
-    # SIGTERM first: its handler calls that of SIGINT
+    # SIGTERM first, because its handler calls that of SIGINT
     assert ignored == [(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
 def test_sigterm_calls_the_handler_that_sigint_has_now(received):
-    """While threads compute, it is another one; see kernels/threads.py."""
-    called = []
-    signal.signal(signal.SIGINT, lambda number, frame: called.append(number))
-    with suppress(KeyboardInterrupt):  # else a fault would end all tests
+    """While threads compute, SIGINT has another handler; see kernels/threads.py."""
+    handler = Mock()
+    signal.signal(signal.SIGINT, handler)
+    with suppress(KeyboardInterrupt):  # which the earlier handler raises
         signal.raise_signal(signal.SIGTERM)
-    assert called == [signal.SIGTERM] and received == []
+    handler.assert_called_once()
+    assert received == []
 
 
-def test_an_exception_that_python_drops_is_shown_unless_it_is_an_interrupt(received, monkeypatch):
-    shown = []
-    monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
-    dropped = SimpleNamespace(exc_type=ValueError)
-    sys.unraisablehook(dropped)
-    assert shown == [dropped]
+def test_any_other_exception_that_python_drops_is_shown(received, monkeypatch):
+    monkeypatch.setattr(sys, "__unraisablehook__", Mock())
+    sys.unraisablehook(Mock(exc_type=ValueError))
+    sys.__unraisablehook__.assert_called_once()
 
 
 def test_a_dropped_signal_is_not_repeated_after_the_end_of_the_run(received, monkeypatch):
-    """Else the thread that repeats it would not let the process end."""
-    repeats = []
-    monkeypatch.setattr(
-        cli.threading,
-        "Timer",
-        lambda _, repeat: repeats.append(repeat) or SimpleNamespace(start=int),
-    )
+    """Otherwise, the thread that repeats the signal would not let the process end."""
+    monkeypatch.setattr(cli.threading, "Timer", Mock())
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
-    sys.unraisablehook(SimpleNamespace(exc_type=KeyboardInterrupt))
+    sys.unraisablehook(Mock(exc_type=KeyboardInterrupt))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    monkeypatch.setattr(cli.time, "sleep", lambda seconds: pytest.fail("it waits"))
-    repeats[0]()
+    monkeypatch.setattr(cli.time, "sleep", lambda _: pytest.fail("the thread waits"))
+    _, repeat = cli.threading.Timer.call_args.args
+    repeat()
 
 
 def test_further_signals_are_ignored_while_the_run_ends(received, monkeypatch):
