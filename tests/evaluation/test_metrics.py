@@ -1,11 +1,8 @@
 """Scores against slow oracles: the loss, greedy decoding, and calibration counted one by one."""
 
 import math
-import struct
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR, InputError
 from minilora.evaluation import metrics, plot
 from minilora.evaluation.metrics import calibration_error, evaluate
-from minilora.formats.files import atomic_write as write
 
 U32 = 2.0**-24
 
@@ -139,35 +135,21 @@ def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
 # ------------------------------------------------------------------------------ the figure
 
 
-def test_panels_are_side_by_side_and_have_a_legend_of_their_own(tmp_path, monkeypatch):
-    writes = []
-    monkeypatch.setattr(plot, "atomic_write", lambda *paths: writes.append(paths) or write(*paths))
-    with plot.figure(tmp_path / "a.png", "x", "y", "title", columns=2) as (left, right):
+def test_panels_are_row_by_row_and_have_texts_and_legends_of_their_own(tmp_path):
+    names = ["a", "b", "c", "d"]
+    with plot.figure(tmp_path / "a.png", names, "y", names, columns=2, rows=2) as panels:
+        left, right, below, _ = panels
         left.plot([0, 1], label="a")
         right.plot([0, 1], label="b")
+        below.plot([0, 1])
         own = right.legend(loc="upper left")
-    assert left.get_position().x1 < right.get_position().x0
-    assert left.get_legend() and right.get_legend() is own
-    assert writes == [(tmp_path / "a.png",)]
-    data = (tmp_path / "a.png").read_bytes()
-    assert b"Software" not in data
-    assert struct.unpack(">2I", data[16:24]) == (921, 518)  # 6.4 times 3.6 inches, 144 dots each
-
-
-def test_panels_are_row_by_row_and_have_texts_of_their_own(monkeypatch):
-    monkeypatch.setattr(plot, "atomic_write", lambda path: nullcontext((path,)))
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock())  # it takes 0.3 s
-    names = ["a", "b", "c", "d", "e", "f"]
-    with plot.figure("a.png", names, "y", names, columns=2, rows=3) as panels:
-        panels[0].plot([0, 1])
-    first, right, below, *_ = [axes.get_position() for axes in panels]
-    assert first.x1 < right.x0 and first.y0 == right.y0 and below.y1 < first.y0
-    assert [axes.get_xlabel() for axes in panels] == names
-    assert [axes.get_title("left") for axes in panels] == names
+    first, second, third, _ = (axes.get_position() for axes in panels)
+    assert first.x1 < second.x0 and first.y0 == second.y0 and third.y1 < first.y0
+    assert [(axes.get_xlabel(), axes.get_title("left")) for axes in panels] == [*zip(names, names)]
     assert {axes.get_ylabel() for axes in panels} == {"y"}
-    assert not panels[0].get_legend()
-    shown = [name for name, spine in panels[5].spines.items() if spine.get_visible()]
-    assert shown == ["left", "bottom"]
+    assert left.get_legend() and right.get_legend() is own and not below.get_legend()
+    # without the version of matplotlib, the same figure has the same bytes
+    assert b"Software" not in (tmp_path / "a.png").read_bytes()
 
 
 @given(st.lists(st.floats(-9, 9), max_size=25), st.integers(1, 12))
@@ -222,6 +204,6 @@ def test_progress_is_shown_where_it_is_written_to_a_terminal(stream, monkeypatch
     for quiet in (False, True):
         with metrics.progress_bar(1, quiet) as bar:
             assert bar.disable == (quiet or stream == "stdout")
-    monkeypatch.setitem(sys.modules, "ipykernel", None)  # a notebook is no terminal
+    monkeypatch.setitem(sys.modules, "ipykernel", None)  # as in a notebook
     with metrics.progress_bar(1, False) as bar:
         assert not bar.disable
