@@ -359,12 +359,9 @@ def test_the_direction_is_the_better_one_of_the_start_and_half_way(monkeypatch):
         cosines.append([np.dot(*pair) / np.prod(np.linalg.norm(pair, axis=1)) for pair in pairs])
     assert {*np.argmax(cosines, axis=0)} == {0, 1}, "each of the two is the better one for some"
     monkeypatch.setattr(metrics, "TOKENS", 20)  # in several batches
-    calls = []
-    monkeypatch.setattr(doctor, "loss", lambda *args: calls.append(args) or loss(*args))
     found = doctor.directions(adapters, model, examples)
     # the gradients are sums of float32 in another order
     assert [*found.values()] == pytest.approx(np.max(cosines, axis=0), abs=1e-5)
-    assert len(calls) > 2 and all(call[-1] is True for call in calls)  # with checkpointing
 
 
 def test_what_four_bits_keep_of_a_small_and_of_a_large_update():
