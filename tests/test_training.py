@@ -1,11 +1,11 @@
 """The training loop: arrays it does not modify, reproducible bits, early stopping, its state."""
 
+import io
 import math
 import warnings
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from models import (
     untimed,
 )
 from outcomes import refused
+from tqdm import tqdm
 
 import minilora
 from minilora import kernels, layers, train, training
@@ -284,8 +285,7 @@ def test_packing_trains_on_the_same_tokens():
     sequences = -(-every // 29)
     assert sum(row["tokens"] for row in history[:sequences] if "tokens" in row) == every
     config = replace(config, batch_size=sequences + 1)
-    text = f"each step repeats sequences: it has {sequences + 1}, and there are only {sequences}: "
-    with pytest.warns(UserWarning, match=text):
+    with pytest.warns(UserWarning, match=f"it has {sequences + 1}, and there are only {sequences}"):
         run(replace(config, iters=2, warmup_ratio=0))
 
 
@@ -350,18 +350,14 @@ def test_settings_that_fit_the_examples_or_have_no_effect_are_noticed():
         train(*setting(), unmasked, replace(SMALL, iters=1))
 
 
-def test_a_step_that_repeats_sequences_is_doubted():
-    for size, accumulate, packing, n in product((1, 2, 3), (1, 2), (False, True), (2, 4)):
-        config = replace(
-            SMALL, batch_size=size, grad_accumulation_steps=accumulate, packing=packing
-        )
-        said = [*doubts(config, n)]
-        assert len(said) == (size * accumulate > n)
-        tail = ", or `max_seq_length`" if packing else ""
-        assert not said or said[0] == (
-            f"each step repeats sequences: it has {size * accumulate}, and there are only {n}: "
+def test_a_step_that_repeats_sequences_is_warned_of():
+    for packing, tail in ((False, ""), (True, ", or `max_seq_length`")):
+        config = replace(SMALL, batch_size=3, grad_accumulation_steps=2, packing=packing)
+        assert not [*doubts(config, 6)]
+        assert [*doubts(config, 5)] == [
+            "each step repeats sequences: it has 6, and there are only 5: "
             f"lower `batch_size` or `grad_accumulation_steps`{tail}"
-        )
+        ]
 
 
 def test_a_run_says_if_it_has_too_few_evaluations():
@@ -399,33 +395,24 @@ def test_quiet_prints_nothing(capsys):
     assert capsys.readouterr().out.count("held-out loss") == 4  # three evaluations, and the best
 
 
-def test_the_bars_of_a_run_and_of_its_evaluations(monkeypatch):
+def test_the_bars_of_a_resumed_run_and_of_its_evaluations_are_full_at_the_end(monkeypatch):
     bars = []
 
-    def bar(*args, **options):
-        bars.append((args, options, MagicMock()))
-        bars[-1][-1].__enter__.return_value = bars[-1][-1]
-        return bars[-1][-1]
+    def bar(total, quiet, **options):
+        bars.append(tqdm(total=total, file=io.StringIO(), **options | {"delay": 0}))
+        return bars[-1]
 
-    monkeypatch.setattr(loop, "progress_bar", bar)
-    monkeypatch.setattr(metrics, "progress_bar", bar)
+    for module in (loop, metrics):
+        monkeypatch.setattr(module, "progress_bar", bar)
     monkeypatch.setattr(metrics, "TOKENS", 10)  # in several batches
     (adapters, model), config = setting(), replace(SMALL, iters=3)
     state, _ = next(minilora.run(start(adapters, config), model, EXAMPLES, config))
-    for quiet in (False, True):
-        bars.clear()
-        for _ in minilora.run(state, model, EXAMPLES, config, VALID, quiet):
-            pass
-        (whole, *evaluations) = bars
-        assert whole[:2] == ((3, quiet), {"initial": 1})
-        assert whole[2].update.call_count == (0 if quiet else 2)
-        assert len(evaluations) == 2
-        for args, options, shown in evaluations:
-            assert args == (4, quiet)
-            assert options == {"desc": "evaluating", "delay": 1, "leave": False}
-            assert sum(call.args[0] for call in shown.update.mock_calls) == 4
-    loop.show(shown, {"step": 1, "loss": 0.5, "tokens": 3, "seconds": 0.0})  # rounded to zero
-    shown.set_postfix_str.assert_called_with("loss 0.500, 30000 tokens/s with prompts")
+    bars.clear()
+    for _ in minilora.run(state, model, EXAMPLES, config, VALID):
+        pass
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(1, 3, 3), (0, 4, 4), (0, 4, 4)]
+    loop.show(bars[0], {"step": 1, "loss": 0.5, "tokens": 3, "seconds": 0.0})  # rounded to zero
+    assert bars[0].postfix == "loss 0.500, 30000 tokens/s with prompts"
 
 
 @given(
