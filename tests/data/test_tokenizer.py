@@ -255,90 +255,73 @@ def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, m
     assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
 
 
-NAMED = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|im_end|>")
-METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-LIKE_LLAMA = {"decoder": None, "pre_tokenizer": METASPACE}
-
-
-@pytest.mark.parametrize("changes, parts", [
-    ({}, []), ({"legacy": True}, ["pre_tokenizer"]), ({"legacy": None}, []),
-    ({"add_prefix_space": False, "legacy": True}, ["pre_tokenizer"]),
-    ({"unk_token": "<unk>"}, []), ({"unk_token": None}, []),
-    ({"pad_token": {"content": "h", "lstrip": True}}, []),
-    ({"tokenizer_class": "GemmaTokenizer", "pad_token": None, "mask_token": None},
-     ["normalizer, pre_tokenizer, model"]),
-    ({"tokenizer_class": "GemmaTokenizer", "pad_token": None},
-     ["normalizer, pre_tokenizer, model, added_tokens, mask_token"]),
-    ({"added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}},
-     ["added_tokens"]),
-])  # fmt: skip
-def test_the_parts_that_transformers_builds_in_another_way_are_named(
-    folder, recwarn, changes, parts
-):
-    file = folder / "tokenizer.json"
-    model = read_json(file)["model"] | {"byte_fallback": True, "fuse_unk": True}
-    change_json(file, model=model, **LIKE_LLAMA)
-    fields = {"tokenizer_class": "LlamaTokenizer"} | NAMED | changes
-    change_json(folder / "tokenizer_config.json", **fields)
-    from_folder(folder)
-    assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == parts
-
-
 def byte_level(space, use_regex=True):
     step = {"type": "ByteLevel", "trim_offsets": False}  # which changes no token
     return step | {"add_prefix_space": space, "use_regex": use_regex}
 
 
-NFC = {"type": "NFC"}
-
-
 def of_qwen2(space):
-    """The parts of a tokenizer.json that Qwen2Tokenizer makes."""
     words = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
-    steps = {"type": "Sequence", "pretokenizers": [words, byte_level(space, False)]}
-    return {"normalizer": NFC, "pre_tokenizer": steps}
+    return {"type": "Sequence", "pretokenizers": [words, byte_level(space, False)]}
 
 
+NFC = {"type": "NFC"}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+LIKE_LLAMA = {
+    "decoder": None, "pre_tokenizer": METASPACE,
+    "model": {"byte_fallback": True, "fuse_unk": True},
+}  # fmt: skip
+MADE = {  # the parts of a tokenizer.json that a class of transformers makes
+    "GPT2": {"pre_tokenizer": byte_level(False)},
+    "Qwen2": {"normalizer": NFC, "pre_tokenizer": of_qwen2(False)},
+    "Llama": LIKE_LLAMA, "Gemma": LIKE_LLAMA,
+}  # fmt: skip
+ADDED = {"GPT2": ("bos_token", "unk_token"), "Qwen2": ("unk_token", "pad_token")}  # by the class
 SPACE = {"add_prefix_space": True}
 
 
-@pytest.mark.parametrize("name, settings, changes, model, parts", [
-    ("GPT2", {}, {"pre_tokenizer": byte_level(False)}, {}, []),
-    ("GPT2", SPACE, {"pre_tokenizer": byte_level(True)}, {}, []),
-    ("GPT2", SPACE, {"pre_tokenizer": byte_level(False)}, {}, ["pre_tokenizer"]),
+@pytest.mark.parametrize("name, settings, changes, named", [
+    ("GPT2", {}, {}, []), ("GPT2", SPACE, {}, ["pre_tokenizer"]),
+    ("GPT2", SPACE, {"pre_tokenizer": byte_level(True)}, []),
     # no token is unknown, because there is one for each byte
-    ("GPT2", {}, {"pre_tokenizer": byte_level(False)}, {"unk_token": "h"}, []),
+    ("GPT2", {}, {"model": {"unk_token": "h"}}, []),
     *(
-        ("GPT2", {}, {"pre_tokenizer": byte_level(False)}, change, ["model"])
+        ("GPT2", {}, {"model": change}, ["model"])
         for change in (
             {"ignore_merges": True}, {"byte_fallback": True}, {"continuing_subword_prefix": "#"},
             {"end_of_word_suffix": "#"},
         )
     ),
-    ("Qwen2", {}, of_qwen2(False), {}, []), ("Qwen2", SPACE, of_qwen2(True), {}, []),
-    ("Qwen2", {}, of_qwen2(False) | {"normalizer": {"type": "Sequence", "normalizers": [NFC]}}, {},
-     []),
-    ("Qwen2", {}, of_qwen2(False) | {"normalizer": None}, {}, ["normalizer"]),
-    ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, of_qwen2(False), {},
-     ["added_tokens"]),  # it resets lstrip
+    ("Qwen2", {}, {}, []), ("Qwen2", SPACE, {"pre_tokenizer": of_qwen2(True)}, []),
+    ("Qwen2", {}, {"normalizer": {"type": "Sequence", "normalizers": [NFC]}}, []),
+    ("Qwen2", {}, {"normalizer": None}, ["normalizer"]),
+    # it resets lstrip
+    ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, {}, ["added_tokens"]),
+    ("Llama", {}, {}, []), ("Llama", {"legacy": True}, {}, ["pre_tokenizer"]),
+    ("Llama", {"legacy": None}, {}, []),
+    ("Llama", {"add_prefix_space": False, "legacy": True}, {}, ["pre_tokenizer"]),
+    ("Llama", {"unk_token": "<unk>"}, {}, []), ("Llama", {"unk_token": None}, {}, []),
+    ("Llama", {"pad_token": {"content": "h", "lstrip": True}}, {}, []),
+    ("Llama", {"added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}}, {},
+     ["added_tokens"]),
     # fuse_unk decides, because there is no token <0x00>
-    ("Llama", NAMED, LIKE_LLAMA, {"byte_fallback": True, "fuse_unk": False}, ["model"]),
+    ("Llama", {}, {"model": {"byte_fallback": True, "fuse_unk": False}}, ["model"]),
+    ("Gemma", {"pad_token": None, "mask_token": None}, {}, ["normalizer, pre_tokenizer, model"]),
+    ("Gemma", {"pad_token": None}, {},
+     ["normalizer, pre_tokenizer, model, added_tokens, mask_token"]),
 ])  # fmt: skip
-def test_a_class_of_transformers_has_these_parts(
-    folder, recwarn, name, settings, changes, model, parts
+def test_the_parts_that_transformers_builds_in_another_way_are_named(
+    folder, recwarn, name, settings, changes, named
 ):
     file = folder / "tokenizer.json"
-    change_json(file, **changes, model=read_json(file)["model"] | model)
-    fields = {"tokenizer_class": f"{name}Tokenizer", "eos_token": "<|im_end|>"} | settings
-    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    parts = MADE[name] | changes
+    change_json(file, **parts | {"model": read_json(file)["model"] | parts.get("model", {})})
+    tokens = ("eos_token",) if name in ADDED else ("bos_token", "eos_token", "unk_token")
+    fields = {"tokenizer_class": f"{name}Tokenizer"} | dict.fromkeys(tokens, "<|im_end|>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields | settings))
     special = from_folder(folder).special
-    assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == parts
-    end = "<|endoftext|>"
-    expected = {
-        "GPT2": {"bos_token": end, "unk_token": end}, "Qwen2": {"unk_token": end, "pad_token": end},
-        "Llama": NAMED,
-    }[name]  # fmt: skip
-    assert special.items() >= (expected | {"eos_token": "<|im_end|>"}).items()
+    assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == named
+    assert {special[token] for token in ADDED.get(name, ())} <= {"<|endoftext|>"}
 
 
 @pytest.mark.parametrize("name, content, message", [
