@@ -10,11 +10,11 @@ import os
 import pickle
 import re
 import runpy
+import select
 import shutil
 import subprocess
 import sys
 import threading
-import time
 from bdb import BdbQuit
 from dataclasses import replace
 from functools import partial
@@ -462,19 +462,16 @@ def test_the_limits_are_those_that_the_guide_names():
     assert f"plain data, up to {isolation.MAX_ANSWER_BYTES >> 20} MB;" in text
     names = re.search("Its environment has (.*) and what Python needs", text)[1]
     assert {*re.findall("[A-Z]+", names)} < {*isolation.KEPT}
-    # a second thread would use up the processor time sooner
-    threads = [isolation.ENVIRONMENT[f"{name}_NUM_THREADS"] for name in ("OMP", "OPENBLAS")]
-    assert threads == ["1", "1"]
 
 
 HOSTILE = """    import os, resource, signal, subprocess, sys
     from pathlib import Path
     import minilora.course.students.judge as judge, minilora.nf4 as nf4
     seen = [value for value in os.environ.values() if value == "77"]
-    if not Path({mine!r}).exists():
-        child = subprocess.Popen(["sleep", "60"])
-        Path({mine!r}).write_text(str(child.pid))
-        if os.fork() == 0:  # holds the pipe open
+    if not Path("mine").exists():
+        Path("mine").touch()
+        subprocess.Popen(["sleep", "3600"], stdout=open({pipe!r}, "w"))
+        if os.fork() == 0:  # holds the connection open
             signal.pause()
     judge.check = lambda *_: None
     nf4.unpack_4bit = lambda packed: packed
@@ -489,34 +486,30 @@ HOSTILE = """    import os, resource, signal, subprocess, sys
 
 def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_calls):
     monkeypatch.setenv(commands.SEED, "77")
-    began = time.perf_counter()
-    mine = tmp_path / "mine"
-    hostile = HOSTILE.format(mine=str(mine), limits=isolation.LIMITS)
-    # the system allows no limit of so many files: the others are set
-    monkeypatch.setattr(isolation, "LIMITS", {"NOFILE": 2**40} | isolation.LIMITS)
-    text = checked(PACK, tmp_path, hostile)
-    assert "seen: [], own: {True}" in text and os.getcwd() not in text
-    state = Path(f"/proc/{mine.read_text()}/stat")  # of the student's child, which sleeps for 60 s
-    while state.exists() and " Z " not in state.read_text():
-        assert time.perf_counter() - began < 30
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        hostile = HOSTILE.format(pipe=pipe, limits=isolation.LIMITS)
+        # the system allows no limit of so many files: the others are set
+        monkeypatch.setattr(isolation, "LIMITS", {"NOFILE": 2**40} | isolation.LIMITS)
+        text = checked(PACK, tmp_path, hostile)
+        assert "seen: [], own: {True}" in text and os.getcwd() not in text
+        # the pipe ends when the process that the student has started ends
+        assert select.select([reader], [], [], 600)[0]
     assert answer(PACK, nf4.pack_4bit) == judge.PASSED
     other = "    from minilora.training import get_lr\n    return get_lr(step, train_config)\n"
     assert "call minilora's get_lr" in checked(OWN["warmup"], tmp_path, other)
     whole = "import sys\nfrom minilora.course.students.isolation import block_function\n"
     whole += "import minilora\nblock_function(minilora.lora, 'merge')\nminilora.merge()"
     assert "write merge yourself" in python("-c", whole).stderr
-    assert time.perf_counter() - began < 60
-    assert os.environ[commands.SEED] == "77"
+    assert not Path("mine").exists() and os.environ[commands.SEED] == "77"
     environments = []
 
-    def start():
+    def start(process):
         environments.append({**os.environ})
         raise Stopped
 
-    context = Mock()
-    context.Pipe.return_value = Mock(), Mock()
-    context.Process.return_value.start = start
-    monkeypatch.setattr(isolation, "CONTEXT", context)
+    monkeypatch.setattr(isolation.CONTEXT.Process, "start", start)
     verdict_on(PACK, b"")
     assert environments == [isolation.ENVIRONMENT]
 
@@ -537,6 +530,8 @@ def test_a_student_s_process_that_has_gone_is_named():
 
 
 class Evil:
+    """An object whose pickle would write a file where it is read."""
+
     def __reduce__(self):
         return open, ("mark", "w")
 
