@@ -265,7 +265,6 @@ def test_a_process_waits_for_the_others_only_if_there_are_others(monkeypatch):
 LINES = {  # flags in three processes: the error
     "--batch-size 1": "a micro-batch has 1 shards for 3 processes",
     "--batch-size 2": "a micro-batch has 2 shards for 3 processes",
-    "--batch-size 1 --shards 4": "--shards has no effect with --batch-size 1",
     "--batch-size 4 --shards 1": "start fewer processes, or raise --shards and --batch-size",
     "--shards 0": "--shards: must be a whole number from 1",
 }

@@ -677,19 +677,6 @@ def test_a_run_goes_on_only_with_the_frozen_matrices_of_its_vera(train, tmp_path
 # ------------------------------------------------------------------------------ the settings
 
 
-EFFECT = (  # flags that have no effect with other flags
-    "--quantize fp4 --block-size 32", "--no-mask-prompt", "--mask-prompt --seed 3",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("flags", EFFECT)
-def test_a_flag_with_an_effect_is_taken(train, data, flags):
-    """One of the rows has a prompt."""
-    rows = [{"prompt": "a", "completion": "b"}, *[{"text": "a"}] * 19]
-    write_rows(data, rows)
-    train("--dry-run", flags)
-
-
 def test_the_settings_of_a_run_start_the_same_run(train, base, data, tmp_path):
     """No value in train_config.toml is one that the run would refuse as a flag."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
