@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_how_a_model_is_to_be_named_stored_and_multiplied(tmp_path, monkeypatch):
+def test_what_load_warns_of_and_refuses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "micro").mkdir()
     with pytest.warns(UserWarning, match="micro is the model of this name: write ./micro for"):
@@ -435,16 +436,13 @@ def test_a_save_leaves_other_files_alone(tmp_path):
 
 
 def test_a_file_system_without_locks_is_written(tmp_path, monkeypatch):
-    def flock(*args):
-        raise OSError(errno.ENOLCK, "no locks")
-
-    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "no locks")))
     save(tmp_path / "out")
     assert_same(load(tmp_path / "out").model.base, leaves())
 
 
-def test_a_name_is_that_of_a_file_that_is_on_the_disk(tmp_path):
-    """A loss of power loses what is not flushed: contents are flushed first, then their names."""
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path):
+    """Otherwise, a loss of power could leave the name without the contents."""
     model, config = toy_model(), LoraConfig()
     (tmp_path / "log").write_text("a line\nhalf of")
     with Faults(tmp_path) as faults:
@@ -452,7 +450,7 @@ def test_a_name_is_that_of_a_file_that_is_on_the_disk(tmp_path):
             save_adapter(tmp_path / "a", lora.init(model.base, config, seed), model, config)
         save(tmp_path / "out")
         append(tmp_path / "log", len("a line\n"), "é\n")
-    buffered, cached = set(), set()  # in the process, in the system
+    buffered, cached = set(), set()  # files with contents in the process, in the system
     for operation, name in faults.seen:
         if operation == "write":
             buffered.add(name)
@@ -469,12 +467,10 @@ def test_a_name_is_that_of_a_file_that_is_on_the_disk(tmp_path):
 
 
 @pytest.mark.parametrize("error, says", [
-    (ZeroDivisionError("b"), "a is malformed: ZeroDivisionError: b"),
-    (AttributeError("b"), "a is malformed: AttributeError: b"),
-    (IndexError("b"), "a is malformed: IndexError: b"),
-    (RecursionError("b"), "a is malformed: RecursionError: b"),
-    (TypeError("b"), "a is malformed: TypeError: b"),
-    (ValueError("b"), "a is malformed: ValueError: b"),
+    *((error("b"), f"a is malformed: {error.__name__}: b")
+      for error in (
+          ZeroDivisionError, AttributeError, IndexError, RecursionError, TypeError, ValueError,
+      )),
     (OSError("b"), "a cannot be read: b"), (OSError(1, "b"), "a cannot be read: b"),
     (InputError("b"), "a: b"),
 ])  # fmt: skip
