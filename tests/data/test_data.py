@@ -282,17 +282,15 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     assert example.tokens == [*b"Add.\n2+2\n4", EOS] and targets_of(example) == "4\xff"
 
 
-def test_a_folder_has_a_file_per_split(tmp_path, capsys):
+def test_a_folder_has_a_file_per_split(tmp_path):
     with refused(r"has no file of the split train: name it train\.jsonl"):
         load_rows(tmp_path, "valid")
     table = write(tmp_path, "text\n" + "train\n" * 19 + "x" * 200_000, "train.csv")
     for split in tasks.SPLITS:  # without other files, as for a file
         assert load_rows(tmp_path, split) == load_rows(table, split)
     assert [len(row["text"]) for row in load_rows(table, "valid")] == [5, 200_000]
-    valid = ("validation-00000-of-00001.jsonl", "valid_data.jsonl", "valid.ndjson", "my dev2.jsonl")
-    for name in (*valid, "Test.json"):
+    for name, split, left in (("valid.ndjson", "valid", 20), ("Test.json", "test", 18)):
         path = write(tmp_path, '[{"text": "held out"}]', name)
-        split, left = ("test", 18) if name == "Test.json" else ("valid", 20)
         assert existing_split(tmp_path, "test") == split
         assert load_rows(tmp_path, "test") == load_rows(tmp_path, split) == [{"text": "held out"}]
         assert len(load_rows(tmp_path, "train")) == left
@@ -310,26 +308,23 @@ def test_a_folder_has_a_file_per_split(tmp_path, capsys):
     with refused("valid cannot be read: Is a directory"):
         load_rows(tmp_path, "valid")
     (tmp_path / "valid").rmdir()
-    write(tmp_path, '{"text": "a"}', "holdout.JSONL")
-    load_rows(tmp_path, "valid")
-    assert f"warning: {tmp_path / 'holdout.JSONL'} is not read: " in capsys.readouterr().err
     write(tmp_path, '{"text": "old"}', "valid.jsonl~")
     with refused(r"valid\.jsonl~: a file of rows ends with .*: rename"):
         load_rows(tmp_path, "valid")
 
 
 def test_files_of_no_split_are_named_if_they_could_be_rows_of_it(tmp_path, capsys):
-    for name in ("train.JSONL", "valid.JSONL", "holdout.jsonl", "notes.csv"):
+    for name in ("train.JSONL", "valid.JSONL", "holdout.JSONL", "notes.csv"):
         write(tmp_path, '{"text": "a"}', name)
     load_rows(tmp_path, "valid")
-    what = f"{tmp_path / 'holdout.jsonl'} is not read: the name of a file has its split"
+    what = f"{tmp_path / 'holdout.JSONL'} is not read: the name of a file has its split"
     assert capsys.readouterr().err == f"warning: {what}, such as valid\n"
 
 
 def test_the_first_word_for_a_split_in_a_name_decides():
     names = {
         "train": ["train", "training.csv", "train-without-test.jsonl"],
-        "valid": ["valid", "my_validation", "val.csv", "dev2"],
+        "valid": ["validation-00000-of-00001.jsonl", "valid_data", "val.csv", "my dev2.jsonl"],
         "test": ["test", "testing.csv", "EVAL", "evaluation.json", "test-of-train.jsonl"],
         None: ["restraint.jsonl", "tests.csv", ""],
     }
