@@ -22,9 +22,6 @@ def test_any_matrix(seed, kind, shape):
     w = weights(kind, shape, seed)
     q = int8.quantize(w)
     assert q.codes.dtype == np.int8 and q.codes.min() >= -127
-    # as bitsandbytes, which divides by the absmax before it multiplies by 127
-    scale = 1 / np.maximum(q.absmax, np.float32(1e-36)) * np.float32(127)
-    assert_array_equal(q.codes, np.rint(w * scale[:, None]))
     back = q.dequantize()
     # half of absmax/127; three operations are rounded before the code is chosen, two after it
     absmax = np.abs(w).max(axis=1, keepdims=True).astype(np.float64)
