@@ -119,7 +119,7 @@ def test_a_model_computes_as_the_reference(scheme, monkeypatch):
                 check(weights.tiled_matmul(x, w), x, dense.T)
                 check(weights.tiled_matmul_backward(g, w), g, dense)
                 check(layers.matmul(x, w), x, dense.T)
-            check(weights.matvec(w, x[0])[None], x[:1], dense.T)  # of a large w
+            check(weights.matvec(w, x[0])[None], x[:1], dense.T)  # in tiles, if w is large
     adapters, _ = minilora.get_peft_model(model, LoraConfig(target_modules="all-linear"), 0)
     batch = collate([[example] for example in random_examples(TINY, 3)])
     found = minilora.loss(adapters, model, batch)

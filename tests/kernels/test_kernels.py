@@ -145,13 +145,13 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
     "value, expected", [("", 4), ("3", 3), ("9", 4), ("2,8", 2), (" 2", 2), ("0", 4), ("two", 4)]
 )
 def test_omp_num_threads_bounds_the_threads(monkeypatch, value, expected):
-    """Of a process in which numba may use four."""
+    """Here, numba may use four threads."""
     monkeypatch.setattr(config, "NUMBA_NUM_THREADS", 4)
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert runpy.run_path(threads.__file__)["THREADS"] == expected
 
 
-def test_a_fork_starts_threads_of_its_own(monkeypatch):
+def test_a_fork_starts_new_threads(monkeypatch):
     """A fork copies the pool, but not its threads: a call would wait for them forever."""
     monkeypatch.setattr(threads, "THREADS", 2)
 
