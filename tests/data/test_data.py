@@ -104,9 +104,15 @@ def assert_refused(path, message):
 
 
 def test_rows_of_all_forms(tmp_path):
-    some = [{"text": "é🙂 一"}, {"prompt": "a", "completion": "b", "tools": []}, chat_row("q", "a")]
-    some[2]["messages"][1] |= {"weight": 1, "train": True}  # the loss counts the answer, as without
-    some[2]["messages"].insert(0, {"role": "developer", "content": "a role of some templates"})
+    chat = [
+        {"role": "developer", "content": "a role of some templates"},
+        {"role": "user", "content": "q"},
+        # the loss counts the answer: each of the two keys says so
+        {"role": "assistant", "content": "a", "weight": 1, "train": True},
+    ]
+    some = [
+        {"text": "é🙂 一"}, {"prompt": "a", "completion": "b", "tools": []}, {"messages": chat},
+    ]  # fmt: skip
     lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(some)]
     for name, content in (
         ("rows.txt", "\n" + "\n".join(lines)),  # another name, but the contents are rows
@@ -533,9 +539,8 @@ def test_tools_are_shown_by_their_names():
     calls = [CALL["function"] | {"name": "see"}]
     row = {"messages": [ask, call | {"tool_calls": calls}], "tools": [SCHEMA["function"]]}
     assert reason_to_leave_out(row, Chat()) == ""
-    assert "a part of the last answer, of a call or of a tool" in reason_to_leave_out(
-        row, Nameless()
-    )
+    why = reason_to_leave_out(row, Nameless())
+    assert "a part of the last answer, of a call or of a tool" in why
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
