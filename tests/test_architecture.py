@@ -70,9 +70,9 @@ def test_a_subpackage_imports_only_those_before_it():
 
 
 def test_every_text_file_is_read_and_written_in_utf_8():
-    """Where no encoding is named, Windows has another one."""
+    """Without a named encoding, Windows uses another one."""
     reads = re.compile(r"(?:(?<!os\.)(?<!tarfile\.)\bopen|\w*.\.(?:read|write)_text)\(.*\)")
-    # neither os.devnull nor /proc/self/status has other letters than those of ASCII
+    # os.devnull and /proc/self/status have only ASCII characters
     told = re.compile(r"utf-8|encoding|\*\*TEXT|\"[rwax]\+?b|\bos\.devnull|\bstatus\.")
     for module, path in FILES.items():
         calls = reads.findall(path.read_text("utf-8"))

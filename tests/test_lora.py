@@ -196,7 +196,7 @@ REFUSED = [
         for name in ("query", "proj", r".*v_proj", Q[0].replace("0", "2"), "")
     ),
     ({"target_modules": ("q_proj", "lm_head")}, "lm_head"),
-    # the last two are an OverflowError and a RecursionError of `re`
+    # for the last two, `re` raises an OverflowError and a RecursionError
     *(
         ({"rank_pattern": {regex: 1}}, "is not a regular expression")
         for regex in ("(", "a{99999999999}", 5000 * "(" + 5000 * ")")

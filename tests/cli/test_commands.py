@@ -612,7 +612,7 @@ def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypat
 
 
 def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(tmp_path, monkeypatch):
-    """There is no row of such a conversation: here, only the last question has its mark."""
+    """Here, the template marks only the last question, so no row has such a conversation."""
     marks = "{{ '!' if loop.last else '' }}{{ '###' if m.role == 'assistant' else '' }}"
     template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + marks)
     folder = write_chat_base(tmp_path / "base", template)

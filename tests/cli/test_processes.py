@@ -204,7 +204,7 @@ def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
     started(4, 3, prefix)
     with pytest.raises(SystemExit, match=r"^2$"):
         cli.main(training(base, data, out))
-    assert started.slept == [2]  # process 0 has the time to report it
+    assert started.slept == [2]  # seconds, in which process 0 reports the error
     assert capsys.readouterr().err == "" and not out.exists()
     started(1, 0, prefix)
     train()
@@ -243,7 +243,7 @@ def test_with_shards_blas_has_one_thread(train, with_comm, monkeypatch):
 
 
 def test_an_error_of_another_process_names_it(train, with_comm, started, monkeypatch):
-    """Process 0 has the time to report it, and then mpiexec ends the others without a line."""
+    """It waits first: process 0 reports an error of all, and mpiexec then ends the others."""
     changes = []
     monkeypatch.setattr(signal, "signal", lambda *change: changes.append(change))
     with_comm(2, 1)

@@ -259,7 +259,7 @@ UNUSED = {  # flags: the settings that have no effect with them
 
 @pytest.mark.parametrize("flags", UNUSED)
 def test_which_settings_have_no_effect(place, flags):
-    """They are refused on the line, and not recorded."""
+    """A command line that has the flag of such a setting is refused."""
     words = ["--model", place.of["base"], *flags.format(**place.of).split()]
     if "--init-adapter" in words:
         del words[:2]

@@ -489,7 +489,7 @@ def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, out, scripted, m
     train("--iters 7 --save-every 1 --steps-per-eval 1")
     # drawn 75 and 175 seconds after the start, and at the end
     assert scripted.kept == [(0, 4), (0, 7), (0, 8)]
-    assert is_there == [False] * 2 + [True] * 5  # the saves between two drawings leave it
+    assert is_there == [False] * 2 + [True] * 5  # no later save removes it
 
 
 def test_no_curve_and_no_card_of_an_earlier_run_remain(train, out, monkeypatch):

@@ -529,7 +529,7 @@ def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
 
 
 def test_tools_are_shown_by_their_names():
-    """Also without the object around their function."""
+    """This also holds for tools and calls without the object around their function."""
 
     class Nameless(Chat):
         def render(self, messages, add_generation_prompt=False, tools=None):

@@ -406,7 +406,7 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     assert load_adapter(folder, model).adapter_config.bias == "none"
     name = f"base_model.model.{Q0}.bias"
     change_tensors(folder / WEIGHTS, lambda tensors: tensors | {name: np.ones(24, "f4")})
-    with pytest.raises(UnfitAdapter, match=f"tensor {name} does not belong"):  # a finding
+    with pytest.raises(UnfitAdapter, match=f"tensor {name} does not belong"):
         load_adapter(folder, model)
 
 

@@ -87,7 +87,7 @@ def test_tensors_begin_at_the_next_multiple_of_32_bytes(tmp_path):
 
 
 def test_metadata_of_each_type(tmp_path):
-    """Alone and in an array, in a file of version 2."""
+    """Each value is alone and in an array; the file has version 2."""
     values = {
         0: ("B", 200), 1: ("b", -2), 2: ("H", 60_000), 3: ("h", -2), 4: ("I", 2**31), 5: ("i", -2),
         6: ("f", 0.5), 7: ("?", True), 10: ("Q", 2**63), 11: ("q", -2), 12: ("d", 0.1),

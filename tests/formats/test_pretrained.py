@@ -309,7 +309,7 @@ OFF = {  # fields of published files that change nothing, and that are off
     "unsloth_fixed": True, "unsloth_version": "1", "use_cache": True,
     "_name_or_path": "a", "output_attentions": True, "rope_interleaved": False, "scale": 0.0,
 }  # fmt: skip
-# read, and not to be kept: another dtype is written, and all numbers are rotated
+# fields that are read, but not kept: the model can be written in another dtype
 NOT_KEPT = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
 
 
@@ -432,7 +432,7 @@ def test_a_save_leaves_other_files_alone(tmp_path):
     assert (tmp_path / "out" / "a").read_text() == "first"
     assert (tmp_path / ".out.tmp" / "notes.txt").read_text() == "mine"
     (tmp_path / "out").rename(tmp_path / "first")
-    save(tmp_path / "out")  # by the same process, which has no lock any more
+    save(tmp_path / "out")  # the same process can write again, because its lock has ended
 
 
 def test_a_file_system_without_locks_is_written(tmp_path, monkeypatch):
