@@ -123,7 +123,8 @@ def answer_message(tokenizer, messages, prompt, ids):
     or what comes after the content up to the token that ends generation.
     """
     decode = partial(tokenizer.decode, skip_special_tokens=False)
-    possible = [*possible_messages(tokenizer, messages, prompt, ids)]
+    found = possible_messages(tokenizer, messages, prompt, ids)
+    possible = [*{str(message): message for message in found}.values()]
     rows = []
     for message in sorted(possible, key=lambda message: len("".join(message.values()))):
         with suppress(InputError):  # the template writes earlier answers in another way

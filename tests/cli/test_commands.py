@@ -628,6 +628,23 @@ def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(tmp_
     assert prompts == ["[user]Hi![assistant]", "[user]Hi[assistant]yes###[user]and?![assistant]"]
 
 
+def test_an_answer_that_the_template_cannot_write_is_warned_of(tmp_path, monkeypatch):
+    """The second prompt has it as the template writes it, with escapes."""
+    of_answer = "{{ m.content | e if m.role == 'assistant' else m.content }}"
+    folder = write_chat_base(tmp_path / "base", TEMPLATE.replace("{{ m.content }}", of_answer))
+    prompts = []
+
+    def generate(adapters, model, prompt, **options):
+        prompts.append(tiny().decode(prompt))
+        yield from tiny().encode("a<b")
+
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand?\nso?"))
+    warning = "the chat template writes this answer in another way than the model did"
+    assert run("chat --model", folder).err == f"warning: {warning}\n"
+    assert prompts[1] == "[user]Hi[assistant]a&lt;b[user]and?[assistant]"
+
+
 def byte_level(tokenizers):
     """A tokenizer whose words begin with the space before them, as GPT-2's; it adds a BOS."""
     metadata = tiny_metadata()
