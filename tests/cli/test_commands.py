@@ -34,7 +34,7 @@ from minilora.cli.examples import load_examples, read_split
 from minilora.cli.loading import base_line, base_of, load_for_training, read_run
 from minilora.cli.run import prepare, print_sample
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import encode
+from minilora.data.rows import encode, warn_once
 from minilora.data.tokenizer import PretrainedTokenizer
 from minilora.evaluation import memory
 from minilora.formats import hf_tokenizer
@@ -640,6 +640,7 @@ def test_an_answer_that_the_template_cannot_write_is_warned_of(tmp_path, monkeyp
 
     monkeypatch.setattr("minilora.generation.generate", generate)
     monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand?\nso?"))
+    warn_once.cache_clear()
     warning = "the chat template writes this answer in another way than the model did"
     assert run("chat --model", folder).err == f"warning: {warning}\n"
     assert prompts[1] == "[user]Hi[assistant]a&lt;b[user]and?[assistant]"
