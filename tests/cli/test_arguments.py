@@ -202,10 +202,11 @@ def test_a_bad_settings_file_is_one_line(text, tmp_path):
     assert str(path) in str(caught.value) and BAD_TOML[text] in str(caught.value)
 
 
-def test_a_list_in_a_file_may_be_empty(tmp_path):
+def test_a_list_in_a_file_may_be_empty_and_a_text_may_begin_with_a_hyphen(tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text("exclude_modules = []")
-    assert parse(["train", "-c", str(path)]).exclude_modules == []
+    path.write_text('exclude_modules = []\nadapter_path = "-x"')
+    args = parse(["train", "-c", str(path)])
+    assert args.exclude_modules == [] and args.adapter_path.endswith("-x")
 
 
 def test_a_run_is_not_both_resumed_and_replaced_if_the_file_says_one(tmp_path):

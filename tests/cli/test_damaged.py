@@ -173,6 +173,7 @@ ENDS = [  # what a command raises, the exit status, what is printed, waits for o
     (SystemExit(2), 2, "", False),
     (InputError("`lora_r` is odd"), 2, "error: --lora-r is odd\n", False),
     (OSError(errno.ENOSPC, "No space", "x"), 2, "error: x cannot be used: No space\n", False),
+    (OSError(errno.EACCES, "No", "a\nb"), 2, "error: a\\nb cannot be used: No\n", False),
     (OSError("at sea"), 2, "error: a file cannot be used: at sea\n", False),
     (RecursionError("deep"), 2, "error: RecursionError: too large for this machine", False),
     (BrokenPipeError(), 2, "error: the output cannot be written: its reader closed", False),
@@ -243,6 +244,17 @@ def test_a_dropped_signal_is_not_repeated_after_the_end_of_the_run(received, mon
     monkeypatch.setattr(cli.time, "sleep", lambda _: pytest.fail("the thread waits"))
     _, repeat = cli.threading.Timer.call_args.args
     repeat()
+
+
+def test_a_dropped_signal_is_repeated_at_once(received, monkeypatch):
+    monkeypatch.setattr(cli.threading, "Timer", Mock())
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    sys.unraisablehook(Mock(exc_type=KeyboardInterrupt))
+    monkeypatch.setattr(cli.time, "sleep", lambda _: pytest.fail("the thread waits"))
+    _, repeat = cli.threading.Timer.call_args.args
+    with pytest.raises(KeyboardInterrupt):
+        repeat()
 
 
 def test_further_signals_are_ignored_while_the_run_ends(received, monkeypatch):

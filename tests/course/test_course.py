@@ -700,8 +700,21 @@ def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch
     ("ann_long_task.py", "long_task.py", True), ("multitask.py", "", True),
 ])  # fmt: skip
 def test_a_file_is_recognized_by_its_name(name, file, has_prefix):
-    known = {"task.py", "task_1.py", "long_task.py"}
-    assert submission.recognized(name, known) == (file, has_prefix)
+    known = ["task.py", "task_1.py", "long_task.py"]
+    for names in (known, known[::-1]):
+        assert submission.recognized(name, names) == (file, has_prefix)
+
+
+def test_a_file_in_a_hidden_folder_is_no_second_version(tmp_path):
+    exercises.FOLDER = str(SET)
+    files = {
+        PACK.file: "a",
+        f".ipynb_checkpoints/{PACK.file}": "b",
+        "sub/own.py": "c",
+        "own.py": "d",
+    }
+    found, notes = submission.read(folder(tmp_path, files))
+    assert found[PACK.file] == b"a" and "sub/own.py does not count" in notes
 
 
 def test_only_files_of_the_submission_are_read(tmp_path):
@@ -807,6 +820,23 @@ def test_a_grading_process_that_ends_costs_the_points_and_is_repeated(tmp_path, 
         f"warmup: 0 of 4\n  open check: {said}\n  hidden check: {said}\ntotal 0 of 4 points\n"
     )
     assert pools == [1, 1]
+
+
+def test_points_and_notes_stay_if_the_process_that_repeats_a_late_check_ends(
+    tmp_path, monkeypatch, pools
+):
+    def graded(folder, seed, path, ids):
+        if len(pools) > 1:
+            raise OSError("killed")
+        late = judge.Verdict(0.0, LATE)
+        first, second = exercises.select(ids)
+        passed = report.grade(first, judge.PASSED, judge.PASSED)
+        return {first.id: passed, second.id: report.grade(second, late, late)}, ["x.py: a note"]
+
+    monkeypatch.setattr(teach, "grade_submission", graded)
+    out = own("teach grade", tmp_path, "--only packing-nibbles warmup --seed 3").out
+    assert "packing-nibbles: 3 of 3\n" in out and "x.py: a note\n" in out
+    assert f"{report.ENDED}: killed" in out and "total 3 of 7 points\n" in out
 
 
 def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
@@ -962,6 +992,16 @@ def test_a_fault_to_find(kinds):
     touched = e.student_file().replace("0.0", "0.0  # ?").encode()
     assert "likely    the planted fault: it is still there" in verdict_on(e, touched).text
     assert verdict_on(e, touched.replace(b"[1:]", b"")) == judge.PASSED
+
+
+def test_a_mistake_that_only_hidden_calls_show_is_named(kinds):
+    large = exercises.Mistake(
+        "large", "it skips a number", "in numbers", "in numbers[len(numbers) > 4 :]"
+    )
+    e = replace(kinds["fault"], kind="write", mistakes=[large])
+    e.checks.HIDDEN = {"n": [9]}
+    assert judge.check(e, Local(e.copy(large))) == judge.PASSED
+    assert judge.check(e, Local(e.copy(large)), seed=7).mistake == "large: it skips a number"
 
 
 def test_a_number_to_predict(kinds):

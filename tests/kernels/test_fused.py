@@ -113,7 +113,7 @@ def some_attention(B=3, T=5, kv=2, groups=2, hd=4):
 def test_segments_outside_their_rows_are_refused():
     """The loops check no bounds."""
     q, k, v, angles, _ = some_attention(B=1, T=2)
-    for starts in ([[-1, 0]], [[0, 2]]):
+    for starts in ([[-1, 0]], [[1, 1]], [[0, 2]]):
         with pytest.raises(IndexError, match="segment_starts"):
             fused.attention(q, k, v, angles, np.array(starts))
 

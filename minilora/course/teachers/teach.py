@@ -42,13 +42,14 @@ def do_grade(args):
             futures = {pool.submit(work, paths[name], ids): name for name, ids in wanted.items()}
             for future in as_completed(futures):
                 name = futures[future]
+                grades, notes = results[name]
                 if error := future.exception():
                     ended = judge.Verdict(0.0, f"{report.ENDED}: {error}")
                     failed = exercises.select(wanted[name])
-                    new, notes = {e.id: report.grade(e, ended, ended) for e in failed}, []
+                    new = {e.id: report.grade(e, ended, ended) for e in failed}
                 else:
                     new, notes = future.result()
-                results[name] = results[name][0] | new, notes
+                results[name] = grades | new, notes
                 if args.out:
                     report.write(Path(args.out), results, name)
 
