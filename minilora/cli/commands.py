@@ -126,14 +126,18 @@ def answer_message(tokenizer, messages, prompt, ids):
     found = possible_messages(tokenizer, messages, prompt, ids)
     possible = [*{str(message): message for message in found}.values()]
     rows = []
-    for message in sorted(possible, key=lambda message: len("".join(message.values()))):
+    for message in possible:
         with suppress(InputError):  # the template writes earlier answers in another way
-            rows.append((message, end_of_row(tokenizer, [*messages, message])))
-    # some tokenizers leave out the space that begins a text, or write one: the message is the
-    # shortest with the tokens of the answer; or with its text, which a model can split otherwise
+            tokens = end_of_row(tokenizer, messages, message)
+            later = tokenizer.render([*messages, message, {"role": "user", "content": MARK}])
+            rows.append((len(later), len("".join(message.values())), tokens, message))
+    # Of the messages with the tokens of the answer, or with its text, which a model can split
+    # otherwise: that which the template writes shortest as an earlier answer (some leave out
+    # thoughts), and the shortest (some tokenizers leave out the space that begins a text)
+    rows.sort(key=lambda row: row[:2])
     said = [*prompt[-1:], *ids]
-    equal = [message for message, tokens in rows if tokens[: len(said)] == said]
-    equal += [message for message, tokens in rows if decode(tokens).startswith(decode(said))]
+    equal = [message for *_, tokens, message in rows if tokens[: len(said)] == said]
+    equal += [message for *_, tokens, message in rows if decode(tokens).startswith(decode(said))]
     if rows and not equal:
         warn_once("the chat template writes this answer in another way than the model did")
     return [*equal, *possible][0]
@@ -142,8 +146,9 @@ def answer_message(tokenizer, messages, prompt, ids):
 def possible_messages(tokenizer, messages, prompt, ids):
     """Yield messages of the assistant that could be written as the answer `ids`."""
     decode = partial(tokenizer.decode, skip_special_tokens=False)
-    # some tokenizers write a space before each text, also after a special token
-    sections = groupby(ids, lambda token: tokenizer.decode([token]) == decode([token]))
+    # some tokenizers write a space before each text, also after an added token, as <think>
+    added = tokenizer.backend.get_added_tokens_decoder()
+    sections = groupby(ids, lambda token: token in added)
     parts = [decode([*section]) for _, section in sections]
     texts = [
         decode([*prompt, *ids]).removeprefix(decode(prompt)),
@@ -170,10 +175,23 @@ def possible_messages(tokenizer, messages, prompt, ids):
                 yield {"role": "assistant", "content": last, "reasoning_content": first}
 
 
-def end_of_row(tokenizer, messages):
-    """Return the token ids of the last answer of a row, and the one before them."""
-    tokens, _, in_answer = encode({"messages": messages}, tokenizer)
-    return tokens[len(tokens) - in_answer[::-1].index(0) - 1 :]
+def end_of_row(tokenizer, messages, answer):
+    """Return the token ids of the answer in a row, and the one before them.
+
+    If the template writes earlier answers in another way, there is no row: they are those of the
+    text after the prompt. Raises InputError if the text begins in another way, too.
+    """
+    try:
+        tokens, _, in_answer = encode({"messages": [*messages, answer]}, tokenizer)
+        return tokens[len(tokens) - in_answer[::-1].index(0) - 1 :]
+    except InputError:
+        asked = tokenizer.render(messages, add_generation_prompt=True)
+        whole = tokenizer.render([*messages, answer])
+        if not whole.startswith(asked):
+            raise
+        pieces = [asked, whole.removeprefix(asked)]
+        before, tokens = tokenizer.encode_pieces(pieces, add_special_tokens=False)
+        return [*before[-1:], *tokens]
 
 
 def chat_ids(tokenizer, messages):

@@ -352,25 +352,34 @@ def lacks_a_part(shown, messages, tools, calls):
     values = without(messages[-1], "role", "name", "tool_calls").values()
     last = [value for value in values if not isinstance(value, int | float)]  # as that of a turn
     said = [m.get("content") for m in messages[:-1] if m.get("tool_calls")]
-    needed = words(
-        [last, said, names, *([call.get("name"), call.get("arguments")] for call in calls)]
-    )
-    # some templates print texts as JSON
-    unescaped = re.sub(r"\\([bfnrt]|u00[01].)", " ", shown)
+    needed = Counter[str]()
+    for text in texts([last, said, names, *([c.get("name"), c.get("arguments")] for c in calls)]):
+        if not any(form in shown for form in escaped(text)):
+            needed += words(text)
+    unescaped = re.sub(r"\\([bfnrt]|u00[01].)", " ", shown)  # of texts that are shown in part
     return bool(needed - (words(shown) | words(unescaped)))
 
 
-def words(value):
-    """Return {word: how often} of a value of JSON, keys included; a symbol such as 👍 is a word."""
-    if isinstance(value, str):
-        return Counter(re.findall(r"\w+|[^\w\s\x00-\x7f]", value.lower()))
-    if isinstance(value, int | float):
-        return words(str(value))  # true in JSON, True in Python
+def texts(value):
+    """Yield the texts and numbers of a value of JSON as texts, keys included."""
     if isinstance(value, dict):
-        return words([*value.keys(), *value.values()])
+        value = [*value.keys(), *value.values()]
     if isinstance(value, list):
-        return sum(map(words, value), Counter())
-    return Counter()
+        for item in value:
+            yield from texts(item)
+    elif value is not None:
+        yield str(value)
+
+
+def escaped(text):
+    """Return what JSON and Python print of a text, if it is not the text."""
+    in_quotes = json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text)
+    return {quoted[1:-1] for quoted in in_quotes} - {text}
+
+
+def words(text):
+    """Return {word: how often} of a text, in lower case; a symbol such as 👍 is a word."""
+    return Counter(re.findall(r"\w+|[^\w\s\x00-\x7f]", text.lower()))  # true in JSON, and True
 
 
 def messages_of(row):
@@ -482,9 +491,11 @@ def encode(row, tokenizer, mask_prompt=False):
         head, following = heads[n : n + 2]
         end = len(tail)
         if "text" not in row:
-            # an end token that begins the next message ends the answer
-            if ends.isdisjoint(tail) and not ends.isdisjoint(following[:1]):
-                tail = [*tail, following.pop(0)]
+            if ends.isdisjoint(tail):  # an end token that begins the next message ends the answer
+                place = next((k for k, token in enumerate(following) if token in ends), None)
+                if place is not None and is_blank(following[:place], tokenizer):
+                    tail = [*tail, *following[: place + 1]]
+                    following[: place + 1] = []
             end = next((place for place, token in enumerate(tail, 1) if token in ends), len(tail))
         rest = tail[end:]
         tail = tail[:end]
@@ -497,6 +508,11 @@ def encode(row, tokenizer, mask_prompt=False):
         tokens += head + tail + rest
         in_answer += [0] * len(head) + [1] * len(tail) + [0] * len(rest)
     return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
+
+
+def is_blank(tokens, tokenizer):
+    """Return whether tokens are only white space, without a special token."""
+    return not tokenizer.decode(tokens, skip_special_tokens=False).strip()
 
 
 def ends_inside(row, i, tokenizer):

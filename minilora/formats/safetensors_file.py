@@ -81,7 +81,9 @@ def entry_in_file(path, name, dtype, shape, start, size):
 
     def raw():
         with errors_in(where):  # of a shape that NumPy cannot have, or a file that has changed
-            return np.fromfile(path, DTYPES[dtype], count, offset=start).reshape(stored_shape)
+            # a text: of a Ctrl-C in the method of a path, NumPy would make another error
+            flat = np.fromfile(str(path), DTYPES[dtype], count, offset=start)
+            return flat.reshape(stored_shape)
 
     kept = (lambda: to_low_precision(raw(), dtype)) if dtype in ("F16", "BF16", "Q8_0") else None
     return Entry(dtype, shape, lambda: decode(raw(), dtype), where, kept), end

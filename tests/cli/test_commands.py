@@ -628,6 +628,27 @@ def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(tmp_
     assert prompts == ["[user]Hi![assistant]", "[user]Hi[assistant]yes###[user]and?![assistant]"]
 
 
+def test_an_earlier_answer_has_no_thoughts_if_the_template_leaves_them_out(tmp_path, monkeypatch):
+    """Also of a template that has no rows of several turns, as Nemotron's."""
+    thoughts = "{{ '<\n' + m.reasoning_content | default('') + '>' if loop.last else '<>' }}"
+    template = TEMPLATE.replace(
+        "{{ m.content }}",
+        f"{{% if m.role == 'assistant' %}}{thoughts}{{% endif %}}{{{{ m.content }}}}",
+    ).replace("[assistant]", "[assistant]<\n")
+    folder = write_chat_base(tmp_path / "base", template)
+    prompts = []
+
+    def generate(adapters, model, prompt, **options):
+        prompts.append(tiny().decode(prompt))
+        yield from tiny().encode("hm>yes")
+
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc"))
+    assert run("chat --model", folder).err == ""
+    earlier = "[user]a[assistant]<>yes[user]b[assistant]<>yes"
+    assert prompts[2] == f"{earlier}[user]c[assistant]<\n"
+
+
 def test_an_answer_that_the_template_cannot_write_is_warned_of(tmp_path, monkeypatch):
     """The second prompt has it as the template writes it, with escapes."""
     of_answer = "{{ m.content | e if m.role == 'assistant' else m.content }}"
@@ -659,7 +680,9 @@ def legacy(tokenizers):
     """A tokenizer as Llama 2's, which begins the text after each special token with a space."""
     words = [(text, -2.0) for text in ("<unk>", "▁", "▁he", *"ehl.:\n<|>")]
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=0))
-    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    # not a special token, as <think> of many models
+    backend.add_tokens([tokenizers.AddedToken("<|im_start|>", normalized=False)])
+    backend.add_special_tokens(["<|im_end|>"])
     steps = tokenizers.normalizers
     backend.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
     steps = tokenizers.decoders

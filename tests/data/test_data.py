@@ -61,7 +61,7 @@ class Chat:
         first = next(i for i, piece in enumerate(pieces) if piece)
         return [self.encode(p, add_special_tokens and i == first) for i, p in enumerate(pieces)]
 
-    def decode(self, ids):
+    def decode(self, ids, skip_special_tokens=True):
         return bytes(ids).decode(errors="replace")
 
     def render(self, messages, add_generation_prompt=False, tools=None):
@@ -443,7 +443,11 @@ def test_a_call_that_the_template_writes_after_an_end_token_is_refused():
 def test_an_end_token_before_the_next_question_is_of_the_answer(capsys):
     """Without one, a warning says that the answer has no end."""
     row = chat_row("1", "one", "2", "two")
-    for start, warning in (("|", ""), ("", "1 of 1 rows have an answer without an end token")):
+    first = chat_row("1", "one", "| 2", "two")  # of the question
+    (asked,), _ = encode_rows([first], Chat(end=""), TrainConfig(mask_prompt=True))
+    assert targets_of(asked) == "one>\ntwo>\n|"
+    warned = "1 of 1 rows have an answer without an end token"
+    for start, warning in (("|", ""), (" \n|", ""), ("", warned)):
         words = Chat(end="", start=start)
         ((example,), _) = encode_rows([row], words, TrainConfig(mask_prompt=True))
         assert bytes(example.tokens).decode() == f"<u:1>\n<a:one>\n{start}<u:2>\n<a:two>\n|"
@@ -526,6 +530,18 @@ def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
 
     assert "reasoning_content" in answer or not reason_to_leave_out(row, Chat())
     assert "a part of the last answer, of a call" in reason_to_leave_out(row, Chat(edit=rest))
+
+
+@pytest.mark.parametrize("code", [
+    "lines = text.split('\\n')\nn = len(lines)", "r = s.replace('\r', '')\nr = r.strip()",
+    "f = 'a\tb'.split('\\t')\tt = f[0]", 'a = "é\\"\na',
+])  # fmt: skip
+def test_a_text_that_the_template_escapes_is_shown(code):
+    call = {"function": {"name": "run", "arguments": {"code": code}}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    row = {"messages": [{"role": "user", "content": "q"}, answer]}
+    for words in (Chat(), Chat(prints=True)):
+        assert not reason_to_leave_out(row, words)
 
 
 def test_tools_are_shown_by_their_names():
