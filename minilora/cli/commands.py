@@ -158,8 +158,8 @@ def possible_messages(tokenizer, messages, prompt, ids):
     asked = tokenizer.render(messages, add_generation_prompt=True)
     for thoughts in ({}, {"reasoning_content": THOUGHT}):
         marked = {"role": "assistant", "content": MARK} | thoughts
-        added = tokenizer.render([*messages, marked]).removeprefix(asked)
-        before, _, after = added.partition(MARK)
+        answered = tokenizer.render([*messages, marked]).removeprefix(asked)
+        before, _, after = answered.partition(MARK)
         opens, _, between = before.partition(THOUGHT)
         written = tokenizer.encode(after, add_special_tokens=False)
         closes = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
