@@ -8,6 +8,7 @@ from datetime import date
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,9 +31,17 @@ from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_mo
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
 from minilora.cli.commands import answer_message, load_model, prompt_ids
-from minilora.cli.examples import load_examples, read_split
-from minilora.cli.loading import base_line, base_of, load_for_training, read_run
+from minilora.cli.examples import load_examples, read_split, trained_rows
+from minilora.cli.loading import (
+    LoadedModel,
+    base_line,
+    base_of,
+    load_for_training,
+    load_with_adapter,
+    read_run,
+)
 from minilora.cli.run import prepare, print_sample
+from minilora.cli.stored_paths import digest
 from minilora.config import InputError, TrainConfig
 from minilora.data.rows import encode, warn_once
 from minilora.data.tokenizer import PretrainedTokenizer
@@ -59,13 +68,13 @@ def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(b
     with pytest.warns(UserWarning, match=re.escape(str(tmp_path)) + warning):
         loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
     w = loaded.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
-    assert (w.quant_type, w.block_size) == ("fp4", 64)
+    assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", 64, "bfloat16")
     for scheme, block_size in (("nf4", 32), ("int8", None)):
         found = base_of(tmp_path, parse(["evaluate", "--quantize", scheme]))
         assert found[1:3] == (scheme, block_size)
 
 
-def test_the_line_of_a_base_says_how_it_is_multiplied(monkeypatch):
+def test_the_line_of_a_base_says_how_it_is_multiplied(train, monkeypatch):
     fast = ", products in bfloat16"
     slow = f"{fast} without its instruction, which takes longer than float32"
     for ops, has_bfloat16, dtype, end in (
@@ -75,6 +84,8 @@ def test_the_line_of_a_base_says_how_it_is_multiplied(monkeypatch):
         monkeypatch.setattr(kernels, "HAS_BFLOAT16", has_bfloat16)
         model = Model(None, {}, ops=ops, source=Source("tiny", "nf4", compute_dtype=dtype))
         assert base_line(model) == f"base: tiny, stored as nf4{end}"
+    # shards wrap the operations, and change none
+    assert f"{fast}\n" in train("--dry-run --shards 2 --compute-dtype bfloat16").out
 
 
 def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path):
@@ -181,10 +192,12 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     assert "trained_on" not in evaluated("--model", twice)[0]
 
     data.write_text(data.read_text() + "\n")
-    _, said = evaluated("--data", other, *at(out))
+    score, said = evaluated("--data", other, *at(out))
+    assert "trained_on" not in score
     assert f"warning: {data} has changed since the run: it may lack rows that the model" in said
     data.unlink()
-    _, said = evaluated("--data", other, *at(out))
+    score, said = evaluated("--data", other, *at(out))
+    assert "trained_on" not in score
     assert "the model may have been trained on these rows; its data" in said
 
 
@@ -196,6 +209,15 @@ def test_a_row_with_the_text_of_any_end_token_of_the_model_is_left_out(tmp_path)
     data = write_rows(tmp_path / "rows.jsonl", rows)
     score, _ = evaluated("--model", folder, "--data", data)
     assert score["left_out"] == {"the text of the end token inside an answer": 1}
+
+
+def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsys):
+    """The run of `adapter`, which a Python program wrote, has no settings."""
+    settings = {"data": str(data), "init_adapter": str(adapter)}
+    digests = {"data": digest("data", data), "init_run": ""}
+    loaded = LoadedModel(*load(base), {}, LoraConfig(), (settings, digests))
+    assert trained_rows(loaded, []) == ([], False)
+    assert f"{adapter} does not have the run of that adapter" in capsys.readouterr().err
 
 
 ROWS = sums(range(60))
@@ -464,7 +486,7 @@ def test_flags_that_reach_only_one_function(base, monkeypatch):
 # ------------------------------------------------------------------------- generate and chat
 
 
-def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path):
+def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path, monkeypatch):
     a, b = (write_adapter(tmp_path / f"{r}", base, r=r) for r in (2, 3))
     more = "--max-tokens 4 --quantize nf4-dq"
     prompts = {"1+1=": a, "12+1=": "none", "7+1=": b, "3+1=": a}
@@ -476,7 +498,10 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path):
         f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
     )
     words = "generate --prompt", *prompts, "--adapter-path", *prompts.values()
+    loads = Mock(side_effect=load)
+    monkeypatch.setattr("minilora.cli.commands.load", loads)
     assert run(*words, more).out == expected
+    assert loads.call_count == 1  # the adapters have one base
     words = "generate --prompt 12+1= 12+1= --adapter-path none --model", base, more
     assert run(*words).out == 2 * f"--- '12+1=', adapter none\n{alone['12+1=']}"
     printed = run("generate --prompt 1+1= 3+1= --adapter-path", a, more).out  # one for all
@@ -567,12 +592,12 @@ def asked(monkeypatch):
 
 
 def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffHi\r\n\r\n  \nand then?\n exit \nnever\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffHi\r\n\r\n  \n and? \n exit \nnever\n"))
     flags = "--max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt Briefly!"
     printed = run("chat --model", chat_base, flags)
     assert printed.out == "yes 1\nyes 2\n" and printed.err == ""
     first = "[system]Briefly![user]Hi[assistant]"
-    assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user]and then?[assistant]"]
+    assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user] and? [assistant]"]
     (_, one), (_, two) = asked
     assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
     assert one["rng"] is two["rng"]  # the second answer continues the random numbers
@@ -859,3 +884,8 @@ def test_the_base_of_pissa_stays_in_the_type_of_its_products(base, tmp_path):
     adapter = write_adapter(tmp_path / "a", base, init_lora_weights="pissa")
     words = "train --compute-dtype bfloat16 --dry-run --init-adapter", adapter
     assert "are those of float32 products: leave --compute-dtype out" in error_of(run, *words)
+    model = load(base).model._replace(source=Source())  # a file of PEFT does not tell the products
+    save_changed(tmp_path / "b", model, LoraConfig(init_lora_weights="pissa"))
+    args = parse(["train", "--model", str(base), "--compute-dtype", "bfloat16"])
+    loaded = load_with_adapter(tmp_path / "b", base_of(tmp_path / "b", args))
+    assert loaded.model.source.compute_dtype == "bfloat16"

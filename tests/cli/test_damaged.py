@@ -208,6 +208,15 @@ def test_every_end_of_a_command_has_its_status_and_line(
     assert redirected == [1] * isinstance(raised, BrokenPipeError)
 
 
+def test_an_error_of_the_last_write_has_its_status_and_line(monkeypatch, capsys):
+    """Python writes the end of the output when the command is done; the disk may be full then."""
+    full = OSError(errno.ENOSPC, "No space")
+    monkeypatch.setattr(sys, "stdout", Mock(flush=Mock(side_effect=full)))
+    monkeypatch.setattr(cli, "dispatch", Mock(return_value=None))
+    assert cli.main(["evaluate"]) == 2
+    assert capsys.readouterr().err == "error: a file cannot be used: No space\n"
+
+
 def test_the_status_is_that_of_the_first_signal_and_the_end_ignores_further_ones(monkeypatch):
     ignored = []
     monkeypatch.setattr(cli, "interrupt_once", lambda: [signal.SIGTERM, signal.SIGINT])

@@ -198,7 +198,7 @@ def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
 ):
     monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
     started(4, 0, prefix)
-    error = error_of(train)
+    error = error_of(train, "--seed one")  # it comes before an error of the arguments
     assert re.search(f"mpiexec started 4 processes, but mpi4py {message}", error)
     assert mpi4py is None or mpi4py.rc.finalize is False
     started(4, 3, prefix)
@@ -208,6 +208,14 @@ def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
     assert capsys.readouterr().err == "" and not out.exists()
     started(1, 0, prefix)
     train()
+
+
+def test_the_communicator_is_that_of_all_processes(started, monkeypatch):
+    comm = SimpleNamespace(Get_size=lambda: 4)
+    mpi4py = SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=comm), rc=SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mpi4py", mpi4py)
+    started(4)
+    assert processes.communicator() is comm
 
 
 def test_process_0_alone_writes_and_prints(train, out, tmp_path, with_comm):
