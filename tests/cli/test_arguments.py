@@ -127,7 +127,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for words in (
         "train -c ~/x", "train --data=~/x", "train --model=~/x", "train --init-adapter=~/x",
-        "train --resume --adapter-path=~/x", "generate --prompt a --adapter-path ~/x",
+        "train --resume --adapter-path=~/x", "generate --prompt a b --adapter-path none ~/x",
         "fetch smollm2 --source=~/x", "teach grade ~/x", "learn list --exercises=~/x",
     ):  # fmt: skip
         assert f"{tmp_path}/x" in error_of(run, words), words

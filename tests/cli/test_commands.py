@@ -31,7 +31,7 @@ from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_mo
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
 from minilora.cli.commands import answer_message, load_model, prompt_ids
-from minilora.cli.examples import load_examples, read_split, trained_rows
+from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
     base_line,
@@ -104,14 +104,18 @@ def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, b
     tokenizer = load(chat_base).tokenizer
     folder = write_adapter(tmp_path / "chat", chat_base)
     of_bytes = write_adapter(tmp_path / "bytes", base)
+    other_end = {"settings": tokenizer.settings | {"eos_token": "<|im_start|>"}}
+    unread = {"settings": tokenizer.settings | {"do_lower_case": True}}
     for adapter, changes, warned in (
         (folder, {"for_tools": "other"}, True), (folder, {}, False),
         (folder, {"chat_template": "other"}, True), (of_bytes, {}, True),
         (folder, {"backend": tiny(merges=[]).backend}, True),
+        (folder, other_end, True), (folder, unread, False),
     ):  # fmt: skip
         hf_tokenizer.save(replace(tokenizer, **changes), adapter)
         said = run("generate --max-tokens 1 --prompt a", *at(adapter)).err
         assert (f"{adapter} has another tokenizer or chat template than" in said) == warned
+        assert said.count("warning: ") == warned  # none of a tokenizer that is not used
     (folder / "tokenizer.json").unlink()
     assert "has another tokenizer" in run("generate --max-tokens 1 --prompt a", *at(folder)).err
 
@@ -190,6 +194,9 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     runs = json.loads((twice / "config.json").read_text())["_minilora_runs"]
     change_json(twice / "config.json", _minilora_runs=[[{}, {}], *runs])  # the first one is unknown
     assert "trained_on" not in evaluated("--model", twice)[0]
+    change_json(twice / "config.json", _minilora_runs=[3])
+    error = error_of(run, "evaluate --model", twice)
+    assert f"_minilora_runs in the config.json of {twice}" in error
 
     data.write_text(data.read_text() + "\n")
     score, said = evaluated("--data", other, *at(out))
@@ -545,6 +552,18 @@ def test_a_prompt_without_an_adapter_has_the_date_of_its_base(tmp_path, monkeypa
     assert years == ["2001", *["2002" if merged else str(date.today().year)] * 2]
 
 
+def test_a_row_that_a_run_left_out_on_its_date_is_left_out_later():
+    """The name of a month can be too long for --max-seq-length."""
+    tokenizer = replace(tiny(), chat_template="{{ strftime_now('%B') }}" + TEMPLATE)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": turns}]
+    prompt = prompt_ids(parse(["chat"]), replace(tokenizer, chat_date="2001-05-03"), turns[:1])
+    settings = {"max_seq_length": len(prompt) + 1, "mask_prompt": True}
+    for month, used in ("05", rows), ("09", []):
+        dated = settings | {"chat_date": f"2001-{month}-03"}
+        assert used_rows(rows, tokenizer, dated) == used
+
+
 def test_a_run_on_texts_has_a_date_too(tmp_path):
     """That of later chats with its model, which must not depend on the day."""
     folder = write_chat_base(tmp_path / "base", "{{ strftime_now('%Y') }}" + TEMPLATE)
@@ -884,6 +903,8 @@ def test_the_base_of_pissa_stays_in_the_type_of_its_products(base, tmp_path):
     adapter = write_adapter(tmp_path / "a", base, init_lora_weights="pissa")
     words = "train --compute-dtype bfloat16 --dry-run --init-adapter", adapter
     assert "are those of float32 products: leave --compute-dtype out" in error_of(run, *words)
+    more = "train --dry-run --also-train bias --init-adapter", adapter
+    assert "files of DoRA and PiSSA cannot hold --also-train bias" in error_of(run, *more)
     model = load(base).model._replace(source=Source())  # a file of PEFT does not tell the products
     save_changed(tmp_path / "b", model, LoraConfig(init_lora_weights="pissa"))
     args = parse(["train", "--model", str(base), "--compute-dtype", "bfloat16"])

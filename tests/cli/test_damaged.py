@@ -208,6 +208,18 @@ def test_every_end_of_a_command_has_its_status_and_line(
     assert redirected == [1] * isinstance(raised, BrokenPipeError)
 
 
+def test_each_of_two_equal_warnings_is_shown(monkeypatch, capsys):
+    """The rows to train on and the held-out rows can give the same one."""
+
+    def dispatch(argv):
+        for _ in range(2):
+            warnings.warn("too long", stacklevel=1)
+
+    monkeypatch.setattr(cli, "dispatch", dispatch)
+    assert cli.main(["evaluate"]) == 0
+    assert capsys.readouterr().err == 2 * "warning: too long\n"
+
+
 def test_an_error_of_the_last_write_has_its_status_and_line(monkeypatch, capsys):
     """Python writes the end of the output when the command is done; the disk may be full then."""
     full = OSError(errno.ENOSPC, "No space")

@@ -24,8 +24,9 @@ from toy_models import files
 from minilora import cli, kernels, layers
 from minilora.batching import Example
 from minilora.cli import processes, run_folder
+from minilora.cli.arguments import parse
 from minilora.cli.loading import load_for_training
-from minilora.cli.run import RunWriter
+from minilora.cli.run import RunWriter, prepare
 from minilora.config import InputError, TrainConfig
 from minilora.formats.checkpoint import CHECKPOINT
 from minilora.kernels import threads
@@ -285,11 +286,16 @@ def test_a_process_without_work_is_refused(train, flags, out, with_comm):
     assert not out.exists()
 
 
-def test_shards_are_refused_if_the_gradient_is_too_large(train, monkeypatch, with_comm):
+def test_shards_are_refused_if_the_gradient_is_too_large(
+    train, base, data, out, monkeypatch, with_comm
+):
     monkeypatch.setattr("minilora.cli.loading.MAX_PARALLEL_PARAMETERS", 99)
     line = error_of(train, "--shards 2")
     assert "--shards has no effect with more than 99 trained parameters" in line
     train("--dry-run")
+    with_comm(1)
+    args = parse(["train", "--model", str(base), "--data", str(data)])
+    assert prepare(args, out).loaded.model.ops is kernels.ops
     with_comm(2)
     assert "a micro-batch has 1 shards for 2 processes" in error_of(train)
 
