@@ -12,7 +12,14 @@ from small_run import LEFT_BY_A_KILL, contents, exit_status, training, write_ada
 
 from minilora import cli
 from minilora.config import InputError
-from minilora.formats.checkpoint import load_adapter, read_metadata
+from minilora.formats.checkpoint import (
+    CHECKPOINT,
+    CONFIG,
+    SETTINGS,
+    WEIGHTS,
+    load_adapter,
+    read_metadata,
+)
 from minilora.formats.pretrained import load
 
 
@@ -73,6 +80,10 @@ def operations(folder, more):
     """Return the numbers of all file operations of a run."""
     with Faults(folder / "run") as faults:
         assert train(folder, more) == 0
+    renamed = [".".join(name.split(".")[:2]) for act, name in faults.seen if act == "replace"]
+    # all files are derived from the first one; the last one tells whether all of them are new
+    save = [CHECKPOINT, "metrics.jsonl", CONFIG, WEIGHTS, SETTINGS]
+    assert renamed == [*save, *save, "README.md"]
     return range(1, len(faults.seen) + 1)
 
 

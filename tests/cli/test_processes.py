@@ -253,12 +253,12 @@ def test_with_shards_blas_has_one_thread(train, with_comm, monkeypatch):
 
 def test_an_error_of_another_process_names_it(train, with_comm, started, monkeypatch):
     """It waits first: process 0 reports an error of all, and mpiexec then ends the others."""
-    changes = []
-    monkeypatch.setattr(signal, "signal", lambda *change: changes.append(change))
+    done = started.slept
+    monkeypatch.setattr(signal, "signal", lambda *change: done.append(change))
     with_comm(2, 1)
     line = error_of(train, "--lora-r 0")
     assert line.startswith("error: process 1: --lora-r must be")
-    assert started.slept == [cli.PATIENCE] and changes == [(signal.SIGTERM, signal.SIG_DFL)]
+    assert done == [(signal.SIGTERM, signal.SIG_DFL), cli.PATIENCE]
 
 
 def test_a_process_waits_for_the_others_only_if_there_are_others(monkeypatch):

@@ -179,8 +179,11 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(train, base, out, tmp_
 
 def test_two_runs_in_one_folder(train, out):
     with run_folder.lock(out):
-        line = error_of(train)
-        assert f"another process is writing {out}: wait for it" in line and out.exists()
+        half = out / "metrics.jsonl.12.tmp"
+        half.touch()
+        line = error_of(train, "--overwrite")
+        assert f"another process is writing {out}: wait for it" in line and half.exists()
+        half.unlink()
     assert not out.exists()
 
 
