@@ -102,7 +102,7 @@ OTHERS = {  # command lines: part of the message
     "inspect --columns a=b": "--columns has no effect without --data",
     "inspect --no-mask-prompt": "--mask-prompt has no effect without --data",
     "inspect --mask-prompt --data notes": "--mask-prompt has no effect on rows without a prompt",
-    "evaluate --no-mask-prompt --data notes": "--mask-prompt has no effect on rows without a prompt",
+    "evaluate --no-mask-prompt --data notes": "--mask-prompt has no effect on rows without a",
     "inspect --max-seq-length 9": "--max-seq-length has no effect without --data",
     "generate --prompt a --top-p 0.1": "--top-p has no effect with --temp 0",
     "chat --seed 0": "--seed has no effect with --temp 0",

@@ -30,7 +30,7 @@ from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_mo
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import answer_message, load_model, prompt_ids
+from minilora.cli.commands import answer_message, load_model, prompt_ids, rows_of_run
 from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
@@ -225,6 +225,7 @@ def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsy
     loaded = LoadedModel(*load(base), {}, LoraConfig(), (settings, digests))
     assert trained_rows(loaded, []) == ([], False)
     assert f"{adapter} does not have the run of that adapter" in capsys.readouterr().err
+    assert rows_of_run(None, loaded._replace(run=({"seed": 1}, {}))) == []
 
 
 ROWS = sums(range(60))

@@ -177,7 +177,7 @@ ENDS = [  # what a command raises, the exit status, what is printed, waits for o
     (OSError("at sea"), 2, "error: a file cannot be used: at sea\n", False),
     (RecursionError("deep"), 2, "error: RecursionError: too large for this machine", False),
     (BrokenPipeError(), 2, "error: the output cannot be written: its reader closed", False),
-    (KeyboardInterrupt("stopped: go on"), 130, "stopped: go on\n", False),
+    (KeyboardInterrupt("stopped: a\nb"), 130, "stopped: a\\nb\n", False),
     (KeyboardInterrupt(), 130, "interrupted\n", False),
 ]
 

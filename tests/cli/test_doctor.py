@@ -243,6 +243,8 @@ def test_another_base(trained, tmp_path):
     assert "block_size None, not 32" in found
     other = write_base(tmp_path / "other", seed=1)
     assert "a base with digest" in verdict(1, folder, "--model", other)
+    moved = write_base(tmp_path / "moved")
+    assert verdict(0, folder, "--model", moved).startswith("healthy")
 
 
 def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):

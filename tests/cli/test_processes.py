@@ -289,9 +289,12 @@ def test_a_process_without_work_is_refused(train, flags, out, with_comm):
 def test_shards_are_refused_if_the_gradient_is_too_large(
     train, base, data, out, monkeypatch, with_comm
 ):
-    monkeypatch.setattr("minilora.cli.loading.MAX_PARALLEL_PARAMETERS", 99)
+    limit = "minilora.cli.loading.MAX_PARALLEL_PARAMETERS"
+    monkeypatch.setattr(limit, 896)  # those of rank 8
+    train("--dry-run --shards 2")
+    monkeypatch.setattr(limit, 895)
     line = error_of(train, "--shards 2")
-    assert "--shards has no effect with more than 99 trained parameters" in line
+    assert "--shards has no effect with more than 895 trained parameters" in line
     train("--dry-run")
     with_comm(1)
     args = parse(["train", "--model", str(base), "--data", str(data)])
