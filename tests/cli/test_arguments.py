@@ -47,6 +47,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--early-stopping-patience 2 --data {few}": "--early-stopping-patience needs held-out rows",
     "--keep-best --data {few}": "--keep-best needs held-out rows, but there are none",
     "--epochs=nan": "--epochs must be",
+    "--epochs 0": "--epochs must be",
     "--iters 3 --epochs 1": "--iters and --epochs both set the number of steps",
     "--target-modules .*q_prox": "such as '.*q_proj'",
     "--rank-pattern q_proj": "--rank-pattern: must be REGEX=WHOLE NUMBER, got q_proj",
