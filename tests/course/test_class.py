@@ -5,13 +5,15 @@ import gzip
 import os
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from outcomes import run
 from submissions import folder, zipped
 
-from minilora.course.students import exercises
-from minilora.course.teachers import submission
+from minilora.course.students import exercises, judge
+from minilora.course.students.isolation import LATE
+from minilora.course.teachers import submission, teach
 
 CHOSEN = ("packing-nibbles", "warmup")
 SET = Path(__file__).with_name("exercises")
@@ -157,10 +159,14 @@ LATE_ONCE = """from pathlib import Path
     return codes[::2] * 16 + codes[1::2]"""
 
 
-def test_what_is_out_of_time_is_run_again_alone(tmp_path, pools):
+def test_what_is_out_of_time_is_run_again_alone(tmp_path, pools, monkeypatch):
     for name in ("ann", "ben"):
         body = LATE_ONCE.format(mark=str(tmp_path / f"{name}.mark"))
         folder(tmp_path / name, one(body))
     more = "--jobs 2 --only packing-nibbles warmup --seed 3 --exercises", SET
     out = run("teach grade", tmp_path / "ann", tmp_path / "ben", *more).out
     assert "- ann: 7 of 7 points\n- ben: 7 of 7 points\n" in out and pools == [2, 1, 1]
+    late = Mock(return_value=judge.Verdict(0.0, LATE))
+    monkeypatch.setattr(judge, "verdict", late)
+    teach.grade_submission(SET, 3, tmp_path / "ann", ["packing-nibbles"])
+    assert late.call_count == 1  # the hidden check would wait as long as the open one
