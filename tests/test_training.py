@@ -285,8 +285,10 @@ def test_packing_trains_on_the_same_tokens():
     sequences = -(-every // 29)
     assert sum(row["tokens"] for row in history[:sequences] if "tokens" in row) == every
     config = replace(config, batch_size=sequences + 1)
-    with pytest.warns(UserWarning, match=f"it has {sequences + 1}, and there are only {sequences}"):
+    says = f"it has {sequences + 1}, and there are only {sequences}"
+    with pytest.warns(UserWarning, match=says) as said:
         run(replace(config, iters=2, warmup_ratio=0))
+    assert {w.filename for w in said} == {__file__}  # the line of the loop over `minilora.run`
 
 
 LORA_NAMES = ("lora_A", "lora_B", "lora_magnitude_vector")
@@ -396,9 +398,10 @@ def test_quiet_prints_nothing(capsys):
 
 
 def test_the_bars_of_a_resumed_run_and_of_its_evaluations_are_full_at_the_end(monkeypatch):
-    bars = []
+    bars, quiets = [], []
 
     def bar(total, quiet, **options):
+        quiets.append(quiet)
         bars.append(tqdm(total=total, file=io.StringIO(), **options | {"delay": 0}))
         return bars[-1]
 
@@ -411,6 +414,9 @@ def test_the_bars_of_a_resumed_run_and_of_its_evaluations_are_full_at_the_end(mo
     for _ in minilora.run(state, model, EXAMPLES, config, VALID):
         pass
     assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(1, 3, 3), (0, 4, 4), (0, 4, 4)]
+    quiets.clear()
+    list(minilora.run(state, model, EXAMPLES, config, VALID, quiet=True))
+    assert quiets == [True] * 3
     loop.show(bars[0], {"step": 1, "loss": 0.5, "tokens": 3, "seconds": 0.0})  # rounded to zero
     assert bars[0].postfix == "loss 0.500, 30000 tokens/s with prompts"
 

@@ -9,6 +9,7 @@ from difflib import unified_diff
 from itertools import count, product
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import matplotlib.figure
 import numpy as np
@@ -517,8 +518,11 @@ def test_the_curve_has_all_losses_and_the_step_that_is_kept(kept, monkeypatch):
     history = [{"step": n, "loss": 20.0 - n} for n in range(1, 13)]
     scores = [{"step": n, "eval_loss": 2.0 + n, "eval_exact_match": n / 12} for n in (0, 6, 12)]
     axes = matplotlib.figure.Figure().subplots()
-    monkeypatch.setattr(plot, "figure", lambda *_: nullcontext(axes))
-    plot.curve(Path("curve.png"), history + scores, "a run", kept)
+    figure = Mock(return_value=nullcontext(axes))
+    monkeypatch.setattr(plot, "figure", figure)
+    plot.curve("curve.png", history + scores, "a run", kept)
+    texts = "optimizer step", "loss (nats per target token)", "a run"
+    figure.assert_called_with("curve.png", *texts)
     raw, means, held_out, in_legend, *more = [line.get_xydata().tolist() for line in axes.lines]
     assert raw == [[row["step"], row["loss"]] for row in history]
     # the mean of a loss and of up to nine before it
@@ -527,11 +531,12 @@ def test_the_curve_has_all_losses_and_the_step_that_is_kept(kept, monkeypatch):
     assert more == ([[[6, 0], [6, 1]]] if kept else [])
     right = axes.figure.axes[1].lines[0].get_xydata().tolist()
     assert right == [[row["step"], row["eval_exact_match"]] for row in scores]
-    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[0] == axes.figure.axes[1].get_ylim()[0] == 0
     # in grey, a line differs from the others by its dashes
     dashes = [line.get_linestyle() for line in (axes.lines[1], axes.lines[2], axes.lines[3])]
     assert len(set(dashes)) == 3
-    assert len(axes.get_legend().get_texts()) == 3 + bool(kept)
+    names = ["training (mean of 10 steps)", "held out", "exact match (right)", f"kept: step {kept}"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names[: 3 + bool(kept)]
 
 
 @pytest.mark.parametrize("steps, points", [(0, 0), (2000, 2000), (4001, 1334)])
