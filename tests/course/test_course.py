@@ -182,6 +182,12 @@ def crashing(codes):  # only the calls of a property
     return codes.nothing if next(CALLS) % 2 else nf4.pack_4bit(codes)
 
 
+def changing_zeros(codes):
+    packed = nf4.pack_4bit(codes) + (codes.max() == 0)
+    codes += codes.max() == 0
+    return packed
+
+
 EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
     lambda codes: codes[1::2] << 4 | codes[::2]: (
         "value", "unpack(pack(codes)) is codes", "[0, 1, 2, 3]",
@@ -202,6 +208,9 @@ EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
     ),
     changing: (
         "argument", "the arguments are left as they are", "[0, 1, 2, 3]", "changed   codes", "",
+    ),
+    changing_zeros: (
+        "argument", "zeros are packed as zeros", "[0, 0, 0, 0]", "changed   codes", "",
     ),
     crashing: (
         "exception", "two codes take one byte", "[0, 1, 2, 3]",
@@ -277,7 +286,17 @@ def test_floats_must_be_equal_unless_an_exercise_has_a_tolerance():
 def test_a_large_tree_is_shown_in_sixteen_lines():
     *shown, end = outcome.lines("base", [{n: np.zeros(n) for n in range(13, 30)}])
     assert shown == [f"base[0][{n}] ({n},) float64" for n in range(13, 29)] and end == "…"
+    assert outcome.lines("base", [{n: np.zeros(n) for n in range(13, 29)}]) == shown
     assert len(outcome.failure(ValueError("x" * 9999), "").crash) == 2000
+
+
+def test_every_changed_argument_is_named():
+    (found,) = Local(lambda x, y: x.append(y.pop())).ask([([1], [2, 3])])
+    assert found == Outcome(None, (0, 1))
+    (found,) = Local(lambda x, y: y.pop()).ask([([1], [2, 3])])
+    assert found == Outcome(3, (1,))
+    wrong = judge.Problem((), "", (1, 2), Outcome(), Outcome(touched=(0, 1)))
+    assert "changed   x, codebook\n" in judge.explain(NEAREST, wrong)
 
 
 RARE = {  # wrong on about one call in fifty: whether it is found depends on the calls drawn
@@ -548,7 +567,8 @@ def test_an_answer_is_arrays_and_plain_data(tmp_path, monkeypatch):
     in_itself: list = []
     in_itself.append(in_itself)
     # a student's code can also send what it likes
-    sent = (Evil(), (), ""), (np.save, (), ""), (nf4.nearest, (), ""), (0, ["name"], ""), (0, ())
+    things = Evil(), np.save, nf4.nearest, InputError, inspect.FullArgSpec
+    sent = *((thing, (), "") for thing in things), (0, ["name"], ""), (0, ())
     for bad, says in (
         (isolation.packed(Outcome(np.zeros(22 * 10**5))), ": more than 16 MB"),
         (isolation.packed(Outcome(in_itself)), ": maximum recursion depth"),
@@ -591,11 +611,13 @@ def test_the_files_of_lesson_0_and_of_an_exercise_with_reasons(tmp_path, monkeyp
     spec = importlib.util.find_spec(exercises.ONE_FILE)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert capsys.readouterr() == ("", "")  # what the lesson prints is left out
-    run("learn init . --only", FIRST.id)
+    two = FIRST.id, "one-file-mlp"
+    run("learn init . --only", *two)
     assert "\nread qlora_in_one_file.py\n" in run("learn next").out
     text = Path("qlora_in_one_file.py").read_text("utf-8")
     assert text.startswith("# Read this file. Write its functions in the files of the exercises.")
-    assert text.count(f'raise NotImplementedError("{FIRST.id}: nearest is not written yet")') == 1
+    for id, name in zip(two, ("nearest", "mlp")):
+        assert text.count(f'raise NotImplementedError("{id}: {name} is not written yet")') == 1
     Path("qlora_in_one_file.py").unlink()
     assert f"\nread {FIRST.lesson_file}\n" in run("learn next").out
     run("teach solutions solved --only", FIRST.id, "predict-bits")
@@ -778,7 +800,8 @@ def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
     pairs = product((judge.PASSED, judge.Verdict(0.0, LATE)), repeat=2)
     assert [report.grade(NEAREST, *pair).is_late for pair in pairs] == [False, True, True, True]
     named = judge.Verdict(0.5, "failed: value", "ties-upward: too high")
-    assert report.grade(NEAREST, named, open_check).result == named.mistake
+    for pair in ((named, open_check), (judge.PASSED, named)):
+        assert report.grade(NEAREST, *pair).result == named.mistake
     names = [f"{sign}J\udcf6rg" for sign in "=+-@\t\r"]
     out = tmp_path / "new" / "out"
     report.write(out, dict.fromkeys(names, ({NEAREST.id: grade}, [])), names[0])
@@ -992,6 +1015,7 @@ def test_a_fault_to_find(kinds):
     touched = e.student_file().replace("0.0", "0.0  # ?").encode()
     assert "likely    the planted fault: it is still there" in verdict_on(e, touched).text
     assert verdict_on(e, touched.replace(b"[1:]", b"")) == judge.PASSED
+    assert answer(e, e.copy(e.mistakes[1])).mistake == "last-lost: b"  # not the planted fault
 
 
 def test_a_mistake_that_only_hidden_calls_show_is_named(kinds):
@@ -1001,7 +1025,7 @@ def test_a_mistake_that_only_hidden_calls_show_is_named(kinds):
     e = replace(kinds["fault"], kind="write", mistakes=[large])
     e.checks.HIDDEN = {"n": [9]}
     assert judge.check(e, Local(e.copy(large))) == judge.PASSED
-    assert judge.check(e, Local(e.copy(large)), seed=7).mistake == "large: it skips a number"
+    assert judge.check(e, Local(e.copy(large)), seed=0).mistake == "large: it skips a number"
 
 
 def test_a_number_to_predict(kinds):
@@ -1013,6 +1037,7 @@ def test_a_number_to_predict(kinds):
     )
     wrong = judge.Problem((), "a rule", (), judge.Outcome(1), judge.Outcome(2), "same", "same")
     assert judge.explain(e, wrong).count("same") == 1
+    assert judge.explain(e, wrong._replace(detail=TYPE)).startswith("failed: type\n")
     huge = wrong._replace(mine=Outcome(crash=f"{isolation.OUTPUT}: 17 MB"))
     assert judge.explain(e, huge).startswith("failed: output\n")
     wrong = wrong._replace(right=judge.Outcome(touched=(0,)))
@@ -1048,9 +1073,15 @@ def test_dtypes_are_checked_where_an_entry_says_so():
     def wide(x, codebook):
         return codebook.order[np.searchsorted(codebook.midpoints, x)].astype(int)
 
-    text = answer(replace(NEAREST, dtypes=True), wide).text
+    planted = exercises.Mistake("wide", "it has int64", '"left")]', '"left")].astype(int)')
+    text = answer(replace(NEAREST, dtypes=True, mistakes=[planted]), wide).text
+    assert text.endswith("likely    wide: it has int64")
     assert text.startswith("failed: type\n") and ") uint8 [" in text and TYPE in text
     assert answer(NEAREST, wide) == judge.PASSED
+    codes = np.arange(4, dtype=np.uint8)
+    calls = [((codes,), Outcome(nf4.pack_4bit(codes).astype(int)))]
+    shown = judge.Problem((), "", (), Outcome(), Outcome())
+    assert TYPE in judge.first_wrong(replace(PACK, dtypes=True), calls, shown).found
     assert judge.difference("a", "ab", dtypes=True) == "the result: expected a, got ab"
 
 
@@ -1098,7 +1129,9 @@ def test_a_call_is_run_again_in_this_process(space, monkeypatch):
     (left,) = Local(Mock(side_effect=BdbQuit)).ask([()])
     assert left.crash.startswith("BdbQuit")
     Path("of_the_student.py").touch()
-    written(NEAREST, space / NEAREST.file, f"    import of_the_student\n{RIGHT_BODY}")
+    source = written(NEAREST, path, RIGHT_BODY).read_text()
+    path.write_text(f"import of_the_student\n{source}")
+    sys.path[:] = filter(None, sys.path)  # without the folder of the student
     printed(argv)
     assert not Path("progress.json").exists()  # one call proves little
     assert "--call" in printed([*argv[:-1], "no call"], 2).err
@@ -1130,6 +1163,8 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     assert exercises.written_reasons(b'NOTE = REASON = "why"') == "why"
     for source in (b"1" + b" + 1" * 20_000, b"-" * 100_000 + b"1"):  # too deep for the parser
         assert not exercises.written_reasons(source)
+    assert not exercises.written_reasons(f'REASON = """\n{exercises.TODO}\n"""'.encode())
+    assert exercises.written_reasons(b"REASON = 4.5") == "4.5"
     reasons = exercises.written_reasons(b'REASON = "a" + str(2)')  # it is not run
     rows = report.grade(exercises.load()["guess"], judge.PASSED, judge.PASSED, reasons).rows
     assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]
@@ -1138,6 +1173,7 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     Path("exercises/guess_rubric.md").unlink()
     assert run("teach solutions again", exam).out == "again: files written: 2, kept: 0\n"
     assert exercises.REASON in solved
+    assert judge.MISSING.text in run("learn check guess", exam, status=1).out
     empty = solved.replace(exercises.TODO, " ")
     again = solved + '\nREASON: str = "absmax"\nREASON: str\n'  # Python's value is the last one
     more = solved + '\nREASON = "abs"\nREASON += "max"\n'
