@@ -137,20 +137,21 @@ def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
 
 
 def test_panels_are_row_by_row_and_have_texts_and_legends_of_their_own(tmp_path):
-    names = ["a", "b", "c", "d"]
+    names = [*"abcdef"]
     path = tmp_path / "a.png"
     with (
         Faults(tmp_path) as faults,
-        plot.figure(path, names, "y", names, columns=2, rows=2) as panels,
+        plot.figure(path, names, "y", names, columns=2, rows=3) as panels,
     ):
-        left, right, below, _ = panels
+        left, right, below, *_ = panels
         left.plot([0, 1], label="a")
         right.plot([0, 1], label="b")
         below.plot([0, 1])
         own = right.legend(loc="upper left")
-    first, second, third, _ = (axes.get_position() for axes in panels)
+    first, second, third, *_ = (axes.get_position() for axes in panels)
     assert first.x1 < second.x0 and first.y0 == second.y0 and third.y1 < first.y0
     assert [(axes.get_xlabel(), axes.get_title("left")) for axes in panels] == [*zip(names, names)]
+    assert left.figure.get_figwidth() == 6.4
     assert {axes.get_ylabel() for axes in panels} == {"y"}
     assert left.get_legend() and right.get_legend() is own and not below.get_legend()
     # without the version of matplotlib, the same figure has the same bytes
