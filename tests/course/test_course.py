@@ -333,7 +333,7 @@ def test_a_test_is_graded_by_the_mistakes_that_it_catches():
     hidden = answer(MERGE, lambda merge: None, seed=5)
     assert hidden == judge.Verdict(0, caught.format(len(MERGE.mistakes)))
     raises = "failed: your test raises on the reference, which is right"
-    for seed, more in ((None, "\n  it raised ZeroDivisionError: division by zero"), (5, "")):
+    for seed, more in ((None, "\n  it raised ZeroDivisionError: division by zero"), (0, "")):
         refusing = answer(MERGE, lambda merge: 1 / 0, seed=seed)
         assert refusing == judge.Verdict(0, raises + more)
     nibbles = ALL["test-nibbles"]
@@ -519,8 +519,11 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_
     other = "    from minilora.training import get_lr\n    return get_lr(step, train_config)\n"
     assert "call minilora's get_lr" in checked(OWN["warmup"], tmp_path, other)
     whole = "import sys\nfrom minilora.course.students.isolation import block_function\n"
-    whole += "import minilora\nblock_function(minilora.lora, 'merge')\nminilora.merge()"
-    assert "write merge yourself" in python("-c", whole).stderr
+    whole += "import minilora\nfrom minilora.methods import ia3, prefix\n"
+    whole += "block_function(ia3, 'init')\nprint(prefix.init.__name__)\n"  # of the same name
+    whole += "block_function(minilora.lora, 'merge')\nminilora.merge()"
+    done = python("-c", whole)
+    assert done.stdout == "init\n" and "write merge yourself" in done.stderr
     assert not Path("mine").exists() and os.environ[commands.SEED] == "77"
     environments = []
 
@@ -536,10 +539,10 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_
 def test_the_end_of_a_student_wakes_who_waits_for_an_answer():
     """Also if a process of another session holds the other end of the connection open."""
     mine, other = multiprocessing.Pipe()
-    process = subprocess.Popen([sys.executable, "-c", ""])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     isolation.Student(process, mine).end()
     assert mine.poll() and not other.closed
-    process.wait()
+    assert process.wait() == -9  # also if it has no group of processes yet
 
 
 def test_a_student_s_process_that_has_gone_is_named():
