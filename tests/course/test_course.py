@@ -947,6 +947,7 @@ def broken_set(tmp_path, monkeypatch):
         (ENTRY + HINTS + "color = 1\n", "color"),
         (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "nearest-code: the id occurs twice"),
         ("= 3", "not a list of exercises"),
+        (ENTRY.replace('"nearest-code"', "3") + HINTS, "3: 'int' object has no"),
     ],
 )
 def test_a_broken_set_is_one_line(broken_set, text, says):
@@ -1147,9 +1148,11 @@ def test_own_exercises_of_a_private_folder_with_written_reasons(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     exam = "--exercises exercises"
-    quoted = "then minilora learn next --exercises '../my exam'\n"
+    quoted = "next: cd 'my work', then minilora learn next --exercises '../my exam'\n"
     shutil.copytree("exercises", "my exam")
-    assert run("learn init work --exercises", Path("my exam")).out.endswith(quoted)
+    said = run("learn init", Path("my work"), "--exercises", Path("my exam")).out
+    assert said.endswith(quoted)
+    run("learn init work", exam)
     assert sorted(p.name for p in Path("work").iterdir()) == ["fault.py", "guess.py"]
     run("teach solutions solved", exam)
     solved = Path("solved/guess.py").read_text("utf-8")

@@ -255,6 +255,6 @@ def load_file(path):
                 raise InputError("the id occurs twice")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
             exercises[where] = Exercise(folder, **entry, mistakes=mistakes)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

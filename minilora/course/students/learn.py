@@ -6,6 +6,7 @@ No command of `minilora learn` overwrites a student's file.
 import ast
 import json
 import runpy
+import shlex
 import sys
 from bdb import BdbQuit
 from pathlib import Path
@@ -57,7 +58,9 @@ def check_file(exercise, call):
 def do_init(args):
     """Make a workspace, or write the stubs that it lacks."""
     write_files(args)
-    print(f"next: cd {args.folder}, then minilora learn next{exercises.option(args.folder)}")
+    print(
+        f"next: cd {shlex.quote(args.folder)}, then minilora learn next{exercises.option(args.folder)}"
+    )
 
 
 def write_files(args, solved=False):
