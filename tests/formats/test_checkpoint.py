@@ -134,12 +134,15 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, shape, config, grou
 def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, seed):
     model = random_model(TINY, seed, biases=ALL_LINEAR if base_has_biases else ())
     adapters = trained_adapter(model, config, ("bias",), seed)
+    first, *others = lora.adapted_paths(adapters)
+    if others:  # the file has all biases if one is trained: the first one is that of the base
+        del get(adapters, first)["bias"]
     folder = tmp_path_factory.mktemp("adapter")
     save_adapter(folder, adapters, model, config, "bfloat16")
     loaded, _, _ = load_adapter(folder, model)
-    for path in lora.adapted_paths(adapters):
+    for path in (first, *others):
         node, own = get(adapters, path), get(model.base, path).get("bias", 0)
-        b, found = (np.float64(get(tree, path)["bias"]) for tree in (adapters, loaded))
+        b, found = np.float64(node.get("bias", own)), np.float64(get(loaded, path)["bias"])
         # b_B and (α/r)·b_B + b₀ are each rounded once to float32, by at most 2⁻²⁴ of themselves
         assert (abs(found - b) <= 2**-24 * (1 + 1e-6) * (abs(b - own) + abs(found))).all()
         if math.frexp(node["lora_scaling"])[0] == 0.5 and not base_has_biases:
@@ -196,6 +199,10 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
     again = load_adapter(tmp_path / "b", model)
     assert_same_bits(again.adapters, adapters)
     assert bits(minilora.forward(again.adapters, again.model, tokens)) == bits(expected)
+    # an adapter with a head of its own needs none in the base
+    set_leaf(adapters, "lm_head.weight", head)
+    save_adapter(tmp_path / "c", adapters, model, LoraConfig())
+    assert load_adapter(tmp_path / "c", model).model.base is model.base
 
 
 # --- the model that it was trained on
@@ -451,6 +458,8 @@ def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
 
 
 def test_a_pickle_is_never_opened(folder):
+    (folder / "adapter_model.bin").touch()
+    load_adapter(folder, MODEL)  # next to the pickle
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     assert "has only adapter_model.bin, a pickle" in refusal(folder)
 
