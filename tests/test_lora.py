@@ -280,6 +280,8 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
     once["model"]["norm"]["weight"] = gain
     again = also_train(once, base, ("norm", "head"))
     assert np.array_equal(again["model"]["norm"]["weight"], gain) and "lm_head" in again
+    full, _ = minilora.get_peft_model(Model(TINY, base), minilora.MethodConfig("full"))
+    assert not any(np.shares_memory(w, get(base, path)) for path, w in named_leaves(full))
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,8 @@ def test_a_row_without_a_target_takes_no_part():
     both = gradient_at(adapters, model._replace(ops=on_cores(2, layers)), rows, 0, config)
     assert both[0] == alone[0]
     assert fingerprint(both[1]) == fingerprint(alone[1])  # float32, too
+    # in the share of another row it only adds padding: some sums of float32 have more zeros
+    assert gradient_at(adapters, model, rows, 0, config)[0] == pytest.approx(alone[0], rel=1e-6)
     with refused("the batch of step 1"):
         train(adapters, model, [silent] * 3, SMALL)
     with refused("there are no examples to train on"):

@@ -426,8 +426,10 @@ def test_an_answer_that_the_template_ends_before_its_last_word_is_refused(questi
         return [m | {"content": part} for m in messages for part in m["content"].split()]
 
     row = chat_row("q", f"hm {last}", *["r", "one"][: 2 * questions - 2])
-    with refused("writes an end token inside an answer"):
-        encode(row, Chat(edit=in_parts))
+    greeting = {"role": "assistant", "content": "hi"}  # before the first question: no answer
+    for messages in (row["messages"], [greeting, *row["messages"]]):
+        with refused("writes an end token inside an answer"):
+            encode({"messages": messages}, Chat(edit=in_parts))
 
 
 def test_a_call_that_the_template_writes_after_an_end_token_is_refused():
@@ -671,7 +673,7 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
     thoughts = Chat(edit=lambda shown: [m | {"content": m["content"].strip("hm")} for m in shown])
     with refused("no row can be learned: an empty answer"):
-        encode_rows([chat_row("q", "hm", "q", "a")], thoughts, TrainConfig())
+        encode_rows([chat_row("q", "hm", "q", "a")], thoughts, TrainConfig(max_seq_length=4))
     other = replace(thoughts, end="#", eos_token_ids=(ord("#"),))  # an end token of the model alone
     with refused("no row can be learned: an empty answer"):
         encode_rows([chat_row("q", "hm", "q", "a")], other, TrainConfig())

@@ -235,6 +235,7 @@ def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, n
         expected.append(f"the files of {now.name} are not those of the base that {folder}")
     assert len(said) == len(expected)
     assert all(text.startswith(line) for text, line in zip(said, expected))
+    assert {warning.filename for warning in caught} <= {__file__}  # they point to the call
 
 
 @pytest.mark.parametrize("saved, given, message", [
@@ -274,8 +275,16 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     save_adapter(
         tmp_path / "peft", adapted(model)[0], model._replace(source=Source()), LoraConfig()
     )
-    with pytest.warns(UserWarning, match=f"that {kind} left: load the one of .*peft anew"):
+    with pytest.warns(UserWarning, match=f"that {kind} left: load .*peft anew") as said:
         load_adapter(tmp_path / "peft", started.model)
+    assert said[0].filename == __file__
+    # of a model that is in no file, the own adapter knows no source
+    config = LoraConfig(init_lora_weights=kind)
+    started = get_peft_model(MODEL, config, 0, "nf4", 16)
+    save_adapter(tmp_path / "unknown", *started, config)
+    with warnings.catch_warnings(action="error"):
+        again = load_adapter(tmp_path / "unknown", MODEL, "nf4", 16)
+    assert_same_bits(again.model.base, started.model.base)
 
 
 SOURCE = {
@@ -442,8 +451,9 @@ def test_an_initialization_that_does_not_change_the_base_is_accepted(folder):
 
 def test_an_adapter_of_which_peft_trains_one_factor_is_warned_of(folder):
     change_json(folder / CONFIG, init_lora_weights="mica")
-    with pytest.warns(UserWarning, match="PEFT trains only A of an adapter with .* 'mica'"):
+    with pytest.warns(UserWarning, match="PEFT trains only A of an adapter with .* 'mica'") as said:
         load_adapter(folder, MODEL)
+    assert said[0].filename == __file__
 
 
 def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
@@ -489,7 +499,7 @@ def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
         load_adapter(folder, MODEL)
     (warning,) = caught
     said = f"{folder / WEIGHTS}: every {names[-1]} is zero"
-    assert str(warning.message).startswith(said)
+    assert str(warning.message).startswith(said) and warning.filename == __file__
 
 
 UNSAVABLE = {  # changes of a leaf, or of the config: part of the message

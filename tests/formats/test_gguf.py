@@ -48,13 +48,20 @@ WIDE = replace(GGUF_CONFIG, head_dim=16)  # four heads in a width of 32
         ),
         (GGUF_CONFIG, {"llama__rope__scaling__factor": 1.0}),
         (
-            replace(GGUF_CONFIG, rope_theta=5e5, max_position_embeddings=4096, bos_token_id=0),
+            replace(
+                GGUF_CONFIG,
+                rope_theta=5e5,
+                max_position_embeddings=4096,
+                bos_token_id=0,
+                eos_token_id=(2, 1),
+            ),
             {
                 "llama__rope__freq_base": 5e5,
                 "llama__context_length": 4096,
                 "tokenizer__ggml__bos_token_id": 0,
                 "general__alignment": 256,
-                "tokenizer__ggml__eot_token_id": 2,  # the same token as that at the end of a text
+                "tokenizer__ggml__eot_token_id": 1,
+                "tokenizer__ggml__eom_token_id": 2,  # the same token as that at the end of a text
             },
         ),
         (GGUF_CONFIG, {"llama__rope__scaling__factor": 0, "llama__rope__scaling__type": "none"}),

@@ -130,6 +130,25 @@ def test_what_load_warns_of_and_refuses(tmp_path, monkeypatch):
         assert load(path, compute_dtype="bfloat16").model.source.compute_dtype == "bfloat16"
 
 
+def test_warnings_point_to_the_call(tmp_path, monkeypatch):
+    """Python shows a line of the user's program, and none of the package."""
+    words, path = tiny(), tmp_path / "model"
+    save_pretrained(path, toy_model(replace(CONFIG, vocab_size=words.vocab_size)), words)
+    change_json(path / "config.json", logits_scaling=8.0)
+    change_json(path / "tokenizer_config.json", auto_map="a", tokenizer_class="GPTNeoXTokenizer")
+    (path / "adapter_config.json").write_text("{}")
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "rag.jinja").write_text("")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "micro").mkdir()
+    with warnings.catch_warnings(record=True, action="always") as said:
+        load(path, compute_dtype="bfloat16")
+        assert len(said) == 6
+        load("micro")
+        save_quantized(tmp_path / "q", quantize(toy_model(), "nf4", 16))
+    assert [warning.filename for warning in said] == [__file__] * 8
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_save_and_load(tmp_path, dtype, tied):

@@ -465,6 +465,8 @@ def test_loftq_takes_five_steps_and_each_comes_nearer():
     error = np.linalg.norm(w - np.round(last) - layers.lora_delta(node))
     assert error == pytest.approx(final, rel=1e-4)
     assert final < 0.98 * first
+    # a part of rank zero leaves nothing of the earlier B
+    assert_array_equal(initializers.without_principal(w, 0 * w, node), w)
 
 
 @pytest.mark.parametrize("scheme, block_size", [("nf4", 16), ("int8", None)])
