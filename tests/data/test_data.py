@@ -656,7 +656,7 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
         prepared({"messages": [], "tools": [{"a": deep}]})
     row = chat_row("a", "b") | {"tools": [SCHEMA]}
     row["messages"][1] |= {"masked": 1, "turn": 2, "thought": "why"}
-    encode_rows([row], Chat(edit=with_one_thought), TrainConfig())
+    encode_rows([row, chat_row("a", "b")], Chat(edit=with_one_thought), TrainConfig())
     what = "keys of the messages that the chat template does not read: masked, turn"
     assert capsys.readouterr().err == f"warning: {what}\n"
     # a value that is not read may be no JSON
@@ -714,7 +714,7 @@ def test_an_answer_ends_where_generation_ends():
     row = chat_row("q", "a", "r", "b")
     for ends, whole, targets in (
         ((ord("#"),), b"<u:q#>\n<a:a#>\n<u:r#>\n<a:b#", "a#b#"),
-        ((), b"<u:q#>\n<a:a#>\n<u:r#>\n<a:b#>\n|", "a#>\nb#>\n|"),
+        ((ord("!"),), b"<u:q#>\n<a:a#>\n<u:r#>\n<a:b#>\n|", "a#>\nb#>\n|"),
     ):
         example = encode(row, Chat(end="#", eos_token_ids=ends), mask_prompt=True)
         assert bytes(example.tokens) == whole

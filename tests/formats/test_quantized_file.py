@@ -167,7 +167,11 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
         ("nf4", drop(""), "quant_state.bitsandbytes__nf4 has no weight"),
         ("nf4", put("", np.zeros((511, 1), np.uint8)), r"q_proj.weight is U8 \(511, 1\)"),
         ("nf4", put(".absmax", FLOATS), "absmax has a NaN"),
-        ("nf4", put(".quant_map", np.ones(16, np.float32)), "quant_map differs from that of bits"),
+        (
+            "nf4",
+            put(".quant_map", nf4.NF4 + np.float32(2e-6)),
+            "quant_map differs from that of bits",
+        ),
         ("nf4", drop(".absmax"), "q_proj.weight has no absmax"),
         ("nf4-dq", drop(".nested_quant_map"), "q_proj.weight has no nested_quant_map"),
         ("nf4", put(".SCB", np.ones(32, np.float32)), r"SCB has no weight"),

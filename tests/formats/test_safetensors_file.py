@@ -22,7 +22,9 @@ from minilora.formats.safetensors_file import BLOCKS, DTYPES, entry
 finite32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, max_side=9), elements=finite32))
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, min_side=0, max_side=9), elements=finite32)
+)
 def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
     path = tmp_path_factory.mktemp("st") / "w.safetensors"
     odd = np.arange(3, dtype=np.uint8)
