@@ -448,10 +448,11 @@ def test_an_end_token_before_the_next_question_is_of_the_answer(capsys):
     first = chat_row("1", "one", "| 2", "two")  # of the question
     (asked,), _ = encode_rows([first], Chat(end=""), TrainConfig(mask_prompt=True))
     assert targets_of(asked) == "one>\ntwo>\n|"
-    warned = "1 of 1 rows have an answer without an end token"
+    warned = "1 of 2 rows have an answer without an end token"
     for start, warning in (("|", ""), (" \n|", ""), ("", warned)):
         words = Chat(end="", start=start)
-        ((example,), _) = encode_rows([row], words, TrainConfig(mask_prompt=True))
+        rows = [row, {"text": ""}]  # the second is left out
+        ((example,), _) = encode_rows(rows, words, TrainConfig(mask_prompt=True))
         assert bytes(example.tokens).decode() == f"<u:1>\n<a:one>\n{start}<u:2>\n<a:two>\n|"
         assert targets_of(example) == f"one>\n{start}two>\n|"
         assert warning in capsys.readouterr().err
@@ -709,7 +710,7 @@ def test_the_text_of_the_end_token_ends_no_answer():
     assert bytes(encode(chat_row("2+2?", "4|"), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
 
 
-def test_an_answer_ends_where_generation_ends():
+def test_an_answer_ends_where_generation_ends(capsys):
     """At a token of the model that is not the tokenizer's, as <end_of_turn> of Gemma 3."""
     row = chat_row("q", "a", "r", "b")
     for ends, whole, targets in (
@@ -719,6 +720,9 @@ def test_an_answer_ends_where_generation_ends():
         example = encode(row, Chat(end="#", eos_token_ids=ends), mask_prompt=True)
         assert bytes(example.tokens) == whole
         assert targets_of(example) == targets
+        encode_rows([row], Chat(end="#", eos_token_ids=ends), TrainConfig())
+        is_open = "without an end token" in capsys.readouterr().err
+        assert is_open == (ord("#") not in ends)
 
 
 def test_a_key_without_which_the_template_rejects_a_row_is_read(capsys):

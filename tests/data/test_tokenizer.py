@@ -144,7 +144,8 @@ def test_where_a_folder_has_its_template(folder):
     for words in (words, from_folder(folder)):
         assert words.render([]) == "D" and words.render([], tools=[]) == "T"
     path.write_text(json.dumps({**config, "chat_template": "here"}))
-    assert from_folder(folder).chat_template == "here"
+    words = from_folder(folder)
+    assert words.chat_template == "here"
     more = folder / "additional_chat_templates"
     more.mkdir()
     (more / "rag.jinja").write_text("R")
@@ -154,7 +155,7 @@ def test_where_a_folder_has_its_template(folder):
     with pytest.warns(UserWarning, match="not read: the chat template rag. `default` and"):
         assert from_folder(folder).chat_template == "F"
     (folder / "without").mkdir()
-    save(replace(TINY, chat_template=None), folder / "without")
+    save(replace(words, chat_template=None), folder / "without")  # the settings have none, either
     with refused("has no chat template"):
         from_folder(folder / "without").render([])
     (more / "default.jinja").write_text("second")
