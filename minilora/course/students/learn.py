@@ -58,9 +58,8 @@ def check_file(exercise, call):
 def do_init(args):
     """Make a workspace, or write the stubs that it lacks."""
     write_files(args)
-    print(
-        f"next: cd {shlex.quote(args.folder)}, then minilora learn next{exercises.option(args.folder)}"
-    )
+    option = exercises.option(args.folder)
+    print(f"next: cd {shlex.quote(args.folder)}, then minilora learn next{option}")
 
 
 def write_files(args, solved=False):
