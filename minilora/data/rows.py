@@ -499,7 +499,8 @@ def encode(row, tokenizer, mask_prompt=False):
             end = next((place for place, token in enumerate(tail, 1) if token in ends), len(tail))
         rest = tail[end:]
         tail = tail[:end]
-        if tokenizer.decode(rest).strip() and ends_inside(row, i, tokenizer):
+        is_more = is_chat(row, tokenizer) and tokenizer.decode(rest).strip()
+        if is_more and ends_inside(row, i, tokenizer):
             raise InputError(ENDED)
         if n == len(turns) - 1:
             if ends.isdisjoint(tail[-1:]):
@@ -592,7 +593,8 @@ def encode_usable(rows, tokenizer, train_config):
         raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
     for reason, n in left_out.items():
         warn(f"{n} of {len(rows)} rows are left out: {reason}")
-    num_open = sum(is_open(example, end_tokens(tokenizer)) for example in examples)
+    ends = end_tokens(tokenizer)
+    num_open = sum(is_open(example, ends) for example in examples)
     if num_open:
         what = "have an answer without an end token: the chat template writes none there"
         warn(f"{num_open} of {len(rows)} rows {what}")
