@@ -22,10 +22,8 @@ def memory_estimate(adapters, model, tokens):
     the backward pass (see `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
-    tuples = [leaf for _, leaf in named_leaves(adapters) if isinstance(leaf, tuple)]
-    shared = {id(w): w.nbytes for pair in tuples for w in pair}  # VeRA's, one pair for all layers
     return {
-        "frozen weights": nbytes(model.base) + sum(shared.values()),
+        "frozen weights": nbytes(model.base),
         "trained weights": trained,
         "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,
@@ -34,8 +32,11 @@ def memory_estimate(adapters, model, tokens):
 
 
 def estimate_with(train_config, adapters, model, tokens):
-    """Return `memory_estimate` with the optimizer and gradient_checkpointing of a TrainConfig."""
+    """Return `memory_estimate` with the settings of a TrainConfig, and with VeRA's matrices."""
     parts = memory_estimate(adapters, model, tokens)
+    tuples = [leaf for _, leaf in named_leaves(adapters) if isinstance(leaf, tuple)]
+    shared = {id(w): w.nbytes for pair in tuples for w in pair}  # one pair for all layers
+    parts["frozen weights"] += sum(shared.values())
     if train_config.gradient_checkpointing:
         floats = activation_floats(adapters, model.config, checkpointing=True)
         parts["activations"] = 4 * tokens * floats

@@ -161,7 +161,7 @@ def test_weights_and_optimizer_are_exact(optimizer):
 def test_the_random_matrices_of_vera_count_once():
     model = fast_model(CONFIG)
     adapters, _ = get_peft_model(model, MethodConfig("vera", vera_r=4), 0)
-    frozen = memory.memory_estimate(adapters, model, 1)["frozen weights"]
+    frozen = memory.estimate_with(TrainConfig(), adapters, model, 1)["frozen weights"]
     # float32 A (4, 48) and B (48, 4): q_proj has 48 inputs and 48 outputs, v_proj fewer
     assert frozen - nbytes(model.base) == 4 * 2 * 4 * 48
 
