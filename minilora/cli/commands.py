@@ -178,8 +178,8 @@ def possible_messages(tokenizer, messages, prompt, ids):
 def end_of_row(tokenizer, messages, answer):
     """Return the token ids of the answer in a row, and the one before them.
 
-    If the template writes earlier answers in another way, there is no row: they are those of the
-    text after the prompt. Raises InputError if the text begins in another way, too.
+    If the template writes earlier answers in another way, there is no row: the ids are those of the
+    text after the prompt. Raises InputError if the conversation does not begin with the prompt.
     """
     try:
         tokens, _, in_answer = encode({"messages": [*messages, answer]}, tokenizer)

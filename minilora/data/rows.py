@@ -491,16 +491,15 @@ def encode(row, tokenizer, mask_prompt=False):
         head, following = heads[n : n + 2]
         end = len(tail)
         if "text" not in row:
-            if ends.isdisjoint(tail):  # an end token that begins the next message ends the answer
-                place = next((k for k, token in enumerate(following) if token in ends), None)
-                if place is not None and is_blank(following[:place], tokenizer):
-                    tail = [*tail, *following[: place + 1]]
-                    following[: place + 1] = []
+            if ends.isdisjoint(tail):
+                n_moved = length_of_end(following, tokenizer)
+                tail = [*tail, *following[:n_moved]]
+                del following[:n_moved]
             end = next((place for place, token in enumerate(tail, 1) if token in ends), len(tail))
         rest = tail[end:]
         tail = tail[:end]
-        is_more = is_chat(row, tokenizer) and tokenizer.decode(rest).strip()
-        if is_more and ends_inside(row, i, tokenizer):
+        has_rest = is_chat(row, tokenizer) and tokenizer.decode(rest).strip()
+        if has_rest and ends_inside(row, i, tokenizer):
             raise InputError(ENDED)
         if n == len(turns) - 1:
             if ends.isdisjoint(tail[-1:]):
@@ -511,9 +510,17 @@ def encode(row, tokenizer, mask_prompt=False):
     return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
 
 
-def is_blank(tokens, tokenizer):
-    """Return whether tokens are only white space, without a special token."""
-    return not tokenizer.decode(tokens, skip_special_tokens=False).strip()
+def length_of_end(tokens, tokenizer):
+    """Return up to where tokens are white space and an end token; 0 if they begin otherwise.
+
+    An end token with which the next message begins ends the answer before that message.
+    """
+    ends = end_tokens(tokenizer)
+    place = next((k for k, token in enumerate(tokens) if token in ends), None)
+    if place is None:
+        return 0
+    before = tokenizer.decode(tokens[:place], skip_special_tokens=False)
+    return 0 if before.strip() else place + 1
 
 
 def ends_inside(row, i, tokenizer):
@@ -554,10 +561,12 @@ def encode_rows(
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
     Warnings on standard error name the keys that are not read, and count the rows that are cut, and
-    those that cannot be learned and are left out: rows with an empty answer, with the text of the
-    end token inside an answer, with messages or tools that the chat template does not show, with
+    those that have an answer without an end token before the last answer, and those that cannot be
+    learned and are left out: rows with an empty answer, with the text of the end token inside an
+    answer, with messages or tools that the chat template does not show, with
     arguments of calls that it puts into quotes, or without a target token within max_seq_length.
-    Raises InputError if no row is left, or naming the row that the chat template rejects.
+    Raises InputError if no row is left, or naming the row that the chat template rejects, or whose
+    answer has an end token that the template writes inside it.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 

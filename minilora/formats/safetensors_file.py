@@ -81,7 +81,7 @@ def entry_in_file(path, name, dtype, shape, start, size):
 
     def raw():
         with errors_in(where):  # of a shape that NumPy cannot have, or a file that has changed
-            # a text: of a Ctrl-C in the method of a path, NumPy would make another error
+            # a text: NumPy calls a method of a path, and makes a SystemError of a Ctrl-C in it
             flat = np.fromfile(str(path), DTYPES[dtype], count, offset=start)
             return flat.reshape(stored_shape)
 

@@ -93,7 +93,7 @@ def collect(path):
                 name = f"again/{name}"
             found[name] = content
         except Exception as error:  # damaged, not allowed
-            # of an encrypted file; a kind of RuntimeError is for a compression that is not known
+            # zipfile raises a subclass of RuntimeError for a compression that it does not know
             reason = "it is encrypted" if type(error) is RuntimeError else error
             notes.append(f"{name} cannot be read: {reason}")
     return found, notes
