@@ -624,6 +624,27 @@ def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch):
     assert one["rng"].random() == np.random.default_rng(3).random()
 
 
+@pytest.fixture
+def chat_with(tmp_path, monkeypatch):
+    """Return a function that chats with a template: each line is answered with the same text.
+
+    It returns the prompts as token ids, and what is printed on standard error.
+    """
+
+    def chat(template, answer, *lines):
+        prompts = []
+
+        def generate(adapters, model, prompt, **options):
+            prompts.append(prompt)
+            yield from tiny().encode(answer)
+
+        monkeypatch.setattr("minilora.generation.generate", generate)
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        return prompts, run("chat --model", write_chat_base(tmp_path / "base", template)).err
+
+    return chat
+
+
 ENDS = {  # (before and after an answer in the template): (what is generated, its content)
     ("", "<|im_start|>\n"): ("yes<|im_start|>\n", "yes"),  # a token, but not the end token
     ("", "<|im_end|>\n"): ("yes\n", "yes\n"),  # the end token ended generation
@@ -635,81 +656,52 @@ ENDS = {  # (before and after an answer in the template): (what is generated, it
 
 
 @pytest.mark.parametrize("before, after", ENDS)
-def test_what_a_template_adds_to_an_answer_stands_there_once(tmp_path, monkeypatch, before, after):
+def test_what_a_template_adds_to_an_answer_is_there_once(chat_with, before, after):
     """The second prompt has the tokens of a row with this content."""
     answer, content = ENDS[before, after]
     of_answer = f"{{% if m.role == 'assistant' %}}{before}{{{{ m.content }}}}{after}"
     template = TEMPLATE.replace(
         "{{ m.content }}", f"{of_answer}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
     )
-    folder = write_chat_base(tmp_path / "base", template)
-    prompts = []
-
-    def generate(adapters, model, prompt, **options):
-        prompts.append(prompt)
-        yield from tiny().encode(answer)
-
-    monkeypatch.setattr("minilora.generation.generate", generate)
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand then?"))
-    run("chat --model", folder)
+    prompts, _ = chat_with(template, answer, "Hi", "and then?")
     expected = f"[user]Hi[assistant]{before}{content}{after}[user]and then?[assistant]"
     assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
 
 
-def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(tmp_path, monkeypatch):
+def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(chat_with):
     """Here, the template marks only the last question, so no row has such a conversation."""
     marks = "{{ '!' if loop.last else '' }}{{ '###' if m.role == 'assistant' else '' }}"
     template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + marks)
-    folder = write_chat_base(tmp_path / "base", template)
-    prompts = []
-
-    def generate(adapters, model, prompt, **options):
-        prompts.append(tiny().decode(prompt))
-        yield from tiny().encode("yes!###")
-
-    monkeypatch.setattr("minilora.generation.generate", generate)
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand?"))
-    assert run("chat --model", folder).err == ""
-    assert prompts == ["[user]Hi![assistant]", "[user]Hi[assistant]yes###[user]and?![assistant]"]
+    prompts, errors = chat_with(template, "yes!###", "Hi", "and?")
+    assert errors == ""
+    assert [*map(tiny().decode, prompts)] == [
+        "[user]Hi![assistant]",
+        "[user]Hi[assistant]yes###[user]and?![assistant]",
+    ]
 
 
-def test_an_earlier_answer_has_no_thoughts_if_the_template_leaves_them_out(tmp_path, monkeypatch):
+def test_an_earlier_answer_has_no_thoughts_if_the_template_leaves_them_out(chat_with):
     """Also of a template that has no rows of several turns, as Nemotron's."""
     thoughts = "{{ '<\n' + m.reasoning_content | default('') + '>' if loop.last else '<>' }}"
     template = TEMPLATE.replace(
         "{{ m.content }}",
         f"{{% if m.role == 'assistant' %}}{thoughts}{{% endif %}}{{{{ m.content }}}}",
     ).replace("[assistant]", "[assistant]<\n")
-    folder = write_chat_base(tmp_path / "base", template)
-    prompts = []
-
-    def generate(adapters, model, prompt, **options):
-        prompts.append(tiny().decode(prompt))
-        yield from tiny().encode("hm>yes")
-
-    monkeypatch.setattr("minilora.generation.generate", generate)
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc"))
-    assert run("chat --model", folder).err == ""
+    prompts, errors = chat_with(template, "hm>yes", "a", "b", "c")
+    assert errors == ""
     earlier = "[user]a[assistant]<>yes[user]b[assistant]<>yes"
-    assert prompts[2] == f"{earlier}[user]c[assistant]<\n"
+    assert tiny().decode(prompts[2]) == f"{earlier}[user]c[assistant]<\n"
 
 
-def test_an_answer_that_the_template_cannot_write_is_warned_of(tmp_path, monkeypatch):
+def test_an_answer_that_the_template_cannot_write_is_warned_of(chat_with):
     """The second prompt has it as the template writes it, with escapes."""
     of_answer = "{{ m.content | e if m.role == 'assistant' else m.content }}"
-    folder = write_chat_base(tmp_path / "base", TEMPLATE.replace("{{ m.content }}", of_answer))
-    prompts = []
-
-    def generate(adapters, model, prompt, **options):
-        prompts.append(tiny().decode(prompt))
-        yield from tiny().encode("a<b")
-
-    monkeypatch.setattr("minilora.generation.generate", generate)
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nand?\nso?"))
     warn_once.cache_clear()
+    template = TEMPLATE.replace("{{ m.content }}", of_answer)
+    prompts, errors = chat_with(template, "a<b", "Hi", "and?", "so?")
     warning = "the chat template writes this answer in another way than the model did"
-    assert run("chat --model", folder).err == f"warning: {warning}\n"
-    assert prompts[1] == "[user]Hi[assistant]a&lt;b[user]and?[assistant]"
+    assert errors == f"warning: {warning}\n"
+    assert tiny().decode(prompts[1]) == "[user]Hi[assistant]a&lt;b[user]and?[assistant]"
 
 
 def byte_level(tokenizers):
