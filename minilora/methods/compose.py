@@ -34,6 +34,8 @@ def generate_batch(
     """
     if len(adapters) != len(prompts):
         raise InputError(f"{len(prompts)} prompts need as many adapters, got {len(adapters)}")
+    if not prompts:
+        raise InputError("there is no prompt: give one or more")
     check_generation(prompts, max_tokens, temp, top_p, model.config)
     shared = adapters[0]
     if any(tree is not shared for tree in adapters):

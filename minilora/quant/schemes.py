@@ -36,9 +36,10 @@ def quantize(model: Model, scheme: str, block_size: int | None = None) -> Model:
     """
     check_block_size(scheme, block_size)
     leaves = flatten(model.base)
-    if scheme == "none" and storage(model.base) != ("none", None):
+    paths = [*filter(is_projection, leaves)]
+    if scheme == "none" and any(storage_of(leaves[path]) != ("none", None) for path in paths):
         raise InputError("the base is quantized already: minilora.merge({}, model) is dense")
-    for path in filter(is_projection, leaves):
+    for path in paths:
         leaves[path] = quantize_leaf(path, leaves[path], scheme, block_size)
     base = unflatten(leaves)
     stored, block = storage(base)

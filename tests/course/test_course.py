@@ -1139,6 +1139,8 @@ def test_a_call_is_run_again_in_this_process(space, monkeypatch):
     printed(argv)
     assert not Path("progress.json").exists()  # one call proves little
     assert "--call" in printed([*argv[:-1], "no call"], 2).err
+    path.write_text("CODEBOOK = 1\n")
+    assert printed(argv, 2).err == f"error: {NEAREST.file} has no function nearest\n"
 
 
 def test_own_exercises_of_a_private_folder_with_written_reasons(

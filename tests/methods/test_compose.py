@@ -235,6 +235,11 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
         ]
 
 
+def test_a_batch_without_a_prompt_is_refused():
+    with refused("there is no prompt"):
+        minilora.generate_batch([], random_model(TINY), [])
+
+
 def test_generate_and_generate_batch_have_the_same_defaults():
     one, together = (
         [parameter.default for parameter in signature(function).parameters.values()]

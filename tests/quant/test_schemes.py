@@ -17,7 +17,7 @@ from minilora.quant.schemes import (
     quantize,
     quantize_leaf,
 )
-from minilora.tree import flatten
+from minilora.tree import flatten, unflatten
 
 BLOCK_SIZES = {scheme: None if scheme in ("none", "int8") else 32 for scheme in SCHEMES}
 CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
@@ -97,8 +97,14 @@ def test_what_cannot_be_quantized_is_refused_by_name(w, scheme, block_size, mess
 
 
 def test_a_quantized_model_does_not_become_dense():
-    with refused(r"quantized already: minilora.merge\({}, model\) is dense"):
-        quantize(quantize(random_model(CONFIG), "int8"), "none")
+    model = quantize(random_model(CONFIG), "int8")
+    leaves = flatten(model.base)
+    first = next(path for path, w in leaves.items() if isinstance(w, int8.Int8))
+    mixed = model._replace(base=unflatten(leaves | {first: np.ones(leaves[first].shape, "f4")}))
+    nf4_too = model._replace(base=unflatten(leaves | {first: nf4.quantize(np.ones((8, 8)))}))
+    for each in (model, mixed, nf4_too):
+        with refused(r"quantized already: minilora.merge\({}, model\) is dense"):
+            quantize(each, "none")
 
 
 @pytest.mark.parametrize("scheme", ["none", "int8"])

@@ -123,9 +123,12 @@ def check_call(exercise, call):
         text = f"--call {call} is no call of {exercise.id}: copy the line that begins with `again`"
         raise InputError(text) from None
     sys.path.append("")  # the student's files can import each other
-    function = runpy.run_path(exercise.file)[exercise.answer]
+    names = runpy.run_path(exercise.file)
+    if exercise.answer not in names:
+        raise InputError(f"{exercise.file} has no function {exercise.answer}")
     try:
-        return judge.check(exercise, Local(function, exercise.file), cases=[case])
+        local = Local(names[exercise.answer], exercise.file)
+        return judge.check(exercise, local, cases=[case])
     except BdbQuit:
         return judge.Verdict(0.0, "the debugger was left")
 
