@@ -343,7 +343,8 @@ def loss(adapters, base, rows, config):
 # ## 5. The data
 #
 # *In the package: `data/tasks.py` (the language, its exact entropy), `data/rows.py` (your rows),
-# `batching.py` (padding, packing), `generation.py` (a cache, sampling).*
+# `data/encoding.py` (the mask), `batching.py` (padding, packing), `generation.py` (a cache,
+# sampling).*
 #
 # The base model was trained on sentences about who keeps what where. It has seen short questions
 # such as "Who?", but not the one asked here. A row has a prompt (a sentence and a question) and an

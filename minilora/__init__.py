@@ -26,7 +26,8 @@ from typing import NamedTuple
 from . import layers, lora, nf4
 from .batching import Example
 from .config import InputError, LoraConfig, ModelConfig, TrainConfig
-from .data.rows import encode_rows, load_rows
+from .data.encoding import encode_rows
+from .data.rows import load_rows
 from .evaluation.loop import run
 from .evaluation.memory import print_trainable_parameters
 from .evaluation.metrics import evaluate

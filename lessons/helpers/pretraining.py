@@ -15,7 +15,7 @@ from minilora import Model, kernels, train
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError, ModelConfig, TrainConfig
-from minilora.data.rows import encode_rows
+from minilora.data.encoding import encode_rows
 from minilora.data.tasks import notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.files import require_new

@@ -5,15 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError, TrainConfig
-from ..data.rows import (
-    encode_row,
-    encode_usable,
-    existing_split,
-    load_rows,
-    read_rows,
-    row_content,
-    warn,
-)
+from ..data.encoding import encode_row, encode_usable
+from ..data.rows import existing_split, load_rows, read_rows, row_content, warn
 from ..data.tasks import BUILTIN
 from ..formats.files import errors_in
 from ..methods.registry import num_virtual_tokens

@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 
 from .. import layers
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
+from ..data.encoding import is_chat, split_row
 from ..data.packing import pack_examples
-from ..data.rows import is_chat, messages_of, split_row
+from ..data.rows import messages_of
 from ..evaluation import loop, memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve, points

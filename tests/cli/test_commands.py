@@ -30,7 +30,7 @@ from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_mo
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import answer_message, load_model, prompt_ids, rows_of_run
+from minilora.cli.commands import load_model, prompt_ids, rows_of_run
 from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
@@ -43,7 +43,9 @@ from minilora.cli.loading import (
 from minilora.cli.run import prepare, print_sample
 from minilora.cli.stored_paths import digest
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import encode, warn_once
+from minilora.data.chat import answer_message
+from minilora.data.encoding import encode
+from minilora.data.rows import warn_once
 from minilora.data.tokenizer import PretrainedTokenizer
 from minilora.evaluation import memory
 from minilora.formats import hf_tokenizer

@@ -15,7 +15,8 @@ import minilora
 from minilora import LoraConfig, TrainConfig, layers, optim
 from minilora.config import ALL_LINEAR
 from minilora.course import one_file
-from minilora.data.rows import encode, load_rows
+from minilora.data.encoding import encode
+from minilora.data.rows import load_rows
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
 from minilora.layers import dense
 from minilora.lora import adapted_paths, target_paths

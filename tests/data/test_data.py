@@ -18,18 +18,9 @@ from outcomes import refused
 from minilora.batching import Example, batch_at, collate
 from minilora.config import InputError, TrainConfig
 from minilora.data import tasks
+from minilora.data.encoding import encode, encode_rows, reason_to_leave_out, split_row
 from minilora.data.packing import pack_examples
-from minilora.data.rows import (
-    encode,
-    encode_rows,
-    existing_split,
-    load_rows,
-    read_rows,
-    reason_to_leave_out,
-    row_content,
-    split_of,
-    split_row,
-)
+from minilora.data.rows import existing_split, load_rows, read_rows, row_content, split_of
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.tree import without
 

@@ -41,7 +41,8 @@ import minilora
 from minilora import layers
 from minilora.cli.arguments import parse
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
-from minilora.data.rows import encode, read_rows
+from minilora.data.encoding import encode
+from minilora.data.rows import read_rows
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import hf_folder, hf_tokenizer
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state

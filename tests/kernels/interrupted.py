@@ -16,7 +16,8 @@ import threadpoolctl
 
 from minilora import get_peft_model, train
 from minilora.config import LoraConfig, TrainConfig
-from minilora.data.rows import encode_rows, load_rows
+from minilora.data.encoding import encode_rows
+from minilora.data.rows import load_rows
 from minilora.formats.pretrained import load
 from minilora.kernels import threads
 from minilora.tree import arrays, named_leaves

@@ -21,7 +21,7 @@ from peft_models import (
 from minilora import train
 from minilora.batching import Example, batch_at, collate
 from minilora.config import TrainConfig
-from minilora.data.rows import encode_rows
+from minilora.data.encoding import encode_rows
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.lessons.helpers import toolcalls

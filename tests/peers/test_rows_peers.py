@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import EMPTY, ENDED, ONLY_ANSWER, PARTS, REWRITTEN, encode, encode_row
+from minilora.data.encoding import EMPTY, ENDED, ONLY_ANSWER, REWRITTEN, encode, encode_row
+from minilora.data.template_checks import PARTS
 from minilora.formats.hf_tokenizer import from_folder
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"

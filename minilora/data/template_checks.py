@@ -1,0 +1,111 @@
+"""What a chat template does not show of a row: keys, messages, tools, calls, words."""
+
+import json
+import re
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+
+from ..config import InputError
+from ..tree import without
+
+PARTS = "a part of the last answer, of a call or of a tool that the chat template does not show"
+HIDDEN_TOOLS = "tools that the chat template does not show"
+
+
+def unread_message_keys(rows, tokenizer):
+    """Return the keys of messages without which the chat template writes the same text."""
+    chats = [row for row in rows if "messages" in row]
+    keys = {key for row in chats for message in row["messages"] for key in message}
+    # a row whose calls are not shown is left out; few templates read the id of a call
+    known = {"role", "content", "tool_calls", "tool_call_id"}
+    return {key for key in keys - known if not any(shows(tokenizer, row, key) for row in chats)}
+
+
+def shows(tokenizer, row, key):
+    """Return whether the text of a chat depends on a key of its messages."""
+    messages = row["messages"]
+    others = [without(message, key) for message in messages]
+    if not tokenizer.chat_template or others == messages:
+        return False
+    tools = row.get("tools") or None
+    try:
+        return tokenizer.render(others, tools=tools) != tokenizer.render(messages, tools=tools)
+    except InputError:
+        return True  # the row is named later, if the template rejects it
+
+
+def trouble_with_template(messages, tools, tokenizer):
+    """Return why the chat template does not write messages, tools and calls as they are, or ""."""
+
+    def text(messages, tools=tools):
+        with suppress(InputError):  # some templates reject a message without content
+            return tokenizer.render(messages, tools=tools)
+
+    shown = text(messages)
+    # a template may trim or escape a content, but not digits at its end; calls are checked below
+    marks = {
+        i: str(10**16 + i)
+        for i, m in enumerate(messages)
+        if (m.get("content") or "").strip() and not m.get("tool_calls")
+    }
+    marked = text([
+        m | {"content": m["content"] + marks[i]} if i in marks else m
+        for i, m in enumerate(messages)
+    ])  # fmt: skip
+    if marked is not None and not all(mark in marked for mark in marks.values()):
+        return "a message that the chat template does not show"
+    names = "tool_calls", "function_call"
+    # an empty list of calls is none
+    no_calls = [without(m, *names) if any(map(m.get, names)) else m for m in messages]
+    others = [(messages, None), (no_calls, tools)]
+    if any(shown in (None, text(*o)) for o in others if o != (messages, tools)):
+        return HIDDEN_TOOLS
+    calls = [
+        call.get("function", call) for message in messages for call in message.get("tool_calls", ())
+    ]
+    arguments = [call.get("arguments") for call in calls]
+    quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
+    if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
+        return "arguments of calls as text, which the chat template puts into quotes"
+    return PARTS if shown and lacks_a_part(shown, messages, tools, calls) else ""
+
+
+def lacks_a_part(shown, messages, tools, calls):
+    """Return whether a rendered chat lacks words of its last message, of calls, or of tools' names.
+
+    The texts next to calls count, too. A template may leave out thoughts of earlier answers, and
+    parts of the schema of a tool.
+    """
+    names = [item.get("function", item).get("name") for item in tools or ()]
+    values = without(messages[-1], "role", "name", "tool_calls").values()
+    last = [value for value in values if not isinstance(value, int | float)]  # as that of a turn
+    said = [m.get("content") for m in messages[:-1] if m.get("tool_calls")]
+    needed = Counter[str]()
+    for text in texts([last, said, names, *([c.get("name"), c.get("arguments")] for c in calls)]):
+        if not any(form in shown for form in escaped(text)):
+            needed += words(text)
+    unescaped = re.sub(r"\\([bfnrt]|u00[01].)", " ", shown)  # of texts that are shown in part
+    return bool(needed - (words(shown) | words(unescaped)))
+
+
+def texts(value):
+    """Yield the texts and numbers of a value of JSON as texts, keys included."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+    elif value is not None:
+        yield str(value)
+
+
+def escaped(text):
+    """Return what JSON and Python print of a text, if it is not the text."""
+    in_quotes = json.dumps(text), json.dumps(text, ensure_ascii=False), repr(text)
+    return {quoted[1:-1] for quoted in in_quotes} - {text}
+
+
+def words(text):
+    """Return {word: how often} of a text, in lower case; a symbol such as 👍 is a word."""
+    return Counter(re.findall(r"\w+|[^\w\s\x00-\x7f]", text.lower()))  # true in JSON, and True
