@@ -34,22 +34,27 @@ def answer_message(tokenizer, messages, prompt, ids):
     decode = partial(tokenizer.decode, skip_special_tokens=False)
     found = possible_messages(tokenizer, messages, prompt, ids)
     possible = [*{str(message): message for message in found}.values()]
-    rows = []
+    # first the messages that are shortest as an earlier answer, because some templates leave out
+    # thoughts there; of these the shortest, because some tokenizers leave out the first space
+    sizes = []
     for message in possible:
         with suppress(InputError):  # the template writes earlier answers in another way
-            tokens = end_of_row(tokenizer, messages, message)
             later = tokenizer.render([*messages, message, {"role": "user", "content": MARK}])
-            rows.append((len(later), len("".join(message.values())), tokens, message))
-    # Of the messages with the tokens of the answer, or with its text, which a model can split
-    # otherwise: that which the template writes shortest as an earlier answer (some leave out
-    # thoughts), and the shortest (some tokenizers leave out the space that begins a text)
-    rows.sort(key=lambda row: row[:2])
+            sizes.append((len(later), len("".join(message.values())), message))
     said = [*prompt[-1:], *ids]
-    equal = [message for *_, tokens, message in rows if tokens[: len(said)] == said]
-    equal += [message for *_, tokens, message in rows if decode(tokens).startswith(decode(said))]
-    if rows and not equal:
+    rows = []
+    for *_, message in sorted(sizes, key=lambda size: size[:2]):
+        with suppress(InputError):
+            tokens = end_of_row(tokenizer, messages, message)
+            if tokens[: len(said)] == said:
+                return message
+            rows.append((tokens, message))
+    for tokens, message in rows:  # a model can split the text into other tokens
+        if decode(tokens).startswith(decode(said)):
+            return message
+    if rows:
         warn_once("the chat template writes this answer in another way than the model did")
-    return [*equal, *possible][0]
+    return possible[0]
 
 
 def possible_messages(tokenizer, messages, prompt, ids):
