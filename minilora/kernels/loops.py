@@ -44,8 +44,8 @@ def jit(kernel=None, **options) -> Any:
     """Compile a kernel; numba reads its cache only if all SOURCES are as they were."""
     if kernel is None:
         return partial(jit, **options)
-    # no C code calls a kernel; without an entry for C it compiles in 0.9 of the time
-    compiled = numba.njit(kernel, nogil=True, cache=True, no_cfunc_wrapper=True, **options)
+    options["no_cfunc_wrapper"] = True  # no C code calls a kernel: it compiles in 0.9 of the time
+    compiled = numba.njit(kernel, nogil=True, cache=True, **options)
     if compiled is not kernel:  # with NUMBA_DISABLE_JIT it is
         cache = compiled._cache._cache_file
         cache._source_stamp = cache._source_stamp, CONTENTS.digest()

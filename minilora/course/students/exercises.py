@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +43,7 @@ def functions(source, names, message=None):
     """Return the source of functions with their decorators; with a message, as stubs."""
     found = []
     lines = source.splitlines()
-    nodes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    nodes = functions_of(source)
     for name in names:
         node = nodes[name]
         begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
@@ -55,6 +55,12 @@ def functions(source, names, message=None):
             body = [f'    raise NotImplementedError("{message}: {name} is not written yet")']
         found.append("\n".join(lines[begin:end] + body))
     return "\n\n\n".join(found)
+
+
+@cache  # lesson 0 has the functions of a third of the exercises
+def functions_of(source):
+    """Return {name: its parsed definition} of the functions of a module."""
+    return {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
 
 
 def stubs(chosen):
