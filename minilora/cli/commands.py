@@ -74,11 +74,13 @@ def generate(args):
     folders = dict.fromkeys(path for path in paths if path != "none")
     models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
-    if "none" in paths and getattr(first.adapter_config, "init_lora_weights", True) in INITIALIZERS:
-        raise InputError(
-            f"{next(iter(models))} changes the base, so none would not be the base: "
-            "generate from the prompt without an adapter in a call of its own"
-        )
+    for path, loaded in models.items():
+        is_other = getattr(loaded.adapter_config, "init_lora_weights", True) in INITIALIZERS
+        if is_other and len({*paths}) > 1:
+            raise InputError(
+                f"{path} changes the base, which the other prompts need: "
+                "generate with this adapter in a call of its own"
+            )
     none = with_date(first._replace(adapters={}, run=({}, {})))
     chosen = [models.get(path, none) for path in paths]
     prompts = [

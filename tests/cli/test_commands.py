@@ -521,7 +521,8 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path, mon
     for words, paths, message in (
         ("x y z", (a, b), "3 prompts need one --adapter-path or 3, got 2: write none"),
         ("x y", (a, c), "different bases"),
-        ("x y", (d, "none"), "changes the base, so none would not be the base"),
+        ("x y", (d, "none"), f"{d} changes the base, which the other prompts need"),
+        ("x y", (a, d), f"{d} changes the base, which the other prompts need"),
     ):
         error = error_of(run, "generate --prompt", words, "--adapter-path", *paths)
         assert message in error
