@@ -543,8 +543,10 @@ def test_the_curve_has_all_losses_and_the_step_that_is_kept(kept, monkeypatch):
 def test_a_curve_has_at_most_2000_points_and_may_have_no_step(steps, points, monkeypatch):
     axes = matplotlib.figure.Figure().subplots()
     monkeypatch.setattr(plot, "figure", lambda *_: nullcontext(axes))
-    plot.curve("curve.png", [{"step": n, "loss": 1.0} for n in range(steps)], "a run")
+    plot.curve("curve.png", [{"step": n, "loss": n * n} for n in range(steps)], "a run")
     assert [len(line.get_xdata()) for line in axes.lines] == [points, points]
+    for last, mean in [*zip(*axes.lines[1].get_data())][-1:]:  # of ten steps, and not of ten points
+        assert mean == sum(n * n for n in range(int(last) - 9, int(last) + 1)) / 10
 
 
 def test_patterns_and_regular_expressions_are_those_of_the_lora_config(tmp_path):

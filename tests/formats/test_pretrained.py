@@ -467,6 +467,8 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path):
     """Otherwise, a loss of power could leave the name without the contents."""
     model, config = toy_model(), LoraConfig()
     (tmp_path / "log").write_text("a line\nhalf of")
+    first_free = os.dup(0)
+    os.close(first_free)
     with Faults(tmp_path) as faults:
         for seed in range(2):  # in a new folder, and in place of another one
             save_adapter(tmp_path / "a", lora.init(model.base, config, seed), model, config)
@@ -488,6 +490,8 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path):
     assert not buffered | cached
     assert {("fsync", "a"), ("fsync", tmp_path.name)} <= {*faults.seen}
     assert (tmp_path / "log").read_text("utf-8") == "a line\né\n"
+    assert os.dup(0) == first_free  # no file is left open
+    os.close(first_free)
 
 
 @pytest.mark.parametrize("error, says", [
