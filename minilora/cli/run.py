@@ -125,6 +125,8 @@ def prepare(args, folder):
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
+    if args.config:
+        run_folder.warn_of_changed_files(args.config, metadata)
     if comm:
         settings = json.dumps(metadata).encode()
         processes.check_same(comm, "other settings or files", settings, "give all the same")

@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig
+from ..data.rows import warn
 from ..evaluation.loop import should_stop
+from ..formats import files
 from ..formats.checkpoint import (
     CHECKPOINT,
     CONFIG,
@@ -20,9 +22,9 @@ from ..formats.checkpoint import (
     read_metadata,
 )
 from ..formats.fetch import MODELS
-from ..formats.files import locked, write_errors
+from ..formats.files import locked, read_text, write_errors
 from ..methods.registry import METHODS
-from .arguments import flag
+from .arguments import DIGEST, flag, toml_settings
 from .stored_paths import INPUTS, absolute, digest, run_digest
 
 METRICS = "metrics.jsonl"
@@ -97,6 +99,7 @@ def metadata(args, source, unused=()):
     digests["model"] = source.digest.rpartition(":")[2]  # of the files
     if "init_adapter" in settings:
         digests["init_run"] = run_digest(settings["init_adapter"])
+        digests["init_weights"] = files.digest([Path(settings["init_adapter"]) / WEIGHTS])
     return {"settings": settings, "digests": digests}
 
 
@@ -127,6 +130,23 @@ def check_same_run(folder, metadata):
             f"the files of {flag(name)} {settings[name]} have changed since the run started: "
             "restore them, or start again with --overwrite"
         )
+
+
+def warn_of_changed_files(path, metadata):
+    """Warn if files that a run has read have changed since; path: the settings of that run.
+
+    Files of a setting that is not as it was there do not count.
+    """
+    then = toml_settings(path)
+    settings = metadata["settings"]
+    changed = []
+    for name, value in re.findall(DIGEST, read_text(path)):
+        setting = "init_adapter" if name.startswith("init_") else name
+        is_same = setting in then and absolute(setting, then[setting]) == settings.get(setting)
+        if is_same and value != metadata["digests"].get(name):
+            changed.append(f"{flag(setting)} {settings[setting]}")
+    for what in dict.fromkeys(changed):
+        warn(f"the files of {what} have changed since the run of {path}")
 
 
 def resume(folder, metadata, start):

@@ -22,6 +22,7 @@ from small_run import (
     metrics,
     resume,
     settings_of,
+    sums,
     tensors,
     write_adapter,
     write_base,
@@ -621,6 +622,35 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
         before = digests()
     with pytest.raises(InputError, match="none cannot be read"):
         files_digest([tmp_path / "none"])
+
+
+def test_a_repeat_of_a_run_names_the_inputs_that_have_changed(base, tmp_path):
+    """Of a path that the line replaces, there is nothing to name."""
+    own, first, whole = (tmp_path / name for name in ("own", "first", "run"))
+    shutil.copytree(base, own)
+    rows = write_rows(tmp_path / "rows.jsonl")
+    folders = {"--model": own, "--data": rows, "--init-adapter": first}
+    few = "--iters 1 --model", own, "--data", rows
+    run("train", *few, *at(first))
+    run("train --init-adapter", first, *few, *at(whole))
+
+    def named(*more):
+        words = "train --overwrite -c", whole / "train_config.toml", *at(tmp_path / "again"), *more
+        return [line for line in run(*words).err.splitlines() if "since the run of" in line]
+
+    def warnings(*names):
+        since = f"have changed since the run of {whole / 'train_config.toml'}"
+        return [f"warning: the files of {name} {folders[name]} {since}" for name in names]
+
+    assert named() == []
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    run("train --seed 7 --overwrite", *few, *at(first))  # other weights
+    assert named() == warnings("--init-adapter")
+    write_rows(rows, sums(range(10, 30)))
+    assert named() == warnings("--data", "--init-adapter")
+    assert named("--data", write_rows(tmp_path / "others.jsonl")) == warnings("--init-adapter")
+    change_json(own / "config.json", transformers_version="5")
+    assert named("--init-adapter", first) == warnings("--data", "--init-adapter", "--model")
 
 
 def test_a_project_that_was_moved_still_works(train, base, data, tmp_path, monkeypatch):
