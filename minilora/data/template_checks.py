@@ -42,18 +42,14 @@ def trouble_with_template(messages, tools, tokenizer):
         with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
 
+    def hides(marked, marks, tools=tools):
+        found = text(marked, tools) if marks else None
+        return found is not None and not all(mark in found for mark in marks)
+
     shown = text(messages)
-    # a template may trim or escape a content, but not digits at its end; calls are checked below
-    marks = {
-        i: str(10**16 + i)
-        for i, m in enumerate(messages)
-        if (m.get("content") or "").strip() and not m.get("tool_calls")
-    }
-    marked = text([
-        m | {"content": m["content"] + marks[i]} if i in marks else m
-        for i, m in enumerate(messages)
-    ])  # fmt: skip
-    if marked is not None and not all(mark in marked for mark in marks.values()):
+    marks: list = []
+    contents = [m if m.get("tool_calls") else with_marks(m, ["content"], marks) for m in messages]
+    if hides(contents, marks):
         return "a message that the chat template does not show"
     names = "tool_calls", "function_call"
     # an empty list of calls is none
@@ -68,7 +64,50 @@ def trouble_with_template(messages, tools, tokenizer):
     quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
     if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
         return "arguments of calls as text, which the chat template puts into quotes"
-    return PARTS if shown and lacks_a_part(shown, messages, tools, calls) else ""
+    parts: list = []
+    *before, last = messages
+    fields = [key for key in last if key not in ("role", "name", "tool_calls")]
+    fields = [key for key in fields if not isinstance(last[key], int | float)]  # as that of a turn
+    marked = [with_marks(m, ["content"], parts) if m.get("tool_calls") else m for m in before]
+    marked.append(with_marks(last, fields, parts))
+    marked = [
+        m
+        | {"tool_calls": [mark_function(c, ["name", "arguments"], parts) for c in m["tool_calls"]]}
+        if m.get("tool_calls")
+        else m
+        for m in marked
+    ]
+    named = tools and [mark_function(tool, ["name"], parts) for tool in tools]
+    if hides(marked, parts, named) or (shown and lacks_a_part(shown, messages, tools, calls)):
+        return PARTS
+    return ""
+
+
+def with_marks(value, keys, marks):
+    """Return an object with a new mark in the value of each of its `keys`; see `marked`."""
+    return value | {key: marked(value[key], marks) for key in keys if key in value}
+
+
+def mark_function(item, keys, marks):
+    """Return a call or a tool with marks in the values of these keys of its function."""
+    function = with_marks(item.get("function", item), keys, marks)
+    return item | {"function": function} if "function" in item else function
+
+
+def marked(value, marks):
+    """Return a value of JSON with a new mark after each text and in place of each number.
+
+    A mark is a number of 17 digits, which is added to `marks`. A template may trim or escape a
+    text, but not digits at its end.
+    """
+    if isinstance(value, dict):
+        return {marked(key, marks): marked(item, marks) for key, item in value.items()}
+    if isinstance(value, list):
+        return [marked(item, marks) for item in value]
+    if isinstance(value, bool | None) or not str(value).strip():
+        return value
+    marks.append(str(10**16 + len(marks)))
+    return value + marks[-1] if isinstance(value, str) else int(marks[-1])
 
 
 def lacks_a_part(shown, messages, tools, calls):

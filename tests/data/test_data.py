@@ -526,6 +526,32 @@ def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
     assert "a part of the last answer, of a call" in reason_to_leave_out(row, Chat(edit=rest))
 
 
+def without_arguments(messages):
+    return json.loads(
+        re.sub(r'"arguments": [{\[].*?[}\]]', '"arguments": {}', json.dumps(messages))
+    )
+
+
+@pytest.mark.parametrize(
+    "answer, edit",
+    [
+        ({"content": "a", "reasoning_content": "I look."}, list),
+        ({"content": "I look.", "tool_calls": [CALL]}, list),
+        ({"content": None, "tool_calls": NUMBERS}, without_arguments),
+        ({"content": None, "tool_calls": [{"name": "add", "arguments": [5]}]}, without_arguments),
+    ],
+)
+def test_a_part_that_is_dropped_is_noticed_if_its_words_are_elsewhere_in_the_chat(answer, edit):
+    ask = {"role": "user", "content": "I look. add name function arguments b c 5 true"}
+    answer = {"role": "assistant"} | answer
+    last = {"messages": [ask, answer]}
+    between = {"messages": [ask, answer, *TOOL_ROW["messages"][2:]]}
+    for row in (last, between) if "tool_calls" in answer else (last,):
+        assert "a part of the last answer" in reason_to_leave_out(row, Chat(edit=edit)), row
+    if answer["content"] is None:
+        assert not reason_to_leave_out(between, Chat())
+
+
 @pytest.mark.parametrize("code", [
     "lines = text.split('\\n')\nn = len(lines)", "r = s.replace('\r', '')\nr = r.strip()",
     "f = 'a\tb'.split('\\t')\tt = f[0]", 'a = "é\\"\na',

@@ -90,9 +90,8 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
         text_of(theirs, changed(messages, i), tools) == text_of(theirs, messages, tools)
         for i in range(len(messages))
     ),
-    PARTS: lambda messages, tools, theirs: any(
-        re.findall(WORD, text_of(theirs, messages, tools)).count(word) < n
-        for word, n in Counter(re.findall(WORD, needed(messages))).items()
+    PARTS: lambda messages, tools, theirs: (
+        lacks_words(theirs, messages, tools) or not all_is_read(theirs, messages, tools)
     ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
@@ -149,12 +148,29 @@ def needed(messages):
     return " ".join([said(last), *(m["content"] or "" for m in before if "tool_calls" in m)])
 
 
+def lacks_words(tokenizer, messages, tools):
+    found = re.findall(WORD, text_of(tokenizer, messages, tools))
+    return any(found.count(w) < n for w, n in Counter(re.findall(WORD, needed(messages))).items())
+
+
+def all_is_read(tokenizer, messages, tools):
+    """Tell whether the text depends on each part of the last answer, and of the turns of calls."""
+    text = text_of(tokenizer, messages, tools)
+    return all(
+        text_of(tokenizer, changed(messages, i, "other", key), tools) != text
+        for i, m in enumerate(messages)
+        for key in m
+        if isinstance(m[key], str) and m[key].strip() and key != "role"
+        if i == len(messages) - 1 or ("tool_calls" in m and key == "content")
+    )
+
+
 def text_of(tokenizer, messages, tools):
     return tokenizer.apply_chat_template(messages, tools, tokenize=False)
 
 
-def changed(messages, i, content="other"):
-    return [*messages[:i], messages[i] | {"content": content}, *messages[i + 1 :]]
+def changed(messages, i, value="other", key="content"):
+    return [*messages[:i], messages[i] | {key: value}, *messages[i + 1 :]]
 
 
 def is_blank(message):
