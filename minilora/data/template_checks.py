@@ -38,18 +38,18 @@ def shows(tokenizer, row, key):
 def trouble_with_template(messages, tools, tokenizer):
     """Return why the chat template does not write messages, tools and calls as they are, or ""."""
 
-    def text(messages, tools=tools):
+    def text(messages, tools):
         with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
 
-    def hides(marked, marks, tools=tools):
-        found = text(marked, tools) if marks else None
+    def hides(messages, tools, marks):
+        found = text(messages, tools) if marks else None
         return found is not None and not all(mark in found for mark in marks)
 
-    shown = text(messages)
+    shown = text(messages, tools)
     marks: list = []
     contents = [m if m.get("tool_calls") else with_marks(m, ["content"], marks) for m in messages]
-    if hides(contents, marks):
+    if hides(contents, tools, marks):
         return "a message that the chat template does not show"
     names = "tool_calls", "function_call"
     # an empty list of calls is none
@@ -64,23 +64,31 @@ def trouble_with_template(messages, tools, tokenizer):
     quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
     if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
         return "arguments of calls as text, which the chat template puts into quotes"
-    parts: list = []
-    *before, last = messages
-    fields = [key for key in last if key not in ("role", "name", "tool_calls")]
-    fields = [key for key in fields if not isinstance(last[key], int | float)]  # as that of a turn
-    marked = [with_marks(m, ["content"], parts) if m.get("tool_calls") else m for m in before]
-    marked.append(with_marks(last, fields, parts))
-    marked = [
-        m
-        | {"tool_calls": [mark_function(c, ["name", "arguments"], parts) for c in m["tool_calls"]]}
-        if m.get("tool_calls")
-        else m
-        for m in marked
-    ]
-    named = tools and [mark_function(tool, ["name"], parts) for tool in tools]
-    if hides(marked, parts, named) or (shown and lacks_a_part(shown, messages, tools, calls)):
+    if hides(*with_marked_parts(messages, tools)):
         return PARTS
-    return ""
+    return PARTS if shown and lacks_a_part(shown, messages, tools, calls) else ""
+
+
+def with_marked_parts(messages, tools):
+    """Return messages and tools with a mark in each part that must be shown, and the marks.
+
+    These are what the last message says, the calls, the texts next to them, the names of the tools.
+    """
+    marks: list = []
+    found = []
+    for i, message in enumerate(messages, 1):
+        calls = message.get("tool_calls") or []
+        keys = ["content"] if calls else []
+        keys = keys_of_last(message) if i == len(messages) else keys
+        new = [mark_function(call, ["name", "arguments"], marks) for call in calls]
+        found.append(with_marks(message, keys, marks) | ({"tool_calls": new} if calls else {}))
+    return found, tools and [mark_function(tool, ["name"], marks) for tool in tools], marks
+
+
+def keys_of_last(message):
+    """Return the keys of what a last message says; a number does not count, as that of its turn."""
+    keys = message.keys() - {"role", "name", "tool_calls"}
+    return [key for key in message if key in keys and not isinstance(message[key], int | float)]
 
 
 def with_marks(value, keys, marks):
@@ -117,8 +125,7 @@ def lacks_a_part(shown, messages, tools, calls):
     parts of the schema of a tool.
     """
     names = [item.get("function", item).get("name") for item in tools or ()]
-    values = without(messages[-1], "role", "name", "tool_calls").values()
-    last = [value for value in values if not isinstance(value, int | float)]  # as that of a turn
+    last = [messages[-1][key] for key in keys_of_last(messages[-1])]
     said = [m.get("content") for m in messages[:-1] if m.get("tool_calls")]
     needed = Counter[str]()
     for text in texts([last, said, names, *([c.get("name"), c.get("arguments")] for c in calls)]):
