@@ -36,10 +36,11 @@ def answer_message(tokenizer, messages, prompt, ids):
     possible = [*{str(message): message for message in found}.values()]
     # first the messages that are shortest as an earlier answer, because some templates leave out
     # thoughts there; of these the shortest, because some tokenizers leave out the first space
+    question = {"role": "user", "content": MARK}
     sizes = []
     for message in possible:
         with suppress(InputError):  # the template writes earlier answers in another way
-            later = tokenizer.render([*messages, message, {"role": "user", "content": MARK}])
+            later = tokenizer.render([*messages, message, question])
             sizes.append((len(later), len("".join(message.values())), message))
     said = [*prompt[-1:], *ids]
     rows = []
@@ -49,6 +50,10 @@ def answer_message(tokenizer, messages, prompt, ids):
             if tokens[: len(said)] == said:
                 return message
             rows.append((tokens, message))
+    for _, message in rows:  # some templates write an earlier answer as the model did
+        later = chat_ids(tokenizer, [*messages, message, question])
+        if later[: len(prompt) + len(ids)] == [*prompt, *ids]:
+            return message
     for tokens, message in rows:  # a model can split the text into other tokens
         if decode(tokens).startswith(decode(said)):
             return message

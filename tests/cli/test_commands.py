@@ -696,6 +696,16 @@ def test_an_earlier_answer_has_no_thoughts_if_the_template_leaves_them_out(chat_
     assert tiny().decode(prompts[2]) == f"{earlier}[user]c[assistant]<\n"
 
 
+def test_an_answer_that_is_written_as_an_earlier_one_is_not_warned_of(chat_with):
+    """As one of Qwen3 without thoughts: the template adds the marks of none to the last answer."""
+    warn_once.cache_clear()
+    marks = "{{ '<>' if loop.last and m.role == 'assistant' else '' }}"
+    template = TEMPLATE.replace("{{ m.content }}", marks + "{{ m.content }}")
+    prompts, errors = chat_with(template, "yes", "a", "b")
+    assert errors == ""
+    assert tiny().decode(prompts[1]) == "[user]a[assistant]yes[user]b[assistant]"
+
+
 def test_an_answer_that_the_template_cannot_write_is_warned_of(chat_with):
     """The second prompt has it as the template writes it, with escapes."""
     of_answer = "{{ m.content | e if m.role == 'assistant' else m.content }}"
