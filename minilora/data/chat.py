@@ -50,7 +50,7 @@ def answer_message(tokenizer, messages, prompt, ids):
             if tokens[: len(said)] == said:
                 return message
             rows.append((tokens, message))
-    for _, message in rows:  # some templates write an earlier answer as the model did
+    for _, message in rows:  # the template can write it as the model did only before a question
         later = chat_ids(tokenizer, [*messages, message, question])
         if later[: len(prompt) + len(ids)] == [*prompt, *ids]:
             return message

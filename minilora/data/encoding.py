@@ -28,7 +28,7 @@ def encode_rows(
     Warnings on standard error name the keys that are not read, and count the rows that are cut, and
     those that have an answer without an end token before the last answer, and those that cannot be
     learned and are left out: rows with an empty answer, with the text of the end token inside an
-    answer, with messages or tools that the chat template does not show, with
+    answer, with messages, tools or parts of an answer that the chat template does not show, with
     arguments of calls that it puts into quotes, or without a target token within max_seq_length.
     Raises InputError if no row is left, or naming the row that the chat template rejects, or whose
     answer has an end token that the template writes inside it.
