@@ -84,7 +84,7 @@ def generate(args):
     none = with_date(first._replace(adapters={}, run=({}, {})))
     chosen = [models.get(path, none) for path in paths]
     prompts = [
-        prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])
+        prompt_ids(args, loaded.tokenizer, [*start(args), {"role": "user", "content": text}])
         for loaded, text in zip(chosen, texts)
     ]
     if len(texts) == 1:
@@ -106,7 +106,7 @@ def chat(args):
     loaded = load_model(args, args.adapter_path)
     if not uses_template(args, loaded.tokenizer):
         print("this model has no chat template: each line is a prompt of its own", file=sys.stderr)
-    messages = []
+    messages = start(args)
     for line in typed_lines():
         messages.append({"role": "user", "content": line})
         prompt = prompt_ids(args, loaded.tokenizer, messages)
@@ -153,6 +153,11 @@ def sampling(args):
     return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 
 
+def start(args):
+    """Return the messages before the first prompt: that of --system-prompt, or none."""
+    return [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
+
+
 def prompt_ids(args, tokenizer, messages):
     """Return the token ids of a conversation, up to the beginning of the next answer.
 
@@ -160,21 +165,16 @@ def prompt_ids(args, tokenizer, messages):
     """
     if not uses_template(args, tokenizer):
         return tokenizer.encode(messages[-1]["content"])
-    system = args.system_prompt
-
-    def asked(system):
-        first = [{"role": "system", "content": system}] if system else []
-        return [*first, *messages]
-
-    def text(system):
-        return tokenizer.render(asked(system), add_generation_prompt=True)
-
-    if system and text(system) == text(f"{system}."):
-        raise InputError(
-            "--system-prompt has no effect: the chat template does not show system messages: "
-            "put its text into the prompt"
-        )
-    return chat_ids(tokenizer, asked(system))
+    first, *others = messages
+    if first["role"] == "system":
+        other = [first | {"content": first["content"] + "."}, *others]
+        asked = [tokenizer.render(each, add_generation_prompt=True) for each in (messages, other)]
+        if asked[0] == asked[1]:
+            raise InputError(
+                "--system-prompt has no effect: the chat template does not show system messages: "
+                "put its text into the prompt"
+            )
+    return chat_ids(tokenizer, messages)
 
 
 def uses_template(args, tokenizer):

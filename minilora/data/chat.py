@@ -57,9 +57,23 @@ def answer_message(tokenizer, messages, prompt, ids):
     for tokens, message in rows:  # a model can split the text into other tokens
         if decode(tokens).startswith(decode(said)):
             return message
-    if rows:
+    if rows or loses_prompt(tokenizer, [*messages, possible[0], question], prompt, ids):
         warn_once("the chat template writes this answer in another way than the model did")
     return possible[0]
+
+
+def loses_prompt(tokenizer, messages, prompt, ids):
+    """Return whether a chat has all of an answer, but not the end of the prompt before it.
+
+    A template can begin the thoughts in the prompt, and leave them out of earlier answers: without
+    its beginning, a half thought becomes an answer.
+    """
+    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    with suppress(InputError):
+        text = tokenizer.render(messages)
+        is_whole = text.startswith(decode([*prompt, *ids]))
+        return bool(ids) and decode(ids) in text and not is_whole
+    return False
 
 
 def possible_messages(tokenizer, messages, prompt, ids):

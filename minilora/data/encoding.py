@@ -29,7 +29,8 @@ def encode_rows(
     those that have an answer without an end token before the last answer, and those that cannot be
     learned and are left out: rows with an empty answer, with the text of the end token inside an
     answer, with messages, tools or parts of an answer that the chat template does not show, with
-    arguments of calls that it puts into quotes, or without a target token within max_seq_length.
+    arguments of calls as text that it does not write as an object, or without a target token within
+    max_seq_length.
     Raises InputError if no row is left, or naming the row that the chat template rejects, or whose
     answer has an end token that the template writes inside it.
     """
@@ -110,7 +111,7 @@ def reason_to_leave_out(row, tokenizer):
     """Return why a row cannot be learned, or "".
 
     The reasons are an empty answer, an answer that the text of the end token would end too early,
-    messages or tools that the template drops, and arguments that it puts into quotes.
+    messages or tools that the template drops, and arguments as text that it writes as such.
     """
     messages = messages_of(row)
     answers = [message for message in messages if message["role"] == "assistant"]

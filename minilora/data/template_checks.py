@@ -47,6 +47,8 @@ def trouble_with_template(messages, tools, tokenizer):
         return found is not None and not all(mark in found for mark in marks)
 
     shown = text(messages, tools)
+    if shown is None:  # then the error of `encode` names the row, if the template has tools
+        return HIDDEN_TOOLS if hides_tools(messages, tools, text) else ""
     marks: list = []
     contents = [m if m.get("tool_calls") else with_marks(m, ["content"], marks) for m in messages]
     if hides(contents, tools, marks):
@@ -55,18 +57,47 @@ def trouble_with_template(messages, tools, tokenizer):
     # an empty list of calls is none
     no_calls = [without(m, *names) if any(map(m.get, names)) else m for m in messages]
     others = [(messages, None), (no_calls, tools)]
-    if any(shown in (None, text(*o)) for o in others if o != (messages, tools)):
+    if any(shown == text(*other) for other in others if other != (messages, tools)):
         return HIDDEN_TOOLS
     calls = [
         call.get("function", call) for message in messages for call in message.get("tool_calls", ())
     ]
     arguments = [call.get("arguments") for call in calls]
     quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
-    if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
-        return "arguments of calls as text, which the chat template puts into quotes"
+    as_json = text(with_arguments(messages, quotes[0]), tools)
+    if text(with_arguments(messages, dict), tools) not in (as_json, None) or any(
+        quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes
+    ):
+        return "arguments of calls as text, which the chat template does not write as an object"
     if hides(*with_marked_parts(messages, tools)):
         return PARTS
-    return PARTS if shown and lacks_a_part(shown, messages, tools, calls) else ""
+    return PARTS if lacks_a_part(shown, messages, tools, calls) else ""
+
+
+def with_arguments(messages, change):
+    """Return messages with change(object) in place of arguments that are the text of an object."""
+    found = []
+    for message in messages:
+        calls = []
+        for call in message.get("tool_calls") or ():
+            function = call.get("function", call)
+            with suppress(ValueError, TypeError, RecursionError):  # not a text of JSON
+                value = json.loads(function.get("arguments"))
+                if isinstance(value, dict):
+                    function = function | {"arguments": change(value)}
+            calls.append(call | {"function": function} if "function" in call else function)
+        found.append(message | ({"tool_calls": calls} if calls else {}))
+    return found
+
+
+def hides_tools(messages, tools, text):
+    """Return whether the tools, or one of the calls, change nothing in a chat of their own."""
+    ask = {"role": "user", "content": "a"}
+    calls = [m | {"content": m.get("content") or ""} for m in messages if m.get("tool_calls")]
+    chats = [(text([ask, m], None), text([ask, without(m, "tool_calls")], None)) for m in calls]
+    if tools:
+        chats.append((text([ask], tools), text([ask], None)))
+    return any(with_tools == bare is not None for with_tools, bare in chats)
 
 
 def with_marked_parts(messages, tools):

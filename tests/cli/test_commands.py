@@ -634,7 +634,7 @@ def chat_with(tmp_path, monkeypatch):
     It returns the prompts as token ids, and what is printed on standard error.
     """
 
-    def chat(template, answer, *lines):
+    def chat(template, answer, *lines, flags=""):
         prompts = []
 
         def generate(adapters, model, prompt, **options):
@@ -643,7 +643,9 @@ def chat_with(tmp_path, monkeypatch):
 
         monkeypatch.setattr("minilora.generation.generate", generate)
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        return prompts, run("chat --model", write_chat_base(tmp_path / "base", template)).err
+        return prompts, run(
+            "chat", flags, "--model", write_chat_base(tmp_path / "base", template)
+        ).err
 
     return chat
 
@@ -701,9 +703,24 @@ def test_an_answer_that_is_written_as_an_earlier_one_is_not_warned_of(chat_with)
     warn_once.cache_clear()
     marks = "{{ '<>' if loop.last and m.role == 'assistant' else '' }}"
     template = TEMPLATE.replace("{{ m.content }}", marks + "{{ m.content }}")
-    prompts, errors = chat_with(template, "yes", "a", "b")
+    prompts, errors = chat_with(template, "yes", "a", "b", flags="--system-prompt S")
     assert errors == ""
-    assert tiny().decode(prompts[1]) == "[user]a[assistant]yes[user]b[assistant]"
+    assert tiny().decode(prompts[1]) == "[system]S[user]a[assistant]yes[user]b[assistant]"
+
+
+@pytest.mark.parametrize(
+    "said, later", [("hm</t>yes", "yes"), ("hm", "hm"), ("</t>yes", "</t>yes")]
+)
+def test_a_half_thought_that_becomes_an_answer_is_warned_of(chat_with, said, later):
+    """A template of DeepSeek begins thoughts in the prompt, and leaves them out of all answers."""
+    warn_once.cache_clear()
+    answer = "{{ m.content.split('m</t>')[-1] if m.role == 'assistant' else m.content }}"
+    template = TEMPLATE.replace("{{ m.content }}", answer) + (
+        "{% if add_generation_prompt %}<t>{% endif %}"
+    )
+    prompts, errors = chat_with(template, said, "a", "b")
+    assert ("writes this answer in another way" in errors) == (said == later)
+    assert tiny().decode(prompts[1]) == f"[user]a[assistant]{later}[user]b[assistant]<t>"
 
 
 def test_an_answer_that_the_template_cannot_write_is_warned_of(chat_with):
@@ -871,7 +888,7 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
     error = error_of(run, "generate --prompt a --raw --system-prompt S --model", chat_base)
     assert "--system-prompt needs a chat template, and none is" in error
     args = parse(["chat", "--system-prompt", "S"])
-    messages = [{"role": "user", "content": "a"}]
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "a"}]
     start = "{% if messages[0].role != 'system' %}[system]S{% endif %}"  # its default is as given
     tokenizer = replace(tiny(), chat_template=start + TEMPLATE)
     assert tokenizer.decode(prompt_ids(args, tokenizer, messages)) == "[system]S[user]a[assistant]"

@@ -596,9 +596,22 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     encode_rows([answered(), some[2]], Chat(shows=shows), TrainConfig())
     assert capsys.readouterr().err.startswith("warning: 1 of 2 rows are left out: ")
     text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
-    why = "arguments of calls as text, which the chat template puts into quotes"
+    why = "arguments of calls as text, which the chat template does not write as an object"
     for prints in (False, True):
         assert reason_to_leave_out(answered(tool_calls=text), Chat(prints=prints)) == why
+    row = {"messages": [ask, call | {"tool_calls": text}]}
+    # one reads the text, the other leaves out its quotes
+    for change, says in (({'{"a": 1}': {"a": 1}}, ""), ({'{"a": 1}': "{a: 1}"}, why)):
+
+        def edit(messages, change=change):  # of a template that shows such a text
+            messages = deepcopy(messages)
+            for made in messages[-1].get("tool_calls") or ():
+                if isinstance(made["function"]["arguments"], str):
+                    arguments = made["function"]["arguments"]
+                    made["function"]["arguments"] = change.get(arguments, arguments)
+            return messages
+
+        assert reason_to_leave_out(row, Chat(edit=edit)) == says
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
     with refused(r"^rows\[0\], 'q ': the model has no chat template: use prompt and completion"):
         encode_rows([{"messages": [ask, call]}], BYTES, TrainConfig())
@@ -607,6 +620,28 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert "a part of the last answer, of a call" in reason_to_leave_out(between, Chat())
     older = {"role": "assistant", "content": "I look.", "function_call": CALL}
     assert reason_to_leave_out({"messages": [ask, older]}, Chat())
+
+
+def test_a_row_with_tools_that_the_template_rejects_is_named():
+    """As arguments as text are by templates that go through them; a missing content is no fault."""
+
+    class Strict(Chat):
+        def render(self, messages, add_generation_prompt=False, tools=None):
+            for message in messages:
+                for call in message.get("tool_calls") or ():
+                    if isinstance(call["function"]["arguments"], str):
+                        raise InputError("the chat template rejects these messages: no mapping")
+            return super().render(messages, add_generation_prompt, tools)
+
+    ask, call, *rest = TOOL_ROW["messages"]
+    text = {"function": {"name": "look", "arguments": "{}"}}
+    row = TOOL_ROW | {"messages": [ask, call | {"tool_calls": [text]}, *rest]}
+    for content in (None, "I look."):
+        row["messages"][1]["content"] = content
+        with refused(r"^rows\[1\], 'q .*: the chat template rejects these messages: no mapping"):
+            encode_rows([chat_row("q", "a"), row], Strict(), TrainConfig())
+        assert "tools that" in reason_to_leave_out(row, Strict(shows="calls"))
+    assert reason_to_leave_out(TOOL_ROW, Strict()) == ""
 
 
 def test_the_content_of_a_row_is_free_of_its_form():

@@ -80,8 +80,8 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     "tools that the chat template does not show": lambda messages, tools, _: (
         tools or any("tool_calls" in m for m in messages)
     ),
-    "arguments of calls as text, which the chat template puts into quotes": lambda messages, *_: (
-        any("tool_calls" in m for m in messages)
+    "arguments of calls as text, which the chat template does not write as an object": (
+        lambda messages, *_: any("tool_calls" in m for m in messages)
     ),
     "the chat template rejects these messages": lambda messages, tools, theirs: rejects(
         theirs, messages, tools
