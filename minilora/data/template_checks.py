@@ -11,6 +11,9 @@ from ..tree import without
 
 PARTS = "a part of the last answer, of a call or of a tool that the chat template does not show"
 HIDDEN_TOOLS = "tools that the chat template does not show"
+TEXT_ARGUMENTS = "arguments of calls as text, which the chat template does not write as an object"
+
+dumps = partial(json.dumps, ensure_ascii=False)
 
 
 def unread_message_keys(rows, tokenizer):
@@ -46,6 +49,11 @@ def trouble_with_template(messages, tools, tokenizer):
         found = text(messages, tools) if marks else None
         return found is not None and not all(mark in found for mark in marks)
 
+    objects = with_arguments(messages, dict)
+    if objects != messages:  # some are texts
+        as_objects = text(objects, tools)
+        if as_objects not in (None, text(with_arguments(messages, dumps), tools)):
+            return TEXT_ARGUMENTS
     shown = text(messages, tools)
     if shown is None:  # then the error of `encode` names the row, if the template has tools
         return HIDDEN_TOOLS if hides_tools(messages, tools, text) else ""
@@ -63,12 +71,9 @@ def trouble_with_template(messages, tools, tokenizer):
         call.get("function", call) for message in messages for call in message.get("tool_calls", ())
     ]
     arguments = [call.get("arguments") for call in calls]
-    quotes = partial(json.dumps, ensure_ascii=False), repr  # as JSON, and as Python prints a list
-    as_json = text(with_arguments(messages, quotes[0]), tools)
-    if text(with_arguments(messages, dict), tools) not in (as_json, None) or any(
-        quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes
-    ):
-        return "arguments of calls as text, which the chat template does not write as an object"
+    quotes = dumps, repr  # as JSON, and as Python prints a list
+    if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
+        return TEXT_ARGUMENTS
     if hides(*with_marked_parts(messages, tools)):
         return PARTS
     return PARTS if lacks_a_part(shown, messages, tools, calls) else ""

@@ -623,24 +623,25 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
 
 
 def test_a_row_with_tools_that_the_template_rejects_is_named():
-    """As arguments as text are by templates that go through them; a missing content is no fault."""
+    """As two calls at once are by Llama 3.1's; arguments as text by templates that want objects."""
 
     class Strict(Chat):
         def render(self, messages, add_generation_prompt=False, tools=None):
-            for message in messages:
-                for call in message.get("tool_calls") or ():
-                    if isinstance(call["function"]["arguments"], str):
-                        raise InputError("the chat template rejects these messages: no mapping")
+            for made in (message.get("tool_calls") or [CALL] for message in messages):
+                if len(made) > 1 or isinstance(made[0]["function"]["arguments"], str):
+                    raise InputError("the chat template rejects these messages: one at once")
             return super().render(messages, add_generation_prompt, tools)
 
     ask, call, *rest = TOOL_ROW["messages"]
-    text = {"function": {"name": "look", "arguments": "{}"}}
-    row = TOOL_ROW | {"messages": [ask, call | {"tool_calls": [text]}, *rest]}
     for content in (None, "I look."):
-        row["messages"][1]["content"] = content
-        with refused(r"^rows\[1\], 'q .*: the chat template rejects these messages: no mapping"):
+        two = call | {"content": content, "tool_calls": [CALL, CALL]}
+        row = TOOL_ROW | {"messages": [ask, two, *rest]}
+        with refused(r"^rows\[1\], 'q .*: the chat template rejects these messages: one at once"):
             encode_rows([chat_row("q", "a"), row], Strict(), TrainConfig())
         assert "tools that" in reason_to_leave_out(row, Strict(shows="calls"))
+    text = {"function": {"name": "look", "arguments": "{}"}}
+    row = TOOL_ROW | {"messages": [ask, call | {"tool_calls": [text]}, *rest]}
+    assert "arguments of calls as text, which" in reason_to_leave_out(row, Strict())
     assert reason_to_leave_out(TOOL_ROW, Strict()) == ""
 
 

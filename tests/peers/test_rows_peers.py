@@ -77,8 +77,9 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
     "the text of the end token inside an answer": lambda messages, _, theirs: any(
         m["role"] == "assistant" and theirs.eos_token in str(m) for m in messages
     ),
-    "tools that the chat template does not show": lambda messages, tools, _: (
-        tools or any("tool_calls" in m for m in messages)
+    "tools that the chat template does not show": lambda messages, tools, theirs: any(
+        same_text(theirs, shown, hidden)
+        for shown, hidden in chats_with_and_without_tools(messages, tools)
     ),
     "arguments of calls as text, which the chat template does not write as an object": (
         lambda messages, *_: any("tool_calls" in m for m in messages)
@@ -146,6 +147,27 @@ def needed(messages):
     """Return all that a chat must show: the last answer, and the texts next to calls."""
     *before, last = messages
     return " ".join([said(last), *(m["content"] or "" for m in before if "tool_calls" in m)])
+
+
+def chats_with_and_without_tools(messages, tools):
+    """Yield pairs of (messages, tools): a whole row, and of a row that is rejected, its parts."""
+    ask = {"role": "user", "content": "a"}
+    bare = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+    if tools:
+        yield (messages, tools), (messages, None)
+        yield ([ask], tools), ([ask], None)
+    for m, without in zip(messages, bare):
+        if m != without:
+            filled = {"content": m["content"] or ""}
+            yield (messages, tools), (bare, tools)
+            yield ([ask, m | filled], None), ([ask, without | filled], None)
+
+
+def same_text(tokenizer, one, other):
+    """Tell whether a template writes two chats alike, and rejects neither."""
+    if rejects(tokenizer, *one) or rejects(tokenizer, *other):
+        return False
+    return text_of(tokenizer, *one) == text_of(tokenizer, *other)
 
 
 def lacks_words(tokenizer, messages, tools):
