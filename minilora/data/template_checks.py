@@ -50,7 +50,7 @@ def trouble_with_template(messages, tools, tokenizer):
         return found is not None and not all(mark in found for mark in marks)
 
     objects = with_arguments(messages, dict)
-    if objects != messages:  # some are texts
+    if objects != messages:  # some arguments are texts
         as_objects = text(objects, tools)
         if as_objects not in (None, text(with_arguments(messages, dumps), tools)):
             return TEXT_ARGUMENTS
