@@ -166,11 +166,15 @@ def resume(folder, metadata, start):
             f"--iters {last}: {checkpoint} is at step {step} already: "
             "give a larger number, or start again with --overwrite"
         )
-    has_ended = should_stop(state.best, settings["early_stopping_patience"])
-    if has_ended:
+    is_changed = last != then["settings"]["iters"]
+    if should_stop(state.best, settings["early_stopping_patience"]):
+        if is_changed:
+            raise InputError(
+                f"{folder}: early stopping has ended the run: leave out --iters and --epochs"
+            )
         print(f"early stopping has ended the run in {folder}: no step is left")
     print(f"resumed at step {step} of {last}")
-    if not has_ended and last != then["settings"]["iters"]:
+    if is_changed and step < last:
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
     path = folder / METRICS
     lines = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""

@@ -467,7 +467,10 @@ def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
     assert "resumed at step 6 of 8\n" in said
     assert f"early stopping has ended the run in {out}: no step is left\n" in said
     assert files(out) == before
-    assert "learning rate" not in resume(out, "--iters 9").out
+    for words in ("--iters 9", "--epochs 9"):
+        error = resume(out, words, status=2).err
+        assert "early stopping has ended the run: leave out --iters and --epochs" in error
+    assert files(out) == before
 
 
 def test_an_interrupted_run_keeps_the_best_step(train, out, scripted, monkeypatch):
