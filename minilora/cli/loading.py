@@ -33,6 +33,7 @@ from ..quant.schemes import WITHOUT_BLOCKS, with_compute_dtype
 from ..training import MAX_PARALLEL_PARAMETERS, learning_rates
 from ..tree import arrays, flatten, named_leaves, num_parameters
 from .arguments import DIGEST, as_parsed, flag, number, settings_file, toml_settings
+from .stored_paths import quote
 
 
 class LoadedModel(NamedTuple):
@@ -68,7 +69,7 @@ def read_run(folder):
     if checkpoint.exists() and text != settings_file(read_metadata(checkpoint)[1]):
         raise InputError(
             f"{path} is not that of {CHECKPOINT}: "
-            f"write it again with `minilora train --resume --adapter-path {folder}`"
+            f"write it again with `minilora train --resume --adapter-path {quote(folder)}`"
         )
     if text and path.with_name(WEIGHTS).exists() and read_source(folder) is None:
         warn_once(f"another program has written the adapter in {folder}: its run is unknown")

@@ -43,6 +43,7 @@ from . import processes, run_folder
 from .arguments import settings_file
 from .examples import TRAINED, SplitData, read_split, trained_rows, warn_of_common_rows
 from .loading import LoadedModel, base_line, load_for_training, unused_settings
+from .stored_paths import quote
 
 
 def fine_tune(args):
@@ -75,7 +76,7 @@ def fine_tune(args):
             if first:
                 report(job, state, history)
     if first:
-        print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
+        print(f"written to {folder}: try `minilora evaluate --adapter-path {quote(folder)}`")
 
 
 class Job(NamedTuple):
@@ -180,7 +181,7 @@ def run(job):
     except KeyboardInterrupt:
         # if one of several processes has ended, mpiexec leaves the others no time to save
         ends = processes.communicator() is None
-        way = f"continue with `minilora train --resume --adapter-path {job.folder}`"
+        way = f"continue with `minilora train --resume --adapter-path {quote(job.folder)}`"
         if (state.step if ends else writer.saved) == 0:
             way = "start the same command again"
         raise KeyboardInterrupt(f"interrupted: {way}") from None

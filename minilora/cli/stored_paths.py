@@ -6,6 +6,7 @@ stay names.
 
 import hashlib
 import os
+import shlex
 from pathlib import Path
 
 from ..data.rows import file_of
@@ -23,6 +24,11 @@ def absolute(setting, value):
     names = {"model": pretrained.NAMES, "data": BUILTIN}.get(setting, ())
     is_path = setting in (*INPUTS, "adapter_path") and value not in names
     return os.path.abspath(value) if is_path else value
+
+
+def quote(path):
+    """Return a path as a shell reads it."""
+    return shlex.quote(str(path))
 
 
 def digest(setting, name):

@@ -656,6 +656,11 @@ def test_a_repeat_of_a_run_names_the_inputs_that_have_changed(base, tmp_path):
     assert named("--init-adapter", first) == warnings("--data", "--init-adapter", "--model")
 
 
+def test_the_command_that_a_run_prints_quotes_its_path(base, data, tmp_path):
+    said = run("train --iters 1 --model", base, "--data", data, *at(tmp_path / "a run")).out
+    assert said.endswith(f"try `minilora evaluate --adapter-path '{tmp_path / 'a run'}'`\n")
+
+
 def test_a_project_that_was_moved_still_works(train, base, data, tmp_path, monkeypatch):
     """Relative paths mean the same from every folder; a moved file may have another path."""
     project, moved = tmp_path / "project", tmp_path / "moved"
