@@ -105,7 +105,8 @@ class PretrainedTokenizer:
             self.encode(piece, add_special_tokens and i == first) if piece else []
             for i, piece in enumerate(pieces)
         ]
-        all_ids = self.encode("".join(pieces), add_special_tokens)
+        whole = "".join(pieces)
+        all_ids = self.encode(whole, add_special_tokens)
         if list(chain(*ids)) == all_ids:
             return ids  # the usual case, in which the rest would only take longer
         parts: list = [([], [])]  # of pieces that are encoded together; see `_cut`
@@ -125,9 +126,10 @@ class PretrainedTokenizer:
         for n, (texts, stops) in enumerate(parts):
             ids += self._cut(texts, stops, add_special_tokens and n == 0)
         decode = partial(self.backend.decode, skip_special_tokens=False)
-        if decode(list(chain(*ids))) == decode(all_ids):
+        # the whole loses the white space before some added tokens, as <think> with lstrip
+        if decode(list(chain(*ids))) in (decode(all_ids), whole):
             return ids
-        ends = [end for _, end in self._encoding("".join(pieces), add_special_tokens)[1]]
+        ends = [end for _, end in self._encoding(whole, add_special_tokens)[1]]
         stops = [
             # BOS, which is before the text, is of the first piece with text
             None if i % 2 else bisect_right(ends, end) * bool(end)

@@ -89,6 +89,16 @@ def test_a_first_token_of_each_text():
     assert t.encode_pieces(["he", "l"], add_special_tokens=False) == [[he], t.encode("l", False)]
 
 
+def test_a_token_that_takes_the_white_space_before_it_is_encoded_by_itself():
+    """As <think> of some folders: in generation, the prompt ends with the line break."""
+    words = tiny()
+    words.backend.add_tokens([tokenizers.AddedToken("<t>", lstrip=True)])
+    (think,) = words.encode("<t>")
+    assert words.encode("he\n<t>l") == [*words.encode("he"), think, *words.encode("l")]
+    pieces = ["he\n", "<t>l"]
+    assert words.encode_pieces(pieces) == [words.encode("he\n"), [think, *words.encode("l")]]
+
+
 PROMPTS = st.text("ab ", max_size=4)
 
 
