@@ -9,7 +9,13 @@ from ..batching import Example
 from ..config import InputError, TrainConfig
 from ..tree import without
 from .rows import DataRow, check_row, messages_of, parts_of, unread_keys, warn
-from .template_checks import HIDDEN_TOOLS, trouble_with_template, unread_message_keys
+from .template_checks import (
+    HIDDEN_TOOLS,
+    keys_of_texts,
+    mark_message,
+    trouble_with_template,
+    unread_message_keys,
+)
 
 EMPTY = "an empty answer"
 ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
@@ -111,7 +117,8 @@ def reason_to_leave_out(row, tokenizer):
     """Return why a row cannot be learned, or "".
 
     The reasons are an empty answer, an answer that the text of the end token would end too early,
-    messages or tools that the template drops, and arguments as text that it writes as such.
+    messages or tools that the template drops, and arguments as text that it does not write as an
+    object.
     """
     messages = messages_of(row)
     answers = [message for message in messages if message["role"] == "assistant"]
@@ -248,22 +255,9 @@ def ends_inside(row, i, tokenizer):
     messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools") or None)
     before = render(messages[:i], add_generation_prompt=True)
-    marked = render([*messages[:i], with_marks(messages[i]), *messages[i + 1 :]])
-    said = marked[len(before) :].rpartition(MARK)[0].rstrip()
-    tokens = tokenizer.encode(said, add_special_tokens=False)
+    marks: list = []
+    marked = mark_message(messages[i], keys_of_texts(messages[i]), ["name"], marks)
+    shown = render([*messages[:i], marked, *messages[i + 1 :]])[len(before) :]
+    end = max([0, *map(shown.rfind, marks)])
+    tokens = tokenizer.encode(shown[:end].rstrip(), add_special_tokens=False)
     return not end_tokens(tokenizer).isdisjoint(tokens[:-1])  # a content can end with one
-
-
-def with_marks(message):
-    """Return a message with MARK after each of its texts, and after the name of its last call."""
-    marked = {
-        key: value + MARK if isinstance(value, str) and value.strip() else value
-        for key, value in without(message, "role", "name").items()
-    }
-    if message.get("tool_calls"):
-        *others, last = message["tool_calls"]
-        function = last.get("function", last)
-        function = function | {"name": f"{function.get('name')}{MARK}"}
-        last = last | {"function": function} if "function" in last else function
-        marked["tool_calls"] = [*others, last]
-    return message | marked

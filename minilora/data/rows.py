@@ -295,7 +295,7 @@ def check_messages(messages, where):
         content = message.get("content")
         calls = message.get("tool_calls") or []
         check_objects("tool_calls", calls, where)
-        functions = [call.get("function", call) for call in calls]
+        functions = [*map(function_of, calls)]
         check_objects("the functions of tool_calls", functions, where)
         if content is not None or not calls:
             check_text("content", content, where)
@@ -348,9 +348,14 @@ def row_content(row):
     return "".join("".join(said).split())
 
 
+def function_of(item):
+    """Return the function of a call or a tool, which OpenAI's API has in an object around it."""
+    return item.get("function", item)
+
+
 def call_content(call):
     """Return the function of a call as JSON, without type and id, its arguments as an object."""
-    function = without(call.get("function", call), "type", "id")
+    function = without(function_of(call), "type", "id")
     if isinstance(function.get("arguments"), str):
         with suppress(ValueError, RecursionError):  # not JSON
             function["arguments"] = json.loads(function["arguments"])

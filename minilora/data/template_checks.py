@@ -8,6 +8,7 @@ from functools import partial
 
 from ..config import InputError
 from ..tree import without
+from .rows import function_of
 
 PARTS = "a part of the last answer, of a call or of a tool that the chat template does not show"
 HIDDEN_TOOLS = "tools that the chat template does not show"
@@ -67,9 +68,7 @@ def trouble_with_template(messages, tools, tokenizer):
     others = [(messages, None), (no_calls, tools)]
     if any(shown == text(*other) for other in others if other != (messages, tools)):
         return HIDDEN_TOOLS
-    calls = [
-        call.get("function", call) for message in messages for call in message.get("tool_calls", ())
-    ]
+    calls = [function_of(call) for message in messages for call in message.get("tool_calls", ())]
     arguments = [call.get("arguments") for call in calls]
     quotes = dumps, repr  # as JSON, and as Python prints a list
     if any(quote(a) in shown for a in arguments if isinstance(a, str) for quote in quotes):
@@ -85,12 +84,11 @@ def with_arguments(messages, change):
     for message in messages:
         calls = []
         for call in message.get("tool_calls") or ():
-            function = call.get("function", call)
             with suppress(ValueError, TypeError, RecursionError):  # not a text of JSON
-                value = json.loads(function.get("arguments"))
+                value = json.loads(function_of(call).get("arguments"))
                 if isinstance(value, dict):
-                    function = function | {"arguments": change(value)}
-            calls.append(call | {"function": function} if "function" in call else function)
+                    call = with_values(call, {"arguments": change(value)})
+            calls.append(call)
         found.append(message | ({"tool_calls": calls} if calls else {}))
     return found
 
@@ -113,16 +111,15 @@ def with_marked_parts(messages, tools):
     marks: list = []
     found = []
     for i, message in enumerate(messages, 1):
-        calls = message.get("tool_calls") or []
-        keys = ["content"] if calls else []
-        keys = keys_of_last(message) if i == len(messages) else keys
-        new = [mark_function(call, ["name", "arguments"], marks) for call in calls]
-        found.append(with_marks(message, keys, marks) | ({"tool_calls": new} if calls else {}))
+        keys = ["content"] if message.get("tool_calls") else []
+        if i == len(messages):
+            keys = keys_of_texts(message)
+        found.append(mark_message(message, keys, ["name", "arguments"], marks))
     return found, tools and [mark_function(tool, ["name"], marks) for tool in tools], marks
 
 
-def keys_of_last(message):
-    """Return the keys of what a last message says; a number does not count, as that of its turn."""
+def keys_of_texts(message):
+    """Return the keys of what a message says; a number does not count, as that of its turn."""
     keys = message.keys() - {"role", "name", "tool_calls"}
     return [key for key in message if key in keys and not isinstance(message[key], int | float)]
 
@@ -132,9 +129,23 @@ def with_marks(value, keys, marks):
     return value | {key: marked(value[key], marks) for key in keys if key in value}
 
 
+def mark_message(message, keys, keys_of_calls, marks):
+    """Return a message with marks in the values of its `keys`, and of those of its calls."""
+    found = with_marks(message, keys, marks)
+    if message.get("tool_calls"):
+        calls = [mark_function(call, keys_of_calls, marks) for call in message["tool_calls"]]
+        found["tool_calls"] = calls
+    return found
+
+
 def mark_function(item, keys, marks):
     """Return a call or a tool with marks in the values of these keys of its function."""
-    function = with_marks(item.get("function", item), keys, marks)
+    return with_values(item, with_marks(function_of(item), keys, marks))
+
+
+def with_values(item, values):
+    """Return a call or a tool with these values in its function."""
+    function = function_of(item) | values
     return item | {"function": function} if "function" in item else function
 
 
@@ -160,8 +171,8 @@ def lacks_a_part(shown, messages, tools, calls):
     The texts next to calls count, too. A template may leave out thoughts of earlier answers, and
     parts of the schema of a tool.
     """
-    names = [item.get("function", item).get("name") for item in tools or ()]
-    last = [messages[-1][key] for key in keys_of_last(messages[-1])]
+    names = [function_of(tool).get("name") for tool in tools or ()]
+    last = [messages[-1][key] for key in keys_of_texts(messages[-1])]
     said = [m.get("content") for m in messages[:-1] if m.get("tool_calls")]
     needed = Counter[str]()
     for text in texts([last, said, names, *([c.get("name"), c.get("arguments")] for c in calls)]):
