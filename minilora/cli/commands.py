@@ -5,7 +5,7 @@ import sys
 import warnings
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -75,8 +75,8 @@ def generate(args):
     models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
     for path, loaded in models.items():
-        is_other = getattr(loaded.adapter_config, "init_lora_weights", True) in INITIALIZERS
-        if is_other and len({*paths}) > 1:
+        has_own_base = getattr(loaded.adapter_config, "init_lora_weights", True) in INITIALIZERS
+        if has_own_base and len({*paths}) > 1:
             raise InputError(
                 f"{path} changes the base, which the other prompts need: "
                 "generate with this adapter in a call of its own"
@@ -84,7 +84,9 @@ def generate(args):
     none = with_date(first._replace(adapters={}, run=({}, {})))
     chosen = [models.get(path, none) for path in paths]
     prompts = [
-        prompt_ids(args, loaded.tokenizer, [*start(args), {"role": "user", "content": text}])
+        prompt_ids(
+            args, loaded.tokenizer, [*system_messages(args), {"role": "user", "content": text}]
+        )
         for loaded, text in zip(chosen, texts)
     ]
     if len(texts) == 1:
@@ -106,7 +108,7 @@ def chat(args):
     loaded = load_model(args, args.adapter_path)
     if not uses_template(args, loaded.tokenizer):
         print("this model has no chat template: each line is a prompt of its own", file=sys.stderr)
-    messages = start(args)
+    messages = system_messages(args)
     for line in typed_lines():
         messages.append({"role": "user", "content": line})
         prompt = prompt_ids(args, loaded.tokenizer, messages)
@@ -153,8 +155,8 @@ def sampling(args):
     return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 
 
-def start(args):
-    """Return the messages before the first prompt: that of --system-prompt, or none."""
+def system_messages(args):
+    """Return the message of --system-prompt in a list; an empty list without the flag."""
     return [{"role": "system", "content": args.system_prompt}] if args.system_prompt else []
 
 
@@ -167,9 +169,9 @@ def prompt_ids(args, tokenizer, messages):
         return tokenizer.encode(messages[-1]["content"])
     first, *others = messages
     if first["role"] == "system":
-        other = [first | {"content": first["content"] + "."}, *others]
-        asked = [tokenizer.render(each, add_generation_prompt=True) for each in (messages, other)]
-        if asked[0] == asked[1]:
+        changed = [first | {"content": first["content"] + "."}, *others]
+        render = partial(tokenizer.render, add_generation_prompt=True)
+        if render(messages) == render(changed):
             raise InputError(
                 "--system-prompt has no effect: the chat template does not show system messages: "
                 "put its text into the prompt"

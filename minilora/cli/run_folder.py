@@ -12,7 +12,6 @@ from pathlib import Path
 from ..config import InputError, LoraConfig
 from ..data.rows import warn
 from ..evaluation.loop import should_stop
-from ..formats import files
 from ..formats.checkpoint import (
     CHECKPOINT,
     CONFIG,
@@ -99,7 +98,7 @@ def metadata(args, source, unused=()):
     digests["model"] = source.digest.rpartition(":")[2]  # of the files
     if "init_adapter" in settings:
         digests["init_run"] = run_digest(settings["init_adapter"])
-        digests["init_weights"] = files.digest([Path(settings["init_adapter"]) / WEIGHTS])
+        digests["init_weights"] = digest("init_weights", settings["init_adapter"])
     return {"settings": settings, "digests": digests}
 
 
@@ -135,7 +134,7 @@ def check_same_run(folder, metadata):
 def warn_of_changed_files(path, metadata):
     """Warn if files that a run has read have changed since; path: the settings of that run.
 
-    Files of a setting that is not as it was there do not count.
+    A setting that has another value now is not compared.
     """
     then = toml_settings(path)
     settings = metadata["settings"]

@@ -34,9 +34,12 @@ def quote(path):
 def digest(setting, name):
     """Return one SHA-256 of the contents of the files that training reads for a setting.
 
-    setting: data or init_adapter. For built-in data, it is the SHA-256 of the name.
+    setting: data, init_adapter, or init_weights (all weights of init_adapter). For built-in data,
+    it is the SHA-256 of the name.
     """
     path = Path(name)
+    if setting == "init_weights":  # compared when a run is repeated, and not when it is resumed
+        return files.digest([path / WEIGHTS])
     if setting == "init_adapter":  # the checkpoint has the weights, but VeRA's frozen matrices
         whole = hashlib.sha256(files.digest([path / CONFIG]).encode())
         entries = read_header(path / WEIGHTS)

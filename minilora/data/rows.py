@@ -15,8 +15,8 @@ from typing import Any
 
 from ..config import InputError
 from ..tree import without
-from . import tasks
 from .row_files import OTHERS, SUFFIXES, parse_json, read_values
+from .tasks import BUILTIN, COUNTS, SPLITS
 
 DataRow = dict[str, Any]
 FORMS: dict[tuple, tuple] = {  # {keys that a row needs: other keys that are read with them}
@@ -52,14 +52,14 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     Face, as validation.jsonl or my-dev-00000.jsonl. A file is JSON Lines, a JSON list of rows, or
     CSV.
     """
-    if split not in tasks.SPLITS:
-        raise InputError(f"there is no split {split!r}: give one of {', '.join(tasks.SPLITS)}")
-    if name in tasks.BUILTIN:
+    if split not in SPLITS:
+        raise InputError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}")
+    if name in BUILTIN:
         if columns:
             raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
         if Path(name).exists():
             warn_once(f"{name} is the built-in data set: write ./{name} for that of this folder")
-        return tasks.BUILTIN[name](split, tasks.COUNTS[split])
+        return BUILTIN[name](split, COUNTS[split])
     path = Path(name)
     is_shared = True  # between training and validation
     if path.is_dir():
@@ -68,7 +68,7 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
         is_shared = path == train == file_of(Path(name), "valid")
     elif not path.is_file():
         raise InputError(
-            f"there is no data set or file {name!r}: give {', '.join(tasks.BUILTIN)}, "
+            f"there is no data set or file {name!r}: give {', '.join(BUILTIN)}, "
             f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
         )
     rows = read_rows(path, columns, name)
@@ -79,7 +79,7 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
 
 def existing_split(name, split):
     """Return the split that is read: valid instead of test if the data has no rows for test."""
-    if name in tasks.BUILTIN or split != "test":
+    if name in BUILTIN or split != "test":
         return split
     folder = Path(name)
     has_one = folder.is_dir() and file_of(folder, "test") != file_of(folder, "valid")
