@@ -74,16 +74,18 @@ def entry_in_file(path, name, dtype, shape, start, size):
         if width % GGUF_BLOCK_SIZE != 0:
             raise InputError(f"{where} has rows of {width}, not whole blocks of {GGUF_BLOCK_SIZE}")
         stored_shape = (*shape[:-1], width // GGUF_BLOCK_SIZE)
-    count = math.prod(stored_shape)
-    end = start + count * DTYPES[dtype].itemsize
+    end = start + math.prod(stored_shape) * DTYPES[dtype].itemsize
     if end > size:
         raise InputError(f"{where} ends at byte {end} of {size}: copy the truncated file again")
 
     def raw():
-        with errors_in(where):  # of a shape that NumPy cannot have, or a file that has changed
-            # a text: NumPy calls a method of a path, and makes a SystemError of a Ctrl-C in it
-            flat = np.fromfile(str(path), DTYPES[dtype], count, offset=start)
-            return flat.reshape(stored_shape)
+        # `np.fromfile` calls methods of Python, and makes a SystemError of a Ctrl-C in them
+        with errors_in(where), open(path, "rb") as file:
+            w = np.empty(stored_shape, DTYPES[dtype])
+            file.seek(start)
+            if file.readinto(w.reshape(-1).view(np.uint8).data) != w.nbytes:
+                raise InputError(f"the file has become shorter: {SAVE_AGAIN}")
+            return w
 
     kept = (lambda: to_low_precision(raw(), dtype)) if dtype in ("F16", "BF16", "Q8_0") else None
     return Entry(dtype, shape, lambda: decode(raw(), dtype), where, kept), end

@@ -7,20 +7,30 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minilora.formats.safetensors_file import entry, read_header, write
 from minilora.kernels import threads
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
 
 
-def instructions(call, stop=None):
-    """Call; count the instructions of `kernels.threads`, and interrupt at number `stop`."""
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where the tests were started without a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def instructions(call, stop=None, file=None):
+    """Call; count the instructions (of a source file, or all), and interrupt at number `stop`."""
     count = 0
 
     def trace(frame, event, _):
         nonlocal count
-        if frame.f_code.co_filename != threads.__file__:
+        if file is not None and frame.f_code.co_filename != file:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
@@ -37,7 +47,7 @@ def instructions(call, stop=None):
     return count
 
 
-def test_an_interrupt_at_any_instruction_leaves_the_cores_free(monkeypatch):
+def test_an_interrupt_at_any_instruction_leaves_the_cores_free(monkeypatch, interrupts):
     """Afterwards two calls run on two threads again."""
     monkeypatch.setattr(threads, "THREADS", 2)
 
@@ -45,14 +55,22 @@ def test_an_interrupt_at_any_instruction_leaves_the_cores_free(monkeypatch):
         return threads.parallel_map(lambda i: threading.get_ident(), [0, 1])
 
     both()  # starts the threads
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        for stop in range(1, instructions(both) + 1):
-            with pytest.raises(KeyboardInterrupt):
-                instructions(both, stop)
-            assert len(set(both())) == 2, stop
-    finally:
-        signal.signal(signal.SIGINT, before)
+    for stop in range(1, instructions(both, file=threads.__file__) + 1):
+        with pytest.raises(KeyboardInterrupt):
+            instructions(both, stop, threads.__file__)
+        assert len(set(both())) == 2, stop
+
+
+def test_an_interrupt_at_any_instruction_of_reading_a_tensor_is_no_other_error(
+    tmp_path, interrupts
+):
+    """NumPy's own reader calls methods of Python, and makes a SystemError of an interrupt there."""
+    path = tmp_path / "model.safetensors"
+    write(path, {"w": entry("F32", np.ones((2, 3), np.float32))})
+    read = read_header(path)["w"].read
+    for stop in range(1, instructions(read) + 1):
+        with pytest.raises(KeyboardInterrupt):
+            instructions(read, stop)
 
 
 def test_training_after_an_interrupt_gives_the_bits_of_a_fresh_process(rng, tries):
