@@ -22,7 +22,7 @@ from minilora.formats.pretrained import load
 from minilora.kernels import threads
 from minilora.tree import arrays, named_leaves
 
-SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2)
+SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2, warmup_ratio=0)
 
 
 def job():
