@@ -9,6 +9,7 @@ from .encoding import MARK, encode, split_turns
 from .rows import warn_once
 
 THOUGHT = "20000000000000002"  # as MARK
+QUESTION = {"role": "user", "content": MARK}
 
 
 def chat_ids(tokenizer, messages):
@@ -36,11 +37,10 @@ def answer_message(tokenizer, messages, prompt, ids):
     possible = [*{str(message): message for message in found}.values()]
     # first the messages that are shortest as an earlier answer, because some templates leave out
     # thoughts there; of these the shortest, because some tokenizers leave out the first space
-    question = {"role": "user", "content": MARK}
     sizes = []
     for message in possible:
         with suppress(InputError):  # the template writes earlier answers in another way
-            later = tokenizer.render([*messages, message, question])
+            later = tokenizer.render([*messages, message, QUESTION])
             sizes.append((len(later), len("".join(message.values())), message))
     said = [*prompt[-1:], *ids]
     rows = []
@@ -50,14 +50,14 @@ def answer_message(tokenizer, messages, prompt, ids):
             if tokens[: len(said)] == said:
                 return message
             rows.append((tokens, message))
-    for _, message in rows:  # the template can write it as the model did only before a question
-        later = chat_ids(tokenizer, [*messages, message, question])
-        if later[: len(prompt) + len(ids)] == [*prompt, *ids]:
-            return message
+            # a template can write it as the model did only before a question
+            later = chat_ids(tokenizer, [*messages, message, QUESTION])
+            if later[: len(prompt) + len(ids)] == [*prompt, *ids]:
+                return message
     for tokens, message in rows:  # a model can split the text into other tokens
         if decode(tokens).startswith(decode(said)):
             return message
-    if rows or loses_prompt(tokenizer, [*messages, possible[0], question], prompt, ids):
+    if rows or loses_prompt(tokenizer, [*messages, possible[0], QUESTION], prompt, ids):
         warn_once("the chat template writes this answer in another way than the model did")
     return possible[0]
 
@@ -94,10 +94,10 @@ def possible_messages(tokenizer, messages, prompt, ids):
         answered = tokenizer.render([*messages, marked]).removeprefix(asked)
         before, _, after = answered.partition(MARK)
         opens, _, between = before.partition(THOUGHT)
-        written = tokenizer.encode(after, add_special_tokens=False)
-        closes = takewhile(lambda token: token not in tokenizer.eos_token_ids, written)
-        ends = filter(None, (decode([token]) for token in tokenizer.eos_token_ids))
-        closings = [decode([*closes]), *(after.partition(end)[0] for end in ends)]
+        afters = [after]
+        with suppress(InputError):  # the template rejects the question or the answer before it
+            afters.append(tokenizer.render([*messages, marked, QUESTION]).partition(MARK)[2])
+        closings = list(chain(*(possible_closings(tokenizer, after) for after in afters)))
         for text, closing in product(texts, closings):
             said = text.removesuffix(closing).removeprefix(opens)
             if not thoughts:
@@ -106,6 +106,15 @@ def possible_messages(tokenizer, messages, prompt, ids):
             elif between and between in said:
                 first, _, last = said.partition(between)
                 yield {"role": "assistant", "content": last, "reasoning_content": first}
+
+
+def possible_closings(tokenizer, after):
+    """Yield texts that a template could have added to an answer, of the text after its content."""
+    decode = partial(tokenizer.decode, skip_special_tokens=False)
+    written = tokenizer.encode(after, add_special_tokens=False)
+    yield decode([*takewhile(lambda token: token not in tokenizer.eos_token_ids, written)])
+    for end in filter(None, (decode([token]) for token in tokenizer.eos_token_ids)):
+        yield after.partition(end)[0]
 
 
 def end_of_row(tokenizer, messages, answer):

@@ -796,6 +796,7 @@ ASKED = [
         ("l.l", "", "\n"),
         ("", "<|im_start|>", ""),
         ("he:", ".l.", "\n"),
+        ("", "", "{{ '\\n\\n' if not loop.last }}"),
     ],
 )
 def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks, closes):
