@@ -32,8 +32,8 @@ def encode_rows(
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
     Warnings on standard error name the keys that are not read, and count the rows that are cut, and
-    those that have an answer without an end token before the last answer, and those that cannot be
-    learned and are left out: rows with an empty answer, with the text of the end token inside an
+    those that have an answer without an end token before the last answer, those before whose last
+    answer generation reads other tokens, and those that cannot be learned and are left out: rows with an empty answer, with the text of the end token inside an
     answer, with messages, tools or parts of an answer that the chat template does not show, with
     arguments of calls as text that it does not write as an object, or without a target token within
     max_seq_length.
@@ -48,6 +48,7 @@ def encode_usable(rows, tokenizer, train_config):
     if isinstance(rows, (str, dict)):
         raise InputError("rows must be a list of dicts, as minilora.load_rows returns")
     num_cut = 0
+    num_other = 0
     examples = []
     used = []
     left_out = Counter[str]()
@@ -60,7 +61,7 @@ def encode_usable(rows, tokenizer, train_config):
         warn(f"keys of the messages that the chat template does not read: {keys}")
     for i, row in enumerate(checked):
         try:
-            example, is_cut, reason = encode_row(row, tokenizer, train_config)
+            example, is_cut, is_other, reason = encode_row(row, tokenizer, train_config)
         except InputError as error:
             said = " ".join(m.get("content") or "" for m in messages_of(row))
             raise InputError(f"rows[{i}], {said[:40]!r}: {error}") from error
@@ -70,6 +71,7 @@ def encode_usable(rows, tokenizer, train_config):
             examples.append(example)
             used.append(row)
             num_cut += is_cut
+            num_other += is_other
     if not examples:
         raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
     for reason, n in left_out.items():
@@ -79,6 +81,10 @@ def encode_usable(rows, tokenizer, train_config):
     if num_open:
         what = "have an answer without an end token: the chat template writes none there"
         warn(f"{num_open} of {len(rows)} rows {what}")
+    if num_other:
+        what = "have other tokens before the last answer than generation, which reads the prompt alone"
+        why = "this tokenizer joins the white space at its end with the answer"
+        warn(f"{num_other} of {len(rows)} rows {what}: {why}")
     if num_cut:
         cut = f"are cut to `max_seq_length` {train_config.max_seq_length}"
         warn(f"{num_cut} of {len(rows)} rows {cut}")
@@ -86,18 +92,36 @@ def encode_usable(rows, tokenizer, train_config):
 
 
 def encode_row(row, tokenizer, train_config):
-    """Return (Example, whether max_seq_length cuts it, why the row is left out or "")."""
+    """Return (Example, whether it is cut, whether its prompt is another one, why it is left out).
+
+    `max_seq_length` cuts it; see `has_other_prompt`. The reason of a row that is not left out is "".
+    """
     reason = reason_to_leave_out(row, tokenizer)
     if reason:
-        return None, False, reason
+        return None, False, False, reason
     length = train_config.max_seq_length
-    full = encode(row, tokenizer, train_config.mask_prompt)
+    turns = split_turns(row, tokenizer)
+    full = encode_turns(row, turns, tokenizer, train_config.mask_prompt)
     if "text" not in row and has_empty_answer(full, tokenizer):
-        return None, False, EMPTY
+        return None, False, False, EMPTY
     example = Example(*(part[:length] for part in full))
     if not any(example.mask[1:]):
         reason = f"no target token within `max_seq_length` {length}"
-    return example, len(full.tokens) > length, reason
+    is_other = has_other_prompt(row, turns, example, tokenizer)
+    return example, len(full.tokens) > length, is_other, reason
+
+
+def has_other_prompt(row, turns, example, tokenizer):
+    """Return whether generation, which reads the prompt alone, reads other tokens than the row has.
+
+    White space at the end of a prompt can be a part of the first token of an answer.
+    """
+    *before, _ = chain(*turns)
+    add_special_tokens = not is_chat(row, tokenizer)
+    prompt = list(chain(*tokenizer.encode_pieces(before, add_special_tokens)))
+    end = len(prompt)
+    row_goes_on = example.answer[end : end + 1] == [0]
+    return row_goes_on or example.tokens[:end] != prompt[: len(example.tokens)]
 
 
 def has_empty_answer(example, tokenizer):
@@ -199,13 +223,17 @@ def split_row(row, tokenizer):
 
 
 def encode(row, tokenizer, mask_prompt=False):
-    """Return the Example of a row: its turns, and the end of the sequence.
+    """Return the Example of a row; see `encode_turns`."""
+    return encode_turns(row, split_turns(row, tokenizer), tokenizer, mask_prompt)
+
+
+def encode_turns(row, turns, tokenizer, mask_prompt):
+    """Return the Example of a row that is split into turns, with the end of the sequence.
 
     With `mask_prompt`, the targets are all answers with their end tokens (as assistant_only_loss in
     TRL). Exact match compares these tokens in both cases; a text row is one answer. Text that a
     chat template writes after the end of the last answer is dropped.
     """
-    turns = split_turns(row, tokenizer)
     pieces = list(chain(*turns))
     # as in transformers, the template writes the special tokens of a chat
     ids = tokenizer.encode_pieces(pieces, add_special_tokens=not is_chat(row, tokenizer))

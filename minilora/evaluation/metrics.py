@@ -1,7 +1,8 @@
 """Scores of a model: loss, perplexity, exact match, calibration.
 
 One forward pass gives all of them. Greedy decoding gives exactly the answer of a row if each token
-of the answer is the most probable one, so exact match needs no generation.
+of the answer is the most probable one, so exact match needs no generation. (`encode_rows` warns of
+rows before whose answer generation would read other tokens.)
 """
 
 import sys

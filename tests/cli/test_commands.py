@@ -44,7 +44,7 @@ from minilora.cli.run import prepare, print_sample
 from minilora.cli.stored_paths import digest
 from minilora.config import InputError, TrainConfig
 from minilora.data.chat import answer_message
-from minilora.data.encoding import encode
+from minilora.data.encoding import encode, encode_rows
 from minilora.data.rows import warn_once
 from minilora.data.tokenizer import PretrainedTokenizer
 from minilora.evaluation import memory
@@ -775,6 +775,7 @@ def with_prefix(tokenizers):
     return words
 
 
+SAID = {"role": "assistant", "content": "hel"}
 ASKED = [
     (make, asks)
     for make in (byte_level, legacy, metaspace, with_prefix)
@@ -782,6 +783,26 @@ ASKED = [
     # of the others, a token that spans prompt and answer is of the answer; see `encode_pieces`
     if make is byte_level or not asks.endswith(" ")
 ]
+
+
+@pytest.mark.parametrize("make", [byte_level, legacy, metaspace, with_prefix])
+@pytest.mark.parametrize("asks", ["he:", "he: ", "he:\n"])
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
+    capsys, make, asks, is_chat
+):
+    """Exact match would be that of another prompt than the one of `generate`."""
+    template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}" + asks
+    template = template + "{% endif %}{% endfor %}" if is_chat else None
+    words = replace(make(pytest.importorskip("tokenizers")), chat_template=template)
+    ask = {"role": "user", "content": "l"}
+    row = {"messages": [ask, SAID]} if is_chat else {"prompt": asks, "completion": "hel"}
+    prompt = prompt_ids(parse(["chat"]), words, [ask if is_chat else ask | {"content": asks}])
+    settings = TrainConfig(mask_prompt=True, max_seq_length=len(prompt) + 1)
+    (example, _), _ = encode_rows([row, {"text": asks + "hel"}], words, settings)
+    is_other = example.tokens[: len(prompt)] != prompt
+    assert is_other == (make is not byte_level and asks.endswith(" "))
+    assert ("1 of 2 rows have other tokens" in capsys.readouterr().err) == is_other
 
 
 @pytest.mark.parametrize("make, asks", ASKED)

@@ -49,7 +49,7 @@ class Chat:
         return list((start + text).encode())
 
     def encode_pieces(self, pieces, add_special_tokens=True):
-        first = next(i for i, piece in enumerate(pieces) if piece)
+        first = next((i for i, piece in enumerate(pieces) if piece), 0)
         return [self.encode(p, add_special_tokens and i == first) for i, p in enumerate(pieces)]
 
     def decode(self, ids, skip_special_tokens=True):

@@ -304,7 +304,7 @@ def check(sides, seen, row):
     ours, theirs, training = sides
     messages = row["messages"]
     try:
-        example, _, reason = encode_row(row, ours, ALL)
+        example, *_, reason = encode_row(row, ours, ALL)
     except InputError as error:
         reason = str(error)
     if reason:
