@@ -31,12 +31,12 @@ def encode_rows(
 ) -> tuple[list[Example], int]:
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
-    Warnings on standard error name the keys that are not read, and count the rows that are cut, and
+    Warnings on standard error name the keys that are not read, and count the rows that are cut,
     those that have an answer without an end token before the last answer, those before whose last
-    answer generation reads other tokens, and those that cannot be learned and are left out: rows with an empty answer, with the text of the end token inside an
-    answer, with messages, tools or parts of an answer that the chat template does not show, with
-    arguments of calls as text that it does not write as an object, or without a target token within
-    max_seq_length.
+    answer generation reads other tokens, and those that cannot be learned and are left out: rows
+    with an empty answer, with the text of the end token inside an answer, with messages, tools or
+    parts of an answer that the chat template does not show, with arguments of calls as text that it
+    does not write as an object, or without a target token within max_seq_length.
     Raises InputError if no row is left, or naming the row that the chat template rejects, or whose
     answer has an end token that the template writes inside it.
     """
@@ -82,8 +82,8 @@ def encode_usable(rows, tokenizer, train_config):
         what = "have an answer without an end token: the chat template writes none there"
         warn(f"{num_open} of {len(rows)} rows {what}")
     if num_other:
-        what = "have other tokens before the last answer than generation, which reads the prompt alone"
-        why = "this tokenizer joins the white space at its end with the answer"
+        what = "have other tokens before the last answer than generation reads"
+        why = "the tokenizer joins the white space at the end of the prompt with the answer"
         warn(f"{num_other} of {len(rows)} rows {what}: {why}")
     if num_cut:
         cut = f"are cut to `max_seq_length` {train_config.max_seq_length}"
@@ -92,9 +92,9 @@ def encode_usable(rows, tokenizer, train_config):
 
 
 def encode_row(row, tokenizer, train_config):
-    """Return (Example, whether it is cut, whether its prompt is another one, why it is left out).
+    """Return (Example, whether it is cut, result of `has_other_prompt`, why it is left out or "").
 
-    `max_seq_length` cuts it; see `has_other_prompt`. The reason of a row that is not left out is "".
+    What cuts it is `max_seq_length`.
     """
     reason = reason_to_leave_out(row, tokenizer)
     if reason:
