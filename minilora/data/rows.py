@@ -27,6 +27,8 @@ FORMS: dict[tuple, tuple] = {  # {keys that a row needs: other keys that are rea
     ("messages",): ("tools",),
 }
 KEYS = {key for form, others in FORMS.items() for key in form + others}
+# what else an answer can depend on
+BESIDE = {"history", *(key for others in FORMS.values() for key in others)}
 LISTS = ("conversations", "messages", "tools")  # keys of lists of objects
 ROLES = {  # {role of ShareGPT: role in chats}
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
@@ -124,8 +126,9 @@ def split_of(name):
 def read_rows(path, columns=None, name=None):
     """Return the rows of a file, in one of the four forms; columns: see `load_rows`.
 
-    Without columns, a warning has the keys that are not read, once for each `name` (default:
-    `path`). Raises InputError naming the file and the malformed line.
+    A warning has the keys that are not read, once for each `name` (default: `path`); with columns,
+    only those that an answer can depend on. Raises InputError naming the file and the malformed
+    line.
     """
     values = list(read_values(path))
     if not values:
@@ -134,22 +137,25 @@ def read_rows(path, columns=None, name=None):
         found = {key for value, _ in values if isinstance(value, dict) for key in value}
         check_columns(columns, found, path)
     rows = [check_row(value, where, columns) for value, where in values]
-    if not columns:
-        unread = unread_keys(row for row, _ in values)
-        if unread:
-            what = f"the rows have keys that are not read: {unread} (--columns chooses other keys)"
-            warn_once(f"{name or path}: {what}")
+    unread = unread_keys([row for row, _ in values], columns)
+    if unread:
+        what = f"the rows have keys that are not read: {unread} (--columns chooses other keys)"
+        warn_once(f"{name or path}: {what}")
     return rows
 
 
-def unread_keys(rows):
-    """Return the keys with a value that are not read, in order, of rows of a valid form: a text."""
-    unread = {
-        key or "'' (without a name)"
-        for row in rows
-        for key in row.keys() - read_keys(row, "")
-        if not is_empty(row[key])
-    }
+def unread_keys(rows, columns=None):
+    """Return the keys with a value that are not read, in order, of rows of a valid form: a text.
+
+    With columns, only those on which an answer can depend; a text has its own.
+    """
+    unread = set()
+    for row in rows:
+        if columns:
+            others = set() if "text" in columns else BESIDE & row.keys() - {*columns.values()}
+        else:
+            others = row.keys() - read_keys(row, "")
+        unread |= {key or "'' (without a name)" for key in others if not is_empty(row[key])}
     return ", ".join(sorted(unread))
 
 
@@ -233,7 +239,7 @@ def read_keys(row, where):
         )
     form = forms[-1]
     keys = [key for key in form + FORMS[form] if key in found]
-    known = *sorted(KEYS), "history"
+    known = sorted(KEYS | BESIDE)
     others = [key for key in known if key not in keys and not is_empty(row.get(key))]
     if others:
         names = " ".join(f"{key}={key}" for key in keys)

@@ -223,6 +223,21 @@ def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
     assert_refused(write(tmp_path, content, name), message)
 
 
+def test_a_key_that_an_answer_depends_on_and_columns_do_not_choose_is_named(tmp_path, capsys):
+    """Also if an error has recommended the columns."""
+    path = tmp_path / "rows.jsonl"
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = {"system": "S", "tools": [SCHEMA], "conversations": turns, "text": "q", "n": 1}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"tools": []}))
+    chosen = {"messages": "conversations"}
+    for columns, unread in ((chosen, "system, tools"), (chosen | {"tools": "tools"}, "system")):
+        rows = load_rows(path, "train", columns)
+        assert [row["messages"] for row in rows] == [turns, turns]
+        assert f"the rows have keys that are not read: {unread} (" in capsys.readouterr().err
+    load_rows(path, "train", {"text": "text"})
+    assert not capsys.readouterr().err
+
+
 def test_columns_name_the_keys_of_rows(tmp_path):
     path = write(tmp_path, "id,question,answer,text\n7,a,b,c\n", "rows.csv")
     columns = {"prompt": "question", "completion": "answer"}
