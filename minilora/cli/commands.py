@@ -28,6 +28,7 @@ from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
 from ..quant import schemes
 from ..tree import named_leaves
+from .arguments import parse
 from .examples import compare_with_run, load_examples
 from .loading import LoadedModel, base_line, base_of, load_with_adapter, merged_runs, read_run
 from .run import fine_tune, print_size
@@ -308,10 +309,13 @@ def inspect(args):
         print("the first of these rows, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(example.tokens, [0, *example.mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {token_text(loaded.tokenizer, token)!r}")
-    return diagnose(path, loaded, examples or rows_of_run(args, loaded)) if path else None
+    if not path:
+        return None
+    own = rows_of_run(loaded)
+    return diagnose(path, loaded, own or examples, "its rows" if own else f"the rows of {args.data}")
 
 
-def rows_of_run(args, loaded):
+def rows_of_run(loaded):
     """Return the examples that an adapter was trained on; [] if they are unknown or gone."""
     settings, digests = loaded.run
     if "data" not in settings:
@@ -319,7 +323,7 @@ def rows_of_run(args, loaded):
     try:
         if digests.get("data") != digest("data", settings["data"]):
             raise InputError(f"{settings['data']} has changed since then")
-        return load_examples(args, loaded, "train")[0].examples
+        return load_examples(parse(["inspect"]), loaded, "train")[0].examples
     except InputError as error:
         warn(f"the rows of the run cannot be read: {error}")
         return []
@@ -330,10 +334,10 @@ ROWS = 16  # that `diagnose` reads
 
 
 @np.errstate(all="ignore")  # the verdict names what is not finite
-def diagnose(path, loaded, examples):
+def diagnose(path, loaded, examples, what):
     """Print the table of an adapter and the verdict; return 1 if something is wrong, else 0.
 
-    path: its folder. examples: those that it was trained on, or [].
+    path: its folder. examples: those that it was trained on, or []. what: their name.
     """
     examples = examples[:ROWS]
     original = load(loaded.model.source.name).model if changes_base(path) else loaded.model
@@ -344,7 +348,7 @@ def diagnose(path, loaded, examples):
         rows = measure_projections(loaded, original, examples if from_zero else [])
         print(doctor.table(rows))
         faults += doctor.faults_of(rows)
-    effects = faults_of_effect(loaded, original, examples)
+    effects = faults_of_effect(loaded, original, examples, what)
     return print_verdict(faults or effects, rows)  # an effect can follow from a fault
 
 
@@ -371,7 +375,7 @@ def measure_projections(loaded, original, examples):
     ]
 
 
-def faults_of_effect(loaded, original, examples):
+def faults_of_effect(loaded, original, examples, what):
     """Print how the adapter changes logits and loss; return what is wrong with it, or []."""
     adapters, model = loaded.adapters, loaded.model
     tokens = examples[0].tokens if examples else loaded.tokenizer.encode(SENTENCE)
@@ -381,13 +385,13 @@ def faults_of_effect(loaded, original, examples):
     if examples:
         before = metrics.evaluate({}, original, examples, quiet=True)["loss"]
         after = metrics.evaluate(adapters, model, examples, quiet=True)["loss"]
-        print(f"loss on {len(examples)} of its rows: {before:.4f} without it, {after:.4f} with it")
+        print(f"loss on {len(examples)} of {what}: {before:.4f} without it, {after:.4f} with it")
         raises = not after <= doctor.MARGIN * before
     else:
         print("without its rows (--data), a wrong order of numbers of the usual size is not seen")
     if not change > doctor.ROUNDING:
         return ["the logits do not change, or are not finite"]
-    return ["it raises the loss on the rows that it was trained on"] if raises else []
+    return [f"it raises the loss on {what}"] if raises else []
 
 
 def print_verdict(faults, rows=()):

@@ -227,7 +227,7 @@ def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsy
     loaded = LoadedModel(*load(base), {}, LoraConfig(), (settings, digests))
     assert trained_rows(loaded, []) == ([], False)
     assert f"{adapter} does not have the run of that adapter" in capsys.readouterr().err
-    assert rows_of_run(None, loaded._replace(run=({"seed": 1}, {}))) == []
+    assert rows_of_run(loaded._replace(run=({"seed": 1}, {}))) == []
 
 
 ROWS = sums(range(60))

@@ -164,7 +164,7 @@ def test_a_loss_on_the_rows_may_be_a_thousandth_higher(monkeypatch):
     losses = iter([1.0, 1.0009, 1.0, 1.0011, 1.0, math.nan])
     monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: {"loss": next(losses)})
     monkeypatch.setattr(doctor, "logits_change", lambda *_: 1.0)
-    found = [faults_of_effect(Mock(), None, random_examples(TINY, 1)) for _ in range(3)]
+    found = [faults_of_effect(Mock(), None, random_examples(TINY, 1), "them") for _ in range(3)]
     assert [len(faults) for faults in found] == [0, 1, 1]
 
 
@@ -186,6 +186,9 @@ def test_beyond_numbers(trained, tmp_path):
     assert verdict(0, ill).startswith("healthy")
     found = verdict(1, ill, "--data", trained.parent / "rows.jsonl")
     assert found.startswith("ill: B does not lead downhill (below 5%) on these rows in")
+    for folder, status, whose in ((ill, 1, "the rows of notes"), (trained, 0, "its rows")):
+        said = run("inspect --data notes", *at(folder), status=status).out
+        assert f"loss on 16 of {whose}: " in said
 
 
 def test_the_rows_of_a_run_may_be_gone(trained, tmp_path):
