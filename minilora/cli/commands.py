@@ -312,7 +312,8 @@ def inspect(args):
     if not path:
         return None
     own = rows_of_run(loaded)
-    return diagnose(path, loaded, own or examples, "its rows" if own else f"the rows of {args.data}")
+    what = "its rows" if own else f"the rows of {args.data}"
+    return diagnose(path, loaded, own or examples, what)
 
 
 def rows_of_run(loaded):

@@ -117,21 +117,25 @@ def load_examples(args, loaded, split):
     return data, described
 
 
-TRAINED = "the rows that the model was trained on"
-
-
 def compare_with_run(data, loaded):
     """Return {"trained_on": the number of these rows that the model was trained on}, and warn.
 
     Without the data of all its runs, the number is unknown: {}.
     """
-    trained, are_all = trained_rows(loaded, data.rows)
-    n = warn_of_common_rows(data.rows, trained, "rows", TRAINED)
-    return {"trained_on": n} if are_all else {}
+    n, is_known = warn_of_trained_rows(data.rows, "rows", loaded)
+    return {"trained_on": n} if is_known else {}
+
+
+def warn_of_trained_rows(rows, which, loaded):
+    """Warn if the model was trained on some of the rows; return (number, whether it is known)."""
+    trained, are_all, have_changed = trained_rows(loaded, rows)
+    was = "may have been" if have_changed else "was"
+    n = warn_of_common_rows(rows, trained, which, f"the rows that the model {was} trained on")
+    return n, are_all
 
 
 def trained_rows(loaded, rows):
-    """Return (rows that a model was trained on, whether the data of all its runs is there).
+    """Return (rows that a model was trained on, whether these are all, whether data has changed).
 
     They are only those whose content is that of one of `rows`. Its runs are that of its adapter,
     those that this one began with (--init-adapter), and those whose adapters were merged into the
@@ -142,6 +146,7 @@ def trained_rows(loaded, rows):
     if loaded.adapter_config:
         runs.append(loaded.run)
     are_all = bool(runs)
+    have_changed = False
     trained = []
     for settings, digests in runs:  # it grows
         are_all &= "data" in settings
@@ -153,8 +158,9 @@ def trained_rows(loaded, rows):
                 trained += used_rows(given, loaded.tokenizer, settings)
                 if digests.get("data") != digest("data", name):
                     are_all = False
-                    lacks = "it may lack rows that the model was trained on"
-                    warn(f"{name} has changed since the run: {lacks}")
+                    have_changed = True
+                    other = "its rows may not be those that the model was trained on"
+                    warn(f"{name} has changed since the run: {other}")
             folder = settings.get("init_adapter")
             if folder:
                 now = run_digest(folder)
@@ -166,7 +172,7 @@ def trained_rows(loaded, rows):
         except InputError as error:
             warn(f"the model may have been trained on these rows; its data cannot be read: {error}")
             are_all = False
-    return trained, are_all
+    return trained, are_all, have_changed
 
 
 def used_rows(rows, tokenizer, settings):

@@ -41,7 +41,7 @@ from ..training import start
 from ..tree import arrays, named_leaves
 from . import processes, run_folder
 from .arguments import settings_file
-from .examples import TRAINED, SplitData, read_split, trained_rows, warn_of_common_rows
+from .examples import SplitData, read_split, warn_of_common_rows, warn_of_trained_rows
 from .loading import LoadedModel, base_line, load_for_training, unused_settings
 from .stored_paths import quote
 
@@ -120,8 +120,7 @@ def prepare(args, folder):
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
-    trained, _ = trained_rows(loaded, valid_split.rows)
-    warn_of_common_rows(valid_split.rows, trained, "held-out rows", TRAINED)
+    warn_of_trained_rows(valid_split.rows, "held-out rows", loaded)
     print_length(examples, train_config)
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:

@@ -200,10 +200,12 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     error = error_of(run, "evaluate --model", twice)
     assert f"_minilora_runs in the config.json of {twice}" in error
 
-    data.write_text(data.read_text() + "\n")
+    with data.open("a") as file:
+        file.write(json.dumps(rows[0]))  # which the model has not seen
     score, said = evaluated("--data", other, *at(out))
     assert "trained_on" not in score
-    assert f"warning: {data} has changed since the run: it may lack rows that the model" in said
+    assert f"warning: {data} has changed since the run: its rows may not be those that the" in said
+    assert "warning: 5 of 6 rows are among the rows that the model may have been trained on" in said
     data.unlink()
     score, said = evaluated("--data", other, *at(out))
     assert "trained_on" not in score
@@ -225,7 +227,7 @@ def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsy
     settings = {"data": str(data), "init_adapter": str(adapter)}
     digests = {"data": digest("data", data), "init_run": ""}
     loaded = LoadedModel(*load(base), {}, LoraConfig(), (settings, digests))
-    assert trained_rows(loaded, []) == ([], False)
+    assert trained_rows(loaded, []) == ([], False, False)
     assert f"{adapter} does not have the run of that adapter" in capsys.readouterr().err
     assert rows_of_run(loaded._replace(run=({"seed": 1}, {}))) == []
 
