@@ -47,11 +47,18 @@ def place(name):
 
 
 def cached(name):
-    """Return the path of a downloaded model; raise InputError if it is not in the cache."""
+    """Return the path of a downloaded model; raise InputError if it is not there and intact."""
     path = place(name)
-    if not path.is_file():
-        raise InputError(f"{name} is not in {path.parent}: run `minilora fetch {name}`")
+    if not is_intact(name):
+        fault = "has changed" if path.is_file() else "is not"
+        raise InputError(f"{name} {fault} in {path.parent}: run `minilora fetch {name}`")
     return path
+
+
+def is_intact(name):
+    """Tell whether the file of a model is in the cache, as it was downloaded."""
+    path = place(name)
+    return path.is_file() and sha256(path).hexdigest() == MODELS[name].gguf_sha256
 
 
 def fetch(name, source=None):
@@ -62,7 +69,7 @@ def fetch(name, source=None):
     """
     model = MODELS[name]
     path = place(name)
-    if path.is_file() and sha256(path).hexdigest() == model.gguf_sha256:
+    if is_intact(name):
         return path
     # a folder on the same file system, so that the last step is a rename
     with write_errors(path), temporary_folder(path) as folder:

@@ -102,7 +102,7 @@ def load(
         warnings.warn(what, stacklevel=2)
     known = name if name in NAMES else os.path.abspath(name)
     stored, block = storage(base)
-    source = Source(known, stored, block, digest(files(name)), compute_dtype)
+    source = Source(known, stored, block, digest(files(place)), compute_dtype)
     return Pretrained(Model(config, base, kernels.ops, source), tokenizer)
 
 
@@ -117,9 +117,8 @@ def check_vocabulary(place, config, tokenizer):
         )
 
 
-def files(name):
-    """Return the files that `load` reads for the model `name`."""
-    place = _place(name)
+def files(place):
+    """Return the files that `load` reads of the folder or file `place`."""
     return hf_folder.files(place) if place.is_dir() else [place]
 
 

