@@ -109,6 +109,7 @@ def parse(argv):
         args = parser().parse_args(["train", *start, *words])
         if "--iters" in on_the_line:
             args.epochs = None  # those of the file
+        args.chat_date = args.chat_date or str(date.today())
     args.given = flags_in(words)
     return args
 
@@ -315,7 +316,7 @@ def train_flags(sub):
     text = "parts of a micro-batch, for processes or threads; default: one per thread; 4 in mpiexec"
     add("--shards", text, type=positive)
     text = "the date that a chat template shows; default: today"
-    add("--chat-date", text, type=iso_date, default=str(date.today()))
+    add("--chat-date", text, type=iso_date)  # the default: see `parse`
     add("--adapter-path", "folder of the run", default="adapters")
     text = "an adapter folder to start from, with a new optimizer; it also chooses base and storage"
     add("--init-adapter", text)

@@ -625,6 +625,10 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
         before = digests()
     with pytest.raises(InputError, match="none cannot be read"):
         files_digest([tmp_path / "none"])
+    (rows / "valid.jsonl").unlink()  # then some rows of train.jsonl are held out
+    before = digests()
+    shutil.copy(rows / "train.jsonl", rows / "valid.jsonl")
+    assert digests() != before
 
 
 def test_a_repeat_of_a_run_names_the_inputs_that_have_changed(base, tmp_path):
