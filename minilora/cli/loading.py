@@ -302,4 +302,5 @@ def tokens_and_templates(tokenizer):
     if not hasattr(tokenizer, "backend"):  # of bytes
         return None
     templates = tokenizer.chat_template, tokenizer.for_tools
-    return tokenizer.backend.to_str(), tokenizer.eos_token_id, *templates
+    printed = {name: text for name, text in tokenizer.special.items() if name in str(templates)}
+    return tokenizer.backend.to_str(), tokenizer.eos_token_id, *templates, printed

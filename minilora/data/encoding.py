@@ -47,6 +47,7 @@ def encode_usable(rows, tokenizer, train_config):
     """Return the result of `encode_rows`, {reason: number of rows left out}, and the other rows."""
     if isinstance(rows, (str, dict)):
         raise InputError("rows must be a list of dicts, as minilora.load_rows returns")
+    rows = list(rows)
     num_cut = 0
     num_other = 0
     examples = []

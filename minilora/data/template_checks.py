@@ -18,18 +18,25 @@ dumps = partial(json.dumps, ensure_ascii=False)
 
 
 def unread_message_keys(rows, tokenizer):
-    """Return the keys of messages without which the chat template writes the same text."""
+    """Return the keys of messages without which the chat template writes the same text.
+
+    A template can read a key of one role alone, so each role is asked.
+    """
     chats = [row for row in rows if "messages" in row]
-    keys = {key for row in chats for message in row["messages"] for key in message}
+    keys = {(m["role"], key) for row in chats for m in row["messages"] for key in m}
     # a row whose calls are not shown is left out; few templates read the id of a call
     known = {"role", "content", "tool_calls", "tool_call_id"}
-    return {key for key in keys - known if not any(shows(tokenizer, row, key) for row in chats)}
+    return {
+        key
+        for role, key in keys
+        if key not in known and not any(shows(tokenizer, row, role, key) for row in chats)
+    }
 
 
-def shows(tokenizer, row, key):
-    """Return whether the text of a chat depends on a key of its messages."""
+def shows(tokenizer, row, role, key):
+    """Return whether the text of a chat depends on a key of the messages of a role."""
     messages = row["messages"]
-    others = [without(message, key) for message in messages]
+    others = [without(m, key) if m["role"] == role else m for m in messages]
     if not tokenizer.chat_template or others == messages:
         return False
     tools = row.get("tools") or None

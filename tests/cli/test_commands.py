@@ -108,11 +108,18 @@ def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, b
     of_bytes = write_adapter(tmp_path / "bytes", base)
     other_end = {"settings": tokenizer.settings | {"eos_token": "<|im_start|>"}}
     unread = {"settings": tokenizer.settings | {"do_lower_case": True}}
+    template = {"chat_template": "{{ bos_token }}" + TEMPLATE}  # prints no other special token
+    of_template = write_adapter(tmp_path / "t", write_chat_base(tmp_path / "b", *template.values()))
+    prints, pads = (
+        template | {"settings": tokenizer.settings | {name: "<|im_end|>"}}
+        for name in ("bos_token", "pad_token")
+    )
     for adapter, changes, warned in (
         (folder, {"for_tools": "other"}, True), (folder, {}, False),
         (folder, {"chat_template": "other"}, True), (of_bytes, {}, True),
         (folder, {"backend": tiny(merges=[]).backend}, True),
         (folder, other_end, True), (folder, unread, False),
+        (of_template, prints, True), (of_template, pads, False),
     ):  # fmt: skip
         hf_tokenizer.save(replace(tokenizer, **changes), adapter)
         said = run("generate --max-tokens 1 --prompt a", *at(adapter)).err

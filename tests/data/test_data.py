@@ -725,9 +725,13 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
         prepared({"messages": [], "tools": [{"a": deep}]})
     row = chat_row("a", "b") | {"tools": [SCHEMA]}
     row["messages"][1] |= {"masked": 1, "turn": 2, "thought": "why"}
-    encode_rows([row, chat_row("a", "b")], Chat(edit=with_one_thought), TrainConfig())
-    what = "keys of the messages that the chat template does not read: masked, turn"
-    assert capsys.readouterr().err == f"warning: {what}\n"
+    for more, unread in ({}, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
+        row["messages"][0] |= more  # of a user, whose key no template reads
+        encode_rows(iter([row, chat_row("a", "b")]), Chat(edit=with_one_thought), TrainConfig())
+        what = f"keys of the messages that the chat template does not read: {unread}"
+        assert capsys.readouterr().err == f"warning: {what}\n"
+    encode_rows(iter([{"text": "a", "n": 1}]), Chat(), TrainConfig())
+    assert capsys.readouterr().err == "warning: keys of the rows that are not read: n\n"
     # a value that is not read may be no JSON
     long = {"prompt": "abcde", "completion": "xyz", "weight": {(): 1, "": 2j}, "topic": None}
     kept, cut = prepared(*lost, long, {"text": "abcde"})
