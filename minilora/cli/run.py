@@ -348,11 +348,13 @@ def print_sample(adapters, loaded, row):
     prompt, answer = split_row(row, tokenizer)
     if prompt:
         ids = tokenizer.encode(prompt, add_special_tokens=not is_chat(row, tokenizer))
-        said = list(generate(adapters, loaded.model, ids, max_tokens=SAMPLE))
+        # one more tells whether the answer goes on
+        whole = list(generate(adapters, loaded.model, ids, max_tokens=SAMPLE + 1))
+        said = whole[:SAMPLE]
         right = tokenizer.decode(tokenizer.encode(answer))
         messages = [{}, {}, *(messages_of(row) if is_chat(row, tokenizer) else ())]
         asked = messages[-2].get("content") or prompt  # a call of a tool has no content
         print(f"  asked: {asked.strip()!r}")
-        cut = f", cut after {SAMPLE} tokens" if len(said) == SAMPLE else ""
+        cut = f", cut after {SAMPLE} tokens" if len(whole) > SAMPLE else ""
         print(f"  says:  {tokenizer.decode(said).strip()!r}{cut}")
         print(f"  right: {right.strip()!r}")

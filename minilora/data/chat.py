@@ -54,8 +54,9 @@ def answer_message(tokenizer, messages, prompt, ids):
             later = chat_ids(tokenizer, [*messages, message, QUESTION])
             if later[: len(prompt) + len(ids)] == [*prompt, *ids]:
                 return message
+    text = decode(said)
     for tokens, message in rows:  # a model can split the text into other tokens
-        if decode(tokens).startswith(decode(said)):
+        if "\ufffd" not in text and decode(tokens).startswith(text):  # not within a character
             return message
     if rows or loses_prompt(tokenizer, [*messages, possible[0], QUESTION], prompt, ids):
         warn_once("the chat template writes this answer in another way than the model did")
@@ -71,8 +72,8 @@ def loses_prompt(tokenizer, messages, prompt, ids):
     decode = partial(tokenizer.decode, skip_special_tokens=False)
     with suppress(InputError):
         text = tokenizer.render(messages)
-        is_whole = text.startswith(decode([*prompt, *ids]))
-        return bool(ids) and decode(ids) in text and not is_whole
+        said = decode(ids).strip()  # which a template may do
+        return bool(said) and said in text and not text.startswith(decode([*prompt, *ids]))
     return False
 
 

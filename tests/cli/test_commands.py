@@ -467,6 +467,9 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, max_tokens: [104] * max_tokens)
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
     assert ", cut after 4 tokens\n" in capsys.readouterr().out
+    monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [104] * 4)
+    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
+    assert "cut after" not in capsys.readouterr().out  # the answer ends there
     of_prompt = {"prompt": "a", "completion": "b"}
     print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), of_prompt)
     assert "  asked: 'a'\n" in capsys.readouterr().out
@@ -718,17 +721,23 @@ def test_an_answer_that_is_written_as_an_earlier_one_is_not_warned_of(chat_with)
 
 
 @pytest.mark.parametrize(
-    "said, later", [("hm</t>yes", "yes"), ("hm", "hm"), ("</t>yes", "</t>yes")]
+    "said, later, warned",
+    [
+        ("hm</t>yes", "yes", False),
+        ("hm", "hm", True),
+        ("hm\n", "hm", True),
+        ("</t>yes", "</t>yes", True),
+    ],
 )
-def test_a_half_thought_that_becomes_an_answer_is_warned_of(chat_with, said, later):
+def test_a_half_thought_that_becomes_an_answer_is_warned_of(chat_with, said, later, warned):
     """A template of DeepSeek begins thoughts in the prompt, and leaves them out of all answers."""
     warn_once.cache_clear()
-    answer = "{{ m.content.split('m</t>')[-1] if m.role == 'assistant' else m.content }}"
+    answer = "{{ m.content.split('m</t>')[-1].strip() if m.role == 'assistant' else m.content }}"
     template = TEMPLATE.replace("{{ m.content }}", answer) + (
         "{% if add_generation_prompt %}<t>{% endif %}"
     )
     prompts, errors = chat_with(template, said, "a", "b")
-    assert ("writes this answer in another way" in errors) == (said == later)
+    assert ("writes this answer in another way" in errors) == warned
     assert tiny().decode(prompts[1]) == f"[user]a[assistant]{later}[user]b[assistant]<t>"
 
 
@@ -741,6 +750,17 @@ def test_an_answer_that_the_template_cannot_write_is_warned_of(chat_with):
     warning = "the chat template writes this answer in another way than the model did"
     assert errors == f"warning: {warning}\n"
     assert tiny().decode(prompts[1]) == "[user]Hi[assistant]a&lt;b[user]and?[assistant]"
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 5])
+def test_an_answer_that_ends_within_a_character_is_warned_of(capsys, tokens):
+    """The next prompt has U+FFFD in its place; the model wrote the first bytes of the character."""
+    warn_once.cache_clear()
+    words = replace(tiny(), chat_template=TEMPLATE)
+    asked = [{"role": "user", "content": "q"}]
+    prompt = prompt_ids(parse(["chat"]), words, asked)
+    answer_message(words, asked, prompt, words.encode("a👍")[:tokens])
+    assert ("in another way" in capsys.readouterr().err) == (tokens == 4)
 
 
 def byte_level(tokenizers):
