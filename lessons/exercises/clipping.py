@@ -15,7 +15,11 @@ HIDDEN = {"leaves": range(4, 7), "size": range(5, 10)}
 
 
 def arguments(rng, leaves, size, limit):
-    tree = {str(i): {"lora_B": rng.uniform(-2, 2, (size, 2))} for i in range(leaves)}
+    shapes = [(size, 2), (size,), ()]  # matrices, vectors, numbers
+    tree = {
+        str(i): {"lora_B": np.asarray(rng.uniform(-2, 2, shapes[rng.integers(3)]))}
+        for i in range(leaves)
+    }
     return {"layers": tree}, limit
 
 

@@ -21,7 +21,7 @@ def arguments(rng, adapters, out, width, alike):
          rng.uniform(-1, 1, (ranks[i], width)), rng.uniform(-1, 1, (out, ranks[i])))
         for i in range(adapters)
     ]  # fmt: skip
-    return parts, 1
+    return parts, int(rng.integers(1, 5))
 
 
 def tolerance(*_):

@@ -10,14 +10,19 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"steps": range(4, 7), "accumulate": range(1, 5), "warmup": range(1, 3)}
+CASES = {
+    "steps": range(4, 7),
+    "accumulate": range(1, 5),
+    "rate": [0.05, 0.1],
+    "warmup": range(1, 3),
+}
 HIDDEN = {"steps": range(6, 9), "accumulate": range(2, 7), "warmup": range(3, 5)}
 
 
-def arguments(rng, steps, accumulate, warmup):
+def arguments(rng, steps, accumulate, rate, warmup):
     sizes = rng.integers(1, 5, steps * accumulate)
     batches = [(rng.standard_normal((n, 3)), rng.standard_normal(n)) for n in sizes]
-    return rng.uniform(-1, 1, 3), batches, accumulate, 0.1, warmup
+    return rng.uniform(-1, 1, 3), batches, accumulate, rate, warmup
 
 
 def tolerance(*_):

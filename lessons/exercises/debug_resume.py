@@ -10,18 +10,25 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"steps": range(2, 5), "stop": range(1, 4), "decay": [0.0, 0.1], "width": range(2, 4)}
+CASES = {
+    "steps": range(2, 5),
+    "stop": range(1, 4),
+    "decay": [0.0, 0.1],
+    "rate": [0.01, 0.1],
+    "width": range(2, 4),
+}
 HIDDEN = {"steps": range(5, 9), "stop": range(4, 7)}
 
 
-def arguments(rng, steps, stop, decay, width):
+def arguments(rng, steps, stop, decay, rate, width):
     share = 1 - 0.9**stop, 1 - 0.999**stop  # the weights of the moments sum to this
     state = {
         "m": share[0] * rng.uniform(-1, 1, width),
         "v": share[1] * rng.uniform(0.1, 1, width),
         "step": stop,
     }
-    return rng.uniform(-1, 1, width), list(rng.uniform(-1, 1, (steps, width))), state, 0.01, decay
+    gradients = list(rng.uniform(-1, 1, (steps, width)))
+    return rng.uniform(-1, 1, width), gradients, state, rate, decay
 
 
 def tolerance(*_):

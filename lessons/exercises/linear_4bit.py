@@ -12,6 +12,7 @@ from minilora.course.outcome import close
 
 CASES = {
     "rows": range(1, 4),
+    "axes": [2, 3],
     "width": [4, 6],
     "out": [4, 6],
     "storage": ["nf4", "fp4", "dense"],
@@ -19,8 +20,8 @@ CASES = {
 HIDDEN = {"rows": range(4, 7), "width": [9, 16], "out": [9, 11]}
 
 
-def arguments(rng, rows, width, out, storage):
-    x = rng.uniform(-2, 2, (rows, 1, width)).astype("f4")
+def arguments(rng, rows, axes, width, out, storage):
+    x = rng.uniform(-2, 2, (1, rows, width)[-axes:]).astype("f4")
     w = rng.uniform(-3, 3, (out, width)).astype("f4")
     return x, w if storage == "dense" else nf4.quantize(w, 16, quant_type=storage)
 
@@ -36,9 +37,10 @@ def plain(w):
 
 def property_row_by_row(function, x, w):
     """each output is the sum of x times a row of the dequantized weight"""
-    expected = [[np.dot(plain(w)[o].astype("f8"), row.ravel()) for o in range(w.shape[0])]
-                for row in x]  # fmt: skip
-    close(np.asarray(function(x, w))[:, 0], np.array(expected, "f4"), tolerance(x, w))
+    rows = x.reshape(-1, w.shape[1])
+    expected = [[np.dot(plain(w)[o].astype("f8"), row) for o in range(w.shape[0])] for row in rows]
+    expected = np.array(expected, "f4").reshape(*x.shape[:-1], -1)
+    close(np.asarray(function(x, w)), expected, tolerance(x, w))
 
 
 def values(w, levels=None, scale=None, order=None):

@@ -20,6 +20,7 @@ def matmul_backward(g, w):
 
 CASES = {
     "rows": range(1, 4),
+    "axes": [2, 3],
     "width": [4, 6],
     "out": [4, 6],
     "quantized": [False, True],
@@ -27,8 +28,8 @@ CASES = {
 HIDDEN = {"rows": range(4, 7), "width": [9, 16], "out": [9, 11]}
 
 
-def arguments(rng, rows, width, out, quantized):
-    g = rng.uniform(-2, 2, (rows, 2, out)).astype("f4")
+def arguments(rng, rows, axes, width, out, quantized):
+    g = rng.uniform(-2, 2, (2, rows, out)[-axes:]).astype("f4")
     w = rng.uniform(-3, 3, (out, width)).astype("f4")
     return g, nf4.quantize(w, 16) if quantized else w
 

@@ -20,6 +20,7 @@ from minilora.course.outcome import close
 from minilora.course.students.exercises import load
 
 CASES = {
+    "layer": [0, 1],
     "batch": range(1, 3),
     "length": range(1, 6),
     "heads": range(1, 4),
@@ -29,11 +30,11 @@ CASES = {
 HIDDEN = {"length": range(6, 10), "heads": range(2, 5), "half": range(3, 5)}
 
 
-def arguments(rng, batch, length, heads, half, large):
+def arguments(rng, layer, batch, length, heads, half, large):
     make = load()["one-file-forward"].checks.make_model
-    adapters, base, config = make(rng, 1, heads, half)
+    adapters, base, config = make(rng, 2, heads, half)
     x = rng.uniform(-2, 2, (batch, length, 2 * half * heads)) * (30 if large else 1)
-    return x, "model.layers.0", {**base, **adapters}, config
+    return x, f"model.layers.{layer}", {**base, **adapters}, config
 
 
 def tolerance(x, *_):

@@ -11,17 +11,24 @@ import numpy as np
 from minilora.course.one_file import forward
 from minilora.course.students.exercises import load
 
-CASES = {"length": range(2, 6), "letters": [False, True], "end": [False, True]}
+CASES = {
+    "length": range(2, 6),
+    "letters": [False, True],
+    "end": [False, True],
+    "spaces": [False, True],
+}
 HIDDEN = {"length": range(6, 10)}
 
 
-def arguments(rng, length, letters, end):
+def arguments(rng, length, letters, end, spaces):
     make = load()["one-file-forward"].checks.make_model
     adapters, base, config = make(rng, 1, 2, 2, vocab=256)
     # a token is not always followed by itself
     base["model.norm"] *= rng.choice([-1, 1], base["model.norm"].size)
     if letters:  # else many bytes are not UTF-8
         base["model.embed_tokens"][97:123] *= 4
+    if spaces:  # a text can begin and end with one
+        base["model.embed_tokens"][32] *= 6
     if end:
         base["model.embed_tokens"][255] *= 6
     return adapters, base, "".join(rng.choice(list("abcdefgh"), length)), config

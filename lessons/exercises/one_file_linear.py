@@ -13,19 +13,27 @@ from minilora.course.one_file import RANK, dense, quantize
 from minilora.course.outcome import close
 
 # where sizes equal RANK, a product without its transposition has values, which tell it apart
-CASES = {"rows": range(1, 4), "tokens": [2, RANK], "out": [RANK, 16], "width": [RANK, 64],
-         "kind": ["dense", "nf4"], "adapted": [True, True, False]}  # fmt: skip
+CASES = {
+    "layer": [0, 2],
+    "rows": range(1, 4),
+    "axes": [2, 3],
+    "tokens": [2, RANK],
+    "out": [RANK, 16],
+    "width": [RANK, 64],
+    "kind": ["dense", "nf4"],
+    "adapted": [True, True, False],
+}
 HIDDEN = {"rows": range(4, 7), "out": [48], "width": [128, 96]}
 
 
-def arguments(rng, rows, tokens, out, width, kind, adapted):
-    w, path = rng.standard_normal((out, width)), "model.layers.0.mlp.up_proj"
+def arguments(rng, layer, rows, axes, tokens, out, width, kind, adapted):
+    w, path = rng.standard_normal((out, width)), f"model.layers.{layer}.mlp.up_proj"
     params = {path: w if kind == "dense" else quantize(w.astype("f4"))}
     a, b = rng.uniform(-1, 1, (RANK, width)), rng.uniform(-1, 1, (out, RANK))
     if adapted:
         params |= {f"{path}.lora_A": a, f"{path}.lora_B": b}
     params["model.layers.1.mlp.up_proj.lora_A"] = np.ones((RANK, width))  # another projection's
-    return rng.uniform(-2, 2, (rows, tokens, width)), path, params
+    return rng.uniform(-2, 2, (rows, tokens, width)[-axes:]), path, params
 
 
 def tolerance(x, *_):
@@ -40,7 +48,7 @@ def with_b(params, factor):
 
 def property_b_zero(function, x, path, params):
     """with B = 0, h is W₀x"""
-    h = np.einsum("nti,oi->nto", x, dense(params[path]).astype("f8"))
+    h = np.einsum("...i,oi->...o", x, dense(params[path]).astype("f8"))
     close(function(x, path, with_b(params, 0)), h, 2.0**-35)
 
 

@@ -14,15 +14,15 @@ from minilora.course import one_file
 from minilora.course.outcome import close
 from minilora.course.students.exercises import load
 
-CASES = {"batch": range(1, 3), "length": range(1, 4), "half": range(1, 4)}
+CASES = {"layer": [0, 1], "batch": range(1, 3), "length": range(1, 4), "half": range(1, 4)}
 HIDDEN = {"length": range(4, 8), "half": range(4, 7)}
 
 
-def arguments(rng, batch, length, half):
-    adapters, base, _ = load()["one-file-forward"].checks.make_model(rng, 1, 2, half)
+def arguments(rng, layer, batch, length, half):
+    adapters, base, _ = load()["one-file-forward"].checks.make_model(rng, 2, 2, half)
     x = rng.uniform(-2, 2, (batch, length, 4 * half))
-    params = {name: w for name, w in {**base, **adapters}.items() if ".mlp." in name}
-    return x, "model.layers.0", params
+    params = {name: w for name, w in {**base, **adapters}.items() if f".{layer}.mlp." in name}
+    return x, f"model.layers.{layer}", params
 
 
 def tolerance(*_):

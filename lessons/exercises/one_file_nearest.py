@@ -7,18 +7,24 @@ Exactly halfway between two values, take the lower one.
 
 import numpy as np
 
-CASES = {"rows": range(1, 4), "width": range(2, 7), "count": [16, 256], "ties": [False, True]}
+CASES = {
+    "rows": range(1, 4),
+    "width": range(2, 7),
+    "axes": [1, 2],
+    "count": [16, 256],
+    "ties": [False, True],
+}
 HIDDEN = {"rows": range(4, 8), "width": range(7, 41), "count": [2, 31]}
 
 
-def arguments(rng, rows, width, count, ties):
+def arguments(rng, rows, width, axes, count, ties):
     # multiples of 1/512, whose midpoints and differences are exact in float32
     values = np.sort(rng.choice(1025, count, replace=False)).astype("f4") / 512 - 1
     x = rng.integers(-700, 701, (rows, width)).astype("f4") / 512
     if ties:
         n = rng.integers(0, count - 1, (rows, (width + 1) // 2))
         x[:, ::2] = (values[n] + values[n + 1]) / 2
-    return x, values
+    return x if axes == 2 else x.ravel(), values
 
 
 def property_nothing_is_nearer(function, x, values):

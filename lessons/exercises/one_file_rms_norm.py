@@ -9,12 +9,12 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"rows": range(1, 4), "width": range(2, 7), "eps": [1e-5, 0.5]}
+CASES = {"rows": range(1, 4), "width": range(2, 7), "axes": [2, 3], "eps": [1e-5, 0.5]}
 HIDDEN = {"rows": range(4, 10), "width": range(7, 34)}
 
 
-def arguments(rng, rows, width, eps):
-    x = rng.uniform(-3, 3, (rows, 2, width)) + rng.uniform(1, 2)
+def arguments(rng, rows, width, axes, eps):
+    x = rng.uniform(-3, 3, (2, rows, width)[-axes:]) + rng.uniform(1, 2)
     return x, rng.uniform(0.5, 2, width), {"rms_norm_eps": eps}
 
 

@@ -612,3 +612,14 @@ def check_shapes(merge):
     merged = merge(adapters, model)
     for path in adapted_paths(adapters):
         assert get(merged.base, path)["weight"].shape == get(model.base, path)["weight"].shape
+
+
+@wrong("clipping")
+def clip_matrices_alone(grads, max_norm):
+    norm = float(np.sqrt(sum((g**2).sum() for _, g in named_leaves(grads) if g.ndim > 1)))
+    return tree_map(lambda g: g * min(1, max_norm / (norm + 1e-6)), grads), norm
+
+
+@wrong("one-file-generate")
+def continue_and_strip(adapters, base, prompt, config):
+    return continue_prompt(adapters, base, prompt, config).strip()

@@ -424,6 +424,20 @@ def test_a_mistake_that_nobody_planted_is_found(name, function, few_calls):
     assert answer(ALL[name], function).share < 1
 
 
+def test_no_argument_is_the_same_in_every_call():
+    """Else a function that does not read it passes. A text with (…, n) has arrays of other axes."""
+    for e in ALL.values():
+        if not e.checks.CASES:
+            continue
+        calls = [e.arguments(case) for case in e.draw("arguments", 12)]
+        for name, values in zip(e.parameters, zip(*calls)):
+            if isinstance(values[0], str | int | float):
+                assert len(set(values)) > 1, f"{e.id}: {name} is always {values[0]!r}"
+        if re.search(r"\((…|\.\.\.), |any shape", e.task):
+            axes = [[np.ndim(value) for value in call if hasattr(value, "shape")] for call in calls]
+            assert any(len({*numbers}) > 1 for numbers in zip(*axes)), e.id
+
+
 # --- a student's process ---
 
 ODD = {
