@@ -76,6 +76,8 @@ def test_held_out_rows_are_about_pairs_that_training_never_meets():
     assert not pairs["train"] & held_out
     # 24·24 pairs, of which one in eight is held out; 3000 rows of training meet nearly all of them
     assert len(held_out) == 24 * 24 / 8 and len(pairs["train"]) > 0.95 * 24 * 24 * 7 / 8
+    valid, test = (list(map(str, load_rows("questions", split))) for split in ("valid", "test"))
+    assert sum(row in valid for row in test) == 14  # as data-and-models.md says
     # each name and each thing occurs in training, so none is new
     assert {name for name, _ in pairs["train"]} == set(tasks.FIRST_NAMES)
     assert {thing for _, thing in pairs["train"]} == set(tasks.THINGS)
