@@ -165,6 +165,9 @@ def check_entries(adapters: Tree, base: Tree, place: str = "") -> None:
             raise InputError(f"the model has no {path} that an adapter could replace or add")
         if is_node(value) and name in {*base, "lm_head"}:
             check_entries(value, base.get(name, {}), path)
+    for first, *others in (layers.LORA, layers.PREFIX, *(hook.entries for hook in layers.HOOKS)):
+        if first not in {*adapters, *base} and not adapters.keys().isdisjoint(others):
+            raise InputError(f"{place} has no {first}, without which the others have no effect")
     for name in ("lora_scaling", "lora_dropout"):
         if "lora_A" in adapters and name not in {*adapters, *base}:
             raise InputError(f"{place} has no {name}: get_peft_model and load_adapter set it")

@@ -20,7 +20,10 @@ U64 = 2.0**-53
 
 A = "model.layers.0.mlp.up_proj.lora_A"
 B = "model.layers.0.mlp.up_proj.lora_B"
-SHAPES = {A: (2, 5), B: (4, 2), "model.layers.0.mlp.up_proj.bias": (4,), "lm_head.weight": (3, 2)}
+SHAPES = {
+    A: (2, 5), B: (4, 2), "model.layers.0.mlp.up_proj.bias": (4,), "lm_head.weight": (3, 2),
+    "model.layers.0.mlp.down_proj.ia3_l": (1, 4),  # a vector
+}  # fmt: skip
 
 
 def random_tree(seed, dtype=np.float64):

@@ -3,6 +3,8 @@
 import importlib
 import os
 
+from ..config import InputError
+
 SEED = "MINILORA_GRADING_SEED"  # environment variable: the seed of the hidden checks
 
 
@@ -10,6 +12,8 @@ def run(args):
     """Run `learn …` or `teach …`; return the exit status, or None for 0."""
     from .students import exercises
 
+    if not __debug__:
+        raise InputError(f"{args.module} needs assertions: leave out -O and PYTHONOPTIMIZE")
     place = "students" if args.module == "learn" else "teachers"
     module = importlib.import_module(f".{place}.{args.module}", __package__)
     exercises.FOLDER = args.exercises

@@ -1,12 +1,14 @@
 """Muon (Jordan et al. 2024), an optimizer for matrices: each update is made nearly orthogonal.
 
-It trains the matrices of the layers. AdamW trains all other leaves, for example norms and biases.
+It trains the matrices of the layers. AdamW trains all other leaves, for example norms, biases and
+the vectors of IA³.
 """
 
 import numpy as np
 
 from ..optim import adamw, adamw_init
 from ..tree import flatten, layer_of, overlay, tree_map, unflatten
+from . import ia3
 
 MOMENTUM = 0.95
 
@@ -36,7 +38,11 @@ def muon(params, grads, state, learning_rates, train_config):
 def split_matrices(params):
     """Return the tree of the matrices of the layers, and the tree of all other leaves."""
     leaves = flatten(params)
-    matrices = {p: w for p, w in leaves.items() if w.ndim == 2 and layer_of(p) >= 0}
+    matrices = {
+        p: w
+        for p, w in leaves.items()
+        if w.ndim == 2 and layer_of(p) >= 0 and not p.endswith(ia3.L)  # a vector as (out, 1)
+    }
     others = {p: w for p, w in leaves.items() if p not in matrices}
     return unflatten(matrices), unflatten(others)
 

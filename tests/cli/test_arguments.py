@@ -44,6 +44,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--quantize none --block-size 32": "--block-size has no effect",
     "--lora-r 4 --rank-pattern .*=8": "--lora-r has no effect with --rank-pattern, which sets",
     "--optimizer muon --method norm": "--optimizer muon has no effect",
+    "--optimizer muon --method ia3": "--optimizer muon has no effect",
     "--early-stopping-patience 2 --data {few}": "--early-stopping-patience needs held-out rows",
     "--keep-best --data {few}": "--keep-best needs held-out rows, but there are none",
     "--epochs=nan": "--epochs must be",

@@ -39,6 +39,7 @@ from minilora.course.outcome import TYPE, Outcome, Stopped, close
 from minilora.course.students import exercises, isolation, judge
 from minilora.course.students.isolation import LATE, Local
 from minilora.course.teachers import report, submission, teach
+from minilora.formats.files import sha256
 
 ALL = exercises.load()
 PROVE = runpy.run_path(str(exercises.LESSONS / "exercises" / "prove.py"))
@@ -659,20 +660,24 @@ def test_a_way_through_an_exercise(space):
     (space / "own.py").write_text("import nearest_code\n", encoding="utf-8")
     written(NEAREST, space / "nearest_code.py", f"    import own\n{RIGHT_BODY}")
     assert own("learn check nearest_code.py").out == "nearest-code: passed\n"
-    (space / "progress.json").rename(space / "passed.json")
-    (space / "progress.json").write_text('{"nearest-code": "passed", "warmup": "passed"}')
-    assert "1 of 2 passed" in own("learn list").out  # there is no file of the other one here
-    (space / "progress.json").write_text(json.dumps(dict.fromkeys([NEAREST.id, PACK.id])))
+    noted = {NEAREST.id: sha256(space / NEAREST.file).hexdigest()}
+    assert json.loads((space / "progress.json").read_text("utf-8")) == noted
+    other = {PACK.id: sha256(space / PACK.file).hexdigest()}
+    (space / "progress.json").write_text(json.dumps(noted | other | {"warmup": "passed"}))
+    assert "2 of 2 passed" in own("learn list").out  # there is no file of the third one here
     assert own("learn next").out == "all exercises are passed\n"
-    (space / "passed.json").rename(space / "progress.json")
+    (space / "progress.json").write_text(json.dumps(noted))
     assert own("learn list").out == (
         "passed  nearest-code              *    15 min   4 points  06_where_the_memory_goes\n"
         "todo    packing-nibbles           *    10 min   3 points  every_byte_of_a_model\n"
         "1 of 2 passed\n"
     )
     assert own("learn next").out.startswith("packing-nibbles: ")
-    noted = json.loads((space / "progress.json").read_text("utf-8"))
-    assert noted == {"nearest-code": "passed"}
+    right = (space / NEAREST.file).read_bytes()
+    (space / NEAREST.file).write_bytes(right + b"\n")  # another one, which may not pass
+    assert "begun   nearest-code" in own("learn list").out
+    assert own("learn next").out.startswith("nearest-code: ")
+    (space / NEAREST.file).write_bytes(right)
     written(NEAREST, space / "nearest_code.py", TIES)
     written(PACK, space / PACK.file, "    return codes[::2] * 16 + codes[1::2]\n")
     all_begun = own("learn check", status=1).out
@@ -742,6 +747,20 @@ def test_a_file_is_recognized_by_its_name(name, file, has_prefix):
     known = ["task.py", "task_1.py", "long_task.py"]
     for names in (known, known[::-1]):
         assert submission.recognized(name, names) == (file, has_prefix)
+
+
+def test_a_file_with_a_prefix_keeps_its_name_too(tmp_path):
+    """It can be a student's own module, which another file imports."""
+    exercises.FOLDER = str(SET)
+    found, notes = submission.read(folder(tmp_path, {f"my_{PACK.file}": "a", NEAREST.file: "b"}))
+    assert (found[PACK.file], found[f"my_{PACK.file}"], notes) == (b"a", b"a", [])
+
+
+def test_without_assertions_nothing_is_checked():
+    """The rules, and the tests of students, are assertions."""
+    command = [sys.executable, "-O", "-m", "minilora", "teach", "check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "leave out -O and PYTHONOPTIMIZE" in done.stderr
 
 
 def test_a_file_in_a_hidden_folder_is_no_second_version(tmp_path):
@@ -961,7 +980,7 @@ def broken_set(tmp_path, monkeypatch):
         (ENTRY + HINTS + "color = 1\n", "color"),
         (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "nearest-code: the id occurs twice"),
         ("= 3", "not a list of exercises"),
-        (ENTRY.replace('"nearest-code"', "3") + HINTS, "3: 'int' object has no"),
+        (ENTRY.replace('"nearest-code"', "3") + HINTS, "3: expected string"),
     ],
 )
 def test_a_broken_set_is_one_line(broken_set, text, says):

@@ -47,7 +47,16 @@ from minilora.methods.registry import METHODS, get_peft_model, num_virtual_token
 from minilora.model import Source, hidden_states, with_adapters
 from minilora.quant.schemes import with_compute_dtype
 from minilora.rounding import round_to
-from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, overlay, set_leaf
+from minilora.tree import (
+    arrays,
+    flatten,
+    get,
+    named_leaves,
+    num_parameters,
+    overlay,
+    set_leaf,
+    unflatten,
+)
 
 BLOCK_SIZES = {"int8": None, "nf4": 16}
 IN_THE_CORE = ("lora", "bitfit", "prefix", "norm", "head", "full")
@@ -263,6 +272,19 @@ def test_the_core_alone_reads_a_methods_leaves_or_refuses_them(name, monkeypatch
         return
     with refused(r"the model has no \S* that an adapter could replace or"):
         minilora.forward(adapters, model, TOKENS)
+
+
+@EVERY
+def test_without_the_entry_that_turns_a_method_on_the_others_are_refused(name):
+    """They would have no effect, and the model would be the base without a word."""
+    adapters, model = trained(name, MODEL)
+    firsts = {"lora_A", layers.PREFIX[0], *(hook.entries[0] for hook in layers.HOOKS)}
+    leaves = flatten(adapters)
+    rest = {path: w for path, w in leaves.items() if path.rpartition(".")[2] not in firsts}
+    others = {e for hook in layers.HOOKS for e in hook.entries} | {*layers.LORA, *layers.PREFIX}
+    if any(path.rpartition(".")[2] in others for path in rest):
+        with refused("without which the others have no effect"):
+            minilora.forward(unflatten(rest), model, TOKENS)
 
 
 # ------------------------------------------------------------------------- cache and packing

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import random
+import re
 import runpy
 import shlex
 import tomllib
@@ -259,6 +260,8 @@ def load_file(path):
             where = entry["id"]
             if where in exercises:
                 raise InputError("the id occurs twice")
+            if not re.fullmatch("[a-z0-9-]+", where):  # `select` also takes the name of its file
+                raise InputError("an id has lower-case letters, digits and hyphens only")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
             exercises[where] = Exercise(folder, **entry, mistakes=mistakes)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,12 +12,12 @@ from bdb import BdbQuit
 from pathlib import Path
 
 from ...config import InputError
-from ...formats.files import read_json, replace_text
+from ...formats.files import read_json, replace_text, sha256
 from ...tree import without
 from . import exercises, judge
 from .isolation import Local
 
-PROGRESS = Path("progress.json")  # {id of an exercise: "passed"}
+PROGRESS = Path("progress.json")  # {id of an exercise: SHA-256 of its file, which passed}
 
 
 def present():
@@ -38,6 +38,11 @@ def is_begun(exercise):
     return not exercise.is_unchanged(Path(exercise.file).read_bytes())
 
 
+def has_passed(exercise, progress):
+    """Tell whether the student's file, as it is, has passed."""
+    return progress.get(exercise.id) == sha256(exercise.file).hexdigest()
+
+
 def check_file(exercise, call):
     """Check the student's file, or one call; print the result, and return whether it passes."""
     verdict = check_call(exercise, call) if call else judge.verdict(exercise, own_files())
@@ -49,7 +54,9 @@ def check_file(exercise, call):
     passed = is_right and not lacks_reason
     if not call:
         before = read_json(PROGRESS, {})
-        progress = without(before, exercise.id) | ({exercise.id: "passed"} if passed else {})
+        progress = without(before, exercise.id)
+        if passed:
+            progress[exercise.id] = sha256(exercise.file).hexdigest()
         if progress != before:
             replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
     return passed
@@ -85,17 +92,17 @@ def do_list(args):
     progress = read_json(PROGRESS, {})
     shown = present()
     for e in shown:
-        state = "passed" if e.id in progress else "begun" if is_begun(e) else "todo"
+        state = "passed" if has_passed(e, progress) else "begun" if is_begun(e) else "todo"
         about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
         print(f"{state:<7} {e.id:<25} {about}  {Path(e.lesson_file or e.lesson).stem}")
-    print(f"{sum(e.id in progress for e in shown)} of {len(shown)} passed")
+    print(f"{sum(has_passed(e, progress) for e in shown)} of {len(shown)} passed")
 
 
 def do_next(args):
     """Print the first exercise that is not passed, and the lesson to read for it."""
     progress = read_json(PROGRESS, {})
     for e in present():
-        if e.id not in progress:
+        if not has_passed(e, progress):
             stubs = Path("qlora_in_one_file.py")  # the lesson without the answers
             has_stubs = e.module == exercises.ONE_FILE and stubs.exists()
             lesson = stubs if has_stubs else e.lesson_file or e.lesson

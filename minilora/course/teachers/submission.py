@@ -125,4 +125,5 @@ def read(path):
             notes.append(f"{len(names)} different files can be {file}: {', '.join(names)}")
         else:
             files[file] = found[names[0]]
+            files.setdefault(PurePosixPath(names[0]).name, found[names[0]])  # another may import it
     return files, notes
