@@ -1,6 +1,7 @@
 """Turn rows into examples: the answers of a chat template, their end tokens, and the mask."""
 
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -104,8 +105,6 @@ def encode_row(row, tokenizer, train_config):
     length = train_config.max_seq_length
     turns = split_turns(row, tokenizer)
     full = encode_turns(row, turns, tokenizer, train_config.mask_prompt)
-    if "text" not in row and has_empty_answer(full, tokenizer):
-        return None, False, False, EMPTY
     example = Example(*(part[:length] for part in full))
     if not any(example.mask[1:]):
         reason = f"no target token within `max_seq_length` {length}"
@@ -126,11 +125,16 @@ def has_other_prompt(row, turns, example, tokenizer):
     return row_goes_on or example.tokens[:end] != prompt[: len(example.tokens)]
 
 
-def has_empty_answer(example, tokenizer):
-    """Return whether an answer is only its end token: a template left out all that it says."""
-    ends = end_tokens(tokenizer)
-    starts = zip(example.tokens[1:], example.answer, example.answer[1:])
-    return any(now > before and token in ends for token, before, now in starts)
+def has_empty_answer(messages, tools, tokenizer):
+    """Return whether the template writes an answer as one without content."""
+    render = partial(tokenizer.render, tools=tools)
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and not message.get("tool_calls"):
+            with suppress(InputError):  # of a template that rejects an empty content
+                empty = [*messages[:i], message | {"content": ""}, *messages[i + 1 :]]
+                if render(empty) == render(messages):
+                    return True
+    return False
 
 
 def is_open(example, ends):
@@ -154,7 +158,8 @@ def reason_to_leave_out(row, tokenizer):
         return "the text of the end token inside an answer"
     tools = row.get("tools") or None
     if is_chat(row, tokenizer):
-        return trouble_with_template(messages, tools, tokenizer)
+        trouble = trouble_with_template(messages, tools, tokenizer)
+        return trouble or (EMPTY if has_empty_answer(messages, tools, tokenizer) else "")
     return HIDDEN_TOOLS if tools else ""
 
 

@@ -61,6 +61,13 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     backend.no_truncation()
     config = folder / "tokenizer_config.json"
     settings = read_json(config, {})
+    # transformers takes such an object for a token only if it says so
+    plain = [
+        key
+        for key, value in settings.items()
+        if is_of_model(key) and isinstance(value, dict) and "__type" not in value
+    ]
+    settings = without(settings, *plain)
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
@@ -121,7 +128,8 @@ def read_backend(path):
 
 def read_special_map(folder, settings):
     """Return what special_tokens_map.json adds to the settings, joined as in transformers."""
-    kept = () if settings.get(EXTRA) else {"additional_special_tokens"} & settings.keys()
+    names = () if settings.get(EXTRA) else ("additional_special_tokens",)
+    kept = [key for key in settings if key in names or is_of_model(key)]
     mapped = without(read_json(folder / SPECIAL_MAP, {}), *kept)
     own = settings.get(EXTRA) or settings.get("additional_special_tokens")
     more = mapped.get(EXTRA)
@@ -129,6 +137,11 @@ def read_special_map(folder, settings):
         names = {EXTRA: own, "additional_special_tokens": more}
         mapped |= names if isinstance(own, dict) else {EXTRA: own + more}
     return mapped
+
+
+def is_of_model(name):
+    """Return whether a setting is a special token with a name of the model's own."""
+    return name.endswith("_token") and name not in SPECIAL
 
 
 def read_added(folder, in_file):
@@ -241,9 +254,10 @@ def _add_tokens(backend, settings, added):
     added: {id: fields} of tokens with an id. The order is that of transformers. It adds special
     tokens of the vocabulary too, so that they are found in a text before it is split.
     """
+    objects = [name for name, value in settings.items() if isinstance(value, dict)]
     named = {
         name: settings[name]
-        for name in (*SPECIAL, *settings)
+        for name in (*SPECIAL, *objects, *settings)
         if name.endswith("_token") and settings.get(name) not in (None, "", True, False)
     }  # True and False: of add_bos_token
     extra = settings.get(EXTRA)

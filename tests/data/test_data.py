@@ -744,9 +744,16 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     warnings.append("warning: 1 of 6 rows are cut to `max_seq_length` 6\n")
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
-    thoughts = Chat(edit=lambda shown: [m | {"content": m["content"].strip("hm")} for m in shown])
+
+    def trim(messages):
+        return [m | {"content": m["content"].strip("hm")} for m in messages]
+
+    thoughts = Chat(edit=trim)
     with refused("no row can be learned: an empty answer"):
         encode_rows([chat_row("q", "hm", "q", "a")], thoughts, TrainConfig(max_seq_length=4))
+    spaced = Chat(edit=lambda shown: [m | {"content": " " + m["content"]} for m in trim(shown)])
+    with refused("no row can be learned: an empty answer"):  # the template writes a space there
+        encode_rows([chat_row("q", "hm", "q", "a")], spaced, TrainConfig())
     other = replace(thoughts, end="#", eos_token_ids=(ord("#"),))  # an end token of the model alone
     with refused("no row can be learned: an empty answer"):
         encode_rows([chat_row("q", "hm", "q", "a")], other, TrainConfig())
