@@ -167,15 +167,21 @@ def as_toml(settings):
 
 
 def settings_file(metadata):
-    """Return the text of a run's file of settings, with the digests of its files as comments.
+    """Return the text of a run's file of settings, with what they do not say as comments.
 
-    So two runs with equal settings on other rows have other texts.
+    These are the digests of its files, and the lengths that it had before. So two runs with equal
+    settings on other rows have other texts.
     """
     digests = sorted(metadata["digests"].items())
-    return as_toml(metadata["settings"]) + "".join(f"# {k}: SHA-256 {v}\n" for k, v in digests)
+    comments = [f"# {name}: SHA-256 {value}\n" for name, value in digests]
+    for step, iters in metadata.get("lengths", ()):
+        comments.append(f"# up to step {step}: iters = {iters}\n")
+    return as_toml(metadata["settings"]) + "".join(comments)
 
 
-DIGEST = re.compile(r"^# (\w+): SHA-256 (\w+)$", re.MULTILINE)  # as `settings_file` writes it
+# as `settings_file` writes them
+DIGEST = re.compile(r"^# (\w+): SHA-256 (\w+)$", re.MULTILINE)
+LENGTH = re.compile(r"^# up to step (\d+): iters = (\d+)$", re.MULTILINE)
 
 
 def as_parsed(settings, path):

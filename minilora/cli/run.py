@@ -126,7 +126,7 @@ def prepare(args, folder):
     if args.resume:
         run_folder.check_same_run(folder, metadata)
     if args.config:
-        run_folder.warn_of_changed_files(args.config, metadata)
+        run_folder.warn_of_changes(args.config, metadata)
     if comm:
         settings = json.dumps(metadata).encode()
         processes.check_same(comm, "other settings or files", settings, "give all the same")
@@ -212,7 +212,8 @@ def report(job, state, history):
         # there is no evaluation if the run was resumed with --iters equal to its step
         scores = evaluations.get(step) or held_out_scores(job, step, state.kept)
         show(job, "after", state.kept, scores)
-    card = run_folder.model_card(job.args, job.loaded, state, scores, len(job.scored))
+    lengths = job.metadata.get("lengths", ())
+    card = run_folder.model_card(job.args, job.loaded, state, scores, len(job.scored), lengths)
     replace_text(job.folder / run_folder.CARD, card)
 
 

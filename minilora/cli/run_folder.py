@@ -23,7 +23,7 @@ from ..formats.checkpoint import (
 from ..formats.fetch import MODELS
 from ..formats.files import locked, read_text, write_errors
 from ..methods.registry import METHODS
-from .arguments import DIGEST, flag, toml_settings
+from .arguments import DIGEST, LENGTH, flag, toml_settings
 from .stored_paths import INPUTS, absolute, digest, run_digest
 
 METRICS = "metrics.jsonl"
@@ -131,10 +131,10 @@ def check_same_run(folder, metadata):
         )
 
 
-def warn_of_changed_files(path, metadata):
-    """Warn if files that a run has read have changed since; path: the settings of that run.
+def warn_of_changes(path, metadata):
+    """Warn if files that a run has read have changed since, or if its length was changed.
 
-    A setting that has another value now is not compared.
+    path: the settings of that run. A setting that has another value now is not compared.
     """
     then = toml_settings(path)
     settings = metadata["settings"]
@@ -146,6 +146,8 @@ def warn_of_changed_files(path, metadata):
             changed.append(f"{flag(setting)} {settings[setting]}")
     for what in dict.fromkeys(changed):
         warn(f"the files of {what} have changed since the run of {path}")
+    for step, iters in re.findall(LENGTH, read_text(path)):
+        warn(f"up to step {step}, the run of {path} had the schedule of {iters} steps")
 
 
 def resume(folder, metadata, start):
@@ -165,7 +167,11 @@ def resume(folder, metadata, start):
             f"--iters {last}: {checkpoint} is at step {step} already: "
             "give a larger number, or start again with --overwrite"
         )
-    is_changed = last != then["settings"]["iters"]
+    before = then["settings"]["iters"]
+    is_changed = last != before
+    lengths = [*then.get("lengths", ()), *([[step, before]] if is_changed else ())]
+    if lengths:
+        metadata["lengths"] = lengths
     if should_stop(state.best, settings["early_stopping_patience"]):
         if is_changed:
             raise InputError(
@@ -191,10 +197,11 @@ MERGE = """\
 """
 
 
-def model_card(args, loaded, state, scores, scored):
+def model_card(args, loaded, state, scores, scored, lengths=()):
     """Return the text of the folder's README.md: base, data, scores, how to load the adapter.
 
     state: of the last step. scores: the dict of an evaluation of `scored` held-out rows, or None.
+    lengths: pairs of a step, and the number of steps that the run was to have up to it.
     """
     # names instead of paths: those of the writer's disk say nothing to another reader
     base, data = (Path(absolute(name, getattr(args, name))).name for name in ("model", "data"))
@@ -204,6 +211,8 @@ def model_card(args, loaded, state, scores, scored):
     steps = f"{made} steps"
     if made < args.iters:
         steps = f"{made} of {args.iters} steps, because early stopping ended the run"
+    for step, iters in lengths:
+        steps += f"; up to step {step} with the schedule of {iters} steps"
     if kept < made:
         steps += (
             f". The adapter is that of step {kept}, whose held-out loss is the lowest after a step"

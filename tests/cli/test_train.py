@@ -369,6 +369,11 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     rows = [row for row in metrics(out) if "loss" in row]
     assert len(rows) == 9 and untimed(rows[4:]) == untimed(records)
     resume(out)  # the settings of the checkpoint are the new ones
+    text = (out / "train_config.toml").read_text()
+    assert text.endswith("# up to step 4: iters = 4\n")
+    assert "9 steps; up to step 4 with the schedule of 4 steps" in (out / "README.md").read_text()
+    again = run("train -c", out / "train_config.toml", *at(tmp_path / "again")).err
+    assert f"up to step 4, the run of {out / 'train_config.toml'} had the schedule of 4" in again
     resume(out, "--epochs 2")
     assert step_of(out) == 18
 

@@ -236,6 +236,25 @@ def test_special_tokens_of_two_files_are_joined_as_in_transformers(folder):
         assert sorted(ids.keys() & {"<a>", "<b>"}, key=ids.get) == expected
 
 
+def test_special_tokens_with_a_name_of_the_model_are_those_of_transformers(folder):
+    """tokenizer_config.json counts first, an object only with its type; objects come first."""
+    typed = {"__type": "AddedToken", "content": "<a>"}
+    for of_config, of_map, expected in (
+        ({"turn_token": "<a>"}, {"turn_token": "<b>"}, {"turn_token": "<a>"}),
+        ({}, {"turn_token": "<b>"}, {"turn_token": "<b>"}),
+        ({"turn_token": {"content": "<a>"}}, {}, {}),
+        ({"turn_token": typed}, {}, {"turn_token": "<a>"}),
+        ({"b_token": "<b>", "turn_token": typed}, {}, {"turn_token": "<a>", "b_token": "<b>"}),
+    ):
+        of_config["eos_token"] = "<|im_end|>"
+        (folder / "tokenizer_config.json").write_text(json.dumps(of_config))
+        (folder / "special_tokens_map.json").write_text(json.dumps(of_map))
+        found = from_folder(folder)
+        assert found.special == expected | {"eos_token": "<|im_end|>"}
+        ids = [found.backend.token_to_id(text) for text in expected.values()]
+        assert ids == [*range(261, 261 + len(expected))]
+
+
 WITHOUT_EFFECT = (
     "backend clean_up_tokenization_spaces errors is_local local_files_only max_length merges_file "
     "model_input_names model_max_length name_or_path pad_to_multiple_of pad_token_type_id "
