@@ -127,7 +127,9 @@ def load_adapter(
     the one that it was trained on, or multiplies in another `compute_dtype`; of a model that was in
     no file, as one that was merged, the adapter does not know the source. Raises InputError naming
     the file and the tensor or field that is missing, unexpected, of the wrong shape, not finite or
-    not implemented. A folder with only a pickle is refused unopened.
+    not implemented. A folder with only a pickle is refused unopened. (In the folder of a run that
+    was killed while it wrote, the adapter can be an older one: the commands refuse it, see
+    `minilora train --resume`.)
     """
     config = Path(folder) / CONFIG
     weights = weights_of(folder)

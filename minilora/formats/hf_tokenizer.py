@@ -128,8 +128,9 @@ def read_backend(path):
 
 def read_special_map(folder, settings):
     """Return what special_tokens_map.json adds to the settings, joined as in transformers."""
-    names = () if settings.get(EXTRA) else ("additional_special_tokens",)
-    kept = [key for key in settings if key in names or is_of_model(key)]
+    kept = [key for key in settings if is_of_model(key)]
+    if "additional_special_tokens" in settings and not settings.get(EXTRA):
+        kept.append("additional_special_tokens")
     mapped = without(read_json(folder / SPECIAL_MAP, {}), *kept)
     own = settings.get(EXTRA) or settings.get("additional_special_tokens")
     more = mapped.get(EXTRA)
