@@ -1,7 +1,6 @@
 """Turn rows into examples: the answers of a chat template, their end tokens, and the mask."""
 
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -11,6 +10,7 @@ from ..config import InputError, TrainConfig
 from ..tree import without
 from .rows import DataRow, check_row, messages_of, parts_of, unread_keys, warn
 from .template_checks import (
+    EMPTY,
     HIDDEN_TOOLS,
     keys_of_texts,
     mark_message,
@@ -18,7 +18,6 @@ from .template_checks import (
     unread_message_keys,
 )
 
-EMPTY = "an empty answer"
 ONLY_ANSWER = "the chat template needs a message before the answer: give it, or use a text row"
 REWRITTEN = (
     "the chat template changes the messages before an answer when the answer follows: use text rows"
@@ -125,18 +124,6 @@ def has_other_prompt(row, turns, example, tokenizer):
     return row_goes_on or example.tokens[:end] != prompt[: len(example.tokens)]
 
 
-def has_empty_answer(messages, tools, tokenizer):
-    """Return whether the template writes an answer as one without content."""
-    render = partial(tokenizer.render, tools=tools)
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant" and not message.get("tool_calls"):
-            with suppress(InputError):  # of a template that rejects an empty content
-                empty = [*messages[:i], message | {"content": ""}, *messages[i + 1 :]]
-                if render(empty) == render(messages):
-                    return True
-    return False
-
-
 def is_open(example, ends):
     """Return whether an answer before the last one has no end token."""
     steps = zip(example.tokens, example.answer, example.answer[1:])
@@ -158,8 +145,7 @@ def reason_to_leave_out(row, tokenizer):
         return "the text of the end token inside an answer"
     tools = row.get("tools") or None
     if is_chat(row, tokenizer):
-        trouble = trouble_with_template(messages, tools, tokenizer)
-        return trouble or (EMPTY if has_empty_answer(messages, tools, tokenizer) else "")
+        return trouble_with_template(messages, tools, tokenizer)
     return HIDDEN_TOOLS if tools else ""
 
 

@@ -10,6 +10,7 @@ from ..config import InputError
 from ..tree import without
 from .rows import function_of
 
+EMPTY = "an empty answer"
 PARTS = "a part of the last answer, of a call or of a tool that the chat template does not show"
 HIDDEN_TOOLS = "tools that the chat template does not show"
 TEXT_ARGUMENTS = "arguments of calls as text, which the chat template does not write as an object"
@@ -47,7 +48,10 @@ def shows(tokenizer, row, role, key):
 
 
 def trouble_with_template(messages, tools, tokenizer):
-    """Return why the chat template does not write messages, tools and calls as they are, or ""."""
+    """Return why the chat template does not write messages, tools and calls as they are, or "".
+
+    An answer is empty, too, if the template writes it as one without content.
+    """
 
     def text(messages, tools):
         with suppress(InputError):  # some templates reject a message without content
@@ -82,7 +86,9 @@ def trouble_with_template(messages, tools, tokenizer):
         return TEXT_ARGUMENTS
     if hides(*with_marked_parts(messages, tools)):
         return PARTS
-    return PARTS if lacks_a_part(shown, messages, tools, calls) else ""
+    if lacks_a_part(shown, messages, tools, calls):
+        return PARTS
+    return EMPTY if shown in (text(other, tools) for other in with_an_empty_answer(messages)) else ""
 
 
 def with_arguments(messages, change):
@@ -170,6 +176,13 @@ def marked(value, marks):
         return value
     marks.append(str(10**16 + len(marks)))
     return value + marks[-1] if isinstance(value, str) else int(marks[-1])
+
+
+def with_an_empty_answer(messages):
+    """Yield the messages with one answer, which has no calls, without content."""
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and not message.get("tool_calls"):
+            yield [*messages[:i], message | {"content": ""}, *messages[i + 1 :]]
 
 
 def lacks_a_part(shown, messages, tools, calls):
