@@ -88,7 +88,8 @@ def trouble_with_template(messages, tools, tokenizer):
         return PARTS
     if lacks_a_part(shown, messages, tools, calls):
         return PARTS
-    return EMPTY if shown in (text(other, tools) for other in with_an_empty_answer(messages)) else ""
+    is_empty = any(shown == text(other, tools) for other in with_an_empty_answer(messages))
+    return EMPTY if is_empty else ""
 
 
 def with_arguments(messages, change):
