@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +28,16 @@ def interrupts():
 
 def instructions(call, stop=None, file=None):
     """Call; count the instructions (of a source file, or all), and interrupt at number `stop`."""
-    count = 0
+    number = 0
 
     def trace(frame, event, _):
-        nonlocal count
+        nonlocal number
         if file is not None and frame.f_code.co_filename != file:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
-            count += 1
-            if count == stop:
+            number += 1
+            if number == stop:
                 signal.raise_signal(signal.SIGINT)
         return trace
 
@@ -44,7 +46,7 @@ def instructions(call, stop=None, file=None):
         call()
     finally:
         sys.settrace(None)
-    return count
+    return number
 
 
 def test_an_interrupt_at_any_instruction_leaves_the_cores_free(monkeypatch, interrupts):
@@ -68,9 +70,11 @@ def test_an_interrupt_at_any_instruction_of_reading_a_tensor_is_no_other_error(
     path = tmp_path / "model.safetensors"
     write(path, {"w": entry("F32", np.ones((2, 3), np.float32))})
     read = read_header(path)["w"].read
-    for stop in range(1, instructions(read) + 1):
-        with pytest.raises(KeyboardInterrupt):
+    for stop in count(1):
+        with suppress(KeyboardInterrupt):
             instructions(read, stop)
+            break  # it ended before this instruction
+    assert stop > 100
 
 
 def test_training_after_an_interrupt_gives_the_bits_of_a_fresh_process(rng, tries):
