@@ -268,13 +268,15 @@ def _add_tokens(backend, settings, added):
     extra = extra or settings.get("additional_special_tokens") or []
     special = {name: _text(name, value) for name, value in named.items()}
     texts = [*special.values(), *(_text("a special token", value) for value in extra)]
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    in_file = backend.get_added_tokens_decoder().values()
+    known = {token.content for token in in_file}
+    already = {token.content for token in in_file if token.special}
     tokens: list = []  # added together: for Gemma's 6,000, one by one takes ten seconds
 
     def add(text, value):
         fields = value if isinstance(value, dict) else {"special": True}
         fields = without(fields, "__type", "content")
-        fields["special"] = fields.get("special", False) or text in special.values()
+        fields["special"] = fields.get("special") or text in {*special.values(), *already}
         tokens.append(library("tokenizers").AddedToken(text, **fields))
         known.add(text)
 
@@ -284,6 +286,11 @@ def _add_tokens(backend, settings, added):
         if text not in known:
             add(text, value)
     backend.add_tokens(tokens)
+    # those that tokenizer.json has as other tokens are not printed, either
+    others = [token for token in in_file if token.content in {*special.values()} - already]
+    for token in others:
+        token.special = True
+    backend.add_special_tokens(others)
     return special
 
 

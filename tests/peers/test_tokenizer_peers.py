@@ -189,7 +189,8 @@ def folders(draw):
     )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     for token in inside["added"]:
-        words.add_tokens([tokenizers.AddedToken(token, special=token != "<plain>")])
+        is_special = token != "<plain>" and draw(st.booleans())
+        words.add_tokens([tokenizers.AddedToken(token, special=is_special)])
     if draw(st.booleans()):
         words.enable_padding(direction="left", pad_token="~")
         words.enable_truncation(9, direction="left")
