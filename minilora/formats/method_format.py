@@ -13,6 +13,7 @@ from ..config import InputError
 from ..methods.method import MethodConfig
 from ..methods.prompt import PROMPT
 from ..methods.registry import METHODS
+from ..tree import flatten
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
 
@@ -66,6 +67,15 @@ def shapes(config, base):
     """Return {tensor name: shape} of the file of such an adapter on this base."""
     adapters = METHODS[config.method].init(base, config, np.random.default_rng(0))
     return {name: w.shape for name, w in tensors(adapters, config).items()}
+
+
+def check_leaves(adapters, config, base):
+    """Raise InputError, with the path, for a leaf that an adapter of this method does not have."""
+    of_method = METHODS[config.method].init(base, config, np.random.default_rng(0))
+    own = {*flatten(of_method), f"model.{PROMPT}"}  # of a file, P-tuning has its prompt alone
+    for path in flatten(adapters):
+        if path not in own:
+            raise InputError(f"{path} has no place in an adapter of the method {config.method}")
 
 
 def tensors(adapters, config):

@@ -18,6 +18,7 @@ import numpy as np
 from .. import kernels
 from ..config import InputError
 from ..data.tokenizer import ByteTokenizer
+from ..methods import initializers
 from ..model import Model, Source
 from ..quant.low_precision import LowPrecision
 from ..quant.schemes import (
@@ -207,6 +208,8 @@ def save_pretrained(
 
     Quantized leaves are dequantized one by one. `dtype` is float32, float16 or bfloat16. Raises
     InputError and writes nothing if the folder exists and is not empty, or if a leaf is not part of
-    such a model, has the wrong shape, or has a number that `dtype` cannot hold.
+    such a model, has the wrong shape, or has a number that `dtype` cannot hold, or if the frozen
+    weights are those that PiSSA or LoftQ left for their adapter.
     """
+    initializers.check_whole(model)
     hf_folder.write(folder, model, tokenizer, dtype)

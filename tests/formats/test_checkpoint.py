@@ -45,9 +45,10 @@ from minilora.formats.checkpoint import (
     save_adapter,
     save_state,
 )
+from minilora.formats.pretrained import save_pretrained
 from minilora.kernels import ops
 from minilora.methods.method import MethodConfig
-from minilora.methods.registry import get_peft_model
+from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
 from minilora.model import Source, forward, lm_head
 from minilora.rounding import round_to
@@ -250,12 +251,28 @@ def test_an_adapter_is_not_saved_as_another_one(tmp_path, saved, given, message)
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_leaf_that_a_method_does_not_have_is_not_lost(tmp_path, method):
+    """Also if the format packs only some leaves, as of prompts."""
+    config = LoraConfig(use_dora=method == "dora")
+    if method not in ("lora", "dora"):
+        config = MethodConfig(method)
+    adapters, model = get_peft_model(MODEL, config)
+    more = overlay(adapters, unflatten({"model.layers.0.mlp.up_proj.own": np.ones(3, "f4")}))
+    with refused("model.layers.0.mlp.up_proj"):
+        save_adapter(tmp_path, more, model, config)
+    assert not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["pissa", "loftq"])
 def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     """Only its own adapter is loaded onto the weights of the files without a word."""
     model = MODEL._replace(source=Source("tiny", digest="0f"))
     started = get_peft_model(model, LoraConfig(init_lora_weights=kind), 0, "nf4", 16)
     save_adapter(tmp_path / "own", *started, LoraConfig(init_lora_weights=kind))
+    with refused(f"the frozen weights that {kind} left for its own adapter"):
+        save_pretrained(tmp_path / "base", started.model)
+    assert not (tmp_path / "base").exists()
     with pytest.warns(UserWarning, match="stored as nf4, block size 16, not int8: an"):
         load_adapter(tmp_path / "own", model, "int8")
     with pytest.warns(UserWarning, match="stored as nf4, block size 16, not nf4, block size 32"):
