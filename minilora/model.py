@@ -166,7 +166,8 @@ def check_entries(adapters: Tree, base: Tree, place: str = "") -> None:
         if is_node(value) and name in {*base, "lm_head"}:
             check_entries(value, base.get(name, {}), path)
     for first, *others in (layers.LORA, layers.PREFIX, *(hook.entries for hook in layers.HOOKS)):
-        if first not in {*adapters, *base} and any(name in adapters for name in others):
+        has_others = any(name in adapters for name in others)
+        if has_others and first not in adapters and first not in base:
             raise InputError(f"{place} has no {first}, without which the others have no effect")
     for name in ("lora_scaling", "lora_dropout"):
         if "lora_A" in adapters and name not in {*adapters, *base}:

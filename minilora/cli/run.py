@@ -125,7 +125,7 @@ def prepare(args, folder):
     metadata = run_folder.metadata(args, loaded.model.source, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
-    if args.config:
+    if args.config and not args.resume:  # a resumed run is compared above
         run_folder.warn_of_changes(args.config, metadata)
     if comm:
         settings = json.dumps(metadata).encode()

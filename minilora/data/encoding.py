@@ -39,7 +39,7 @@ def encode_rows(
     does not write as an object, or without a target token within max_seq_length.
     Raises InputError if no row is left, or naming the row that the chat template rejects, or whose
     answer has an end token that the template writes inside it.
-    A model reads at most `max_position_embeddings` tokens, which are not known here.
+    A model reads at most `max_position_embeddings` tokens; this function does not know the number.
     """
     return encode_usable(rows, tokenizer, train_config)[:2]
 

@@ -27,8 +27,8 @@ FORMS: dict[tuple, tuple] = {  # {keys that a row needs: other keys that are rea
     ("messages",): ("tools",),
 }
 KEYS = {key for form, others in FORMS.items() for key in form + others}
-# what else an answer can depend on
-BESIDE = {"history", *(key for others in FORMS.values() for key in others)}
+# keys on which an answer can depend
+CONTEXT = {"history", *(key for others in FORMS.values() for key in others)}
 LISTS = ("conversations", "messages", "tools")  # keys of lists of objects
 ROLES = {  # {role of ShareGPT: role in chats}
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
@@ -149,12 +149,13 @@ def unread_keys(rows, columns=None):
 
     With columns, only those on which an answer can depend; a text has its own.
     """
+    if columns and "text" in columns:
+        return ""
     unread = set()
     for row in rows:
+        others = row.keys() - (columns.values() if columns else read_keys(row, ""))
         if columns:
-            others = set() if "text" in columns else BESIDE & row.keys() - {*columns.values()}
-        else:
-            others = row.keys() - read_keys(row, "")
+            others &= CONTEXT
         unread |= {key or "'' (without a name)" for key in others if not is_empty(row[key])}
     return ", ".join(sorted(unread))
 
@@ -239,7 +240,7 @@ def read_keys(row, where):
         )
     form = forms[-1]
     keys = [key for key in form + FORMS[form] if key in found]
-    known = sorted(KEYS | BESIDE)
+    known = sorted(KEYS | CONTEXT)
     others = [key for key in known if key not in keys and not is_empty(row.get(key))]
     if others:
         names = " ".join(f"{key}={key}" for key in keys)

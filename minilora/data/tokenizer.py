@@ -130,13 +130,13 @@ class PretrainedTokenizer:
         if decode(list(chain(*ids))) in (decode(all_ids), whole):
             return ids
         ends = [end for _, end in self._encoding(whole, add_special_tokens)[1]]
-        ends_of_pieces: list = []
+        counts: list = []
         for i, end in enumerate(accumulate(map(len, pieces))):
             # an answer that an empty prompt follows ends where the next answer begins
             begins_answer = i % 2 == 0 or pieces[i + 1 : i + 2] == [""]
             # BOS, which is before the text, is of the first piece with text
-            ends_of_pieces.append(bisect_right(ends, end) * bool(end) if begins_answer else None)
-        return self._cut(pieces, ends_of_pieces, add_special_tokens)
+            counts.append(bisect_right(ends, end) * bool(end) if begins_answer else None)
+        return self._cut(pieces, counts, add_special_tokens)
 
     def _cut(self, texts, stops, add_special_tokens):
         """Encode the texts as one; return the ids of each.

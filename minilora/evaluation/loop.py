@@ -39,8 +39,9 @@ def run(
     records: first the record of the step (see `training.train_step`), with `peak_rss_mb`, the peak
     memory of the process. Every `steps_per_eval` steps and at the end, a second dict has `step`,
     `eval_loss`, `eval_exact_match` and the other scores of `evaluate` on `valid`.
-    With early stopping or `keep_best`, `state.best` has the adapters with the lowest `eval_loss` of
-    the run that `state` is from, too: with other `valid`, give `state._replace(best=Best())`.
+    With early stopping or `keep_best`, `state.best` has the adapters with the lowest `eval_loss`.
+    Evaluations before the given `state` count, too: for other `valid` rows, give
+    `state._replace(best=Best())`.
     The first iteration raises InputError if rows are not encoded, if `train_config` masks prompts
     and the examples do not, or if a setting needs held-out rows and `valid` is empty. It warns of
     too few evaluations for early stopping or `keep_best`, and of steps that repeat rows.

@@ -62,12 +62,12 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     config = folder / "tokenizer_config.json"
     settings = read_json(config, {})
     # transformers takes such an object for a token only if it says so
-    plain = [
+    untyped = [
         key
         for key, value in settings.items()
         if is_of_model(key) and isinstance(value, dict) and "__type" not in value
     ]
-    settings = without(settings, *plain)
+    settings = without(settings, *untyped)
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
@@ -271,12 +271,13 @@ def _add_tokens(backend, settings, added):
     in_file = backend.get_added_tokens_decoder().values()
     known = {token.content for token in in_file}
     already = {token.content for token in in_file if token.special}
+    never_printed = {*special.values(), *already}
     tokens: list = []  # added together: for Gemma's 6,000, one by one takes ten seconds
 
     def add(text, value):
         fields = value if isinstance(value, dict) else {"special": True}
         fields = without(fields, "__type", "content")
-        fields["special"] = fields.get("special") or text in {*special.values(), *already}
+        fields["special"] = fields.get("special") or text in never_printed
         tokens.append(library("tokenizers").AddedToken(text, **fields))
         known.add(text)
 
@@ -287,7 +288,7 @@ def _add_tokens(backend, settings, added):
             add(text, value)
     backend.add_tokens(tokens)
     # those that tokenizer.json has as other tokens are not printed, either
-    others = [token for token in in_file if token.content in {*special.values()} - already]
+    others = [t for t in in_file if t.content in never_printed and not t.special]
     for token in others:
         token.special = True
     backend.add_special_tokens(others)

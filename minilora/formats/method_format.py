@@ -15,6 +15,7 @@ from ..methods.prompt import PROMPT
 from ..methods.registry import METHODS
 from ..tree import flatten
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
+from .safetensors_file import check_names_and_shapes
 
 
 def _fixed(method):
@@ -65,13 +66,23 @@ def read_config(raw, base):
 
 def shapes(config, base):
     """Return {tensor name: shape} of the file of such an adapter on this base."""
-    adapters = METHODS[config.method].init(base, config, np.random.default_rng(0))
+    return _shapes(_example(config, base), config)
+
+
+def _shapes(adapters, config):
     return {name: w.shape for name, w in tensors(adapters, config).items()}
 
 
+def _example(config, base):
+    return METHODS[config.method].init(base, config, np.random.default_rng(0))
+
+
 def check_leaves(adapters, config, base):
-    """Raise InputError, with the path, for a leaf that an adapter of this method does not have."""
-    of_method = METHODS[config.method].init(base, config, np.random.default_rng(0))
+    """Raise InputError, with the path, unless the leaves and shapes are those of the method."""
+    of_method = _example(config, base)
+    place = f"the adapter, as {config.method}"
+    check_names_and_shapes(tensors(adapters, config), _shapes(of_method, config), place)
+    # the file of a prompt or a prefix has no other leaves
     own = {*flatten(of_method), f"model.{PROMPT}"}  # of a file, P-tuning has its prompt alone
     for path in flatten(adapters):
         if path not in own:
