@@ -311,5 +311,7 @@ def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcom
         if name not in ("quiet", "dry_run"):
             found = outcome(line, resumed=True)
             assert (found.files, found.did) == (expected.files, expected.did), (name, context)
+        if name == "chat_date" and "{texts}" in context.values():
+            continue  # texts have no date, but the prompts of the trained model
         if name not in ("adapter_path", "iters", "epochs", *context):
             assert effects(expected, name) != effects(outcome(rest), name), (name, context)
