@@ -302,7 +302,7 @@ def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcom
         line = rest | {name: value}
         expected = outcome(line)
         if isinstance(expected, str):
-            words = [flag(name), name]
+            words = [name, *map(flag, (name, *context))]
             if "{" in str(value):
                 words.append(value.format(**place.of))  # an error of a file names the file
             named = any(word in expected for word in words)
