@@ -207,8 +207,6 @@ def _checked(row, where, columns):
         if isinstance(row[key], str):  # in a CSV file, always
             row[key] = parse_json(row[key], f"{where}: {key} is not JSON")
         check_objects(key, row[key], where)
-    if "tools" in row:
-        row["tools"] = without_null(row["tools"])
     if "conversations" in row:
         row = sharegpt(row, where)
     if "messages" in row:
@@ -276,14 +274,17 @@ def check_objects(key, value, where):
 
 
 def without_null(value):
-    """Return a value of JSON without the keys that are null, as TRL does.
+    """Return a part of a message without the keys that are null, but the arguments as they are.
 
     `datasets` gives each object the keys of all, with null, and templates test whether a key is
-    there.
+    there. An argument can be null, as in transformers.
     """
-    if isinstance(value, dict):
-        return {k: without_null(v) for k, v in value.items() if v is not None}
-    return [without_null(v) for v in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [without_null(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: item for key, item in value.items() if item is not None}
+    return {key: v if key == "arguments" else without_null(v) for key, v in kept.items()}
 
 
 def check_messages(messages, where):

@@ -39,7 +39,7 @@ from minilora.course.outcome import TYPE, Outcome, Stopped, close
 from minilora.course.students import exercises, isolation, judge
 from minilora.course.students.isolation import LATE, Local
 from minilora.course.teachers import report, submission, teach
-from minilora.formats.files import sha256
+from minilora.formats.files import digest
 
 ALL = exercises.load()
 PROVE = runpy.run_path(str(exercises.LESSONS / "exercises" / "prove.py"))
@@ -660,9 +660,9 @@ def test_a_way_through_an_exercise(space):
     (space / "own.py").write_text("import nearest_code\n", encoding="utf-8")
     written(NEAREST, space / "nearest_code.py", f"    import own\n{RIGHT_BODY}")
     assert own("learn check nearest_code.py").out == "nearest-code: passed\n"
-    noted = {NEAREST.id: sha256(space / NEAREST.file).hexdigest()}
+    noted = {NEAREST.id: digest([NEAREST.file, "own.py"])}
     assert json.loads((space / "progress.json").read_text("utf-8")) == noted
-    other = {PACK.id: sha256(space / PACK.file).hexdigest()}
+    other = {PACK.id: digest([PACK.file])}
     (space / "progress.json").write_text(json.dumps(noted | other | {"warmup": "passed"}))
     assert "2 of 2 passed" in own("learn list").out  # there is no file of the third one here
     assert own("learn next").out == "all exercises are passed\n"
@@ -678,6 +678,9 @@ def test_a_way_through_an_exercise(space):
     assert "begun   nearest-code" in own("learn list").out
     assert own("learn next").out.startswith("nearest-code: ")
     (space / NEAREST.file).write_bytes(right)
+    assert "passed  nearest-code" in own("learn list").out
+    (space / "own.py").write_text("import nearest_code, json\n", encoding="utf-8")
+    assert "begun   nearest-code" in own("learn list").out
     written(NEAREST, space / "nearest_code.py", TIES)
     written(PACK, space / PACK.file, "    return codes[::2] * 16 + codes[1::2]\n")
     all_begun = own("learn check", status=1).out

@@ -498,13 +498,18 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     messages = deepcopy(TOOL_ROW["messages"])
     del messages[1]["content"]
     texts = {"messages": json.dumps(messages), "tools": json.dumps([SCHEMA])}  # as in a table
-    # datasets writes the keys of all messages, calls and tools, with nulls
+    # datasets writes the keys of all messages and calls, with nulls
     full = deepcopy(TOOL_ROW)
     full["messages"] = [{"tool_calls": None, "name": None} | m for m in full["messages"]]
-    full["messages"][1]["tool_calls"][0]["function"]["arguments"]["of_another"] = None
-    full["tools"][0]["function"]["strict"] = None
-    row, same, other = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full])))
+    full["messages"][1]["tool_calls"][0]["function"]["strict"] = None
+    # in arguments and tools, null is a value
+    valued = deepcopy(TOOL_ROW)
+    valued["messages"][1]["tool_calls"][0]["function"]["arguments"]["until"] = None
+    valued["tools"][0]["function"]["parameters"]["default"] = None
+    found = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full, valued])))
+    row, same, other, _ = found
     assert row == other == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
+    assert found[3] == valued
     example = encode(row, Chat(), mask_prompt=True)
     assert targets_of(example) == f"{json.dumps([CALL])}|a|"
     assert example == encode(same, Chat(), mask_prompt=True)

@@ -112,10 +112,11 @@ PIECES = [
     "<end_of_turn>",
 ]  # fmt: skip
 contents = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
-calls = st.sampled_from([{"a": "é"}, '{"a": "é"}']).map(
+calls = st.sampled_from([{"a": "é"}, {"a": None}, '{"a": "é"}']).map(
     lambda a: {"type": "function", "function": {"name": "add", "arguments": a}}
 )
-TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+PARAMETERS = {"type": "object", "default": None}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": PARAMETERS}}]
 
 
 @st.composite

@@ -9,15 +9,17 @@ import runpy
 import shlex
 import sys
 from bdb import BdbQuit
+from contextlib import suppress
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 from ...config import InputError
-from ...formats.files import read_json, replace_text, sha256
+from ...formats.files import digest, read_json, replace_text
 from ...tree import without
 from . import exercises, judge
 from .isolation import Local
 
-PROGRESS = Path("progress.json")  # {id of an exercise: SHA-256 of its file, which passed}
+PROGRESS = Path("progress.json")  # {id of an exercise: SHA-256 of its files, which passed}
 
 
 def present():
@@ -40,7 +42,16 @@ def is_begun(exercise):
 
 def has_passed(exercise, progress):
     """Tell whether the student's file, as it is, has passed."""
-    return progress.get(exercise.id) == sha256(exercise.file).hexdigest()
+    return progress.get(exercise.id) == digest(files_of(exercise))
+
+
+def files_of(exercise):
+    """Return the names of the student's file and of those that it imports."""
+    finder = ModuleFinder(path=[""])
+    with suppress(SyntaxError, ValueError):
+        finder.run_script(exercise.file)
+    imported = {f"{name}.py" for name in finder.modules}
+    return sorted(own_files().keys() & {exercise.file, *imported})
 
 
 def check_file(exercise, call):
@@ -56,7 +67,7 @@ def check_file(exercise, call):
         before = read_json(PROGRESS, {})
         progress = without(before, exercise.id)
         if passed:
-            progress[exercise.id] = sha256(exercise.file).hexdigest()
+            progress[exercise.id] = digest(files_of(exercise))
         if progress != before:
             replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
     return passed
