@@ -17,7 +17,6 @@ from outcomes import error_of, run
 from small_run import (
     at,
     changed,
-    metrics,
     save_changed,
     settings_of,
     sums,
@@ -136,27 +135,6 @@ def evaluated(*words):
     """Return (the JSON object of `minilora evaluate`, what it wrote to standard error)."""
     printed, said = run("evaluate --json", *words)
     return json.loads(printed), said
-
-
-def test_evaluate_says_what_it_has_scored(train, base, data, out, tmp_path):
-    train("--quantize nf4")
-    score, said = evaluated(*at(out))  # of the split that the run made itself
-    # the file has no test rows, so these are its validation rows
-    facts = {
-        "rows": 2, "data": f"valid split of {data}", "left_out": {}, "cut": 0, "trained_on": 0,
-        "max_seq_length": 256, "mask_prompt": False, "model": str(base), "quantize": "nf4",
-    }  # fmt: skip
-    numbers = {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
-    assert score == facts | {name: score[name] for name in numbers} and said == ""
-    loss = metrics(out)[-1]["eval_loss"]  # on the same base, as stored
-    assert score["loss"] == pytest.approx(loss, rel=1e-6)
-    printed = run("evaluate", *at(out)).out
-    assert f"2 rows, valid split of {data}\n" in printed
-    assert f"base: {base}, stored as nf4\nthe loss counts all tokens\n" in printed
-    # a run on texts counts all tokens, too
-    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"{n}+1={n + 1}"} for n in range(20)])
-    run("train --iters 1 --overwrite --model", base, "--data", texts, *at(out))
-    assert evaluated("--data", data, *at(out))[0]["mask_prompt"] is False
 
 
 def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out, tmp_path):
