@@ -191,16 +191,6 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     assert "the model may have been trained on these rows; its data" in said
 
 
-def test_a_row_with_the_text_of_any_end_token_of_the_model_is_left_out(tmp_path):
-    folder = write_base(tmp_path / "base")
-    ends = {"eos_token_id": [255, ord("#")]}  # generation stops at each
-    (folder / "generation_config.json").write_text(json.dumps(ends))
-    rows = [*sums(range(3)), {"prompt": "3+1=", "completion": "4 # four"}]
-    data = write_rows(tmp_path / "rows.jsonl", rows)
-    score, _ = evaluated("--model", folder, "--data", data)
-    assert score["left_out"] == {"the text of the end token inside an answer": 1}
-
-
 def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsys):
     """The run of `adapter`, which a Python program wrote, has no settings."""
     settings = {"data": str(data), "init_adapter": str(adapter)}
