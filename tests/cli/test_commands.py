@@ -350,24 +350,12 @@ def test_rows_of_every_earlier_run_are_counted(base, tmp_path, rng, tries):
             chain.evaluate()
 
 
-def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path):
-    """A length of 8 leaves nothing of an answer after 8 letters."""
-    rows = [{"prompt": "a" * n, "completion": "bcd"} for n in (1, 8)]
-    path = write_rows(tmp_path / "rows.jsonl", [*rows, {"text": ""}])
-    words = "evaluate --max-seq-length 8 --model", base, "--data", path
-    target = "no target token within `max_seq_length` 8"
-    first = f"1 row, all rows of {path}; 1 left out ({target}); 1 left out (an empty answer)\n"
-    assert run(*words).out.startswith(first)
-    # one row with a prompt is enough for --mask-prompt; thousands have a comma
-    mixed = write_rows(tmp_path / "mixed.jsonl", [*rows, {"text": "a" * 1100}])
+def test_one_row_with_a_prompt_is_enough_for_mask_prompt(base, tmp_path):
+    rows = [{"prompt": "a", "completion": "bcd"}, {"text": "a" * 1100}]
+    mixed = write_rows(tmp_path / "mixed.jsonl", rows)
     printed = run("evaluate --mask-prompt --model", base, "--data", mixed).out
     assert "the loss counts the answers\n" in printed
-    assert f"tokens      {3 + 4 + 1101:>12,}\n" in printed
-    alone = write_rows(tmp_path / "alone.jsonl", rows[1:])
-    assert f"error: {alone}: no row can" in error_of(run, *words[:-1], alone)
-    # if the loss counts the prompts, rows without their answer are kept
-    said = run(*words, "--no-mask-prompt").err
-    assert "warning: 1 of 3 rows are cut to `max_seq_length` 8\n" in said
+    assert f"tokens      {4 + 1100:>12,}\n" in printed  # thousands have a comma
 
 
 def test_columns_are_named_once_and_then_known_to_every_command(train, data, out, tmp_path):
