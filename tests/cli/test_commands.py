@@ -46,7 +46,6 @@ from minilora.data.chat import answer_message
 from minilora.data.encoding import encode, encode_rows
 from minilora.data.rows import warn_once
 from minilora.data.tokenizer import PretrainedTokenizer
-from minilora.evaluation import memory
 from minilora.formats import hf_tokenizer
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.pretrained import load, save_pretrained
@@ -376,19 +375,6 @@ def test_columns_are_named_once_and_then_known_to_every_command(train, data, out
 
 
 # ---------------------------------------------------------------- inspect, quantize, merge, fetch
-
-
-def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path):
-    rows = [{"instruction": "Add", "input": f"{n}+1", "output": str(n + 1)} for n in range(20)]
-    path = write_rows(tmp_path / "alpaca.jsonl", rows)
-    parts = memory.memory_estimate({}, load(base, low_precision=True).model, 100)
-    # nothing predicts the first token; the last one is the end token
-    for mask, marks in (("--mask-prompt", " " * 8 + "**"), ("--no-mask-prompt", " " + "*" * 9)):
-        printed = run("inspect --tokens 100 --model", base, "--data", path, mask).out
-        assert f"over 100 tokens:\n{memory.format_estimate(parts)}\n" in printed
-        lines = printed.split("counts the tokens with *:\n")[1].splitlines()
-        assert "".join(line[0] for line in lines) == marks
-        assert "".join(eval(line[10:]) for line in lines) == "Add\n0+1\n1"
 
 
 def test_inspect_shows_what_train_trains_on(base, chat_base, data, tmp_path):
