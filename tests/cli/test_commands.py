@@ -21,7 +21,6 @@ from small_run import (
     settings_of,
     sums,
     write_adapter,
-    write_base,
     write_chat_base,
     write_rows,
 )
@@ -456,16 +455,9 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path, mon
     assert run(*words).out == 2 * f"--- '12+1=', adapter none\n{alone['12+1=']}"
     printed = run("generate --prompt 1+1= 3+1= --adapter-path", a, more).out  # one for all
     assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in printed
-    c = write_adapter(tmp_path / "c", write_base(tmp_path / "other", seed=1))
-    d = write_adapter(tmp_path / "d", base, init_lora_weights="pissa")
-    for words, paths, message in (
-        ("x y z", (a, b), "3 prompts need one --adapter-path or 3, got 2: write none"),
-        ("x y", (a, c), "different bases"),
-        ("x y", (d, "none"), f"{d} changes the base, which the other prompts need"),
-        ("x y", (a, d), f"{d} changes the base, which the other prompts need"),
-    ):
-        error = error_of(run, "generate --prompt", words, "--adapter-path", *paths)
-        assert message in error
+    c = write_adapter(tmp_path / "c", base, init_lora_weights="pissa")
+    error = error_of(run, "generate --prompt x y --adapter-path", a, c)
+    assert f"{c} changes the base, which the other prompts need" in error
 
 
 def test_an_adapter_that_does_not_say_its_base_is_in_a_batch_with_one_that_does(base, tmp_path):
