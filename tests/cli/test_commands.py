@@ -868,16 +868,6 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
         prompt_ids(args, tokenizer, messages)
 
 
-def test_the_prompt_of_a_chat_has_no_special_token_that_its_template_does_not_write():
-    """A tokenizer that adds a BOS gave a prompt that no row of the training has."""
-    tokenizer = with_bos(tiny(), "<|endoftext|>")
-    tokenizer = replace(tokenizer, chat_template=TEMPLATE)
-    assert tokenizer.encode("a") != tokenizer.encode("a", add_special_tokens=False)
-    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    prompt = prompt_ids(parse(["chat"]), tokenizer, row["messages"][:1])
-    assert prompt == list(encode(row, tokenizer).tokens[: len(prompt)])
-
-
 @pytest.mark.parametrize("words", ["generate --prompt -", "chat"])
 def test_a_standard_input_that_is_closed(base, monkeypatch, words):
     monkeypatch.setattr("sys.stdin", None)
