@@ -12,7 +12,6 @@ import threading
 import time
 import warnings
 from contextlib import suppress
-from datetime import date
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -26,15 +25,11 @@ from small_run import (
     sums,
     train,
     training,
-    write_adapter,
     write_rows,
 )
 from toy_models import change_tensors, files
 
 from minilora import cli
-from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model
-from minilora.cli.run import prepare
 from minilora.config import InputError
 from minilora.formats.checkpoint import CHECKPOINT, RUN, read_metadata
 
@@ -101,17 +96,6 @@ def test_the_adapter_of_an_older_run_next_to_a_checkpoint_is_an_error(base, data
 
 
 # ------------------------------------------------------------------------ the date, the terminal
-
-
-def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, out, tmp_path):
-    """A run that is resumed or evaluated on another day reads the same text."""
-    args = parse(["train", f"--model={base}", f"--data={data}"])
-    assert args.chat_date == str(date.today())
-    args.chat_date = "2001-02-03"
-    assert prepare(args, out).loaded.tokenizer.chat_date == "2001-02-03"
-    write_adapter(tmp_path, base)
-    (tmp_path / "train_config.toml").write_text('chat_date = "2001-02-03"')
-    assert load_model(parse(["evaluate"]), tmp_path).tokenizer.chat_date == "2001-02-03"
 
 
 def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
