@@ -18,7 +18,6 @@ import minilora
 from minilora import cli, tree
 from minilora.cli.arguments import Parser, parser
 from minilora.course.commands import add_commands
-from minilora.course.students import isolation
 from minilora.data.tasks import RECIPES
 from minilora.kernels import weights
 from minilora.lessons.helpers import common, compare, real_run
@@ -139,14 +138,6 @@ def test_the_counts_and_the_tables_of_the_lessons_and_exercises():
     for file, time in times.items():
         text = (LESSONS / file).read_text("utf-8").replace("\n# ", " ")
         assert f"**Time:** {time} to run" in text, file
-
-
-def test_the_limits_of_a_student():
-    text = page("lessons/exercises/README.md").replace("\n ", "")
-    most, of_file = (isolation.LIMITS[name] // 2**20 for name in ("AS", "FSIZE"))
-    assert f"gets {most // 1024} GB of memory, {of_file} MB per file" in text
-    assert f"up to {isolation.MAX_ANSWER_BYTES >> 20} MB" in text
-    assert f"{isolation.LIMITS['CPU']} seconds of processor time" in text
 
 
 # ------------------------------------------------------------------------------------- the guide
