@@ -567,6 +567,7 @@ def chat_with(tmp_path, monkeypatch):
     """
 
     def chat(template, answer, *lines, flags=""):
+        warn_once.cache_clear()
         prompts = []
 
         def generate(adapters, model, prompt, **options):
@@ -632,7 +633,6 @@ def test_an_earlier_answer_has_no_thoughts_if_the_template_leaves_them_out(chat_
 
 def test_an_answer_that_is_written_as_an_earlier_one_is_not_warned_of(chat_with):
     """As one of Qwen3 without thoughts: the template adds the marks of none to the last answer."""
-    warn_once.cache_clear()
     marks = "{{ '<>' if loop.last and m.role == 'assistant' else '' }}"
     template = TEMPLATE.replace("{{ m.content }}", marks + "{{ m.content }}")
     prompts, errors = chat_with(template, "yes", "a", "b", flags="--system-prompt S")
@@ -651,7 +651,6 @@ def test_an_answer_that_is_written_as_an_earlier_one_is_not_warned_of(chat_with)
 )
 def test_a_half_thought_that_becomes_an_answer_is_warned_of(chat_with, said, later, warned):
     """A template of DeepSeek begins thoughts in the prompt, and leaves them out of all answers."""
-    warn_once.cache_clear()
     answer = "{{ m.content.split('m</t>')[-1].strip() if m.role == 'assistant' else m.content }}"
     template = TEMPLATE.replace("{{ m.content }}", answer) + (
         "{% if add_generation_prompt %}<t>{% endif %}"
@@ -664,7 +663,6 @@ def test_a_half_thought_that_becomes_an_answer_is_warned_of(chat_with, said, lat
 def test_an_answer_that_the_template_cannot_write_is_warned_of(chat_with):
     """The second prompt has it as the template writes it, with escapes."""
     of_answer = "{{ m.content | e if m.role == 'assistant' else m.content }}"
-    warn_once.cache_clear()
     template = TEMPLATE.replace("{{ m.content }}", of_answer)
     prompts, errors = chat_with(template, "a<b", "Hi", "and?", "so?")
     warning = "the chat template writes this answer in another way than the model did"
