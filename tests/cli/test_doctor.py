@@ -168,18 +168,6 @@ def test_a_loss_on_the_rows_may_be_a_thousandth_higher(monkeypatch):
     assert [len(faults) for faults in found] == [0, 1, 1]
 
 
-def test_a_healthy_adapter(trained):
-    lines = run("inspect", *at(trained)).out.splitlines()
-    *_, header, q, _, _, _, _, _, _, change, loss, last = lines
-    assert " ".join(header.split()) == "r α/r ‖ΔW‖/‖W‖ σ₁²/Σσ² nf4 fp4 int8 downhill"
-    assert q.split()[:4] == ["2", "q_proj", "4", "4"]
-    assert change.startswith("the logits of the first row change by ")
-    assert loss.startswith("loss on 16 of its rows: ")  # of 18
-    before, after = [float(word) for word in loss.split() if word[0].isdigit()][1:]
-    assert after < before
-    assert last == "healthy: no number of its 14 projections is unusual"
-
-
 def test_beyond_numbers(trained, tmp_path):
     """Without the rows, another sign is not seen: all numbers stay usual."""
     ill = without_run(planted(trained, tmp_path / "sign", times(-1, "lora_B")))
