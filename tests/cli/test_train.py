@@ -74,13 +74,9 @@ def step_of(folder):
 
 def test_all_files_of_a_run_are_written_again_from_its_checkpoint(train, out, monkeypatch):
     monkeypatch.setattr("minilora.cli.run.curve", plot.curve)
-    printed = train("--save-every 4").out
+    train("--save-every 4")
     assert {path.name for path in out.iterdir()} == run_folder.FILES
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
-    first, *_, last = metrics(out)
-    for when, row in (("before", first), ("after", last)):
-        assert f"{when}: held-out loss {row['eval_loss']:.4f} nats" in printed
-
     before = files(out)
     for name in run_folder.FILES - {CHECKPOINT}:
         (out / name).unlink()
