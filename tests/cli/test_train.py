@@ -164,11 +164,8 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(train, base, out, tmp_
     write_adapter(tmp_path / "adapter", base)
     assert "an adapter: use --overwrite, or" in error_of(train, *at(tmp_path / "adapter"))
 
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:  # in the first step
-        patch.setattr("minilora.training.gradient_at", interrupted)
+        patch.setattr("minilora.training.gradient_at", Mock(side_effect=KeyboardInterrupt))
         train("--overwrite --seed 4", status=130)
         assert files(out) == before
         said = train(*at(tmp_path / "new"), status=130).err
@@ -505,13 +502,10 @@ def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, out, scripted, m
 
 
 def test_no_curve_and_no_card_of_an_earlier_run_remain(train, out, monkeypatch):
-    def killed(writer, state):
-        raise KeyboardInterrupt
-
     train()
     assert (out / "curve.png").exists()
     with monkeypatch.context() as patch:  # as if a kill came after the last step
-        patch.setattr(RunWriter, "end", killed)
+        patch.setattr(RunWriter, "end", Mock(side_effect=KeyboardInterrupt))
         train("--overwrite --save-every 1 --lora-r 2", status=130)
     assert not (out / "curve.png").exists() and not (out / "README.md").exists()
     # the checkpoint is that of step 3, which has no evaluation yet
