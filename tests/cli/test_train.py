@@ -201,16 +201,11 @@ def test_a_run_that_ends_while_another_one_loads_stays(train, out, monkeypatch, 
     assert settings_of(out)["lora_r"] == 2
 
 
-def test_a_dry_run_writes_nothing(train, base, data, out):
-    lines = data.read_text().splitlines(keepends=True)
-    lines[19] = lines[0]  # the second of two held-out rows
-    data.write_text("".join(lines))
+def test_a_dry_run_writes_nothing(train, base, out):
     long = "--dry-run --iters 1000000000000000000 --steps-per-eval 1000000000000000000 --keep-best"
-    printed, said = train(long, "--quiet")
+    printed = train(long, "--quiet").out
     assert printed.startswith(f"base: {base}, stored as nf4-dq\ntrainable params: ")
     assert not out.exists()
-    assert "\n18 rows to train on\n2 rows held out\n" in printed
-    assert "warning: 1 of 2 held-out rows are among the rows to train on" in said
 
 
 def test_quiet_prints_the_last_line_only(train, out, monkeypatch):
