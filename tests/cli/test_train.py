@@ -217,14 +217,6 @@ def test_quiet_prints_the_last_line_only(train, out, monkeypatch):
     assert "quiet" not in settings_of(out)
 
 
-def test_a_run_without_held_out_rows_prints_its_loss(base, out, tmp_path):
-    few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
-    printed = run("train --model", base, "--data", few, "--iters 4", *at(out)).out
-    losses = [row["loss"] for row in metrics(out)]
-    line = f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last\n"
-    assert line in printed
-
-
 def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     train, base, data, out, monkeypatch
 ):
