@@ -287,8 +287,6 @@ def test_the_curve_and_the_card_name_the_base_and_the_data(train, data, out, mon
 
 
 CARDS = {  # flags: what the model card says
-    "": ("library_name: peft\n", "- lora\n- minilora\n", "tiny, stored as nf4-dq."),
-    "--init-lora-weights loftq": ("library_name: minilora\n", "- lora\n- minilora\n"),
     "--method ia3 --quantize nf4": ("library_name: peft\n", "tags:\n- ia3\n- minilora\n"),
     **dict.fromkeys(
         ("--method prefix", "--method prompt", "--method bottleneck"),
