@@ -327,14 +327,11 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
 def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     """The definition: the state at the end of the first run, then steps of the longer run."""
     train()
-    error = error_of(resume, out, "--iters 3")
-    assert f"--iters 3: {out / CHECKPOINT} is at step 4 already" in error
     loaded = load_for_training(parse(["train", f"--model={base}", f"--data={data}"]))
     state, *_ = load_state(out / CHECKPOINT, loaded.adapters)
     for name in ("notes.tmp", "metrics.jsonl.12.tmp"):
         (out / name).touch()
-    printed = resume(out, "--iters 9").out
-    assert "from step 5 on, the learning rate is that of a run of 9 steps" in printed
+    resume(out, "--iters 9")
     assert [path.name for path in out.glob("*.tmp")] == ["notes.tmp"]
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
@@ -349,7 +346,6 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     resume(out)  # the settings of the checkpoint are the new ones
     text = (out / "train_config.toml").read_text()
     assert text.endswith("# up to step 4: iters = 4\n")
-    assert "9 steps; up to step 4 with the schedule of 4 steps" in (out / "README.md").read_text()
     again = run("train -c", out / "train_config.toml", *at(tmp_path / "again")).err
     assert f"up to step 4, the run of {out / 'train_config.toml'} had the schedule of 4" in again
     resume(out, "--epochs 2")
