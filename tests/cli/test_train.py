@@ -352,15 +352,6 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     assert step_of(out) == 18
 
 
-def test_a_warning_of_the_core_names_the_flags(train):
-    assert train("--keep-best --steps-per-eval 9 --batch-size 30").err == (
-        "warning: each step repeats sequences: it has 30, and there are only 18: lower "
-        "--batch-size or --grad-accumulation-steps\n"
-        "warning: evaluations after the first step: 1, too few for --keep-best: lower "
-        "--steps-per-eval\n"
-    )
-
-
 def test_epochs_are_steps(capsys):
     """A packed sequence is one sequence: rows of 6 to 8 tokens, in sequences of 15 places."""
     examples = [Example([1] * n, [1] * n) for n in (7, 8, 9) * 10]
