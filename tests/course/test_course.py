@@ -1139,17 +1139,6 @@ def test_gradients_are_checked_where_an_entry_says_so(stop):
     assert len({*slopes[0]}) == 9  # exchanged elements are found
 
 
-def test_the_names_are_the_function_s_and_numbers_in_trees_and_settings_are_shown(few_calls):
-    names = [ALL[name].parameters[0] for name in ("linear-4bit", "dora-norm", "warmup")]
-    assert names == ["x", "w", "step"]  # decorators hide two of them
-    text = answer(OWN["warmup"], lambda step, config: 7.0).text
-    assert "train_config TrainConfig(iters=" in text and "lr_schedule=" in text
-    text = answer(ALL["one-file-forward"], lambda adapters, base, *_: 0.0).text
-    assert re.search(r"base\['model.norm'\] \(\d,\) float64 \[\d", text)
-    text = answer(ALL["one-file-mlp"], lambda x, layer, params: x).text
-    assert "expected  (" in text and "…" not in text  # of its property's last call
-
-
 def test_a_call_is_run_again_in_this_process(space, monkeypatch):
     written(NEAREST, space / NEAREST.file, "    print('here')\n" + TIES)
     out = own("learn check nearest-code", status=1).out
