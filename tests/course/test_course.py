@@ -758,18 +758,6 @@ def test_without_assertions_nothing_is_checked():
     assert done.returncode == 2 and "leave out -O and PYTHONOPTIMIZE" in done.stderr
 
 
-def test_a_file_in_a_hidden_folder_is_no_second_version(tmp_path):
-    exercises.FOLDER = str(SET)
-    files = {
-        PACK.file: "a",
-        f".ipynb_checkpoints/{PACK.file}": "b",
-        "sub/own.py": "c",
-        "own.py": "d",
-    }
-    found, notes = submission.read(folder(tmp_path, files))
-    assert found[PACK.file] == b"a" and "sub/own.py does not count" in notes
-
-
 def test_only_files_of_the_submission_are_read(tmp_path):
     exercises.FOLDER = str(SET)
     sizes = {f"deep/{NEAREST.file}": bytes(2**20), PACK.file: bytes(2**20 + 1)}
