@@ -753,8 +753,7 @@ def test_a_file_with_a_prefix_keeps_its_name_too(tmp_path):
 
 def test_without_assertions_nothing_is_checked():
     """The rules, and the tests of students, are assertions."""
-    command = [sys.executable, "-O", "-m", "minilora", "teach", "check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-O", "-m", "minilora", "teach", "check")
     assert done.returncode == 2 and "leave out -O and PYTHONOPTIMIZE" in done.stderr
 
 
