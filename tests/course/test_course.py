@@ -196,12 +196,6 @@ EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
         "first at  [0]: expected 1, got 16", "",
         f"likely    low-nibble-first: {PACK.mistakes[0].says}",
     ),
-    lambda codes: nf4.pack_4bit(codes) if codes.any() else None: (
-        "type", "zeros are packed as zeros", "[0, 0, 0, 0]",
-        "expected  (2,) uint8 [0, 0]", "got       NoneType",
-        "first at  the result, its shape or type: expected (2,) uint8 [0, 0], got () object None",
-        "hint      does every branch of the function end in `return`?", "",
-    ),
     lambda codes: nf4.pack_4bit(codes) + (codes.max() == 0): (
         "value", "zeros are packed as zeros", "[0, 0, 0, 0]",
         "expected  (2,) uint8 [0, 0]", "got       (2,) uint8 [1, 1]",
