@@ -12,9 +12,10 @@ from minilora.cli.stored_paths import absolute
 from minilora.config import InputError
 from minilora.course.commands import add_commands
 
+# The transcript has errors, too: those are not repeated here.
+
 TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: part of the message
     "--target-modules w_proj": "w_proj",
-    "--lora-r 0": "--lora-r must be",
     "--lora-r 1000000000000": "",
     "--lora-r eight": "--lora-r",
     "--save-every 0": "--save-every",
@@ -24,32 +25,20 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--block-size 1099511627776": "",
     "--batch-size 1000000000": "a step needs",
     "--seed -1": "--seed",
-    "--chat-date tomorrow": "--chat-date: must be a date as 2026-03-01, got tomorrow",
-    "--model nowhere": "nowhere",
-    "--data nowhere.jsonl": "nowhere.jsonl",
     "--init-adapter nowhere": "nowhere",
     "-c nowhere.toml": "nowhere.toml",
-    "--resume --overwrite": "choose one",
-    "--resume": "there is no run to resume in {out}: give its --adapter-path",
     "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
     "--quantize nf4dq": "(choose from ",
     "--method full": "set --quantize to none",
-    "--method prompt --packing": "--packing",
-    "--method ia3 --also-train norm": "--also-train",
-    "--method dora --also-train bias": "--also-train bias",
     "--init-lora-weights pissa --also-train bias": "--also-train bias",
     "--init-lora-weights loftq --quantize none": "loftq",
-    "--method ia3 --lora-r 64": "--lora-r has no effect with --method ia3: leave it out",
     "--method norm --no-use-rslora": "--use-rslora has no effect",
     "--quantize none --block-size 32": "--block-size has no effect",
-    "--lora-r 4 --rank-pattern .*=8": "--lora-r has no effect with --rank-pattern, which sets",
     "--optimizer muon --method norm": "--optimizer muon has no effect",
     "--optimizer muon --method ia3": "--optimizer muon has no effect",
     "--early-stopping-patience 2 --data {few}": "--early-stopping-patience needs held-out rows",
-    "--keep-best --data {few}": "--keep-best needs held-out rows, but there are none",
     "--epochs=nan": "--epochs must be",
     "--epochs 0": "--epochs must be",
-    "--iters 3 --epochs 1": "--iters and --epochs both set the number of steps",
     "--target-modules .*q_prox": "such as '.*q_proj'",
     "--rank-pattern q_proj": "--rank-pattern: must be REGEX=WHOLE NUMBER, got q_proj",
     "--rank-pattern q_proj=2.5": "--rank-pattern: must be REGEX=WHOLE NUMBER, got q_proj=2.5",
@@ -62,41 +51,31 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--exclude-modules all-linear": "down_proj, or an expression for whole paths",
     "--exclude-modules k_proj": "--exclude-modules has no effect, because no target matches",
     "--adapter-path {few}/run": "/run cannot be written: Not a directory: check the permission",
-    "--columns prompt": "--columns: must be KEY=COLUMN, got prompt",
     "--columns prompt=q prompt=question": "prompt is given twice, as q and question",
 }
 
 
 @pytest.mark.parametrize("flags", TRAIN)
-def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(train, flags, adapter, out, tmp_path):
+def test_a_run_that_cannot_be_is_one_line_and_writes_nothing(train, flags, out, tmp_path):
     few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
-    places = {"few": few, "out": out, "adapter": adapter}
-    error = error_of(train, flags.format(**places), steps="")
-    assert TRAIN[flags].format(**places) in error
+    error = error_of(train, flags.format(few=few), steps="")
+    assert TRAIN[flags] in error
     assert not out.exists()
 
 
 OTHERS = {  # command lines: part of the message
-    "trian --model tiny": "invalid choice: 'trian'",
     "teach grade x --uot y": "arguments: --uot y (see minilora teach grade --help)",
-    "generate --text a": "required: --prompt (see minilora generate --help)",
     "generate --prompt a --temp 1 --seed -1": "--seed: must be a whole number",
     "generate --prompt a --max-tokens 0": "--max-tokens",
     "generate --prompt a --temp -1": "--temp",
-    "generate --prompt=": "--prompt: the value is empty",
     "generate --prompt a --adapter-path=": "--adapter-path: the value is empty",
     "generate --prompt x y z --adapter-path a b": "3 prompts need one --adapter-path or 3, got 2:",
     "train -ca --config b": "--config is given 2 times",
     "teach grade x --jobs 1 --jobs 2": "--jobs is given 2 times",
     "chat --system-prompt=": "--system-prompt: the value is empty",
-    "chat --system-prompt S": "--system-prompt needs a chat template, and none is used here",
-    "generate --prompt a --raw": "--raw has no effect on a model without a chat template",
     "teach grade x --out=": "--out: the value is empty",
     "evaluate --max-seq-length 0": "--max-seq-length: must be a whole number from 1",
     "evaluate --block-size 0": "--block-size: must be a whole number from 1",
-    "evaluate --adapter-path nowhere": "nowhere/adapter_model.safetensors cannot be read",
-    "quantize --quantize none --out never": "--quantize none changes nothing",
-    "merge --out never": "there is no adapter to merge: give --adapter-path",
     "evaluate --quantize int8 --block-size 32": "--block-size has no effect with --quantize int8",
     "quantize --quantize int8 --block-size 32 --out never": "--block-size has no effect with",
     "inspect --tokens -5": "--tokens",
@@ -106,7 +85,6 @@ OTHERS = {  # command lines: part of the message
     "evaluate --no-mask-prompt --data notes": "--mask-prompt has no effect on rows without a",
     "inspect --max-seq-length 9": "--max-seq-length has no effect without --data",
     "generate --prompt a --top-p 0.1": "--top-p has no effect with --temp 0",
-    "chat --seed 0": "--seed has no effect with --temp 0",
     "evaluate --adapter-path a\0b": "an argument has a NUL",
     "evaluate --adapter-path a\udcff": "or a character that is not UTF-8",
 }
@@ -175,7 +153,6 @@ def test_every_flag_of_every_command_has_a_text_and_its_default():
 
 BAD_TOML = {
     "target-modules = []": "expected at least one argument",
-    "lora-q = 3": "lora_q is not a setting of a file",
     "[lora]\nr = 3": "lora is not",
     'config = "other.toml"': "config is not",
     "help = true": "help is not",
