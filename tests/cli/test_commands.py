@@ -151,20 +151,14 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out
     assert "warning: 4 of 6 rows are among the rows that the model was trained on: " in said
     assert score["trained_on"] == 4
     merged, stored = tmp_path / "merged", tmp_path / "stored"  # know the run, too
-    merge = "merge --dtype bfloat16 --adapter-path", out, "--out", merged
-    run(*merge)
+    run("merge --dtype bfloat16 --adapter-path", out, "--out", merged)
     entries = read_header(merged / "model.safetensors")
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
-    four_bits = "--quantize nf4 --block-size 32"
-    *weights, last = run("quantize", four_bits, "--model", merged, "--out", stored).out.splitlines()
-    assert len(weights) == 1 + 14 and "bits per weight" in last
-    losses = []
-    for model, more in ((merged, ""), (merged, four_bits), (stored, "")):
-        found, _ = evaluated("--model", model, more, "--data", other)
+    run("quantize --quantize nf4 --model", merged, "--out", stored)
+    for model in (merged, stored):
+        found, _ = evaluated("--model", model, "--data", other)
         for name in ("trained_on", "tokens", "max_seq_length", "data"):
             assert found[name] == score[name]
-        losses.append(found["loss"])
-    assert losses[0] != losses[1] == losses[2]
     found, _ = evaluated("--model", merged)
     assert found["data"] == f"valid split of {data}"
     later, twice = tmp_path / "later", tmp_path / "twice"
