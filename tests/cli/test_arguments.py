@@ -30,7 +30,6 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
     "--quantize nf4dq": "(choose from ",
     "--method full": "set --quantize to none",
-    "--init-lora-weights pissa --also-train bias": "--also-train bias",
     "--init-lora-weights loftq --quantize none": "loftq",
     "--method norm --no-use-rslora": "--use-rslora has no effect",
     "--quantize none --block-size 32": "--block-size has no effect",
