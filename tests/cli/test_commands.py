@@ -24,7 +24,7 @@ from small_run import (
     write_chat_base,
     write_rows,
 )
-from toy_models import CONFIG, SPECIAL, change_json, tiny, tiny_metadata, toy_model, with_bos
+from toy_models import CONFIG, change_json, tiny, tiny_metadata, toy_model, with_bos
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
@@ -370,15 +370,13 @@ def test_columns_are_named_once_and_then_known_to_every_command(train, data, out
 # ---------------------------------------------------------------- inspect, quantize, merge, fetch
 
 
-def test_inspect_shows_what_train_trains_on(base, chat_base, data, tmp_path):
+def test_inspect_shows_what_train_trains_on(base, tmp_path):
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "completion": "b" * 300}])
     for rows in ("questions", f"{long}", f"{long} --mask-prompt", f"{long} --no-mask-prompt"):
         words = ["--model", str(base), "--data", *rows.split()]
         job = prepare(parse(["train", *words]), tmp_path / "none")
         found, _ = load_examples(parse(["inspect", *words]), job.loaded, "train")
         assert found.examples[0] == job.examples[0]
-    printed = run("inspect --model", chat_base, "--data", data).out
-    assert printed.endswith(f"{SPECIAL[2]!r}\n")  # decoding leaves it out
 
 
 def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
