@@ -115,7 +115,6 @@ PLANTED = {
     "missing": (without("layers.0.self_attn.q"), {}, f"{FIRST}A.weight is missing (one of 2)"),
     "extra": (dict, {"target_modules": SIX}, f"{FIRST}A.weight does not belong here (one of 4)"),
     "other names": (renamed("base_model.", ""), {}, "(one of 28); tensor base_model.model.model"),
-    "too large": (times(1e6, "lora_B"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
     "too small": (times(1e-6, "lora_A"), {}, "‖ΔW‖/‖W‖ is below 1e-05 in 14 of 14"),
     "an outlier": (times(1e-3, UP, "lora_B"), {}, f"than the median in 1 of 14 projections ({UP})"),
     "NaN": (times(np.nan, f"{FIRST}A"), {}, f"{FIRST}A.weight has a NaN or an infinite number"),
