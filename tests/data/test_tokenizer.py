@@ -143,19 +143,24 @@ def folder(tmp_path):
     return tmp_path
 
 
+def from_files(folder, eos_token_id=None, **contents):
+    """Write the contents {name of a file of JSON: object}; return the tokenizer of the folder."""
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return from_folder(folder, eos_token_id)
+
+
 def test_where_a_folder_has_its_template(folder):
-    path, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json(path)
+    file, config = folder / "chat_template.jinja", read_json(folder / "tokenizer_config.json")
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    path.write_text(json.dumps({**config, "chat_template": named}))
-    assert from_folder(folder).chat_template == CHATML, "the file wins, as in transformers"
+    words = from_files(folder, tokenizer_config=config | {"chat_template": named})
+    assert words.chat_template == CHATML, "the file wins, as in transformers"
     file.unlink()
     words = from_folder(folder)
     save(words, folder)
     for words in (words, from_folder(folder)):
         assert words.render([]) == "D" and words.render([], tools=[]) == "T"
-    path.write_text(json.dumps({**config, "chat_template": "here"}))
-    words = from_folder(folder)
+    words = from_files(folder, tokenizer_config=config | {"chat_template": "here"})
     assert words.chat_template == "here"
     more = folder / "additional_chat_templates"
     more.mkdir()
@@ -175,18 +180,14 @@ def test_where_a_folder_has_its_template(folder):
 
 
 def test_which_file_names_a_special_token(folder):
-    def reread(**contents):
-        for name, content in contents.items():
-            (folder / f"{name}.json").write_text(json.dumps(content))
-        return from_folder(folder, eos_token_id=0)
-
     sep = {"__type": "AddedToken", "content": "<s>", "lstrip": True}
     config = {"pad_token": "<q>", "sep_token": sep, "unk_token": None, "cls_token": ""}
     config |= {"add_bos_token": True, "extra_special_tokens": {"image": "<i>"}}
     config |= {"additional_special_tokens": ["<v>"]}
-    assert reread(tokenizer_config=config).eos_token_id == 0
+    assert from_files(folder, 0, tokenizer_config=config).eos_token_id == 0
     end = {"content": "<|im_end|>", "lstrip": True}
-    words = reread(
+    words = from_files(
+        folder,
         special_tokens_map={
             "eos_token": end,
             "pad_token": "<p>",
@@ -205,20 +206,20 @@ def test_which_file_names_a_special_token(folder):
         assert each.decode([1, *range(261, 266)]) == "<t>"
         assert each.encode(" <|im_end|>") == TINY.encode(" <|im_end|>")
     assert read_json(folder / "tokenizer_config.json")["sep_token"] == "<s>"
-    tokens = {"267": {"content": "<v>"}, "266": {"content": "<w>"}}
-    words = reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
+    config, tokens = {"eos_token": "he"}, {"267": {"content": "<v>"}, "266": {"content": "<w>"}}
+    words = from_files(folder, tokenizer_config=config | {"added_tokens_decoder": tokens})
     assert words.special == {"eos_token": "he"}  # the other two files are not read
     tokens["268"] = {"content": "<s>"}
     with refused("'<s>' has the id 268, but is the token 262"):
-        reread(tokenizer_config={"eos_token": "he", "added_tokens_decoder": tokens})
+        from_files(folder, tokenizer_config=config | {"added_tokens_decoder": tokens})
 
 
 def test_new_special_tokens_have_ids_in_the_order_of_transformers(folder):
     names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     config = {f"{name}_token": f"<{name}>" for name in reversed(names)}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    found = from_folder(folder).encode("".join(f"<{name}>" for name in names))
-    assert found == [*range(261, 268)]
+    found = from_files(folder, tokenizer_config=config)
+    ids = found.encode("".join(f"<{name}>" for name in names))
+    assert ids == [*range(261, 268)]
 
 
 def test_special_tokens_of_two_files_are_joined_as_in_transformers(folder):
@@ -231,9 +232,8 @@ def test_special_tokens_of_two_files_are_joined_as_in_transformers(folder):
         ({extra: {"image": "<a>"}}, {additional: ["<b>"]}, ["<a>", "<b>"]),
     ):
         of_config["eos_token"] = "<|im_end|>"
-        (folder / "tokenizer_config.json").write_text(json.dumps(of_config))
-        (folder / "special_tokens_map.json").write_text(json.dumps(of_map))
-        ids = from_folder(folder).backend.get_vocab()
+        found = from_files(folder, tokenizer_config=of_config, special_tokens_map=of_map)
+        ids = found.backend.get_vocab()
         assert sorted(ids.keys() & {"<a>", "<b>"}, key=ids.get) == expected
 
 
@@ -248,9 +248,7 @@ def test_special_tokens_with_a_name_of_the_model_are_those_of_transformers(folde
         ({"b_token": "<b>", "turn_token": typed}, {}, {"turn_token": "<a>", "b_token": "<b>"}),
     ):
         of_config["eos_token"] = "<|im_end|>"
-        (folder / "tokenizer_config.json").write_text(json.dumps(of_config))
-        (folder / "special_tokens_map.json").write_text(json.dumps(of_map))
-        found = from_folder(folder)
+        found = from_files(folder, tokenizer_config=of_config, special_tokens_map=of_map)
         assert found.special == expected | {"eos_token": "<|im_end|>"}
         ids = [found.backend.token_to_id(text) for text in expected.values()]
         assert ids == [*range(261, 261 + len(expected))]
@@ -265,9 +263,7 @@ def test_a_special_token_is_not_printed_whatever_tokenizer_json_calls_it(folder)
         {"pad_token": "<a>"},
         {"added_tokens_decoder": {"261": {"content": "<a>", "lstrip": True, "special": True}}},
     ):
-        of_config = json.dumps({"eos_token": "<|im_end|>"} | named)
-        (folder / "tokenizer_config.json").write_text(of_config)
-        found = from_folder(folder)
+        found = from_files(folder, tokenizer_config={"eos_token": "<|im_end|>"} | named)
         assert found.encode("he <a>") == [*TINY.encode("he"), 261]
         assert found.decode([*TINY.encode("he"), 261]) == "he"
 
@@ -307,8 +303,8 @@ def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     ("GemmaTokenizer", "mistral", None),
 ])  # fmt: skip
 def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, model_type, warned):
-    change_json(folder / "tokenizer_config.json", tokenizer_class=name)
-    change_json(folder / "tokenizer_config.json", eos_token="<|im_end|>")
+    path = folder / "tokenizer_config.json"
+    change_json(path, tokenizer_class=name, eos_token="<|im_end|>")
     words = from_folder(folder, model_type=model_type)
     # the special tokens of a class are those that the settings lack
     assert words.special["eos_token"] == "<|im_end|>"
@@ -381,8 +377,7 @@ def test_the_parts_that_transformers_builds_in_another_way_are_named(
     change_json(file, **parts | {"model": read_json(file)["model"] | parts.get("model", {})})
     tokens = ("eos_token",) if name in ADDED else ("bos_token", "eos_token", "unk_token")
     fields = {"tokenizer_class": f"{name}Tokenizer"} | dict.fromkeys(tokens, "<|im_end|>")
-    (folder / "tokenizer_config.json").write_text(json.dumps(fields | settings))
-    special = from_folder(folder).special
+    special = from_files(folder, tokenizer_config=fields | settings).special
     assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == named
     assert {special[token] for token in ADDED.get(name, ())} <= {"<|endoftext|>"}
 
