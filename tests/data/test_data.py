@@ -73,6 +73,13 @@ def chat_row(*contents):
     return {"messages": [{"role": r, "content": c} for r, c in zip(roles, contents)]}
 
 
+def answered(content=None, **fields):
+    """A row of one question, and an answer with this content and these fields."""
+    row = chat_row("q", content)
+    row["messages"][1] |= fields
+    return row
+
+
 def targets_of(example):
     """Return the text of the tokens that the loss counts."""
     return bytes(t for t, m in zip(example.tokens, example.mask) if m).decode("latin1")
@@ -443,9 +450,8 @@ def test_a_call_that_the_template_writes_after_an_end_token_is_refused():
         *before, last = messages
         return [*before, without(last, "tool_calls"), last] if "tool_calls" in last else messages
 
-    answer = {"role": "assistant", "content": "hm", "tool_calls": [CALL]}
     with refused("writes an end token inside an answer"):
-        encode({"messages": [{"role": "user", "content": "q"}, answer]}, Chat(edit=in_parts))
+        encode(answered("hm", tool_calls=[CALL]), Chat(edit=in_parts))
 
 
 def test_an_end_token_before_the_next_question_is_of_the_answer(capsys):
@@ -529,15 +535,15 @@ TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments":
     [
         ({"content": "<t>why</t>a"}, "<t>why</t>", ""),
         ({"content": "a", "reasoning_content": "why"}, "why", ""),
-        ({"content": None, "tool_calls": TWO_CALLS}, f", {json.dumps(TWO_CALLS[1])}", ""),
-        ({"content": None, "tool_calls": TWO_CALLS}, '{"b": ', '{"": '),
-        ({"content": None, "tool_calls": NUMBERS}, "5", "6"),
-        ({"content": None, "tool_calls": NUMBERS}, "true", "false"),
+        ({"tool_calls": TWO_CALLS}, f", {json.dumps(TWO_CALLS[1])}", ""),
+        ({"tool_calls": TWO_CALLS}, '{"b": ', '{"": '),
+        ({"tool_calls": NUMBERS}, "5", "6"),
+        ({"tool_calls": NUMBERS}, "true", "false"),
         ({"content": "\U0001f44d", "reasoning_content": "\U0001f44e"}, "\\ud83d\\udc4e", ""),
     ],
 )
 def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
-    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant"} | answer]}
+    row = answered(**answer)
 
     def rest(messages):
         return json.loads(json.dumps(messages).replace(part, instead))
@@ -578,10 +584,8 @@ def test_a_part_that_is_dropped_is_noticed_if_its_words_are_elsewhere_in_the_cha
 ])  # fmt: skip
 def test_a_text_that_the_template_escapes_is_shown(code):
     call = {"function": {"name": "run", "arguments": {"code": code}}}
-    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
-    row = {"messages": [{"role": "user", "content": "q"}, answer]}
     for words in (Chat(), Chat(prints=True)):
-        assert not reason_to_leave_out(row, words)
+        assert not reason_to_leave_out(answered(tool_calls=[call]), words)
 
 
 def test_tools_are_shown_by_their_names():
@@ -591,9 +595,8 @@ def test_tools_are_shown_by_their_names():
         def render(self, messages, add_generation_prompt=False, tools=None):
             return super().render(messages, add_generation_prompt, [{}] if tools else None)
 
-    ask, call = TOOL_ROW["messages"][:2]
-    calls = [CALL["function"] | {"name": "see"}]
-    row = {"messages": [ask, call | {"tool_calls": calls}], "tools": [SCHEMA["function"]]}
+    row = answered(tool_calls=[CALL["function"] | {"name": "see"}])
+    row["tools"] = [SCHEMA["function"]]
     assert reason_to_leave_out(row, Chat()) == ""
     why = reason_to_leave_out(row, Nameless())
     assert "a part of the last answer, of a call or of a tool" in why
@@ -607,19 +610,15 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert kept == [encode(some[0], Chat()), encode(some[2], Chat())]
     why = "tools that the chat template does not show"
     assert capsys.readouterr().err == f"warning: 2 of 4 rows are left out: {why}\n"
-    ask, call = TOOL_ROW["messages"][:2]
-
-    def answered(**fields):
-        return {"messages": [ask, call | {"content": "I look."} | fields]}
-
-    assert reason_to_leave_out(answered(), Chat(shows=shows))  # the call, or the text next to it
-    encode_rows([answered(), some[2]], Chat(shows=shows), TrainConfig())
+    looking = answered("I look.", tool_calls=[CALL])
+    assert reason_to_leave_out(looking, Chat(shows=shows))  # the call, or the text next to it
+    encode_rows([looking, some[2]], Chat(shows=shows), TrainConfig())
     assert capsys.readouterr().err.startswith("warning: 1 of 2 rows are left out: ")
     text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
     why = "arguments of calls as text, which the chat template does not write as an object"
     for prints in (False, True):
-        assert reason_to_leave_out(answered(tool_calls=text), Chat(prints=prints)) == why
-    row = {"messages": [ask, call | {"tool_calls": text}]}
+        row = answered("I look.", tool_calls=text)
+        assert reason_to_leave_out(row, Chat(prints=prints)) == why
     # one reads the text, the other leaves out its quotes
     for change, says in (({'{"a": 1}': {"a": 1}}, ""), ({'{"a": 1}': "{a: 1}"}, why)):
 
@@ -631,15 +630,13 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
                     made["function"]["arguments"] = change.get(arguments, arguments)
             return messages
 
-        assert reason_to_leave_out(row, Chat(edit=edit)) == says
+        assert reason_to_leave_out(answered(tool_calls=text), Chat(edit=edit)) == says
     assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
     with refused(r"^rows\[0\], 'q ': the model has no chat template: use prompt and completion"):
-        encode_rows([{"messages": [ask, call]}], BYTES, TrainConfig())
-    *_, result, answer = TOOL_ROW["messages"]
-    between = {"messages": [*answered()["messages"], result, answer]}
+        encode_rows([answered(tool_calls=[CALL])], BYTES, TrainConfig())
+    between = {"messages": [*looking["messages"], *TOOL_ROW["messages"][2:]]}
     assert "a part of the last answer, of a call" in reason_to_leave_out(between, Chat())
-    older = {"role": "assistant", "content": "I look.", "function_call": CALL}
-    assert reason_to_leave_out({"messages": [ask, older]}, Chat())
+    assert reason_to_leave_out(answered("I look.", function_call=CALL), Chat())
 
 
 def test_a_row_with_tools_that_the_template_rejects_is_named():
@@ -670,8 +667,7 @@ def test_the_content_of_a_row_is_free_of_its_form():
     assert {row_content(row) for row in texts} == {"Q:ab"}
 
     def content(*calls):
-        answer = {"role": "assistant", "content": None, "tool_calls": calls}
-        return row_content({"messages": [{"role": "user", "content": "q"}, answer]})
+        return row_content(answered(tool_calls=calls))
 
     arguments = {"a": 1, "b": {"c": 2, "d": 3}}
     same = [
@@ -785,9 +781,8 @@ def test_the_text_of_the_end_token_ends_no_answer():
         assert reason_to_leave_out(chat_row("1", answer, "2", "b"), Chat()) == why
     assert not reason_to_leave_out(chat_row("a|b", "c"), Chat())
     assert not reason_to_leave_out({"text": "a|b"}, Chat())
-    ask, call = deepcopy(TOOL_ROW["messages"][:2])
-    call["tool_calls"][0]["function"]["arguments"] = {"a": "|"}
-    assert reason_to_leave_out({"messages": [ask, call]}, Chat()) == reason
+    call = {"function": {"name": "look", "arguments": {"a": "|"}}}
+    assert reason_to_leave_out(answered(tool_calls=[call]), Chat()) == reason
     other = Chat(eos_token_ids=(ord("#"), ord("|")))  # of the model: generation stops at each
     for answer, why in (("Write # and", reason), ("Write | and", reason), ("Write", "")):
         assert reason_to_leave_out(chat_row("1 # 2", answer), other) == why
