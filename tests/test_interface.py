@@ -79,14 +79,6 @@ def test_a_generator_is_not_a_list_of_examples():
             call(example for example in random_examples(TINY, 2))
 
 
-def test_a_state_of_another_optimizer_is_refused():
-    adapters, model = minilora.get_peft_model(MODEL, LoraConfig())
-    state = minilora.start(adapters, TrainConfig())
-    rest = minilora.run(state, model, random_examples(TINY, 2), TrainConfig(optimizer="muon"))
-    with refused("of another optimizer than muon: continue with its own"):
-        next(rest)
-
-
 def test_autograd_alone_would_differentiate_settings():
     adapters, model = minilora.get_peft_model(fast_model(), LoraConfig())
     with refused(r"use layers\.value_and_grad, which leaves settings out"):
