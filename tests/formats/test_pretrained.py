@@ -117,15 +117,13 @@ def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_what_load_warns_of_and_refuses(tmp_path, monkeypatch):
+def test_what_load_warns_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "micro").mkdir()
     with pytest.warns(UserWarning, match="micro is the model of this name: write ./micro for"):
         load("micro")
     head = np.zeros_like(leaves()["model.embed_tokens.weight"])  # the last one is not rounded
     path = folder(tmp_path, leaves() | {"lm_head.weight": head}, tie_word_embeddings=False)
-    with refused("`block_size` has no effect with `scheme` int8"):
-        load(path, "int8", 32)
     with pytest.warns(UserWarning, match=f"the dense weights of {path} are rounded to bfloat16"):
         assert load(path, compute_dtype="bfloat16").model.source.compute_dtype == "bfloat16"
 
