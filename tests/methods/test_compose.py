@@ -235,11 +235,6 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
         ]
 
 
-def test_a_batch_without_a_prompt_is_refused():
-    with refused("there is no prompt"):
-        minilora.generate_batch([], random_model(TINY), [])
-
-
 def test_generate_and_generate_batch_have_the_same_defaults():
     one, together = (
         [parameter.default for parameter in signature(function).parameters.values()]
@@ -283,6 +278,7 @@ PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
             lambda: minilora.forward(DORA, several.stack(three(MODEL)[0], MODEL), [[1]]),
         ),
         ("have a base of their own", lambda: several.per_row([{}, PISSA], [0, 1])),
+        ("there is no prompt", lambda: minilora.generate_batch([], MODEL, [])),
         ("need as many adapters", lambda: minilora.generate_batch([{}], MODEL, [[1], [2]])),
         ("prompt is empty", lambda: minilora.generate_batch([{}, {}], MODEL, [[1], []])),
         *((f"`{name}` must", partial(minilora.generate_batch, [{}], MODEL, [[1]], **{name: 1.5}))
