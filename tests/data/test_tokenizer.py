@@ -468,12 +468,6 @@ def rendered(template, messages=CHAT, **special):
     return PretrainedTokenizer(None, 0, special, template, {}, "").render(messages)
 
 
-def test_a_chat_template_prints_the_chat():
-    expected = "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
-    assert TINY.render(CHAT) == expected
-    assert TINY.render(CHAT[:1], add_generation_prompt=True).endswith("<|im_start|>assistant\n")
-
-
 @pytest.mark.parametrize("template, expected", [
     ("{{ messages[0] | tojson }}", '{"role": "user", "content": "Hi <b>"}'),
     ("{{ bos_token }}{{ eos_token }}", "<s></s>"),
