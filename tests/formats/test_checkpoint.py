@@ -71,9 +71,9 @@ def assert_same_bits(tree, expected):
     assert fingerprint(tree) == fingerprint(expected)
 
 
-def saved(path, **fields):
-    """Write an adapter with these fields on TINY; return its folder."""
-    save_adapter(path, adapted(MODEL, **fields)[0], MODEL, LoraConfig(**fields))
+def saved(path, model=MODEL, **fields):
+    """Write an adapter with these fields, on TINY by default; return its folder."""
+    save_adapter(path, *adapted(model, **fields), LoraConfig(**fields))
     return path
 
 
@@ -218,8 +218,7 @@ sources = st.builds(
 @given(sources, sources)
 def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, now):
     """Another name is no warning, because a folder can be moved."""
-    folder = tmp_path_factory.mktemp("adapter")
-    save_adapter(folder, adapted(MODEL)[0], MODEL._replace(source=then), LoraConfig())
+    folder = saved(tmp_path_factory.mktemp("adapter"), MODEL._replace(source=then))
     assert read_source(folder) == (then if then.name else None)
     with warnings.catch_warnings(record=True, action="always") as caught:
         load_adapter(folder, MODEL._replace(source=now))
@@ -268,8 +267,9 @@ def test_a_leaf_that_a_method_does_not_have_is_not_lost(tmp_path, method):
 def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     """Only its own adapter is loaded onto the weights of the files without a word."""
     model = MODEL._replace(source=Source("tiny", digest="0f"))
-    started = get_peft_model(model, LoraConfig(init_lora_weights=kind), 0, "nf4", 16)
-    save_adapter(tmp_path / "own", *started, LoraConfig(init_lora_weights=kind))
+    config = LoraConfig(init_lora_weights=kind)
+    started = get_peft_model(model, config, 0, "nf4", 16)
+    save_adapter(tmp_path / "own", *started, config)
     with refused(f"the frozen weights that {kind} left for its own adapter"):
         save_pretrained(tmp_path / "base", started.model)
     assert not (tmp_path / "base").exists()
@@ -279,24 +279,20 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
         load_adapter(tmp_path / "own", model, block_size=32)
     with refused("init_lora_weights True is not that of `model`"):
         save_adapter(tmp_path / "none", *started, LoraConfig())
-    plain = model._replace(source=Source("tiny", "nf4", 16, "0f"))
-    save_adapter(tmp_path / "plain", adapted(model)[0], plain, LoraConfig())
+    saved(tmp_path / "plain", model._replace(source=Source("tiny", "nf4", 16, "0f")))
     of_others = model._replace(source=Source("other", digest="1f"))
-    of_others = get_peft_model(of_others, LoraConfig(init_lora_weights=kind), 0, "nf4", 16).model
+    of_others = get_peft_model(of_others, config, 0, "nf4", 16).model
     with refused(f"{kind} needs the model that came with the adapter"):
         forward(started.adapters, of_others, [[1]])
     with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
         load_adapter(tmp_path / "plain", started.model)
     with refused(f"`model` has the frozen weights that {kind} left"):
         load_adapter(tmp_path / "own", started.model)
-    save_adapter(
-        tmp_path / "peft", adapted(model)[0], model._replace(source=Source()), LoraConfig()
-    )
+    saved(tmp_path / "peft", model._replace(source=Source()))
     with pytest.warns(UserWarning, match=f"that {kind} left: load .*peft anew") as said:
         load_adapter(tmp_path / "peft", started.model)
     assert said[0].filename == __file__
     # of a model that is in no file, the own adapter knows no source
-    config = LoraConfig(init_lora_weights=kind)
     started = get_peft_model(MODEL, config, 0, "nf4", 16)
     save_adapter(tmp_path / "unknown", *started, config)
     with warnings.catch_warnings(action="error"):
