@@ -15,6 +15,7 @@ from minilora.batching import Example
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.formats.hf_folder import shapes
 from minilora.kernels import fused
+from minilora.methods.method import MethodConfig
 from minilora.model import Model
 from minilora.quant import schemes
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten, without
@@ -102,6 +103,13 @@ def adapted(model, seed=0, **lora_fields):
     dtype = model.base["model"]["norm"]["weight"].dtype
     filled = tree_map(lambda w: rng.uniform(-0.5, 0.5, w.shape).astype(dtype), arrays(adapters))
     return overlay(adapters, filled), model
+
+
+def usual_config(name):
+    """The configuration of a method, with its defaults."""
+    if name in ("lora", "dora"):
+        return LoraConfig(use_dora=name == "dora")
+    return MethodConfig(name)
 
 
 def moved(adapters, f, *others):

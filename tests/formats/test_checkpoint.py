@@ -24,6 +24,7 @@ from models import (
     random_model,
     seeds,
     target_sets,
+    usual_config,
 )
 from outcomes import refused
 from toy_models import FACTS, change_json, change_tensors, files, read_json
@@ -253,9 +254,7 @@ def test_an_adapter_is_not_saved_as_another_one(tmp_path, saved, given, message)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_leaf_that_a_method_does_not_have_is_not_lost(tmp_path, method):
     """Also if the format packs only some leaves, as of prompts."""
-    config = LoraConfig(use_dora=method == "dora")
-    if method not in ("lora", "dora"):
-        config = MethodConfig(method)
+    config = usual_config(method)
     adapters, model = get_peft_model(MODEL, config)
     more = overlay(adapters, unflatten({"model.layers.0.mlp.up_proj.own": np.ones(3, "f4")}))
     with refused("model.layers.0.mlp.up_proj"):

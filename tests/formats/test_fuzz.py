@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
+from models import usual_config
 from mutations import mutated, pick
 from toy_models import (
     CHAT,
@@ -48,7 +49,6 @@ from minilora.formats import hf_folder, hf_tokenizer
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
-from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
 from minilora.model import Source
@@ -205,9 +205,7 @@ def test_gguf_files(fuzz, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_adapters(fuzz, tmp_path, method):
-    config = MethodConfig(method)
-    if method in ("lora", "dora"):
-        config = LoraConfig(use_dora=method == "dora")
+    config = usual_config(method)
     adapters, _ = get_peft_model(MODEL, config)
     if method == "lora":
         adapters = also_train(adapters, MODEL.base, ["norm", "bias", "head"])

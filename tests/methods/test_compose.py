@@ -20,6 +20,7 @@ from models import (
     random_batch,
     random_model,
     seeds,
+    usual_config,
 )
 from numpy.testing import assert_allclose
 from outcomes import refused
@@ -246,8 +247,7 @@ def test_generate_and_generate_batch_have_the_same_defaults():
 @pytest.mark.parametrize("name", METHODS)
 def test_all_prompts_can_share_an_adapter_of_any_method(name):
     model, rng = random_model(TINY, 0, np.float64, ops=fused), np.random.default_rng(3)
-    config = LoraConfig(use_dora=name == "dora")
-    adapters, _ = get_peft_model(model, config if name in ("lora", "dora") else MethodConfig(name))
+    adapters, _ = get_peft_model(model, usual_config(name))
     adapters = moved(adapters, lambda w: w + 0.3 * rng.standard_normal(w.shape))
     prompts = [[1, 2, 3, 4, 5], [3], [2, 4]]
     found = minilora.generate_batch([adapters] * 3, model, prompts, max_tokens=5)
@@ -265,7 +265,7 @@ def combined(kind="cat", r=None, weight=1):
     return compose.combine(three(MODEL), [1, weight, 1], kind, r)
 
 
-DORA = get_peft_model(MODEL, LoraConfig(use_dora=True)).adapters
+DORA = get_peft_model(MODEL, usual_config("dora")).adapters
 PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
 
 
