@@ -24,6 +24,7 @@ SHAPES = {
     A: (2, 5), B: (4, 2), "model.layers.0.mlp.up_proj.bias": (4,), "lm_head.weight": (3, 2),
     "model.layers.0.mlp.down_proj.ia3_l": (1, 4),  # a vector
 }  # fmt: skip
+RATES = {path: 0.01 * n for n, path in enumerate(SHAPES, 1)}
 
 
 def random_tree(seed, dtype=np.float64):
@@ -54,20 +55,19 @@ betas = st.sampled_from([0.0, 0.5, 0.9, 0.999])
 @given(seeds, betas, betas, st.sampled_from([1e-8, 1e-3]), st.sampled_from([0.0, 0.1, 3.0]))
 def test_adamw_is_the_papers(seed, b1, b2, eps, decay):
     config = TrainConfig(adam_beta1=b1, adam_beta2=b2, adam_eps=eps, weight_decay=decay)
-    rates = {path: 0.002 * (n + 1) for n, path in enumerate(SHAPES)}
     start = random_tree(seed)
     params = start
     gradients = [random_tree([seed, t]) for t in range(7)]
     state = adamw_init(params)
     for g in gradients:
-        params, state = adamw(params, g, state, rates, config)
+        params, state = adamw(params, g, state, RATES, config)
     assert state["step"] == 7
     for path, got in named_leaves(params):
         theta, of_path = flatten(start)[path], [flatten(g)[path] for g in gradients]
-        expected = adam_by_hand(theta, of_path, rates[path], b1, b2, eps, decay)
+        expected = adam_by_hand(theta, of_path, RATES[path], b1, b2, eps, decay)
         # Seven steps of some ten roundings, of a number and of seven updates no larger than
         # the rate times 1/√(1 − β₂) ≤ 32 each; 1 − β₂ᵗ cancels three digits.
-        size = np.abs(theta) + 7 * 32 * rates[path]
+        size = np.abs(theta) + 7 * 32 * RATES[path]
         assert (np.abs(got - expected) <= 7 * 10 * 1000 * U64 * size).all()
 
 
@@ -97,14 +97,13 @@ def test_orthogonalizing_brings_the_singular_values_near_one(seed, out, into, si
 @given(seeds, st.sampled_from([0.0, 0.1, 3.0]))
 def test_muon_on_the_matrices_of_the_layers_and_adamw_on_the_rest(seed, decay):
     config = TrainConfig(optimizer="muon", weight_decay=decay)
-    rates = {path: 0.01 * (n + 1) for n, path in enumerate(SHAPES)}
     start = random_tree(seed)
     params = start
     gradients = [random_tree([seed, t]) for t in range(3)]
     state, expected, moments = muon_init(params), start, adamw_init(start)
     for g in gradients:
-        params, state = muon(params, g, state, rates, config)
-        expected, moments = adamw(expected, g, moments, rates, config)
+        params, state = muon(params, g, state, RATES, config)
+        expected, moments = adamw(expected, g, moments, RATES, config)
     assert state["step"] == 3 and flatten(state["momentum"]).keys() == {A, B}
     for path, got in named_leaves(params):
         if path not in (A, B):
@@ -115,7 +114,7 @@ def test_muon_on_the_matrices_of_the_layers_and_adamw_on_the_rest(seed, decay):
         for g in (flatten(g)[path] for g in gradients):
             momentum = 0.95 * momentum + g
             update = orthogonalize(0.95 * momentum + g)
-            w = w * (1 - rates[path] * decay) - rates[path] * scale * update
+            w = w * (1 - RATES[path] * decay) - RATES[path] * scale * update
         # the weights are below 8, and each step rounds them a few times
         assert_allclose(got, w, rtol=0, atol=3 * 8 * 10 * U64)
 
