@@ -54,7 +54,7 @@ from minilora.methods.replaced import also_train
 from minilora.model import Source, forward, lm_head
 from minilora.rounding import round_to
 from minilora.training import Best, State, start
-from minilora.tree import arrays, get, named_leaves, overlay, set_leaf, tree_map, unflatten, without
+from minilora.tree import arrays, get, overlay, set_leaf, tree_map, unflatten, without
 
 Q0 = "model.layers.0.self_attn.q_proj"
 KEY = f"base_model.model.{Q0}.lora_A.weight"
@@ -337,24 +337,8 @@ def test_the_folder_of_a_run_or_a_model_is_not_changed(folder, name, has):
 # --- PEFT's ways of saying it
 
 
-def write_folder(path, ranks, **fields):
-    """A folder as PEFT would write it: {projection: rank} and fields of its config."""
-    saved(path, target_modules=[*ranks], rank_pattern=ranks)
-    (path / CONFIG).write_text(json.dumps({"peft_type": "LORA", **fields}))
-    return path
-
-
-def everywhere(*names, r=8):
-    """{path: r} of the projections with these names."""
-    return {
-        path.removesuffix(".weight"): r
-        for path, _ in named_leaves(MODEL.base)
-        if path.endswith(tuple(f"{name}.weight" for name in names))
-    }
-
-
 @pytest.mark.parametrize(
-    "fields, paths",
+    "fields, targets",
     [
         ({}, ["q_proj", "v_proj"]), ({"layers_to_transform": []}, ["q_proj", "v_proj"]),
         ({"layers_to_transform": 0}, [Q0, "0.self_attn.v_proj"]),
@@ -363,11 +347,12 @@ def everywhere(*names, r=8):
         ({"exclude_modules": r".*\.v_proj"}, ["q_proj"]),
     ],
 )  # fmt: skip
-def test_fields_that_are_absent_have_the_defaults_of_peft(tmp_path, fields, paths):
-    ranks = everywhere(*paths)
-    folder = write_folder(tmp_path / "a", ranks, **fields)
+def test_fields_that_are_absent_have_the_defaults_of_peft(tmp_path, fields, targets):
+    folder = saved(tmp_path / "a", target_modules=targets)
+    (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", **fields}))
     adapters, model, config = load_adapter(folder, MODEL)
-    assert sorted(lora.adapted_paths(adapters)) == sorted(ranks) and config.r == 8
+    paths = lora.target_paths(MODEL.base, LoraConfig(target_modules=targets))
+    assert lora.adapted_paths(adapters) == paths and config.r == 8
     save_adapter(tmp_path / "b", adapters, model, config)
     assert "nowhere" not in (read_json(tmp_path / "b" / CONFIG)["exclude_modules"] or "")
     assert load_adapter(tmp_path / "b", MODEL).adapter_config == config
