@@ -464,8 +464,8 @@ def test_a_missing_library_says_what_to_install(folder, monkeypatch):
 # --- chat templates
 
 
-def rendered(template, messages=CHAT, **special):
-    return PretrainedTokenizer(None, 0, special, template, {}, "").render(messages)
+def rendered(template, **special):
+    return PretrainedTokenizer(None, 0, special, template, {}, "").render(CHAT)
 
 
 @pytest.mark.parametrize("template, expected", [

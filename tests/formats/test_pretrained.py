@@ -259,10 +259,7 @@ def test_what_config_json_says_and_its_defaults(tmp_path, fields, expected):
 def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
     config = replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads)
     path = folder(tmp_path, leaves(config))
-    raw = read_json(path / "config.json")
-    (path / "config.json").write_text(
-        json.dumps(raw | {"head_dim": None, "num_key_value_heads": None})
-    )
+    change_json(path / "config.json", head_dim=None, num_key_value_heads=None)
     assert load(path).model.config == config
 
 

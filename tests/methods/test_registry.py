@@ -26,7 +26,7 @@ from models import (
 )
 from numpy.testing import assert_allclose, assert_array_equal
 from outcomes import refused
-from toy_models import change_json
+from toy_models import change_json, read_json
 
 import minilora
 from minilora import layers
@@ -572,8 +572,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
 def test_the_names_in_a_file_are_those_of_peft(name, kind, tensors, tmp_path):
     """A round trip does not see a wrong name, because writing and reading share it."""
     save_adapter(tmp_path, *trained(name, MODEL), config_of(name))
-    fields = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert fields["peft_type"] == kind
+    assert read_json(tmp_path / "adapter_config.json")["peft_type"] == kind
     found = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
     for path, shape in tensors.items():
         place = "" if name in VIRTUAL else "base_model.model.model.layers.0."
