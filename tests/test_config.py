@@ -151,12 +151,9 @@ def test_refused_lora_values(fields, message):
     assert message in str(error.value)
 
 
-def test_a_model_has_whole_groups_of_heads_and_pairs_to_turn():
-    with refused("num_attention_heads 4 is no"):
-        replace(TINY, num_key_value_heads=3)
+def test_a_head_has_pairs_of_numbers_to_turn():
     with refused("head_dim 5 is odd"):
         replace(TINY, head_dim=5)
-    assert replace(TINY, num_key_value_heads=4, head_dim=2).head_dim == 2
 
 
 def test_the_defaults():
