@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pytest
 from models import TINY, random_model
 
 from minilora.cli.arguments import parse
@@ -11,6 +12,14 @@ from minilora.cli.loading import LoadedModel
 from minilora.data.rows import warn_once
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.methods.method import MethodConfig
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file whose rows have 1, 2, …, 30 letters."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "a" * n}) + "\n" for n in range(1, 31)))
+    return path
 
 
 def loaded_examples(path, words="", limit=2048, adapter_config=None):
@@ -43,9 +52,7 @@ def test_a_file_with_the_name_of_built_in_data_is_not_that_data(tmp_path, monkey
     assert loaded_examples("./questions") == ([1], "all rows of ./questions")
 
 
-def test_rows_that_the_model_cannot_read_are_counted(tmp_path, capsys):
-    path = tmp_path / "rows.jsonl"  # its rows have 1, 2, …, 30 letters
-    path.write_text("".join(json.dumps({"text": "a" * n}) + "\n" for n in range(1, 31)))
+def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
     assert loaded_examples(path, limit=30)[0][-1] == 30 and capsys.readouterr().err == ""
     assert loaded_examples(path, limit=28)[0][-1] == 30
     assert capsys.readouterr().err == (
