@@ -12,7 +12,6 @@ from .gguf_file import unsupported
 from .hf_tokenizer import other_templates
 
 # token types of GGUF
-NORMAL = 1
 CONTROL = 3
 USER_DEFINED = 4
 SUPPORTED: dict = {
@@ -82,11 +81,11 @@ def _byte_level(metadata, tokens):
     backend.pre_tokenizer = tk.pre_tokenizers.Sequence(steps)
     backend.decoder = tk.decoders.ByteLevel()
     # these tokens are matched in a text before BPE; control tokens are not printed
-    named = {metadata.get(key) for key in ID_KEYS.values()}  # control tokens, also if normal
+    named = {metadata.get(key) for key in ID_KEYS.values()}  # control tokens of any type
     for i, (token, kind) in enumerate(
         zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True)
     ):
-        use = CONTROL if kind == NORMAL and i in named else kind
+        use = CONTROL if i in named else kind
         if use in (CONTROL, USER_DEFINED):
             added = tk.AddedToken(token, normalized=False, special=use == CONTROL)
             backend.add_tokens([added])

@@ -187,7 +187,7 @@ def family_with(config, some):
         if some <= biased and can_hold(family, config, biased):
             return family
     what = f"biases of {', '.join(sorted(some))}" if some else "such settings"
-    way = "train without --also-train bias" if some else "save the adapter alone"
+    way = "train without --also-train bias or --method bitfit" if some else "save the adapter alone"
     raise InputError(
         f"no model_type of config.json has {what}, as this {config.model_type} model has: {way}"
     )

@@ -123,6 +123,11 @@ def read_backend(path):
         backend = library("tokenizers").Tokenizer.from_str(text)
     if getattr(backend.model, "dropout", None):
         raise InputError(f"{path}: dropout makes the tokens random: set it to null")
+    if processor := backend.post_processor:
+        # the places of tokens tell which are of an answer: with their white space
+        state = processor.__getstate__()
+        processor.__setstate__(state.replace(b'"trim_offsets":true', b'"trim_offsets":false'))
+        backend.post_processor = processor
     return backend
 
 
@@ -279,12 +284,12 @@ def _add_tokens(backend, settings, added):
         fields = without(fields, "__type", "content")
         fields["special"] = fields.get("special") or text in never_printed
         tokens.append(library("tokenizers").AddedToken(text, **fields))
-        known.add(text)
 
     for _, fields in sorted(added.items(), key=lambda token: int(token[0])):
         add(fields["content"], fields)
+        known.add(fields["content"])
     for text, value in zip(texts, (*named.values(), *extra)):
-        if text not in known:
+        if text not in known:  # of two names of one text, the flags of the last count
             add(text, value)
     backend.add_tokens(tokens)
     # those that tokenizer.json has as other tokens are not printed, either

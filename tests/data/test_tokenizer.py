@@ -60,13 +60,14 @@ def test_digits_are_cut_off_before_anything_merges():
 
 
 def test_a_user_defined_token_is_printed():
-    types = [3, 4, 3] + [1] * 258
-    assert (words := tiny(token_type=types)).encode("<|im_start|>") == [1]
-    assert words.decode([1, 2]) == "<|im_start|>"
+    types = [4, 3, 3] + [1] * 258
+    assert (words := tiny(token_type=types)).encode("<|endoftext|>") == [0]
+    assert words.decode([0, 2]) == "<|endoftext|>"
 
 
-def test_a_token_that_a_gguf_file_names_is_special():
-    words = tiny(token_type=[1, 1, 3] + [1] * 258, unknown_token_id=0, padding_token_id=0)
+@pytest.mark.parametrize("kind", range(1, 7))
+def test_a_token_that_a_gguf_file_names_is_special(kind):
+    words = tiny(token_type=[kind, kind, 3] + [1] * 258, unknown_token_id=0, padding_token_id=0)
     named = {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     assert words.special == TINY.special | named
     assert words.encode("<|im_start|><|endoftext|>") == [1, 0] and words.decode([1, 0]) == ""
@@ -97,6 +98,18 @@ def test_a_token_that_takes_the_white_space_before_it_is_encoded_by_itself():
     assert words.encode("he\n<t>l") == [*words.encode("he"), think, *words.encode("l")]
     pieces = ["he\n", "<t>l"]
     assert words.encode_pieces(pieces) == [words.encode("he\n"), [think, *words.encode("l")]]
+
+
+def test_trimmed_offsets_change_no_mask(folder):
+    """White space at the end of an answer is of the answer, and not a place of its own."""
+    words = tiny()
+    words.backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    for trim, pretty in ((False, False), (True, False), (True, True)):
+        words.backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=trim)
+        (folder / "tokenizer.json").write_text(words.backend.to_str(pretty))
+        found = from_folder(folder)
+        pieces = found.encode_pieces(["l", "h ", "h", "l"])
+        assert [found.decode(piece) for piece in pieces] == [" l", "h ", "h", "l"]
 
 
 PROMPTS = st.text("ab ", max_size=4)
@@ -220,6 +233,14 @@ def test_new_special_tokens_have_ids_in_the_order_of_transformers(folder):
     found = from_files(folder, tokenizer_config=config)
     ids = found.encode("".join(f"<{name}>" for name in names))
     assert ids == [*range(261, 268)]
+
+
+def test_of_two_names_of_one_token_the_flags_of_the_last_count(folder):
+    first = {"__type": "AddedToken", "content": "<a>", "lstrip": True}
+    for last in ({"pad_token": "<a>"}, {"extra_special_tokens": ["<a>"]}):
+        config = {"eos_token": "<|im_end|>", "unk_token": first} | last
+        words = from_files(folder, tokenizer_config=config)
+        assert words.encode("he <a>") == [*TINY.encode("he "), 261]
 
 
 def test_special_tokens_of_two_files_are_joined_as_in_transformers(folder):
