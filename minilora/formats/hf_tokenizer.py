@@ -124,7 +124,7 @@ def read_backend(path):
     if getattr(backend.model, "dropout", None):
         raise InputError(f"{path}: dropout makes the tokens random: set it to null")
     if processor := backend.post_processor:
-        # the places of tokens tell which are of an answer: with their white space
+        # the places of tokens, with their white space, tell which are of an answer
         state = processor.__getstate__()
         processor.__setstate__(state.replace(b'"trim_offsets":true', b'"trim_offsets":false'))
         backend.post_processor = processor

@@ -41,14 +41,14 @@ def is_begun(exercise):
 
 
 def has_passed(exercise, progress):
-    """Tell whether the student's file, as it is, has passed."""
+    """Tell whether the student's files, as they are, have passed."""
     return progress.get(exercise.id) == digest(files_of(exercise))
 
 
 def files_of(exercise):
     """Return the names of the student's file and of those that it imports."""
     finder = ModuleFinder(path=[""])
-    with suppress(SyntaxError, ValueError):
+    with suppress(SyntaxError, ValueError):  # of a file that is not Python
         finder.run_script(exercise.file)
     imported = {f"{name}.py" for name in finder.modules}
     return sorted(own_files().keys() & {exercise.file, *imported})
