@@ -35,9 +35,12 @@ def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=int(new), help=text)
 
 
+@pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option
 def pytest_configure(config):
-    """Draw more examples per property with --long."""
+    """Draw more examples per property with --long, and those of --seed."""
     settings.load_profile("long" if config.getoption("--long", default=False) else "short")
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = config.getoption("--seed")
 
 
 def pytest_collection_finish():

@@ -28,7 +28,7 @@ from toy_models import CONFIG, change_json, tiny, tiny_metadata, toy_model, with
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model, prompt_ids, rows_of_run
+from minilora.cli.commands import load_model, print_answer, prompt_ids, rows_of_run
 from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
@@ -44,7 +44,7 @@ from minilora.config import InputError, TrainConfig
 from minilora.data.chat import answer_message
 from minilora.data.encoding import encode, encode_rows
 from minilora.data.rows import warn_once
-from minilora.data.tokenizer import PretrainedTokenizer
+from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer
 from minilora.formats import hf_tokenizer
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.pretrained import load, save_pretrained
@@ -512,6 +512,20 @@ def test_an_adapter_that_another_program_has_written_over_that_of_a_run(base, tm
     assert read_run(folder) == read_run(folder) == ({}, {})
     said = capsys.readouterr().err
     assert said.count(f"another program has written the adapter in {folder}") == 1
+
+
+def test_each_token_is_printed_at_once(monkeypatch):
+    """A pipe has it before the next one is computed."""
+    seen = []
+
+    class Pipe(io.StringIO):
+        def flush(self):
+            seen.append(self.getvalue())
+
+    monkeypatch.setattr("minilora.generation.generate", lambda *_: b"abc")
+    monkeypatch.setattr("sys.stdout", Pipe())
+    print_answer(LoadedModel(toy_model(), ByteTokenizer()), [1], {})
+    assert seen == ["a", "ab", "abc"]
 
 
 TEMPLATE = (

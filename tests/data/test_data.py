@@ -661,6 +661,11 @@ def test_a_row_with_tools_that_the_template_rejects_is_named():
     assert "arguments of calls as text, which" in reason_to_leave_out(row, Strict())
     assert reason_to_leave_out(TOOL_ROW, Strict()) == ""
 
+    def no_chat(messages):
+        raise InputError("no system message")
+
+    assert reason_to_leave_out(TOOL_ROW, Chat(edit=no_chat)) == ""  # then `encode` names the row
+
 
 def test_the_content_of_a_row_is_free_of_its_form():
     texts = [{"text": "Q: a b"}, {"prompt": "Q:", "completion": "a b"}, chat_row("Q: a", " b\n")]

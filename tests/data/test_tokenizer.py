@@ -169,7 +169,9 @@ def test_where_a_folder_has_its_template(folder):
     words = from_files(folder, tokenizer_config=config | {"chat_template": named})
     assert words.chat_template == CHATML, "the file wins, as in transformers"
     file.unlink()
-    words = from_folder(folder)
+    words = from_files(folder, tokenizer_config=config | {"chat_template": None})
+    assert words.chat_template is None
+    words = from_files(folder, tokenizer_config=config | {"chat_template": named})
     save(words, folder)
     for words in (words, from_folder(folder)):
         assert words.render([]) == "D" and words.render([], tools=[]) == "T"

@@ -34,6 +34,11 @@ def test_code_is_read_from_the_disk_if_all_sources_are_as_they_were(monkeypatch,
     assert [is_read(), is_read()] == [False, True]
 
 
+@compiled_only
+def test_a_kernel_releases_the_lock_of_python():
+    assert loops.jit(times_two).targetoptions["nogil"]
+
+
 def test_every_module_that_a_kernel_can_contain_counts():
     kernels = [m for name, m in sys.modules.items() if name.startswith(f"{fused.__package__}.")]
     files = {Path(module.__file__) for module in (*kernels, nf4, double_quant)}

@@ -453,20 +453,19 @@ def test_an_adapter_of_pissa_or_loftq_fits_a_model_only_if_it_gives_the_base(fir
 def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, use_dora):
     model = random_model(config, seed, ops=fused)
     adapters, rest_model = started("pissa", model, r=r, lora_alpha=5, use_dora=use_dora)
+    models = model, rest_model, minilora.merge(adapters, rest_model)
     for path in adapted_paths(adapters):
-        w, rest = (get(m.base, path)["weight"].astype("f8") for m in (model, rest_model))
+        w, rest, merged = (get(m.base, path)["weight"].astype("f8") for m in models)
         a, b = (get(adapters, path)[name].astype("f8") for name in ("lora_A", "lora_B"))
         sigma = np.linalg.svd(w, compute_uv=False)
         # eigenvalues are squares: a singular value is good to √u of the largest
         left = np.linalg.norm(sigma[r:])
         assert_allclose(np.linalg.norm(rest), left, atol=1e-5 * sigma[0])
-        assert_allclose(rest + 5 / r * b @ a, w, atol=1e-6 * sigma[0])
+        # sums of at most nine products, of float32 numbers below σ₁
+        assert_allclose(merged, w, atol=1e-6 * sigma[0])
         # √(σ/s) in each factor, so that both are of one size
         sizes = np.linalg.norm(a, axis=1)[: len(sigma)], np.linalg.norm(b, axis=0)[: len(sigma)]
         assert_allclose(*sizes, rtol=1e-3)
-    tokens = np.arange(6)[None] % config.vocab_size
-    bare, ours = minilora.forward({}, model, tokens), minilora.forward(adapters, rest_model, tokens)
-    assert_near(ours, bare, 1e-4)
 
 
 def test_loftq_takes_five_steps_and_each_comes_nearer():
