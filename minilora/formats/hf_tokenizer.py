@@ -72,12 +72,11 @@ def from_folder(folder, eos_token_id=None, model_type=""):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
     name = class_of_transformers(settings, model_type, path)
-    in_file: dict = {}
     added = settings.get("added_tokens_decoder") or {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these
         settings |= read_special_map(folder, settings)
-        in_file = added_tokens(backend)
-        added = read_added(folder, in_file)
+        added = added_tokens(backend)
+        added |= read_added(folder, added)
     defaults = {"pad_token": padding["pad_token"]} if padding else {}
     defaults |= REBUILT.get(name, {})
     of_class = defaults | settings
@@ -86,7 +85,7 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     with errors_in(config):
         special = _add_tokens(backend, settings, added)
         _check_ids(backend, added)
-        found = differences(backend, name, of_class, in_file | added)
+        found = differences(backend, name, of_class, added)
         found += [key for key in unknown if key not in settings]
         eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
         if eos is None:
@@ -292,11 +291,6 @@ def _add_tokens(backend, settings, added):
         if text not in known:  # of two names of one text, the flags of the last count
             add(text, value)
     backend.add_tokens(tokens)
-    # those that tokenizer.json has as other tokens are not printed, either
-    others = [t for t in in_file if t.content in never_printed and not t.special]
-    for token in others:
-        token.special = True
-    backend.add_special_tokens(others)
     return special
 
 

@@ -278,17 +278,21 @@ def test_special_tokens_with_a_name_of_the_model_are_those_of_transformers(folde
 
 
 def test_a_special_token_is_not_printed_whatever_tokenizer_json_calls_it(folder):
-    """As in transformers; it keeps its flags."""
+    """As in transformers, where the flags of added_tokens_decoder count."""
     words = tiny()
     words.backend.add_tokens([tokenizers.AddedToken("<a>", lstrip=True)])
     (folder / "tokenizer.json").write_text(words.backend.to_str())
-    for named in (
-        {"pad_token": "<a>"},
-        {"added_tokens_decoder": {"261": {"content": "<a>", "lstrip": True, "special": True}}},
+    pad, listed = {"pad_token": "<a>"}, {"content": "<a>", "special": True}
+    for named, text, printed in (
+        (pad, "he", "he"),
+        ({"added_tokens_decoder": {"261": listed | {"lstrip": True}}}, "he", "he"),
+        ({"added_tokens_decoder": {"261": listed}}, "he ", "he "),
+        (pad | {"added_tokens_decoder": {"261": listed | {"special": False}}}, "he ", "he "),
+        (pad | {"added_tokens_decoder": {}}, "he", "he<a>"),
     ):
         found = from_files(folder, tokenizer_config={"eos_token": "<|im_end|>"} | named)
-        assert found.encode("he <a>") == [*TINY.encode("he"), 261]
-        assert found.decode([*TINY.encode("he"), 261]) == "he"
+        assert found.encode("he <a>") == [*TINY.encode(text), 261]
+        assert found.decode([*TINY.encode(text), 261]) == printed
 
 
 WITHOUT_EFFECT = (

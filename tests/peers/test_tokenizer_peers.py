@@ -158,6 +158,7 @@ PLACES = {name: [(CONFIG, name), (MAP, name)] for name in NAMES} | {  # that may
 }  # fmt: skip
 SHOWN = "{{ messages | tojson }}{{ tools | tojson }}" + "".join(f"{{{{ {n} }}}}" for n in PLACES)
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
+flags = st.fixed_dictionaries(dict.fromkeys(FLAGS, st.booleans()))
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
 
@@ -186,7 +187,7 @@ def folders(draw):
             if key == name:
                 value = token
                 if draw(st.booleans()):
-                    value = {"content": token} | {flag: draw(st.booleans()) for flag in FLAGS}
+                    value = {"content": token} | draw(flags)
                     value |= {"__type": "AddedToken"} if file == CONFIG else {}
             files[file][key] = value
     words = tokenizers.Tokenizer(
@@ -195,7 +196,7 @@ def folders(draw):
     words.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")  # lstrip changes tokens
     for token in inside["added"]:
         is_special = token != "<plain>" and draw(st.booleans())
-        words.add_tokens([tokenizers.AddedToken(token, special=is_special)])
+        words.add_tokens([tokenizers.AddedToken(token, special=is_special, **draw(flags))])
     if draw(st.booleans()):
         words.enable_padding(direction="left", pad_token="~")
         words.enable_truncation(9, direction="left")
@@ -207,7 +208,8 @@ def folders(draw):
         files[ADDED] = ids
     else:
         files[CONFIG]["added_tokens_decoder"] = {
-            str(i): {
+            str(i): draw(flags)
+            | {
                 "content": token,
                 "special": token != "<plain>" and (token in inside["added"] or draw(st.booleans())),
             }
