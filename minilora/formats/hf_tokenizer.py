@@ -254,7 +254,7 @@ def unread_settings(settings):
 
 
 def _add_tokens(backend, settings, added):
-    """Add the tokens that tokenizer.json lacks; return {name: text} of the special tokens.
+    """Add tokens to those of tokenizer.json, or set flags; return {name: text} of the special ones.
 
     added: {id: fields} of tokens with an id. The order is that of transformers. It adds special
     tokens of the vocabulary too, so that they are found in a text before it is split.
