@@ -207,6 +207,8 @@ def _checked(row, where, columns):
         if isinstance(row[key], str):  # in a CSV file, always
             row[key] = parse_json(row[key], f"{where}: {key} is not JSON")
         check_objects(key, row[key], where)
+    if "tools" in row:
+        row["tools"] = without_null(row["tools"], keep=True)  # only not too deep; see `check_row`
     if "conversations" in row:
         row = sharegpt(row, where)
     if "messages" in row:
@@ -273,18 +275,18 @@ def check_objects(key, value, where):
         raise InputError(f"{where}: {key} must be a list of objects, not {value!r:.60}")
 
 
-def without_null(value):
-    """Return a part of a message without the keys that are null, but the arguments as they are.
+def without_null(value, keep=False):
+    """Return a part of a message without the keys that are null; `keep`: with them.
 
     `datasets` gives each object the keys of all, with null, and templates test whether a key is
-    there. An argument can be null, as in transformers.
+    there. An argument of a call can be null, as in transformers.
     """
     if isinstance(value, list):
-        return [without_null(item) for item in value]
+        return [without_null(item, keep) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: item for key, item in value.items() if item is not None}
-    return {key: v if key == "arguments" else without_null(v) for key, v in kept.items()}
+    kept = {key: item for key, item in value.items() if keep or item is not None}
+    return {key: without_null(item, keep or key == "arguments") for key, item in kept.items()}
 
 
 def check_messages(messages, where):

@@ -727,8 +727,10 @@ def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warni
     deep: list = []
     for _ in range(5_000):
         deep = [deep]
-    with refused("nested too deeply"):
-        prepared({"messages": [], "tools": [{"a": deep}]})
+    call = {"function": {"name": "look", "arguments": {"a": deep}}}
+    for row in ({"messages": [], "tools": [{"a": deep}]}, answered(tool_calls=[call])):
+        with refused("nested too deeply"):
+            prepared(row)
     row = chat_row("a", "b") | {"tools": [SCHEMA]}
     row["messages"][1] |= {"masked": 1, "turn": 2, "thought": "why"}
     for more, unread in ({}, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
