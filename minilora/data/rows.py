@@ -208,7 +208,8 @@ def _checked(row, where, columns):
             row[key] = parse_json(row[key], f"{where}: {key} is not JSON")
         check_objects(key, row[key], where)
     if "tools" in row:
-        row["tools"] = without_null(row["tools"], keep=True)  # only not too deep; see `check_row`
+        # the tools stay as they are, but the walk raises RecursionError if they are too deep
+        row["tools"] = without_null(row["tools"], keep=True)
     if "conversations" in row:
         row = sharegpt(row, where)
     if "messages" in row:

@@ -80,13 +80,13 @@ def _byte_level(metadata, tokens):
         steps.insert(0, tk.pre_tokenizers.Digits(individual_digits=True))
     backend.pre_tokenizer = tk.pre_tokenizers.Sequence(steps)
     backend.decoder = tk.decoders.ByteLevel()
-    # these tokens are matched in a text before BPE; control tokens are not printed
-    named = {metadata.get(key) for key in ID_KEYS.values()}  # control tokens of any type
+    # these tokens are matched in a text before BPE; special ones are not printed
+    named = {metadata.get(key) for key in ID_KEYS.values()}
     for i, (token, kind) in enumerate(
         zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True)
     ):
-        use = CONTROL if i in named else kind
-        if use in (CONTROL, USER_DEFINED):
-            added = tk.AddedToken(token, normalized=False, special=use == CONTROL)
+        special = kind == CONTROL or i in named
+        if special or kind == USER_DEFINED:
+            added = tk.AddedToken(token, normalized=False, special=special)
             backend.add_tokens([added])
     return backend

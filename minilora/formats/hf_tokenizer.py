@@ -256,8 +256,8 @@ def unread_settings(settings):
 def _add_tokens(backend, settings, added):
     """Add tokens to those of tokenizer.json, or set flags; return {name: text} of the special ones.
 
-    added: {id: fields} of tokens with an id. The order is that of transformers. It adds special
-    tokens of the vocabulary too, so that they are found in a text before it is split.
+    added: {id: fields} of tokens with an id. The order is that of transformers. Special tokens of
+    the vocabulary are added too, so that they are found in a text before it is split.
     """
     objects = [name for name, value in settings.items() if isinstance(value, dict)]
     named = {

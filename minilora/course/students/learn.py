@@ -42,7 +42,8 @@ def is_begun(exercise):
 
 def has_passed(exercise, progress):
     """Tell whether the student's files, as they are, have passed."""
-    return progress.get(exercise.id) == digest(files_of(exercise))
+    noted = progress.get(exercise.id)
+    return noted is not None and noted == digest(files_of(exercise))
 
 
 def files_of(exercise):
@@ -102,11 +103,12 @@ def do_list(args):
     """Print the exercises with their state, lesson, difficulty, minutes and points."""
     progress = read_json(PROGRESS, {})
     shown = present()
+    passed = {e.id for e in shown if has_passed(e, progress)}
     for e in shown:
-        state = "passed" if has_passed(e, progress) else "begun" if is_begun(e) else "todo"
+        state = "passed" if e.id in passed else "begun" if is_begun(e) else "todo"
         about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
         print(f"{state:<7} {e.id:<25} {about}  {Path(e.lesson_file or e.lesson).stem}")
-    print(f"{sum(has_passed(e, progress) for e in shown)} of {len(shown)} passed")
+    print(f"{len(passed)} of {len(shown)} passed")
 
 
 def do_next(args):
