@@ -17,8 +17,9 @@ FILES = (  # that are read; the first three are written
     f"{TEMPLATES}/default.jinja", f"{TEMPLATES}/tool_use.jinja",
 )  # fmt: skip
 EXTRA = "extra_special_tokens"
+ADDITIONAL = "additional_special_tokens"  # as versions before transformers 5 call them
 # of tokenizer_config.json, next to *_token
-READ = ("added_tokens_decoder", "additional_special_tokens", EXTRA, "chat_template")
+READ = ("added_tokens_decoder", ADDITIONAL, EXTRA, "chat_template")
 # without effect on the tokens here, as names that begin with _, and as False (but do_lower_case)
 NEUTRAL = (
     "add_prefix_space", "backend", "clean_up_tokenization_spaces", "errors", "is_local", "legacy",
@@ -74,9 +75,13 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     name = class_of_transformers(settings, model_type, path)
     added = settings.get("added_tokens_decoder") or {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these
-        settings |= read_special_map(folder, settings)
+        mapped = read_json(folder / SPECIAL_MAP, {})
+        with errors_in(config):
+            listed = settings.get(EXTRA) or settings.get(ADDITIONAL) or ()
+            special = [*listed, *(mapped.get(EXTRA) or ())]
+            settings |= join_special(settings, mapped)
         added = added_tokens(backend)
-        added |= read_added(folder, added)
+        added |= read_added(folder, added, special)
     defaults = {"pad_token": padding["pad_token"]} if padding else {}
     defaults |= REBUILT.get(name, {})
     of_class = defaults | settings
@@ -130,16 +135,16 @@ def read_backend(path):
     return backend
 
 
-def read_special_map(folder, settings):
+def join_special(settings, mapped):
     """Return what special_tokens_map.json adds to the settings, joined as in transformers."""
     kept = [key for key in settings if is_of_model(key)]
-    if "additional_special_tokens" in settings and not settings.get(EXTRA):
-        kept.append("additional_special_tokens")
-    mapped = without(read_json(folder / SPECIAL_MAP, {}), *kept)
-    own = settings.get(EXTRA) or settings.get("additional_special_tokens")
+    if ADDITIONAL in settings and not settings.get(EXTRA):
+        kept.append(ADDITIONAL)
+    mapped = without(mapped, *kept)
+    own = settings.get(EXTRA) or settings.get(ADDITIONAL)
     more = mapped.get(EXTRA)
     if own and isinstance(more, list):
-        names = {EXTRA: own, "additional_special_tokens": more}
+        names = {EXTRA: own, ADDITIONAL: more}
         mapped |= names if isinstance(own, dict) else {EXTRA: own + more}
     return mapped
 
@@ -149,11 +154,17 @@ def is_of_model(name):
     return name.endswith("_token") and name not in SPECIAL
 
 
-def read_added(folder, in_file):
-    """Return {id: fields} of the tokens in added_tokens.json that tokenizer.json lacks."""
+def read_added(folder, in_file, special):
+    """Return {id: fields} of the tokens in added_tokens.json that tokenizer.json lacks.
+
+    As in transformers, such a token is special if the list `special` has it as text.
+    """
     known = {token["content"] for token in in_file.values()}
-    added = read_json(folder / ADDED, {})
-    return {str(i): {"content": text} for text, i in added.items() if text not in known}
+    return {
+        str(i): {"content": text, "special": text in special}
+        for text, i in read_json(folder / ADDED, {}).items()
+        if text not in known
+    }
 
 
 def class_of_transformers(settings, model_type, path):
@@ -204,8 +215,7 @@ def differences(backend, name, settings, added):
     special = _add_tokens(rebuilt, settings, added)
     normalizer, pre_tokenizer, fields = steps_of_class(name, settings | special)
     if name == "Qwen2Tokenizer":  # it resets flags such as lstrip
-        tokens = rebuilt.get_added_tokens_decoder().values()
-        rebuilt.add_special_tokens([token.content for token in tokens if token.special])
+        rebuilt.add_special_tokens([*special.values(), *unnamed_tokens(settings)])
     alphabet = tk.pre_tokenizers.ByteLevel.alphabet()
     if "byte_fallback" in fields:
         alphabet = [f"<0x{i:02X}>" for i in range(256)]
@@ -265,13 +275,10 @@ def _add_tokens(backend, settings, added):
         for name in (*SPECIAL, *objects, *settings)
         if name.endswith("_token") and settings.get(name) not in (None, "", True, False)
     }  # True and False: of add_bos_token
-    extra = settings.get(EXTRA)
-    if isinstance(extra, dict):
-        named |= extra
-        extra = None
-    extra = extra or settings.get("additional_special_tokens") or []
+    if isinstance(settings.get(EXTRA), dict):
+        named |= settings[EXTRA]
     special = {name: _text(name, value) for name, value in named.items()}
-    texts = [*special.values(), *(_text("a special token", value) for value in extra)]
+    unnamed = unnamed_tokens(settings)
     in_file = backend.get_added_tokens_decoder().values()
     known = {token.content for token in in_file}
     already = {token.content for token in in_file if token.special}
@@ -287,11 +294,20 @@ def _add_tokens(backend, settings, added):
     for _, fields in sorted(added.items(), key=lambda token: int(token[0])):
         add(fields["content"], fields)
         known.add(fields["content"])
-    for text, value in zip(texts, (*named.values(), *extra)):
+    for text, value in [*zip(special.values(), named.values()), *unnamed.items()]:
         if text not in known:  # of two names of one text, the flags of the last count
             add(text, value)
     backend.add_tokens(tokens)
     return special
+
+
+def unnamed_tokens(settings):
+    """Return {text: text or object with flags} of the special tokens that have no name."""
+    extra = settings.get(EXTRA)
+    if isinstance(extra, dict):  # with names
+        extra = None
+    values = extra or settings.get(ADDITIONAL) or []
+    return {_text("a special token", value): value for value in values}
 
 
 def _check_ids(backend, added):

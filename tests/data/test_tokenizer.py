@@ -295,6 +295,22 @@ def test_a_special_token_is_not_printed_whatever_tokenizer_json_calls_it(folder)
         assert found.decode([*TINY.encode(text), 261]) == printed
 
 
+@pytest.mark.parametrize("of_config, of_map, printed", [
+    ({"additional_special_tokens": ["<a>"]}, {}, ""),
+    ({"extra_special_tokens": ["<a>"]}, {}, ""), ({}, {"extra_special_tokens": ["<a>"]}, ""),
+    ({"extra_special_tokens": {"image": "<a>"}}, {}, ""), ({"extra_special_tokens": []}, {}, "<a>"),
+    ({}, {"additional_special_tokens": ["<a>"]}, "<a>"),  # read too late by transformers
+])  # fmt: skip
+def test_which_tokens_of_added_tokens_are_special(folder, of_config, of_map, printed):
+    """As in transformers."""
+    of_config = of_config | {"eos_token": "<|im_end|>"}
+    words = from_files(
+        folder, tokenizer_config=of_config, special_tokens_map=of_map, added_tokens={"<a>": 261}
+    )
+    save(words, folder)
+    assert words.decode([261]) == from_folder(folder).decode([261]) == printed
+
+
 WITHOUT_EFFECT = (
     "backend clean_up_tokenization_spaces errors is_local local_files_only max_length merges_file "
     "model_input_names model_max_length name_or_path pad_to_multiple_of pad_token_type_id "
@@ -363,6 +379,8 @@ MADE = {  # the parts of a tokenizer.json that a class of transformers makes
 }  # fmt: skip
 ADDED = {"GPT2": ("bos_token", "unk_token"), "Qwen2": ("unk_token", "pad_token")}  # by the class
 SPACE = {"add_prefix_space": True}
+IN_FILE = json.loads(TINY.backend.to_str())["added_tokens"]
+WITH_PLAIN = [*IN_FILE, IN_FILE[0] | {"id": 261, "content": "<p>", "special": False}]
 
 
 @pytest.mark.parametrize("name, settings, changes, named", [
@@ -383,6 +401,9 @@ SPACE = {"add_prefix_space": True}
     ("Qwen2", {}, {"normalizer": None}, ["normalizer"]),
     # it resets lstrip
     ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, {}, ["added_tokens"]),
+    ("Qwen2", {}, {"added_tokens": WITH_PLAIN}, []),
+    ("Qwen2", {"additional_special_tokens": ["<p>"]}, {"added_tokens": WITH_PLAIN},
+     ["added_tokens"]),  # it makes <p> special
     ("Llama", {}, {}, []), ("Llama", {"legacy": True}, {}, ["pre_tokenizer"]),
     ("Llama", {"legacy": None}, {}, []),
     ("Llama", {"add_prefix_space": False, "legacy": True}, {}, ["pre_tokenizer"]),
