@@ -284,7 +284,9 @@ def print_size(loaded, tokens, train_config):
     """Print the trained parameters and the memory of a step; return its bytes."""
     memory.print_trainable_parameters(loaded.adapters, loaded.model)
     parts = memory.estimate_with(train_config, loaded.adapters, loaded.model, tokens)
-    print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
+    is_prefix = getattr(loaded.adapter_config, "method", "") == "prefix"
+    without = ", without the scores of prefix tuning" if is_prefix else ""
+    print(f"a step over {tokens} tokens{without}:\n{memory.format_estimate(parts)}")
     return sum(parts.values())
 
 

@@ -169,7 +169,10 @@ def resume(folder, metadata, start):
         )
     before = then["settings"]["iters"]
     is_changed = last != before
-    lengths = [*then.get("lengths", ()), *([[step, before]] if is_changed else ())]
+    lengths = then.get("lengths", [])
+    recorded = lengths[-1][0] if lengths else 0
+    if is_changed and step > recorded:  # else no step had the schedule of `before` steps
+        lengths = [*lengths, [step, before]]
     if lengths:
         metadata["lengths"] = lengths
     if should_stop(state.best, settings["early_stopping_patience"]):

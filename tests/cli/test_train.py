@@ -267,6 +267,9 @@ def test_the_memory_of_a_step_is_that_of_the_longest_row(base, capsys, monkeypat
     loaded = load_for_training(parse(["train", f"--model={base}", *flags]))
     check_memory(loaded, examples, config)  # the virtual tokens are there in every row
     assert f"\na step over {4 * (8 + 5)} tokens:\n" in capsys.readouterr().out
+    prefix = load_for_training(parse(["train", f"--model={base}", "--method=prefix"]))
+    check_memory(prefix, examples, config)
+    assert "\na step over 32 tokens, without the scores of prefix" in capsys.readouterr().out
     needed = cli_run.print_size(loaded, 4 * (8 + 5), config)
     monkeypatch.setattr(memory, "physical_memory", lambda: needed)
     with pytest.raises(InputError, match="a step needs"):
@@ -349,6 +352,18 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     assert f"up to step 4, the run of {out / 'train_config.toml'} had the schedule of 4" in again
     resume(out, "--epochs 2")
     assert step_of(out) == 18
+
+
+def test_a_schedule_that_no_step_had_is_not_recorded(train, out, monkeypatch):
+    with monkeypatch.context() as patch:  # as if a kill came after step 4; step 3 is saved
+        patch.setattr(RunWriter, "end", Mock(side_effect=KeyboardInterrupt))
+        train("--save-every 1", status=130)
+    for iters in (3, 5, 7):  # the first ends the run at once
+        resume(out, f"--iters {iters}")
+    text = (out / "train_config.toml").read_text()
+    assert text.endswith("# up to step 3: iters = 4\n# up to step 5: iters = 5\n")
+    card = (out / "README.md").read_text()
+    assert "7 steps; up to step 3 with the schedule of 4 steps; up to step 5 with" in card
 
 
 def test_epochs_are_steps(capsys):
