@@ -86,7 +86,10 @@ def trouble_with_template(messages, tools, tokenizer):
         return TEXT_ARGUMENTS
     if hides(*with_marked_parts(messages, tools)):
         return PARTS
-    if lacks_a_part(shown, messages, tools, calls):
+    if lacks_a_part(shown, messages, tools):
+        return PARTS
+    before = text(messages[:-1], tools) or ""
+    if lacks_words(shown.removeprefix(before), said_by(messages[-1])):
         return PARTS
     is_empty = any(shown == text(other, tools) for other in with_an_empty_answer(messages))
     return EMPTY if is_empty else ""
@@ -186,17 +189,29 @@ def with_an_empty_answer(messages):
             yield [*messages[:i], message | {"content": ""}, *messages[i + 1 :]]
 
 
-def lacks_a_part(shown, messages, tools, calls):
+def lacks_a_part(shown, messages, tools):
     """Return whether a rendered chat lacks words of its last message, of calls, or of tools' names.
 
     The texts next to calls count, too. A template may leave out thoughts of earlier answers, and
     parts of the schema of a tool.
     """
     names = [function_of(tool).get("name") for tool in tools or ()]
-    last = [messages[-1][key] for key in keys_of_texts(messages[-1])]
-    said = [m.get("content") for m in messages[:-1] if m.get("tool_calls")]
+    earlier = [m for m in messages[:-1] if m.get("tool_calls")]
+    said = [said_by({"content": m.get("content"), "tool_calls": m["tool_calls"]}) for m in earlier]
+    return lacks_words(shown, [names, *said, said_by(messages[-1])])
+
+
+def said_by(message):
+    """Return what a message says: its texts, the names of its calls, and their arguments."""
+    calls = [function_of(call) for call in message.get("tool_calls") or ()]
+    said = [message[key] for key in keys_of_texts(message)]
+    return [said, *([call.get("name"), call.get("arguments")] for call in calls)]
+
+
+def lacks_words(shown, value):
+    """Return whether a rendered text lacks words of the texts in a value of JSON."""
     needed = Counter[str]()
-    for text in texts([last, said, names, *([c.get("name"), c.get("arguments")] for c in calls)]):
+    for text in texts(value):
         if not any(form in shown for form in escaped(text)):
             needed += words(text)
     unescaped = re.sub(r"\\([bfnrt]|u00[01].)", " ", shown)  # of texts that are shown in part
