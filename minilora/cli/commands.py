@@ -409,7 +409,10 @@ def print_verdict(faults, rows=()):
 def token_text(tokenizer, token):
     """Return the text of a token, also of a special one, which `decode` leaves out."""
     backend = getattr(tokenizer, "backend", None)
-    return tokenizer.decode([token]) or (backend.id_to_token(token) if backend else "")
+    name = (backend and backend.id_to_token(token)) or ""
+    text = tokenizer.decode([token]) or name
+    # some decoders leave out the space with which a text begins
+    return f" {text}" if name.startswith("▁") and text[0] not in " ▁" else text
 
 
 def fetch(args):

@@ -28,7 +28,7 @@ from toy_models import CONFIG, change_json, tiny, tiny_metadata, toy_model, with
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model, print_answer, prompt_ids, rows_of_run
+from minilora.cli.commands import load_model, print_answer, prompt_ids, rows_of_run, token_text
 from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
@@ -726,6 +726,17 @@ def with_prefix(tokenizers):
     words = byte_level(tokenizers)
     words.backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     return words
+
+
+def test_a_token_is_printed_with_its_first_space():
+    tokenizers = pytest.importorskip("tokenizers")
+    for make in (legacy, metaspace):
+        words = make(tokenizers)
+        printed = [token_text(words, token) for token in words.encode("he he l<|im_end|>")]
+        assert printed == [" he", " he", "▁", "l", "<|im_end|>"]
+    words = byte_level(tokenizers)
+    tokens = words.encode("h he", add_special_tokens=False)
+    assert [token_text(words, token) for token in tokens] == ["h", " he"]
 
 
 SAID = {"role": "assistant", "content": "hel"}
