@@ -159,6 +159,13 @@ def run(job):
     state = start(job.loaded.adapters, job.train_config)
     if args.resume:
         state, writer.history = run_folder.resume(job.folder, job.metadata, state.adapters)
+        scored = [row["step"] for row in writer.history if "eval_loss" in row]
+        if job.scored and state.step == args.iters and state.step not in scored:
+            # the run ends where it was interrupted; as each run, with an evaluation
+            scores = held_out_scores(job, state.step, state.adapters)
+            writer.history.append(scores)
+            best = loop.better(state, scores["eval_loss"], job.train_config)
+            state = state._replace(best=best)
         writer.save(state)  # all files, with the current settings
     elif job.scored:
         scores = held_out_scores(job, 0, state.adapters)
@@ -208,9 +215,7 @@ def report(job, state, history):
     scores = None
     if job.scored:
         evaluations = {row["step"]: row for row in history if "eval_loss" in row}
-        step = state.kept_step
-        # there is no evaluation if the run was resumed with --iters equal to its step
-        scores = evaluations.get(step) or held_out_scores(job, step, state.kept)
+        scores = evaluations[state.kept_step]
         show(job, "after", state.kept, scores)
     lengths = job.metadata.get("lengths", ())
     card = run_folder.model_card(job.args, job.loaded, state, scores, len(job.scored), lengths)

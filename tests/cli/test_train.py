@@ -438,6 +438,20 @@ def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
     assert files(out) == before
 
 
+def test_a_run_that_ends_where_it_was_interrupted_has_its_last_evaluation(train, out, monkeypatch):
+    with monkeypatch.context() as patch:  # as if a kill came after step 4; step 3 is saved
+        patch.setattr(RunWriter, "end", Mock(side_effect=KeyboardInterrupt))
+        train("--save-every 1 --steps-per-eval 2 --keep-best", status=130)
+    evaluate_once = Mock(side_effect=[{"loss": 0.5, "exact_match": 0.5}])
+    monkeypatch.setattr(cli_run, "evaluate", evaluate_once)
+    for _ in range(2):  # the second has the evaluation already
+        resume(out, "--iters 3")
+        assert [row["step"] for row in metrics(out) if "eval_loss" in row] == [0, 2, 3]
+        card = (out / "README.md").read_text()
+        assert "3 steps; up to step 3 with the schedule of 4 steps.\n" in card
+        assert "loss 0.5," in card
+
+
 def test_an_interrupted_run_keeps_the_best_step(train, out, scripted, monkeypatch):
     """The interrupt comes after the last step, before the end of the run."""
     scripted(1.0, 2.0)
