@@ -92,7 +92,9 @@ NAMED = {  # beginning of the message: whether it says the truth about (messages
         for i in range(len(messages))
     ),
     PARTS: lambda messages, tools, theirs: (
-        lacks_words(theirs, messages, tools) or not all_is_read(theirs, messages, tools)
+        lacks_words(text_of(theirs, messages, tools), needed(messages))
+        or lacks_words(text_of_last(theirs, messages, tools), said(messages[-1]))
+        or not all_is_read(theirs, messages, tools)
     ),
     ONLY_ANSWER.partition(":")[0]: lambda messages, *_: len(messages) == 1,
     # Phi-3's writes its end token only at the end of a chat, Qwen3's removes earlier thoughts
@@ -171,9 +173,8 @@ def same_text(tokenizer, one, other):
     return text_of(tokenizer, *one) == text_of(tokenizer, *other)
 
 
-def lacks_words(tokenizer, messages, tools):
-    found = re.findall(WORD, text_of(tokenizer, messages, tools))
-    return any(found.count(w) < n for w, n in Counter(re.findall(WORD, needed(messages))).items())
+def lacks_words(text, said):
+    return not Counter(re.findall(WORD, said)) <= Counter(re.findall(WORD, text))
 
 
 def all_is_read(tokenizer, messages, tools):
@@ -190,6 +191,14 @@ def all_is_read(tokenizer, messages, tools):
 
 def text_of(tokenizer, messages, tools):
     return tokenizer.apply_chat_template(messages, tools, tokenize=False)
+
+
+def text_of_last(tokenizer, messages, tools):
+    """The text after that of the messages before; all of it if the last one changes those."""
+    before = (
+        "" if rejects(tokenizer, messages[:-1], tools) else text_of(tokenizer, messages[:-1], tools)
+    )
+    return text_of(tokenizer, messages, tools).removeprefix(before)
 
 
 def changed(messages, i, value="other", key="content"):
@@ -317,6 +326,7 @@ def check(sides, seen, row):
     assert theirs.eos_token_id not in begins  # the model would learn to say nothing
     learned = theirs.decode(example.tokens)
     assert {*re.findall(WORD, said(messages[-1]))} <= {*re.findall(WORD, learned)}
+    assert not lacks_words(text_of_last(theirs, messages, row["tools"]), said(messages[-1]))
     tokens, targets = their_example(theirs, training, row)
     if targets:
         seen["equal"] += 1
