@@ -38,7 +38,7 @@ def digest(setting, name):
     it is the SHA-256 of the name.
     """
     path = Path(name)
-    if setting == "init_weights":  # compared when a run is repeated, and not when it is resumed
+    if setting == "init_weights":  # compared if a run is repeated, or resumed with another path
         return files.digest([path / WEIGHTS])
     if setting == "init_adapter":  # the checkpoint has the weights, but VeRA's frozen matrices
         whole = hashlib.sha256(files.digest([path / CONFIG]).encode())

@@ -86,7 +86,8 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     defaults |= REBUILT.get(name, {})
     of_class = defaults | settings
     unknown = [key for key, text in defaults.items() if text and not has(backend, text)]
-    settings = without(defaults, *unknown) | settings
+    known = {key: text for key, text in defaults.items() if text and key not in unknown}
+    settings = known | settings
     with errors_in(config):
         special = _add_tokens(backend, settings, added)
         _check_ids(backend, added)
@@ -138,7 +139,8 @@ def read_backend(path):
 def join_special(settings, mapped):
     """Return what special_tokens_map.json adds to the settings, joined as in transformers."""
     kept = [key for key in settings if is_of_model(key)]
-    if ADDITIONAL in settings and not settings.get(EXTRA):
+    extra = mapped.get(EXTRA, settings.get(EXTRA, {}))  # also an empty list replaces those before
+    if not isinstance(extra, dict) or (ADDITIONAL in settings and not settings.get(EXTRA)):
         kept.append(ADDITIONAL)
     mapped = without(mapped, *kept)
     own = settings.get(EXTRA) or settings.get(ADDITIONAL)

@@ -671,6 +671,24 @@ def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(train, ba
     assert settings_of(second)["model"] == str(other) and step_of(second) == 6
 
 
+def test_a_run_from_an_adapter_is_resumed_with_no_other_one(train, tmp_path):
+    """The weights are in the checkpoint, but the card and the settings name the adapter."""
+    first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
+    train(*at(first))
+    train(*at(second), "--init-adapter", first)
+    train(*at(other), "--seed 5")
+    error = error_of(resume, second, "--iters 6 --init-adapter", other)
+    assert f"--init-adapter is {other}, but the run in {second} has {first}, and the c" in error
+    resume(first, "--iters 5")  # the same folder may have a longer run
+    resume(second, "--iters 6 --init-adapter", first)
+    shutil.copytree(first, tmp_path / "moved")
+    error_of(resume, second, "--iters 7 --init-adapter", tmp_path / "moved")
+    train(*at(first), "--overwrite")  # the same bytes as at the start
+    shutil.copytree(first, tmp_path / "copy")
+    resume(second, "--iters 7 --init-adapter", tmp_path / "copy")
+    assert settings_of(second)["init_adapter"] == str(tmp_path / "copy")
+
+
 def test_a_run_from_an_adapter_starts_with_its_rounding_and_trains_what_it_lacks(train, tmp_path):
     """Its first evaluation is of the rounded adapter, which a step at a rate of zero leaves."""
     first, second = tmp_path / "first", tmp_path / "second"

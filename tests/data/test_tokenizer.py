@@ -253,6 +253,10 @@ def test_special_tokens_of_two_files_are_joined_as_in_transformers(folder):
         ({additional: ["<a>"]}, {extra: ["<b>"]}, ["<a>", "<b>"]),
         ({extra: {"image": "<a>"}}, {extra: ["<b>"]}, ["<a>", "<b>"]),
         ({extra: {"image": "<a>"}}, {additional: ["<b>"]}, ["<a>", "<b>"]),
+        ({extra: {}}, {additional: ["<b>"]}, ["<b>"]),
+        ({extra: []}, {additional: ["<b>"]}, []),
+        ({extra: None}, {additional: ["<b>"]}, []),
+        ({}, {additional: ["<b>"], extra: []}, []),
     ):
         of_config["eos_token"] = "<|im_end|>"
         found = from_files(folder, tokenizer_config=of_config, special_tokens_map=of_map)
@@ -466,6 +470,8 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder):
     words = from_folder(folder)
     assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
     assert words.special["pad_token"] == "<|endoftext|>"  # as in transformers
+    gpt2 = from_files(folder, tokenizer_config={"tokenizer_class": "GPT2Tokenizer"})
+    assert "pad_token" not in gpt2.settings  # whose class has none, but other readers have one
     save(words, folder)
     assert read_json(folder / "tokenizer.json") == file
     assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")  # not changed by `save`

@@ -190,6 +190,10 @@ def folders(draw):
                     value = {"content": token} | draw(flags)
                     value |= {"__type": "AddedToken"} if file == CONFIG else {}
             files[file][key] = value
+    if draw(st.booleans()):
+        files[CONFIG].setdefault("extra_special_tokens", draw(st.sampled_from([[], None])))
+    if draw(st.booleans()):
+        files[MAP].setdefault("extra_special_tokens", [])
     words = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({w: i for i, w in enumerate(inside["vocabulary"])}, "a")
     )
