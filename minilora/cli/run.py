@@ -159,13 +159,7 @@ def run(job):
     state = start(job.loaded.adapters, job.train_config)
     if args.resume:
         state, writer.history = run_folder.resume(job.folder, job.metadata, state.adapters)
-        scored = [row["step"] for row in writer.history if "eval_loss" in row]
-        if job.scored and state.step == args.iters and state.step not in scored:
-            # the run ends where it was interrupted; as each run, with an evaluation
-            scores = held_out_scores(job, state.step, state.adapters)
-            writer.history.append(scores)
-            best = loop.better(state, scores["eval_loss"], job.train_config)
-            state = state._replace(best=best)
+        state = with_last_evaluation(job, state, writer.history)
         writer.save(state)  # all files, with the current settings
     elif job.scored:
         scores = held_out_scores(job, 0, state.adapters)
@@ -196,6 +190,19 @@ def run(job):
         if ends and state.step > 0:
             writer.end(state)
     return state, writer.history
+
+
+def with_last_evaluation(job, state, history):
+    """Return the state of a resumed run; one that ends where it was interrupted is evaluated.
+
+    The record of this evaluation is added to `history`.
+    """
+    evaluated = any(row["step"] == state.step for row in history if "eval_loss" in row)
+    if evaluated or not job.scored or state.step < job.train_config.iters:
+        return state
+    scores = held_out_scores(job, state.step, state.adapters)
+    history.append(scores)
+    return state._replace(best=loop.better(state, scores["eval_loss"], job.train_config))
 
 
 def check_same_state(state):

@@ -116,12 +116,12 @@ def check_same_run(folder, metadata):
                 f"{flag(name)} is {value}, but the run in {folder} has {before}: "
                 "resume it with the same settings"
             )
-    for of, value in metadata["digests"].items():
-        name = "init_adapter" if of == "init_weights" else of
-        if name not in settings or value == then["digests"].get(of):
+    for files, value in metadata["digests"].items():
+        name = "init_adapter" if files == "init_weights" else files
+        if name not in settings or value == then["digests"].get(files):
             continue
         before = then["settings"].get(name)
-        if of == "init_weights" and settings[name] == before:
+        if files == "init_weights" and settings[name] == before:
             continue  # the checkpoint has the weights: the run of --init-adapter may have gone on
         if settings[name] != before:
             raise InputError(

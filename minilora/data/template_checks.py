@@ -88,6 +88,7 @@ def trouble_with_template(messages, tools, tokenizer):
         return PARTS
     if lacks_a_part(shown, messages, tools):
         return PARTS
+    # words of the last message can be in those before, too
     before = text(messages[:-1], tools) or ""
     if lacks_words(shown.removeprefix(before), said_by(messages[-1])):
         return PARTS

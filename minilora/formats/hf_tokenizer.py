@@ -77,17 +77,18 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these
         mapped = read_json(folder / SPECIAL_MAP, {})
         with errors_in(config):
-            listed = settings.get(EXTRA) or settings.get(ADDITIONAL) or ()
-            special = [*listed, *(mapped.get(EXTRA) or ())]
+            own = settings.get(EXTRA) or settings.get(ADDITIONAL) or ()
+            listed = [*own, *(mapped.get(EXTRA) or ())]
             settings |= join_special(settings, mapped)
         added = added_tokens(backend)
-        added |= read_added(folder, added, special)
+        added |= read_added(folder, added, listed)
     defaults = {"pad_token": padding["pad_token"]} if padding else {}
     defaults |= REBUILT.get(name, {})
     of_class = defaults | settings
     unknown = [key for key, text in defaults.items() if text and not has(backend, text)]
-    known = {key: text for key, text in defaults.items() if text and key not in unknown}
-    settings = known | settings
+    # a null of the class would hide the pad token of tokenizer.json from other readers
+    named = {key: text for key, text in defaults.items() if text and key not in unknown}
+    settings = named | settings
     with errors_in(config):
         special = _add_tokens(backend, settings, added)
         _check_ids(backend, added)
@@ -156,14 +157,14 @@ def is_of_model(name):
     return name.endswith("_token") and name not in SPECIAL
 
 
-def read_added(folder, in_file, special):
+def read_added(folder, in_file, listed):
     """Return {id: fields} of the tokens in added_tokens.json that tokenizer.json lacks.
 
-    As in transformers, such a token is special if the list `special` has it as text.
+    As in transformers, such a token is special if `listed` has its text.
     """
     known = {token["content"] for token in in_file.values()}
     return {
-        str(i): {"content": text, "special": text in special}
+        str(i): {"content": text, "special": text in listed}
         for text, i in read_json(folder / ADDED, {}).items()
         if text not in known
     }
