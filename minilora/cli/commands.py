@@ -409,10 +409,11 @@ def print_verdict(faults, rows=()):
 def token_text(tokenizer, token):
     """Return the text of a token, also of a special one, which `decode` leaves out."""
     backend = getattr(tokenizer, "backend", None)
-    name = (backend and backend.id_to_token(token)) or ""
-    text = tokenizer.decode([token]) or name
-    # some decoders leave out the space with which a text begins
-    return f" {text}" if name.startswith("▁") and text[0] not in " ▁" else text
+    name = backend.id_to_token(token) if backend else None
+    text = tokenizer.decode([token]) or name or ""
+    if name and name.startswith("▁") and not text.startswith((" ", "▁")):
+        text = " " + text  # some decoders leave out the space with which a text begins
+    return text
 
 
 def fetch(args):

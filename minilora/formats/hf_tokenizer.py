@@ -76,11 +76,10 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     added = settings.get("added_tokens_decoder") or {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these
         mapped = read_json(folder / SPECIAL_MAP, {})
-        with errors_in(config):
-            own = settings.get(EXTRA) or settings.get(ADDITIONAL) or ()
-            listed = [*own, *(mapped.get(EXTRA) or ())]
-            settings |= join_special(settings, mapped)
         added = added_tokens(backend)
+        with errors_in(config):
+            listed = listed_texts(settings, mapped)
+            settings |= join_special(settings, mapped)
         added |= read_added(folder, added, listed)
     defaults = {"pad_token": padding["pad_token"]} if padding else {}
     defaults |= REBUILT.get(name, {})
@@ -135,6 +134,15 @@ def read_backend(path):
         processor.__setstate__(state.replace(b'"trim_offsets":true', b'"trim_offsets":false'))
         backend.post_processor = processor
     return backend
+
+
+def listed_texts(settings, mapped):
+    """Return the special tokens without a name that transformers knows when it reads others.
+
+    mapped: special_tokens_map.json, whose `additional_special_tokens` are read later.
+    """
+    own = settings.get(EXTRA) or settings.get(ADDITIONAL) or ()
+    return [*own, *(mapped.get(EXTRA) or ())]
 
 
 def join_special(settings, mapped):

@@ -354,10 +354,20 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     assert step_of(out) == 18
 
 
-def test_a_schedule_that_no_step_had_is_not_recorded(train, out, monkeypatch):
-    with monkeypatch.context() as patch:  # as if a kill came after step 4; step 3 is saved
-        patch.setattr(RunWriter, "end", Mock(side_effect=KeyboardInterrupt))
-        train("--save-every 1", status=130)
+@pytest.fixture
+def train_and_stop(train, monkeypatch):
+    """Train as if a kill came after the last step, 4: step 3 is saved."""
+
+    def start(words):
+        with monkeypatch.context() as patch:
+            patch.setattr(RunWriter, "end", Mock(side_effect=KeyboardInterrupt))
+            train("--save-every 1", words, status=130)
+
+    return start
+
+
+def test_a_schedule_that_no_step_had_is_not_recorded(train_and_stop, out):
+    train_and_stop("")
     for iters in (3, 5, 7):  # the first ends the run at once
         resume(out, f"--iters {iters}")
     text = (out / "train_config.toml").read_text()
@@ -438,10 +448,10 @@ def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
     assert files(out) == before
 
 
-def test_a_run_that_ends_where_it_was_interrupted_has_its_last_evaluation(train, out, monkeypatch):
-    with monkeypatch.context() as patch:  # as if a kill came after step 4; step 3 is saved
-        patch.setattr(RunWriter, "end", Mock(side_effect=KeyboardInterrupt))
-        train("--save-every 1 --steps-per-eval 2 --keep-best", status=130)
+def test_a_run_that_ends_where_it_was_interrupted_has_its_last_evaluation(
+    train_and_stop, out, monkeypatch
+):
+    train_and_stop("--steps-per-eval 2 --keep-best")
     evaluate_once = Mock(side_effect=[{"loss": 0.5, "exact_match": 0.5}])
     monkeypatch.setattr(cli_run, "evaluate", evaluate_once)
     for _ in range(2):  # the second has the evaluation already
@@ -482,12 +492,10 @@ def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, out, scripted, m
     assert is_there == [False] * 2 + [True] * 5  # no later save removes it
 
 
-def test_no_curve_and_no_card_of_an_earlier_run_remain(train, out, monkeypatch):
+def test_no_curve_and_no_card_of_an_earlier_run_remain(train, train_and_stop, out):
     train()
     assert (out / "curve.png").exists()
-    with monkeypatch.context() as patch:  # as if a kill came after the last step
-        patch.setattr(RunWriter, "end", Mock(side_effect=KeyboardInterrupt))
-        train("--overwrite --save-every 1 --lora-r 2", status=130)
+    train_and_stop("--overwrite --lora-r 2")
     assert not (out / "curve.png").exists() and not (out / "README.md").exists()
     # the checkpoint is that of step 3, which has no evaluation yet
     assert "\nafter: held-out loss " in resume(out, "--iters 3").out
