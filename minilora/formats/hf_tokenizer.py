@@ -12,6 +12,7 @@ from .files import check_start, errors_in, read_json, read_text, warn_of_unread,
 SPECIAL_MAP = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 TEMPLATES = "additional_chat_templates"
+WRITE_AGAIN = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
 FILES = (  # that are read; the first three are written
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", SPECIAL_MAP, ADDED,
     f"{TEMPLATES}/default.jinja", f"{TEMPLATES}/tool_use.jinja",
@@ -75,12 +76,11 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     name = class_of_transformers(settings, model_type, path)
     added = settings.get("added_tokens_decoder") or {}
     if "added_tokens_decoder" not in settings:  # with it, transformers does not read these
-        mapped = read_json(folder / SPECIAL_MAP, {})
         added = added_tokens(backend)
-        with errors_in(config):
-            listed = listed_texts(settings, mapped)
-            settings |= join_special(settings, mapped)
-        added |= read_added(folder, added, listed)
+        mapped = read_json(folder / SPECIAL_MAP, {})
+        with errors_in(folder):
+            check_older_files(settings, mapped, read_json(folder / ADDED, {}), added)
+        settings |= {key: mapped[key] for key in mapped if is_named(key, settings)}
     defaults = {"pad_token": padding["pad_token"]} if padding else {}
     defaults |= REBUILT.get(name, {})
     of_class = defaults | settings
@@ -118,10 +118,7 @@ def from_folder(folder, eos_token_id=None, model_type=""):
 def read_backend(path):
     """Return the Tokenizer of the library tokenizers in a tokenizer.json."""
     if not path.is_file():
-        raise InputError(
-            f"{path.parent} has no tokenizer.json: write one with transformers: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
+        raise InputError(f"{path.parent} has no tokenizer.json: {WRITE_AGAIN}")
     check_start(path)
     text = read_text(path)
     with one_error(f"{path} is not a tokenizer"):
@@ -136,46 +133,38 @@ def read_backend(path):
     return backend
 
 
-def listed_texts(settings, mapped):
-    """Return the special tokens without a name that transformers knows when it reads others.
+def check_older_files(settings, mapped, ids, in_file):
+    """Raise InputError if files that older versions of transformers wrote have other tokens.
 
-    mapped: special_tokens_map.json, whose `additional_special_tokens` are read later.
+    mapped: special_tokens_map.json. ids: added_tokens.json. in_file: {id: fields} of the added
+    tokens of tokenizer.json. It depends on the version how such files are joined.
     """
-    own = settings.get(EXTRA) or settings.get(ADDITIONAL) or ()
-    return [*own, *(mapped.get(EXTRA) or ())]
+    known = {fields["content"]: int(i) for i, fields in in_file.items()}
+    others = [text for text in ids if ids[text] != known.get(text)]
+    keys = EXTRA, ADDITIONAL  # tokens without a name
+    if any(key in mapped for key in keys):  # this list may replace that of the settings
+        special = [fields["content"] for fields in in_file.values() if fields["special"]]
+        lists = [part.get(key) or [] for part in (mapped, settings) for key in keys]
+        listed = [_text("a special token", value) for values in lists for value in values]
+        others += [text for text in listed if text not in special]
+    if others:
+        raise InputError(
+            f"{SPECIAL_MAP} or {ADDED} has {', '.join(map(repr, others[:3]))}, and tokenizer.json "
+            f"has not, or as another token: {WRITE_AGAIN}"
+        )
 
 
-def join_special(settings, mapped):
-    """Return what special_tokens_map.json adds to the settings, joined as in transformers."""
-    kept = [key for key in settings if is_of_model(key)]
-    extra = mapped.get(EXTRA, settings.get(EXTRA, {}))  # also an empty list replaces those before
-    if not isinstance(extra, dict) or (ADDITIONAL in settings and not settings.get(EXTRA)):
-        kept.append(ADDITIONAL)
-    mapped = without(mapped, *kept)
-    own = settings.get(EXTRA) or settings.get(ADDITIONAL)
-    more = mapped.get(EXTRA)
-    if own and isinstance(more, list):
-        names = {EXTRA: own, ADDITIONAL: more}
-        mapped |= names if isinstance(own, dict) else {EXTRA: own + more}
-    return mapped
+def is_named(key, settings):
+    """Return whether special_tokens_map.json decides on this name of a special token.
+
+    As in transformers, the settings decide on a name of the model's own.
+    """
+    return key.endswith("_token") and not (is_of_model(key) and key in settings)
 
 
 def is_of_model(name):
     """Return whether a setting is a special token with a name of the model's own."""
     return name.endswith("_token") and name not in SPECIAL
-
-
-def read_added(folder, in_file, listed):
-    """Return {id: fields} of the tokens in added_tokens.json that tokenizer.json lacks.
-
-    As in transformers, such a token is special if `listed` has its text.
-    """
-    known = {token["content"] for token in in_file.values()}
-    return {
-        str(i): {"content": text, "special": text in listed}
-        for text, i in read_json(folder / ADDED, {}).items()
-        if text not in known
-    }
 
 
 def class_of_transformers(settings, model_type, path):

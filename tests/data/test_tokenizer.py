@@ -203,29 +203,25 @@ def test_which_file_names_a_special_token(folder):
     end = {"content": "<|im_end|>", "lstrip": True}
     words = from_files(
         folder,
-        special_tokens_map={
-            "eos_token": end,
-            "pad_token": "<p>",
-            "additional_special_tokens": ["<u>"],
-        },
-        added_tokens={"<t>": 261, "<|im_start|>": 1},
+        special_tokens_map={"eos_token": end, "pad_token": "<p>"},
+        added_tokens={"<|im_start|>": 1},
     )
     named = {"sep_token": "<s>", "pad_token": "<p>", "image": "<i>", "eos_token": "<|im_end|>"}
-    # in the order of transformers: with an id, with a name, others; <t> is no special token
+    # in the order of transformers: with a name, others
     save(words, folder)
     with warnings.catch_warnings(action="error"):
         again = from_folder(folder)
     for each in (words, again):
         assert each.special == named
-        assert each.encode(" <s><p><i><u><t>") == [*range(262, 266), 261]
-        assert each.decode([1, *range(261, 266)]) == "<t>"
+        assert each.encode(" <s><p><i><v>") == [*range(261, 265)]
+        assert each.decode([1, *range(261, 265)]) == ""
         assert each.encode(" <|im_end|>") == TINY.encode(" <|im_end|>")
     assert read_json(folder / "tokenizer_config.json")["sep_token"] == "<s>"
-    config, tokens = {"eos_token": "he"}, {"267": {"content": "<v>"}, "266": {"content": "<w>"}}
+    config, tokens = {"eos_token": "he"}, {"266": {"content": "<u>"}, "265": {"content": "<w>"}}
     words = from_files(folder, tokenizer_config=config | {"added_tokens_decoder": tokens})
     assert words.special == {"eos_token": "he"}  # the other two files are not read
-    tokens["268"] = {"content": "<s>"}
-    with refused("'<s>' has the id 268, but is the token 262"):
+    tokens["267"] = {"content": "<s>"}
+    with refused("'<s>' has the id 267, but is the token 261"):
         from_files(folder, tokenizer_config=config | {"added_tokens_decoder": tokens})
 
 
@@ -245,23 +241,31 @@ def test_of_two_names_of_one_token_the_flags_of_the_last_count(folder):
         assert words.encode("he <a>") == [*TINY.encode("he "), 261]
 
 
-def test_special_tokens_of_two_files_are_joined_as_in_transformers(folder):
-    additional, extra = "additional_special_tokens", "extra_special_tokens"
-    for of_config, of_map, expected in (
-        ({additional: ["<a>"]}, {additional: ["<b>"]}, ["<a>"]),
-        ({extra: ["<a>"]}, {extra: ["<b>"]}, ["<a>", "<b>"]),
-        ({additional: ["<a>"]}, {extra: ["<b>"]}, ["<a>", "<b>"]),
-        ({extra: {"image": "<a>"}}, {extra: ["<b>"]}, ["<a>", "<b>"]),
-        ({extra: {"image": "<a>"}}, {additional: ["<b>"]}, ["<a>", "<b>"]),
-        ({extra: {}}, {additional: ["<b>"]}, ["<b>"]),
-        ({extra: []}, {additional: ["<b>"]}, []),
-        ({extra: None}, {additional: ["<b>"]}, []),
-        ({}, {additional: ["<b>"], extra: []}, []),
+def test_older_files_with_tokens_that_tokenizer_json_lacks_are_refused(folder):
+    """transformers joins them with tokenizer_config.json, in each version in another way."""
+    words, added, more = tiny(), "added_tokens", "additional_special_tokens"
+    words.backend.add_special_tokens(["<a>"])
+    words.backend.add_tokens(["<b>"])
+    (folder / "tokenizer.json").write_text(words.backend.to_str())
+    config = {"eos_token": "<|im_end|>", more: ["<a>"]}
+    of_map = {more: [{"content": "<a>", "lstrip": True}]}
+    ids = {"<a>": 261, "<b>": 262}
+    found = from_files(folder, tokenizer_config=config, special_tokens_map=of_map, added_tokens=ids)
+    assert found.encode("he <a>") == [*TINY.encode("he "), 261]
+    assert found.decode([261, 262]) == "<b>"
+    for of_config, of_map, ids, text in (
+        (config, {more: ["<b>"]}, {}, "<b>"),
+        (config, {"extra_special_tokens": {"image": "<a>"}}, {}, "image"),
+        (config | {more: ["<c>"]}, {"extra_special_tokens": []}, {}, "<c>"),
+        (config, {}, {"<b>": 261}, "<b>"),
+        (config, {}, {"he": 261, "<c>": 263}, "he', '<c>"),
     ):
-        of_config["eos_token"] = "<|im_end|>"
-        found = from_files(folder, tokenizer_config=of_config, special_tokens_map=of_map)
-        ids = found.backend.get_vocab()
-        assert sorted(ids.keys() & {"<a>", "<b>"}, key=ids.get) == expected
+        files = {"tokenizer_config": of_config, "special_tokens_map": of_map, added: ids}
+        with refused(f"has '{text}', and tokenizer.json has not, or as another token: write"):
+            from_files(folder, **files)
+        (folder / "tokenizer_config.json").unlink()
+    of_config = config | {"added_tokens_decoder": {"263": {"content": "<c>"}}}
+    from_files(folder, **(files | {"tokenizer_config": of_config}))  # with it, they are not read
 
 
 def test_special_tokens_with_a_name_of_the_model_are_those_of_transformers(folder):
@@ -297,22 +301,6 @@ def test_a_special_token_is_not_printed_whatever_tokenizer_json_calls_it(folder)
         found = from_files(folder, tokenizer_config={"eos_token": "<|im_end|>"} | named)
         assert found.encode("he <a>") == [*TINY.encode(text), 261]
         assert found.decode([*TINY.encode(text), 261]) == printed
-
-
-@pytest.mark.parametrize("of_config, of_map, printed", [
-    ({"additional_special_tokens": ["<a>"]}, {}, ""),
-    ({"extra_special_tokens": ["<a>"]}, {}, ""), ({}, {"extra_special_tokens": ["<a>"]}, ""),
-    ({"extra_special_tokens": {"image": "<a>"}}, {}, ""), ({"extra_special_tokens": []}, {}, "<a>"),
-    ({}, {"additional_special_tokens": ["<a>"]}, "<a>"),  # read too late by transformers
-])  # fmt: skip
-def test_which_tokens_of_added_tokens_are_special(folder, of_config, of_map, printed):
-    """As in transformers."""
-    of_config = of_config | {"eos_token": "<|im_end|>"}
-    words = from_files(
-        folder, tokenizer_config=of_config, special_tokens_map=of_map, added_tokens={"<a>": 261}
-    )
-    save(words, folder)
-    assert words.decode([261]) == from_folder(folder).decode([261]) == printed
 
 
 WITHOUT_EFFECT = (
