@@ -55,6 +55,9 @@ def test_what_it_prints(steps):
     largest, answer = AFTER[steps]
     assert float(before.split()[0]) > 4 and float(after.split()[0]) < largest
     assert after.splitlines()[1].endswith(answer)
+    if steps == STEPS:  # those with which `minilora learn train` compares
+        stored = np.loadtxt(LESSON.parent / "exercises" / "one_file_losses.txt")
+        assert np.abs(stored - lesson.losses).max() < 1e-5
     # the loss of the merged model, to the four digits that are printed, and the same answer
     assert merged.splitlines() == after.splitlines()[:2]
 
