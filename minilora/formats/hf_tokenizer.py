@@ -62,25 +62,11 @@ def from_folder(folder, eos_token_id=None, model_type=""):
     backend.no_padding()
     backend.no_truncation()
     config = folder / "tokenizer_config.json"
-    settings = read_json(config, {})
-    # transformers takes such an object for a token only if it says so
-    untyped = [
-        key
-        for key, value in settings.items()
-        if is_of_model(key) and isinstance(value, dict) and "__type" not in value
-    ]
-    settings = without(settings, *untyped)
+    settings, added = read_settings(folder, config, backend)
     with errors_in(config):
         unread = unread_settings(settings)
     warn_of_unread(config, unread, "If these change the tokens, use transformers")
     name = class_of_transformers(settings, model_type, path)
-    added = settings.get("added_tokens_decoder") or {}
-    if "added_tokens_decoder" not in settings:  # with it, transformers does not read these
-        added = added_tokens(backend)
-        mapped = read_json(folder / SPECIAL_MAP, {})
-        with errors_in(folder):
-            check_older_files(settings, mapped, read_json(folder / ADDED, {}), added)
-        settings |= {key: mapped[key] for key in mapped if is_named(key, settings)}
     defaults = {"pad_token": padding["pad_token"]} if padding else {}
     defaults |= REBUILT.get(name, {})
     of_class = defaults | settings
@@ -131,6 +117,29 @@ def read_backend(path):
         processor.__setstate__(state.replace(b'"trim_offsets":true', b'"trim_offsets":false'))
         backend.post_processor = processor
     return backend
+
+
+def read_settings(folder, config, backend):
+    """Return the settings with the special tokens that have a name, and {id: fields} of the added.
+
+    config: the path of tokenizer_config.json.
+    """
+    settings = read_json(config, {})
+    # transformers takes such an object for a token only if it says so
+    untyped = [
+        key
+        for key, value in settings.items()
+        if is_of_model(key) and isinstance(value, dict) and "__type" not in value
+    ]
+    settings = without(settings, *untyped)
+    if "added_tokens_decoder" in settings:  # then transformers does not read the older files
+        return settings, settings["added_tokens_decoder"] or {}
+    mapped = read_json(folder / SPECIAL_MAP, {})
+    in_file = added_tokens(backend)
+    with errors_in(folder):
+        check_older_files(settings, mapped, read_json(folder / ADDED, {}), in_file)
+    named = {key: mapped[key] for key in mapped if is_named(key, settings)}
+    return settings | named, in_file
 
 
 def check_older_files(settings, mapped, ids, in_file):
