@@ -8,7 +8,7 @@ from typing import Any
 from ..batching import Example
 from ..config import InputError, TrainConfig
 from ..tree import without
-from .rows import DataRow, check_row, messages_of, parts_of, unread_keys, warn
+from .rows import DataRow, check_row, has_null_values, messages_of, parts_of, unread_keys, warn
 from .template_checks import (
     EMPTY,
     HIDDEN_TOOLS,
@@ -32,11 +32,12 @@ def encode_rows(
     """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
 
     Warnings on standard error name the keys that are not read, and count the rows that are cut,
-    those that have an answer without an end token before the last answer, those before whose last
-    answer generation reads other tokens, and those that cannot be learned and are left out: rows
-    with an empty answer, with the text of the end token inside an answer, with messages, tools or
-    parts of an answer that the chat template does not show, with arguments of calls as text that it
-    does not write as an object, or without a target token within max_seq_length.
+    those with a null in the arguments of a call or in a tool, those that have an answer without an
+    end token before the last answer, those before whose last answer generation reads other tokens,
+    and those that cannot be learned and are left out: rows with an empty answer, with the text of
+    the end token inside an answer, with messages, tools or parts of an answer that the chat
+    template does not show, with arguments of calls as text that it does not write as an object, or
+    without a target token within max_seq_length.
     Raises InputError if no row is left, or naming the row that the chat template rejects, or whose
     answer has an end token that the template writes inside it.
     A model reads at most `max_position_embeddings` tokens; this function does not know the number.
@@ -61,6 +62,10 @@ def encode_usable(rows, tokenizer, train_config):
     keys = ", ".join(sorted(unread_message_keys(checked, tokenizer)))
     if keys:
         warn(f"keys of the messages that the chat template does not read: {keys}")
+    num_null = sum(map(has_null_values, checked))
+    if num_null:
+        what = "have null in the arguments of a call or in a tool, and it counts as a value"
+        warn(f"{num_null} of {len(rows)} rows {what}: datasets can write it for keys of other rows")
     for i, row in enumerate(checked):
         try:
             example, is_cut, is_other, reason = encode_row(row, tokenizer, train_config)

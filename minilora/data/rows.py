@@ -290,6 +290,24 @@ def without_null(value, keep=False):
     return {key: without_null(item, keep or key == "arguments") for key, item in kept.items()}
 
 
+def has_null_values(row):
+    """Return whether the arguments of a call or the tools have a null, but for that of a default.
+
+    `datasets` can write it for a key of another row.
+    """
+    calls = [call for message in messages_of(row) for call in message.get("tool_calls") or ()]
+    return has_null([row.get("tools") or [], *(function_of(c).get("arguments") for c in calls)])
+
+
+def has_null(value):
+    """Return whether a key in a value of JSON is null, but for `default`."""
+    if isinstance(value, dict):
+        if None in [item for key, item in value.items() if key != "default"]:
+            return True
+        value = [*value.values()]
+    return isinstance(value, list) and any(map(has_null, value))
+
+
 def check_messages(messages, where):
     """Raise InputError if a message of a row is malformed."""
     roles = [check_text("the role of a message", m.get("role"), where) for m in messages]

@@ -500,6 +500,20 @@ TOOL_ROW = {
 }
 
 
+@pytest.mark.parametrize("part, counts", [
+    ([{"a": 1, "b": None}], True), ({"a": [{"b": None}]}, True), ({"a": {"default": None}}, False),
+    ({"a": [None, 0, ""]}, False),
+])  # fmt: skip
+def test_a_null_that_is_a_value_is_counted(part, counts, capsys):
+    """In arguments of calls and in tools, because some files have it for keys of other rows."""
+    rows = [deepcopy(TOOL_ROW) for _ in range(3)]
+    rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] = part
+    rows[1]["tools"][0]["function"]["parameters"] = part
+    rows[1]["messages"][0]["content"] = "null"
+    encode_rows(rows, Chat(), TrainConfig())
+    assert ("2 of 3 rows have null in the arguments" in capsys.readouterr().err) == counts
+
+
 def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     messages = deepcopy(TOOL_ROW["messages"])
     del messages[1]["content"]
@@ -511,7 +525,7 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     # in arguments and tools, null is a value
     valued = deepcopy(TOOL_ROW)
     valued["messages"][1]["tool_calls"][0]["function"]["arguments"]["until"] = None
-    valued["tools"][0]["function"]["parameters"]["default"] = None
+    valued["tools"][0]["function"]["parameters"]["maximum"] = None
     found = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full, valued])))
     row, same, other, _ = found
     assert row == other == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
