@@ -19,8 +19,10 @@ from four_bits import (
     theirs,
     torch,
 )
+from peft_models import llama_of, peft_folder, random_peft
 
-from minilora import double_quant, nf4
+import minilora
+from minilora import double_quant, load, load_adapter, nf4
 from minilora.lessons.helpers import llm_int8
 from minilora.quant import int8
 
@@ -273,3 +275,28 @@ def test_bitsandbytes_rounds_the_input_of_int8_weights_in_evaluation():
     assert trained < 1e-6
     # the largest of 256 normal numbers is about 3: an error of 3/254/√3 per number against 1
     assert 1e-3 < evaluated < 2e-2
+
+
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_generation_after_a_trained_prompt_is_not_that_of_the_forward_pass(
+    config, tiny_llama, tmp_path
+):
+    """Greedy decoding takes the most probable token of the forward pass at each step. `generate` of
+    PEFT (version 0.21, with transformers 5.24) takes others after a trained prompt or prefix if it
+    has a cache, which is the default: training and scores are right, and the printed answer is not.
+    minilora generates the tokens of the forward pass.
+    """
+    folder = tiny_llama()
+    config = config(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    theirs = random_peft(llama_of(folder), config, size=1)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    asked = {"max_new_tokens": 12, "do_sample": False}
+    generated = theirs.generate(input_ids=ids, **asked)[0, 4:].tolist()
+    for _ in range(12):
+        most_probable = theirs(input_ids=ids).logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, most_probable], 1)
+    expected = ids[0, 4:].tolist()
+    adapters, model, _ = load_adapter(peft_folder(tmp_path, theirs), load(folder).model)
+    ours = [*minilora.generate(adapters, model, [1, 2, 3, 4], max_tokens=12)]
+    assert ours == expected[: len(ours)]  # until a token that ends an answer
+    assert generated != expected
