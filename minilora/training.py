@@ -78,8 +78,9 @@ def start(adapters: Tree, train_config: TrainConfig) -> State:
         size = np.abs(w)
         # a step of Adam is about as large as the rate
         if np.mean(nearest(size + train_config.learning_rate, dtype) == size) > 0.5:
-            what = f"rounding to {dtype} undoes most steps of {path}"
-            warnings.warn(f"{what}: raise `learning_rate`, or use float32 adapters", stacklevel=2)
+            what = f"rounding to {dtype} undoes most steps of {path}: raise `learning_rate`"
+            more = "" if dtype == "float32" else ", or use float32 adapters"
+            warnings.warn(what + more, stacklevel=2)
             break
     init, _ = OPTIMIZERS[train_config.optimizer]
     return State(overlay(adapters, trained), init(trained))
@@ -115,7 +116,7 @@ def train_step(
     grads, norm = clip(grads, train_config.max_grad_norm)
     if not math.isfinite(loss + norm):
         seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
-        raise InputError(f"{seen}: lower `learning_rate`, or use float32 adapters")
+        raise InputError(f"{seen}: lower `learning_rate`")
     lr = get_lr(step, train_config)
     state = update(state, grads, lr, train_config)
     record = {

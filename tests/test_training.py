@@ -389,6 +389,8 @@ def test_steps_that_rounding_undoes_are_warned_of(dtype, rate):
     same = [np.mean(a == get(after, path)) for path, a in named_leaves(before)]
     # one warning for all leaves, which points to the call of `start`
     assert [w.filename for w in said] == [__file__] * int(max(same) > 0.5), same
+    ways = ["float32 adapters" in str(w.message) for w in said]
+    assert ways == [dtype != "float32"] * len(said)
 
 
 def test_quiet_prints_nothing(capsys):
