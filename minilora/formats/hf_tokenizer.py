@@ -153,7 +153,8 @@ def check_older_files(settings, mapped, ids, in_file):
     keys = EXTRA, ADDITIONAL  # tokens without a name
     if any(key in mapped for key in keys):  # this list may replace that of the settings
         special = [fields["content"] for fields in in_file.values() if fields["special"]]
-        lists = [part.get(key) or [] for part in (mapped, settings) for key in keys]
+        own = [settings[key] for key in keys if isinstance(settings.get(key), list)]
+        lists = [*own, *(mapped.get(key) or [] for key in keys)]
         listed = [_text("a special token", value) for values in lists for value in values]
         others += [text for text in listed if text not in special]
     if others:

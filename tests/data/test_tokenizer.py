@@ -253,6 +253,9 @@ def test_older_files_with_tokens_that_tokenizer_json_lacks_are_refused(folder):
     found = from_files(folder, tokenizer_config=config, special_tokens_map=of_map, added_tokens=ids)
     assert found.encode("he <a>") == [*TINY.encode("he "), 261]
     assert found.decode([261, 262]) == "<b>"
+    named = {"eos_token": "<|im_end|>", "extra_special_tokens": {"image": "<c>"}}
+    found = from_files(folder, tokenizer_config=named, special_tokens_map=of_map, added_tokens=ids)
+    assert found.decode([261, 262, 263]) == "<b>"
     for of_config, of_map, ids, text in (
         (config, {more: ["<b>"]}, {}, "<b>"),
         (config, {"extra_special_tokens": {"image": "<a>"}}, {}, "image"),

@@ -166,7 +166,10 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 def folders(draw):
     """Return {file: content} of a folder: where it names its tokens, and where its templates."""
     files: dict = {CONFIG: {}, MAP: {}}
+    older = draw(st.booleans())
+    known = older and draw(st.integers(0, 3)) > 0  # else most of these folders are refused
     inside = {"vocabulary": ["a", "b", "~"], "added": [], "listed": [], "nowhere": []}
+    named_places = ["vocabulary", "added", "nowhere"]
     named: list = []
     for name in draw(st.lists(st.sampled_from(list(PLACES)), unique=True)):
         token = f"<{name}>"
@@ -175,7 +178,8 @@ def folders(draw):
         elif name in NAMES:
             named.append(token)
         if token not in chain(*inside.values()):
-            inside[draw(st.sampled_from(list(inside)))].append(token)
+            places = ["added"] if PLACES[name] in (LISTS, []) else named_places
+            inside[draw(st.sampled_from(places if known else list(inside)))].append(token)
         for file, key in draw(st.permutations(PLACES[name]))[: draw(st.integers(1, 2))]:
             item = token
             if file == CONFIG and draw(st.booleans()):
@@ -199,7 +203,7 @@ def folders(draw):
     )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")  # lstrip changes tokens
     for token in inside["added"]:
-        is_special = token != "<plain>" and draw(st.booleans())
+        is_special = token != "<plain>" and (known or draw(st.booleans()))
         words.add_tokens([tokenizers.AddedToken(token, special=is_special, **draw(flags))])
     if draw(st.booleans()):
         words.enable_padding(direction="left", pad_token="~")
@@ -207,7 +211,7 @@ def folders(draw):
     files["tokenizer.json"] = json.loads(words.to_str())
     ids = {token: words.token_to_id(token) for token in inside["added"]}
     ids |= {token: i for i, token in enumerate(inside["listed"], words.get_vocab_size())}
-    if draw(st.booleans()):
+    if older:
         files[ADDED] = ids
     else:
         files[CONFIG]["added_tokens_decoder"] = {
