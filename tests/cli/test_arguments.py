@@ -147,6 +147,8 @@ def test_every_flag_of_every_command_has_a_text_and_its_default():
             text = sub._get_formatter()._expand_help(action)
             needs_none = action.required or action.default is argparse.SUPPRESS
             assert text.count("default: ") == (not needs_none), (where, text)
+            if callable(action.type) and isinstance(action.default, int | float):
+                assert action.type(str(action.default)) == action.default, where  # it can be given
         assert sub.format_help()
 
 

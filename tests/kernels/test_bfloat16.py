@@ -41,6 +41,7 @@ def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
     rng = np.random.default_rng(seed)
     x, w, g = (numbers(rng, shape, share) for shape in ((m, k), (n, k), (m, n)))
     bits = bfloat16.to_bfloat16(w)
+    given_bytes = x.tobytes(), g.tobytes()
     first = int(rng.integers(0, 40))
     out = np.full((m, first + n + 3), 7, np.float32)
     for has_bfloat16 in {bfloat16.HAS_BFLOAT16, False}:  # the second is NumPy's product
@@ -51,6 +52,7 @@ def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
         assert (out[:, :first] == 7).all() and (out[:, first + n :] == 7).all()
         check(out[:, first : first + n], x, w.T)
         check(dx, g, w)
+    assert (x.tobytes(), g.tobytes()) == given_bytes  # the branch of LoRA reads x, too
 
 
 def check(found, a, b):

@@ -147,7 +147,7 @@ def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
 def test_the_random_starts(name, leaf, bound):
     """N(0, 1), or U(−1/√D, 1/√D) with D = 64, as torch starts a linear layer."""
     model = random_model(replace(TINY, hidden_size=64))
-    adapters, _ = started(name, model, num_virtual_tokens=512, bottleneck_size=64)
+    adapters, _ = started(name, model, num_virtual_tokens=512, bottleneck_size=512)
     w = next(w for path, w in named_leaves(adapters) if path.endswith(leaf))
     deviation = bound / 3**0.5 if bound else 1
     # of n numbers the mean is off by σ/√n, and σ by less than σ/√n: six times that is allowed
