@@ -36,14 +36,15 @@ def main(file, others):
     losses: list[float] = []
     try:
         train(files, right, losses)
-        print(f"your functions train: all {len(right)} losses equal the reference's")
-        return False
     except InputError:
         raise
     except OtherLoss:
         print(f"the loss of step {len(losses)} is the first that differs from the reference's")
     except Exception as error:
         print(f"the training stopped in step {len(losses) + 1}: {type(error).__name__}: {error}")
+    else:
+        print(f"your functions train: all {len(right)} losses equal the reference's")
+        return False
     is_blamed = False
     for e in files:
         verdict = judge.verdict(e, others | {e.file: alone(e, files)})
