@@ -12,7 +12,7 @@ from .files import check_start, errors_in, read_json, read_text, warn_of_unread,
 SPECIAL_MAP = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 TEMPLATES = "additional_chat_templates"
-WRITE_AGAIN = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+WITH_TRANSFORMERS = "with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
 FILES = (  # that are read; the first three are written
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", SPECIAL_MAP, ADDED,
     f"{TEMPLATES}/default.jinja", f"{TEMPLATES}/tool_use.jinja",
@@ -104,7 +104,7 @@ def from_folder(folder, eos_token_id=None, model_type=""):
 def read_backend(path):
     """Return the Tokenizer of the library tokenizers in a tokenizer.json."""
     if not path.is_file():
-        raise InputError(f"{path.parent} has no tokenizer.json: {WRITE_AGAIN}")
+        raise InputError(f"{path.parent} has no tokenizer.json: write one {WITH_TRANSFORMERS}")
     check_start(path)
     text = read_text(path)
     with one_error(f"{path} is not a tokenizer"):
@@ -146,7 +146,7 @@ def check_older_files(settings, mapped, ids, in_file):
     """Raise InputError if files that older versions of transformers wrote have other tokens.
 
     mapped: special_tokens_map.json. ids: added_tokens.json. in_file: {id: fields} of the added
-    tokens of tokenizer.json. It depends on the version how such files are joined.
+    tokens of tokenizer.json. transformers joins such files, by rules that are not repeated here.
     """
     known = {fields["content"]: int(i) for i, fields in in_file.items()}
     others = [text for text in ids if ids[text] != known.get(text)]
@@ -160,7 +160,7 @@ def check_older_files(settings, mapped, ids, in_file):
     if others:
         raise InputError(
             f"{SPECIAL_MAP} or {ADDED} has {', '.join(map(repr, others[:3]))}, and tokenizer.json "
-            f"has not, or as another token: {WRITE_AGAIN}"
+            f"has not, or as another token: write the folder again {WITH_TRANSFORMERS}"
         )
 
 

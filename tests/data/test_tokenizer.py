@@ -242,7 +242,7 @@ def test_of_two_names_of_one_token_the_flags_of_the_last_count(folder):
 
 
 def test_older_files_with_tokens_that_tokenizer_json_lacks_are_refused(folder):
-    """transformers joins them with tokenizer_config.json, in each version in another way."""
+    """transformers joins them with tokenizer_config.json; a folder that it wrote again is read."""
     words, added, more = tiny(), "added_tokens", "additional_special_tokens"
     words.backend.add_special_tokens(["<a>"])
     words.backend.add_tokens(["<b>"])

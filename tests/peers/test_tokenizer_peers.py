@@ -169,7 +169,6 @@ def folders(draw):
     older = draw(st.booleans())
     known = older and draw(st.integers(0, 3)) > 0  # else most of these folders are refused
     inside = {"vocabulary": ["a", "b", "~"], "added": [], "listed": [], "nowhere": []}
-    named_places = ["vocabulary", "added", "nowhere"]
     named: list = []
     for name in draw(st.lists(st.sampled_from(list(PLACES)), unique=True)):
         token = f"<{name}>"
@@ -178,8 +177,11 @@ def folders(draw):
         elif name in NAMES:
             named.append(token)
         if token not in chain(*inside.values()):
-            places = ["added"] if PLACES[name] in (LISTS, []) else named_places
-            inside[draw(st.sampled_from(places if known else list(inside)))].append(token)
+            places = list(inside)
+            if known:
+                has_name = PLACES[name] not in (LISTS, [])
+                places = ["vocabulary", "added", "nowhere"] if has_name else ["added"]
+            inside[draw(st.sampled_from(places))].append(token)
         for file, key in draw(st.permutations(PLACES[name]))[: draw(st.integers(1, 2))]:
             item = token
             if file == CONFIG and draw(st.booleans()):
@@ -262,15 +264,16 @@ def test_what_a_folder_names_is_that_of_transformers(tmp_path_factory, files):
         ours = from_folder(folder)
     except InputError as error:
         if "or as another token" in str(error):
-            special = {
-                t["content"] for t in files["tokenizer.json"]["added_tokens"] if t["special"]
-            }
-            of_older_files = json.dumps(
-                [files[ADDED], *(files[file].get(key) for file, key in LISTS)]
-            )
-            assert any(
-                f'"<{name}>"' in of_older_files for name in PLACES if f"<{name}>" not in special
-            )
+            in_file = files["tokenizer.json"]["added_tokens"]
+            special = {token["content"] for token in in_file if token["special"]}
+            others = {f"<{name}>" for name in PLACES} - special
+            older = json.dumps([files[ADDED], *(files[file].get(key) for file, key in LISTS)])
+            assert any(f'"{token}"' in older for token in others)
+            # what the error advises
+            theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+            theirs.save_pretrained(saved)
+            if theirs.eos_token:
+                same_tokenizers(from_folder(saved), saved)
             return
         theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         wrong = theirs.eos_token is None, "default" not in (theirs.chat_template or ["default"])
