@@ -73,8 +73,10 @@ print(f"kept: {kept_codes:,} bytes with the codes, {kept_dense:,} with a dense c
 depth = short(8, 4)
 steps, rows = {}, []
 for scheme in ("none", "nf4-dq"):
-    command = [sys.executable, "-m", "minilora.lessons.helpers.one_step", scheme, str(depth)]
-    done = subprocess.run(command, cwd=LESSONS.parent, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "minilora.lessons.helpers.one_step", scheme]
+    options = {"cwd": LESSONS.parent, "capture_output": True, "text": True, "check": True}
+    subprocess.run([*command, "1"], **options)  # compiles the kernels, which needs memory, too
+    done = subprocess.run([*command, str(depth)], **options)
     steps[scheme] = [float(megabytes) for megabytes in done.stdout.split()]
     rows.append([scheme, *(f"{megabytes:.0f}" for megabytes in steps[scheme])])
 table([f"MB, {depth} layers of width 512", "measured", "estimate", "of it activations"], rows)
