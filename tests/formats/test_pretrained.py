@@ -75,11 +75,9 @@ def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
         (tmp_path / name).touch()
     found = files(tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in found} == names
-    digests = {digest(found)}
-    for path in found:
-        path.write_text("changed")
-        digests.add(digest(found))
-    assert len(digests) == 1 + len(names)
+    before = digest(found)
+    found[-1].write_text("changed")
+    assert digest(found) != before
 
 
 @pytest.mark.parametrize("name", [
@@ -104,34 +102,24 @@ def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path, dtype):
     assert not model.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("dtype", ["bf16", np.float32, None])
-def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
+def test_a_dtype_that_the_format_lacks_is_refused(tmp_path):
     model, config = toy_model(), LoraConfig()
     adapters = lora.init(model.base, config, 0)
     for write, *what in (
         (save_pretrained, model), (save_quantized, quantize(model, "nf4")),
         (save_adapter, adapters, model, config),
     ):  # fmt: skip
-        with refused("`dtype` must be float32, float16, bfloat16, got"):
-            write(tmp_path / "out", *what, dtype=dtype)
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_what_load_warns_of(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "micro").mkdir()
-    with pytest.warns(UserWarning, match="micro is the model of this name: write ./micro for"):
-        load("micro")
-    head = np.zeros_like(leaves()["model.embed_tokens.weight"])  # the last one is not rounded
-    path = folder(tmp_path, leaves() | {"lm_head.weight": head}, tie_word_embeddings=False)
-    with pytest.warns(UserWarning, match=f"the dense weights of {path} are rounded to bfloat16"):
-        assert load(path, compute_dtype="bfloat16").model.source.compute_dtype == "bfloat16"
+        with refused("`dtype` must be float32, float16, bfloat16, got 'bf16'"):
+            write(tmp_path / "out", *what, dtype="bf16")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_warnings_point_to_the_call(tmp_path, monkeypatch):
     """Python shows a line of the user's program, and none of the package."""
     words, path = tiny(), tmp_path / "model"
-    save_pretrained(path, toy_model(replace(CONFIG, vocab_size=words.vocab_size)), words)
+    config = replace(CONFIG, vocab_size=words.vocab_size, tie_word_embeddings=False)
+    head = {"lm_head.weight": np.zeros((words.vocab_size, 32), "f4")}  # the last, is not rounded
+    save_pretrained(path, toy_model(config, head), words)
     change_json(path / "config.json", logits_scaling=8.0)
     change_json(path / "tokenizer_config.json", auto_map="a", tokenizer_class="GPTNeoXTokenizer")
     (path / "adapter_config.json").write_text("{}")
@@ -140,25 +128,27 @@ def test_warnings_point_to_the_call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "micro").mkdir()
     with warnings.catch_warnings(record=True, action="always") as said:
-        load(path, compute_dtype="bfloat16")
+        assert load(path, compute_dtype="bfloat16").model.source.compute_dtype == "bfloat16"
         assert len(said) == 6
         load("micro")
         save_quantized(tmp_path / "q", quantize(toy_model(), "nf4", 16))
     assert [warning.filename for warning in said] == [__file__] * 8
+    texts = [str(warning.message) for warning in said]
+    assert f"{path} also has an adapter, which is not loaded with the base: load it" in texts[1]
+    assert texts[5] == f"the dense weights of {path} are rounded to bfloat16"
+    assert "micro is the model of this name: write ./micro for" in texts[6]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_save_and_load(tmp_path, dtype, tied):
+def test_save_and_load(tmp_path, dtype):
     config = replace(
         CONFIG, rope_theta=5e5, bos_token_id=3, eos_token_id=(255, 7),
         rope_scaling={"rope_type": "linear", "factor": 2.0},
     )  # fmt: skip
-    w = leaves(replace(config, tie_word_embeddings=tied))
-    base = unflatten(w)
+    expected = replace(config, tie_word_embeddings=dtype == "float32")
+    base = unflatten(leaves(expected))
     save_pretrained(tmp_path / "out", Model(config, base), dtype=dtype)
     back, _ = load(tmp_path / "out")
-    expected = replace(config, tie_word_embeddings=tied)
     assert back.config == expected, "a head unties the embedding"
     assert_same(back.base, flatten(round_to(base, dtype)))
     # transformers loads a model in the type that config.json names
@@ -192,12 +182,10 @@ def test_shards(tmp_path):
 def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     """Without it, transformers samples from a merged chat model with other settings."""
     words = tiny()
+    generation = {"do_sample": True, "eos_token_id": [253, 254], "rms_norm_eps": 0.5}
     config = replace(
-        CONFIG, vocab_size=words.vocab_size, eos_token_id=(254, 253),
-        generation_config={
-            "do_sample": True, "eos_token_id": [253, 254], "temperature": 0.6, "rms_norm_eps": 0.5,
-        },
-    )  # fmt: skip
+        CONFIG, vocab_size=words.vocab_size, eos_token_id=(254, 253), generation_config=generation
+    )
     save_pretrained(tmp_path / "out", toy_model(config), words)
     model, back = load(tmp_path / "out", "nf4")
     ends = [253, 254, words.eos_token_id]  # training ends a row with the tokenizer's token
@@ -206,21 +194,16 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
     assert back.chat_template == words.chat_template
     save_quantized(tmp_path / "quantized", model, back)
-    for name, expected in (("out", config.generation_config["eos_token_id"]), ("quantized", ends)):
+    for name, expected in (("out", [253, 254]), ("quantized", ends)):
         written = read_json(tmp_path / name / "generation_config.json")
         # transformers' generate stops at these only
-        assert written == config.generation_config | {"eos_token_id": expected}
-    (tmp_path / "out" / "adapter_config.json").write_text("{}")
-    with pytest.warns(UserWarning, match="also has an adapter, which is not loaded"):
-        load(tmp_path / "out")
+        assert written == generation | {"eos_token_id": expected}
     save_pretrained(tmp_path / "none", toy_model(replace(CONFIG, eos_token_id=())))
     assert not (tmp_path / "none" / "generation_config.json").exists()
     assert read_json(tmp_path / "none" / "config.json")["eos_token_id"] is None
 
 
-@pytest.mark.parametrize("ends, first", [
-    (None, (5,)), ([], (5,)), (0, (0,)), (7, (7,)), ([7, 9], (7, 9)),
-])  # fmt: skip
+@pytest.mark.parametrize("ends, first", [([], (5,)), (0, (0,)), ([7, 9], (7, 9))])
 def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, first):
     path = folder(tmp_path, eos_token_id=5)
     fields = {"eos_token_id": ends, "bos_token_id": ends}
@@ -233,31 +216,28 @@ def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, fi
         load(path)
 
 
+LINEAR = {"type": "linear", "factor": 4.0}
+
+
 @pytest.mark.parametrize(
-    "fields, expected",
-    [  # the fields of the rotation in both generations of transformers; None: no such field
+    "fields, rotation",
+    [  # in both generations of transformers; None: no such field
         ({"rope_parameters": None}, {}),
         ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, OF_LLAMA3),
-        ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA3}, OF_LLAMA3),
         ({"rope_theta": 5e5, "rope_parameters": LLAMA3, "rope_scaling": LLAMA3}, OF_LLAMA3),
         (
-            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}},
-            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LINEAR},
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         ),
-        (
-            {"head_dim": None, "tie_word_embeddings": None, "rms_norm_eps": None},
-            {"tie_word_embeddings": False, "rms_norm_eps": 1e-6},
-        ),
-        ({"num_key_value_heads": None, "hidden_act": None}, {"num_key_value_heads": 4}),
     ],
 )
-def test_what_config_json_says_and_its_defaults(tmp_path, fields, expected):
-    config = replace(CONFIG, **{"rms_norm_eps": 1e-5} | expected)
-    assert load(folder(tmp_path, leaves(config), **fields)).model.config == config
+def test_what_config_json_says_of_the_rotation(tmp_path, fields, rotation):
+    config = replace(CONFIG, rms_norm_eps=1e-5, **rotation)
+    assert load(folder(tmp_path, **fields)).model.config == config
 
 
 def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
-    config = replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads)
+    config = replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads, rms_norm_eps=1e-5)
     path = folder(tmp_path, leaves(config))
     change_json(path / "config.json", head_dim=None, num_key_value_heads=None)
     assert load(path).model.config == config
@@ -268,73 +248,52 @@ def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
     [
         ({"model_type": "bert"}, f"model_type 'bert' .*; {', '.join(FAMILIES)} are"),
         ({"is_causal": False}, "`is_causal` must be true, got False"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented; only silu is"),
-        ({"hidden_size": "x" * 10**6}, "`hidden_size` must be .* … "),
-        ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
+        ({"hidden_act": None}, "hidden_act None is not implemented; only silu is"),  # no default
         ({"rms_norm_eps": 10**400}, "`rms_norm_eps` must be a positive number"),
         *(
-            (
-                {"rope_parameters": {"rope_type": "linear", "factor": value}},
-                "`factor` must be a positive number",
-            )
-            for value in (1e-40, 0, True)  # float32 has no normal number 1e-40
+            ({"rope_parameters": LINEAR | {"factor": value}}, "`factor` must be a positive number")
+            for value in (1e-40, True)  # float32 has no normal number 1e-40
         ),
         ({"eos_token_id": "</s>"}, "`eos_token_id` must be a whole number"),
         ({"eos_token_id": 256}, "has the token 256, but the embedding has 256 rows"),
         (
-            {"rope_parameters": {"rope_theta": 5e5, **LLAMA3, "high_freq_factor": 1.0}},
+            {"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}},
             "low_freq_factor 1.0 .* below high_freq_factor",
         ),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
-        ({"rope_parameters": []}, r"`rope_parameters` must be an object .*, got \[\]"),
+        ({"rope_parameters": []}, r"config.json: `rope_parameters` must be an object .*, got \[\]"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
         ({"use_sliding_window": 1}, "`use_sliding_window` must be true or false"),
         ({"mlp_bias": 1}, "`mlp_bias` must be true or false"),
+        ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
         ({"quantization_config": {"load_in_4bit": True}}, "model: config.json has a quantization_"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
         # the header says one thing, the configuration another
         ({"intermediate_size": 48}, r"proj.weight has the shape \(\d+, \d+\), not"),
-        (
-            {"num_hidden_layers": 10**12},
-            "`num_hidden_layers` must be a whole number from 1 to 4,096",
-        ),
+        ({"num_hidden_layers": 10**12}, "must be a whole number from 1 to 4,096"),
         ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ does not belong"),
-        ({"attention_bias": "false"}, "`attention_bias` must be true or false, got 'false'"),
-        ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
-        ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling next to rope_param"),
-        # null is no default
-        ({"hidden_act": None}, "hidden_act None is not implemented; only silu is"),
-        ({"rms_norm_eps": None}, "`rms_norm_eps` must be .*, got None"),
+        ({"rope_scaling": LINEAR}, "rope_scaling next to rope_param"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path, changes, message):
     path = folder(tmp_path)
     change_json(path / "config.json", **changes)
-    with refused(message) as caught:
+    with refused(message):
         load(path)
-    assert len(str(caught.value)) < 2000
-
-
-OFF = {  # fields of published files that change nothing, and that are off
-    "initializer_range": 0.02, "transformers.js_config": {"dtype": "q4"}, "pad_token_id": 7,
-    "attention_dropout": 0.0, "cache_implementation": "hybrid", "chunk_size_feed_forward": 1,
-    "id2label": {"0": "a"}, "is_llama_config": True, "label2id": {"a": 0}, "max_length": 20,
-    "pretraining_tp": 1, "problem_type": "a", "return_dict": True, "transformers_version": "5",
-    "unsloth_fixed": True, "unsloth_version": "1", "use_cache": True,
-    "_name_or_path": "a", "output_attentions": True, "rope_interleaved": False, "scale": 0.0,
-}  # fmt: skip
-# fields that are read, but not kept: the model can be written in another dtype
-NOT_KEPT = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
 
 
 def test_fields_that_are_not_read_are_named(tmp_path):
-    unread = {
-        "attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0
+    off = {  # fields of published files that change nothing, and fields that are off
+        "initializer_range": 0.02, "transformers.js_config": {"dtype": "q4"}, "pad_token_id": 7,
+        "id2label": {"0": "a"}, "label2id": {"a": 0}, "is_llama_config": True, "max_length": 20,
+        "pretraining_tp": 1, "transformers_version": "5", "unsloth_version": "1",
+        "use_cache": True, "_name_or_path": "a", "output_attentions": True, "scale": 0.0,
     }  # fmt: skip
-    path = folder(tmp_path, **OFF, **NOT_KEPT)
+    # fields that are read, but not kept: the model can be written in another dtype
+    not_kept = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
+    unread = {"attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0}
+    path = folder(tmp_path, **off, **not_kept)
     with warnings.catch_warnings(action="error"):
         load(path)
     change_json(path / "config.json", **unread)
@@ -342,8 +301,8 @@ def test_fields_that_are_not_read_are_named(tmp_path):
         model, _ = load(path)
     save_pretrained(tmp_path / "out", model)
     written = read_json(tmp_path / "out" / "config.json")
-    assert written.items() >= (OFF | unread).items()
-    assert written.keys().isdisjoint([*NOT_KEPT, "rope_parameters"])
+    assert written.items() >= (off | unread).items()
+    assert written.keys().isdisjoint([*not_kept, "rope_parameters"])
 
 
 def test_a_merged_model_also_comes_from_rows_that_are_not_known(tmp_path):
@@ -388,15 +347,10 @@ def test_models_that_do_not_exist(tmp_path):
         load(tmp_path)
 
 
-def test_a_model_is_saved_in_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_pretrained(".", toy_model())
-    assert_same(load(tmp_path).model.base, leaves())
-
-
-def test_nothing_of_a_users_is_replaced(tmp_path):
+def test_nothing_of_a_users_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    save_pretrained(tmp_path / "out", toy_model())  # an empty folder is fine
+    monkeypatch.chdir(tmp_path / "out")
+    save_pretrained(".", toy_model())  # an empty folder is fine
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("out", "file", "link"):
@@ -405,17 +359,13 @@ def test_nothing_of_a_users_is_replaced(tmp_path):
     assert_same(load(tmp_path / "out").model.base, leaves())
 
 
-@pytest.mark.parametrize(
-    "path, value, dtype, message",
-    [
-        (Q, np.full((32, 32), 1e38, "f4"), "float16", "q_proj.weight has a number .* too large"),
-        (Q, np.ones((5, 32), "f4"), "float32", r"q_proj.weight has the shape \(5, 32\)"),
-    ],
-)
-def test_a_failed_save_leaves_nothing(tmp_path, path, value, dtype, message):
-    model = toy_model(changed={path: value})
-    with refused(message):
-        save_pretrained(tmp_path / "out", model, dtype=dtype)
+def test_a_failed_save_leaves_nothing(tmp_path):
+    for w, message in (
+        (np.full((32, 32), 1e38, "f4"), "q_proj.weight has a number .* too large"),
+        (np.ones((5, 32), "f4"), r"q_proj.weight has the shape \(5, 32\)"),
+    ):
+        with refused(message):
+            save_pretrained(tmp_path / "out", toy_model(changed={Q: w}), dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 
