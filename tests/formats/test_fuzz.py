@@ -9,7 +9,7 @@ import json
 import resource
 import signal
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -25,7 +25,6 @@ from toy_models import (
     SLIDING,
     TRANSFORMERS_5,
     WINDOW,
-    change_json,
     folder,
     gguf,
     gguf_metadata,
@@ -33,7 +32,6 @@ from toy_models import (
     in_shards,
     leaves,
     needs_hf,
-    read_json,
     tiny,
     toy_model,
 )
@@ -88,7 +86,7 @@ def limits():
 def fuzz(request, tries):
     """fuzz(paths, read, few): mutate one of the files and read, many times."""
 
-    def run(paths, read, few=40, change=mutated):
+    def run(paths, read, few=40):
         start = 10_000 * request.config.getoption("--seed")
         contents = {path: path.read_bytes() for path in paths}
         read()  # the valid files, and what is compiled only once
@@ -97,7 +95,7 @@ def fuzz(request, tries):
             for seed in range(start, start + tries(few, 10_000)):
                 rng = np.random.default_rng([seed, *request.node.name.encode()])
                 path = pick(rng, paths)
-                path.write_bytes(change(rng, path, contents[path]))
+                path.write_bytes(mutated(rng, path, contents[path]))
                 signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 try:
                     read()
@@ -155,39 +153,12 @@ def test_folders(fuzz, shards):
     fuzz(sorted(shards.iterdir()), lambda: use(shards))
 
 
-def test_huge_sizes(shards):
-    """A number of config.json beyond int64 is read in full, or is an error of one line."""
-    raw = read_json(shards / "config.json")
-    for name, value in raw.items():
-        if type(value) in (int, float):
-            change_json(shards / "config.json", **raw | {name: 2**64 - 1})
-            with suppress(InputError):
-                use(shards)
-
-
-PARTS = {  # parts of a tokenizer.json that the toy tokenizers lack
-    "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
-    "pre_tokenizer": {"type": "FixedLength", "length": 0},
-    "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 7_000], "cls": ["[CLS]", 3]},
-    "decoder": {"type": "Strip", "content": " ", "start": 9, "stop": 9},
-    "model": {"type": "Unigram", "vocab": [], "unk_id": None},
-}
-
-
-def with_another_part(rng, path, data):
-    """The file with one change; half of the time, a tokenizer.json with another part."""
-    if path.name != "tokenizer.json" or rng.random() < 0.5:
-        return mutated(rng, path, data)
-    part = pick(rng, list(PARTS))
-    return json.dumps(json.loads(data) | {part: PARTS[part]}).encode()
-
-
 def test_tokenizers(fuzz, tmp_path):
     needs_hf()
     path = tmp_path / "model"
     save_pretrained(path, toy_model(GGUF_CONFIG), tiny())
     files = [path / name for name in hf_tokenizer.FILES if (path / name).is_file()]
-    fuzz(files, lambda: use(path), change=with_another_part)
+    fuzz(files, lambda: use(path))
 
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "int8"])

@@ -40,12 +40,7 @@ def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
         assert file.metadata() == {"format": "pt"}, "without it transformers refuses the file"
 
 
-@pytest.mark.parametrize(
-    "dtype, number",
-    [
-        ("F16", 7e4), ("BF16", 3.4028235e38), ("BF16", -np.inf), ("F32", np.nan),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("dtype, number", [("F16", -7e4), ("BF16", 3.4028235e38), ("F32", np.nan)])
 def test_a_number_that_the_type_cannot_hold_is_refused(dtype, number):
     says = f"w has a number that is not finite, or too large for this type: {dtype}"
     with refused(says):
@@ -67,33 +62,21 @@ def file_of(header, data=b"\0" * 16, length=None):
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def fields(dtype="F32", shape=(4,), offsets=(0, 16)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+def of_w(dtype="F32", shape=(4,)):
+    return file_of({"w": {"dtype": dtype, "shape": shape, "data_offsets": (0, 16)}})
 
 
-def of_w(*args):
-    return file_of({"w": fields(*args)})
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "model.safetensors: the file is empty: "),
-        (POINTER, "model.safetensors: this is a Git LFS pointer: run `git lfs pull`"),
-        (HTML, r"model.safetensors: this is a web page \(HTML\): download"),
-        (b"<HTML><body>", r"model.safetensors: this is a web page \(HTML\): download"),
-        (of_w()[:-20], "truncated"),
-        (of_w()[:-1], "tensor w ends at byte"),
-        (of_w("F8\nx"), r"unsupported type F8\\nx"),
-        (file_of({"v": fields(), "w": fields("U8", (4,), (12, 16))}), "tensors overlap"),
-        (file_of({"w": fields("Q8_0", (0,), (0, 0))}, b""), "entry for tensor w is malformed"),
-        (of_w("U8", (4,), (12, 16)), "or bytes belong to no tensor near byte"),
-    ],
-)
+@pytest.mark.parametrize("content, message", [
+    (b"", "the file is empty: "), (POINTER, "this is a Git LFS pointer: run `git lfs pull`"),
+    (HTML, r"this is a web page \(HTML\): download"), (b"<HTML>", "this is a web page"),
+    (of_w()[:-20], "the file is truncated"), (of_w("F8\nx"), r"unsupported type F8\\nx"),
+    (of_w(shape=(5,)), "tensor w ends at byte"),
+    (of_w("U8"), "the header's entry for tensor w is malformed"),
+])  # fmt: skip
 def test_headers_that_lie(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with refused(message) as caught:
+    with refused(f"model.safetensors.*{message}") as caught:
         safetensors_file.read_header(path)
     assert str(caught.value).isprintable()
 
@@ -151,12 +134,3 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path):
     path.write_bytes(of_w()[:-1])
     with refused("tensor w: the file has become shorter: copy or save the file again"):
         found.read()
-
-
-@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (0, 10**30), (2,) + (1,) * 70])
-def test_a_shape_that_numpy_cannot_have(tmp_path, shape):
-    path = tmp_path / "model.safetensors"
-    size = 8 if shape[0] else 0
-    path.write_bytes(file_of({"w": fields("F32", shape, (0, size))}, bytes(size)))
-    with refused("tensor w is malformed"):
-        safetensors_file.read_header(path)["w"].read()
