@@ -9,10 +9,9 @@ import safetensors.numpy
 
 DEEP, DIGITS = "@deep@", "@digits@"  # replaced in the text: no JSON library writes such values
 ODD = [
-    None, True, False, 0, -1, 1, 3, 255, 65536, 2**31, 2**62, 2**64 - 1, 10**30, 10**400, 0.5,
-    1e-300, 1e-40, 1e38, 1e300, math.nan, -math.inf, "", "x", "a\nb\x1b[2J\u2028\x00", "\ud800",
-    "é" * 3000, [], [0], [-1], ["a"], [0, 10**30], [2**62, 0], [1] * 70, [[0]], [None], {},
-    {"a": 1}, {"content": 5}, DEEP, DIGITS,
+    None, True, 0, -1, 3, 255, 2**31, 2**64 - 1, 10**400, 0.5, 1e-40, 1e300, math.nan, -math.inf,
+    "", "a\nb\x1b[2J\u2028\x00", "\ud800", "é" * 3000, [], [-1], ["a"], [2**62, 0], [1] * 70, [[0]],
+    {}, {"a": 1}, {"content": 5}, DEEP, DIGITS,
 ]  # fmt: skip
 
 
@@ -31,7 +30,6 @@ def mutated_bytes(rng, data):
         data[: at + length] + data[at:],  # a piece twice
         data[:at] + data[at + length :],  # a piece less
         data[:at] + rng.bytes(1) + data[at + 1 :],
-        data[:at] + rng.bytes(length) + data[at:],
         data[:at] + number + data[at + 8 :],
     ))  # fmt: skip
 

@@ -334,12 +334,10 @@ def test_the_folder_of_a_run_or_a_model_is_not_changed(folder, name, has):
 def test_fields_that_are_absent_have_the_defaults_of_peft(tmp_path, fields, targets):
     folder = saved(tmp_path / "a", target_modules=targets)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", **fields}))
-    adapters, model, config = load_adapter(folder, MODEL)
+    adapters, _, config = load_adapter(folder, MODEL)
     paths = lora.target_paths(MODEL.base, LoraConfig(target_modules=targets))
     assert lora.adapted_paths(adapters) == paths and config.r == 8
     assert "nowhere" not in (config.exclude_modules or "")
-    save_adapter(tmp_path / "b", adapters, model, config)
-    assert load_adapter(tmp_path / "b", MODEL).adapter_config == config
     node = get(adapters, Q0)
     assert node["lora_scaling"] == 1.0 and node["lora_dropout"] == 0.0
 
@@ -394,12 +392,11 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value)
 def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     """PEFT's "lora_only" trains the biases of the adapted projections, and "all" every bias."""
     change_json(folder / CONFIG, bias=bias)
-    model = random_model(TINY, biases=("q_proj",))
-    assert load_adapter(folder, model).adapter_config.bias == "none"
+    assert load_adapter(folder, MODEL).adapter_config.bias == "none"
     name = f"base_model.model.{Q0}.bias"
     change_tensors(folder / WEIGHTS, lambda tensors: tensors | {name: np.ones(24, "f4")})
     with pytest.raises(UnfitAdapter, match=f"tensor {name} does not belong"):
-        load_adapter(folder, model)
+        load_adapter(folder, MODEL)
 
 
 def test_a_field_that_changes_nothing_is_accepted(folder):
@@ -425,12 +422,9 @@ def test_an_adapter_of_which_peft_trains_one_factor_is_warned_of(folder):
 
 def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     """b = b₀ + (α/r)·b_B has to be a float32 number: no warning, and no infinite bias."""
-    config = LoraConfig(lora_alpha=8)
-    adapters = trained_adapter(MODEL, config, ("bias",))
-    save_adapter(tmp_path, adapters, MODEL, config)
-    key = KEY.replace("lora_A.weight", "lora_B.bias")
-    change_tensors(tmp_path / WEIGHTS, lambda t: t | {key: np.full_like(t[key], 3e38)})
-    change_json(tmp_path / CONFIG, lora_alpha=80)
+    config = LoraConfig()
+    save_adapter(tmp_path, trained_adapter(MODEL, config, ("bias",)), MODEL, config)
+    change_json(tmp_path / CONFIG, lora_alpha=1e42)
     assert f"{Q0}.bias has a NaN or an infinite number" in refusal(tmp_path)
 
 
@@ -460,11 +454,9 @@ def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
     with warnings.catch_warnings(action="error"):
         load_adapter(folder, MODEL)
     change_tensors(folder / WEIGHTS, zero)
-    with pytest.warns() as caught:
+    with pytest.warns(match=f"adapter_model.safetensors: every {names[-1]} is zero") as caught:
         load_adapter(folder, MODEL)
-    (warning,) = caught
-    said = f"{folder / WEIGHTS}: every {names[-1]} is zero"
-    assert str(warning.message).startswith(said) and warning.filename == __file__
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_saving_refuses_what_the_format_would_lose(tmp_path):
@@ -497,19 +489,15 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
 
 
 def random_state(seed, optimizer, best):
-    """Trees with any finite float32 numbers, including subnormal ones and minus zero."""
     rng = np.random.default_rng(seed)
 
-    def any_bits(w):
-        w = rng.integers(0, 2**32, w.shape, dtype=np.uint32).view("f4")
-        return np.where(np.isfinite(w), w, np.float32(-0.0))
+    def random(w):
+        return rng.standard_normal(w.shape, dtype="f4")
 
     like, _ = adapted(MODEL)
     state = start(like, TrainConfig(optimizer=optimizer))
-    moments = state.moments | tree_map(any_bits, averages(state.moments))
-    if best.step:
-        best = best._replace(adapters=moved(like, any_bits))
-    return State(moved(like, any_bits), moments, best)
+    moments = state.moments | tree_map(random, averages(state.moments))
+    return State(moved(like, random), moments, best._replace(adapters=like if best.step else None))
 
 
 bests = st.builds(

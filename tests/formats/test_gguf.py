@@ -81,34 +81,32 @@ def test_tensors_begin_at_the_next_multiple_of_32_bytes(tmp_path):
 
 
 def test_metadata_of_each_type(tmp_path):
-    """Each value is alone and in an array; the file has version 2."""
-    values = {
-        0: ("B", 200), 1: ("b", -2), 2: ("H", 60_000), 3: ("h", -2), 4: ("I", 2**31), 5: ("i", -2),
-        6: ("f", 0.5), 7: ("?", True), 10: ("Q", 2**63), 11: ("q", -2), 12: ("d", 0.1),
-    }  # fmt: skip
-    head = struct.pack("<4sIQQ", b"GGUF", 2, 0, 2 * len(values))
-    for kind, (form, value) in values.items():
-        head += put_string(f"one.{kind}") + struct.pack(f"<I{form}", kind, value)
-        head += put_string(f"two.{kind}") + struct.pack(f"<IIQ2{form}", 9, kind, 2, value, value)
+    """Each number is alone and in an array; the file has version 2."""
+    types = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd"))
+    raw = {kind: bytes(range(250 - struct.calcsize(form), 250)) for kind, form in types.items()}
+    head = struct.pack("<4sIQQ", b"GGUF", 2, 0, 2 * len(types))
+    for kind, number in raw.items():
+        head += put_string(f"one.{kind}") + struct.pack("<I", kind) + number
+        head += put_string(f"two.{kind}") + struct.pack("<IIQ", 9, kind, 2) + number * 2
     path = tmp_path / "m.gguf"
     path.write_bytes(head)
     found, _ = read_header(path)
-    for kind, (_, value) in values.items():
-        assert (found[f"one.{kind}"], found[f"two.{kind}"]) == (value, [value] * 2), kind
+    for kind, form in types.items():
+        (number,) = struct.unpack(f"<{form}", raw[kind])
+        assert (found[f"one.{kind}"], found[f"two.{kind}"]) == (number, [number] * 2), kind
 
 
 def test_tensors_of_each_type_by_hand(tmp_path):
     """Two rows of 32 numbers, with ggml's numbers of the types and definitions of the blocks."""
     codes = np.arange(16, dtype=np.uint8)
     packed = (codes | (15 - codes) << 4).tobytes()  # the first sixteen count up, the rest down
-    nibbles = np.concatenate([codes, 15 - codes]).astype(np.float32)
-    d, m = np.float16(0.5).tobytes(), np.float16(-3).tobytes()
-    q = np.arange(-16, 16, dtype=np.int8)
-    x = q.astype(np.float32)
+    nibbles = np.concatenate([codes, 15 - codes]).astype("f4")
+    d, m = (np.float16(number).tobytes() for number in (0.5, -3))
+    x = np.arange(-16, 16, dtype="f4")
     of_type = {
-        0: (x.tobytes(), x), 1: (x.astype(np.float16).tobytes(), x),
+        1: (x.astype("f2").tobytes(), x), 30: (x.view("u2")[1::2].tobytes(), x),
         2: (d + packed, 0.5 * (nibbles - 8)), 3: (d + m + packed, 0.5 * nibbles - 3),
-        8: (d + q.tobytes(), 0.5 * x), 30: ((x.view(np.uint32) >> 16).astype("u2").tobytes(), x),
+        8: (d + x.astype("i1").tobytes(), 0.5 * x),
     }  # fmt: skip
     tensors = {str(kind): (kind, (2, 32), row * 2) for kind, (row, _) in of_type.items()}
     _, found = read_header(gguf(tmp_path / "m.gguf", {}, tensors))

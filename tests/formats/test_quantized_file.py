@@ -30,13 +30,6 @@ def saved(tmp_path, name="nf4-dq", block_size=None, dtype="float32"):
     return model
 
 
-def layout(tmp_path, name):
-    """(header, {the rest of a name that begins with `name`: (dtype, shape)}, config.json)."""
-    header = safetensors_file.read_header(tmp_path / WEIGHTS)
-    found = {n.removeprefix(name): (e.dtype, e.shape) for n, e in header.items() if name in n}
-    return header, found, read_json(tmp_path / "q" / "config.json")
-
-
 @pytest.mark.parametrize("name, block_size", [
     ("int8", None), ("fp4", 32), ("nf4", 4096), ("nf4", 8192), ("nf4-dq", 16),
 ])  # fmt: skip
@@ -79,41 +72,40 @@ def test_a_projection_that_is_stored_dense_stays_dense(tmp_path):
     assert model.source[1:3] == ("nf4-dq", 64)
 
 
-def test_the_layout_is_that_of_bitsandbytes(tmp_path):
+FOUR_BITS = {
+    ".weight": ("U8", (512, 1)),  # 32 · 32 codes, two a byte
+    ".weight.absmax": ("U8", (16,)), ".weight.quant_map": ("F32", (16,)),
+    ".weight.nested_absmax": ("F32", (1,)), ".weight.nested_quant_map": ("F32", (256,)),
+}  # fmt: skip
+EIGHT_BITS = {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())}
+
+
+@pytest.mark.parametrize("name, layout, settings", [
+    ("nf4-dq", FOUR_BITS, {
+        "load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16",
+    }),
+    ("int8", EIGHT_BITS, {"load_in_8bit": True}),
+])  # fmt: skip
+def test_the_layout_is_that_of_bitsandbytes(tmp_path, name, layout, settings):
     """Names, types and shapes, as a folder of transformers shows them."""
-    saved(tmp_path, dtype="bfloat16")
-    header, found, config = layout(tmp_path, Q)
-    text = bytes(header[Q + STATE].read()).decode()
-    assert found == {
-        "": ("U8", (512, 1)),  # 32 · 32 codes, two a byte
-        ".absmax": ("U8", (16,)),
-        ".quant_map": ("F32", (16,)),
-        ".nested_absmax": ("F32", (1,)),
-        ".nested_quant_map": ("F32", (256,)),
-        STATE: ("U8", (len(text),)),
-    }
-    fields = json.loads(text)
-    assert fields.pop("nested_offset") > 0
-    assert fields == {
-        "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32],
-        "nested_blocksize": 256, "nested_dtype": "float32",
-    }  # fmt: skip
-    assert config["quantization_config"] == {
-        "quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": "bfloat16",
-    }  # fmt: skip
+    saved(tmp_path, name, dtype="bfloat16")
+    header = safetensors_file.read_header(tmp_path / WEIGHTS)
+    if name == "nf4-dq":
+        fields = json.loads(bytes(header.pop(Q + STATE).read()))
+        assert fields.pop("nested_offset") > 0
+        assert fields == {
+            "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32],
+            "nested_blocksize": 256, "nested_dtype": "float32",
+        }  # fmt: skip
+    begin = Q.removesuffix(".weight")
+    found = {n.removeprefix(begin): (e.dtype, e.shape) for n, e in header.items() if begin in n}
+    assert found == layout
+    config = read_json(tmp_path / "q" / "config.json")
+    assert config["quantization_config"] == settings | {"quant_method": "bitsandbytes"}
     assert config["torch_dtype"] == "bfloat16" and header["model.norm.weight"].dtype == "BF16"
     embedding = load(tmp_path / "q").model.base["model"]["embed_tokens"]["weight"]
     assert embedding.kind == "BF16", "next to a quantized base, it stays in the type of its file"
-
-
-def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
-    saved(tmp_path, "int8")
-    _, found, config = layout(tmp_path, Q.removesuffix(".weight"))
-    expected = {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())}
-    assert found == expected
-    assert config["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
 
 def test_a_base_of_two_schemes_has_no_folder(tmp_path):
