@@ -42,6 +42,7 @@ from minilora.formats.checkpoint import (
     begins_with_zero,
     load_adapter,
     load_state,
+    read_metadata,
     read_source,
     save_adapter,
     save_state,
@@ -298,9 +299,8 @@ def test_a_malformed_source_is_refused(folder):
 
     source(SOURCE)
     assert read_source(folder) == Source(**SOURCE)
-    wrong = ({"bits": 4}, {"compute_dtype": "float16"}, *({name: []} for name in SOURCE))
-    for fields in ({}, *(SOURCE | changed for changed in wrong)):
-        source(fields)
+    for changed in ({"bits": 4}, {"block_size": "64"}, {"compute_dtype": "float16"}):
+        source(SOURCE | changed)
         assert "adapter_model.safetensors: its minilora_source" in refusal(folder)
 
 
@@ -375,10 +375,9 @@ def refusal(folder, model=MODEL):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("peft_type", None), ("task_type", "SEQ_CLS"), ("use_dora", "yes"), ("bias", "nonsense"),
+    ("peft_type", None), ("task_type", "SEQ_CLS"), ("bias", "nonsense"), ("kasa_config", {}),
     ("exclude_modules", "(v_proj"), ("init_lora_weights", "pissa_niter_4"),
-    ("a_field_of_tomorrow", True), ("rank_pattern", {"(": 4}), ("kasa_config", {}),
-    ("target_modules", ["q_proj", "nowhere"]), ("layers_to_transform", [2]),
+    ("a_field_of_tomorrow", True), ("target_modules", ["q_proj", "nowhere"]),
     ("modules_to_save", ["q_proj"]), ("modules_to_save", [5]),
     *((name, None) for name in peft_format.NEVER_NULL),
 ])  # fmt: skip
@@ -437,8 +436,6 @@ def test_a_pickle_is_never_opened(folder):
 
 def test_folders_that_are_none(folder, tmp_path):
     assert "cannot be read" in refusal(tmp_path / "nowhere")
-    change_json(folder / CONFIG, lora_alpha=10**400)
-    assert "OverflowError" in refusal(folder)
     (folder / CONFIG).write_text("[]")
     assert "one JSON object" in refusal(folder)
 
@@ -522,17 +519,6 @@ def test_a_state_comes_back_bit_for_bit(tmp_path_factory, seed, optimizer, step,
     assert os.listdir(path.parent) == ["state"]
 
 
-def broken_metadata():
-    """Texts in which one thing of the metadata of a run is missing, of another type, or more."""
-    sound = {"state": {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}, "facts": FACTS}
-    yield from ("{", "{}")
-    for part, fields in sound.items():
-        yield json.dumps(without(sound, part))
-        for name in fields:
-            yield json.dumps(sound | {part: fields | {name: None}})
-    yield json.dumps(sound | {"state": sound["state"] | {"best": 5}})
-
-
 def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
     path, state = tmp_path / "state", random_state(0, "adamw", Best())
     save_state(path, state, FACTS)
@@ -549,8 +535,12 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
         assert key in complaint(path)
     change_tensors(path, lambda tensors: without(tensors, "history"))
     assert "has no tensor history: train again" in complaint(path)
-    for text in broken_metadata():
-        change_tensors(path, dict, **{RUN: text})
+    numbers, facts = read_metadata(path)
+    for metadata in (
+        {"state": numbers | {"step": "1"}, "facts": facts}, {"state": numbers},
+        {"state": numbers | {"of_tomorrow": 5}, "facts": facts},
+    ):  # fmt: skip
+        change_tensors(path, dict, **{RUN: json.dumps(metadata)})
         assert "not a checkpoint of this version of minilora" in complaint(path)
     assert "delete it, or train again" in complaint(folder / WEIGHTS)
     assert "cannot be read" in complaint(tmp_path / "nowhere")

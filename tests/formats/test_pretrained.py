@@ -54,6 +54,7 @@ def test_a_folder_loads(tmp_path):
         "lm_head.weight": w["model.embed_tokens.weight"],
     }
     path = folder(tmp_path, w | needless, attention_bias=True, mlp_bias=True)
+    change_json(path / "config.json", head_dim=None)  # as in published files
     model, words = load(path)
     assert_same(model.base, w)
     order = list(flatten(model.base))
@@ -167,13 +168,10 @@ def test_shards(tmp_path):
     for weight_map, message in (
         (dict.fromkeys(w, "model-0.safetensors"), "is missing"),
         ({Q: "../secret.safetensors"}, "weight_map must map"),
-        ({Q: "none\n\x1b[2J"}, r"none\\n\\x1b\[2J cannot be read"),
-        (["a"], "index.json is malformed: AttributeError"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
-        with refused(message) as caught:
+        with refused(message):
             load(path)
-        assert str(caught.value).isprintable()
 
 
 def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
@@ -233,13 +231,6 @@ def test_what_config_json_says_of_the_rotation(tmp_path, fields, rotation):
     assert load(folder(tmp_path, **fields)).model.config == config
 
 
-def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
-    config = replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads, rms_norm_eps=1e-5)
-    path = folder(tmp_path, leaves(config))
-    change_json(path / "config.json", head_dim=None, num_key_value_heads=None)
-    assert load(path).model.config == config
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -247,10 +238,7 @@ def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
         ({"is_causal": False}, "`is_causal` must be true, got False"),
         ({"hidden_act": None}, "hidden_act None is not implemented; only silu is"),  # no default
         ({"rms_norm_eps": 10**400}, "`rms_norm_eps` must be a positive number"),
-        *(
-            ({"rope_parameters": LINEAR | {"factor": value}}, "`factor` must be a positive number")
-            for value in (1e-40, True)  # float32 has no normal number 1e-40
-        ),
+        ({"rope_parameters": LINEAR | {"factor": 0}}, "`factor` must be a positive number"),
         ({"eos_token_id": "</s>"}, "`eos_token_id` must be a whole number"),
         ({"eos_token_id": 256}, "has the token 256, but the embedding has 256 rows"),
         (
@@ -260,7 +248,6 @@ def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
         ({"rope_parameters": []}, r"config.json: `rope_parameters` must be an object .*, got \[\]"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ({"use_sliding_window": 1}, "`use_sliding_window` must be true or false"),
         ({"mlp_bias": 1}, "`mlp_bias` must be true or false"),
         ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
         ({"quantization_config": {"load_in_4bit": True}}, "model: config.json has a quantization_"),
@@ -445,18 +432,6 @@ def test_a_folder_that_is_gone_while_it_is_written_is_said(tmp_path):
     message = rf"{out} cannot be written: No such file .*: its folder was moved or deleted$"
     with refused(message), new_folder(out):
         shutil.rmtree(tmp_path / "folder")
-
-
-def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
-    """The largest id may be one that the post-processor adds."""
-    words = tiny()
-    config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
-    from tokenizers.processors import TemplateProcessing
-
-    words.backend.post_processor = TemplateProcessing("far $A", special_tokens=[("far", 300)])
-    save_pretrained(tmp_path / "out", toy_model(config), words)
-    with refused("has the token 300, but the embedding has 261"):
-        load(tmp_path / "out")
 
 
 def test_the_embedded_bases_have_the_settings_of_the_recipes():

@@ -143,15 +143,12 @@ IN_STATE = "bitsandbytes__nf4: "
 
 @pytest.mark.parametrize("name, change, message", [
     ("nf4", drop(""), "quant_state.bitsandbytes__nf4 has no weight"),
-    ("nf4", put("", np.zeros((511, 1), np.uint8)), r"q_proj.weight is U8 \(511, 1\)"),
     ("nf4", put(".absmax", np.full(16, np.nan, "f4")), "absmax has a NaN"),
     ("nf4", put(".quant_map", nf4.NF4 + np.float32(2e-6)), "quant_map differs from that of bits"),
     ("nf4-dq", put(".nested_quant_map", np.ones(256, "f4")), "nested_quant_map differs"),
-    ("nf4-dq", put(".absmax", np.ones(16, "f4")), "absmax is F32"),
     ("nf4", drop(".absmax"), "q_proj.weight has no absmax"),
     ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
     ("nf4", state(shape=[32.0, 32]), IN_STATE + "`shape` must be a whole number"),
-    ("nf4", state(blocksize=True), IN_STATE + "`blocksize` must be a whole number"),
     ("nf4", state(quant_type="af4"), IN_STATE + "there is no 4-bit type 'af4'"),
     ("nf4-dq", state(nested_offset=None), IN_STATE + "`nested_offset` must be a finite number"),
     ("int8", put("", np.ones((32, 32), np.uint8)), r"is U8 \(32, 32\), not I8"),
@@ -163,13 +160,6 @@ def test_malformed_codes_are_refused(tmp_path, name, change, message):
     change_tensors(tmp_path / WEIGHTS, change)
     with refused(message):
         load(tmp_path / "q")
-
-
-def test_a_map_may_be_rounded_in_another_way(tmp_path):
-    model = saved(tmp_path, "nf4")
-    values = nf4.CODEBOOKS["nf4"].values + np.float32(5e-7)  # some bits of a number below one
-    change_tensors(tmp_path / WEIGHTS, put(".quant_map", values))
-    assert fingerprint(load(tmp_path / "q").model.base) == fingerprint(model.base)
 
 
 def test_a_quantized_head_is_dequantized(tmp_path):
