@@ -7,11 +7,10 @@ import struct
 import numpy as np
 import safetensors.numpy
 
-DEEP, DIGITS = "@deep@", "@digits@"  # replaced in the text: no JSON library writes such values
 ODD = [
     None, True, 0, -1, 3, 255, 2**31, 2**64 - 1, 10**400, 0.5, 1e-40, 1e300, math.nan, -math.inf,
     "", "a\nb\x1b[2J\u2028\x00", "\ud800", "é" * 3000, [], [-1], ["a"], [2**62, 0], [1] * 70, [[0]],
-    {}, {"a": 1}, {"content": 5}, DEEP, DIGITS,
+    {}, {"a": 1}, {"content": 5},
 ]  # fmt: skip
 
 
@@ -51,20 +50,16 @@ def mutated_json(rng, text):
     places = parents(value)
     parent = pick(rng, places)
     key = pick(rng, list(parent) if isinstance(parent, dict) else range(len(parent)))
-    kind = int(rng.integers(6))
+    kind = int(rng.integers(5))
     if kind == 0:
         del parent[key]
     elif kind == 1 and isinstance(parent, dict):
         parent[key + pick(rng, ("", "x", "\n\x1b[1m", "\ud800", ".weight"))] = parent.pop(key)
     elif kind == 2:  # the value of another place
         parent[key] = json.loads(json.dumps(pick(rng, places)))
-    elif kind == 3:
-        parent[key] = [parent[key]]
     else:
         parent[key] = pick(rng, ODD)
-    depth = pick(rng, (100, 900, 100_000))
-    text = json.dumps(value).replace(json.dumps(DEEP), "[" * depth + "]" * depth)
-    return text.replace(json.dumps(DIGITS), "9" * pick(rng, (400, 5000))).encode()
+    return json.dumps(value).encode()
 
 
 def mutated_jsonl(rng, data):

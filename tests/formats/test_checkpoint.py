@@ -147,8 +147,6 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
         b, found = np.float64(node.get("bias", own)), np.float64(get(loaded, path)["bias"])
         # b_B and (α/r)·b_B + b₀ are each rounded once to float32, by at most 2⁻²⁴ of themselves
         assert (abs(found - b) <= 2**-24 * (1 + 1e-6) * (abs(b - own) + abs(found))).all()
-        if math.frexp(node["lora_scaling"])[0] == 0.5 and not base_has_biases:
-            assert (found == b).all()  # dividing by a power of two only moves the exponent
 
 
 def test_the_files_are_what_peft_expects(tmp_path):
@@ -172,30 +170,27 @@ def test_the_files_are_what_peft_expects(tmp_path):
     assert expected.items() <= json.loads(text).items()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
+def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path):
     """As in PEFT: the head of a tied model keeps the frozen embedding.
 
     Of the norms, only the last one is trained, so the file names modules one by one.
     """
-    model = random_model(replace(TINY, tie_word_embeddings=tied))
-    head = lm_head(model.base)
-    untied = model._replace(base={**model.base, "lm_head": {"weight": head}})
-    adapters, _ = adapted(model)
+    head = lm_head(MODEL.base)
+    untied = MODEL._replace(base={**MODEL.base, "lm_head": {"weight": head}})
+    adapters, _ = adapted(MODEL)
     set_leaf(adapters, "model.embed_tokens.weight", head[::-1].copy())
     set_leaf(adapters, "model.norm.weight", np.ones(12, "f4"))
     save_adapter(tmp_path, adapters, untied, LoraConfig())
     assert read_json(tmp_path / CONFIG)["modules_to_save"] == ["model.embed_tokens", "model.norm"]
-    loaded, loaded_model, _ = load_adapter(tmp_path, model)
+    loaded, model, _ = load_adapter(tmp_path, MODEL)
     assert_same_bits(loaded, adapters)
     tokens = random_batch(TINY)["tokens"]
-    expected = forward(adapters, untied, tokens)
-    assert bits(forward(loaded, loaded_model, tokens)) == bits(expected)
-    assert bits(lm_head(minilora.merge(loaded, loaded_model).base)) == bits(head)
+    assert bits(forward(loaded, model, tokens)) == bits(forward(adapters, untied, tokens))
+    assert bits(lm_head(minilora.merge(loaded, model).base)) == bits(head)
     # an adapter with a head of its own needs none in the base
     set_leaf(adapters, "lm_head.weight", head)
-    save_adapter(tmp_path / "own", adapters, model, LoraConfig())
-    assert load_adapter(tmp_path / "own", model).model.base is model.base
+    save_adapter(tmp_path / "own", adapters, MODEL, LoraConfig())
+    assert load_adapter(tmp_path / "own", MODEL).model.base is MODEL.base
 
 
 # --- the model that it was trained on

@@ -1,7 +1,6 @@
 """Model families: config.json and leaves of each family, read and written."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -184,21 +183,19 @@ def test_a_folder_has_all_settings_of_its_model(tmp_path, kind, fields):
 
 
 @pytest.mark.parametrize("kind, window, trained, written", [
-    ("llama", None, "q_proj", "llama"), ("mistral", 3, "q_proj", "qwen2"),
+    ("mistral", 3, "q_proj", "qwen2"),
     ("qwen2", None, "o_proj", "llama"),  # which has biases on all four
 ])  # fmt: skip
 def test_a_trained_bias_can_change_the_type(tmp_path, kind, window, trained, written):
     """All projections that have one in this type get one: zero in the others."""
     words = tiny()
-    config = replace(
-        CONFIG, model_type=kind, sliding_window=window, vocab_size=words.vocab_size
-    )  # fmt: skip
+    config = replace(CONFIG, model_type=kind, sliding_window=window, vocab_size=words.vocab_size)
     bias = {f"model.layers.0.self_attn.{trained}.bias": np.ones(32, np.float32)}
     model = toy_model(config, bias, biased=QKV if kind == "qwen2" else ())
     says = f"out is written as {written}, .*, AutoTokenizer may choose .*: use transformers.PreTr"
-    with nullcontext([]) if written == kind else pytest.warns(UserWarning, match=says) as said:
+    with pytest.warns(UserWarning, match=says) as said:
         save_pretrained(tmp_path / "out", model, words)
-    assert {warning.filename for warning in said} <= {__file__}  # they point to the call
+    assert said[0].filename == __file__
     got, _ = load(tmp_path / "out")
     assert (got.config.model_type, got.config.sliding_window) == (written, window)
     expected = flatten(model.base)

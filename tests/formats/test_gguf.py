@@ -119,15 +119,17 @@ def test_gguf_metadata_that_is_refused(tmp_path, key, value, message):
 
 def test_metadata_that_is_not_read_is_named(tmp_path):
     """llama.cpp may compute another model with such a key; what is off changes nothing."""
-    shapes = {"llama__vocab_size": 261, "llama__attention__value_length": 8}
-    shapes |= {"llama__rope__dimension_count": 8}
-    off = {"llama__attention__sliding_window": 0, "llama__attention__causal": True}
+    off = {
+        "llama__vocab_size": 261, "llama__attention__value_length": 8,
+        "llama__rope__dimension_count": 8, "llama__attention__causal": True,
+        "llama__attention__sliding_window": 0,
+    }  # fmt: skip
     with warnings.catch_warnings(action="error"):
-        load(toy(tmp_path, **shapes, **off)[0])
+        load(toy(tmp_path, **off)[0])
     on = {"llama__attention__sliding_window": 3, "llama__logit_scale": 2.0}
     text = r"m\.gguf: not read: llama.attention.sliding_window, llama.logit_scale\. If"
     with pytest.warns(UserWarning, match=text):
-        load(toy(tmp_path, **shapes, **on)[0])
+        load(toy(tmp_path, **off | on)[0])
 
 
 def test_the_chat_template_of_rows_with_tools(tmp_path):
