@@ -62,14 +62,6 @@ def mutated_json(rng, text):
     return json.dumps(value).encode()
 
 
-def mutated_jsonl(rng, data):
-    """The lines with one of them changed."""
-    lines = data.splitlines()
-    where = int(rng.integers(len(lines)))
-    lines[where] = mutated_json(rng, lines[where])
-    return b"\n".join(lines) + b"\n"
-
-
 STATE = ".quant_state.bitsandbytes__nf4"
 ENDINGS = (".SCB", ".absmax", STATE, ".x\n", "_format", ".lora_A.weight")
 
@@ -99,7 +91,7 @@ def mutated_safetensors(rng, data):
     return safetensors.numpy.save(tensors, metadata)
 
 
-MUTATED = {".json": mutated_json, ".jsonl": mutated_jsonl, ".safetensors": mutated_safetensors}
+MUTATED = {".json": mutated_json, ".jsonl": mutated_json, ".safetensors": mutated_safetensors}
 
 
 def mutated(rng, path, data):

@@ -200,14 +200,13 @@ def test_checkpoints(fuzz, tmp_path):
     fuzz([path], lambda: load_state(path, adapters))
 
 
-def test_rows(fuzz, tmp_path):
-    path, words = tmp_path / "rows.jsonl", tiny()
-    rows = [
-        {"text": "hello"}, {"prompt": "1+1=", "completion": "2"},
-        {"messages": [{"role": "system", "content": "é"}, *CHAT]},
-    ]  # fmt: skip
-    path.write_text("\n".join(map(json.dumps, rows)))
-    fuzz([path], lambda: [encode(row, words) for row in read_rows(path)])
+@pytest.mark.parametrize(
+    "row", [{"text": "hello"}, {"prompt": "1+1=", "completion": "2"}, {"messages": CHAT}]
+)
+def test_rows(fuzz, tmp_path, row):
+    path, words = tmp_path / "row.jsonl", tiny()
+    path.write_text(json.dumps(row))
+    fuzz([path], lambda: [encode(found, words) for found in read_rows(path)], few=15)
 
 
 def test_settings(fuzz, tmp_path):
