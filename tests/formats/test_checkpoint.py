@@ -153,13 +153,12 @@ def test_the_files_are_what_peft_expects(tmp_path):
     config = LoraConfig(r=2, target_modules=("q_proj",))
     adapters = trained_adapter(MODEL, config, ("norm", "head"))
     model = MODEL._replace(source=Source("models/a bäse", "nf4", 64, "0f"))
-    save_adapter(tmp_path, adapters, model, config, "bfloat16")
+    save_adapter(tmp_path, adapters, model, config)
     with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
         source = SOURCE | {"name": "models/a bäse"}
         assert file.metadata() == {"format": "pt", "minilora_source": json.dumps(source)}
         names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
         assert names <= {*file.keys()}
-        assert file.get_slice(KEY).get_dtype() == "BF16"
     text = (tmp_path / "adapter_config.json").read_text("utf-8")
     assert text.endswith("\n}\n") and "bäse" in text  # for a person, as all files of JSON
     expected = {
@@ -250,10 +249,8 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     model = MODEL._replace(source=Source("tiny", digest="0f"))
     config = LoraConfig(init_lora_weights=kind)
     started = get_peft_model(model, config, 0, "nf4", 16)
-    own, plain, peft = (tmp_path / name for name in ("own", "plain", "peft"))
+    own, peft = tmp_path / "own", saved(tmp_path / "peft")
     save_adapter(own, *started, config)
-    saved(plain, model._replace(source=Source("tiny", "nf4", 16, "0f")))
-    saved(peft)
     left = f"the frozen weights that {kind} left"
     for says, act, *args in (
         (f"{left} for its own adapter", save_pretrained, tmp_path / "base", started.model),
@@ -266,7 +263,6 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     for says, *args in (
         (f"{stored} int8: an", own, model, "int8"),
         (f"{stored} nf4, block size 32", own, model, None, 32),
-        ("the files of tiny are not those of the base", plain, started.model),
         (f"that {kind} left: load .*peft anew", peft, started.model),
     ):
         with pytest.warns(UserWarning, match=says) as said:
@@ -516,9 +512,8 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
 
     assert re.search(r"tensor m\.model\.\S* does not belong", complaint(path, "muon"))
     key = f"v.{Q0}.lora_A"
-    for w in (np.ones((3, 2), "f4"), np.full((8, 12), np.inf, "f4")):
-        change_tensors(path, lambda tensors, w=w: tensors | {key: w})
-        assert key in complaint(path)
+    change_tensors(path, lambda tensors: tensors | {key: np.ones((3, 2), "f4")})
+    assert key in complaint(path)
     change_tensors(path, lambda tensors: without(tensors, "history"))
     assert "has no tensor history: train again" in complaint(path)
     numbers, facts = read_metadata(path)
@@ -529,4 +524,3 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
         change_tensors(path, dict, **{RUN: json.dumps(metadata)})
         assert "not a checkpoint of this version of minilora" in complaint(path)
     assert "delete it, or train again" in complaint(folder / WEIGHTS)
-    assert "cannot be read" in complaint(tmp_path / "nowhere")

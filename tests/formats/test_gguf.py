@@ -1,6 +1,7 @@
 """Read GGUF files that are written byte by byte, and damaged ones."""
 
 import re
+import struct
 import warnings
 from dataclasses import replace
 
@@ -71,14 +72,13 @@ def test_a_gguf_file_loads(tmp_path, changed, metadata):
 
 def test_tensors_of_each_type_by_hand(tmp_path):
     """Two rows of 32 numbers, by ggml's definitions; the file has version 2."""
-    codes = np.arange(16, dtype=np.uint8)
-    packed = (codes | (15 - codes) << 4).tobytes()  # the first sixteen count up, the rest down
-    nibbles = np.concatenate([codes, 15 - codes]).astype("f4")
-    d, m = (np.float16(number).tobytes() for number in (0.5, -3))
     x = np.arange(-16, 16, dtype="f4")
+    packed = bytes(range(240, 0, -15))  # the low nibbles count up, the high ones down
+    codes = np.where(x < 0, x + 16, 15 - x)
+    d, m = struct.pack("<e", 0.5), struct.pack("<e", -3)
     of_type = {
         1: (x.astype("f2").tobytes(), x), 30: (x.view("u2")[1::2].tobytes(), x),
-        2: (d + packed, 0.5 * (nibbles - 8)), 3: (d + m + packed, 0.5 * nibbles - 3),
+        2: (d + packed, 0.5 * (codes - 8)), 3: (d + m + packed, 0.5 * codes - 3),
         8: (d + x.astype("i1").tobytes(), 0.5 * x),
     }  # fmt: skip
     tensors = {str(kind): (kind, (2, 32), row * 2) for kind, (row, _) in of_type.items()}

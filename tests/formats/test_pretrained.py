@@ -177,7 +177,6 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     ends = [253, 254, words.eos_token_id]  # training ends a row with the tokenizer's token
     assert model.config.eos_token_id == back.eos_token_ids == (*ends,)
     assert model.config.rms_norm_eps == config.rms_norm_eps  # of config.json
-    assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
     assert back.chat_template == words.chat_template
     save_quantized(tmp_path / "quantized", model, back)
     for name, expected in (("out", [253, 254]), ("quantized", ends)):

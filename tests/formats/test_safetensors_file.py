@@ -25,15 +25,13 @@ finite32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, min_side=0, max_side=9), elements=finite32)
 )
-def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
+def test_written_tensors_are_read_by_the_library(tmp_path_factory, w):
     path = tmp_path_factory.mktemp("st") / "w.safetensors"
     odd = np.arange(3, dtype=np.uint8)
     safetensors_file.write(path, {"0": entry("U8", odd), "a": entry("F32", w)})
     theirs = safetensors.numpy.load_file(path)
-    ours = safetensors_file.read_header(path)
-    for tensors in (theirs, {name: found.read() for name, found in ours.items()}):
-        assert_array_equal(tensors["a"], w)
-        assert_array_equal(tensors["0"], odd)
+    assert_array_equal(theirs["a"], w)
+    assert_array_equal(theirs["0"], odd)
     header, start, _ = safetensors_file.read_json_header(path)
     assert start % 8 == 0 and header["a"]["data_offsets"][0] == 0, "float32 is aligned"
     with safetensors.safe_open(path, "np") as file:
