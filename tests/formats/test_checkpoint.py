@@ -449,7 +449,7 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
         tree, model = get_peft_model(MODEL, config)
         return also_train(tree, model.base, ("bias",)), model, config
 
-    others = ({"lora_alpha": 3}, {"lora_dropout": 0.5}, {"target_modules": ("q_proj",)})
+    others = ({"lora_dropout": 0.5}, {"r": 4}, {"target_modules": ("q_proj",)})
     embedding, large = np.ones((11, 12), "f4"), np.full((24, 8), 1e5, "f4")
     for says, *args in (
         *(("LoraConfig", adapters, MODEL, LoraConfig(**fields)) for fields in others),

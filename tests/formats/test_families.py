@@ -29,6 +29,7 @@ from minilora.formats.hf_folder import per_layer, read_config
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.quant.schemes import quantize
+from minilora.rounding import round_to
 from minilora.tree import flatten
 
 QKV = ATTENTION[:3]
@@ -49,7 +50,10 @@ CASES = [
         "mistral", {"sliding_window": 3, "layer_types": [SLIDING, FULL]}, (),
         {"sliding_window": 3, "layer_types": (SLIDING, FULL)},
     ),
-    ("mistral", {}, (), {"sliding_window": 4096}),  # the default of transformers
+    (
+        "mistral", {"tie_word_embeddings": False}, (),
+        {"tie_word_embeddings": False, "sliding_window": 4096},  # the default of transformers
+    ),
     ("qwen2", WINDOW | {"use_sliding_window": False}, QKV, {}),
     # without max_window_layers, the first 28 layers have no window
     ("qwen2", {"use_sliding_window": True, "sliding_window": 3}, QKV, {}),
@@ -76,11 +80,12 @@ def test_a_folder_of_each_type_both_ways(tmp_path, kind, fields, biased, expecte
     model, _ = load(folder(tmp_path, w, model_type=kind, **fields))
     assert model.config == expected
     assert_same(model.base, w)
-    save_pretrained(tmp_path / "out", model)
+    save_pretrained(tmp_path / "out", model, dtype="bfloat16")
     again, _ = load(tmp_path / "out")
     assert again.config == expected
-    assert_same(again.base, w)
+    assert_same(again.base, flatten(round_to(model.base, "bfloat16")))
     written = read_json(tmp_path / "out" / "config.json")
+    assert written["torch_dtype"] == "bfloat16", "transformers loads a model in this type"
     assert written["architectures"] == [f"{kind.removesuffix('_text').capitalize()}ForCausalLM"]
 
 
@@ -163,11 +168,11 @@ def test_a_folder_has_all_settings_of_its_model(tmp_path, kind, fields):
     assert per_layer(replace(written, other_fields={}, model_type=kind)) == per_layer(config)
 
 
-def test_a_trained_bias_can_change_the_type(tmp_path):
+def test_a_trained_bias_can_change_the_type_or_is_refused(tmp_path):
     """All projections that have one in this type get one: zero in the others."""
-    words = tiny()
+    words, one = tiny(), np.ones(32, np.float32)
     config = replace(CONFIG, model_type="mistral", sliding_window=3, vocab_size=words.vocab_size)
-    model = toy_model(config, {"model.layers.0.self_attn.q_proj.bias": np.ones(32, np.float32)})
+    model = toy_model(config, {"model.layers.0.self_attn.q_proj.bias": one})
     says = "out is written as qwen2, .*, AutoTokenizer may choose .*: use transformers.PreTr"
     with pytest.warns(UserWarning, match=says) as said:
         save_pretrained(tmp_path / "out", model, words)
@@ -177,10 +182,6 @@ def test_a_trained_bias_can_change_the_type(tmp_path):
     expected = flatten(model.base)
     for path, w in flatten(got.base).items():
         assert (w == expected.get(path, 0)).all(), path
-
-
-def test_a_bias_that_no_type_has_is_refused(tmp_path):
-    config = replace(CONFIG, model_type="qwen3", qk_norm=True)
-    bias = {"model.layers.0.mlp.down_proj.bias": np.ones(32, np.float32)}
     with refused(r"no model_type .* has biases of down_proj, .* --also-train"):
-        save_pretrained(tmp_path / "out", toy_model(config, bias))
+        other = toy_model(config, {"model.layers.0.mlp.down_proj.bias": one})
+        save_pretrained(tmp_path / "none", other)

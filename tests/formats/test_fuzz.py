@@ -138,18 +138,14 @@ FAMILIES = {  # of config.json
 }  # fmt: skip
 
 
-@pytest.fixture(params=FAMILIES)
-def shards(request, tmp_path):
-    """A folder of one of three families, with its tensors in two files."""
-    path = folder(tmp_path, model_type=request.param, **FAMILIES[request.param])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_folders(fuzz, tmp_path, kind):
+    """Of three families, with the tensors in two files."""
+    path = folder(tmp_path, model_type=kind, **FAMILIES[kind])
     config = hf_folder.read_config(path)[0]
-    in_shards(path, leaves(config, biased=ATTENTION if request.param == "llama" else ()))
-    return path
-
-
-def test_folders(fuzz, shards):
-    (shards / "generation_config.json").write_text('{"eos_token_id": [255, 254]}')
-    fuzz(sorted(shards.iterdir()), lambda: use(shards))
+    in_shards(path, leaves(config, biased=ATTENTION if kind == "llama" else ()))
+    (path / "generation_config.json").write_text('{"eos_token_id": [255, 254]}')
+    fuzz(sorted(path.iterdir()), lambda: use(path))
 
 
 def test_tokenizers(fuzz, tmp_path):
@@ -180,8 +176,7 @@ def test_adapters(fuzz, tmp_path, method):
     if method == "lora":
         adapters = also_train(adapters, MODEL.base, ["norm", "bias", "head"])
     path = tmp_path / "adapter"
-    source = Source("tiny", "nf4", 64, "0f")
-    save_adapter(path, adapters, MODEL._replace(source=source), config)
+    save_adapter(path, adapters, MODEL._replace(source=Source("tiny", "nf4", 64, "0f")), config)
 
     def read():
         adapters, loaded, _ = load_adapter(path, MODEL)

@@ -30,7 +30,6 @@ from toy_models import (
 from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats import safetensors_file
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.families import FAMILIES
 from minilora.formats.files import append, digest, errors_in, new_folder, write_errors
@@ -41,7 +40,6 @@ from minilora.layers import dense
 from minilora.lessons.helpers.pretraining import RECIPES
 from minilora.model import lm_head
 from minilora.quant.schemes import quantize
-from minilora.rounding import round_to
 from minilora.tree import flatten
 
 
@@ -128,21 +126,6 @@ def test_warnings_point_to_the_call(tmp_path, monkeypatch):
     assert f"{path} also has an adapter, which is not loaded with the base: load it" in texts[1]
     assert texts[5] == f"the dense weights of {path} are rounded to bfloat16"
     assert "micro is the model of this name: write ./micro for" in texts[6]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_save_and_load(tmp_path, dtype):
-    tied = dtype == "float32"
-    config = replace(CONFIG, bos_token_id=3, eos_token_id=(255, 7), tie_word_embeddings=tied)
-    model = toy_model(config)
-    save_pretrained(tmp_path / "out", model, dtype=dtype)
-    back, _ = load(tmp_path / "out")
-    assert back.config == config, "a head unties the embedding"
-    assert_same(back.base, flatten(round_to(model.base, dtype)))
-    # transformers loads a model in the type that config.json names
-    assert read_json(tmp_path / "out" / "config.json")["torch_dtype"] == dtype
-    header = safetensors_file.read_header(tmp_path / "out" / "model.safetensors")
-    assert {entry.dtype for entry in header.values()} == {safetensors_file.FORMAT_NAME[dtype]}
 
 
 def test_shards(tmp_path):
