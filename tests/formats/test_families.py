@@ -1,5 +1,6 @@
 """Model families: config.json and leaves of each family, read and written."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +100,23 @@ def test_a_mistral_without_a_window_says_so(tmp_path):
     assert load(tmp_path / "out").model.config == config
     change_json(path, model_type="qwen2", use_sliding_window=True, max_window_layers=0)
     assert read_config(tmp_path / "out")[0].layer_types is None
+
+
+def test_a_field_that_is_missing_has_a_default(tmp_path):
+    """Gemma 3's config.json often has only the fields that differ; tests/peers has all families."""
+    raw = {
+        "model_type": "gemma3_text", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 7, "num_attention_heads": 4,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    expected = GEMMA | {
+        "model_type": "gemma3_text", "num_hidden_layers": 7, "num_key_value_heads": 4,
+        "head_dim": 256, "max_position_embeddings": 131072, "bos_token_id": 2, "eos_token_id": (1,),
+        "layer_types": (SLIDING,) * 5 + (FULL, SLIDING), "sliding_window": 4096,
+        "query_pre_attn_scalar": 256, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+        "rope_scaling": None,
+    }  # fmt: skip
+    assert read_config(tmp_path)[0] == replace(CONFIG, **expected)
 
 
 def test_a_family_that_joins_tensors_splits_and_joins_them(tmp_path, monkeypatch):
