@@ -114,7 +114,7 @@ def test_a_field_that_is_missing_has_a_default(tmp_path):
         "head_dim": 256, "max_position_embeddings": 131072, "bos_token_id": 2, "eos_token_id": (1,),
         "layer_types": (SLIDING,) * 5 + (FULL, SLIDING), "sliding_window": 4096,
         "query_pre_attn_scalar": 256, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
-        "rope_scaling": None,
+        "rope_scaling": None, "rms_norm_eps": 1e-6,
     }  # fmt: skip
     assert read_config(tmp_path)[0] == replace(CONFIG, **expected)
 
