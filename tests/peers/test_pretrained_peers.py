@@ -122,10 +122,9 @@ def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads(tmp_path, rng,
     for _ in range(tries(300, 5000)):
         write_drawn_gguf(path, rng)
         reader = gguf.GGUFReader(path)
-        expected = {name: f.contents() for name, f in reader.fields.items()}
+        fields = reader.fields.items()
+        expected = {name: field.contents() for name, field in fields if "GGUF." not in name}
         metadata, tensors = read_header(path)
-        for name in ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"):
-            del expected[name]
         assert repr(metadata) == repr(expected)
         assert [*tensors] == [t.name for t in reader.tensors]
         for theirs in reader.tensors:
@@ -156,14 +155,13 @@ UNREAD = {
     "output_hidden_states", "quantization_config", "_name_or_path", "_sliding_window_pattern",
 }  # fmt: skip
 DELIBERATE = {  # what is read here and refused there
-    "attention_dropout": "0 and false are off",
-    "attn_logit_softcapping": "likewise",
-    "final_logit_softcapping": "likewise",
-    "use_bidirectional_attention": "likewise",
-    "rms_norm_eps": "1 and 2 are numbers, with or without a point",
-    "layer_types": "Llama does not use it",
-    "head_dim": "null is hidden_size / num_attention_heads, as in Llama",
-}
+    # 0 and false are off
+    "attention_dropout", "attn_logit_softcapping", "final_logit_softcapping",
+    "use_bidirectional_attention",
+    "rms_norm_eps",  # 1 and 2 are numbers, with or without a point
+    "layer_types",  # Llama does not use it
+    "head_dim",  # null is hidden_size / num_attention_heads, as in Llama
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -206,7 +204,7 @@ def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused
             )
             expected = their_logits(llama.eval(), tokens)
         except Exception:
-            assert not {*drawn}.isdisjoint(UNREAD | {*DELIBERATE}), changes
+            assert not {*drawn}.isdisjoint(UNREAD | DELIBERATE), changes
             continue
         assert not any(info.values()), changes
         ours, precise = forward({}, model, tokens)
