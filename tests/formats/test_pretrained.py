@@ -80,13 +80,10 @@ def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
 
 def test_a_vocabulary_of_256_in_another_tokenizer_is_not_that_of_bytes(tmp_path):
     path = folder(tmp_path)
-    for name in [
-        "vocab.json",
-        "merges.txt",
-        "tokenizer_config.json",
-        "tokenizer.model",
+    for name in (
+        "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.model", "vocab.txt",
         "tekken.json",
-    ]:
+    ):  # fmt: skip
         (path / name).write_text("{}")
         with refused(r"has no tokenizer\.json: write one with transformers"):
             load(path)
@@ -240,10 +237,13 @@ def test_configurations_that_are_refused(tmp_path, changes, message):
 
 
 def test_fields_that_are_not_read_are_named(tmp_path):
-    off = {  # fields of published files that change nothing, and fields that are off
-        "use_cache": True, "transformers.js_config": {"dtype": "q4"}, "pad_token_id": 7,
-        "_name_or_path": "a", "output_attentions": True, "scale": 0.0,
-    }  # fmt: skip
+    neutral = (  # fields of published files that change nothing
+        "initializer_range", "transformers.js_config", "pad_token_id", "cache_implementation",
+        "chunk_size_feed_forward", "id2label", "is_llama_config", "label2id", "max_length",
+        "pretraining_tp", "problem_type", "return_dict", "transformers_version", "unsloth_fixed",
+        "unsloth_version", "use_cache", "_name_or_path", "output_attentions",
+    )  # fmt: skip
+    off = dict.fromkeys(neutral, 7) | {"scale": 0.0}
     # fields that are read, but not kept: the model can be written in another dtype
     not_kept = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
     unread = {"attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0}

@@ -91,17 +91,17 @@ def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, tokens, same_logits, k
 
 
 KINDS = (0, 1, 2, 3, 8, 30)  # of tensors
-SCALARS = {"U": (0, 200), "I": (-2, 7), "F": (-0.1, 0.5)}  # by the first letter of their type
+SOME = {"S": ("", "a", "é"), "I": (-2, 7), "F": (-0.1, 0.5)}  # by the first letter of a type
 
 
 def write_drawn_gguf(path, rng):
     """Write a file with metadata and tensors of random types, as the library writes it."""
     writer = gguf.GGUFWriter(path, "drawn")
-    text, array = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
+    array = gguf.GGUFValueType.ARRAY
     for i in range(rng.randrange(4)):
         kind = rng.choice([kind for kind in gguf.GGUFValueType if kind != array])
-        values = ("", "a", "é") if kind == text else SCALARS.get(kind.name[0], (0, 1))
-        items = rng.choices(values, k=rng.randrange(1, 4))
+        largest = 2 ** int(kind.name[4:] or 1) - 1 if kind.name[0] in "UB" else 0
+        items = rng.choices(SOME.get(kind.name[0], (0, largest)), k=rng.randrange(1, 4))
         writer.add_key_value(f"k{i}", *rng.choice([(items[0], kind), (items, array, kind)]))
     if rng.random() < 0.5:
         writer.add_custom_alignment(rng.choice((8, 64)))
