@@ -80,6 +80,13 @@ LAYOUTS = {
     },
     "int8": {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())},
 }  # fmt: skip
+SETTINGS = {
+    "nf4-dq": {
+        "load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "int8": {"load_in_8bit": True},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -92,7 +99,7 @@ def test_the_layout_is_that_of_bitsandbytes(tmp_path, name):
     found.pop(".weight" + STATE, None)  # a text
     assert found == LAYOUTS[name]
     config = read_json(tmp_path / "q" / "config.json")
-    assert config["quantization_config"]["load_in_8bit"] == (name == "int8")
+    assert config["quantization_config"] == SETTINGS[name] | {"quant_method": "bitsandbytes"}
     assert config["torch_dtype"] == "bfloat16" and header["model.norm.weight"].dtype == "BF16"
 
 
@@ -148,6 +155,13 @@ def test_malformed_codes_are_refused(tmp_path, name, change, message):
     change_tensors(tmp_path / WEIGHTS, change)
     with refused(message):
         load(tmp_path / "q")
+
+
+def test_a_map_may_be_rounded_in_another_way(tmp_path):
+    model = saved(tmp_path, "nf4")
+    rounded = nf4.NF4 + np.float32(5e-7)  # some bits of a number below one
+    change_tensors(tmp_path / WEIGHTS, put(".quant_map", rounded))
+    assert fingerprint(load(tmp_path / "q").model.base) == fingerprint(model.base)
 
 
 def test_a_quantized_head_is_dequantized(tmp_path):
