@@ -7,12 +7,10 @@ import struct
 import numpy as np
 import safetensors.numpy
 
-DEEP, DIGITS = "@deep@", "@digits@"  # replaced in the text: no JSON library writes such values
 ODD = [
-    None, True, False, 0, -1, 1, 3, 255, 65536, 2**31, 2**62, 2**64 - 1, 10**30, 10**400, 0.5,
-    1e-300, 1e-40, 1e38, 1e300, math.nan, -math.inf, "", "x", "a\nb\x1b[2J\u2028\x00", "\ud800",
-    "é" * 3000, [], [0], [-1], ["a"], [0, 10**30], [2**62, 0], [1] * 70, [[0]], [None], {},
-    {"a": 1}, {"content": 5}, DEEP, DIGITS,
+    None, True, 0, -1, 3, 255, 2**31, 2**64 - 1, 10**400, 0.5, 1e-40, 1e300, math.nan, -math.inf,
+    "", "a\nb\x1b[2J\u2028\x00", "\ud800", "é" * 3000, [], [-1], ["a"], [2**62, 0], [1] * 70, [[0]],
+    {}, {"a": 1}, {"content": 5},
 ]  # fmt: skip
 
 
@@ -25,13 +23,12 @@ def mutated_bytes(rng, data):
     """The bytes with one kind of damage; half of the time near the begin, where headers are."""
     size = len(data) if rng.random() < 0.5 else min(len(data), 2000)
     at, length = int(rng.integers(size + 1)), int(rng.integers(1, 64))
-    number = struct.pack("<Q", pick(rng, (0, 1, 255, 2**16, 2**31, 2**32, 2**62, 2**64 - 1)))
+    number = struct.pack("<Q", pick(rng, (0, 1, 2**16, 2**31, 2**62, 2**64 - 1)))
     return pick(rng, (
         data[:at],  # cut off
         data[: at + length] + data[at:],  # a piece twice
         data[:at] + data[at + length :],  # a piece less
         data[:at] + rng.bytes(1) + data[at + 1 :],
-        data[:at] + rng.bytes(length) + data[at:],
         data[:at] + number + data[at + 8 :],
     ))  # fmt: skip
 
@@ -53,28 +50,16 @@ def mutated_json(rng, text):
     places = parents(value)
     parent = pick(rng, places)
     key = pick(rng, list(parent) if isinstance(parent, dict) else range(len(parent)))
-    kind = int(rng.integers(6))
+    kind = int(rng.integers(5))
     if kind == 0:
         del parent[key]
     elif kind == 1 and isinstance(parent, dict):
         parent[key + pick(rng, ("", "x", "\n\x1b[1m", "\ud800", ".weight"))] = parent.pop(key)
     elif kind == 2:  # the value of another place
         parent[key] = json.loads(json.dumps(pick(rng, places)))
-    elif kind == 3:
-        parent[key] = [parent[key]]
     else:
         parent[key] = pick(rng, ODD)
-    depth = pick(rng, (100, 900, 100_000))
-    text = json.dumps(value).replace(json.dumps(DEEP), "[" * depth + "]" * depth)
-    return text.replace(json.dumps(DIGITS), "9" * pick(rng, (400, 5000))).encode()
-
-
-def mutated_jsonl(rng, data):
-    """The lines with one of them changed."""
-    lines = data.splitlines()
-    where = int(rng.integers(len(lines)))
-    lines[where] = mutated_json(rng, lines[where])
-    return b"\n".join(lines) + b"\n"
+    return json.dumps(value).encode()
 
 
 STATE = ".quant_state.bitsandbytes__nf4"
@@ -106,7 +91,7 @@ def mutated_safetensors(rng, data):
     return safetensors.numpy.save(tensors, metadata)
 
 
-MUTATED = {".json": mutated_json, ".jsonl": mutated_jsonl, ".safetensors": mutated_safetensors}
+MUTATED = {".json": mutated_json, ".jsonl": mutated_json, ".safetensors": mutated_safetensors}
 
 
 def mutated(rng, path, data):

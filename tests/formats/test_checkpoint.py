@@ -42,12 +42,12 @@ from minilora.formats.checkpoint import (
     begins_with_zero,
     load_adapter,
     load_state,
+    read_metadata,
     read_source,
     save_adapter,
     save_state,
 )
 from minilora.formats.pretrained import save_pretrained
-from minilora.kernels import ops
 from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
@@ -147,64 +147,49 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
         b, found = np.float64(node.get("bias", own)), np.float64(get(loaded, path)["bias"])
         # b_B and (α/r)·b_B + b₀ are each rounded once to float32, by at most 2⁻²⁴ of themselves
         assert (abs(found - b) <= 2**-24 * (1 + 1e-6) * (abs(b - own) + abs(found))).all()
-        if math.frexp(node["lora_scaling"])[0] == 0.5 and not base_has_biases:
-            assert (found == b).all()  # dividing by a power of two only moves the exponent
 
 
 def test_the_files_are_what_peft_expects(tmp_path):
     config = LoraConfig(r=2, target_modules=("q_proj",))
     adapters = trained_adapter(MODEL, config, ("norm", "head"))
     model = MODEL._replace(source=Source("models/a bäse", "nf4", 64, "0f"))
-    save_adapter(tmp_path, adapters, model, config, "bfloat16")
-    assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
-    with safetensors.safe_open(tmp_path / WEIGHTS, "numpy") as file:
+    save_adapter(tmp_path, adapters, model, config)
+    with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
         source = SOURCE | {"name": "models/a bäse"}
         assert file.metadata() == {"format": "pt", "minilora_source": json.dumps(source)}
         names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
         assert names <= {*file.keys()}
-        assert file.get_slice(KEY).get_dtype() == "BF16"
-        assert file.get_slice(KEY).get_shape() == [2, 12]
-    text = (tmp_path / CONFIG).read_text("utf-8")
+    text = (tmp_path / "adapter_config.json").read_text("utf-8")
     assert text.endswith("\n}\n") and "bäse" in text  # for a person, as all files of JSON
-    written = json.loads(text)
     expected = {
         "base_model_name_or_path": "models/a bäse", "peft_type": "LORA", "task_type": "CAUSAL_LM",
-        "bias": "none", "use_dora": False, "lora_bias": False, "exclude_modules": None,
         # `norm` alone would do, as PEFT compares ends; the other two say it to a person
         "modules_to_save": ["input_layernorm", "lm_head", "norm", "post_attention_layernorm"],
     }  # fmt: skip
-    assert {name: written[name] for name in expected} == expected
-    assert written == dict(sorted(written.items()))
+    assert expected.items() <= json.loads(text).items()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
+def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path):
     """As in PEFT: the head of a tied model keeps the frozen embedding.
 
     Of the norms, only the last one is trained, so the file names modules one by one.
     """
-    model = random_model(replace(TINY, tie_word_embeddings=tied), ops=ops)
-    embedding = model.base["model"]["embed_tokens"]["weight"]
-    head = lm_head(model.base)
-    untied = model._replace(base={**model.base, "lm_head": {"weight": head}})
-    adapters, _ = adapted(model)
-    set_leaf(adapters, "model.embed_tokens.weight", embedding[::-1].copy())
+    head = lm_head(MODEL.base)
+    untied = MODEL._replace(base={**MODEL.base, "lm_head": {"weight": head}})
+    adapters, _ = adapted(MODEL)
+    set_leaf(adapters, "model.embed_tokens.weight", head[::-1].copy())
     set_leaf(adapters, "model.norm.weight", np.ones(12, "f4"))
     save_adapter(tmp_path, adapters, untied, LoraConfig())
     assert read_json(tmp_path / CONFIG)["modules_to_save"] == ["model.embed_tokens", "model.norm"]
-    loaded, loaded_model, config = load_adapter(tmp_path, model)
+    loaded, model, _ = load_adapter(tmp_path, MODEL)
+    assert_same_bits(loaded, adapters)
     tokens = random_batch(TINY)["tokens"]
-    expected = minilora.forward(adapters, untied, tokens)
-    assert bits(minilora.forward(loaded, loaded_model, tokens)) == bits(expected)
-    assert bits(lm_head(minilora.merge(loaded, loaded_model).base)) == bits(head)
-    save_adapter(tmp_path / "b", loaded, loaded_model, config)
-    again = load_adapter(tmp_path / "b", model)
-    assert_same_bits(again.adapters, adapters)
-    assert bits(minilora.forward(again.adapters, again.model, tokens)) == bits(expected)
+    assert bits(forward(loaded, model, tokens)) == bits(forward(adapters, untied, tokens))
+    assert bits(lm_head(minilora.merge(loaded, model).base)) == bits(head)
     # an adapter with a head of its own needs none in the base
     set_leaf(adapters, "lm_head.weight", head)
-    save_adapter(tmp_path / "c", adapters, model, LoraConfig())
-    assert load_adapter(tmp_path / "c", model).model.base is model.base
+    save_adapter(tmp_path / "own", adapters, MODEL, LoraConfig())
+    assert load_adapter(tmp_path / "own", MODEL).model.base is MODEL.base
 
 
 # --- the model that it was trained on
@@ -223,31 +208,27 @@ def test_another_storage_and_other_files_are_warned_of(tmp_path_factory, then, n
     assert read_source(folder) == (then if then.name else None)
     with warnings.catch_warnings(record=True, action="always") as caught:
         load_adapter(folder, MODEL._replace(source=now))
-    said = [str(warning.message) for warning in caught]
-    both = then.name and now.name
-    expected = []
-    if then.name and not now.name:  # a merged model, or one that a program made
-        expected.append("the source of the model is unknown")
-    if both and then[1:3] != now[1:3]:
-        expected.append(f"{folder} was trained on a base stored as {then.scheme}")
-    if both and then.compute_dtype != now.compute_dtype:
-        expected.append(f"{folder} was trained with products in {then.compute_dtype}, not")
-    if both and then.digest != now.digest:
-        expected.append(f"the files of {now.name} are not those of the base that {folder}")
-    assert len(said) == len(expected)
-    assert all(text.startswith(line) for text, line in zip(said, expected))
-    assert {warning.filename for warning in caught} <= {__file__}  # they point to the call
+    both, dtype = then.name and now.name, then.compute_dtype
+    expected = {
+        # a merged model, or one that a program made
+        "the source of the model is unknown": then.name and not now.name,
+        f"{folder} was trained on a base stored as {then.scheme}": both and then[1:3] != now[1:3],
+        f"{folder} was trained with products in {dtype}, not": both and dtype != now.compute_dtype,
+        f"the files of {now.name} are not those of the base that {folder}": (
+            both and then.digest != now.digest
+        ),
+    }
+    expected = [text for text, said in expected.items() if said]
+    assert len(caught) == len(expected)
+    for warning, text in zip(caught, expected):
+        assert str(warning.message).startswith(text)
+        assert warning.filename == __file__, "it points to the call"
 
 
-@pytest.mark.parametrize("saved, given, message", [
-    ({"method": "prompt", "num_virtual_tokens": 3}, {"method": "prompt"}, "(3, 12), not (16, 12)"),
-    ({"method": "norm"}, {"method": "bitfit"}, "does not belong here"),
-])  # fmt: skip
-def test_an_adapter_is_not_saved_as_another_one(tmp_path, saved, given, message):
-    adapters, model = get_peft_model(MODEL, MethodConfig(**saved))
-    pattern = f"^the adapter, as {given['method']}: tensor .*{re.escape(message)}"
-    with refused(pattern):
-        save_adapter(tmp_path, adapters, model, MethodConfig(**given))
+def test_an_adapter_is_not_saved_as_another_one(tmp_path):
+    adapters, model = get_peft_model(MODEL, MethodConfig("prompt", num_virtual_tokens=3))
+    with refused(r"^the adapter, as prompt: tensor .*\(3, 12\), not \(16, 12\)"):
+        save_adapter(tmp_path, adapters, model, MethodConfig("prompt"))
     assert not os.listdir(tmp_path)
 
 
@@ -268,29 +249,25 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
     model = MODEL._replace(source=Source("tiny", digest="0f"))
     config = LoraConfig(init_lora_weights=kind)
     started = get_peft_model(model, config, 0, "nf4", 16)
-    save_adapter(tmp_path / "own", *started, config)
-    with refused(f"the frozen weights that {kind} left for its own adapter"):
-        save_pretrained(tmp_path / "base", started.model)
-    assert not (tmp_path / "base").exists()
-    with pytest.warns(UserWarning, match="stored as nf4, block size 16, not int8: an"):
-        load_adapter(tmp_path / "own", model, "int8")
-    with pytest.warns(UserWarning, match="stored as nf4, block size 16, not nf4, block size 32"):
-        load_adapter(tmp_path / "own", model, block_size=32)
-    with refused("init_lora_weights True is not that of `model`"):
-        save_adapter(tmp_path / "none", *started, LoraConfig())
-    saved(tmp_path / "plain", model._replace(source=Source("tiny", "nf4", 16, "0f")))
-    of_others = model._replace(source=Source("other", digest="1f"))
-    of_others = get_peft_model(of_others, config, 0, "nf4", 16).model
-    with refused(f"{kind} needs the model that came with the adapter"):
-        forward(started.adapters, of_others, [[1]])
-    with pytest.warns(UserWarning, match="the files of tiny are not those of the base"):
-        load_adapter(tmp_path / "plain", started.model)
-    with refused(f"`model` has the frozen weights that {kind} left"):
-        load_adapter(tmp_path / "own", started.model)
-    saved(tmp_path / "peft", model._replace(source=Source()))
-    with pytest.warns(UserWarning, match=f"that {kind} left: load .*peft anew") as said:
-        load_adapter(tmp_path / "peft", started.model)
-    assert said[0].filename == __file__
+    own, peft = tmp_path / "own", saved(tmp_path / "peft")
+    save_adapter(own, *started, config)
+    left = f"the frozen weights that {kind} left"
+    for says, act, *args in (
+        (f"{left} for its own adapter", save_pretrained, tmp_path / "base", started.model),
+        ("True is not that of `model`", save_adapter, tmp_path / "none", *started, LoraConfig()),
+        (f"`model` has {left}", load_adapter, own, started.model),
+    ):
+        with refused(says):
+            act(*args)
+    stored = "stored as nf4, block size 16, not"
+    for says, *args in (
+        (f"{stored} int8: an", own, model, "int8"),
+        (f"{stored} nf4, block size 32", own, model, None, 32),
+        (f"that {kind} left: load .*peft anew", peft, started.model),
+    ):
+        with pytest.warns(UserWarning, match=says) as said:
+            load_adapter(*args)
+        assert said[0].filename == __file__
     # of a model that is in no file, the own adapter knows no source
     started = get_peft_model(MODEL, config, 0, "nf4", 16)
     save_adapter(tmp_path / "unknown", *started, config)
@@ -302,36 +279,32 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
 SOURCE = {
     "name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f", "compute_dtype": "float32",
 }  # fmt: skip
-MALFORMED = (
-    {"name": None}, {"scheme": 4}, {"block_size": 1.5}, {"digest": []}, {"bits": 4},
-    {"compute_dtype": "float16"},
-)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "[" * 10**5, "[1]", "{}", *(json.dumps(SOURCE | wrong) for wrong in MALFORMED)],
-    ids=range(4 + len(MALFORMED)),
-)
-def test_a_malformed_source_is_refused(folder, text):
-    change_tensors(folder / WEIGHTS, dict, minilora_source=json.dumps(SOURCE))
+def test_a_malformed_source_is_refused(folder):
+    def source(fields):
+        change_tensors(folder / WEIGHTS, dict, minilora_source=json.dumps(fields))
+
+    source(SOURCE)
     assert read_source(folder) == Source(**SOURCE)
-    change_tensors(folder / WEIGHTS, dict, minilora_source=text)
-    assert "adapter_model.safetensors: its minilora_source" in refusal(folder)
+    for changed in ({"bits": 4}, {"block_size": "64"}, {"compute_dtype": "float16"}):
+        source(SOURCE | changed)
+        assert "adapter_model.safetensors: its minilora_source" in refusal(folder)
 
 
-@pytest.mark.parametrize("name, has", [
-    ("checkpoint.safetensors", "already contains a run"),
-    ("train_config.toml", "already contains a run"), ("config.json", "contains a model"),
-])  # fmt: skip
-def test_the_folder_of_a_run_or_a_model_is_not_changed(folder, name, has):
+def test_the_folder_of_a_run_or_a_model_is_not_changed(folder):
     saved(folder, r=2)  # a second time into a folder of its own
     assert load_adapter(folder, MODEL).adapter_config.r == 2
-    (folder / name).write_text("of a run")
-    before = files(folder)
-    with refused(f"{has}: choose another folder"):
-        saved(folder, r=3)
-    assert files(folder) == before
+    for name, has in (
+        ("checkpoint.safetensors", "already contains a run"),
+        ("train_config.toml", "already contains a run"), ("config.json", "contains a model"),
+    ):  # fmt: skip
+        (folder / name).write_text("of a run")
+        before = files(folder)
+        with refused(f"{has}: choose another folder"):
+            saved(folder, r=3)
+        assert files(folder) == before
+        (folder / name).unlink()
 
 
 # --- PEFT's ways of saying it
@@ -340,42 +313,31 @@ def test_the_folder_of_a_run_or_a_model_is_not_changed(folder, name, has):
 @pytest.mark.parametrize(
     "fields, targets",
     [
-        ({}, ["q_proj", "v_proj"]), ({"layers_to_transform": []}, ["q_proj", "v_proj"]),
+        ({"layers_to_transform": []}, ["q_proj", "v_proj"]),
         ({"layers_to_transform": 0}, [Q0, "0.self_attn.v_proj"]),
         # PEFT does not adapt excluded modules, and so the file has no tensors for them
         ({"exclude_modules": ["v_proj", "nowhere"]}, ["q_proj"]),
         ({"exclude_modules": r".*\.v_proj"}, ["q_proj"]),
     ],
-)  # fmt: skip
+)
 def test_fields_that_are_absent_have_the_defaults_of_peft(tmp_path, fields, targets):
     folder = saved(tmp_path / "a", target_modules=targets)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", **fields}))
-    adapters, model, config = load_adapter(folder, MODEL)
+    adapters, _, config = load_adapter(folder, MODEL)
     paths = lora.target_paths(MODEL.base, LoraConfig(target_modules=targets))
     assert lora.adapted_paths(adapters) == paths and config.r == 8
-    save_adapter(tmp_path / "b", adapters, model, config)
-    assert "nowhere" not in (read_json(tmp_path / "b" / CONFIG)["exclude_modules"] or "")
-    assert load_adapter(tmp_path / "b", MODEL).adapter_config == config
+    assert "nowhere" not in (config.exclude_modules or "")
     node = get(adapters, Q0)
     assert node["lora_scaling"] == 1.0 and node["lora_dropout"] == 0.0
 
 
-@pytest.mark.parametrize(
-    "pattern, of_layer_0, of_layer_1",
-    [
-        ({r"^model\.layers\.1\..*": 3}, 8, 3),
-        ({r"layers.0.*q_proj": 3, "q_proj": 4}, 3, 4),
-        ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
-        ({"_proj": 3}, 8, 8),  # the end of a name is not a name
-        ({"q.proj": 3}, 3, 3),  # a dot matches anything
-        ({"k_proj|q_proj": 3}, 3, 3),  # each of the two matches the end
-    ],
-)  # fmt: skip
-def test_the_keys_of_a_pattern_are_regular_expressions(pattern, of_layer_0, of_layer_1):
+def test_the_keys_of_a_pattern_are_regular_expressions():
+    """The first that matches decides; the end of a name is not a name."""
+    pattern = {r"^model\.layers\.0\..*(q|k)_proj": 3, "k_proj|q.proj": 4, "_proj": 5}
     config = LoraConfig(
         r=8, lora_alpha=8, use_rslora=True, rank_pattern=pattern, alpha_pattern=pattern
     )
-    for path, r in {Q0: of_layer_0, Q0.replace("0", "1"): of_layer_1}.items():
+    for path, r in {Q0: 3, Q0.replace("0", "1"): 4, Q0.replace("q_", "v_"): 8}.items():
         assert config.rank_and_scaling(path) == (r, r / math.sqrt(r))
 
 
@@ -397,12 +359,10 @@ def refusal(folder, model=MODEL):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"), ("use_dora", "yes"),
-    ("exclude_modules", "(v_proj"), ("exclude_modules", [5]), ("bias", "nonsense"), ("bias", None),
-    ("init_lora_weights", "pissa_niter_4"), ("a_field_of_tomorrow", True), ("r", 0),
-    ("rank_pattern", {"(": 4}), ("kasa_config", {}), ("target_modules", ["q_proj", "nowhere"]),
-    ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["q_proj"]),
-    ("modules_to_save", "norm"), ("modules_to_save", [5]),
+    ("peft_type", None), ("task_type", "SEQ_CLS"), ("bias", "nonsense"), ("kasa_config", {}),
+    ("exclude_modules", "(v_proj"), ("init_lora_weights", "pissa_niter_4"),
+    ("a_field_of_tomorrow", True), ("target_modules", ["q_proj", "nowhere"]),
+    ("modules_to_save", ["q_proj"]), ("modules_to_save", [5]),
     *((name, None) for name in peft_format.NEVER_NULL),
 ])  # fmt: skip
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value):
@@ -411,35 +371,23 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value)
     assert re.search(rf"\W{name}\W", message)
 
 
-@pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
+def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder):
     """PEFT's "lora_only" trains the biases of the adapted projections, and "all" every bias."""
-    change_json(folder / CONFIG, bias=bias)
-    model = random_model(TINY, biases=("q_proj",))
-    assert load_adapter(folder, model).adapter_config.bias == "none"
+    for bias in ("all", "lora_only"):
+        change_json(folder / CONFIG, bias=bias)
+        assert load_adapter(folder, MODEL).adapter_config.bias == "none"
     name = f"base_model.model.{Q0}.bias"
     change_tensors(folder / WEIGHTS, lambda tensors: tensors | {name: np.ones(24, "f4")})
-    with pytest.raises(UnfitAdapter, match=f"tensor {name} does not belong"):
-        load_adapter(folder, model)
+    with pytest.raises(UnfitAdapter, match=f"tensor {name} does not belong here$"):
+        load_adapter(folder, MODEL)
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("revision", "main"), ("peft_version", "0.18.0"), ("megatron_core", "megatron.core"),
-        ("qalora_group_size", 16), ("runtime_config", {"ephemeral_gpu_offload": False}),
-        ("auto_mapping", {"x": 1}), ("eva_config", {"rho": 2.0}), ("layers_pattern", ["layers"]),
-        ("a_field_of_tomorrow", False), ("another", None), ("another", ""), ("another", []),
-        ("loftq_config", {}),
-        ("exclude_modules", "v_proj"),  # an expression that matches no whole path: PEFT warns
-    ],
-)  # fmt: skip
-def test_a_field_that_changes_nothing_is_accepted(folder, name, value):
-    change_json(folder / CONFIG, **{name: value})
-    load_adapter(folder, MODEL)
-
-
-def test_an_initialization_that_does_not_change_the_base_is_accepted(folder):
+def test_a_field_that_changes_nothing_is_accepted(folder):
+    change_json(
+        folder / CONFIG, revision="main", megatron_core="megatron.core", eva_config={"rho": 2.0},
+        loftq_config={}, of_tomorrow=False, another=None, one_more="", last=[],
+        exclude_modules="v_proj",  # an expression that matches no whole path: PEFT warns
+    )  # fmt: skip
     for value in (None, True, "gaussian", "eva", False, "orthogonal"):
         change_json(folder / CONFIG, init_lora_weights=value)
         assert load_adapter(folder, MODEL).adapter_config.init_lora_weights is True
@@ -455,12 +403,9 @@ def test_an_adapter_of_which_peft_trains_one_factor_is_warned_of(folder):
 
 def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     """b = b₀ + (α/r)·b_B has to be a float32 number: no warning, and no infinite bias."""
-    config = LoraConfig(lora_alpha=8)
-    adapters = trained_adapter(MODEL, config, ("bias",))
-    save_adapter(tmp_path, adapters, MODEL, config)
-    key = KEY.replace("lora_A.weight", "lora_B.bias")
-    change_tensors(tmp_path / WEIGHTS, lambda t: t | {key: np.full_like(t[key], 3e38)})
-    change_json(tmp_path / CONFIG, lora_alpha=80)
+    config = LoraConfig()
+    save_adapter(tmp_path, trained_adapter(MODEL, config, ("bias",)), MODEL, config)
+    change_json(tmp_path / CONFIG, lora_alpha=1e42)
     assert f"{Q0}.bias has a NaN or an infinite number" in refusal(tmp_path)
 
 
@@ -473,12 +418,8 @@ def test_a_pickle_is_never_opened(folder):
 
 def test_folders_that_are_none(folder, tmp_path):
     assert "cannot be read" in refusal(tmp_path / "nowhere")
-    change_json(folder / CONFIG, lora_alpha=10**400)
-    assert "OverflowError" in refusal(folder)
     (folder / CONFIG).write_text("[]")
     assert "one JSON object" in refusal(folder)
-    (folder / CONFIG).unlink()
-    assert "cannot be read" in refusal(folder)
 
 
 @pytest.mark.parametrize("names", [["lora_A"], ["lora_B"], ["lora_A", "lora_B"]])
@@ -492,35 +433,34 @@ def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
     with warnings.catch_warnings(action="error"):
         load_adapter(folder, MODEL)
     change_tensors(folder / WEIGHTS, zero)
-    with pytest.warns() as caught:
+    with pytest.warns(match=f"adapter_model.safetensors: every {names[-1]} is zero") as caught:
         load_adapter(folder, MODEL)
-    (warning,) = caught
-    said = f"{folder / WEIGHTS}: every {names[-1]} is zero"
-    assert str(warning.message).startswith(said) and warning.filename == __file__
-
-
-UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
-    "model.embed_tokens.weight": (np.ones((11, 12), "f4"), "embedding that is also the head"),
-    f"{Q0}.weight": (np.ones((24, 12), "f4"), f"{Q0}.weight"),
-    f"{Q0}.lora_B": (np.full((24, 8), 1e5, "f4"), f"{Q0}.lora_B"),
-}  # fmt: skip
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_saving_refuses_what_the_format_would_lose(tmp_path):
     adapters, _ = adapted(MODEL)
-    others = ({"r": 4}, {"lora_alpha": 3}, {"lora_dropout": 0.5}, {"target_modules": ("q_proj",)})
-    cases = [(adapters, MODEL, LoraConfig(**fields), "LoraConfig") for fields in others]
-    cases.append((adapters, MODEL, LoraConfig(init_lora_weights="loftq"), "loftq"))
-    for path, (w, says) in UNSAVABLE.items():
-        cases.append((overlay(adapters, unflatten({path: w})), MODEL, LoraConfig(), says))
-    for fields in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
+
+    def with_leaf(path, w):
+        return overlay(adapters, unflatten({path: w})), MODEL, LoraConfig()
+
+    def with_biases(**fields):
         config = LoraConfig(**fields)
-        tree, changed = get_peft_model(MODEL, config)
-        tree = also_train(tree, changed.base, ("bias",))
-        cases.append((tree, changed, config, "cannot hold trained biases of DoRA or PiSSA"))
-    for tree, base, config, says in cases:
-        with refused(re.escape(says)):
-            save_adapter(tmp_path / "a", tree, base, config, "float16")
+        tree, model = get_peft_model(MODEL, config)
+        return also_train(tree, model.base, ("bias",)), model, config
+
+    others = ({"lora_dropout": 0.5}, {"r": 4}, {"target_modules": ("q_proj",)})
+    embedding, large = np.ones((11, 12), "f4"), np.full((24, 8), 1e5, "f4")
+    for says, *args in (
+        *(("LoraConfig", adapters, MODEL, LoraConfig(**fields)) for fields in others),
+        ("loftq", adapters, MODEL, LoraConfig(init_lora_weights="loftq")),
+        ("embedding that is also the head", *with_leaf("model.embed_tokens.weight", embedding)),
+        (f"{Q0}.lora_B", *with_leaf(f"{Q0}.lora_B", large)),
+        ("trained biases of DoRA or PiSSA", *with_biases(use_dora=True)),
+        ("trained biases of DoRA or PiSSA", *with_biases(init_lora_weights="pissa")),
+    ):
+        with refused(says):
+            save_adapter(tmp_path / "a", *args, "float16")
         assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
 
 
@@ -528,30 +468,25 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
 
 
 def random_state(seed, optimizer, best):
-    """Trees with any finite float32 numbers, including subnormal ones and minus zero."""
     rng = np.random.default_rng(seed)
 
-    def any_bits(w):
-        w = rng.integers(0, 2**32, w.shape, dtype=np.uint32).view("f4")
-        return np.where(np.isfinite(w), w, np.float32(-0.0))
+    def random(w):
+        return rng.standard_normal(w.shape, dtype="f4")
 
     like, _ = adapted(MODEL)
     state = start(like, TrainConfig(optimizer=optimizer))
-    moments = state.moments | tree_map(any_bits, averages(state.moments))
-    if best.step:
-        best = best._replace(adapters=moved(like, any_bits))
-    return State(moved(like, any_bits), moments, best)
+    moments = state.moments | tree_map(random, averages(state.moments))
+    return State(moved(like, random), moments, best._replace(adapters=like if best.step else None))
 
 
-@given(
-    seeds, st.booleans(), st.sampled_from(("adamw", "muon")), st.integers(0, 10**9),
-    st.floats(allow_nan=False), st.integers(0, 99), st.integers(1, 10**9), st.text(),
-)  # fmt: skip
-def test_a_state_comes_back_bit_for_bit(
-    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, text
-):
+bests = st.builds(
+    Best, st.floats(allow_nan=False), st.sampled_from((0, 1, 10**9)), st.none(), st.integers(0, 99)
+)
+
+
+@given(seeds, st.sampled_from(("adamw", "muon")), st.integers(0, 10**9), bests, st.text())
+def test_a_state_comes_back_bit_for_bit(tmp_path_factory, seed, optimizer, step, best, text):
     path = tmp_path_factory.mktemp("run") / "state"
-    best = Best(best_loss, best_step if with_best else 0, None, worse)
     saved = random_state(seed, optimizer, best)
     saved.moments["step"] = step
     facts = FACTS | {"settings": {"text": text}}
@@ -561,21 +496,9 @@ def test_a_state_comes_back_bit_for_bit(
     assert_same_bits(loaded.adapters, saved.adapters)
     assert_same_bits(averages(loaded.moments), averages(saved.moments))
     assert loaded.step == step and loaded.moments.keys() == saved.moments.keys()
-    assert loaded.best._replace(adapters=None) == saved.best._replace(adapters=None)
+    assert loaded.best._replace(adapters=None) == best
     assert_same_bits(loaded.kept, saved.kept)
     assert os.listdir(path.parent) == ["state"]
-
-
-NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}
-NO_NUMBERS = (
-    "[1]", "{", "null", "{}", '{"state": {}}', json.dumps({"state": NUMBERS}),
-    *(json.dumps({"state": NUMBERS | changed, "facts": FACTS}) for changed in (
-        {"step": "1"}, {"best_loss": "2"}, {"worse": None}, {"best": 5},
-    )),
-    *(json.dumps({"state": NUMBERS, "facts": FACTS | changed}) for changed in (
-        {"settings": [1]}, {"digests": []}, {"metrics_size": None}, {"metrics_sha256": 0},
-    )),
-)  # fmt: skip
 
 
 def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
@@ -589,15 +512,15 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
 
     assert re.search(r"tensor m\.model\.\S* does not belong", complaint(path, "muon"))
     key = f"v.{Q0}.lora_A"
-    for w in (np.ones((3, 2), "f4"), np.full((8, 12), np.inf, "f4")):
-        change_tensors(path, lambda tensors, w=w: tensors | {key: w})
-        assert key in complaint(path)
+    change_tensors(path, lambda tensors: tensors | {key: np.ones((3, 2), "f4")})
+    assert key in complaint(path)
     change_tensors(path, lambda tensors: without(tensors, "history"))
     assert "has no tensor history: train again" in complaint(path)
-    for text in NO_NUMBERS:
-        change_tensors(path, dict, **{RUN: text})
+    numbers, facts = read_metadata(path)
+    for metadata in (
+        {"state": numbers | {"step": "1"}, "facts": facts}, {"state": numbers},
+        {"state": numbers | {"of_tomorrow": 5}, "facts": facts},
+    ):  # fmt: skip
+        change_tensors(path, dict, **{RUN: json.dumps(metadata)})
         assert "not a checkpoint of this version of minilora" in complaint(path)
-    change_tensors(path, dict, **{RUN: "{}"})
-    assert "delete it, or train again" in complaint(path)
-    assert "not a checkpoint" in complaint(folder / WEIGHTS)
-    assert "cannot be read" in complaint(tmp_path / "nowhere")
+    assert "delete it, or train again" in complaint(folder / WEIGHTS)

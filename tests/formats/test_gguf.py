@@ -16,13 +16,11 @@ from toy_models import (
     gguf_metadata,
     gguf_tensors,
     leaves,
-    put_string,
 )
 
 from minilora.config import ATTENTION
 from minilora.formats.gguf_file import read_header
 from minilora.formats.pretrained import load
-from minilora.formats.safetensors_file import BLOCKS, decode
 
 pytest.importorskip("tokenizers")
 
@@ -33,42 +31,33 @@ def toy(tmp_path, config=GGUF_CONFIG, biased=(), **changes):
     return gguf(tmp_path / "m.gguf", gguf_metadata(**changes), gguf_tensors(w)), w
 
 
-WIDE = replace(GGUF_CONFIG, head_dim=16)  # four heads in a width of 32
-
-
 @pytest.mark.parametrize(
-    "expected, changes",
+    "changed, metadata",
     [
-        (GGUF_CONFIG, {}),
-        (replace(GGUF_CONFIG, tie_word_embeddings=False), {}),
-        (WIDE, {"llama__attention__key_length": 16}),
+        ({}, {"llama__rope__scaling__factor": 0, "llama__rope__scaling__type": "none"}),
         (
-            replace(GGUF_CONFIG, num_key_value_heads=4),  # llama.cpp's defaults
+            {"num_key_value_heads": 4},  # llama.cpp's defaults
             {"llama__attention__head_count_kv": None, "llama__context_length": None},
         ),
-        (GGUF_CONFIG, {"llama__rope__scaling__factor": 1.0}),
         (
-            replace(
-                GGUF_CONFIG,
-                rope_theta=5e5,
-                max_position_embeddings=4096,
-                bos_token_id=0,
-                eos_token_id=(2, 1),
-            ),
             {
-                "llama__rope__freq_base": 5e5,
-                "llama__context_length": 4096,
-                "tokenizer__ggml__bos_token_id": 0,
-                "general__alignment": 256,
+                "tie_word_embeddings": False, "head_dim": 16,  # four heads in a width of 32
+                "rope_theta": 5e5, "max_position_embeddings": 4096, "bos_token_id": 0,
+                "eos_token_id": (2, 1),
+            },
+            {
+                "general__alignment": 256, "llama__attention__key_length": 16,
+                "llama__rope__freq_base": 5e5, "llama__rope__scaling__factor": 1.0,
+                "llama__context_length": 4096, "tokenizer__ggml__bos_token_id": 0,
                 "tokenizer__ggml__eot_token_id": 1,
                 "tokenizer__ggml__eom_token_id": 2,  # the same token as that at the end of a text
             },
         ),
-        (GGUF_CONFIG, {"llama__rope__scaling__factor": 0, "llama__rope__scaling__type": "none"}),
     ],
-)
-def test_a_gguf_file_loads(tmp_path, expected, changes):
-    path, w = toy(tmp_path, expected, ATTENTION, **changes)
+)  # fmt: skip
+def test_a_gguf_file_loads(tmp_path, changed, metadata):
+    expected = replace(GGUF_CONFIG, **changed)
+    path, w = toy(tmp_path, expected, ATTENTION, **metadata)
     model, words = load(path)
     assert model.config == expected
     if expected.num_key_value_heads == 2:  # `gguf_tensors` orders the rows of two
@@ -76,60 +65,28 @@ def test_a_gguf_file_loads(tmp_path, expected, changes):
     assert (words.vocab_size, words.eos_token_id) == (261, 2) and words.chat_template
     assert words.settings == words.special | {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": changes.get("llama__context_length", 2048),
+        "model_max_length": metadata.get("llama__context_length", 2048),
         "clean_up_tokenization_spaces": False,  # as llama.cpp prints a text
     }
 
 
-def test_tensors_begin_at_the_next_multiple_of_32_bytes(tmp_path):
-    """Also if the header ends at one."""
-    path = tmp_path / "m.gguf"
-    values = np.arange(4, dtype="f4")
-    for length in range(1, 33):
-        head = struct.pack("<4sIQQ", b"GGUF", 3, 1, 1)
-        head += put_string("k" * length) + struct.pack("<II", 4, 7)  # an integer
-        head += put_string("w") + struct.pack("<IQIQ", 1, values.size, 0, 0)
-        path.write_bytes(head + bytes(-len(head) % 32) + values.tobytes())
-        np.testing.assert_array_equal(read_header(path)[1]["w"].read(), values)
-
-
-def test_metadata_of_each_type(tmp_path):
-    """Each value is alone and in an array; the file has version 2."""
-    values = {
-        0: ("B", 200), 1: ("b", -2), 2: ("H", 60_000), 3: ("h", -2), 4: ("I", 2**31), 5: ("i", -2),
-        6: ("f", 0.5), 7: ("?", True), 10: ("Q", 2**63), 11: ("q", -2), 12: ("d", 0.1),
+def test_tensors_of_each_type_by_hand(tmp_path):
+    """Two rows of 32 numbers, by ggml's definitions; the file has version 2."""
+    x = np.arange(-16, 16, dtype="f4")
+    packed = bytes(range(240, 0, -15))  # the low nibbles count up, the high ones down
+    codes = np.where(x < 0, x + 16, 15 - x)
+    d, m = struct.pack("<e", 0.5), struct.pack("<e", -3)
+    of_type = {
+        1: (x.astype("f2").tobytes(), x), 30: (x.view("u2")[1::2].tobytes(), x),
+        2: (d + packed, 0.5 * (codes - 8)), 3: (d + m + packed, 0.5 * codes - 3),
+        8: (d + x.astype("i1").tobytes(), 0.5 * x),
     }  # fmt: skip
-    head = struct.pack("<4sIQQ", b"GGUF", 2, 0, 2 * len(values))
-    for kind, (form, value) in values.items():
-        head += put_string(f"one.{kind}") + struct.pack(f"<I{form}", kind, value)
-        head += put_string(f"two.{kind}") + struct.pack(f"<IIQ2{form}", 9, kind, 2, value, value)
-    path = tmp_path / "m.gguf"
-    path.write_bytes(head)
-    found, _ = read_header(path)
-    for kind, (_, value) in values.items():
-        assert (found[f"one.{kind}"], found[f"two.{kind}"]) == (value, [value] * 2), kind
-
-
-def test_the_numbers_of_the_types_are_those_of_ggml(tmp_path):
-    types = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
-    tensors = {str(n): (n, (1, 32), bytes(128)) for n in types}
-    _, found = read_header(gguf(tmp_path / "m.gguf", {}, tensors))
-    assert {int(name): entry.dtype for name, entry in found.items()} == types
-
-
-def test_blocks_by_hand():
-    """Two rows of one block of each type, computed from the definition of the format."""
-    codes = np.arange(16, dtype=np.uint8)
-    packed = codes | (15 - codes) << 4  # the first sixteen count up, the rest down
-    nibbles = np.concatenate([codes, 15 - codes]).astype(np.float32)
-    d, m = np.float16(0.5).tobytes(), np.float16(-3).tobytes()
-    q8 = np.arange(-16, 16, dtype=np.int8)
-    for kind, block, expected in (
-        ("Q4_0", d + packed.tobytes(), 0.5 * (nibbles - 8)),
-        ("Q4_1", d + m + packed.tobytes(), 0.5 * nibbles - 3),
-        ("Q8_0", d + q8.tobytes(), 0.5 * q8.astype(np.float32)),
-    ):
-        w = decode(np.frombuffer(block * 2, BLOCKS[kind]).reshape(2, 1), kind)
+    tensors = {str(kind): (kind, (2, 32), row * 2) for kind, (row, _) in of_type.items()}
+    path = gguf(tmp_path / "m.gguf", {}, tensors)
+    path.write_bytes(path.read_bytes().replace(b"GGUF\x03", b"GGUF\x02"))
+    _, found = read_header(path)
+    for kind, (_, expected) in of_type.items():
+        w = found[str(kind)].read()
         assert w.dtype == np.float32
         np.testing.assert_array_equal(w, [expected, expected])
 
@@ -137,32 +94,19 @@ def test_blocks_by_hand():
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("general__architecture", "gemma", "the architecture 'gemma' is not supported"),
-        *(
-            ("general__alignment", n, f"`general.alignment` must be a power of two, got {n}")
-            for n in (0, 24)
-        ),
-        ("llama__block_count", None, "m.gguf: `num_hidden_layers` must be a whole"),
+        ("general__architecture", "gemma", "m.gguf: the architecture 'gemma' is not supported"),
+        *(("general__alignment", n, f"must be a power of two, got {n}") for n in (0, 24)),
         ("llama__attention__layer_norm_rms_epsilon", None, "malformed: KeyError: .*rms_epsilon"),
-        ("llama__rope__scaling__type", "linear", "type 'linear' is not supported"),
         ("llama__rope__scale_linear", 4.0, "scale_linear 4.0 is not supported"),
         ("llama__rope__dimension_count", 4, "rotation of 4 of the 8 numbers of a head"),
+        ("llama__attention__causal", False, "`is_causal` must be true, got False"),
         ("tokenizer__ggml__model", None, "tokenizer.ggml.model None is not supported"),
         ("tokenizer__ggml__add_bos_token", True, "add_bos_token True is not supported"),
         ("tokenizer__ggml__add_eos_token", True, "add_eos_token True is not supported"),
-        ("llama__attention__causal", False, "`is_causal` must be true, got False"),
         ("tokenizer__ggml__pre", "llama-bpe", "pre 'llama-bpe' is not supported"),
-        ("tokenizer__ggml__tokens", ["a", "b", "a"], "m.gguf: its tokenizer is broken"),
         ("tokenizer__ggml__token_type", [3, 3], "m.gguf: its tokenizer is broken"),
         ("tokenizer__ggml__eot_token_id", 261, "has the token 261, but the embedding has 261"),
-        ("tokenizer__ggml__eom_token_id", 261, "has the token 261, but the embedding has 261"),
-        ("tokenizer__ggml__bos_token_id", 261, "m.gguf is malformed: IndexError"),
-        (
-            "tokenizer__ggml__eos_token_id",
-            None,
-            "`tokenizer.ggml.eos_token_id` must be a whole number",
-        ),
-        ("tokenizer__chat_template", ["a"], "tokenizer.chat_template must be text"),
+        ("tokenizer__ggml__eos_token_id", None, "eos_token_id` must be a whole number"),
         ("tokenizer__chat_template__tool_use", 1, "tokenizer.chat_template.tool_use must be text"),
         ("tokenizer__chat_template", None, "without a default is not supported"),
     ],
@@ -175,15 +119,17 @@ def test_gguf_metadata_that_is_refused(tmp_path, key, value, message):
 
 def test_metadata_that_is_not_read_is_named(tmp_path):
     """llama.cpp may compute another model with such a key; what is off changes nothing."""
-    shapes = {"llama__vocab_size": 261, "llama__attention__value_length": 8}
-    shapes |= {"llama__rope__dimension_count": 8}
-    off = {"llama__attention__sliding_window": 0, "llama__attention__causal": True}
+    off = {
+        "llama__vocab_size": 261, "llama__attention__value_length": 8,
+        "llama__rope__dimension_count": 8, "llama__attention__causal": True,
+        "llama__attention__sliding_window": 0,
+    }  # fmt: skip
     with warnings.catch_warnings(action="error"):
-        load(toy(tmp_path, **shapes, **off)[0])
+        load(toy(tmp_path, **off)[0])
     on = {"llama__attention__sliding_window": 3, "llama__logit_scale": 2.0}
     text = r"m\.gguf: not read: llama.attention.sliding_window, llama.logit_scale\. If"
     with pytest.warns(UserWarning, match=text):
-        load(toy(tmp_path, **shapes, **on)[0])
+        load(toy(tmp_path, **off | on)[0])
 
 
 def test_the_chat_template_of_rows_with_tools(tmp_path):
@@ -195,7 +141,6 @@ def test_the_chat_template_of_rows_with_tools(tmp_path):
     assert words.render([], tools=[]) == "T" and words.render([]) == ""
 
 
-ONES = np.ones((32, 32), "f4").tobytes()
 # an infinite scale times the code 0 is NaN: one line, and no warning of NumPy
 INFINITE = (np.float16(np.inf).tobytes() + bytes(32)) * 32
 
@@ -203,34 +148,27 @@ INFINITE = (np.float16(np.inf).tobytes() + bytes(32)) * 32
 @pytest.mark.parametrize(
     "name, tensor, message",
     [
-        ("blk.1.attn_q.weight", None, "tensor model.layers.1.self_attn.q_proj.weight is missing"),
         ("blk.1.attn_q.weight", (8, (32, 32), INFINITE), "attn_q.weight has a NaN"),
-        ("blk.1.attn_q.weight", (12, (32, 32), ONES), "unsupported type number 12: use a file"),
-        ("blk.1.attn_q.weight", (2, (64, 16), ONES), "rows of 16, not whole blocks"),
-        ("blk.1.attn_q.weight", (2, (), ONES), "rows of 1, not whole blocks"),
-        ("rope_freqs.weight", (0, (4,), ONES[:16]), "load the model as a Hugging Face folder$"),
+        ("z", (12, (32, 32), b""), "unsupported type number 12: use a file"),
+        ("z", (2, (64, 16), b""), "rows of 16, not whole blocks"),
+        ("z", (2, (), b""), "rows of 1, not whole blocks"),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
-        ("z", (0, (0, 2**64 - 1), b""), "tensor z is not supported"),
+        ("rope_freqs.weight", (0, (0,), b""), "load the model as a Hugging Face folder$"),
     ],
 )
 def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):
-    tensors = {**gguf_tensors(leaves(GGUF_CONFIG)), name: tensor}
-    tensors = {key: value for key, value in tensors.items() if value is not None}
+    tensors = gguf_tensors(leaves(GGUF_CONFIG)) | {name: tensor}
     with refused(message):
         load(gguf(tmp_path / "m.gguf", gguf_metadata(), tensors))
 
 
-@pytest.mark.parametrize(
-    "old, new, message",
-    [
-        (b"^.*", POINTER, r"m\.gguf: this is a Git LFS pointer"),
-        (b"^GGUF", b"GGML", r"m\.gguf: this is not a GGUF file"),
-        (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "m.gguf has a key or a tensor twice"),
-        (b"ggml.bos_token", b"ggml.eos_token", "m.gguf has a key or a tensor twice"),
-        *((b"GGUF\x03", b"GGUF" + bytes([n]), f"GGUF version {n}") for n in (1, 4)),
-        (b"llama.block", b"llama\xffblock", "m.gguf is malformed: UnicodeDecodeError"),
-    ],
-)
+@pytest.mark.parametrize("old, new, message", [
+    (b"^.*", POINTER, r"m\.gguf: this is a Git LFS pointer"),
+    (b"^GGUF", b"GGML", r"m\.gguf: this is not a GGUF file"),
+    (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "m.gguf has a key or a tensor twice"),
+    (b"ggml.bos_token", b"ggml.eos_token", "m.gguf has a key or a tensor twice"),
+    (b"GGUF\x03", b"GGUF\x04", "GGUF version 4"),
+])  # fmt: skip
 def test_a_header_with_one_change(tmp_path, old, new, message):
     path, _ = toy(tmp_path)
     path.write_bytes(re.sub(old, new, path.read_bytes(), flags=re.DOTALL))
@@ -241,7 +179,7 @@ def test_a_header_with_one_change(tmp_path, old, new, message):
 def test_a_gguf_file_cut_off_anywhere(tmp_path):
     path, _ = toy(tmp_path)
     whole = path.read_bytes()
-    for size in (10, 24, 200, 3000, len(whole) // 2, len(whole) - 1):
+    for size in (10, 3000, len(whole) - 1):
         path.write_bytes(whole[:size])
         with refused("truncated"):
             load(path)

@@ -30,19 +30,17 @@ from toy_models import (
 from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats import safetensors_file
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.families import FAMILIES
 from minilora.formats.files import append, digest, errors_in, new_folder, write_errors
+from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import files, load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.layers import dense
-from minilora.model import Model, Source, lm_head
+from minilora.lessons.helpers.pretraining import RECIPES
+from minilora.model import lm_head
 from minilora.quant.schemes import quantize
-from minilora.rounding import round_to
-from minilora.tree import flatten, unflatten
-
-OF_LLAMA3 = {"rope_theta": 5e5, "rope_scaling": LLAMA3}
+from minilora.tree import flatten
 
 
 def test_a_folder_loads(tmp_path):
@@ -53,13 +51,13 @@ def test_a_folder_loads(tmp_path):
         "lm_head.weight": w["model.embed_tokens.weight"],
     }
     path = folder(tmp_path, w | needless, attention_bias=True, mlp_bias=True)
+    change_json(path / "config.json", head_dim=None)  # as in published files
     model, words = load(path)
     assert_same(model.base, w)
     order = list(flatten(model.base))
     assert order == list(w), "the order of the tree does not depend on the file"
     assert replace(model.config, rms_norm_eps=CONFIG.rms_norm_eps) == CONFIG
     assert isinstance(words, ByteTokenizer)
-    assert [file.name for file in files(path)] == ["config.json", "model.safetensors"]
 
 
 def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
@@ -75,63 +73,39 @@ def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
         (tmp_path / name).touch()
     found = files(tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in found} == names
-    digests = {digest(found)}
-    for path in found:
-        path.write_text("changed")
-        digests.add(digest(found))
-    assert len(digests) == 1 + len(names)
+    before = digest(found)
+    found[-1].write_text("changed")
+    assert digest(found) != before
 
 
-@pytest.mark.parametrize("name", [
-    "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.model", "vocab.txt",
-    "tekken.json",
-])  # fmt: skip
-def test_a_vocabulary_of_256_in_another_tokenizer_is_not_that_of_bytes(tmp_path, name):
+def test_a_vocabulary_of_256_in_another_tokenizer_is_not_that_of_bytes(tmp_path):
     path = folder(tmp_path)
-    (path / name).write_text("{}")
-    with refused(r"has no tokenizer\.json: write one with transformers"):
-        load(path)
+    for name in (
+        "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.model", "vocab.txt",
+        "tekken.json",
+    ):  # fmt: skip
+        (path / name).write_text("{}")
+        with refused(r"has no tokenizer\.json: write one with transformers"):
+            load(path)
+        (path / name).unlink()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path, dtype):
+def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path):
     """Whatever config.json says, as in transformers 5; also with one bit of difference."""
-    head = leaves()["model.embed_tokens.weight"].astype(dtype)
-    head[3, 4] = np.nextafter(head[3, 4], dtype(9))
-    w = {p: x.astype(dtype) for p, x in leaves().items()} | {"lm_head.weight": head}
-    model, _ = load(folder(tmp_path, w, tie_word_embeddings=True), low_precision=True)
+    w = {path: x.astype(np.float16) for path, x in leaves().items()}
+    head = w["model.embed_tokens.weight"].copy()
+    head[3, 4] = np.nextafter(head[3, 4], np.float16(9))
+    model, _ = load(folder(tmp_path, w | {"lm_head.weight": head}), low_precision=True)
     np.testing.assert_array_equal(dense(lm_head(model.base)), head.astype(np.float32))
     assert not model.config.tie_word_embeddings
-
-
-@pytest.mark.parametrize("dtype", ["bf16", np.float32, None])
-def test_a_dtype_that_the_format_lacks_is_refused(tmp_path, dtype):
-    model, config = toy_model(), LoraConfig()
-    adapters = lora.init(model.base, config, 0)
-    for write, *what in (
-        (save_pretrained, model), (save_quantized, quantize(model, "nf4")),
-        (save_adapter, adapters, model, config),
-    ):  # fmt: skip
-        with refused("`dtype` must be float32, float16, bfloat16, got"):
-            write(tmp_path / "out", *what, dtype=dtype)
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_what_load_warns_of(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "micro").mkdir()
-    with pytest.warns(UserWarning, match="micro is the model of this name: write ./micro for"):
-        load("micro")
-    head = np.zeros_like(leaves()["model.embed_tokens.weight"])  # the last one is not rounded
-    path = folder(tmp_path, leaves() | {"lm_head.weight": head}, tie_word_embeddings=False)
-    with pytest.warns(UserWarning, match=f"the dense weights of {path} are rounded to bfloat16"):
-        assert load(path, compute_dtype="bfloat16").model.source.compute_dtype == "bfloat16"
 
 
 def test_warnings_point_to_the_call(tmp_path, monkeypatch):
     """Python shows a line of the user's program, and none of the package."""
     words, path = tiny(), tmp_path / "model"
-    save_pretrained(path, toy_model(replace(CONFIG, vocab_size=words.vocab_size)), words)
+    config = replace(CONFIG, vocab_size=words.vocab_size, tie_word_embeddings=False)
+    head = {"lm_head.weight": np.zeros((words.vocab_size, 32), "f4")}  # the last, is not rounded
+    save_pretrained(path, toy_model(config, head), words)
     change_json(path / "config.json", logits_scaling=8.0)
     change_json(path / "tokenizer_config.json", auto_map="a", tokenizer_class="GPTNeoXTokenizer")
     (path / "adapter_config.json").write_text("{}")
@@ -140,31 +114,15 @@ def test_warnings_point_to_the_call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "micro").mkdir()
     with warnings.catch_warnings(record=True, action="always") as said:
-        load(path, compute_dtype="bfloat16")
+        assert load(path, compute_dtype="bfloat16").model.source.compute_dtype == "bfloat16"
         assert len(said) == 6
         load("micro")
         save_quantized(tmp_path / "q", quantize(toy_model(), "nf4", 16))
     assert [warning.filename for warning in said] == [__file__] * 8
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_save_and_load(tmp_path, dtype, tied):
-    config = replace(
-        CONFIG, rope_theta=5e5, bos_token_id=3, eos_token_id=(255, 7),
-        rope_scaling={"rope_type": "linear", "factor": 2.0},
-    )  # fmt: skip
-    w = leaves(replace(config, tie_word_embeddings=tied))
-    base = unflatten(w)
-    save_pretrained(tmp_path / "out", Model(config, base), dtype=dtype)
-    back, _ = load(tmp_path / "out")
-    expected = replace(config, tie_word_embeddings=tied)
-    assert back.config == expected, "a head unties the embedding"
-    assert_same(back.base, flatten(round_to(base, dtype)))
-    # transformers loads a model in the type that config.json names
-    assert read_json(tmp_path / "out" / "config.json")["torch_dtype"] == dtype
-    header = safetensors_file.read_header(tmp_path / "out" / "model.safetensors")
-    assert {entry.dtype for entry in header.values()} == {safetensors_file.FORMAT_NAME[dtype]}
+    texts = [str(warning.message) for warning in said]
+    assert f"{path} also has an adapter, which is not loaded with the base: load it" in texts[1]
+    assert texts[5] == f"the dense weights of {path} are rounded to bfloat16"
+    assert "micro is the model of this name: write ./micro for" in texts[6]
 
 
 def test_shards(tmp_path):
@@ -180,87 +138,66 @@ def test_shards(tmp_path):
     for weight_map, message in (
         (dict.fromkeys(w, "model-0.safetensors"), "is missing"),
         ({Q: "../secret.safetensors"}, "weight_map must map"),
-        ({Q: "none\n\x1b[2J"}, r"none\\n\\x1b\[2J cannot be read"),
-        (["a"], "index.json is malformed: AttributeError"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
-        with refused(message) as caught:
+        with refused(message):
             load(path)
-        assert str(caught.value).isprintable()
 
 
 def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
     """Without it, transformers samples from a merged chat model with other settings."""
     words = tiny()
+    generation = {"do_sample": True, "eos_token_id": [253, 254], "rms_norm_eps": 0.5}
     config = replace(
-        CONFIG, vocab_size=words.vocab_size, eos_token_id=(254, 253),
-        generation_config={
-            "do_sample": True, "eos_token_id": [253, 254], "temperature": 0.6, "rms_norm_eps": 0.5,
-        },
-    )  # fmt: skip
+        CONFIG, vocab_size=words.vocab_size, eos_token_id=(254, 253), generation_config=generation
+    )
     save_pretrained(tmp_path / "out", toy_model(config), words)
     model, back = load(tmp_path / "out", "nf4")
     ends = [253, 254, words.eos_token_id]  # training ends a row with the tokenizer's token
     assert model.config.eos_token_id == back.eos_token_ids == (*ends,)
     assert model.config.rms_norm_eps == config.rms_norm_eps  # of config.json
-    assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
     assert back.chat_template == words.chat_template
     save_quantized(tmp_path / "quantized", model, back)
-    for name, expected in (("out", config.generation_config["eos_token_id"]), ("quantized", ends)):
+    for name, expected in (("out", [253, 254]), ("quantized", ends)):
         written = read_json(tmp_path / name / "generation_config.json")
         # transformers' generate stops at these only
-        assert written == config.generation_config | {"eos_token_id": expected}
-    (tmp_path / "out" / "adapter_config.json").write_text("{}")
-    with pytest.warns(UserWarning, match="also has an adapter, which is not loaded"):
-        load(tmp_path / "out")
+        assert written == generation | {"eos_token_id": expected}
     save_pretrained(tmp_path / "none", toy_model(replace(CONFIG, eos_token_id=())))
     assert not (tmp_path / "none" / "generation_config.json").exists()
     assert read_json(tmp_path / "none" / "config.json")["eos_token_id"] is None
 
 
-@pytest.mark.parametrize("ends, first", [
-    (None, (5,)), ([], (5,)), (0, (0,)), (7, (7,)), ([7, 9], (7, 9)),
-])  # fmt: skip
+@pytest.mark.parametrize("ends, first", [([], (5,)), (0, (0,)), ([7, 9], (7, 9))])
 def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, first):
-    path = folder(tmp_path, eos_token_id=5)
+    path = folder(tmp_path, eos_token_id=5, bos_token_id=5)
     fields = {"eos_token_id": ends, "bos_token_id": ends}
     (path / "generation_config.json").write_text(json.dumps(fields))
-    config = load(path).model.config
-    assert config.eos_token_id[:-1] == first
-    assert config.bos_token_id == (1 if first == (5,) else first[0])
+    config, _ = read_config(path)
+    assert (config.eos_token_id, config.bos_token_id) == (first, first[0])
     (path / "generation_config.json").write_text('{"eos_token_id": -1}')
     with refused("generation_config.json: `eos_token_id` must be"):
         load(path)
 
 
+LINEAR, OF_5 = {"type": "linear", "factor": 4.0}, {"rope_theta": 5e5, **LLAMA3}
+
+
 @pytest.mark.parametrize(
-    "fields, expected",
-    [  # the fields of the rotation in both generations of transformers; None: no such field
-        ({"rope_parameters": None}, {}),
-        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, OF_LLAMA3),
-        ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA3}, OF_LLAMA3),
-        ({"rope_theta": 5e5, "rope_parameters": LLAMA3, "rope_scaling": LLAMA3}, OF_LLAMA3),
+    "fields, rotation",
+    [  # in both generations of transformers; None: no such field
         (
-            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}},
-            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            {"rope_parameters": OF_5, "rope_scaling": OF_5},
+            {"rope_theta": 5e5, "rope_scaling": LLAMA3},
         ),
         (
-            {"head_dim": None, "tie_word_embeddings": None, "rms_norm_eps": None},
-            {"tie_word_embeddings": False, "rms_norm_eps": 1e-6},
+            {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LINEAR},
+            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
         ),
-        ({"num_key_value_heads": None, "hidden_act": None}, {"num_key_value_heads": 4}),
     ],
 )
-def test_what_config_json_says_and_its_defaults(tmp_path, fields, expected):
-    config = replace(CONFIG, **{"rms_norm_eps": 1e-5} | expected)
-    assert load(folder(tmp_path, leaves(config), **fields)).model.config == config
-
-
-def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
-    config = replace(CONFIG, num_key_value_heads=CONFIG.num_attention_heads)
-    path = folder(tmp_path, leaves(config))
-    change_json(path / "config.json", head_dim=None, num_key_value_heads=None)
-    assert load(path).model.config == config
+def test_what_config_json_says_of_the_rotation(tmp_path, fields, rotation):
+    config = replace(CONFIG, rms_norm_eps=1e-5, **rotation)
+    assert load(folder(tmp_path, **fields)).model.config == config
 
 
 @pytest.mark.parametrize(
@@ -268,73 +205,49 @@ def test_null_heads_of_config_json_are_those_that_are_missing(tmp_path):
     [
         ({"model_type": "bert"}, f"model_type 'bert' .*; {', '.join(FAMILIES)} are"),
         ({"is_causal": False}, "`is_causal` must be true, got False"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented; only silu is"),
-        ({"hidden_size": "x" * 10**6}, "`hidden_size` must be .* … "),
-        ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
+        ({"hidden_act": None}, "hidden_act None is not implemented; only silu is"),  # no default
         ({"rms_norm_eps": 10**400}, "`rms_norm_eps` must be a positive number"),
-        *(
-            (
-                {"rope_parameters": {"rope_type": "linear", "factor": value}},
-                "`factor` must be a positive number",
-            )
-            for value in (1e-40, 0, True)  # float32 has no normal number 1e-40
-        ),
+        ({"rope_parameters": LINEAR | {"factor": 0}}, "`factor` must be a positive number"),
         ({"eos_token_id": "</s>"}, "`eos_token_id` must be a whole number"),
         ({"eos_token_id": 256}, "has the token 256, but the embedding has 256 rows"),
         (
-            {"rope_parameters": {"rope_theta": 5e5, **LLAMA3, "high_freq_factor": 1.0}},
+            {"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}},
             "low_freq_factor 1.0 .* below high_freq_factor",
         ),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
-        ({"rope_parameters": []}, r"`rope_parameters` must be an object .*, got \[\]"),
+        ({"rope_parameters": []}, r"config.json: `rope_parameters` must be an object .*, got \[\]"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-        ({"use_sliding_window": 1}, "`use_sliding_window` must be true or false"),
         ({"mlp_bias": 1}, "`mlp_bias` must be true or false"),
+        ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
         ({"quantization_config": {"load_in_4bit": True}}, "model: config.json has a quantization_"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
         # the header says one thing, the configuration another
         ({"intermediate_size": 48}, r"proj.weight has the shape \(\d+, \d+\), not"),
-        (
-            {"num_hidden_layers": 10**12},
-            "`num_hidden_layers` must be a whole number from 1 to 4,096",
-        ),
-        ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ does not belong"),
-        ({"attention_bias": "false"}, "`attention_bias` must be true or false, got 'false'"),
-        ({"tie_word_embeddings": 1}, "`tie_word_embeddings` must be true or false"),
-        ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
-        ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling next to rope_param"),
-        # null is no default
-        ({"hidden_act": None}, "hidden_act None is not implemented; only silu is"),
-        ({"rms_norm_eps": None}, "`rms_norm_eps` must be .*, got None"),
+        ({"num_hidden_layers": 10**12}, "must be a whole number from 1 to 4,096"),
+        ({"num_hidden_layers": 1}, r"tensor \S+ does not belong here \(one of 9\)$"),
+        ({"attention_bias": True}, r"^.*model: tensor .*q_proj.bias is missing"),
+        ({"rope_scaling": LINEAR}, "rope_scaling next to rope_param"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path, changes, message):
     path = folder(tmp_path)
     change_json(path / "config.json", **changes)
-    with refused(message) as caught:
+    with refused(message):
         load(path)
-    assert len(str(caught.value)) < 2000
-
-
-OFF = {  # fields of published files that change nothing, and that are off
-    "initializer_range": 0.02, "transformers.js_config": {"dtype": "q4"}, "pad_token_id": 7,
-    "attention_dropout": 0.0, "cache_implementation": "hybrid", "chunk_size_feed_forward": 1,
-    "id2label": {"0": "a"}, "is_llama_config": True, "label2id": {"a": 0}, "max_length": 20,
-    "pretraining_tp": 1, "problem_type": "a", "return_dict": True, "transformers_version": "5",
-    "unsloth_fixed": True, "unsloth_version": "1", "use_cache": True,
-    "_name_or_path": "a", "output_attentions": True, "rope_interleaved": False, "scale": 0.0,
-}  # fmt: skip
-# fields that are read, but not kept: the model can be written in another dtype
-NOT_KEPT = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
 
 
 def test_fields_that_are_not_read_are_named(tmp_path):
-    unread = {
-        "attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0
-    }  # fmt: skip
-    path = folder(tmp_path, **OFF, **NOT_KEPT)
+    neutral = (  # fields of published files that change nothing
+        "initializer_range", "transformers.js_config", "pad_token_id", "cache_implementation",
+        "chunk_size_feed_forward", "id2label", "is_llama_config", "label2id", "max_length",
+        "pretraining_tp", "problem_type", "return_dict", "transformers_version", "unsloth_fixed",
+        "unsloth_version", "use_cache", "_name_or_path", "output_attentions",
+    )  # fmt: skip
+    off = dict.fromkeys(neutral, 7) | {"scale": 0.0}
+    # fields that are read, but not kept: the model can be written in another dtype
+    not_kept = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
+    unread = {"attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0}
+    path = folder(tmp_path, **off, **not_kept)
     with warnings.catch_warnings(action="error"):
         load(path)
     change_json(path / "config.json", **unread)
@@ -342,29 +255,13 @@ def test_fields_that_are_not_read_are_named(tmp_path):
         model, _ = load(path)
     save_pretrained(tmp_path / "out", model)
     written = read_json(tmp_path / "out" / "config.json")
-    assert written.items() >= (OFF | unread).items()
-    assert written.keys().isdisjoint([*NOT_KEPT, "rope_parameters"])
+    assert written.items() >= (off | unread).items()
+    assert written.keys().isdisjoint([*not_kept, "rope_parameters"])
 
 
-def test_a_merged_model_also_comes_from_rows_that_are_not_known(tmp_path):
-    runs = [[{"data": "rows"}, {"data": "0f"}]]
-    model, _ = load(folder(tmp_path, _minilora_runs=runs))
-    for source, more in ((model.source, []), (Source(), [[{}, {}]])):
-        out = tmp_path / f"out{len(more)}"
-        save_pretrained(out, model._replace(source=source))
-        assert read_json(out / "config.json")["_minilora_runs"] == runs + more
-
-
-@pytest.mark.parametrize(
-    "value, message",
-    [
-        (np.full((32, 32), np.nan, np.float32), "q_proj.weight has a NaN"),
-        (np.ones((32, 32), np.int8), "q_proj.weight holds int8"),
-    ],
-)
-def test_tensors_that_are_refused(tmp_path, value, message):
-    with refused(message):
-        load(folder(tmp_path, {**leaves(), Q: value}))
+def test_a_tensor_of_whole_numbers_is_refused(tmp_path):
+    with refused("q_proj.weight holds int8"):
+        load(folder(tmp_path, {**leaves(), Q: np.ones((32, 32), np.int8)}))
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -388,15 +285,10 @@ def test_models_that_do_not_exist(tmp_path):
         load(tmp_path)
 
 
-def test_a_model_is_saved_in_the_current_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_pretrained(".", toy_model())
-    assert_same(load(tmp_path).model.base, leaves())
-
-
-def test_nothing_of_a_users_is_replaced(tmp_path):
+def test_nothing_of_a_users_is_replaced(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    save_pretrained(tmp_path / "out", toy_model())  # an empty folder is fine
+    monkeypatch.chdir(tmp_path / "out")
+    save_pretrained(".", toy_model())  # an empty folder is fine
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("out", "file", "link"):
@@ -405,17 +297,13 @@ def test_nothing_of_a_users_is_replaced(tmp_path):
     assert_same(load(tmp_path / "out").model.base, leaves())
 
 
-@pytest.mark.parametrize(
-    "path, value, dtype, message",
-    [
-        (Q, np.full((32, 32), 1e38, "f4"), "float16", "q_proj.weight has a number .* too large"),
-        (Q, np.ones((5, 32), "f4"), "float32", r"q_proj.weight has the shape \(5, 32\)"),
-    ],
-)
-def test_a_failed_save_leaves_nothing(tmp_path, path, value, dtype, message):
-    model = toy_model(changed={path: value})
-    with refused(message):
-        save_pretrained(tmp_path / "out", model, dtype=dtype)
+def test_a_failed_save_leaves_nothing(tmp_path):
+    for changed, dtype, message in (
+        ({Q: np.full((32, 32), 1e38, "f4")}, "float16", "q_proj.weight has a number .* too large"),
+        ({}, "bf16", "`dtype` must be float32, float16, bfloat16, got 'bf16'"),
+    ):
+        with refused(message):
+            save_pretrained(tmp_path / "out", toy_model(changed=changed), dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -489,20 +377,13 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path):
     os.close(first_free)
 
 
-@pytest.mark.parametrize("error, says", [
-    *((error("b"), f"a is malformed: {error.__name__}: b")
-      for error in (
-          ZeroDivisionError, AttributeError, IndexError, RecursionError, TypeError, ValueError,
-      )),
-    (OSError("b"), "a cannot be read: b"), (OSError(1, "b"), "a cannot be read: b"),
-    (InputError("b"), "a: b"),
-])  # fmt: skip
-def test_an_error_while_a_file_is_read_names_the_file(error, says):
-    with refused(f"^{says}$"), errors_in("a"):
-        raise error
-
-
-def test_an_error_of_the_system_may_have_no_number():
+def test_an_error_while_a_file_is_used_names_the_file():
+    kinds = ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+    says = {kind("b"): f"a is malformed: {kind.__name__}: b" for kind in kinds}
+    says |= dict.fromkeys((OSError("b"), OSError(1, "b")), "a cannot be read: b")
+    for error, text in {**says, InputError("b"): "a: b"}.items():
+        with refused(f"^{text}$"), errors_in("a"):
+            raise error
     with refused("^a cannot be written: b: check the permission"), write_errors("a"):
         raise OSError("b")
 
@@ -514,13 +395,6 @@ def test_a_folder_that_is_gone_while_it_is_written_is_said(tmp_path):
         shutil.rmtree(tmp_path / "folder")
 
 
-def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
-    """The largest id may be one that the post-processor adds."""
-    words = tiny()
-    config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
-    from tokenizers.processors import TemplateProcessing
-
-    words.backend.post_processor = TemplateProcessing("far $A", special_tokens=[("far", 300)])
-    save_pretrained(tmp_path / "out", toy_model(config), words)
-    with refused("has the token 300, but the embedding has 261"):
-        load(tmp_path / "out")
+def test_the_embedded_bases_have_the_settings_of_the_recipes():
+    for name, recipe in RECIPES.items():
+        assert load(name).model.config == recipe.config

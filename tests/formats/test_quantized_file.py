@@ -30,20 +30,9 @@ def saved(tmp_path, name="nf4-dq", block_size=None, dtype="float32"):
     return model
 
 
-def layout(tmp_path, name):
-    """(header, {the rest of a name that begins with `name`: (dtype, shape)}, config.json)."""
-    header = safetensors_file.read_header(tmp_path / WEIGHTS)
-    found = {n.removeprefix(name): (e.dtype, e.shape) for n, e in header.items() if name in n}
-    return header, found, read_json(tmp_path / "q" / "config.json")
-
-
-@pytest.mark.parametrize(
-    "name, block_size",
-    [
-        ("int8", None), ("fp4", 32), ("fp4", 64), ("nf4", 64), ("nf4", 4096), ("nf4", 8192),
-        ("nf4-dq", 64), ("nf4-dq", 16),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name, block_size", [
+    ("int8", None), ("fp4", 32), ("nf4", 4096), ("nf4", 8192), ("nf4-dq", 16),
+])  # fmt: skip
 def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
     text = f"bitsandbytes reads blocks of 32 to 4,096 .* of {block_size}"
     warned = pytest.warns(UserWarning, match=text)
@@ -53,29 +42,23 @@ def test_codes_come_back_bit_for_bit(tmp_path, name, block_size):
         back, _ = load(tmp_path / "q", *asked)
         assert back.config == CONFIG
         assert fingerprint(back.base) == fingerprint(model.base)
-    stored = name, block_size
-    assert storage_of(get(back.base, Q)) == stored
-    assert (back.source.scheme, back.source.block_size) == stored
+    assert back.source[1:3] == storage_of(get(back.base, Q)) == (name, block_size)
     save_pretrained(tmp_path / "dense", back)
     dense = get(load(tmp_path / "dense").model.base, Q)
     assert_array_equal(dense, get(model.base, Q).dequantize())
 
 
-@pytest.mark.parametrize("name, block_size, says, others", [
-    ("nf4", 64, "nf4, blocks of 64", [("nf4", 128), ("nf4-dq", 64), ("int8",)]),
-    ("int8", None, "int8", [("nf4",)]),
+@pytest.mark.parametrize("name, asked, says", [
+    ("nf4", ("nf4", 128), "nf4, blocks of 64"), ("nf4", ("nf4-dq", 64), "nf4, blocks of 64"),
+    ("int8", ("nf4",), "int8"),
 ])  # fmt: skip
-def test_a_stored_scheme_is_not_changed_behind_the_users_back(
-    tmp_path, name, block_size, says, others
-):
-    saved(tmp_path, name, block_size)
-    for asked in others:
-        with refused(f"stored in {says}: give --quantize none"):
-            load(tmp_path / "q", *asked)
+def test_a_stored_scheme_is_not_changed_behind_the_users_back(tmp_path, name, asked, says):
+    saved(tmp_path, name)
+    with refused(f"stored in {says}: give --quantize none"):
+        load(tmp_path / "q", *asked)
 
 
-@pytest.mark.parametrize("asked", ["none", "nf4-dq"])
-def test_a_projection_that_is_stored_dense_stays_dense(tmp_path, asked):
+def test_a_projection_that_is_stored_dense_stays_dense(tmp_path):
     """As in transformers, with llm_int8_skip_modules."""
     saved(tmp_path)
 
@@ -84,53 +67,47 @@ def test_a_projection_that_is_stored_dense_stays_dense(tmp_path, asked):
         return others | {Q: leaves()[Q]}
 
     change_tensors(tmp_path / WEIGHTS, store_dense)
-    model, _ = load(tmp_path / "q", asked)
+    model, _ = load(tmp_path / "q", "nf4-dq")
     assert_array_equal(get(model.base, Q), leaves()[Q])
     assert model.source[1:3] == ("nf4-dq", 64)
 
 
-def test_the_layout_is_that_of_bitsandbytes(tmp_path):
-    """Names, types and shapes, as a folder of transformers shows them."""
-    saved(tmp_path, dtype="bfloat16")
-    header, found, config = layout(tmp_path, Q)
-    text = bytes(header[Q + STATE].read()).decode()
-    assert found == {
-        "": ("U8", (512, 1)),  # 32 · 32 codes, two a byte
-        ".absmax": ("U8", (16,)),
-        ".quant_map": ("F32", (16,)),
-        ".nested_absmax": ("F32", (1,)),
-        ".nested_quant_map": ("F32", (256,)),
-        STATE: ("U8", (len(text),)),
-    }
-    fields = json.loads(text)
-    assert fields.pop("nested_offset") > 0
-    assert fields == {
-        "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [32, 32],
-        "nested_blocksize": 256, "nested_dtype": "float32",
-    }  # fmt: skip
-    assert config["quantization_config"] == {
-        "quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": "bfloat16",
-    }  # fmt: skip
+LAYOUTS = {
+    "nf4-dq": {
+        ".weight": ("U8", (512, 1)),  # 32 · 32 codes, two a byte
+        ".weight.absmax": ("U8", (16,)), ".weight.quant_map": ("F32", (16,)),
+        ".weight.nested_absmax": ("F32", (1,)), ".weight.nested_quant_map": ("F32", (256,)),
+    },
+    "int8": {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())},
+}  # fmt: skip
+SETTINGS = {
+    "nf4-dq": {
+        "load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "int8": {"load_in_8bit": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_layout_is_that_of_bitsandbytes(tmp_path, name):
+    """Names, types and shapes; tests/peers compares the rest with transformers."""
+    saved(tmp_path, name, dtype="bfloat16")
+    header = safetensors_file.read_header(tmp_path / WEIGHTS)
+    begin = Q.removesuffix(".weight")
+    found = {n.removeprefix(begin): (e.dtype, e.shape) for n, e in header.items() if begin in n}
+    found.pop(".weight" + STATE, None)  # a text
+    assert found == LAYOUTS[name]
+    config = read_json(tmp_path / "q" / "config.json")
+    assert config["quantization_config"] == SETTINGS[name] | {"quant_method": "bitsandbytes"}
     assert config["torch_dtype"] == "bfloat16" and header["model.norm.weight"].dtype == "BF16"
-    embedding = load(tmp_path / "q").model.base["model"]["embed_tokens"]["weight"]
-    assert embedding.kind == "BF16", "next to a quantized base, it stays in the type of its file"
-
-
-def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
-    saved(tmp_path, "int8")
-    _, found, config = layout(tmp_path, Q.removesuffix(".weight"))
-    expected = {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())}
-    assert found == expected
-    assert config["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
 
 def test_a_base_of_two_schemes_has_no_folder(tmp_path):
     w = flatten(quantize(toy_model(), "nf4").base)
-    for mixed in ({**w, Q: leaves()[Q]}, {**w, Q: int8.quantize(leaves()[Q])}, leaves()):
+    for base in (w | {Q: int8.quantize(leaves()[Q])}, leaves()):
         with refused("quantized with one scheme"):
-            save_quantized(tmp_path / "q", Model(CONFIG, unflatten(mixed)))
+            save_quantized(tmp_path / "q", Model(CONFIG, unflatten(base)))
 
 
 def put(name, value):
@@ -142,11 +119,10 @@ def drop(name):
 
 
 def state(**fields):
-    """Change these fields of the JSON text, or remove those that are None."""
+    """Change these fields of the JSON text."""
 
     def change(tensors):
-        changed = json.loads(bytes(tensors[Q + STATE])) | fields
-        text = json.dumps({key: value for key, value in changed.items() if value is not None})
+        text = json.dumps(json.loads(bytes(tensors[Q + STATE])) | fields)
         tensors[Q + STATE] = np.frombuffer(text.encode(), np.uint8)
 
     return change
@@ -157,38 +133,23 @@ def norm_in_int8(tensors):
     tensors["model.norm.SCB"] = np.ones(32, np.float32)
 
 
-FLOATS = np.float32([np.nan] * 16)
-BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
+IN_STATE = "bitsandbytes__nf4: "
 
 
-@pytest.mark.parametrize(
-    "name, change, message",
-    [
-        ("nf4", drop(""), "quant_state.bitsandbytes__nf4 has no weight"),
-        ("nf4", put("", np.zeros((511, 1), np.uint8)), r"q_proj.weight is U8 \(511, 1\)"),
-        ("nf4", put(".absmax", FLOATS), "absmax has a NaN"),
-        (
-            "nf4",
-            put(".quant_map", nf4.NF4 + np.float32(2e-6)),
-            "quant_map differs from that of bits",
-        ),
-        ("nf4", drop(".absmax"), "q_proj.weight has no absmax"),
-        ("nf4-dq", drop(".nested_quant_map"), "q_proj.weight has no nested_quant_map"),
-        ("nf4", put(".SCB", np.ones(32, np.float32)), r"SCB has no weight"),
-        ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
-        ("nf4", state(shape=None), "bitsandbytes__nf4 is malformed: KeyError: 'shape'"),
-        ("nf4", state(shape=[32.0, 32]), "bitsandbytes__nf4: `shape` must be a whole number"),
-        ("nf4", state(blocksize=True), BLOCKS),
-        ("nf4", state(quant_type="af4"), "bitsandbytes__nf4: there is no 4-bit type 'af4'"),
-        ("nf4-dq", state(nested_offset=None), "`nested_offset` must be a finite number"),
-        ("nf4-dq", put(".absmax", np.ones(16, np.float32)), "absmax is F32"),
-        ("nf4-dq", put(".nested_quant_map", np.ones(256, np.float32)), "nested_quant_map differs"),
-        ("int8", put("", np.ones((32, 32), np.uint8)), r"is U8 \(32, 32\), not I8"),
-        ("int8", drop(""), "q_proj.SCB has no weight"),
-        ("int8", put("_format", np.array(2, np.uint8)), "weight_format is not 0: save the rows"),
-        ("int8", norm_in_int8, r"norm.weight has the shape \(32,\), which is not a matrix"),
-    ],
-)
+@pytest.mark.parametrize("name, change, message", [
+    ("nf4", drop(""), "quant_state.bitsandbytes__nf4 has no weight"),
+    ("nf4", put(".absmax", np.full(16, np.nan, "f4")), "absmax has a NaN"),
+    ("nf4", put(".quant_map", nf4.NF4 + np.float32(2e-6)), "quant_map differs from that of bits"),
+    ("nf4-dq", put(".nested_quant_map", np.ones(256, "f4")), "nested_quant_map differs"),
+    ("nf4", drop(".absmax"), "q_proj.weight has no absmax"),
+    ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
+    ("nf4", state(shape=[32.0, 32]), IN_STATE + "`shape` must be a whole number"),
+    ("nf4", state(quant_type="af4"), IN_STATE + "there is no 4-bit type 'af4'"),
+    ("nf4-dq", state(nested_offset=None), IN_STATE + "`nested_offset` must be a finite number"),
+    ("int8", put("", np.ones((32, 32), np.uint8)), r"is U8 \(32, 32\), not I8"),
+    ("int8", put("_format", np.array(2, np.uint8)), "weight_format is not 0: save the rows"),
+    ("int8", norm_in_int8, r"norm.weight has the shape \(32,\), which is not a matrix"),
+])  # fmt: skip
 def test_malformed_codes_are_refused(tmp_path, name, change, message):
     saved(tmp_path, name)
     change_tensors(tmp_path / WEIGHTS, change)
@@ -198,8 +159,8 @@ def test_malformed_codes_are_refused(tmp_path, name, change, message):
 
 def test_a_map_may_be_rounded_in_another_way(tmp_path):
     model = saved(tmp_path, "nf4")
-    values = nf4.CODEBOOKS["nf4"].values + np.float32(5e-7)  # some bits of a number below one
-    change_tensors(tmp_path / WEIGHTS, put(".quant_map", values))
+    rounded = nf4.NF4 + np.float32(5e-7)  # some bits of a number below one
+    change_tensors(tmp_path / WEIGHTS, put(".quant_map", rounded))
     assert fingerprint(load(tmp_path / "q").model.base) == fingerprint(model.base)
 
 

@@ -8,8 +8,6 @@ import pytest
 import safetensors
 import safetensors.numpy
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from models import seeds
 from mutations import parents, pick
 from numpy.testing import assert_array_equal
@@ -19,81 +17,48 @@ from toy_models import HTML, POINTER
 from minilora.formats import safetensors_file
 from minilora.formats.safetensors_file import BLOCKS, DTYPES, entry
 
-finite32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
-
-@given(
-    hnp.arrays(np.float32, hnp.array_shapes(max_dims=2, min_side=0, max_side=9), elements=finite32)
-)
-def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
-    path = tmp_path_factory.mktemp("st") / "w.safetensors"
-    odd = np.arange(3, dtype=np.uint8)
-    safetensors_file.write(path, {"0": entry("U8", odd), "a": entry("F32", w)})
+def test_written_tensors_are_read_by_the_library(tmp_path):
+    path = tmp_path / "w.safetensors"
+    odd, w = np.arange(3, dtype=np.uint8), np.float32([[-0.0, 1e-45, 3e38]])
+    entries = {"0": entry("U8", odd), "a": entry("F32", w), "empty": entry("F32", w[:0])}
+    safetensors_file.write(path, entries)
     theirs = safetensors.numpy.load_file(path)
-    ours = safetensors_file.read_header(path)
-    for tensors in (theirs, {name: found.read() for name, found in ours.items()}):
-        assert_array_equal(tensors["a"], w)
-        assert_array_equal(tensors["0"], odd)
+    assert_array_equal(theirs["0"], odd)
+    assert theirs["a"].tobytes() == w.tobytes() and theirs["empty"].shape == (0, 3)
     header, start, _ = safetensors_file.read_json_header(path)
     assert start % 8 == 0 and header["a"]["data_offsets"][0] == 0, "float32 is aligned"
     with safetensors.safe_open(path, "np") as file:
         assert file.metadata() == {"format": "pt"}, "without it transformers refuses the file"
 
 
-@pytest.mark.parametrize(
-    "dtype, number",
-    [
-        ("F16", 7e4), ("BF16", 3.4028235e38), ("BF16", -np.inf), ("F32", np.nan),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("dtype, number", [("F16", -7e4), ("BF16", 3.4028235e38), ("F32", np.nan)])
 def test_a_number_that_the_type_cannot_hold_is_refused(dtype, number):
     says = f"w has a number that is not finite, or too large for this type: {dtype}"
     with refused(says):
         safetensors_file.encode(np.float32([1, number]), dtype, "w")
 
 
-def test_the_first_tensors_that_are_wrong_are_named():
-    w, expected = np.ones(1, np.float32), {"a": (1,), "b": (1,)}
-    for found, says in (
-        ({"a": w, "c": w, "d": w}, r"c does not belong here \(one of 2\); tensor b is missing"),
-        ({"a": w, "b": w[None]}, r"b has the shape \(1, 1\), not \(1,\)"),
-    ):
-        with refused(f"^m: tensor {says}$"):
-            safetensors_file.check_names_and_shapes(found, expected, "m")
+def file_of(header, data=b"\0" * 16):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
 
 
-def file_of(header, data=b"\0" * 16, length=None):
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
+def of_w(dtype="F32", shape=(4,)):
+    return file_of({"w": {"dtype": dtype, "shape": shape, "data_offsets": (0, 16)}})
 
 
-def fields(dtype="F32", shape=(4,), offsets=(0, 16)):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
-def of_w(*args):
-    return file_of({"w": fields(*args)})
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "model.safetensors: the file is empty: "),
-        (POINTER, "model.safetensors: this is a Git LFS pointer: run `git lfs pull`"),
-        (HTML, r"model.safetensors: this is a web page \(HTML\): download"),
-        (b"<HTML><body>", r"model.safetensors: this is a web page \(HTML\): download"),
-        (of_w()[:-20], "truncated"),
-        (of_w()[:-1], "tensor w ends at byte"),
-        (of_w("F8\nx"), r"unsupported type F8\\nx"),
-        (file_of({"v": fields(), "w": fields("U8", (4,), (12, 16))}), "tensors overlap"),
-        (file_of({"w": fields("Q8_0", (0,), (0, 0))}, b""), "entry for tensor w is malformed"),
-        (of_w("U8", (4,), (12, 16)), "or bytes belong to no tensor near byte"),
-    ],
-)
+@pytest.mark.parametrize("content, message", [
+    (b"", "the file is empty: "), (POINTER, "this is a Git LFS pointer: run `git lfs pull`"),
+    (HTML, r"this is a web page \(HTML\): download"), (b"<HTML>", "this is a web page"),
+    (of_w()[:-20], "the file is truncated"), (of_w("F8\nx"), r"unsupported type F8\\nx"),
+    (of_w(shape=(5,)), "tensor w ends at byte"),
+    (of_w("U8"), "the header's entry for tensor w is malformed"),
+])  # fmt: skip
 def test_headers_that_lie(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with refused(message) as caught:
+    with refused(f"model.safetensors.*{message}") as caught:
         safetensors_file.read_header(path)
     assert str(caught.value).isprintable()
 
@@ -116,11 +81,7 @@ def drawn(rng):
         key = pick(rng, list(parent) if isinstance(parent, dict) else range(len(parent)))
         n = parent[key]
         parent[key] = pick(rng, ODD + ([n + 1, n - 1, float(n)] if isinstance(n, int) else []))
-    text = json.dumps(header).encode() + b" " * (rng.random() < 0.5)
-    if rng.random() < 0.1:
-        text = text.replace(b'{"dtype"', b'{"dtype": "F32", "dtype"', 1)
-    length = len(text) + pick(rng, [0] * 20 + [1, -1])
-    return file_of(text, data[start:] + rng.bytes(rng.random() < 0.05), length)
+    return file_of(header, data[start:] + rng.bytes(rng.random() < 0.05))
 
 
 @settings(max_examples=500)
@@ -151,12 +112,3 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path):
     path.write_bytes(of_w()[:-1])
     with refused("tensor w: the file has become shorter: copy or save the file again"):
         found.read()
-
-
-@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (0, 10**30), (2,) + (1,) * 70])
-def test_a_shape_that_numpy_cannot_have(tmp_path, shape):
-    path = tmp_path / "model.safetensors"
-    size = 8 if shape[0] else 0
-    path.write_bytes(file_of({"w": fields("F32", shape, (0, size))}, bytes(size)))
-    with refused("tensor w is malformed"):
-        safetensors_file.read_header(path)["w"].read()

@@ -76,10 +76,14 @@ def folder(random_model, name):
     return random_model(family, **fields)
 
 
+@pytest.fixture
+def model(folder):
+    return load(folder).model
+
+
 @EACH
-def test_a_folder_of_transformers_here(folder, tokens, same_logits, compared):
+def test_a_folder_of_transformers_here(folder, model, tokens, same_logits, compared):
     """The optimized operations, and the reference."""
-    model, _ = load(folder)
     theirs = llama_of(folder)
     assert set(flatten(model.base)) <= set(theirs.state_dict())
     expected = their_logits(theirs, tokens)
@@ -108,8 +112,7 @@ def test_our_folder_in_transformers(folder, tmp_path, tokens, same_logits):
 @pytest.mark.parametrize("fields", [{}, {"use_rslora": True, "lora_alpha": 3}])
 @pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 @EACH
-def test_gradients_of_every_factor(folder, same_gradients, ops, fields):
-    model, _ = load(folder)
+def test_gradients_of_every_factor(folder, model, same_gradients, ops, fields):
     theirs = random_peft(llama_of(folder), target_modules=ALL, modules_to_save=["norm"], **fields)
     against, batch = "PyTorch + PEFT", random_batch(256, B=3, T=24)
     same_gradients(RANDOM, against, theirs, model._replace(ops=ops), batch)
@@ -125,11 +128,9 @@ def test_gradients_through_a_four_bit_base(folder, same_gradients):
 
 @pytest.mark.parametrize("scheme", ["none", "nf4-dq"])
 @EACH
-def test_greedy_generation_with_the_cache(folder, equal, name, scheme):
+def test_greedy_generation_with_the_cache(folder, model, equal, name, scheme):
     """30 tokens after a prompt of 9: the window of 6 passes over both."""
-    model, _ = load(folder)
-    model = quantize(model, scheme)
-    adapters, model = our_adapter(model, EVERYWHERE, ["norm"])
+    adapters, model = our_adapter(quantize(model, scheme), EVERYWHERE, ["norm"])
     dense = minilora.merge(adapters, model).base
     theirs = llama_of(folder)
     theirs.load_state_dict({p: torch.tensor(w) for p, w in flatten(dense).items()}, strict=False)
@@ -146,21 +147,20 @@ def test_greedy_generation_with_the_cache(folder, equal, name, scheme):
 
 @pytest.mark.parametrize("prefix", [False, True], ids=["DoRA", "prefix"])
 @EACH
-def test_an_adapter_of_peft_here(folder, tmp_path, tokens, same_logits, prefix):
+def test_an_adapter_of_peft_here(folder, model, tmp_path, tokens, same_logits, prefix):
     """In PEFT the window counts the keys of a prefix: later tokens do not see it."""
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", use_dora=True)
     if prefix:
         config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     theirs = random_peft(llama_of(folder), config)
     peft_folder(tmp_path, theirs)
-    adapters, model, _ = load_adapter(tmp_path, load(folder).model)
+    adapters, model, _ = load_adapter(tmp_path, model)
     what, expected = "PEFT's adapters read here", their_logits(theirs, tokens)
     same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)
 
 
 @EACH
-def test_our_adapter_in_peft(folder, tmp_path, tokens, same_logits):
-    model, _ = load(folder)
+def test_our_adapter_in_peft(folder, model, tmp_path, tokens, same_logits):
     adapters, model = our_adapter(model, EVERYWHERE, ["norm"])
     save_adapter(tmp_path, adapters, model, EVERYWHERE)
     theirs = in_peft(llama_of(folder), tmp_path)
@@ -179,9 +179,11 @@ def test_a_missing_field_has_the_default_of_transformers(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **SIZED}))
     ours, _ = read_config(tmp_path)
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
-    end = theirs.eos_token_id
+    expected = {"head_dim": 8, "sliding_window": None} | theirs.to_dict()
+    end = expected["eos_token_id"]
     assert ours.eos_token_id == (() if end is None else (end,))
-    for name in ("bos_token_id", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"):
-        assert getattr(ours, name) == getattr(theirs, name), name
-    assert ours.head_dim == getattr(theirs, "head_dim", ours.head_dim)
-    assert ours.sliding_window == getattr(theirs, "sliding_window", None)
+    for name in (
+        "bos_token_id", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
+        "head_dim", "sliding_window",
+    ):  # fmt: skip
+        assert getattr(ours, name) == expected[name], name

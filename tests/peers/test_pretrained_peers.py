@@ -14,7 +14,7 @@ import toy_models
 from comparisons import forward, relative
 from peft_models import llama_of, their_logits, torch, transformers
 from test_families import MIXED, MODELS
-from toy_models import CONFIG, GGUF_CONFIG, gguf_metadata, leaves, tiny
+from toy_models import CONFIG, GGUF_CONFIG, gguf_metadata, leaves
 
 from minilora import layers
 from minilora.config import InputError
@@ -22,8 +22,7 @@ from minilora.formats.gguf_file import read_header
 from minilora.formats.hf_folder import NEUTRAL
 from minilora.formats.peft_format import EMBEDDING
 from minilora.formats.pretrained import load, save_pretrained
-from minilora.generation import sample
-from minilora.tree import flatten, set_leaf
+from minilora.tree import flatten
 
 LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
@@ -92,31 +91,26 @@ def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, tokens, same_logits, k
 
 
 KINDS = (0, 1, 2, 3, 8, 30)  # of tensors
+SOME = {"S": ("", "a", "é"), "I": (-2, 7), "F": (-0.1, 0.5)}  # by the first letter of a type
 
 
 def write_drawn_gguf(path, rng):
     """Write a file with metadata and tensors of random types, as the library writes it."""
     writer = gguf.GGUFWriter(path, "drawn")
-    text, array = gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY
-    simple = [kind for kind in gguf.GGUFValueType if kind != array]
-
-    def value_of(kind):
-        return "aé"[: rng.randrange(3)] if kind == text else rng.randrange(2)
-
+    array = gguf.GGUFValueType.ARRAY
     for i in range(rng.randrange(4)):
-        kind = rng.choice(simple)
-        items = [value_of(kind) for _ in range(rng.randrange(1, 4))]
-        typed = rng.choice([(items[0], kind), (items, array, kind)])
-        writer.add_key_value(f"k{i}", *typed)
+        kind = rng.choice([kind for kind in gguf.GGUFValueType if kind != array])
+        largest = 2 ** int(kind.name[4:] or 1) - 1 if kind.name[0] in "UB" else 0
+        items = rng.choices(SOME.get(kind.name[0], (0, largest)), k=rng.randrange(1, 4))
+        writer.add_key_value(f"k{i}", *rng.choice([(items[0], kind), (items, array, kind)]))
     if rng.random() < 0.5:
         writer.add_custom_alignment(rng.choice((8, 64)))
     for i in range(rng.randrange(4)):
         kind = gguf.GGMLQuantizationType(rng.choice(KINDS))
-        size = gguf.GGML_QUANT_SIZES[kind][1]
-        shape = *(rng.randrange(1, 3) for _ in range(rng.randrange(3))), rng.randrange(1, 3)
-        raw = rng.randbytes(math.prod(shape) * size)
-        raw = np.frombuffer(raw, np.uint8).reshape(*shape[:-1], shape[-1] * size)
-        writer.add_tensor(f"t{i}", raw, raw_dtype=kind)
+        *shape, blocks = (rng.randrange(1, 3) for _ in range(rng.randrange(1, 4)))
+        shape.append(blocks * gguf.GGML_QUANT_SIZES[kind][1])
+        raw = np.frombuffer(rng.randbytes(math.prod(shape)), np.uint8)
+        writer.add_tensor(f"t{i}", raw.reshape(shape), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -128,10 +122,9 @@ def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads(tmp_path, rng,
     for _ in range(tries(300, 5000)):
         write_drawn_gguf(path, rng)
         reader = gguf.GGUFReader(path)
-        expected = {name: f.contents() for name, f in reader.fields.items()}
+        fields = reader.fields.items()
+        expected = {name: field.contents() for name, field in fields if "GGUF." not in name}
         metadata, tensors = read_header(path)
-        for name in ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"):
-            del expected[name]
         assert repr(metadata) == repr(expected)
         assert [*tensors] == [t.name for t in reader.tensors]
         for theirs in reader.tensors:
@@ -147,15 +140,12 @@ FULL, SLIDING = ["full_attention"] * 3, ["sliding_attention"] * 3
 ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [], [1], {"a": 1}, MIXED, "gelu")
 # which of several fields decides; and values of fields that a family reads and another one does not
 FIRST = (
-    {}, {"layer_types": MIXED}, {"is_causal": False}, {"embedding_multiplier": 12.0},
-    {"hidden_act": "gelu"}, {"hidden_activation": "gelu"}, {"partial_rotary_factor": 0.5},
-    {"hidden_act": None}, {"hidden_activation": None}, {"sliding_window": None},
-    {"layer_types": []}, {"rope_parameters": {"rope_theta": 500.0, **LINEAR}},
+    {}, {"embedding_multiplier": 12.0}, {"partial_rotary_factor": 0.5}, {"is_causal": False},
+    {"sliding_window": None}, {"rope_parameters": {"rope_theta": 500.0, **LINEAR}},
     {"rope_parameters": {FULL[0]: {"rope_theta": 500.0}, SLIDING[0]: {"rope_theta": 500.0}}},
     {"use_sliding_window": False, "layer_types": "missing"},
-    {"layer_types": "missing"}, {"layer_types": SLIDING},
-    {"max_window_layers": 3, "layer_types": SLIDING}, {"layer_types": FULL},
-    {"layer_types": None, "sliding_window_pattern": 2},
+    {"layer_types": "missing"}, {"max_window_layers": 3, "layer_types": SLIDING},
+    {"layer_types": FULL}, {"layer_types": None, "sliding_window_pattern": 2},
     {"rope_parameters": "missing", "rope_scaling": LINEAR, "rope_theta": 500.0},
     {"rope_parameters": "missing", "rope_scaling": {"type": "linear", "factor": 4.0}},
 )  # fmt: skip
@@ -165,14 +155,13 @@ UNREAD = {
     "output_hidden_states", "quantization_config", "_name_or_path", "_sliding_window_pattern",
 }  # fmt: skip
 DELIBERATE = {  # what is read here and refused there
-    "attention_dropout": "0 and false are off",
-    "attn_logit_softcapping": "likewise",
-    "final_logit_softcapping": "likewise",
-    "use_bidirectional_attention": "likewise",
-    "rms_norm_eps": "1 and 2 are numbers, with or without a point",
-    "layer_types": "Llama does not use it",
-    "head_dim": "null is hidden_size / num_attention_heads, as in Llama",
-}
+    # 0 and false are off
+    "attention_dropout", "attn_logit_softcapping", "final_logit_softcapping",
+    "use_bidirectional_attention",
+    "rms_norm_eps",  # 1 and 2 are numbers, with or without a point
+    "layer_types",  # Llama does not use it
+    "head_dim",  # null is hidden_size / num_attention_heads, as in Llama
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -215,7 +204,7 @@ def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused
             )
             expected = their_logits(llama.eval(), tokens)
         except Exception:
-            assert not {*drawn}.isdisjoint(UNREAD | {*DELIBERATE}), changes
+            assert not {*drawn}.isdisjoint(UNREAD | DELIBERATE), changes
             continue
         assert not any(info.values()), changes
         ours, precise = forward({}, model, tokens)
@@ -223,32 +212,3 @@ def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused
         # wrongly is 1e-2 and more
         bound = max(1e-5, 4 * relative(ours, precise))
         assert relative(ours, expected) <= bound, changes
-
-
-@pytest.mark.parametrize(
-    ("family", "fields", "bias"),
-    [("Mistral", {"sliding_window": 3}, "q_proj"), ("Qwen2", {}, "o_proj")],
-)
-def test_the_tokenizer_of_another_type_is_read_by_the_class_of_the_warning(
-    random_model, tmp_path, family, fields, bias
-):
-    model, words = load(random_model(family, **fields)).model, tiny()
-    set_leaf(model.base, f"model.layers.0.self_attn.{bias}.bias", np.ones(64, "f4"))
-    with pytest.warns(
-        UserWarning, match="use transformers.PreTrainedTokenizerFast.from_pretrained"
-    ):
-        save_pretrained(tmp_path / "out", model, words)
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
-    for text in ("hel  12 a\u0301", " 3.5\n\n  1<|im_end|>x"):
-        assert theirs(text).input_ids == words.encode(text)
-
-
-@pytest.mark.parametrize("top_p", [0.25, 0.5, 0.75, 1.0])
-def test_top_p_keeps_as_many_tokens_as_transformers_at_an_exact_tie(top_p):
-    """Four tokens of probability ¼, which every float type holds exactly."""
-    warper = transformers.TopPLogitsWarper(top_p)
-    theirs = int(torch.isfinite(warper(None, torch.zeros(1, 4))).sum())
-    rng = np.random.default_rng(0)
-    ours = {sample(np.zeros(4, np.float32), 1.0, top_p, rng) for _ in range(200)}
-    # that one of n ≤ 4 tokens is missing in 200 draws has at most the chance 4·0.75²⁰⁰ = 4e-25
-    assert len(ours) == theirs == 4 * top_p
