@@ -109,6 +109,14 @@ def visit(browser, folder, page="index.html"):
     browser.get((folder / page).as_uri())
 
 
+@pytest.fixture
+def engine(browser, folder):
+    """Return a function that runs a script on the empty page with the worker's code."""
+    visit(browser, folder, "engine.html")
+    browser.set_script_timeout(600)  # some train
+    return browser.execute_script
+
+
 # ------------------------------------------------------------------------------------- equality
 
 
@@ -187,10 +195,10 @@ def random_settings(n, fields, seed=0):
         }  # fmt: skip
 
 
-def reference(browser, settings, factors, tokens=(65,)):
+def reference(engine, settings, factors, tokens=(65,)):
     """Return (the page's answer, minilora's adapters and model for these settings)."""
     adapters, model = adapters_of(settings, factors), MODELS[settings["bits"]]
-    page = browser.execute_script(CALL, settings, list(tokens))
+    page = engine(CALL, settings, list(tokens))
     if not settings["merged"]:
         return page, adapters, model
     merged, leaves = flatten(minilora.merge(adapters, model).base), {}
@@ -203,12 +211,12 @@ def reference(browser, settings, factors, tokens=(65,)):
     return page, {}, model._replace(base=overlay(model.base, unflatten(leaves)))
 
 
-def check(browser, fields, settings):
+def check(engine, fields, settings):
     """Assert that the page's logits and greedy answer are minilora's; return the answer."""
     prompt = list(settings["prompt"].encode())
-    _, adapters, model = reference(browser, settings, fields["adapters"])
+    _, adapters, model = reference(engine, settings, fields["adapters"])
     answer = list(minilora.generate(adapters, model, prompt, max_tokens=24))
-    page = browser.execute_script(CALL, settings, prompt + answer)
+    page = engine(CALL, settings, prompt + answer)
     logits = array(page["logits"]).reshape(-1, 256)
     model = model._replace(ops=layers)
     right = minilora.forward(adapters, model, np.array([prompt + answer]))[0]
@@ -222,26 +230,24 @@ def check(browser, fields, settings):
     return wanted
 
 
-def test_the_codes_are_minilora_s_bit_for_bit(browser, folder):
+def test_the_codes_are_minilora_s_bit_for_bit(engine):
     """Codes and scales, for the ties, and for the weights of micro."""
-    visit(browser, folder, "engine.html")
     single = blocks(64, CODEBOOKS.values())
     whole = np.concatenate(single)
     for bits in CODEBOOKS:
         for w in [*single, whole, *(get(DENSE, path)["weight"] for path in PATHS)]:
-            parts, dequantized = browser.execute_script(QUANTIZE, w.ravel().tolist(), bits)
+            parts, dequantized = engine(QUANTIZE, w.ravel().tolist(), bits)
             check_code(w, bits, parts, dequantized)
 
 
 GENERATE = "return generate(seen(arguments[0]), arguments[0].prompt).map((s) => s.token)"
 
 
-def test_200_random_settings_have_minilora_s_logits_and_answers(browser, folder, fields):
-    visit(browser, folder, "engine.html")
+def test_200_random_settings_have_minilora_s_logits_and_answers(engine, fields):
     for i, settings in enumerate(random_settings(200, fields)):
-        answer = check(browser, fields, settings)
+        answer = check(engine, fields, settings)
         if i < 8:
-            assert browser.execute_script(GENERATE, settings) == answer, settings
+            assert engine(GENERATE, settings) == answer, settings
 
 
 # ------------------------------------------------------------------------------------- training
@@ -263,13 +269,12 @@ def plain(factors):
     return {name: [list(w.shape), w.ravel().tolist()] for name, w in factors.items()}
 
 
-def test_the_loss_and_its_gradients_are_autograd_s(browser, folder, fields):
+def test_the_loss_and_its_gradients_are_autograd_s(engine, fields):
     """Each A and B of 50 settings, against minilora's plain operations in float64.
 
     The page rounds an array to float32 after each operation: about 75 arrays on the way to the loss
     and back. Softmax and the norms may enlarge an error; a factor of 8 covers that.
     """
-    visit(browser, folder, "engine.html")
     rng = np.random.default_rng(0)
     for _ in range(50):
         rank, alpha, bits = int(rng.integers(1, 17)), float(rng.integers(1, 65)), rng.choice(BITS)
@@ -287,7 +292,7 @@ def test_the_loss_and_its_gradients_are_autograd_s(browser, folder, fields):
         )
         settings = {"bits": str(bits), "alpha": alpha, "row": [[prompt, answer]]}
         factors = plain(flatten(arrays(adapters)))
-        loss, grads, again = browser.execute_script(GRADS, settings, factors)
+        loss, grads, again = engine(GRADS, settings, factors)
         base = as_dtype(minilora.merge({}, model).base, np.float64)
         tokens = [*(prompt + answer).encode(), 255]
         row = Example(tokens, [i >= len(prompt) for i in range(len(tokens))])
@@ -369,13 +374,12 @@ UNEVEN = make.ROWS[0], make.SHORT_ROW
 GIVEN = make.ROWS, UNEVEN, make.PATH, make.RATES, make.MAX_NORMS, make.ADAMW_RATE
 
 
-def test_it_passes_the_conformance_kit(browser, folder):
-    visit(browser, folder, "engine.html")
-    found = browser.execute_script(PORT, plain(INPUTS), *GIVEN)
+def test_it_passes_the_conformance_kit(engine):
+    found = engine(PORT, plain(INPUTS), *GIVEN)
     assert len(found) > 70 and failed(found) == {}
     config = TrainConfig(iters=200, learning_rate=2e-3, warmup_ratio=0.06)
     script = "return [...Array(200).keys()].map((step) => rateAt(step, arguments[0]))"
-    rates = browser.execute_script(script, {"rate": 2e-3, "steps": 200, "warmup": 12})
+    rates = engine(script, {"rate": 2e-3, "steps": 200, "warmup": 12})
     np.testing.assert_allclose(rates, [get_lr(step, config) for step in range(200)], rtol=4 * EPS)
 
 
@@ -389,7 +393,8 @@ for (let step = 0; step < arguments[1]; step++) losses.push(trainStep(run).loss)
 const { loss, right, of, answer } = report(shown());
 const rows = [...Array(50).keys()].flatMap(() => nextRows(run));
 const seen = rows.some((row) => run.heldOut.has(row.join("")));
-return { losses, loss, right, of, answer, seen };
+const zero = Object.values(run.factors).every((w) => !w.data.some(Boolean));
+return { losses, loss, right, of, answer, seen, zero };
 """
 
 
@@ -406,45 +411,36 @@ return [moved, run.heldOut.size, drawn.filter((row) => run.heldOut.has(row)).len
 """
 
 
-def test_a_run_begins_with_rows_held_out_and_with_random_a(browser, folder):
+def test_a_run_begins_with_rows_held_out_and_with_random_a(engine):
     """Of 16·8 rows, 8 are held out, and 1,000 draws find all 120 others: 120·e⁻⁸ are missed.
 
     The rate of the first step is zero.
     """
-    visit(browser, folder, "engine.html")
-    moved, *counts, inputs, A = browser.execute_script(BEGIN)
+    moved, *counts, inputs, A = engine(BEGIN)
     assert counts == [8, 0, 120] and moved == [False, True]
     limit = inputs**-0.5
     x = array(A) / limit  # uniform in ±1: 384 numbers have a mean of 0 ± 0.03
     assert np.abs(x).max() <= 1 and np.abs(x.mean()) < 0.15 and x.min() < -0.9 < 0.9 < x.max()
 
 
-def test_the_page_s_own_recipe_learns(browser, folder):
+def test_the_page_s_own_recipe_learns(engine):
     """400 steps of two rows, and none of the rows that judge is trained on."""
-    visit(browser, folder, "engine.html")
-    browser.set_script_timeout(300)
-    end = browser.execute_script(RUN, {}, 400)
+    end = engine(RUN, {}, 400)
     assert (end["right"], end["of"], end["seen"]) == (8, 8, False)
-    flat = browser.execute_script(RUN, {"start": "A = B = 0"}, 15)
-    settings = {"bits": "NF4", "alpha": 16.0, "row": [["What?", " Tom."]]}
-    zero = {f"{PATHS[0]}.lora_A": [[1, 48], [0] * 48], f"{PATHS[0]}.lora_B": [[48, 1], [0] * 48]}
-    _, grads, _ = browser.execute_script(GRADS, settings, zero)
-    assert not any(array(g).any() for g in grads.values()) and flat["right"] == 0
-    garbled = browser.execute_script(RUN, {"bits": "2 bits"}, 0)
-    assert garbled["loss"] > 1.1 * browser.execute_script(RUN, {}, 0)["loss"]
+    assert engine(RUN, {"start": "A = B = 0"}, 15)["zero"]
+    garbled = engine(RUN, {"bits": "2 bits"}, 0)
+    assert garbled["loss"] > 1.1 * engine(RUN, {}, 0)["loss"]
 
 
 @pytest.mark.long
-def test_the_predictions_end_as_the_page_says(browser, folder):
+def test_the_predictions_end_as_the_page_says(engine):
     """What PREDICTIONS in tour.js explains is what the runs give."""
-    visit(browser, folder, "engine.html")
-    browser.set_script_timeout(600)
     right = {}
     for name, value in [("rank", 1), ("bits", "2 bits"), ("rate", 0.03)]:
-        right[name] = browser.execute_script(RUN, {name: value}, 400)["right"]
+        right[name] = engine(RUN, {name: value}, 400)["right"]
     assert right["rank"] > 0 and right["bits"] > 0 and right["rate"] == 0
-    assert browser.execute_script(RUN, {"rank": 1}, 200)["right"] == 0, "r = 1 takes longer"
-    assert browser.execute_script(RUN, {}, 200)["right"] == 8
+    assert engine(RUN, {"rank": 1}, 200)["right"] == 0, "r = 1 takes longer"
+    assert engine(RUN, {}, 200)["right"] == 8
 
 
 # ------------------------------------------------------------------------------------- the page
@@ -585,11 +581,10 @@ return [loss(params, DATA.questions), negativeLogLikelihood(params, DATA.questio
 """
 
 
-def test_the_experiments_show_what_the_page_says(browser, folder):
-    visit(browser, folder, "engine.html")
+def test_the_experiments_show_what_the_page_says(engine):
 
     def result(names=("_proj",), **settings):
-        return browser.execute_script(LOSS_AND_ANSWER, settings, names)
+        return engine(LOSS_AND_ANSWER, settings, names)
 
     def loss(*names, **settings):
         return result(names or ("_proj",), **settings)[0]
