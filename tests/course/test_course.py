@@ -758,94 +758,23 @@ def test_a_reference_that_raises_is_a_fault():
     assert "raised    AttributeError" in faults[0]
 
 
-ENTRY = """id = "nearest-code"
-function = "minilora.nf4:pack_4bit"
-lesson = "05"
-difficulty = 1
-minutes = 1
-points = 1
-"""
-HINTS = 'hints = ["", "", ""]\n'
-
-
-@pytest.fixture
-def broken_set(tmp_path, monkeypatch):
-    """A folder with the Python files of the exercises, in which `load` looks for a list."""
-    for source in (SET, exercises.LESSONS / "exercises"):
-        shutil.copytree(source, tmp_path / "exercises", dirs_exist_ok=True)
-    monkeypatch.setattr(exercises, "LESSONS", tmp_path)
-    monkeypatch.setattr(exercises, "load_file", exercises.load_file.__wrapped__)
-    return tmp_path / "exercises.toml"
-
-
-KINDS = {
-    "fault": (
-        """kind = "debug"
-function = "total"
-mistake = [{name = "first-lost", says = "a", find = "in numbers", replace = "in numbers[1:]"},
-  {name = "last-lost", says = "b", find = "in numbers", replace = "in numbers[:-1]"},
-  {name = "doubled", says = "c", find = "+= n", replace = "+= 2 * n"}]
-""",
-        """import numpy as np\nCASES = {"n": range(2, 5)}\n
-def arguments(rng, n):
-    return (rng.uniform(1, 2, n),)\n
-def property_all_count(function, numbers):
-    '''the sum is at least the number of numbers'''
-    assert function(numbers) >= numbers.size\n
-def total(numbers):
-    '''Add numbers.'''
-    result = 0.0
-    for n in numbers:
-        result += n
-    return result
-""",
-    ),
-    "guess": (
-        """kind = "predict"
-function = "bits"
-written_points = 2
-mistake = [{name = "no-absmax", says = "d", find = "4.5", replace = "4"}]
-""",
-        """def bits():
-    '''Return the bits per weight.'''
-    return 4.5
-""",
-    ),
-}
-
-
-@pytest.fixture
-def kinds(broken_set):
-    """A set with a fault to find and a number to predict."""
-    entries = ""
-    for name, (entry, source) in KINDS.items():
-        text = ENTRY.split("\n", 2)[2] + HINTS
-        entries += f'[[exercise]]\nid = "{name}"\n{text}{entry}'
-        path = broken_set.parent / "exercises" / f"{name}.py"
-        path.write_text(f'"""{name}: x.\n\nThe task.\n"""\n\n{source}', encoding="utf-8")
-    broken_set.write_text(entries.replace('"05"', '"06"'), encoding="utf-8")
-    (broken_set.parent / "exercises" / "guess_rubric.md").write_text("2 points: …")
-    shutil.copy(NEAREST.lesson_file, broken_set.parent)
-    return exercises.load()
-
-
-def test_a_set_with_a_fault_and_a_prediction_is_proved(kinds, capsys):
-    assert not PROVE["main"](kinds.values())
+def test_a_set_with_a_fault_and_a_prediction_is_proved(capsys):
+    assert not PROVE["main"]([OWN["fault"], OWN["guess"]])
     assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in capsys.readouterr().out
 
 
-def test_a_mistake_that_only_hidden_calls_show_is_named(kinds):
+def test_a_mistake_that_only_hidden_calls_show_is_named():
     large = exercises.Mistake(
         "large", "it skips a number", "in numbers", "in numbers[len(numbers) > 4 :]"
     )
-    e = replace(kinds["fault"], kind="write", mistakes=[large])
+    e = replace(OWN["fault"], kind="write", mistakes=[large])
     e.checks.HIDDEN = {"n": [9]}
     assert judge.check(e, Local(e.copy(large))) == judge.PASSED
     assert judge.check(e, Local(e.copy(large)), seed=0).mistake == "large: it skips a number"
 
 
-def test_a_number_to_predict(kinds):
-    e = kinds["guess"]
+def test_a_number_to_predict():
+    e = OWN["guess"]
     assert len(e.draw(judge.REFERENCE, 9)) == 1  # of equal calls
     wrong = judge.Problem((), "a rule", (), judge.Outcome(1), judge.Outcome(2), "same", "same")
     assert judge.explain(e, wrong).count("same") == 1
@@ -854,21 +783,30 @@ def test_a_number_to_predict(kinds):
     assert judge.explain(e, wrong).endswith("\n  changed   nothing")
 
 
+ENTRY = """[[exercise]]
+id = "nearest-code"
+function = "minilora.{module}:pack_4bit"
+lesson = "99"
+difficulty = 1
+minutes = 1
+points = 1
+hints = []
+"""
+
+
 @pytest.mark.parametrize(
-    ("entry", "says"),
+    ("module", "faults"),
     [
-        (
-            ENTRY.replace("nf4", "nothing") + HINTS,
-            "ModuleNotFoundError: No module named 'minilora.n",
-        ),
-        (f"{ENTRY}hints = []\n", "not three hints"),
-        (ENTRY + HINTS, "there is no lesson 05"),
+        ("nothing", ["ModuleNotFoundError: No module named 'minilora.nothing'"]),
+        ("nf4", ["not three hints", "there is no lesson 99"]),
     ],
 )
-def test_faults_of_an_entry_are_told(broken_set, entry, says):
-    """A missing module was a traceback."""
-    broken_set.write_text(f"[[exercise]]\n{entry}", encoding="utf-8")
-    assert f"fault: nearest-code: {says}" in run("teach check", status=1).err
+def test_faults_of_an_entry_are_told(tmp_path, module, faults):
+    shutil.copy(NEAREST.path, tmp_path)
+    (tmp_path / "exercises.toml").write_text(ENTRY.format(module=module), encoding="utf-8")
+    said = run("teach check --exercises", tmp_path, status=1).err
+    for fault in faults:
+        assert f"fault: nearest-code: {fault}" in said
 
 
 def test_dtypes_are_checked_where_an_entry_says_so():
