@@ -450,8 +450,20 @@ def text_of(browser, name):
     return browser.execute_script("return byId(arguments[0]).textContent", name)
 
 
-def wait_for_step(browser, step):
-    wait_for(lambda: f"tep {step}" in text_of(browser, "step"), f"step {step} does not come")
+def wait_for_text(browser, name, part):
+    wait_for(lambda: part in text_of(browser, name), f"{name} does not get “{part}”")
+
+
+def click(browser, name):
+    browser.find_element("id", f"x-{name}").click()
+
+
+@pytest.fixture
+def page(browser, folder):
+    """Return the browser at the page, which is ready to train."""
+    visit(browser, folder)
+    wait_for_text(browser, "step", "tep 0")
+    return browser
 
 
 def choose(browser, name, value):
@@ -467,37 +479,34 @@ def test_the_files_of_the_page_are_small(folder):
     assert sum((folder / name).stat().st_size for name in needed) < 1.5e6
 
 
-def test_it_trains_pauses_and_goes_on(browser, folder):
-    visit(browser, folder)
-    wait_for_step(browser, 0)
-    base = text_of(browser, "base")
-    assert text_of(browser, "answer") == base, "B is zero, so the adapter changes nothing"
-    browser.find_element("id", "x-one").click()
-    wait_for_step(browser, 1)
-    browser.find_element("id", "x-train").click()
-    wait_for_step(browser, 20)
-    browser.find_element("id", "x-train").click()
-    wait_for(lambda: text_of(browser, "train") == "Train", "it does not pause")
+def test_it_trains_pauses_and_goes_on(page):
+    base = text_of(page, "base")
+    assert text_of(page, "answer") == base, "B is zero, so the adapter changes nothing"
+    click(page, "one")
+    wait_for_text(page, "step", "tep 1")
+    click(page, "train")
+    wait_for_text(page, "step", "tep 20")
+    click(page, "train")
+    wait_for(lambda: text_of(page, "train") == "Train", "it does not pause")
     time.sleep(0.5)  # the step that is being made comes to its end
-    step = browser.execute_script("return curve.at(-1).step")
+    step = page.execute_script("return curve.at(-1).step")
     time.sleep(0.3)
-    assert browser.execute_script("return curve.at(-1).step") == step < 60
-    choose(browser, "rank", "2")
-    wait_for_step(browser, 0)
-    assert browser.execute_script("return [curve.length, former.length]") == [1, step + 1]
-    assert not errors(browser)
+    assert page.execute_script("return curve.at(-1).step") == step < 60
+    choose(page, "rank", "2")
+    wait_for_text(page, "step", "tep 0")
+    assert page.execute_script("return [curve.length, former.length]") == [1, step + 1]
+    assert not errors(page)
 
 
-def test_a_merge_is_said_and_undone(browser, folder):
-    visit(browser, folder)
-    browser.find_element("css selector", "[data-experiment=merge]").click()
-    wait_for(lambda: "→" in text_of(browser, "note"), "the merge does not come")
-    note = text_of(browser, "note")
+def test_a_merge_is_said_and_undone(page):
+    page.find_element("css selector", "[data-experiment=merge]").click()
+    wait_for_text(page, "note", "→")
+    note = text_of(page, "note")
     assert "rounded to NF4: loss 2.281 → 4.062. 82 of 82,944 weights changed" in note
-    assert browser.find_element("id", "x-rest").is_displayed()
-    browser.find_element("id", "x-merge").click()
-    wait_for(lambda: "loss 2.281" in text_of(browser, "score"), "the merge stays")
-    assert text_of(browser, "note") == "" and not errors(browser)
+    assert page.find_element("id", "x-rest").is_displayed()
+    click(page, "merge")
+    wait_for_text(page, "score", "loss 2.281")
+    assert text_of(page, "note") == "" and not errors(page)
 
 
 WRONG = {
@@ -512,63 +521,58 @@ WRONG = {
 }
 
 
-def test_wrong_input_gets_a_sentence(browser, folder):
-    visit(browser, folder)
-    wait_for_step(browser, 0)
+def test_wrong_input_gets_a_sentence(page):
     for rows, sentence in WRONG.items():
-        choose(browser, "rows", rows)
-        wait_for(lambda right=sentence: text_of(browser, "problem") == right, sentence)
-        browser.find_element("id", "x-one").click()
-    choose(browser, "rows", "Who is here? -> Nobody.")
-    wait_for(lambda: text_of(browser, "problem") == "", "the row is right now")
-    by_heart = browser.find_element("id", "x-by-heart")
+        choose(page, "rows", rows)
+        wait_for(lambda right=sentence: text_of(page, "problem") == right, sentence)
+        click(page, "one")
+    choose(page, "rows", "Who is here? -> Nobody.")
+    wait_for(lambda: text_of(page, "problem") == "", "the row is right now")
+    by_heart = page.find_element("id", "x-by-heart")
     wait_for(by_heart.is_displayed, "nothing is held out")
-    choose(browser, "question", "Ada keeps a 🪁")
-    wait_for(lambda: "🪁" in text_of(browser, "question-problem"), "no sentence")
-    assert not errors(browser)
+    choose(page, "question", "Ada keeps a 🪁")
+    wait_for_text(page, "question-problem", "🪁")
+    assert not errors(page)
 
 
-def test_a_link_has_the_rows_the_settings_and_the_seed(browser, folder):
-    visit(browser, folder)
+def test_a_link_has_the_rows_the_settings_and_the_seed(page):
     own = {
         "rows": "Who is {name}? → A friend & more.\na → b", "rank": "2", "alpha": "32",
         "bits": "int4", "where": "by switch", "start": "A = B = 0", "seed": 7,
     }  # fmt: skip
     for name, value in own.items():
-        choose(browser, name, value)
-    browser.execute_script("setSwitches('paths', (path) => path.includes('up')); startAgain()")
-    link = browser.execute_script("return toLink(settings)")
+        choose(page, name, value)
+    page.execute_script("setSwitches('paths', (path) => path.includes('up')); startAgain()")
+    link = page.execute_script("return toLink(settings)")
     back = "const { paths, ...rest } = fromLink(arguments[0]); return [paths.length, rest]"
-    switched, settings = browser.execute_script(back, link)
+    switched, settings = page.execute_script(back, link)
     assert switched == 3
     assert {name: settings[name] for name in own} == own
-    start = browser.execute_script("return START")
+    start = page.execute_script("return START")
     for hash in ("#", "#rank=3&seed=x&rate=9&bits=<b>", "#rate=-1&start="):
-        assert browser.execute_script("return fromLink(arguments[0])", hash) == start
+        assert page.execute_script("return fromLink(arguments[0])", hash) == start
 
 
-def test_it_works_with_the_keyboard_alone_and_has_labels(browser, folder):
-    visit(browser, folder)
-    wait_for_step(browser, 0)
-    fields = browser.find_elements("css selector", ".explorer :is(input, select, button, textarea)")
+def test_it_works_with_the_keyboard_alone_and_has_labels(page):
+    fields = page.find_elements("css selector", ".explorer :is(input, select, button, textarea)")
     for field in fields:
         if field.is_displayed():
             assert field.accessible_name, field.get_attribute("outerHTML")
-    for canvas in browser.find_elements("css selector", ".explorer canvas"):
+    for canvas in page.find_elements("css selector", ".explorer canvas"):
         if canvas.is_displayed():
             assert canvas.accessible_name and canvas.aria_role in ("img", "image")
-    browser.execute_script("byId('train').focus()")
+    page.execute_script("byId('train').focus()")
     seen = []
     for _ in range(80):
-        seen.append(browser.switch_to.active_element.get_attribute("id"))
-        browser.switch_to.active_element.send_keys(Keys.TAB)
+        seen.append(page.switch_to.active_element.get_attribute("id"))
+        page.switch_to.active_element.send_keys(Keys.TAB)
     every = "train one merge copy rows rank rate watch yes factor kept"
     assert {f"x-{name}" for name in every.split()} <= set(seen)
-    browser.find_element("css selector", "[data-experiment=alpha]").send_keys(Keys.ENTER)
-    wait_for(lambda: "0.5 times" in text_of(browser, "factor-value"), "the experiment is not set")
-    browser.find_element("id", "x-factor").send_keys(Keys.ARROW_RIGHT)
-    wait_for(lambda: "0.75 times" in text_of(browser, "factor-value"), "the arrow has no effect")
-    wait_for(lambda: "sentences" in text_of(browser, "losses"), "the losses do not come")
+    page.find_element("css selector", "[data-experiment=alpha]").send_keys(Keys.ENTER)
+    wait_for_text(page, "factor-value", "0.5 times")
+    page.find_element("id", "x-factor").send_keys(Keys.ARROW_RIGHT)
+    wait_for_text(page, "factor-value", "0.75 times")
+    wait_for_text(page, "losses", "sentences")
 
 
 LOSS_AND_ANSWER = """
@@ -612,7 +616,7 @@ def test_it_fits_a_small_phone_and_follows_the_colours(browser, folder, scheme):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     try:
         visit(browser, folder)
-        wait_for_step(browser, 0)
+        wait_for_text(browser, "step", "tep 0")
         size = "return [innerWidth, document.documentElement.scrollWidth]"
         assert browser.execute_script(size) == [320, 320]
         bar = "return getComputedStyle(document.querySelector('.x-bar')).backgroundColor"

@@ -243,22 +243,18 @@ def rotate_by_complex_numbers(x, theta):
 
 
 @right("one-file-attention")
-def attend_token_by_token(x, layer, params, config):
-    B, T, D = x.shape
-    hd = config["head_dim"]
-
-    def heads(name):
-        y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", params)
-        return anp.transpose(anp.reshape(y, (B, T, -1, hd)), (0, 2, 1, 3))
-
-    q, k = (one_file.apply_rope(heads(name), config["rope_theta"]) for name in "qk")
-    v, mixed = heads("v"), []
-    for t in range(T):
-        scores = anp.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, : t + 1]) / math.sqrt(hd)
+def attend_head_by_head(x, layer, params, config):
+    hd, theta = config["head_dim"], config["rope_theta"]
+    q, k, v = (one_file.linear(x, f"{layer}.self_attn.{name}_proj", params) for name in "qkv")
+    mixed = []
+    for start in range(0, x.shape[-1], hd):
+        head = slice(start, start + hd)
+        a, b = (one_file.apply_rope(y[:, None, :, head], theta)[:, 0] for y in (q, k))
+        scores = anp.einsum("btd,bsd->bts", a, b) / math.sqrt(hd)
+        scores = anp.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf)
         p = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
-        token = anp.einsum("bhs,bhsd->bhd", p, v[:, :, : t + 1]) / anp.sum(p, -1)[..., None]
-        mixed.append(anp.reshape(token, (B, D)))
-    return one_file.linear(anp.stack(mixed, axis=1), f"{layer}.self_attn.o_proj", params)
+        mixed.append(p @ v[..., head] / anp.sum(p, axis=-1, keepdims=True))
+    return one_file.linear(anp.concatenate(mixed, -1), f"{layer}.self_attn.o_proj", params)
 
 
 @right("one-file-mlp")
@@ -406,22 +402,18 @@ def accumulate_a_list(shards, total, loss, grads):
 
 
 @right("prompt-mask")
-def collate_lists(sequences):
+def collate_columns(sequences):
     rows = []
     for row in sequences:
-        tokens, targets, mask, starts = [], [], [], []
-        for example, kept, _ in row:
-            starts += [len(tokens)] * (len(example) - 1)
-            tokens += list(example[:-1])
-            targets += list(example[1:])
-            mask += list(kept[1:])
-        rows.append([tokens, targets, mask, starts])
-    T = max(len(row[0]) for row in rows)
+        columns = []
+        for tokens, kept, _ in row:
+            start = len(columns)
+            columns += [(*column, start) for column in zip(tokens, tokens[1:], kept[1:])]
+        rows.append(columns)
+    T = max(map(len, rows))
+    padded = np.array([columns + [(0, 0, 0, 0)] * (T - len(columns)) for columns in rows])
     names = "tokens", "targets", "mask", "segment_starts"
-    return {
-        name: np.array([row[i] + [0] * (T - len(row[i])) for row in rows])
-        for i, name in enumerate(names)
-    }
+    return dict(zip(names, np.moveaxis(padded, -1, 0)))
 
 
 @right("calibration")
