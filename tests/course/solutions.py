@@ -61,7 +61,7 @@ def train_from_a_random_b(W, x, y, r, alpha, seed):
         error = x @ W.T + alpha / r * (x @ A.T @ B.T) - y
         losses.append((error**2).mean())
         G = error.T @ x
-        A, B = A - 0.01 * np.sign(B.T @ G), B - 0.01 * np.sign(G @ A.T)
+        A, B = A - 0.02 * np.tanh(B.T @ G), B - 0.02 * np.tanh(G @ A.T)
     return losses, A, B
 
 
