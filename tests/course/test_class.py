@@ -84,7 +84,6 @@ CLASS = {name: (made, FULL, "") for name, made in WHOLE.items()} | {
     "typo": ({"WARMPU.v2.py": OTHER}, 0, "WARMPU.v2.py does not count (expected warmup.py)"),
     "empty": (lambda p: p.mkdir() or p, 0, " check: there is no file for it"),
     "encoding": (FILES | {WARMUP: ENCODED}, FULL - 4, " check: the file cannot be loaded"),
-    "exit": (one("import os; os._exit(3)"), FULL - 3, " check: your code ended its process"),
     "helper": (one("from own import pack\n    return pack(codes)")
                | {"own.py": "pack = lambda c: c[::2] * 16 + c[1::2]\n"}, FULL,
                "own.py does not count\n"),
