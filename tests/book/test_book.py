@@ -42,6 +42,10 @@ def wait_for(condition, message):
         time.sleep(0.05)
 
 
+def errors(browser):
+    return [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+
+
 def requests(browser):
     """Return the addresses that the browser asked for since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
@@ -52,7 +56,7 @@ def requests(browser):
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser, page):
     visit(browser, page)
-    assert not [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+    assert not errors(browser)
     broken = """return [...document.images].filter(i => !i.complete || !i.naturalWidth)
         .map(i => i.src)"""
     wait_for(lambda: not browser.execute_script(broken), "an image is not loaded")

@@ -12,24 +12,21 @@ import autograd.numpy as anp
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, layers, optim
-from minilora.config import ALL_LINEAR
+from minilora import LoraConfig, TrainConfig, layers
 from minilora.course import one_file
 from minilora.data.encoding import encode
 from minilora.data.rows import load_rows
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
 from minilora.layers import dense
-from minilora.lora import adapted_paths, target_paths
+from minilora.lora import adapted_paths
 from minilora.nf4 import unpack_4bit
 from minilora.tree import (
     arrays,
-    flatten,
     get,
     named_leaves,
     num_parameters,
     set_leaf,
     tree_map,
-    unflatten,
 )
 
 RIGHT, WRONG = [], []
@@ -47,32 +44,24 @@ def wrong(exercise):
 
 
 @right("debug-too-good")
-def batch_in_full_width(rows, prompts):
+def batch_of_lists(rows, prompts):
     longest = max(map(len, rows))
-    shape = len(rows), longest
-    batch = {name: np.zeros(shape, int) for name in ("tokens", "targets", "mask")}
-    for i, (row, prompt) in enumerate(zip(rows, prompts)):
-        for j, (read, target) in enumerate(pairwise(row)):
-            batch["tokens"][i, j], batch["targets"][i, j] = read, target
-            batch["mask"][i, j] = j + 1 >= prompt
-    return batch
+    padded = np.array([row + [0] * (longest - len(row)) for row in rows])
+    mask = [
+        [prompt <= n < len(row) for n in range(1, longest)] for row, prompt in zip(rows, prompts)
+    ]
+    return {"tokens": padded[:, :-1], "targets": padded[:, 1:], "mask": mask}
 
 
 @right("debug-no-learning")
 def train_from_a_random_b(W, x, y, r, alpha, seed):
     rng = np.random.default_rng(seed)
-    factors = {"A": np.zeros((r, W.shape[1])), "B": rng.normal(0, 0.3, (W.shape[0], r))}
-    state, losses = optim.adamw_init(factors), []
+    A, B, losses = np.zeros((r, W.shape[1])), rng.normal(0, 0.3, (W.shape[0], r)), []
     for _ in range(25):
-        A, B = factors["A"], factors["B"]
         error = x @ W.T + alpha / r * (x @ A.T @ B.T) - y
         losses.append((error**2).mean())
-        rows = rng.permutation(len(x))[:16]
-        G = 2 * error[rows].T @ x[rows] / error[rows].size
-        gradient = {"A": alpha / r * B.T @ G, "B": alpha / r * G @ A.T}
-        factors, state = optim.adamw(
-            factors, gradient, state, dict.fromkeys("AB", 0.03), TrainConfig()
-        )
+        G = error.T @ x
+        A, B = A - 0.02 * np.tanh(B.T @ G), B - 0.02 * np.tanh(G @ A.T)
     return losses, A, B
 
 
@@ -121,16 +110,14 @@ def serve_without_merging(W, adapters, requests):
 
 
 @right("debug-accumulation")
-def train_with_its_own_counter(w, micro_batches, accumulate, learning_rate, warmup):
-    steps, rates, gradient = len(micro_batches) // accumulate, [], 0.0
-    rows, count = 0, 0
-    for x, y in micro_batches[: steps * accumulate]:
-        gradient, rows, count = gradient + 2 * x.T @ (x @ w - y), rows + len(x), count + 1
-        if count == accumulate:
-            k, count = len(rates) + 1, 0
-            share = min(1, k / warmup, (steps + 1 - k) / (steps + 1 - warmup))
-            rates.append(learning_rate * max(share, 0))
-            w, gradient, rows = w - rates[-1] * gradient / rows, 0.0, 0
+def train_on_the_rows_of_a_step(w, micro_batches, accumulate, learning_rate, warmup):
+    steps, rates = len(micro_batches) // accumulate, []
+    for k in range(1, steps + 1):
+        parts = micro_batches[(k - 1) * accumulate : k * accumulate]
+        x, y = map(np.concatenate, zip(*parts))
+        share = min(1, k / warmup, (steps + 1 - k) / (steps + 1 - warmup))
+        rates.append(learning_rate * max(share, 0))
+        w = w - rates[-1] * 2 * x.T @ (x @ w - y) / len(x)
     return w, rates
 
 
@@ -148,66 +135,40 @@ def counted_once_and_multiplied(rows, n, epochs, seed):
     order = np.random.default_rng(seed).permutation(len(rows))
     counts = np.ones((8, 8))
     for i in order[n:]:
-        for a, b in pairwise(rows[i]):
-            counts[a, b] += epochs
+        for pair in pairwise(rows[i]):
+            counts[pair] += epochs
     p = counts / counts.sum(axis=1)[:, None]
     losses = [np.mean([-np.log(p[pair]) for pair in pairwise(rows[i])]) for i in order[:n]]
     return np.mean(losses), counts
 
 
 @right("debug-blocks")
-def round_trip_block_by_block(w, block_size):
-    codes, scales, back = [], [], []
-    for block in w.reshape(-1, block_size):
-        scale = abs(block).max()
-        codes.append(np.round(block * 7 / scale))
-        scales.append(scale)
-        back.append(codes[-1] * scale / 7)
-    return np.reshape(codes, w.shape).astype(int), np.array(scales), np.reshape(back, w.shape)
+def round_trip_of_sevenths(w, block_size):
+    blocks = w.reshape(-1, block_size)
+    scales = abs(blocks).max(1)
+    codes = np.round(blocks * 7 / scales[:, None])
+    back = (codes * scales[:, None] / 7).reshape(w.shape)
+    return codes.reshape(w.shape).astype(int), scales, back
 
 
-@right("predict-bits")
-def bits_with_three_digits():
-    return 4.156
-
-
-@right("predict-parameters")
-def parameters_of_smollm2():
-    return 30 * 8 * (576 + 576 + 576 + 192)
-
-
-@right("predict-first-step")
-def first_step_measured():
-    return 0.52
-
-
-@right("measure-seeds")
-def five_other_seeds():
-    return [0.00912, 0.01234, 0.01018, 0.00871, 0.01401]
-
-
-@right("measure-blocks")
-def five_other_matrices():
-    return [8.61, 12.45, 9.97, 7.52, 14.03]
-
-
-@right("measure-merge")
-def five_other_quotients():
-    return np.array([1.71, 2.35, 1.98, 2.81, 2.06])
-
-
-@right("design-rows")
-def attention_alone():
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    lora = {"r": 5, "lora_alpha": 10, "target_modules": targets}
-    return {**lora, "learning_rate": 0.02, "batch_size": 8, "iters": 120, "warmup_ratio": 0.0}
-
-
-@right("design-bytes")
-def batches_of_eight():
-    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["all-linear"]}
-    run = {"learning_rate": 0.02, "batch_size": 8, "iters": 120, "warmup_ratio": 0.06}
-    return {"scheme": "nf4-dq", **lora, **run}
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+RUN = {"learning_rate": 0.02, "batch_size": 8, "iters": 120}
+GIVEN = {
+    "predict-bits": 4.156,
+    "predict-parameters": 30 * 8 * (576 + 576 + 576 + 192),
+    "predict-first-step": 0.52,
+    "measure-seeds": [0.00912, 0.01234, 0.01018, 0.00871, 0.01401],
+    "measure-blocks": [8.61, 12.45, 9.97, 7.52, 14.03],
+    "measure-merge": np.array([1.71, 2.35, 1.98, 2.81, 2.06]),
+    "design-rows": {
+        "r": 5, "lora_alpha": 10, "target_modules": ATTENTION, **RUN, "warmup_ratio": 0.0,
+    },
+    "design-bytes": {
+        "scheme": "nf4-dq", "r": 4, "lora_alpha": 8, "target_modules": ["all-linear"], **RUN,
+        "warmup_ratio": 0.06,
+    },
+}  # fmt: skip
+RIGHT += [(exercise, lambda value=value: value) for exercise, value in GIVEN.items()]
 
 
 # --- QLoRA in one file ---
@@ -282,22 +243,18 @@ def rotate_by_complex_numbers(x, theta):
 
 
 @right("one-file-attention")
-def attend_token_by_token(x, layer, params, config):
-    B, T, D = x.shape
-    hd = config["head_dim"]
-
-    def heads(name):
-        y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", params)
-        return anp.transpose(anp.reshape(y, (B, T, -1, hd)), (0, 2, 1, 3))
-
-    q, k = (one_file.apply_rope(heads(name), config["rope_theta"]) for name in "qk")
-    v, mixed = heads("v"), []
-    for t in range(T):
-        scores = anp.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, : t + 1]) / math.sqrt(hd)
+def attend_head_by_head(x, layer, params, config):
+    hd, theta = config["head_dim"], config["rope_theta"]
+    q, k, v = (one_file.linear(x, f"{layer}.self_attn.{name}_proj", params) for name in "qkv")
+    mixed = []
+    for start in range(0, x.shape[-1], hd):
+        head = slice(start, start + hd)
+        a, b = (one_file.apply_rope(y[:, None, :, head], theta)[:, 0] for y in (q, k))
+        scores = anp.einsum("btd,bsd->bts", a, b) / math.sqrt(hd)
+        scores = anp.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf)
         p = anp.exp(scores - anp.max(scores, axis=-1, keepdims=True))
-        token = anp.einsum("bhs,bhsd->bhd", p, v[:, :, : t + 1]) / anp.sum(p, -1)[..., None]
-        mixed.append(anp.reshape(token, (B, D)))
-    return one_file.linear(anp.stack(mixed, axis=1), f"{layer}.self_attn.o_proj", params)
+        mixed.append(p @ v[..., head] / anp.sum(p, axis=-1, keepdims=True))
+    return one_file.linear(anp.concatenate(mixed, -1), f"{layer}.self_attn.o_proj", params)
 
 
 @right("one-file-mlp")
@@ -379,17 +336,18 @@ def gradient_of_the_whole_update(g, x, a, b, scaling):
 
 
 @right("adamw")
-def adamw_of_flat_trees(params, grads, state, learning_rates, config):
+def adamw_leaf_by_leaf(params, grads, state, learning_rates, config):
     t = state["step"] + 1
     b1, b2 = config.adam_beta1, config.adam_beta2
-    P, G, M, V = (flatten(tree) for tree in (params, grads, state["m"], state["v"]))
-    m = {path: M[path] + (1 - b1) * (g - M[path]) for path, g in G.items()}
-    v = {path: b2 * V[path] + (1 - b2) * g**2 for path, g in G.items()}
-    new = {}
-    for path, p in P.items():
-        move = m[path] / (1 - b1**t) / (np.sqrt(v[path] / (1 - b2**t)) + config.adam_eps)
-        new[path] = p - learning_rates[path] * (move + config.weight_decay * p)
-    return unflatten(new), {"m": unflatten(m), "v": unflatten(v), "step": t}
+    new, m_new, v_new = {}, {}, {}
+    for path, p in named_leaves(params):
+        g, m, v = (get(tree, path) for tree in (grads, state["m"], state["v"]))
+        m, v = m + (1 - b1) * (g - m), b2 * v + (1 - b2) * g**2
+        move = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + config.adam_eps)
+        set_leaf(new, path, p - learning_rates[path] * (move + config.weight_decay * p))
+        set_leaf(m_new, path, m)
+        set_leaf(v_new, path, v)
+    return new, {"m": m_new, "v": v_new, "step": t}
 
 
 # --- four and eight bits ---
@@ -444,22 +402,18 @@ def accumulate_a_list(shards, total, loss, grads):
 
 
 @right("prompt-mask")
-def collate_lists(sequences):
+def collate_columns(sequences):
     rows = []
     for row in sequences:
-        tokens, targets, mask, starts = [], [], [], []
-        for example, kept, _ in row:
-            starts += [len(tokens)] * (len(example) - 1)
-            tokens += list(example[:-1])
-            targets += list(example[1:])
-            mask += list(kept[1:])
-        rows.append([tokens, targets, mask, starts])
-    T = max(len(row[0]) for row in rows)
+        columns = []
+        for tokens, kept, _ in row:
+            start = len(columns)
+            columns += [(*column, start) for column in zip(tokens, tokens[1:], kept[1:])]
+        rows.append(columns)
+    T = max(map(len, rows))
+    padded = np.array([columns + [(0, 0, 0, 0)] * (T - len(columns)) for columns in rows])
     names = "tokens", "targets", "mask", "segment_starts"
-    return {
-        name: np.array([row[i] + [0] * (T - len(row[i])) for row in rows])
-        for i, name in enumerate(names)
-    }
+    return dict(zip(names, np.moveaxis(padded, -1, 0)))
 
 
 @right("calibration")
@@ -484,11 +438,11 @@ def concatenate_factors(parts, r):
 @right("ia3")
 def ia3_by_name(base, config, rng):
     adapters = {}
-    for path in target_paths(base, LoraConfig(target_modules=ALL_LINEAR)):
-        out, n = get(base, path)["weight"].shape
-        shapes = {"k_proj": (out, 1), "v_proj": (out, 1), "down_proj": (1, n)}
-        if shape := shapes.get(path.split(".")[-1]):
-            set_leaf(adapters, f"{path}.ia3_l", np.full(shape, 1, np.float32))
+    for path, w in named_leaves(base):
+        shapes = {"k_proj": (len(w), 1), "v_proj": (len(w), 1), "down_proj": (1, w.shape[-1])}
+        *_, name, leaf = path.split(".")
+        if leaf == "weight" and name in shapes:
+            set_leaf(adapters, path.replace(leaf, "ia3_l"), np.full(shapes[name], 1, np.float32))
     return adapters
 
 
@@ -524,43 +478,33 @@ def check_every_pair(pack):
 @right("test-merge")
 def check_logits_and_base(merge):
     model, _ = minilora.load("micro")
-    base = model.base
     rng = np.random.default_rng(3)
     adapters, model = minilora.get_peft_model(model, LoraConfig(r=2, lora_alpha=6), rng)
     for path in adapted_paths(adapters):
         node = get(adapters, path)
         node["lora_B"] = rng.standard_normal(node["lora_B"].shape).astype(np.float32) * 0.1
-    set_leaf(adapters, "model.norm.weight", 2 * get(base, "model.norm.weight"))
-    before = tree_map(np.array, base)
+    set_leaf(adapters, "model.norm.weight", 2 * get(model.base, "model.norm.weight"))
     tokens = rng.integers(0, 200, (2, 9))
     together = minilora.forward({}, merge(adapters, model), tokens)
     apart = minilora.forward(adapters, model, tokens)
     np.testing.assert_allclose(together, apart, rtol=1e-3, atol=1e-3)
-    assert_unchanged(before, base)
-
-
-def assert_unchanged(before, tree):
-    for path, w in named_leaves(before):
-        np.testing.assert_array_equal(w, get(tree, path))
 
 
 @right("test-frozen")
 def check_what_training_changes(train_step):
     model, tokenizer = minilora.load("micro")
-    base = model.base
     adapters, model = minilora.get_peft_model(model._replace(ops=layers), LoraConfig(r=2), 0)
-    before, start = (tree_map(np.array, tree) for tree in (base, arrays(adapters)))
     settings = TrainConfig(iters=2, batch_size=2, warmup_ratio=0, learning_rate=1e-2)
     examples = [encode(row, tokenizer) for row in load_rows("questions", "train")[:6]]
+    before = [tree_map(np.array, tree) for tree in (model.base, adapters)]
     state = minilora.start(adapters, settings)
     for _ in range(2):
         state, _ = train_step(state, model, examples, settings)
-    after = state.adapters
-    assert_unchanged(before, base)
-    assert_unchanged(start, adapters)
-    for path, w in named_leaves(start):
-        assert not np.array_equal(w, get(after, path))
-    assert flatten(after).keys() == flatten(adapters).keys()
+    for old, tree in zip(before, (model.base, adapters)):
+        for path, w in named_leaves(old):
+            np.testing.assert_array_equal(w, get(tree, path))
+    for path, w in named_leaves(arrays(adapters)):
+        assert not np.array_equal(w, get(state.adapters, path))
 
 
 # --- mistakes that nobody planted, of different kinds ---
@@ -592,7 +536,7 @@ def continue_the_last_three_letters(adapters, base, prompt, config):
 @wrong("adamw")
 def adamw_in_double_precision(params, grads, state, learning_rates, config):
     double = tree_map(np.float64, params)
-    return adamw_of_flat_trees(double, grads, state, learning_rates, config)
+    return adamw_leaf_by_leaf(double, grads, state, learning_rates, config)
 
 
 @wrong("prefix")

@@ -1,8 +1,6 @@
 """The course: stubs, judging, workspaces, grading, and what students must not see."""
 
-import ast
 import csv
-import importlib.util
 import inspect
 import json
 import multiprocessing
@@ -18,14 +16,14 @@ import threading
 from bdb import BdbQuit
 from dataclasses import replace
 from functools import partial
-from itertools import count, product
+from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
 from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from outcomes import error_of, printed, run
+from outcomes import run
 from solutions import RIGHT, WRONG
 from submissions import folder, zipped
 
@@ -80,9 +78,9 @@ def verdict_on(exercise, source, seed=None):
     return judge.verdict(exercise, {exercise.file: source}, seed)
 
 
-def answer(exercise, function, **how):
+def answer(exercise, function, seed=None):
     """Return the verdict on a function in this process."""
-    return judge.check(exercise, Local(function), **how)
+    return judge.check(exercise, Local(function), seed)
 
 
 @pytest.fixture
@@ -104,8 +102,6 @@ def test_a_stub_is_the_reference_without_its_body(tmp_path):
         reference = e.checks.check if e.is_test else exercises.compiled(*e.copy().args)
         assert inspect.signature(stub) == inspect.signature(reference)
         assert inspect.getdoc(stub) == inspect.getdoc(reference)
-        last = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)][-1]
-        assert e.is_test or e.parameters == [a.arg for a in last.args.args]
         last_line = exercises.functions(text, [e.answer]).splitlines()[-1]
         if e.kind == "debug":
             assert e.mistakes[0].replace in text
@@ -115,17 +111,12 @@ def test_a_stub_is_the_reference_without_its_body(tmp_path):
         assert e.is_unchanged(text.replace("\n", "\r\n").encode())  # as editors and LMSs do
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        '@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n):\n    """Doc."""\n',
-        "def f(x):\n",  # without a docstring
-    ],
-)
-def test_a_stub_keeps_decorators_comments_and_docstring(head):
-    stub = '    raise NotImplementedError("todo: f is not written yet")'
-    text = f"import numpy as np\n\n{head}    y = x\n    return y\n"
-    assert exercises.functions(text, ["f"], "todo") == head + stub
+def test_a_stub_keeps_decorators_comments_and_docstring():
+    documented = '@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n):\n    """Doc."""\n'
+    for head in (documented, "def f(x):\n"):
+        text = f"import numpy as np\n\n{head}    y = x\n    return y\n"
+        stub = head + '    raise NotImplementedError("todo: f is not written yet")'
+        assert exercises.functions(text, ["f"], "todo") == stub
 
 
 # --- judging ---
@@ -150,29 +141,25 @@ def test_what_is_no_known_mistake_is_not_called_one():
 def test_a_mistake_is_recognized_if_it_rounds_otherwise_or_raises_in_a_line_of_the_student(
     few_calls,
 ):
-    def not_transposed(x, path, params):
-        y = x @ one_file_module.dense(params[path]).T
-        if f"{path}.lora_A" in params:
-            a, b = params[f"{path}.lora_A"], params[f"{path}.lora_B"]
-            y = y + one_file_module.ALPHA / one_file_module.RANK * (x @ a) @ b.T
-        return y * (1 + 2.0**-52)
+    e = ALL["one-file-linear"]
+    planted = next(m for m in e.mistakes if m.name == "a-not-transposed")
 
-    found = judge.check(ALL["one-file-linear"], Local(not_transposed, __file__))
+    def not_transposed(*arguments):
+        return e.copy(planted)(*arguments) * (1 + 2.0**-52)
+
+    found = judge.check(e, Local(not_transposed, __file__))
     assert found.mistake.startswith("a-not-transposed: ")
 
 
 def test_the_call_that_is_shown_differs_by_more_than_the_tolerance():
-    e = OWN["warmup"]
+    e = replace(OWN["warmup"], dtypes=True)
+    e.checks.tolerance = lambda *_: 2.0**-20  # float32 is nearer
     near, far = [e.arguments(case) for case in e.draw("", 2)]
-    outcomes = [Outcome(e.copy()(*near) + 2.0**-50), Outcome(7.0)]
-    shown = judge.Problem((), "", (), *outcomes)
-    assert judge.first_wrong(e, [*zip((near, far), outcomes)], shown).arguments == far
-
-
-def changing(codes):
-    packed = nf4.pack_4bit(codes)
-    codes[0] ^= 1
-    return packed
+    for wrong in (7.0, np.float32(e.copy()(*far))):  # the value, the type
+        outcomes = [Outcome(e.copy()(*near) + 2.0**-21), Outcome(wrong)]
+        shown = judge.Problem((), "", (), *outcomes)
+        shown = judge.first_wrong(e, [*zip((near, far), outcomes)], shown)
+        assert shown.arguments == far and shown.found
 
 
 CALLS = count()
@@ -188,27 +175,18 @@ def changing_zeros(codes):
     return packed
 
 
-EXPLAINED = {  # answer: (kind, rule, codes of the shown call, the other lines)
-    lambda codes: codes[1::2] << 4 | codes[::2]: (
-        "value", "unpack(pack(codes)) is codes", "[0, 1, 2, 3]",
-        "expected  (2,) uint8 [ 1, 35]", "got       (2,) uint8 [16, 50]",
-        "first at  [0]: expected 1, got 16", "",
-        f"likely    low-nibble-first: {PACK.mistakes[0].says}",
-    ),
+EXPLAINED = {  # answer: (kind, rule, codes of the shown call, what is wrong)
     lambda codes: nf4.pack_4bit(codes) + (codes.max() == 0): (
         "value", "zeros are packed as zeros", "[0, 0, 0, 0]",
-        "expected  (2,) uint8 [0, 0]", "got       (2,) uint8 [1, 1]",
-        "first at  [0]: expected 0, got 1", "",
-    ),
-    changing: (
-        "argument", "the arguments are left as they are", "[0, 1, 2, 3]", "changed   codes", "",
+        "expected  (2,) uint8 [0, 0]\n  got       (2,) uint8 [1, 1]\n"
+        "  first at  [0]: expected 0, got 1",
     ),
     changing_zeros: (
-        "argument", "zeros are packed as zeros", "[0, 0, 0, 0]", "changed   codes", "",
+        "argument", "zeros are packed as zeros", "[0, 0, 0, 0]", "changed   codes",
     ),
     crashing: (
         "exception", "two codes take one byte", "[0, 1, 2, 3]",
-        "raised    AttributeError: 'numpy.ndarray' object has no attribute 'nothing'", "",
+        "raised    AttributeError: 'numpy.ndarray' object has no attribute 'nothing'",
     ),
 }  # fmt: skip
 
@@ -225,17 +203,17 @@ def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
         except AssertionError as error:
             raise AssertionError(f"{error}\na second line") from None
 
-    same = exercises.Mistake("same", "equals the reference", "uint8", "uint8")
-    e = replace(PACK, mistakes=[same, *PACK.mistakes])
+    e = replace(PACK, mistakes=[exercises.Mistake("same", "equals the reference", "u", "u")])
     e.checks.CASES = {"seed": [1], "pairs": [3, 2]}
     e.checks.arguments = lambda rng, pairs: (np.arange(2 * pairs, dtype=np.uint8),)
     e.checks.property_of_zeros = property_of_zeros
-    kind, rule, codes, *more = EXPLAINED[function]
-    call = "minilora learn check packing-nibbles --call \"{'seed': 1, 'pairs': 2}\""
-    more[more.index("")] = f"again     {call}    (in this process: breakpoints stop)"
-    head = f"failed: {kind}", f"rule      {rule}", "broken by pack_4bit(codes), where"
-    lines = [*head, f"  codes     (4,) uint8 {codes}", *more]
-    assert answer(e, function).text.split("\n  ") == lines
+    kind, rule, codes, wrong = EXPLAINED[function]
+    assert answer(e, function).text == (
+        f"failed: {kind}\n  rule      {rule}\n  broken by pack_4bit(codes), where\n"
+        f"    codes     (4,) uint8 {codes}\n  {wrong}\n"
+        "  again     minilora learn check packing-nibbles --call \"{'seed': 1, 'pairs': 2}\""
+        "    (in this process: breakpoints stop)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,52 +222,39 @@ def test_a_verdict_explains_the_call_that_breaks_a_rule(function):
         (np.array([np.inf, np.nan, 1]), np.float32([np.inf, np.nan, 2]), ""),
         (np.nan, 0.0, ": expected nan, got 0.0"),
         (
-            np.ones(12),
-            np.ones(13),
-            f"{TYPE} expected (12,) float64 [{'1., ' * 11}1.], got (13,) float64",
-        ),
-        (
             np.zeros((2, 1)),  # of the same bytes as (1, 2), and as 0
             np.zeros((1, 2)),
             f"{TYPE} expected (2, 1) float64 [[0.], [0.]], got (1, 2) float64 [[0., 0.]]",
         ),
         (0, 0.0, f"{TYPE} expected () int64 0, got () float64 0."),
-        (np.float32(0), np.float32(2), ": expected 0.0, got 2.0"),
         (np.zeros(4), np.array([0, 1, 2.0, 4]), "[2]: expected 0.0, got 2.0"),
         ({"a": [1, 2]}, {"a": (1, 3)}, "['a'][1]: expected 2, got 3"),
-        ("a", 1.5, f"{TYPE} expected () <U1 'a', got () float64 1.5"),
-        ([], [None], f"{TYPE} expected list (), got list (NoneType)"),
+        ("a", "ab", ": expected a, got ab"),
         (0, exercises.Mistake, f"{TYPE} expected 0, got type"),
     ],
 )
 def test_the_difference_of_two_results(expected, got, says):
-    found = judge.difference(expected, got, 1.0)  # of floats, not of integers
+    found = judge.difference(expected, got, 1.0, dtypes=isinstance(got, str))  # 1 for floats alone
     assert found.removeprefix("the result") == says
 
 
 def test_floats_must_be_equal_unless_an_exercise_has_a_tolerance():
-    e = ALL["prompt-mask"]  # it has none
-
-    def off(batch):
-        right = e.copy()(batch)
-        return right | {"mask": np.asarray(right["mask"], np.float64) * (1 + 1e-9)}
-
-    assert answer(e, off).text.startswith("failed: value")
+    assert PACK.checks.tolerance() == 0
 
 
 def test_a_large_tree_is_shown_in_sixteen_lines():
-    *shown, end = outcome.lines("base", [{n: np.zeros(n) for n in range(13, 30)}])
-    assert shown == [f"base[0][{n}] ({n},) float64" for n in range(13, 29)] and end == "…"
-    assert outcome.lines("base", [{n: np.zeros(n) for n in range(13, 29)}]) == shown
+    tree = {n: np.zeros(n) for n in range(13, 30)}
+    *shown, end = outcome.lines("base", [tree])
+    assert len(shown) == 16 and end == "…"
+    del tree[29]
+    assert outcome.lines("base", [tree]) == shown
     assert len(outcome.failure(ValueError("x" * 9999), "").crash) == 2000
 
 
 def test_every_changed_argument_is_named():
     (found,) = Local(lambda x, y: x.append(y.pop())).ask([([1], [2, 3])])
     assert found == Outcome(None, (0, 1))
-    (found,) = Local(lambda x, y: y.pop()).ask([([1], [2, 3])])
-    assert found == Outcome(3, (1,))
-    wrong = judge.Problem((), "", (1, 2), Outcome(), Outcome(touched=(0, 1)))
+    wrong = judge.Problem((), "", (1, 2), Outcome(), found)
     assert "changed   x, codebook\n" in judge.explain(NEAREST, wrong)
 
 
@@ -317,23 +282,6 @@ def test_a_verdict_depends_on_file_exercise_and_seed_alone(tmp_path):
     assert done.stdout.splitlines()[::-1] == here
 
 
-def test_a_test_that_raises_on_the_reference_earns_nothing():
-    raises = "failed: your test raises on the reference, which is right"
-    for seed, more in ((None, "\n  it raised ZeroDivisionError: division by zero"), (0, "")):
-        refusing = answer(MERGE, lambda merge: 1 / 0, seed=seed)
-        assert refusing == judge.Verdict(0, raises + more)
-    nibbles = ALL["test-nibbles"]
-    assert verdict_on(nibbles, nibbles.student_file(solved=True).encode()) == judge.PASSED
-
-
-def test_hidden_checks_say_no_call_and_no_value():
-    hidden = answer(NEAREST, ties, seed=12345)
-    assert hidden.text == f"failed: value\n  likely    ties-upward: {NEAREST.mistakes[0].says}"
-    for seed in (0, 3):
-        crash = answer(NEAREST, lambda x, codebook: int(str(x)), seed=seed)
-        assert crash.text == "failed: exception"
-
-
 def test_the_seed_orders_the_mistakes_that_a_test_must_catch():
     orders: list = [[], []]
     for seed, order in enumerate(orders):
@@ -348,20 +296,11 @@ def test_the_result_is_compared_on_forty_calls_and_a_property_on_sixteen():
             assert len([*judge.wrong_calls(PACK, nothing, rule, seed)]) == calls
 
 
-def test_half_of_the_share_is_for_the_properties_that_hold():
-    assert answer(NEAREST, ties).share == 0.5
-    assert answer(PACK, lambda codes: nf4.pack_4bit(codes) ^ 1).share == 0.25  # four bits per code
-
-
 TRIVIAL = [
-    lambda *a: None,
-    lambda *a: 0.0,
-    lambda *a: 1,
-    lambda *a: {},
+    *(lambda *_, value=value: value for value in (None, 0.0, 1, {})),
     lambda *a: a[0],
     lambda *a: a[-1],
-    lambda *a: np.zeros(np.shape(a[0])),
-    lambda *a: np.zeros_like(a[0]) if isinstance(a[0], np.ndarray) else a[0],
+    lambda *a: np.zeros_like(a[0]),
 ]
 
 
@@ -436,6 +375,7 @@ ODD = {
     "    return np.zeros(2**32)\n": "MemoryError",
     "    return codes.nothing\n": "return codes.nothing",
     "    from minilora import nf4\n    return nf4.pack_4bit(codes)\n": "call minilora's pack_4bit",
+    "    return (code for code in codes)\n": "failed: output",
     "    from minilora.kernels.nf4 import unpack_4bit\n    return unpack_4bit(codes)\n": (
         "call minilora's unpack_4bit"
     ),
@@ -469,7 +409,6 @@ def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path, monk
     monkeypatch.setattr(isolation, "WAIT", 0.3)
     waiting = "    import os, time\n    time.sleep(9)\n    os._exit(0)\n"
     assert checked(PACK, tmp_path, waiting) == LATE
-    assert judge.verdict(PACK, {}) == judge.MISSING
 
 
 def test_the_limits_are_those_that_the_guide_names():
@@ -516,24 +455,29 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch, few_
         # the pipe ends when the process that the student has started ends
         assert select.select([reader], [], [], 600)[0]
     assert answer(PACK, nf4.pack_4bit) == judge.PASSED
-    other = "    from minilora.training import get_lr\n    return get_lr(step, train_config)\n"
-    assert "call minilora's get_lr" in checked(OWN["warmup"], tmp_path, other)
-    whole = "import sys\nfrom minilora.course.students.isolation import block_function\n"
-    whole += "import minilora\nfrom minilora.methods import ia3, prefix\n"
-    whole += "block_function(ia3, 'init')\nprint(prefix.init.__name__)\n"  # of the same name
-    whole += "block_function(minilora.lora, 'merge')\nminilora.merge()"
-    done = python("-c", whole)
-    assert done.stdout == "init\n" and "write merge yourself" in done.stderr
-    assert not Path("mine").exists() and os.environ[commands.SEED] == "77"
-    environments = []
 
     def start(process):
-        environments.append({**os.environ})
-        raise Stopped
+        raise Stopped(repr({**os.environ}))
 
     monkeypatch.setattr(isolation.CONTEXT.Process, "start", start)
-    verdict_on(PACK, b"")
-    assert environments == [isolation.ENVIRONMENT]
+    assert verdict_on(PACK, b"").text == repr(isolation.ENVIRONMENT)
+
+
+BLOCKED = """
+import minilora
+from minilora.course import one_file  # what the lesson prints is left out
+from minilora.course.students.isolation import block_function
+from minilora.methods import ia3, prefix
+block_function(ia3, "init")
+print(prefix.init.__name__)
+block_function(minilora.lora, "merge")
+minilora.merge()
+"""
+
+
+def test_a_function_is_blocked_wherever_it_is_imported_and_no_other_of_its_name():
+    done = python("-c", BLOCKED)
+    assert done.stdout == "init\n" and "write merge yourself" in done.stderr
 
 
 def test_the_end_of_a_student_wakes_who_waits_for_an_answer():
@@ -561,21 +505,18 @@ class Evil:
 def test_an_answer_is_arrays_and_plain_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weight = one_file_module.NF4Weight(*np.ones((5, 3), np.float32))
-    config = TrainConfig(iters=3)
-    answer = Outcome((np.arange(3), weight, [1.5, np.float32(2), config]), (0,), "text")
-    for sent in (isolation.packed(answer), pickle.dumps(answer, 5)):
-        found = isolation.decode_answer(sent)
-        assert not outcome.difference(answer, found)
-        assert isinstance(found.value[1], type(weight)) and found.value[2][2] == config
+    right = Outcome((np.arange(3), weight, [1.5, np.float32(2), TrainConfig(iters=3)]), (0,), "a")
+    for sent in (isolation.packed(right), pickle.dumps(right, 5)):
+        assert repr(isolation.decode_answer(sent)) == repr(right)
+    assert isolation.decode_answer(pickle.dumps((0, [1.0], 2))) == (0, (1,), "2")
     in_itself: list = []
     in_itself.append(in_itself)
     # a student's code can also send what it likes
     things = Evil(), np.save, nf4.nearest, InputError, inspect.FullArgSpec
-    sent = *((thing, (), "") for thing in things), (0, ["name"], ""), (0, ())
+    sent = *((thing, (), "") for thing in things), (0, ["name"], "")
     for bad, says in (
         (isolation.packed(Outcome(np.zeros(22 * 10**5))), ": more than 16 MB"),
         (isolation.packed(Outcome(in_itself)), ": maximum recursion depth"),
-        (isolation.packed(Outcome(n for n in "abc")), "generator"),
         (isolation.packed(Outcome(lambda: 0)), "lambda"),
         *((pickle.dumps(answer), "") for answer in sent),
         (b"", ""),
@@ -583,139 +524,61 @@ def test_an_answer_is_arrays_and_plain_data(tmp_path, monkeypatch):
         found = isolation.decode_answer(bad)
         assert found == Outcome(crash=found.crash) and found.crash.startswith(isolation.OUTPUT)
         assert says in found.crash
-    assert isolation.decode_answer(pickle.dumps((0, [1.0], 2))) == (0, (1,), "2")
     assert not Path("mark").exists()
 
 
 # --- a student's folder ---
 
 
-@pytest.fixture
-def space(tmp_path, monkeypatch):
+def test_the_files_of_lesson_0(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own("learn init --only", NEAREST.id, PACK.id)
-    return tmp_path
-
-
-def test_nothing_that_a_student_wrote_is_overwritten(space):
-    mine = written(NEAREST, space / NEAREST.file, TIES).read_text("utf-8")
-    (space / PACK.file).unlink()
-    said = own("learn init . --only", NEAREST.id, PACK.id).out
-    assert said == (
-        f".: files written: 1, kept: 1\nnext: cd ., then minilora learn next --exercises {SET}\n"
-    )
-    assert (space / NEAREST.file).read_text("utf-8") == mine
-    own("learn init my/exercises --only", NEAREST.id)
-    assert (space / "my" / "exercises" / NEAREST.file).exists()
-
-
-def test_the_files_of_lesson_0_and_of_an_exercise_with_reasons(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    spec = importlib.util.find_spec(exercises.ONE_FILE)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    assert capsys.readouterr() == ("", "")  # what the lesson prints is left out
-    two = FIRST.id, "one-file-mlp"
-    run("learn init . --only", *two)
-    assert "\nread qlora_in_one_file.py\n" in run("learn next").out
-    text = Path("qlora_in_one_file.py").read_text("utf-8")
+    run("learn init . --only", FIRST.id, "one-file-mlp")
+    lesson = Path("qlora_in_one_file.py")
+    text = lesson.read_text("utf-8")
     assert text.startswith("# Read this file. Write its functions in the files of the exercises.")
-    for id, name in zip(two, ("nearest", "mlp")):
-        assert text.count(f'raise NotImplementedError("{id}: {name} is not written yet")') == 1
-    Path("qlora_in_one_file.py").unlink()
+    for stub in (f"{FIRST.id}: nearest", "one-file-mlp: mlp"):
+        assert text.count(f'raise NotImplementedError("{stub} is not written yet")') == 1
+    lesson.unlink()
     assert f"\nread {FIRST.lesson_file}\n" in run("learn next").out
-    run("teach solutions solved --only", FIRST.id, "predict-bits")
-    names = {path.name for path in Path("solved").iterdir()}
-    assert names == {FIRST.file, "predict_bits.py", "predict_bits_rubric.md"}
 
 
-def test_a_way_through_an_exercise(space):
-    assert own("learn next").out.endswith(
-        f"edit nearest_code.py, then minilora learn check nearest-code --exercises {SET}\n"
-    )
-    (space / "own.py").write_text("import nearest_code\n", encoding="utf-8")
-    written(NEAREST, space / "nearest_code.py", f"    import own\n{RIGHT_BODY}")
-    assert own("learn check nearest_code.py").out == "nearest-code: passed\n"
-    noted = {NEAREST.id: digest([NEAREST.file, "own.py"])}
-    assert json.loads((space / "progress.json").read_text("utf-8")) == noted
-    other = {PACK.id: digest([PACK.file])}
-    (space / "progress.json").write_text(json.dumps(noted | other | {"warmup": "passed"}))
-    assert "2 of 2 passed" in own("learn list").out  # there is no file of the third one here
+def test_all_exercises_of_the_folder_are_passed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own("learn init --only", NEAREST.id)
+    (tmp_path / "own.py").write_text("import nearest_code\n", encoding="utf-8")
+    written(NEAREST, tmp_path / NEAREST.file, f"    import own\n{RIGHT_BODY}")
+    noted = {NEAREST.id: digest([NEAREST.file, "own.py"]), "warmup": "passed"}
+    Path("progress.json").write_text(json.dumps(noted))
+    assert "1 of 1 passed" in own("learn list").out  # there is no file of the second one here
     assert own("learn next").out == "all exercises are passed\n"
-    (space / "progress.json").write_text(json.dumps(noted))
-    assert own("learn list").out == (
-        "passed  nearest-code              *    15 min   4 points  06_where_the_memory_goes\n"
-        "todo    packing-nibbles           *    10 min   3 points  every_byte_of_a_model\n"
-        "1 of 2 passed\n"
-    )
-    assert own("learn next").out.startswith("packing-nibbles: ")
-    right = (space / NEAREST.file).read_bytes()
-    (space / NEAREST.file).write_bytes(right + b"\n")  # another one, which may not pass
-    assert "begun   nearest-code" in own("learn list").out
-    assert own("learn next").out.startswith("nearest-code: ")
-    (space / NEAREST.file).write_bytes(right)
-    assert "passed  nearest-code" in own("learn list").out
-    (space / "own.py").write_text("import nearest_code, json\n", encoding="utf-8")
-    assert "begun   nearest-code" in own("learn list").out
-    written(NEAREST, space / "nearest_code.py", TIES)
-    written(PACK, space / PACK.file, "    return codes[::2] * 16 + codes[1::2]\n")
-    all_begun = own("learn check", status=1).out
-    assert "nearest-code: failed" in all_begun and "packing-nibbles: passed\n" in all_begun
-    assert "begun   nearest-code" in own("learn list").out
 
 
-def test_the_status_of_learn_train_tells_whether_the_losses_differ(tmp_path, monkeypatch):
+def test_the_status_of_learn_train_tells_that_the_losses_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("x = 1")
-    for differ in (False, True):
-        main = Mock(return_value=differ)
-        lesson = Mock(return_value={"main": main})
-        monkeypatch.setattr("minilora.course.students.learn.runpy.run_path", lesson)
-        run("learn train mine.py", status=int(differ))
-        main.assert_called_with("mine.py", {"mine.py": b"x = 1"})
+    main = Mock(return_value=True)
+    lesson = Mock(return_value={"main": main})
+    monkeypatch.setattr("minilora.course.students.learn.runpy.run_path", lesson)
+    run("learn train mine.py", status=1)
+    main.assert_called_with("mine.py", {"mine.py": b"x = 1"})
 
 
-@pytest.mark.parametrize("name", [FIRST.file, "<cell 1>"])
-def test_a_file_or_a_cell_is_checked_by_running_it(tmp_path, capsys, name):
+def test_a_cell_is_checked_by_running_it(tmp_path, capsys):
     body = "    print('here')\n    return x.nothing\n"
     source = written(FIRST, tmp_path / FIRST.file, body).read_text("utf-8")
-    exec(compile(source, name, "exec"), {"__name__": "__main__"})
+    exec(compile(source, "<cell 1>", "exec"), {"__name__": "__main__"})
     out = capsys.readouterr().out
     assert "here" in out and "broken by nearest(x, values), where" in out
     assert re.search(r"raised    AttributeError: .*\n    line \d\d: ", out)
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("learn train", "these exercises are not of lesson 0"),
-        ("learn fly", "invalid choice"),
-        ("learn", "required"),
-        ("teach", "required"),
-        ("learn check nearest-code --cal x", "unrecognized arguments: --cal"),
-        ("teach grade elsewhere", "elsewhere cannot be used: No such file"),
-        ("learn check nearest_cod.py", f"no exercise 'nearest-cod': choose from {', '.join(OWN)}"),
-    ],
-)
-def test_bad_input_is_one_line(space, words, says):
-    assert says in error_of(own if " " in words else run, words)
-
-
-def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for text, says in (("{}", "no exercise"), ('["nearest-code"]', "progress.json")):
-        Path("progress.json").write_text(text, encoding="utf-8")
-        for command in ("learn list", "learn next"):
-            assert says in own(command, status=2).err
 
 
 # --- a teacher's side ---
 
 
 @pytest.mark.parametrize("name, file, has_prefix", [
-    ("task_1.py", "task_1.py", False), ("task-1 (1).py", "task_1.py", False),
-    ("task_1-1.py", "task_1.py", False), ("Task 1 copy (2).py", "task_1.py", False),
-    ("ann_12_task_1.py", "task_1.py", True), ("ann_task (1).py", "task.py", True),
-    ("ann_long_task.py", "long_task.py", True), ("multitask.py", "", True),
+    ("task-1 (1).py", "task_1.py", False), ("Task_1-1.py", "task_1.py", False),
+    ("task 1 copy (2).py", "task_1.py", False), ("ann_12_task_1.py", "task_1.py", True),
+    ("ann_long_task (1).py", "long_task.py", True), ("multitask.py", "", True),
 ])  # fmt: skip
 def test_a_file_is_recognized_by_its_name(name, file, has_prefix):
     known = ["task.py", "task_1.py", "long_task.py"]
@@ -743,103 +606,87 @@ def test_only_files_of_the_submission_are_read(tmp_path):
     (ann / "warmup.py").symlink_to(folder(tmp_path, {"secret.py": "secret"}) / "secret.py")
     alone = folder(tmp_path / ".hidden", {PACK.file: "a"}) / PACK.file
     assert submission.read(alone) == ({PACK.file: b"a"}, [])
-    found, notes = submission.read(ann)
-    assert found == {NEAREST.file: bytes(2**20)}
-    assert notes == [
-        f"{PACK.file} cannot be read: it has more than 1048576 bytes",
-        "warmup.py cannot be read: it is not a file",  # a link out of the folder
-    ]
-    with (
-        pytest.warns(UserWarning, match="Duplicate name"),
-        ZipFile(tmp_path / "bea.zip", "w") as file,
-    ):
-        for text in ("a", "b", "a"):
-            file.writestr(PACK.file, text)
-    found, notes = submission.read(tmp_path / "bea.zip")
-    assert not found
-    assert notes == [f"2 different files can be {PACK.file}: {PACK.file}, again/{PACK.file}"]
-    for at, value, reason in (
-        (8, 1, "it is encrypted"),
-        (10, 9, "That compression method is not supported"),  # Deflate64
-    ):
-        data = bytearray(zipped(tmp_path / "dan.zip", {PACK.file: ""}).read_bytes())
-        data[data.index(b"PK\1\2") + at] = value
-        (tmp_path / "dan.zip").write_bytes(data)
-        notes = [f"{PACK.file} cannot be read: {reason}"]
-        assert submission.collect(tmp_path / "dan.zip") == ({}, notes)
+    assert submission.read(ann) == (
+        {NEAREST.file: bytes(2**20)},
+        [
+            f"{PACK.file} cannot be read: it has more than 1048576 bytes",
+            "warmup.py cannot be read: it is not a file",  # a link out of the folder
+        ],
+    )
+
+
+def test_an_encrypted_file_is_named(tmp_path):
+    path = zipped(tmp_path / "dan.zip", {PACK.file: ""})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 8] = 1
+    path.write_bytes(data)
+    assert submission.collect(path) == ({}, [f"{PACK.file} cannot be read: it is encrypted"])
+
+
+def test_of_many_files_those_that_count_come_first(tmp_path):
     ignored = [".hidden", "progress.json", "a/__pycache__/b.py", "a/qlora_in_one_file.py"]
     deep = f"deep/{NEAREST.file.upper()}"
     names = [*ignored, *(f"{n:03}.png" for n in range(201)), deep]
     found, notes = submission.collect(zipped(tmp_path / "cay.zip", dict.fromkeys(names, "")))
     assert len(found) == 200 and deep in found
     assert notes == ["only 200 files are read, and not 199.png, 200.png"]
-    long = zipped(tmp_path / "deb.zip", {f"{n:0250}.png": "" for n in range(205)})
-    assert len(submission.collect(long)[1][0]) < 1100
-    outside = {f"../../{NEAREST.file}": "escaped", f"/etc/{PACK.file}": "absolute"}
-    ben = zipped(
-        tmp_path / "ben.zip", outside | {f"ben/{PACK.file}": "near", "b/own.py": "b", "own.py": "a"}
-    )
+
+
+def test_names_in_an_archive_lead_nowhere_and_can_occur_twice(tmp_path):
+    exercises.FOLDER = str(SET)
+    path = tmp_path / "in" / "ben.zip"
+    path.parent.mkdir()
+    with pytest.warns(UserWarning, match="Duplicate name"), ZipFile(path, "w") as file:
+        file.writestr(f"../../{NEAREST.file}", "escaped")
+        file.writestr(f"/etc/{PACK.file}", "absolute")
+        for text in ("near", "other", "near"):
+            file.writestr(PACK.file, text)
+        file.writestr("b/own.py", "b")
+        file.writestr("own.py", "a")
     before = sorted(tmp_path.rglob("*"))
-    found, notes = submission.read(ben)
-    assert found == {NEAREST.file: b"escaped", "own.py": b"a"}
-    assert notes == [
-        "own.py does not count",
-        "b/own.py does not count",
-        f"2 different files can be {PACK.file}: ben/{PACK.file}, /etc/{PACK.file}",
-    ]
+    assert submission.read(path) == (
+        {NEAREST.file: b"escaped", "own.py": b"a"},
+        [
+            f"3 different files can be {PACK.file}: "
+            f"{PACK.file}, again/{PACK.file}, /etc/{PACK.file}",
+            "own.py does not count",
+            "b/own.py does not count",
+        ],
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_grade_names_a_mistake_and_a_check_that_must_be_repeated():
+    failed = judge.Verdict(0.5, "failed: value\n  more")
+    named = failed._replace(mistake="ties-upward: too high")
+    late, ended = judge.Verdict(0.0, LATE), judge.Verdict(0.0, f"{report.ENDED}: killed")
+    for first, second, result, is_late in (
+        (judge.PASSED, failed, "failed: value", False),
+        (failed, judge.PASSED, "failed: value", False),
+        (judge.PASSED, named, named.mistake, False),
+        (named, failed, named.mistake, False),
+        (late, judge.PASSED, LATE, True),
+        (judge.PASSED, ended, ended.text, True),
+    ):
+        grade = report.grade(NEAREST, first, second)
+        assert (grade.result, grade.is_late) == (result, is_late)
+
+
 def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
-    open_check = judge.Verdict(0.0, "failed: \ud800")
-    grade = report.grade(NEAREST, open_check, judge.NOT_WRITTEN)
-    assert report.grade(NEAREST, judge.PASSED, open_check).result == open_check.text == grade.result
-    pairs = product((judge.PASSED, judge.Verdict(0.0, LATE)), repeat=2)
-    assert [report.grade(NEAREST, *pair).is_late for pair in pairs] == [False, True, True, True]
-    named = judge.Verdict(0.5, "failed: value", "ties-upward: too high")
-    for pair in ((named, open_check), (judge.PASSED, named)):
-        assert report.grade(NEAREST, *pair).result == named.mistake
-    names = [f"{sign}J\udcf6rg" for sign in "=+-@\t\r"]
+    passed = report.grade(NEAREST, judge.PASSED, judge.PASSED)
+    failed = report.grade(NEAREST, judge.Verdict(0.0, "failed: \ud800"), judge.NOT_WRITTEN)
+    signs = "=+-@\t\r"
+    names = [f"{sign}J\udcf6rg" for sign in signs]
+    results = dict.fromkeys(names, ({NEAREST.id: passed}, []))
+    results[names[0]] = {NEAREST.id: failed}, []
     out = tmp_path / "new" / "out"
-    report.write(out, dict.fromkeys(names, ({NEAREST.id: grade}, [])), names[0])
+    report.write(out, results, names[0])
     assert "failed: \\ud800" in (out / "feedback/=J\udcf6rg.txt").read_text("utf-8")
     with open(out / "grades.csv", encoding="utf-8", newline="") as file:
         shown = [row["student"] for row in csv.DictReader(file)]
-    assert shown == [f"'{sign}J\\udcf6rg" for sign in "=+-@\t\r"]  # no formulas
-    passed = report.grade(NEAREST, judge.PASSED, judge.PASSED)
-    marks = zip("abc", (grade, passed, passed))
-    every = {name: ({PACK.id: g, NEAREST.id: g}, []) for name, g in marks}
-    rows = [f"| {id} | passed 2, failed 1 |" for id in (PACK.id, NEAREST.id)]
-    assert report.class_table(every).splitlines()[-2:] == rows
-
-
-def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, pools):
-    small = (  # wrong for the sizes of the hidden checks
-        "    right = codes[0::2] * 16 + codes[1::2]\n    return right * (codes.size < 42)\n"
-    )
-    written(PACK, tmp_path / PACK.file, small)
-    monkeypatch.setenv(commands.SEED, "41")
-    (tmp_path / "own.py").touch()
-    out, err = own("teach grade", tmp_path, "--only warmup packing_nibbles.py warmup")
-    missing = judge.MISSING.text
-    assert not err and out == (  # in the order of the course
-        "own.py does not count\n"
-        "packing-nibbles: 1.88 of 3\n  open check: passed\n  hidden check: failed: value\n"
-        f"warmup: 0 of 4\n  open check: {missing}\n  hidden check: {missing}\n"
-        "total 1.875 of 7 points\n"
-    )
-
-
-def test_a_grading_process_that_ends_costs_the_points_and_is_repeated(tmp_path, monkeypatch, pools):
-    def ended(*_):
-        raise OSError("killed")
-
-    monkeypatch.setattr(teach, "grade_submission", ended)
-    said = f"{report.ENDED}: killed"
-    assert own("teach grade", tmp_path, "--only warmup --seed 3").out == (
-        f"warmup: 0 of 4\n  open check: {said}\n  hidden check: {said}\ntotal 0 of 4 points\n"
-    )
-    assert pools == [1, 1]
+    assert shown == [f"'{sign}J\\udcf6rg" for sign in signs]  # no formulas
+    table = (out / "class.md").read_text("utf-8")
+    assert table.endswith("| passed 5, failed 1 |\n")  # the most frequent result comes first
 
 
 def test_points_and_notes_stay_if_the_process_that_repeats_a_late_check_ends(
@@ -857,6 +704,7 @@ def test_points_and_notes_stay_if_the_process_that_repeats_a_late_check_ends(
     out = own("teach grade", tmp_path, "--only packing-nibbles warmup --seed 3").out
     assert "packing-nibbles: 3 of 3\n" in out and "x.py: a note\n" in out
     assert f"{report.ENDED}: killed" in out and "total 3 of 7 points\n" in out
+    assert pools == [1, 1]
 
 
 def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
@@ -874,7 +722,6 @@ def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
     monkeypatch.setattr(teach, "grade_submission", graded)
     said = own(*words).err
     assert said == f"the seed of the hidden checks is {seeds.pop()}; keep it private\n"
-    monkeypatch.setattr(teach, "do_grade", lambda args: seeds.append(args.seed))
     monkeypatch.setenv(commands.SEED, "77")
     for flags in ("", "--seed 3"):
         own(*words, flags)
@@ -913,264 +760,102 @@ def test_a_reference_that_raises_is_a_fault():
     assert "raised    AttributeError" in faults[0]
 
 
-ENTRY = """id = "nearest-code"
-function = "minilora.nf4:pack_4bit"
-lesson = "05"
-difficulty = 1
-minutes = 1
-points = 1
-"""
-HINTS = 'hints = ["", "", ""]\n'
+def test_a_set_with_a_fault_and_a_prediction_is_proved(capsys):
+    assert not PROVE["main"]([OWN["fault"], OWN["guess"]])
+    assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in capsys.readouterr().out
 
 
-@pytest.fixture
-def broken_set(tmp_path, monkeypatch):
-    """A folder with the Python files of the exercises, in which `load` looks for a list."""
-    for source in (SET, exercises.LESSONS / "exercises"):
-        shutil.copytree(source, tmp_path / "exercises", dirs_exist_ok=True)
-    monkeypatch.setattr(exercises, "LESSONS", tmp_path)
-    monkeypatch.setattr(exercises, "load_file", exercises.load_file.__wrapped__)
-    return tmp_path / "exercises.toml"
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (ENTRY, "hints"),
-        (HINTS, "the file: 'id'"),
-        (ENTRY + HINTS + "color = 1\n", "color"),
-        (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "nearest-code: the id occurs twice"),
-        ("= 3", "not a list of exercises"),
-        (ENTRY.replace('"nearest-code"', "3") + HINTS, "3: expected string"),
-    ],
-)
-def test_a_broken_set_is_one_line(broken_set, text, says):
-    broken_set.write_text(f"[[exercise]]\n{text}", encoding="utf-8")
-    with pytest.raises(InputError, match=says):
-        exercises.load()
-
-
-def test_an_exercise_whose_python_file_is_broken_is_named(broken_set):
-    broken_set.write_text(f"[[exercise]]\n{ENTRY}{HINTS}", encoding="utf-8")
-    (broken_set.parent / "exercises" / NEAREST.file).write_text("def f(:\n", encoding="utf-8")
-    with pytest.raises(InputError, match="nearest-code: invalid syntax"):
-        exercises.load()
-
-
-KINDS = {
-    "fault": (
-        """kind = "debug"
-function = "total"
-mistake = [{name = "first-lost", says = "a", find = "in numbers", replace = "in numbers[1:]"},
-  {name = "last-lost", says = "b", find = "in numbers", replace = "in numbers[:-1]"},
-  {name = "doubled", says = "c", find = "+= n", replace = "+= 2 * n"}]
-""",
-        """import numpy as np\nCASES = {"n": range(2, 5)}\n
-def arguments(rng, n):
-    return (rng.uniform(1, 2, n),)\n
-def property_all_count(function, numbers):
-    '''the sum is at least the number of numbers'''
-    assert function(numbers) >= numbers.size\n
-def total(numbers):
-    '''Add numbers.'''
-    result = 0.0
-    for n in numbers:
-        result += n
-    return result
-""",
-    ),
-    "guess": (
-        """kind = "predict"
-function = "bits"
-written_points = 2
-mistake = [{name = "no-absmax", says = "d", find = "4.5", replace = "4"}]
-""",
-        """def bits():
-    '''Return the bits per weight.'''
-    return 4.5
-""",
-    ),
-}
-
-
-@pytest.fixture
-def kinds(broken_set):
-    """A set with a fault to find and a number to predict."""
-    entries = ""
-    for name, (entry, source) in KINDS.items():
-        text = ENTRY.partition("\n")[2].partition("\n")[2] + HINTS
-        entries += f'[[exercise]]\nid = "{name}"\n{text}{entry}'
-        path = broken_set.parent / "exercises" / f"{name}.py"
-        path.write_text(f'"""{name}: x.\n\nThe task.\n"""\n\n{source}', encoding="utf-8")
-    broken_set.write_text(entries.replace('"05"', '"06"'), encoding="utf-8")
-    (broken_set.parent / "exercises" / "guess_rubric.md").write_text("2 points: …")
-    shutil.copy(NEAREST.lesson_file, broken_set.parent)
-    return exercises.load()
-
-
-def test_a_fault_to_find(kinds):
-    e = kinds["fault"]
-    touched = e.student_file().replace("0.0", "0.0  # ?").encode()
-    assert "likely    the planted fault: it is still there" in verdict_on(e, touched).text
-    assert verdict_on(e, touched.replace(b"[1:]", b"")) == judge.PASSED
-    assert answer(e, e.copy(e.mistakes[1])).mistake == "last-lost: b"  # not the planted fault
-
-
-def test_a_mistake_that_only_hidden_calls_show_is_named(kinds):
+def test_a_mistake_that_only_hidden_calls_show_is_named():
     large = exercises.Mistake(
         "large", "it skips a number", "in numbers", "in numbers[len(numbers) > 4 :]"
     )
-    e = replace(kinds["fault"], kind="write", mistakes=[large])
+    e = replace(OWN["fault"], kind="write", mistakes=[large])
     e.checks.HIDDEN = {"n": [9]}
     assert judge.check(e, Local(e.copy(large))) == judge.PASSED
     assert judge.check(e, Local(e.copy(large)), seed=0).mistake == "large: it skips a number"
 
 
-def test_a_number_to_predict(kinds):
-    e = kinds["guess"]
+def test_a_number_to_predict():
+    e = OWN["guess"]
     assert len(e.draw(judge.REFERENCE, 9)) == 1  # of equal calls
     wrong = judge.Problem((), "a rule", (), judge.Outcome(1), judge.Outcome(2), "same", "same")
     assert judge.explain(e, wrong).count("same") == 1
     assert judge.explain(e, wrong._replace(detail=TYPE)).startswith("failed: type\n")
-    huge = wrong._replace(mine=Outcome(crash=f"{isolation.OUTPUT}: 17 MB"))
-    assert judge.explain(e, huge).startswith("failed: output\n")
     wrong = wrong._replace(right=judge.Outcome(touched=(0,)))
     assert judge.explain(e, wrong).endswith("\n  changed   nothing")
 
 
-def test_an_exercise_without_a_lesson_is_listed(broken_set, monkeypatch, capsys):
-    monkeypatch.chdir(broken_set.parent)
-    broken_set.write_text(f"[[exercise]]\n{ENTRY}{HINTS}", encoding="utf-8")
-    Path(NEAREST.file).touch()
-    assert run("learn list").out.splitlines()[0].endswith("1 points  05")
-    assert "\nread 05\n" in run("learn next").out
+ENTRY = """[[exercise]]
+id = "nearest-code"
+function = "minilora.{module}:pack_4bit"
+lesson = "99"
+difficulty = 1
+minutes = 1
+points = 1
+hints = []
+"""
 
 
 @pytest.mark.parametrize(
-    ("entry", "says"),
+    ("module", "faults"),
     [
-        (
-            ENTRY.replace("nf4", "nothing") + HINTS,
-            "ModuleNotFoundError: No module named 'minilora.n",
-        ),
-        (f"{ENTRY}hints = []\n", "not three hints"),
-        (ENTRY + HINTS, "there is no lesson 05"),
+        ("nothing", ["ModuleNotFoundError: No module named 'minilora.nothing'"]),
+        ("nf4", ["not three hints", "there is no lesson 99"]),
     ],
 )
-def test_faults_of_an_entry_are_told(broken_set, entry, says):
-    """A missing module was a traceback."""
-    broken_set.write_text(f"[[exercise]]\n{entry}", encoding="utf-8")
-    assert f"fault: nearest-code: {says}" in run("teach check", status=1).err
+def test_faults_of_an_entry_are_told(tmp_path, module, faults):
+    shutil.copy(NEAREST.path, tmp_path)
+    (tmp_path / "exercises.toml").write_text(ENTRY.format(module=module), encoding="utf-8")
+    said = run("teach check --exercises", tmp_path, status=1).err
+    for fault in faults:
+        assert f"fault: nearest-code: {fault}" in said
 
 
 def test_dtypes_are_checked_where_an_entry_says_so():
-    def wide(x, codebook):
-        return codebook.order[np.searchsorted(codebook.midpoints, x)].astype(int)
-
     planted = exercises.Mistake("wide", "it has int64", '"left")]', '"left")].astype(int)')
-    text = answer(replace(NEAREST, dtypes=True, mistakes=[planted]), wide).text
+    e = replace(NEAREST, dtypes=True, mistakes=[planted])
+    wide = e.copy(planted)
+    text = answer(e, wide).text
     assert text.endswith("likely    wide: it has int64")
     assert text.startswith("failed: type\n") and ") uint8 [" in text and TYPE in text
     assert answer(NEAREST, wide) == judge.PASSED
-    codes = np.arange(4, dtype=np.uint8)
-    calls = [((codes,), Outcome(nf4.pack_4bit(codes).astype(int)))]
-    shown = judge.Problem((), "", (), Outcome(), Outcome())
-    assert TYPE in judge.first_wrong(replace(PACK, dtypes=True), calls, shown).found
-    assert judge.difference("a", "ab", dtypes=True) == "the result: expected a, got ab"
 
 
-@pytest.mark.parametrize(
-    "stop", [lambda x: getattr(x, "_value", x), lambda x: np.array(x, float, copy=True)]
-)
-def test_gradients_are_checked_where_an_entry_says_so(stop):
-    def norm(x, weight, config):
-        x = stop(x)
+def test_gradients_are_checked_where_an_entry_says_so():
+    def stopped(x, weight, config):
+        x = getattr(x, "_value", x)
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weight
 
-    found = answer(ALL["one-file-rms-norm"], norm)
+    found = answer(ALL["one-file-rms-norm"], stopped)
     assert f"rule      {judge.SLOPES}" in found.text and 0 < found.share < 1
     slopes = isolation.gradient(lambda x: x * 1, [0])(np.zeros(9))
     assert len({*slopes[0]}) == 9  # exchanged elements are found
 
 
-def test_a_call_is_run_again_in_this_process(space, monkeypatch):
-    written(NEAREST, space / NEAREST.file, "    print('here')\n" + TIES)
-    out = own("learn check nearest-code", status=1).out
-    line = re.search(r"again     minilora (.*) --call \"(.*)\"    ", out)
-    argv = [*line[1].split(), "--call", line[2]]
-    out = printed(argv, 1).out
-    assert line[0] in out and "likely" not in out  # a breakpoint stops at few calls
-    assert 0 < out.count("here") < 10
-    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
-    path = written(NEAREST, space / NEAREST.file, "    return helper()\n")
-    path.write_text(path.read_text() + "\n\ndef helper():\n    return None + 1\n")
-    last = path.read_text().count("\n")
-    assert f"line {last}: return None + 1\n" in printed(argv, 1).out  # not that of its caller
-    written(NEAREST, space / NEAREST.file, "    import bdb\n    raise bdb.BdbQuit\n")
-    assert printed(argv, 1).out == "nearest-code: the debugger was left\n"
+def test_the_debugger_is_left_by_a_person_only(monkeypatch):
     monkeypatch.setattr(multiprocessing, "parent_process", Mock())  # in a student's, it is a crash
     (left,) = Local(Mock(side_effect=BdbQuit)).ask([()])
     assert left.crash.startswith("BdbQuit")
-    Path("of_the_student.py").touch()
-    source = written(NEAREST, path, RIGHT_BODY).read_text()
-    path.write_text(f"import of_the_student\n{source}")
-    sys.path[:] = filter(None, sys.path)  # without the folder of the student
-    printed(argv)
-    assert not Path("progress.json").exists()  # one call proves little
-    assert "--call" in printed([*argv[:-1], "no call"], 2).err
-    path.write_text("CODEBOOK = 1\n")
-    assert printed(argv, 2).err == f"error: {NEAREST.file} has no function nearest\n"
 
 
-def test_own_exercises_of_a_private_folder_with_written_reasons(
-    kinds, tmp_path, monkeypatch, pools
-):
-    shutil.copy(tmp_path / "exercises.toml", tmp_path / "exercises")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    exam = "--exercises exercises"
-    quoted = "next: cd 'my work', then minilora learn next --exercises '../my exam'\n"
-    shutil.copytree("exercises", "my exam")
-    said = run("learn init", Path("my work"), "--exercises", Path("my exam")).out
-    assert said.endswith(quoted)
-    run("learn init work", exam)
-    assert sorted(p.name for p in Path("work").iterdir()) == ["fault.py", "guess.py"]
-    run("teach solutions solved", exam)
-    solved = Path("solved/guess.py").read_text("utf-8")
-    assert solved.count("return 4.5") == 1
-    folder(Path("why"), {"guess.py": solved.replace(exercises.TODO, "half\na bit")})
-    out = run("teach grade work why --seed 3 --out out", exam).out
-    assert "- work: 0 of 2 points\n- why: 1 of 2 points\n" in out
-    for name, reasons in (("work", "none"), ("why", "half\n    a bit")):  # not the stub's text
-        feedback = Path(f"out/feedback/{name}.txt").read_text("utf-8")
-        assert f"for 0 to 2 points by hand:\n    {reasons}\n" in feedback
-    with open("out/grades.csv", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["exercise"] == "guess: reasons"]
-    assert [row["points"] for row in rows] == ["0", ""]
-    assert exercises.written_reasons(b'NOTE = REASON = "why"') == "why"
-    for source in (b"1" + b" + 1" * 20_000, b"-" * 100_000 + b"1"):  # too deep for the parser
-        assert not exercises.written_reasons(source)
-    assert not exercises.written_reasons(f'REASON = """\n{exercises.TODO}\n"""'.encode())
-    assert exercises.written_reasons(b"REASON = 4.5") == "4.5"
-    reasons = exercises.written_reasons(b'REASON = "a" + str(2)')  # it is not run
-    rows = report.grade(exercises.load()["guess"], judge.PASSED, judge.PASSED, reasons).rows
-    assert rows[1][2:] == ["", 2, "mark it with guess_rubric.md: 'a' + str(2)"]
-    # proves a set with a fault and a prediction
-    assert "| fault | 06 | 1 | 1 | 1 | 3 of 3 |" in run("teach check", exam).out
-    Path("exercises/guess_rubric.md").unlink()
-    assert run("teach solutions again", exam).out == "again: files written: 2, kept: 0\n"
-    assert exercises.REASON in solved
-    assert judge.MISSING.text in run("learn check guess", exam, status=1).out
-    empty = solved.replace(exercises.TODO, " ")
-    again = solved + '\nREASON: str = "absmax"\nREASON: str\n'  # Python's value is the last one
-    more = solved + '\nREASON = "abs"\nREASON += "max"\n'
-    for text, reasons in ((solved, ""), (empty, ""), (again, "absmax"), (more, "absmax")):
-        Path("guess.py").write_text(text, "utf-8")
-        said = run("learn check guess", exam, status=not reasons).out
-        assert ("REASON is not written yet" in said) == (not reasons)
-        assert exercises.written_reasons(text.encode()) == reasons
-    Path("guess.py").write_text(solved.replace("return 4.5", "return 5.0"), "utf-8")
-    assert run("learn check guess", exam, status=1).out.startswith("guess: failed: value\n")
+@pytest.mark.parametrize(
+    ("lines", "reasons"),
+    [
+        ('NOTE = REASON = "why"', "why"),
+        ('REASON = "a"\nREASON: str = " b "\nREASON: str', "b"),  # the last value
+        ('REASON = "abs"\nREASON += "max"', "absmax"),
+        ("REASON = 4.5", "4.5"),
+        ('REASON = "a" + str(2)', "'a' + str(2)"),  # it is not run
+        (exercises.REASON, ""),
+        (f'REASON = """\n{exercises.TODO}\n"""', ""),
+        ("REASON = (", ""),
+        ("1" + " + 1" * 20_000, ""),  # too deep for the parser
+        ("-" * 100_000 + "1", ""),
+    ],
+    ids=range(10),
+)
+def test_reasons_are_read_without_running_the_file(lines, reasons):
+    assert exercises.written_reasons(lines.encode()) == reasons
 
 
 def test_teachers_import_students_and_never_the_other_way():
@@ -1203,10 +888,10 @@ def test_lesson_0_trains_with_the_student_s_functions(tmp_path, monkeypatch):
     Path("one_file_mlp.py").write_text(half, "utf-8")
     done = trained()
     assert done.returncode == 1 and "the loss of step 1 is the first that differs" in done.stdout
-    assert done.stdout.count("to blame: ") == 1 and "to blame: one-file-mlp: failed" in done.stdout
+    assert re.findall(r"to blame: (\S+):", done.stdout) == ["one-file-mlp"]
     assert mine.count("ALPHA / RANK") == 1
     Path("elsewhere").mkdir()
     Path("elsewhere/mine.py").write_text(mine.replace("ALPHA / RANK", "ALPHA"), "utf-8")
     Path("mine.py").write_text("", "utf-8")  # another file of this name
     done = trained("elsewhere/mine.py")  # not those that call it
-    assert done.stdout.count("to blame: ") == 1 and "to blame: one-file-linear:" in done.stdout
+    assert re.findall(r"to blame: (\S+):", done.stdout) == ["one-file-linear"]

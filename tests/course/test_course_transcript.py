@@ -11,17 +11,13 @@ def exercise(words):
 
 
 def verdict(words):
-    """Print the verdict on an answer: the name of a usual mistake, or `nothing`."""
+    """Print the verdict on an answer: the name of a usual mistake, `nothing`, or `raises`."""
     name, answer, *seed = words
     e = exercises.load()[name]
     functions = {mistake.name: e.copy(mistake) for mistake in reversed(e.mistakes)}
-    function = functions.get(answer, give_nothing)
-    found = judge.check(e, Local(function), *map(int, seed))
+    functions |= {"nothing": lambda *_: None, "raises": lambda *_: 1 / 0}
+    found = judge.check(e, Local(functions[answer]), *map(int, seed))
     print(f"{found.share:.3f} of the points: {found.text}")
-
-
-def give_nothing(*_):
-    """Return nothing, as a function without a `return` does."""
 
 
 def test_transcript_of_the_course(transcript, monkeypatch, pools):
