@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import date
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -28,7 +27,7 @@ from toy_models import CONFIG, change_json, tiny, tiny_metadata, toy_model, with
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model, print_answer, prompt_ids, rows_of_run, token_text
+from minilora.cli.commands import load_model, print_answer, prompt_ids, token_text
 from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
@@ -56,18 +55,16 @@ from minilora.model import Model, Source
 
 def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(base, tmp_path):
     """test_every_method.py has the commands that store it as the file says."""
-    words = "--quantize fp4 --block-size 32 --init-lora-weights pissa --compute-dtype"
-    for dtype in ("float32", "bfloat16"):
-        new = load_for_training(parse(["train", "--model", str(base), *words.split(), dtype]))
-        assert new.model.source.compute_dtype == dtype
-        w = new.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
-        assert w.compute_dtype == dtype
+    words = "--quantize fp4 --block-size 32 --init-lora-weights pissa --compute-dtype bfloat16"
+    new = load_for_training(parse(["train", "--model", str(base), *words.split()]))
     save_adapter(tmp_path, changed(new.adapters), new.model, new.adapter_config)
     warning = r" was trained on a base stored as fp4, block size 32, not fp4, block size 64: "
     with pytest.warns(UserWarning, match=re.escape(str(tmp_path)) + warning):
         loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
-    w = loaded.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
-    assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", 64, "bfloat16")
+    for model, block_size in ((new.model, 32), (loaded.model, 64)):
+        assert model.source.compute_dtype == "bfloat16"
+        w = model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
+        assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", block_size, "bfloat16")
     for scheme, block_size in (("nf4", 32), ("int8", None)):
         found = base_of(tmp_path, parse(["evaluate", "--quantize", scheme]))
         assert found[1:3] == (scheme, block_size)
@@ -76,12 +73,11 @@ def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(b
 def test_the_line_of_a_base_says_how_it_is_multiplied(train, monkeypatch):
     fast = ", products in bfloat16"
     slow = f"{fast} without its instruction, which takes longer than float32"
-    for ops, has_bfloat16, dtype, end in (
-        (kernels.ops, False, "float32", ""), (kernels.ops, True, "bfloat16", fast),
-        (kernels.ops, False, "bfloat16", slow), (layers, True, "bfloat16", slow),
+    for ops, has_bfloat16, end in (
+        (kernels.ops, False, slow), (layers, True, slow), (kernels.ops, True, fast),
     ):  # fmt: skip
         monkeypatch.setattr(kernels, "HAS_BFLOAT16", has_bfloat16)
-        model = Model(None, {}, ops=ops, source=Source("tiny", "nf4", compute_dtype=dtype))
+        model = Model(None, {}, ops=ops, source=Source("tiny", "nf4", compute_dtype="bfloat16"))
         assert base_line(model) == f"base: tiny, stored as nf4{end}"
     # shards wrap the operations, and change none
     assert f"{fast}\n" in train("--dry-run --shards 2 --compute-dtype bfloat16").out
@@ -103,20 +99,17 @@ def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, b
     tokenizer = load(chat_base).tokenizer
     folder = write_adapter(tmp_path / "chat", chat_base)
     of_bytes = write_adapter(tmp_path / "bytes", base)
-    other_end = {"settings": tokenizer.settings | {"eos_token": "<|im_start|>"}}
-    unread = {"settings": tokenizer.settings | {"do_lower_case": True}}
     template = {"chat_template": "{{ bos_token }}" + TEMPLATE}  # prints no other special token
     of_template = write_adapter(tmp_path / "t", write_chat_base(tmp_path / "b", *template.values()))
-    prints, pads = (
-        template | {"settings": tokenizer.settings | {name: "<|im_end|>"}}
-        for name in ("bos_token", "pad_token")
+    bos, eos, pad = (
+        {"settings": tokenizer.settings | {f"{name}_token": f"<|im_{token}|>"}}
+        for name, token in (("bos", "end"), ("eos", "start"), ("pad", "end"))
     )
     for adapter, changes, warned in (
-        (folder, {"for_tools": "other"}, True), (folder, {}, False),
-        (folder, {"chat_template": "other"}, True), (of_bytes, {}, True),
-        (folder, {"backend": tiny(merges=[]).backend}, True),
-        (folder, other_end, True), (folder, unread, False),
-        (of_template, prints, True), (of_template, pads, False),
+        (folder, {"for_tools": "other"}, True), (folder, {"chat_template": "other"}, True),
+        (folder, {"backend": tiny(merges=[]).backend}, True), (folder, eos, True),
+        (folder, {}, False), (of_bytes, {}, True),
+        (of_template, template | bos, True), (of_template, template | pad, False),
     ):  # fmt: skip
         hf_tokenizer.save(replace(tokenizer, **changes), adapter)
         said = run("generate --max-tokens 1 --prompt a", *at(adapter)).err
@@ -135,52 +128,25 @@ def evaluated(*words):
     return json.loads(printed), said
 
 
-def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out, tmp_path):
-    """What counts is what the rows say: in another file, form and order, with other keys."""
+def test_a_merged_model_is_evaluated_on_the_rows_of_its_last_run(train, data, out, tmp_path):
     train()
-    rows = [
-        {"prompt": "30+1=", "completion": "31"},  # unseen
-        {"instruction": "5+1=", "output": "6", "id": 7},
-        {"prompt": " 8+1=\n", "completion": "9 ", "id": 1},  # white space makes no other row
-        {"completion": "20", "prompt": "19+1="},  # held out
-        {"text": "7+1=8"},
-        {"prompt": "6+1", "completion": "=7"},  # cut elsewhere
-    ]
-    other = write_rows(tmp_path / "other.jsonl", rows)
-    score, said = evaluated("--data", other, *at(out))
-    assert "warning: 4 of 6 rows are among the rows that the model was trained on: " in said
-    assert score["trained_on"] == 4
-    merged, stored = tmp_path / "merged", tmp_path / "stored"  # know the run, too
+    merged, stored, later, twice = (tmp_path / name for name in ("m", "stored", "later", "twice"))
     run("merge --dtype bfloat16 --adapter-path", out, "--out", merged)
     entries = read_header(merged / "model.safetensors")
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
     run("quantize --quantize nf4 --model", merged, "--out", stored)
-    for model in (merged, stored):
-        found, _ = evaluated("--model", model, "--data", other)
-        for name in ("trained_on", "tokens", "max_seq_length", "data"):
-            assert found[name] == score[name]
-    found, _ = evaluated("--model", merged)
-    assert found["data"] == f"valid split of {data}"
-    later, twice = tmp_path / "later", tmp_path / "twice"
     words = "train --iters 1 --quantize none --max-seq-length 99 --model", merged
     backwards = write_rows(tmp_path / "new.jsonl", sums(reversed(range(20))))
     said = run(*words, "--data", backwards, *at(later)).err
     assert "warning: 2 of 2 held-out rows are among the rows that the model was trained on" in said
     run("merge", *at(later), "--out", twice)
-    found, _ = evaluated("--model", twice)  # as the last run
-    assert (found["data"], found["max_seq_length"]) == (f"valid split of {tmp_path}/new.jsonl", 99)
-    assert found["trained_on"] == 2
-    runs = json.loads((twice / "config.json").read_text())["_minilora_runs"]
-    change_json(twice / "config.json", _minilora_runs=[[{}, {}], *runs])  # the first one is unknown
-    assert "trained_on" not in evaluated("--model", twice)[0]
+    for model, rows, length in ((merged, data, 256), (stored, data, 256), (twice, backwards, 99)):
+        found, _ = evaluated("--model", model)
+        assert (found["data"], found["max_seq_length"]) == (f"valid split of {rows}", length)
+        assert found["trained_on"] == (2 if model == twice else 0)
     change_json(twice / "config.json", _minilora_runs=[3])
     error = error_of(run, "evaluate --model", twice)
     assert f"_minilora_runs in the config.json of {twice}" in error
-
-    data.unlink()
-    score, said = evaluated("--data", other, *at(out))
-    assert "trained_on" not in score
-    assert "the model may have been trained on these rows; its data" in said
 
 
 def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsys):
@@ -190,7 +156,6 @@ def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsy
     loaded = LoadedModel(*load(base), {}, LoraConfig(), (settings, digests))
     assert trained_rows(loaded, []) == ([], False, False)
     assert f"{adapter} does not have the run of that adapter" in capsys.readouterr().err
-    assert rows_of_run(loaded._replace(run=({"seed": 1}, {}))) == []
 
 
 ROWS = sums(range(60))
@@ -287,20 +252,15 @@ class Chain:
         if not early:
             self.merge(second)
 
-    def adapter_and_merge(self, source):
-        """Of a program, which does not say on which rows it was trained."""
-        adapter = next(self.new)
-        save_changed(adapter, load(self.model).model._replace(source=source), LoraConfig())
+    def adapter_of_a_program_and_merge(self):
+        """It does not say on which rows it was trained, and that of PEFT not even its base."""
+        adapter, model = next(self.new), load(self.model).model
+        source = self.rng.choice([model.source, Source()])
+        save_changed(adapter, model._replace(source=source), LoraConfig())
         self.runs.append(set())
         self.all_known = False
         self.evaluate(*at(adapter))
         self.merge(adapter)
-
-    def python_adapter_and_merge(self):
-        self.adapter_and_merge(load(self.model).model.source)
-
-    def peft_adapter_and_merge(self):
-        self.adapter_and_merge(Source())
 
     def merge_in_python(self):
         model, tokenizer = load(self.model)
@@ -326,9 +286,8 @@ class Chain:
 
 
 STEPS = [
-    Chain.run_and_merge, Chain.two_runs_and_merge, Chain.python_adapter_and_merge,
-    Chain.peft_adapter_and_merge, Chain.merge_in_python, Chain.quantize, Chain.save_in_python,
-    Chain.move,
+    Chain.run_and_merge, Chain.two_runs_and_merge, Chain.adapter_of_a_program_and_merge,
+    Chain.merge_in_python, Chain.quantize, Chain.save_in_python, Chain.move,
 ]  # fmt: skip
 
 
@@ -350,17 +309,10 @@ def test_one_row_with_a_prompt_is_enough_for_mask_prompt(base, tmp_path):
     assert f"tokens      {4 + 1100:>12,}\n" in printed  # thousands have a comma
 
 
-def test_columns_are_named_once_and_then_known_to_every_command(train, data, out, tmp_path):
-    rows = [{"the=question": f"{n}+1=", "answer": str(n + 1)} for n in range(20)]
-    write_rows(data, rows)
-    columns = "--columns prompt=the=question completion=answer"
-    assert "asked: '9+1='" in train(columns).out
-    score, _ = evaluated(*at(out))
-    assert score["data"] == f"valid split of {data}"
-    # other data: the columns of the run, unless others are given; built-in data have their keys
+def test_the_columns_of_a_run_are_not_those_of_other_data(train, data, out, tmp_path):
+    write_rows(data, [{"the=question": f"{n}+1=", "answer": str(n + 1)} for n in range(20)])
+    train("--columns prompt=the=question completion=answer")
     other = write_rows(tmp_path / "other.jsonl", sums([3, 40]))
-    error = error_of(run, "evaluate --data", other, *at(out))
-    assert f"no row of {other} has 'the=question'" in error
     given = "--columns prompt=prompt completion=completion"
     score, _ = evaluated(given, "--data", other, *at(out))
     assert score["trained_on"] == 1
@@ -372,7 +324,7 @@ def test_columns_are_named_once_and_then_known_to_every_command(train, data, out
 
 def test_inspect_shows_what_train_trains_on(base, tmp_path):
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "completion": "b" * 300}])
-    for rows in ("questions", f"{long}", f"{long} --mask-prompt", f"{long} --no-mask-prompt"):
+    for rows in ("questions", f"{long}", f"{long} --mask-prompt"):
         words = ["--model", str(base), "--data", *rows.split()]
         job = prepare(parse(["train", *words]), tmp_path / "none")
         found, _ = load_examples(parse(["inspect", *words]), job.loaded, "train")
@@ -386,14 +338,13 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     turns = [{"role": "user", "content": "a"}, call, {"role": "assistant", "content": "b"}]
     row = {"messages": turns}
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": ""}, row])
-    loaded = SimpleNamespace(tokenizer=tokenizer, model=toy_model(CONFIG), adapter_config=None)
+    loaded = LoadedModel(toy_model(CONFIG), tokenizer)
     assert read_split(path, None, loaded, None, TrainConfig()).rows == [row]
-    monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [])
-    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
-    assert "asked: \"[user]a[assistant][{'name'" in capsys.readouterr().out
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [104] * 4)
-    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
-    assert "cut after" not in capsys.readouterr().out  # the answer ends there
+    print_sample({}, loaded, row)
+    said = capsys.readouterr().out
+    assert "asked: \"[user]a[assistant][{'name'" in said  # the call has no content
+    assert "cut after" not in said  # the answer ends there
 
 
 def test_flags_that_reach_only_one_function(base, monkeypatch):
@@ -427,29 +378,25 @@ def test_flags_that_reach_only_one_function(base, monkeypatch):
 # ------------------------------------------------------------------------- generate and chat
 
 
-def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path, monkeypatch):
+def test_the_prompts_of_a_batch_share_one_base(base, tmp_path, monkeypatch):
+    """The transcript has a batch whose prompts have an adapter or none."""
     a, b = (write_adapter(tmp_path / f"{r}", base, r=r) for r in (2, 3))
-    more = "--max-tokens 4 --quantize nf4-dq"
-    prompts = {"1+1=": a, "12+1=": "none", "7+1=": b, "3+1=": a}
+    more = "--max-tokens 4 --quantize nf4-dq --prompt"
+    prompts = {"1+1=": a, "12+1=": "none", "7+1=": b}
     alone = {}
     for prompt, path in prompts.items():
         of_base = ["--model", base] if path == "none" else at(path)
-        alone[prompt] = run("generate --prompt", prompt, *of_base, more).out
-    expected = "".join(
-        f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
-    )
-    words = "generate --prompt", *prompts, "--adapter-path", *prompts.values()
+        alone[prompt] = run("generate", *of_base, more, prompt).out
     loads = Mock(side_effect=load)
     monkeypatch.setattr("minilora.cli.commands.load", loads)
-    assert run(*words, more).out == expected
-    assert loads.call_count == 1  # the adapters have one base
-    words = "generate --prompt 12+1= 12+1= --adapter-path none --model", base, more
-    assert run(*words).out == 2 * f"--- '12+1=', adapter none\n{alone['12+1=']}"
-    printed = run("generate --prompt 1+1= 3+1= --adapter-path", a, more).out  # one for all
-    assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in printed
-    c = write_adapter(tmp_path / "c", base, init_lora_weights="pissa")
-    error = error_of(run, "generate --prompt x y --adapter-path", a, c)
-    assert f"{c} changes the base, which the other prompts need" in error
+    printed = run("generate", more, *prompts, "--adapter-path", *prompts.values()).out
+    assert printed == "".join(
+        f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
+    )
+    assert loads.call_count == 1
+    for path, prompt in ((a, "1+1="), ("none", "12+1=")):  # one for all
+        printed = run("generate --model", base, *at(path), more, prompt, prompt).out
+        assert printed == 2 * f"--- {prompt!r}, adapter {path}\n{alone[prompt]}"
 
 
 def test_an_adapter_that_does_not_say_its_base_is_in_a_batch_with_one_that_does(base, tmp_path):

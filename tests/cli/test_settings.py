@@ -241,22 +241,14 @@ LORA = (
 SIZES = "num_virtual_tokens bottleneck_size vera_r"
 NO_FACTORS = f"{LORA} loraplus_lr_ratio"
 UNUSED = {  # flags: the settings that have no effect with them
-    "": SIZES,
-    "--method dora --also-train norm": SIZES,
-    "--method ia3": f"{NO_FACTORS} {SIZES}",
     "--method prefix": f"{NO_FACTORS} bottleneck_size vera_r",
-    "--method bottleneck": f"{NO_FACTORS} num_virtual_tokens vera_r",
-    "--method vera": f"{NO_FACTORS} num_virtual_tokens bottleneck_size",
     "--method full --quantize none": f"{NO_FACTORS} {SIZES} compute_dtype",
     "--method head": f"{NO_FACTORS} {SIZES} layer_lr_decay gradient_checkpointing",
     "--init-adapter {adapter}": f"method {LORA} {SIZES}",
     "--layers-to-transform 1": f"{SIZES} layer_lr_decay",
     "--optimizer muon": f"{SIZES} adam_beta1 adam_beta2 adam_eps",
     "--optimizer muon --also-train norm": SIZES,
-    "--rank-pattern .*=2 --alpha-pattern q_proj=2": f"{SIZES} lora_r",
     "--alpha-pattern .*=2 --rank-pattern q_proj=2": f"{SIZES} lora_alpha",
-    "--batch-size 1": f"{SIZES} shards",
-    "--early-stopping-patience 2": f"{SIZES} keep_best",
 }
 
 
