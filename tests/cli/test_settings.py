@@ -18,31 +18,28 @@ from minilora.cli.loading import load_for_training, unused_settings
 from minilora.cli.run import RunWriter
 from minilora.config import InputError, TrainConfig
 
-# {setting: (a value that is not the default and acts, another)}; a list of values is a string
-VALUES = {
-    "model": ("{other}", "{base}"), "data": ("{more}", "{rows}"),
-    "columns": (["prompt=question", "completion=answer"], ["prompt=prompt", "completion=answer"]),
-    "quantize": ("fp4", "none"), "block_size": (32, 128), "method": ("ia3", "dora"),
-    "compute_dtype": ("bfloat16", "bfloat16"),
-    "num_virtual_tokens": (3, 5), "bottleneck_size": (3, 5), "vera_r": (3, 5),
-    "init_lora_weights": ("pissa", "loftq"), "lora_r": (2, 3), "lora_alpha": (0.5, 5),
-    "lora_dropout": (0.2, 0.5), "target_modules": ([".*[01].*up_proj"], ["q_proj", "up_proj"]),
-    "exclude_modules": (["0.self_attn.q_proj"], ["v_proj"]),
-    "rank_pattern": (["q_proj=3", "1.*=2"], ["v_proj=2"]), "alpha_pattern": (["q_proj=3"], []),
-    "layers_to_transform": ([0], [0, 1]), "use_rslora": (True, False),
-    "also_train": (["norm"], ["head"]), "iters": (4, 5), "epochs": (0.2, 0.4),
-    "batch_size": (3, 1), "grad_accumulation_steps": (2, 3), "max_seq_length": (5, 6),
-    "optimizer": ("muon", "adamw"), "learning_rate": (0.02, 0.03),
-    "lr_schedule": ("constant", "linear"), "warmup_ratio": (0.5, 0.8), "weight_decay": (0.5, 0.9),
-    "max_grad_norm": (0.01, 0.02), "adam_beta1": (0.5, 0.7), "adam_beta2": (0.5, 0.7),
-    "adam_eps": (0.1, 0.2), "also_train_lr_scale": (0.5, 0.7), "layer_lr_decay": (0.5, 0.7),
-    "loraplus_lr_ratio": (4.0, 16.0), "adapter_dtype": ("bfloat16", "float16"),
-    "mask_prompt": (True, False), "packing": (True, False), "gradient_checkpointing": (True, False),
-    "steps_per_eval": (1, 3), "val_batches": (1, 3), "early_stopping_patience": (1, 2),
-    "keep_best": (True, False), "seed": (3, 4), "save_every": (1, 3), "shards": (2, 1),
-    "chat_date": ("2001-02-03", "2002-02-03"), "adapter_path": ("{run}", "elsewhere"),
-    "init_adapter": ("{adapter}", "{adapter}"), "plain": (True, False), "quiet": (True, True),
-    "dry_run": (True, True),
+VALUES = {  # {setting: a value that is not the default and acts}; a list of values is a string
+    "model": "{other}", "data": "{more}", "columns": ["prompt=question", "completion=answer"],
+    "quantize": "fp4", "block_size": 32, "method": "ia3", "compute_dtype": "bfloat16",
+    "num_virtual_tokens": 3, "bottleneck_size": 3, "vera_r": 3, "init_lora_weights": "pissa",
+    "lora_r": 2, "lora_alpha": 0.5, "lora_dropout": 0.2, "target_modules": [".*[01].*up_proj"],
+    "exclude_modules": ["0.self_attn.q_proj"], "rank_pattern": ["q_proj=3", "1.*=2"],
+    "alpha_pattern": ["q_proj=3"], "layers_to_transform": [0], "use_rslora": True,
+    "also_train": ["norm"], "iters": 4, "epochs": 0.2, "batch_size": 3,
+    "grad_accumulation_steps": 2, "max_seq_length": 5, "optimizer": "muon", "learning_rate": 0.02,
+    "lr_schedule": "constant", "warmup_ratio": 0.5, "weight_decay": 0.5, "max_grad_norm": 0.01,
+    "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_eps": 0.1, "also_train_lr_scale": 0.5,
+    "layer_lr_decay": 0.5, "loraplus_lr_ratio": 4.0, "adapter_dtype": "bfloat16",
+    "mask_prompt": True, "packing": True, "gradient_checkpointing": True, "steps_per_eval": 1,
+    "val_batches": 1, "early_stopping_patience": 1, "keep_best": True, "seed": 3, "save_every": 1,
+    "shards": 2, "chat_date": "2001-02-03", "adapter_path": "{run}", "init_adapter": "{adapter}",
+    "plain": True, "quiet": True, "dry_run": True,
+}  # fmt: skip
+OTHERS = {  # other values of the settings whose default is no value
+    "columns": ["prompt=prompt", "completion=answer"], "block_size": 128,
+    "init_lora_weights": "loftq", "exclude_modules": ["v_proj"], "rank_pattern": ["v_proj=2"],
+    "alpha_pattern": [], "layers_to_transform": [0, 1], "epochs": 0.4, "shards": 1,
+    "chat_date": "2002-02-03", "init_adapter": "another",
 }  # fmt: skip
 OF_THE_FOLDER = {"command", "config", "resume", "overwrite"}  # see test_folders.py
 START = {
@@ -172,9 +169,10 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
         given = {word for word in args.pop("given") if word.startswith("--")}
         return args, given - {"--iters", "--epochs"}  # which always act
 
-    for name, (value, other) in VALUES.items():
+    others = vars(parser().parse_args(["train"])) | OTHERS
+    for name, value in VALUES.items():
         rest = {} if name == "data" else {"data": "{rows}"}
-        own, earlier = {name: value}, {name: other}
+        own, earlier = {name: value}, {name: others[name]}
         if name in ("iters", "epochs"):  # they are one setting
             earlier = {"epochs": 0.4} if name == "iters" else {"iters": 5}
         settings, given = parsed(rest | own)
@@ -185,7 +183,7 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
         if name not in ("adapter_path", "epochs"):  # a checkpoint has neither
             resumed = rest | {"resume": True, "adapter_path": str(folder)}
             expected = parsed(resumed | own)
-            stored[name] = parsed(rest, as_file({name: other}, place.of, rng))[0][name]
+            stored[name] = parsed(rest, as_file({name: others[name]}, place.of, rng))[0][name]
             assert parsed(resumed | own) == expected, name
             assert parsed(rest, as_file(resumed | own, place.of, rng)) == expected, name
             stored[name] = settings[name]
@@ -199,7 +197,7 @@ def test_a_value_of_another_type_or_an_empty_one_or_two_are_refused_in_every_pla
         is_switch = isinstance(default, bool)
         if name in ("command", "config"):
             continue
-        value, _ = VALUES.get(name, (True, True))
+        value = VALUES.get(name, True)
         words = as_words({name: value}, place.of)
         others = [words, [flag(f"no_{name}")]] if is_switch else [words]
         for other in others:
@@ -289,7 +287,7 @@ def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcom
         rest = START | context
         if name in ("iters", "epochs"):
             del rest["iters"]
-        value, _ = VALUES[name]
+        value = VALUES[name]
         rest.pop(name, None)
         line = rest | {name: value}
         expected = outcome(line)

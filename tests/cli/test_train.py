@@ -84,24 +84,17 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(train, out, mo
     assert files(out) == before
 
 
-def bytes_written():
-    """The bytes that this process has written so far."""
-    return int(Path("/proc/self/io").read_text().split()[3])
+def test_a_save_does_not_write_the_records_of_earlier_saves(train, out, monkeypatch):
+    appended, append = [], cli_run.append
 
+    def noting(path, size, new):
+        assert history(out / CHECKPOINT) == new.encode()
+        appended.append(new.count("\n"))
+        append(path, size, new)
 
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no counts of the system")
-def test_a_save_does_not_write_the_records_of_earlier_saves(train, monkeypatch):
-    written, save = [], RunWriter.save
-
-    def counting(writer, state):
-        before = bytes_written()
-        save(writer, state)
-        written.append(bytes_written() - before)
-
-    monkeypatch.setattr(RunWriter, "save", counting)
-    train("--iters 20 --save-every 1 --steps-per-eval 20 --quiet")
-    *written, _ = written  # the last save has all records
-    assert max(written) - min(written) < 700  # the records of 20 steps are 3,000 bytes
+    monkeypatch.setattr(cli_run, "append", noting)
+    train("--iters 5 --save-every 1 --steps-per-eval 5")
+    assert appended == [1, 1, 1]  # the first save and the last one have all records
 
 
 def test_a_killed_run_needs_its_metrics(train_and_stop, out):
@@ -207,9 +200,8 @@ def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     first, _ = encode_rows(load_rows(data, "valid")[:6], load(base)[1], TrainConfig())
     assert seen == [first, first]  # before the first step, and after the last
     assert printed.count(", on 6 of 10 held-out rows\n") == 2
-    last = metrics(out)[-1]
-    card = (out / "README.md").read_text()
-    assert f"- Held-out rows: 6: loss {last['eval_loss']:.6g}, perplexity" in card
+    loss = metrics(out)[-1]["eval_loss"]
+    assert f"- Held-out rows: 6: loss {loss:.6g}," in (out / "README.md").read_text()
 
 
 def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(train, out):
@@ -361,26 +353,20 @@ def scripted(monkeypatch):
     return start
 
 
-def assert_the_best_is_kept(folder):
-    """The weights of the folder are those of the tree `best` of its checkpoint, not the last."""
-    trees = tensors(folder / CHECKPOINT)
+def test_a_run_that_early_stopping_has_ended_keeps_the_best_step_and_says_so(train, out, scripted):
+    scripted(1.0, 2.0, 3.0)
+    train("--iters 8 --early-stopping-patience 2")
+    trees = tensors(out / CHECKPOINT)
     best, last = (
         {w for name, w in trees.items() if name.startswith(tree)} for tree in ("best.", "adapters.")
     )
-    assert {*tensors(folder / WEIGHTS).values()} == best != last
-
-
-def test_a_run_that_early_stopping_has_ended_says_so(train, out, scripted):
-    scripted(1.0, 2.0, 3.0)
-    train("--iters 8 --early-stopping-patience 2")
-    assert_the_best_is_kept(out)
+    assert {*tensors(out / WEIGHTS).values()} == best != last
     assert scripted.curves == [("base on rows.jsonl", 2, 4)]  # and the evaluation at step 0
 
     before = files(out)
     said = resume(out).out
     assert "resumed at step 6 of 8\n" in said
     assert f"early stopping has ended the run in {out}: no step is left\n" in said
-    assert files(out) == before
     for words in ("--iters 9", "--epochs 9"):
         error = resume(out, words, status=2).err
         assert "early stopping has ended the run: leave out --iters and --epochs" in error
@@ -399,19 +385,6 @@ def test_a_run_that_ends_where_it_was_interrupted_has_its_last_evaluation(
         card = (out / "README.md").read_text()
         assert "3 steps; up to step 3 with the schedule of 4 steps.\n" in card
         assert "loss 0.5," in card
-
-
-def test_an_interrupted_run_keeps_the_best_step(train, out, scripted, monkeypatch):
-    """The interrupt comes after the last step, before the end of the run."""
-    scripted(1.0, 2.0)
-
-    def draw(path, history, title, kept):
-        if history[-1]["step"] == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("minilora.cli.run.curve", draw)
-    train("--keep-best", status=130)
-    assert_the_best_is_kept(out)
 
 
 def test_the_curve_is_drawn_once_a_minute_and_at_the_end(train, out, scripted, monkeypatch):
@@ -440,28 +413,28 @@ def test_no_curve_and_no_card_of_an_earlier_run_remain(train, train_and_stop, ou
     assert "\nafter: held-out loss " in resume(out, "--iters 3").out
 
 
-@pytest.mark.parametrize("kept", [0, 6])
-def test_the_curve_has_all_losses_and_the_step_that_is_kept(kept, monkeypatch):
+def test_the_curve_has_all_losses_and_the_step_that_is_kept(monkeypatch):
     history = [{"step": n, "loss": 20.0 - n} for n in range(1, 13)]
     scores = [{"step": n, "eval_loss": 2.0 + n, "eval_exact_match": n / 12} for n in (0, 6, 12)]
     axes = matplotlib.figure.Figure().subplots()
     figure = Mock(return_value=nullcontext(axes))
     monkeypatch.setattr(plot, "figure", figure)
-    plot.curve("curve.png", history + scores, "a run", kept)
+    plot.curve("curve.png", history + scores, "a run", 6)
     texts = "optimizer step", "loss (nats per target token)", "a run"
     figure.assert_called_with("curve.png", *texts)
-    raw, _, held_out, in_legend, *more = [line.get_xydata().tolist() for line in axes.lines]
+    right = axes.figure.axes[1]
+    raw, _, held_out, in_legend, kept, matches = [
+        line.get_xydata().tolist() for line in (*axes.lines, *right.lines)
+    ]
     assert raw == [[row["step"], row["loss"]] for row in history]
     assert held_out == [[row["step"], row["eval_loss"]] for row in scores] and not in_legend
-    assert more == ([[[6, 0], [6, 1]]] if kept else [])
-    right = axes.figure.axes[1]
-    matches = right.lines[0].get_xydata().tolist()
+    assert kept == [[6, 0], [6, 1]]
     assert matches == [[row["step"], row["eval_exact_match"]] for row in scores]
     assert axes.get_ylim()[0] == right.get_ylim()[0] == 0
     # in grey, a line differs from the others by its dashes
     assert len({line.get_linestyle() for line in axes.lines[1:4]}) == 3
-    names = ["training (mean of 10 steps)", "held out", "exact match (right)", f"kept: step {kept}"]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == names[: 3 + bool(kept)]
+    names = ["training (mean of 10 steps)", "held out", "exact match (right)", "kept: step 6"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names
 
 
 @pytest.mark.parametrize("steps, points", [(0, 0), (2000, 2000), (4001, 1334)])
@@ -609,24 +582,6 @@ def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(train, ba
     assert settings_of(second)["model"] == str(other) and step_of(second) == 6
 
 
-def test_a_run_from_an_adapter_is_resumed_with_no_other_one(train, tmp_path):
-    """The weights are in the checkpoint, but the card and the settings name the adapter."""
-    first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
-    train(*at(first))
-    train(*at(second), "--init-adapter", first)
-    train(*at(other), "--seed 5")
-    error = error_of(resume, second, "--iters 6 --init-adapter", other)
-    assert f"--init-adapter is {other}, but the run in {second} has {first}, and the c" in error
-    resume(first, "--iters 5")  # the same folder may have a longer run
-    resume(second, "--iters 6 --init-adapter", first)
-    shutil.copytree(first, tmp_path / "moved")
-    error_of(resume, second, "--iters 7 --init-adapter", tmp_path / "moved")
-    train(*at(first), "--overwrite")  # the same bytes as at the start
-    shutil.copytree(first, tmp_path / "copy")
-    resume(second, "--iters 7 --init-adapter", tmp_path / "copy")
-    assert settings_of(second)["init_adapter"] == str(tmp_path / "copy")
-
-
 def test_a_run_from_an_adapter_has_its_method_and_storage_and_trains_what_it_lacks(train, tmp_path):
     """Its first evaluation is of the rounded adapter, which a step at a rate of zero leaves."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -646,21 +601,30 @@ def test_a_run_from_an_adapter_has_its_method_and_storage_and_trains_what_it_lac
     assert "--also-train norm has no effect" in error_of(train, *more, "--also-train norm")
 
 
-def test_a_run_goes_on_only_with_the_frozen_matrices_of_its_vera(train, tmp_path):
-    """They are in the folder of --init-adapter; its trained vectors may change."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    train(*at(first), "--method vera --vera-r 3")
+def test_a_run_from_an_adapter_is_resumed_with_no_other_one(train, tmp_path):
+    """Its vectors are in the checkpoint, but VeRA's frozen matrices are in the adapter's folder."""
+    first, second, moved, copy = (tmp_path / name for name in ("first", "second", "moved", "copy"))
+    vera = "--method vera --vera-r 3"
+    train(*at(first), vera)
     train(*at(second), "--init-adapter", first)
-    resume(first, "--iters 9")
     digests = read_metadata(second / CHECKPOINT)[1]["digests"]
-    resume(second, "--iters 6")
+    resume(first, "--iters 5")  # the same folder may have a longer run
+    resume(second, "--iters 6 --init-adapter", first)
     assert read_metadata(second / CHECKPOINT)[1]["digests"] == digests  # of the run at the start
+    shutil.copytree(first, moved)
+    error = error_of(resume, second, "--iters 7 --init-adapter", moved)
+    assert f"--init-adapter is {moved}, but the run in {second} has {first}, and the c" in error
+    train(*at(first), vera, "--overwrite")  # the same bytes as at the start
+    shutil.copytree(first, copy)
+    resume(second, "--iters 7 --init-adapter", copy)
+    assert settings_of(second)["init_adapter"] == str(copy)
+
     for name in SHARED_NAMES:  # each counts
-        before = stored_paths.digest("init_adapter", first)
-        change_tensors(first / WEIGHTS, lambda found, name=name: found | {name: -found[name]})
-        assert stored_paths.digest("init_adapter", first) != before
-    before = stored_paths.digest("init_adapter", first)
-    change_json(first / CONFIG, vera_dropout=0.5)
-    assert stored_paths.digest("init_adapter", first) != before
-    train(*at(first), "--method vera --vera-r 3 --overwrite --seed 5")
-    assert f"the files of --init-adapter {first} have changed" in error_of(resume, second)
+        before = stored_paths.digest("init_adapter", copy)
+        change_tensors(copy / WEIGHTS, lambda found, name=name: found | {name: -found[name]})
+        assert stored_paths.digest("init_adapter", copy) != before
+    before = stored_paths.digest("init_adapter", copy)
+    change_json(copy / CONFIG, vera_dropout=0.5)
+    assert stored_paths.digest("init_adapter", copy) != before
+    train(*at(copy), vera, "--overwrite --seed 5")
+    assert f"the files of --init-adapter {copy} have changed" in error_of(resume, second)
