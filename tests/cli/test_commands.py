@@ -487,115 +487,52 @@ def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch):
     assert one["rng"].random() == np.random.default_rng(3).random()
 
 
-@pytest.fixture
-def chat_with(tmp_path, monkeypatch):
-    """Return a function that chats with a template: each line is answered with the same text.
-
-    It returns the prompts as token ids, and what is printed on standard error.
-    """
-
-    def chat(template, answer, *lines, flags=""):
-        warn_once.cache_clear()
-        prompts = []
-
-        def generate(adapters, model, prompt, **options):
-            prompts.append(prompt)
-            yield from tiny().encode(answer)
-
-        monkeypatch.setattr("minilora.generation.generate", generate)
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        return prompts, run(
-            "chat", flags, "--model", write_chat_base(tmp_path / "base", template)
-        ).err
-
-    return chat
-
-
-ENDS = {  # (before and after an answer in the template): (what is generated, its content)
-    ("", "<|im_start|>\n"): ("yes<|im_start|>\n", "yes"),  # a token, but not the end token
-    ("", "<|im_end|>\n"): ("yes\n", "yes\n"),  # the end token ended generation
-    ("", "###\n"): ("yes###\n", "yes"),
-    ("", "\n<|im_end|>\n"): ("yes\n", "yes"),
-    (" ", "."): (" <|im_start|>yes", "<|im_start|>yes"),  # it was cut
-    ("# ", "<|im_end|>\n"): ("# yes", "yes"),
-}
+# as Nemotron's template, which leaves out earlier thoughts
+HIDES = "{{ '<\n' + m.reasoning_content | default('') + '>' if loop.last else '<>' }}"
+# as DeepSeek's, which begins thoughts in the prompt: a half thought becomes an answer
+CUTS = "{{ m.content.split('m</t>')[-1].strip() }}"
+WARNED = "warning: the chat template writes this answer in another way than the model did\n"
+CHATS = [
+    # how the template writes an answer and begins one; what is said; what it becomes; the warning
+    ("{{ m.content }}<|im_start|>\n", "[assistant]", "yes<|im_start|>\n", "yes<|im_start|>\n", ""),
+    ("{{ m.content }}<|im_end|>\n", "[assistant]", "yes\n", "yes\n<|im_end|>\n", ""),
+    ("{{ m.content }}###\n", "[assistant]", "yes###\n", "yes###\n", ""),
+    ("{{ m.content }}\n<|im_end|>\n", "[assistant]", "yes\n", "yes\n<|im_end|>\n", ""),
+    (" {{ m.content }}.", "[assistant]", " <|im_start|>yes", " <|im_start|>yes.", ""),  # it was cut
+    ("# {{ m.content }}<|im_end|>\n", "[assistant]", "# yes", "# yes<|im_end|>\n", ""),
+    # no row has such a conversation
+    ("{{ m.content }}{{ '!' if loop.last }}###", "![assistant]", "yes!###", "yes###", ""),
+    (HIDES + "{{ m.content }}", "[assistant]<\n", "hm>yes", "<>yes", ""),
+    # as Qwen3 without thoughts: the template adds the marks of none to the last answer
+    ("{{ '<>' if loop.last }}{{ m.content }}", "[assistant]", "yes", "yes", ""),
+    (CUTS, "[assistant]<t>", "hm</t>yes", "yes", ""),
+    (CUTS, "[assistant]<t>", "hm", "hm", WARNED),
+    (CUTS, "[assistant]<t>", "hm\n", "hm", WARNED),
+    (CUTS, "[assistant]<t>", "</t>yes", "</t>yes", WARNED),
+    ("{{ m.content | e }}", "[assistant]", "a<b", "a&lt;b", WARNED),
+]
 
 
-@pytest.mark.parametrize("before, after", ENDS)
-def test_what_a_template_adds_to_an_answer_is_there_once(chat_with, before, after):
-    """The second prompt has the tokens of a row with this content."""
-    answer, content = ENDS[before, after]
-    of_answer = f"{{% if m.role == 'assistant' %}}{before}{{{{ m.content }}}}{after}"
-    template = TEMPLATE.replace(
-        "{{ m.content }}", f"{of_answer}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
-    )
-    prompts, _ = chat_with(template, answer, "Hi", "and then?")
-    expected = f"[user]Hi[assistant]{before}{content}{after}[user]and then?[assistant]"
-    assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
+@pytest.mark.parametrize("answer, begins, said, later, warning", CHATS)
+def test_an_earlier_answer_is_written_as_in_a_row_or_is_warned_of(
+    tmp_path, monkeypatch, answer, begins, said, later, warning
+):
+    """Each of three lines is answered with the same text; an answer is warned of once."""
+    warn_once.cache_clear()
+    answer = f"{{% if m.role == 'assistant' %}}{answer}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
+    template = TEMPLATE.replace("{{ m.content }}", answer).replace("[assistant]", begins)
+    folder, prompts = write_chat_base(tmp_path / "base", template), []
 
+    def generate(adapters, model, prompt, **options):
+        prompts.append(prompt)
+        yield from tiny().encode(said)
 
-def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(chat_with):
-    """Here, the template marks only the last question, so no row has such a conversation."""
-    marks = "{{ '!' if loop.last else '' }}{{ '###' if m.role == 'assistant' else '' }}"
-    template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + marks)
-    prompts, errors = chat_with(template, "yes!###", "Hi", "and?")
-    assert errors == ""
-    assert [*map(tiny().decode, prompts)] == [
-        "[user]Hi![assistant]",
-        "[user]Hi[assistant]yes###[user]and?![assistant]",
-    ]
-
-
-def test_an_earlier_answer_has_no_thoughts_if_the_template_leaves_them_out(chat_with):
-    """Also of a template that has no rows of several turns, as Nemotron's."""
-    thoughts = "{{ '<\n' + m.reasoning_content | default('') + '>' if loop.last else '<>' }}"
-    template = TEMPLATE.replace(
-        "{{ m.content }}",
-        f"{{% if m.role == 'assistant' %}}{thoughts}{{% endif %}}{{{{ m.content }}}}",
-    ).replace("[assistant]", "[assistant]<\n")
-    prompts, errors = chat_with(template, "hm>yes", "a", "b", "c")
-    assert errors == ""
-    earlier = "[user]a[assistant]<>yes[user]b[assistant]<>yes"
-    assert tiny().decode(prompts[2]) == f"{earlier}[user]c[assistant]<\n"
-
-
-def test_an_answer_that_is_written_as_an_earlier_one_is_not_warned_of(chat_with):
-    """As one of Qwen3 without thoughts: the template adds the marks of none to the last answer."""
-    marks = "{{ '<>' if loop.last and m.role == 'assistant' else '' }}"
-    template = TEMPLATE.replace("{{ m.content }}", marks + "{{ m.content }}")
-    prompts, errors = chat_with(template, "yes", "a", "b", flags="--system-prompt S")
-    assert errors == ""
-    assert tiny().decode(prompts[1]) == "[system]S[user]a[assistant]yes[user]b[assistant]"
-
-
-@pytest.mark.parametrize(
-    "said, later, warned",
-    [
-        ("hm</t>yes", "yes", False),
-        ("hm", "hm", True),
-        ("hm\n", "hm", True),
-        ("</t>yes", "</t>yes", True),
-    ],
-)
-def test_a_half_thought_that_becomes_an_answer_is_warned_of(chat_with, said, later, warned):
-    """A template of DeepSeek begins thoughts in the prompt, and leaves them out of all answers."""
-    answer = "{{ m.content.split('m</t>')[-1].strip() if m.role == 'assistant' else m.content }}"
-    template = TEMPLATE.replace("{{ m.content }}", answer) + (
-        "{% if add_generation_prompt %}<t>{% endif %}"
-    )
-    prompts, errors = chat_with(template, said, "a", "b")
-    assert ("writes this answer in another way" in errors) == warned
-    assert tiny().decode(prompts[1]) == f"[user]a[assistant]{later}[user]b[assistant]<t>"
-
-
-def test_an_answer_that_the_template_cannot_write_is_warned_of(chat_with):
-    """The second prompt has it as the template writes it, with escapes."""
-    of_answer = "{{ m.content | e if m.role == 'assistant' else m.content }}"
-    template = TEMPLATE.replace("{{ m.content }}", of_answer)
-    prompts, errors = chat_with(template, "a<b", "Hi", "and?", "so?")
-    warning = "the chat template writes this answer in another way than the model did"
-    assert errors == f"warning: {warning}\n"
-    assert tiny().decode(prompts[1]) == "[user]Hi[assistant]a&lt;b[user]and?[assistant]"
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc"))
+    assert run("chat --system-prompt S --model", folder).err == warning
+    turn = f"[assistant]{later}[user]"
+    expected = f"[system]S[user]a{turn}b{turn}c{begins}"
+    assert prompts[-1] == tiny().encode(expected, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 5])
@@ -609,7 +546,7 @@ def test_an_answer_that_ends_within_a_character_is_warned_of(capsys, tokens):
     assert ("in another way" in capsys.readouterr().err) == (tokens == 4)
 
 
-def byte_level(tokenizers):
+def byte_level():
     """A tokenizer whose words begin with the space before them, as GPT-2's; it adds a BOS."""
     metadata = tiny_metadata()
     tokens = [*metadata["tokenizer.ggml.tokens"], "Ġh", "Ġhe"]
@@ -618,8 +555,9 @@ def byte_level(tokenizers):
     return with_bos(words, "<|endoftext|>")
 
 
-def legacy(tokenizers):
+def legacy():
     """A tokenizer as Llama 2's, which begins the text after each special token with a space."""
+    tokenizers = pytest.importorskip("tokenizers")
     words = [(text, -2.0) for text in ("<unk>", "▁", "▁he", *"ehl.:\n<|>")]
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=0))
     # not a special token, as <think> of many models
@@ -628,40 +566,39 @@ def legacy(tokenizers):
     steps = tokenizers.normalizers
     backend.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
     steps = tokenizers.decoders
-    steps = steps.Replace("▁", " "), steps.Fuse(), steps.Strip(" ", 1, 0)
-    backend.decoder = tokenizers.decoders.Sequence([*steps])
+    several = [steps.Replace("▁", " "), steps.Fuse(), steps.Strip(" ", 1, 0)]
+    backend.decoder = steps.Sequence(several)
     end = backend.token_to_id("<|im_end|>")
     return PretrainedTokenizer(backend, end, {}, "", {}, "", eos_token_ids=(end,))
 
 
-def metaspace(tokenizers):
+def metaspace():
     """A tokenizer that begins each text with a space, and decodes without it."""
-    words = legacy(tokenizers)
+    words = legacy()
+    import tokenizers
+
     words.backend.normalizer = tokenizers.normalizers.Sequence([])
     words.backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False)
     words.backend.decoder = tokenizers.decoders.Metaspace()
     return words
 
 
-def with_prefix(tokenizers):
+def with_prefix():
     """A tokenizer of bytes that begins each text with a space."""
-    words = byte_level(tokenizers)
-    words.backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words = byte_level()
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    words.backend.pre_tokenizer = ByteLevel(add_prefix_space=True)
     return words
 
 
-def test_a_token_is_printed_with_its_first_space():
-    tokenizers = pytest.importorskip("tokenizers")
-    for make in (legacy, metaspace):
-        words = make(tokenizers)
-        printed = [token_text(words, token) for token in words.encode("he he l<|im_end|>")]
-        assert printed == [" he", " he", "▁", "l", "<|im_end|>"]
-    words = byte_level(tokenizers)
-    tokens = words.encode("h he", add_special_tokens=False)
-    assert [token_text(words, token) for token in tokens] == ["h", " he"]
+@pytest.mark.parametrize("make", [legacy, metaspace])
+def test_a_token_is_printed_with_its_first_space(make):
+    words = make()
+    printed = [token_text(words, token) for token in words.encode("he he l<|im_end|>")]
+    assert printed == [" he", " he", "▁", "l", "<|im_end|>"]
 
 
-SAID = {"role": "assistant", "content": "hel"}
 ASKED = [
     (make, asks)
     for make in (byte_level, legacy, metaspace, with_prefix)
@@ -679,11 +616,11 @@ def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
 ):
     """Exact match would be that of another prompt than the one of `generate`."""
     template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}" + asks
-    template = template + "{% endif %}{% endfor %}" if is_chat else None
-    words = replace(make(pytest.importorskip("tokenizers")), chat_template=template)
-    ask = {"role": "user", "content": "l"}
-    row = {"messages": [ask, SAID]} if is_chat else {"prompt": asks, "completion": "hel"}
-    prompt = prompt_ids(parse(["chat"]), words, [ask if is_chat else ask | {"content": asks}])
+    words = replace(make(), chat_template=is_chat and template + "{% endif %}{% endfor %}")
+    ask = {"role": "user", "content": "l" if is_chat else asks}
+    answer = {"role": "assistant", "content": "hel"}
+    row = {"messages": [ask, answer]} if is_chat else {"prompt": asks, "completion": "hel"}
+    prompt = prompt_ids(parse(["chat"]), words, [ask])
     settings = TrainConfig(mask_prompt=True, max_seq_length=len(prompt) + 1)
     (example, _), _ = encode_rows([row, {"text": asks + "hel"}], words, settings)
     is_other = example.tokens[: len(prompt)] != prompt
@@ -713,7 +650,7 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
         + "{% endif %}{{ m.content }}" + closes + "{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}" + asks + "{% endif %}"
     )  # fmt: skip
-    words = make(pytest.importorskip("tokenizers"))
+    words = make()
     ends = [words.eos_token_id, 999]  # the config of a model can have one without a token
     if make is byte_level:
         ends.append(words.backend.token_to_id("h"))  # its text is a part of other tokens
@@ -741,10 +678,8 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
 def test_the_content_of_an_answer_keeps_its_spaces(said):
     """Also with a tokenizer of SentencePiece, which leaves out the space that begins a text."""
     template = "{% for m in messages %}: {{ m.content }}{% endfor %}"
-    words = replace(
-        metaspace(pytest.importorskip("tokenizers")),
-        chat_template=template + "{% if add_generation_prompt %}:{% endif %}",
-    )
+    template += "{% if add_generation_prompt %}:{% endif %}"
+    words = replace(metaspace(), chat_template=template)
     asked = [{"role": "user", "content": "e"}]
     answer = {"role": "assistant", "content": said}
     tokens, in_answer, _ = encode({"messages": [*asked, answer]}, words, mask_prompt=True)
