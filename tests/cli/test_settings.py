@@ -224,11 +224,11 @@ def test_a_date_is_stored_in_one_form(monkeypatch):
         assert parse(["train"]).chat_date == day
 
 
-def test_the_date_of_a_template_for_tools_is_stored(place):
+def test_the_date_of_a_template_for_tools_is_stored_even_of_a_run_on_texts(place):
     args = parse(["train", "--model", place.of["base"], "--chat-date", "2001-02-03"])
     tokenizer = replace(tiny(), for_tools="{{ strftime_now('%Y') }}")
     loaded = load_for_training(args)._replace(tokenizer=tokenizer)
-    examples = [Example([1, 2], [1, 1], [0, 1])]
+    examples = [Example([1, 2], [1, 1], [1, 1])]
     assert "chat_date" not in unused_settings(args, loaded, TrainConfig(), examples, [])
 
 
@@ -254,8 +254,6 @@ UNUSED = {  # flags: the settings that have no effect with them
 def test_which_settings_have_no_effect(place, flags):
     """A command line that has the flag of such a setting is refused."""
     words = ["--model", place.of["base"], *flags.format(**place.of).split()]
-    if "--init-adapter" in words:
-        del words[:2]
     args = parse(["train", *words])
     loaded = load_for_training(args)
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
