@@ -64,6 +64,12 @@ def test_a_message_stays_one_line_whatever_a_name_holds(tmp_path, name):
         assert error_of(run, words, tmp_path / name).isprintable()
 
 
+def course():
+    top = Parser(prog="minilora")
+    add_commands(top)
+    return top
+
+
 def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for words in (
@@ -73,10 +79,8 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch):
     ):  # fmt: skip
         assert f"{tmp_path}/x" in error_of(run, words), words
     assert parse(["merge", "--out=~/x"]).out == f"{tmp_path}/x"
-    course = Parser(prog="minilora")
-    add_commands(course)
     for words in ("learn init ~/x", "learn train ~/x", "teach solutions ~/x"):
-        args = course.parse_args(words.split())
+        args = course().parse_args(words.split())
         assert f"{tmp_path}/x" in vars(args).values(), words
     (tmp_path / "x").write_text('adapter-path = "~/y"')
     assert toml_settings(tmp_path / "x") == {"adapter_path": f"{tmp_path}/y"}
@@ -97,9 +101,7 @@ def parsers(top):
 
 
 def test_every_flag_of_every_command_has_a_text_and_its_default():
-    course = Parser(prog="minilora")
-    add_commands(course)
-    every = [*parsers(parser()), *parsers(course)]
+    every = [*parsers(parser()), *parsers(course())]
     assert len(every) > 20
     for sub in every:
         for action in sub._actions:

@@ -48,11 +48,9 @@ START = {
 }  # fmt: skip
 CONTEXTS = (  # in each of them, other flags act
     {}, {"method": "dora", "also_train": ["norm"]}, {"method": "ia3"}, {"method": "prompt"},
-    {"method": "bottleneck"}, {"method": "vera"}, {"method": "norm"}, {"quantize": "none"},
-    {"quantize": "int8"}, {"optimizer": "muon"}, {"data": "{few}"}, {"data": "{texts}"},
-    {"packing": True}, {"init_adapter": "{adapter}"}, {"model": "{chat}"},
-    {"model": "{chat}", "data": "{texts}"},
-    {"early_stopping_patience": 2}, {"also_train": ["head"]}, {"layers_to_transform": [1]},
+    {"method": "bottleneck"}, {"method": "vera"}, {"quantize": "none"}, {"optimizer": "muon"},
+    {"data": "{few}"}, {"data": "{texts}"}, {"packing": True}, {"init_adapter": "{adapter}"},
+    {"model": "{chat}"}, {"early_stopping_patience": 2}, {"layers_to_transform": [1]},
 )  # fmt: skip
 
 
@@ -299,7 +297,5 @@ def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcom
         if name not in ("quiet", "dry_run"):
             found = outcome(line, resumed=True)
             assert (found.files, found.did) == (expected.files, expected.did), (name, context)
-        if name == "chat_date" and "{texts}" in context.values():
-            continue  # texts have no date, but the prompts of the trained model
         if name not in ("adapter_path", "iters", "epochs", *context):
             assert effects(expected, name) != effects(outcome(rest), name), (name, context)
