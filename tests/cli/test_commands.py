@@ -26,7 +26,7 @@ from toy_models import CONFIG, change_json, tiny, tiny_metadata, toy_model, with
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model, print_answer, prompt_ids, token_text
+from minilora.cli.commands import load_model, print_answer, prompt_ids, token_text, typed_text
 from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
@@ -323,17 +323,15 @@ def test_inspect_shows_what_train_trains_on(base, tmp_path):
 
 def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
-    tokenizer = replace(tiny(), chat_template=template)
+    loaded = LoadedModel(toy_model(CONFIG), replace(tiny(), chat_template=template))
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    turns = [{"role": "user", "content": "a"}, call, {"role": "assistant", "content": "b"}]
-    row = {"messages": turns}
+    row = {"messages": [{"role": "user", "content": "a"}, call, call | {"content": "b"}]}
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": ""}, row])
-    loaded = LoadedModel(toy_model(CONFIG), tokenizer)
     assert read_split(path, None, loaded, None, TrainConfig()).rows == [row]
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [104] * 4)
     print_sample({}, loaded, row)
     said = capsys.readouterr().out
-    assert "asked: \"[user]a[assistant][{'name'" in said  # the call has no content
+    assert 'asked: "[user]a[assistant]' in said  # the call has no content
     assert "cut after" not in said  # the answer ends there
 
 
@@ -389,12 +387,10 @@ def test_a_row_that_a_run_left_out_on_its_date_is_left_out_later():
     """The name of a month can be too long for --max-seq-length."""
     tokenizer = replace(tiny(), chat_template="{{ strftime_now('%B') }}" + TEMPLATE)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows = [{"messages": turns}]
-    prompt = prompt_ids(parse(["chat"]), replace(tokenizer, chat_date="2001-05-03"), turns[:1])
-    settings = {"max_seq_length": len(prompt) + 1, "mask_prompt": True}
+    rows, length = [{"messages": turns}], len("May[user]a[assistant]b")
     for month, used in ("05", rows), ("09", []):
-        dated = settings | {"chat_date": f"2001-{month}-03"}
-        assert used_rows(rows, tokenizer, dated) == used
+        settings = {"max_seq_length": length, "mask_prompt": True, "chat_date": f"2001-{month}-03"}
+        assert used_rows(rows, tokenizer, settings) == used
 
 
 def test_an_adapter_that_another_program_has_written_over_that_of_a_run(base, tmp_path, capsys):
@@ -431,14 +427,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def chat_base(tmp_path_factory):
-    return write_chat_base(tmp_path_factory.mktemp("chat") / "base", TEMPLATE)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """[(prompt as text, options)] of each answer; the answers are `yes 1`, `yes 2`, …"""
+def test_a_chat_keeps_the_conversation(tmp_path, monkeypatch):
     calls, tokenizer = [], tiny()
 
     def generate(adapters, model, prompt, **options):
@@ -446,19 +435,15 @@ def asked(monkeypatch):
         yield from tokenizer.encode(f"yes {len(calls)}")
 
     monkeypatch.setattr("minilora.generation.generate", generate)
-    return calls
-
-
-def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch):
     lines = "\ufeffHi\r\n\r\n  \n and? \n exit \nnever\n"
     monkeypatch.setattr("sys.stdin", terminal := io.StringIO(lines))
     terminal.isatty = lambda: True
     flags = "--max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt Briefly!"
-    printed = run("chat --model", chat_base, flags)
+    printed = run("chat --model", write_chat_base(tmp_path / "base", TEMPLATE), flags)
     assert printed.out == "> yes 1\n> > > yes 2\n> " and printed.err == ""
-    first = "[system]Briefly![user]Hi[assistant]"
-    assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user] and? [assistant]"]
-    (_, one), (_, two) = asked
+    (prompt, one), (later, two) = calls
+    assert prompt == "[system]Briefly![user]Hi[assistant]"
+    assert later == f"{prompt}yes 1[user] and? [assistant]"
     assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
     assert one["rng"] is two["rng"]  # the second answer continues the random numbers
     assert one["rng"].random() == np.random.default_rng(3).random()
@@ -576,16 +561,17 @@ def test_a_token_is_printed_with_its_first_space(make):
     assert printed == [" he", " he", "▁", "l", "<|im_end|>"]
 
 
+SCHEMES = byte_level, legacy, metaspace, with_prefix
 ASKED = [
     (make, asks)
-    for make in (byte_level, legacy, metaspace, with_prefix)
+    for make in SCHEMES
     for asks in ("he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> ")
     # of the others, a token that spans prompt and answer is of the answer; see `encode_pieces`
     if make is byte_level or not asks.endswith(" ")
 ]
 
 
-@pytest.mark.parametrize("make", [byte_level, legacy, metaspace, with_prefix])
+@pytest.mark.parametrize("make", SCHEMES)
 @pytest.mark.parametrize("asks", ["he:", "he: ", "he:\n"])
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
@@ -664,11 +650,10 @@ def test_the_content_of_an_answer_keeps_its_spaces(said):
     assert answer_message(words, asked, tokens[:start], tokens[start:-1]) == answer
 
 
-def test_a_typed_prompt_is_a_text_of_unix(chat_base, asked, monkeypatch):
+def test_a_typed_prompt_is_a_text_of_unix(monkeypatch):
     """Without the byte-order mark and the carriage returns of Windows, and the last line break."""
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
-    run("generate --raw --prompt - --model", chat_base)
-    assert asked[0][0] == "\n from\na file "
+    assert typed_text() == "\n from\na file "
 
 
 def test_a_system_prompt_that_the_model_would_not_see_is_refused():
