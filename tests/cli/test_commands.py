@@ -134,9 +134,9 @@ def test_a_merged_model_is_evaluated_on_the_rows_of_its_last_run(train, data, ou
     entries = read_header(merged / "model.safetensors")
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
     run("quantize --quantize nf4 --model", merged, "--out", stored)
-    words = "train --iters 1 --quantize none --max-seq-length 99 --model", merged
     backwards = write_rows(tmp_path / "new.jsonl", sums(reversed(range(20))))
-    said = run(*words, "--data", backwards, *at(later)).err
+    words = "--quantize none --max-seq-length 99 --model", merged, "--data", backwards
+    said = train(*words, *at(later)).err
     assert "warning: 2 of 2 held-out rows are among the rows that the model was trained on" in said
     run("merge", *at(later), "--out", twice)
     for model, rows, length in ((merged, data, 256), (stored, data, 256), (twice, backwards, 99)):

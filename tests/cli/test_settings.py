@@ -20,21 +20,23 @@ from minilora.config import InputError, TrainConfig
 
 VALUES = {  # {setting: a value that is not the default and acts}; a list of values is a string
     "model": "{other}", "data": "{more}", "columns": ["prompt=question", "completion=answer"],
-    "quantize": "fp4", "block_size": 32, "method": "ia3", "compute_dtype": "bfloat16",
-    "num_virtual_tokens": 3, "bottleneck_size": 3, "vera_r": 3, "init_lora_weights": "pissa",
-    "lora_r": 2, "lora_alpha": 0.5, "lora_dropout": 0.2, "target_modules": [".*[01].*up_proj"],
+    "quantize": "fp4", "block_size": 32, "method": "ia3", "init_lora_weights": "pissa",
+    "lora_alpha": 0.5, "lora_dropout": 0.2, "target_modules": [".*[01].*up_proj"],
     "exclude_modules": ["0.self_attn.q_proj"], "rank_pattern": ["q_proj=3", "1.*=2"],
-    "alpha_pattern": ["q_proj=3"], "layers_to_transform": [0], "use_rslora": True,
-    "also_train": ["norm"], "iters": 4, "epochs": 0.2, "batch_size": 3,
-    "grad_accumulation_steps": 2, "max_seq_length": 5, "optimizer": "muon", "learning_rate": 0.02,
-    "lr_schedule": "constant", "warmup_ratio": 0.5, "weight_decay": 0.5, "max_grad_norm": 0.01,
-    "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_eps": 0.1, "also_train_lr_scale": 0.5,
-    "layer_lr_decay": 0.5, "loraplus_lr_ratio": 4.0, "adapter_dtype": "bfloat16",
-    "mask_prompt": True, "packing": True, "gradient_checkpointing": True, "steps_per_eval": 1,
-    "val_batches": 1, "early_stopping_patience": 1, "keep_best": True, "seed": 3, "save_every": 1,
-    "shards": 2, "chat_date": "2001-02-03", "adapter_path": "{run}", "init_adapter": "{adapter}",
-    "plain": True, "quiet": True, "dry_run": True,
+    "alpha_pattern": ["q_proj=3"], "layers_to_transform": [0], "also_train": ["norm"],
+    "iters": 4, "epochs": 0.2, "max_seq_length": 5, "optimizer": "muon", "learning_rate": 0.02,
+    "lr_schedule": "constant", "max_grad_norm": 0.01, "adam_eps": 0.1, "loraplus_lr_ratio": 4.0,
+    "compute_dtype": "bfloat16", "adapter_dtype": "bfloat16", "shards": 2,
+    "chat_date": "2001-02-03", "adapter_path": "{run}", "init_adapter": "{adapter}",
 }  # fmt: skip
+for value, names in {
+    0.5: "warmup_ratio weight_decay adam_beta1 adam_beta2 also_train_lr_scale layer_lr_decay",
+    1: "steps_per_eval val_batches early_stopping_patience save_every",
+    3: "num_virtual_tokens bottleneck_size vera_r lora_r batch_size grad_accumulation_steps seed",
+}.items():
+    VALUES |= dict.fromkeys(names.split(), value)
+SWITCHES = "mask_prompt packing gradient_checkpointing keep_best use_rslora plain quiet dry_run"
+VALUES |= dict.fromkeys(SWITCHES.split(), True)
 OTHERS = {  # other values of the settings whose default is no value
     "columns": ["prompt=prompt", "completion=answer"], "block_size": 128,
     "init_lora_weights": "loftq", "exclude_modules": ["v_proj"], "rank_pattern": ["v_proj=2"],

@@ -524,32 +524,24 @@ def test_the_command_that_a_run_prints_quotes_its_path(train, tmp_path):
     assert said.endswith(f"try `minilora evaluate --adapter-path '{tmp_path / 'a run'}'`\n")
 
 
-def test_a_run_from_an_adapter_on_another_base_is_resumed_on_that_base(train, tmp_path):
+def test_a_run_from_an_adapter_has_its_method_and_storage_also_on_another_base(train, tmp_path):
+    """Its first evaluation is of the rounded adapter, which a step at a rate of zero leaves."""
     first, second, other = tmp_path / "first", tmp_path / "second", tmp_path / "other"
     write_base(other, seed=1)
-    train(*at(first), "--quantize int8")
-    warning = f"warning: the files of {other} are not those of the base that {first} was trained"
-    for printed in (
-        train("--model", other, *at(second), "--init-adapter", first),
-        resume(second, "--iters 6"),
-    ):
-        assert printed.err.startswith(warning) and printed.err.count("\n") == 1
-    assert read_source(second) == load(other, "int8").model.source
-
-
-def test_a_run_from_an_adapter_has_its_method_and_storage_and_trains_what_it_lacks(train, tmp_path):
-    """Its first evaluation is of the rounded adapter, which a step at a rate of zero leaves."""
-    first, second = tmp_path / "first", tmp_path / "second"
     train(*at(first), "--method dora --also-train norm --quantize int8")
     more = "--init-adapter", first, "--adapter-dtype bfloat16 --iters 1 --warmup-ratio 0.5"
-    train(*at(second), *more, "--also-train head")
+    warning = f"warning: the files of {other} are not those of the base that {first} was trained"
+    for printed in (
+        train(*at(second), *more, "--also-train head --model", other), resume(second),
+    ):  # fmt: skip
+        assert printed.err.count(warning) == 1
+    assert read_source(second) == load(other, "int8").model.source
     scores = [row["eval_loss"] for row in metrics(second) if "eval_loss" in row]
     assert scores[0] == scores[1]
     entries = read_header(second / WEIGHTS)
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
     assert all(name in str(entries.keys()) for name in ("lm_head", "model.norm"))
     assert "\n- dora\n" in (second / "README.md").read_text()
-    assert settings_of(second)["quantize"] == "int8"
     run("train --overwrite -c", second / "train_config.toml")  # no value is refused as a flag
     twice = error_of(train, "--dry-run --also-train head head")
     assert "--also-train head has no effect: the adapter trains it already" in twice
