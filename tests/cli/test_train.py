@@ -171,17 +171,13 @@ def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     train, base, data, out, monkeypatch
 ):
     write_rows(data, [{"text": f"{n}"} for n in range(100)])
-    seen = []
-
-    def counting(adapters, model, examples, *more):
-        seen.append(examples)
-        return minilora.evaluate(adapters, model, examples, *more)
-
+    evaluate = Mock(side_effect=minilora.evaluate)
     for place in ("minilora.cli.run.evaluate", "minilora.evaluation.loop.evaluate"):
-        monkeypatch.setattr(place, counting)
+        monkeypatch.setattr(place, evaluate)
     printed = train("--iters 2 --val-batches 2 --batch-size 3").out
     first, _ = encode_rows(load_rows(data, "valid")[:6], load(base)[1], TrainConfig())
-    assert seen == [first, first]  # before the first step, and after the last
+    # before the first step, and after the last
+    assert [call.args[2] for call in evaluate.call_args_list] == [first, first]
     assert printed.count(", on 6 of 10 held-out rows\n") == 2
     loss = metrics(out)[-1]["eval_loss"]
     assert f"- Held-out rows: 6: loss {loss:.6g}," in (out / "README.md").read_text()
@@ -490,33 +486,29 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
     assert digests() != before
 
 
-def test_a_repeat_of_a_run_names_the_inputs_that_have_changed(base, tmp_path):
+def test_a_repeat_of_a_run_names_the_inputs_that_have_changed(base, train, data, out, tmp_path):
     """Of a path that the line replaces, there is nothing to name."""
-    own, first, whole = (tmp_path / name for name in ("own", "first", "run"))
-    shutil.copytree(base, own)
-    rows = write_rows(tmp_path / "rows.jsonl")
-    folders = {"--model": own, "--data": rows, "--init-adapter": first}
-    few = "--iters 1 --model", own, "--data", rows
-    run("train", *few, *at(first))
-    run("train --init-adapter", first, *few, *at(whole))
+    own, first, again = shutil.copytree(base, tmp_path / "own"), tmp_path / "first", tmp_path / "a"
+    folders = {"--model": own, "--data": data, "--init-adapter": first}
+    few = "--iters 1 --model", own
+    train(*few, *at(first))
+    train(*few, "--init-adapter", first)
 
-    def named(*more):
-        words = "train --overwrite -c", whole / "train_config.toml", *at(tmp_path / "again"), *more
-        return [line for line in run(*words).err.splitlines() if "since the run of" in line]
+    def assert_named(names, *more):
+        words = "train --overwrite -c", out / "train_config.toml", *at(again), *more
+        named = [line for line in run(*words).err.splitlines() if "since the run of" in line]
+        since = f"have changed since the run of {out / 'train_config.toml'}"
+        assert named == [f"warning: the files of {n} {folders[n]} {since}" for n in names]
 
-    def warnings(*names):
-        since = f"have changed since the run of {whole / 'train_config.toml'}"
-        return [f"warning: the files of {name} {folders[name]} {since}" for name in names]
-
-    assert named() == []
-    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-    run("train --seed 7 --overwrite", *few, *at(first))  # other weights
-    assert named() == warnings("--init-adapter")
-    write_rows(rows, sums(range(10, 30)))
-    assert named() == warnings("--data", "--init-adapter")
-    assert named("--data", write_rows(tmp_path / "others.jsonl")) == warnings("--init-adapter")
+    assert_named([])
+    assert (again / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
+    train("--seed 7 --overwrite", *few, *at(first))  # other weights
+    assert_named(["--init-adapter"])
+    write_rows(data, sums(range(10, 30)))
+    assert_named(["--data", "--init-adapter"])
+    assert_named(["--init-adapter"], "--data", write_rows(tmp_path / "others.jsonl"))
     change_json(own / "config.json", transformers_version="5")
-    assert named("--init-adapter", first) == warnings("--data", "--init-adapter", "--model")
+    assert_named(["--data", "--init-adapter", "--model"], "--init-adapter", first)
 
 
 def test_the_command_that_a_run_prints_quotes_its_path(train, tmp_path):
