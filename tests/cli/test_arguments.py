@@ -15,6 +15,7 @@ from minilora.course.commands import add_commands
 
 TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: part of the message
     "--save-every 0": "--save-every",
+    "--lora-r 1000000000000": "MemoryError: too large for this machine",
     "--block-size 0": "--block-size: must be a whole number from 1",
     "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lr-schedule
     "--method full": "set --quantize to none",

@@ -4,7 +4,6 @@ import shutil
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from difflib import unified_diff
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +86,8 @@ def test_a_save_does_not_write_the_records_of_earlier_saves(train, out, monkeypa
         append(path, size, new)
 
     monkeypatch.setattr(cli_run, "append", noting)
-    train("--iters 5 --save-every 1 --steps-per-eval 5")
+    monkeypatch.setattr(cli_run, "generate", None)  # a quiet run makes no sample
+    train("--iters 5 --save-every 1 --steps-per-eval 5 --quiet")
     assert appended == [1, 1, 1]  # the first save and the last one have all records
 
 
@@ -224,21 +224,17 @@ CARDS = {  # flags: what the model card says
 
 @pytest.mark.parametrize("flags", CARDS)
 def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
-    args = parse(["train", *flags.split()])
+    paths = "--data rows/. --init-adapter runs/first/../first/."
+    args = parse(["train", *flags.split(), *paths.split()])
     model = Model(None, {}, source=Source(scheme=args.quantize))
     loaded = LoadedModel(model, None, {}, make_adapter_config(args))
     state = State({}, {"step": 200})
     scores = {"eval_loss": 0.5, "eval_tokens": 1234567}
     text = run_folder.model_card(args, loaded, state, scores, 3)
+    assert "- Data: rows, 200 steps. The run began with the adapter in first.\n" in text
     assert "- Held-out rows: 3: loss 0.5, tokens 1234567\n" in text
     assert all(part in text for part in CARDS[flags]), text
     assert ("minilora merge" in text) == (args.method != "bottleneck")
-    args.data, args.init_adapter = "rows/.", "runs/first/../first/."
-    first = run_folder.model_card(args, loaded, state, scores, 3)
-    assert [*unified_diff(text.split("\n"), first.split("\n"), n=0)][3:] == [
-        "-- Data: questions, 200 steps.",
-        "+- Data: rows, 200 steps. The run began with the adapter in first.",
-    ]
 
 
 # ----------------------------------------------------------------------------- resuming a run
@@ -295,17 +291,14 @@ def test_a_schedule_that_no_step_had_is_not_recorded(train_and_stop, out):
 
 
 def test_epochs_are_steps(capsys):
-    """A packed sequence is one sequence: rows of 6 to 8 tokens, in sequences of 15 places."""
-    examples = [Example([1] * n, [1] * n) for n in (7, 8, 9) * 10]
+    examples = [Example([1], [1])] * 30
     config = TrainConfig(batch_size=3, grad_accumulation_steps=2)
     for epochs, steps in ((2.5, 13), (2.2, 11)):
         assert steps_of_epochs(epochs, examples, config) == steps
-    config = TrainConfig(batch_size=1, packing=True, max_seq_length=16)  # two rows a sequence
-    assert steps_of_epochs(4, examples, config) == 4 * 15
-    for n, iters, epochs in ((1, 30_000, "2,000.0"), (100, 3, "0.002")):
+    for n, iters, epochs in ((1, 10_000, "2,000.0"), (100, 1, "0.002")):
         print_length(examples * n, replace(config, iters=iters))
-        steps = f"{30 * n} rows in {15 * n} packed sequences, {iters} steps of 1 sequences"
-        assert capsys.readouterr().out == f"{steps}: {epochs} epochs\n"
+        end = f"sequences, {iters} steps of 6 sequences: {epochs} epochs\n"
+        assert capsys.readouterr().out.endswith(end)
 
 
 @pytest.fixture
@@ -441,23 +434,18 @@ def test_patterns_and_regular_expressions_are_those_of_the_lora_config(tmp_path)
 def test_a_resume_takes_no_other_value_of_any_setting(out, monkeypatch):
     args = parse(["train", "--model", "micro", "--method", "ia3"])
     metadata = run_folder.metadata(args, Source("micro", digest="0f"))
-    settings = metadata["settings"]
     monkeypatch.setattr(run_folder, "read_metadata", lambda path: (None, metadata))
     run_folder.check_same_run(out, metadata)
     may_change = {"adapter_path", "iters", "data", "model", "init_adapter"}
     names = vars(args).keys() - {*run_folder.NOT_SETTINGS, *may_change}
     assert len(names) > 35
     for name in names:
-        changed = metadata | {"settings": settings | {name: "another"}}
+        changed = metadata | {"settings": metadata["settings"] | {name: "another"}}
         with pytest.raises(InputError, match=f"{flag(name)} is another, but the run in"):
             run_folder.check_same_run(out, changed)
-    other = metadata | {"digests": {"model": "another"}}
-    moved = r"--model is micro, .* has moved, and the contents differ"
-    for name, message in (("micro", "the files of --model micro have changed"), ("moved", moved)):
-        metadata["settings"] = settings | {"model": name}
-        run_folder.check_same_run(out, metadata | {"settings": settings})  # the same contents
-        with pytest.raises(InputError, match=message):
-            run_folder.check_same_run(out, other | {"settings": settings})
+    changed = metadata | {"digests": {"model": "another"}}
+    with pytest.raises(InputError, match="the files of --model micro have changed"):
+        run_folder.check_same_run(out, changed)
 
 
 def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
