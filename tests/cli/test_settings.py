@@ -161,9 +161,8 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
 
     def parsed(line, file="", start=()):
         toml.write_text(file, encoding="utf-8")
-        with monkeypatch.context() as patch:
-            patch.setitem(RECIPES, recipe, " ".join(as_words(dict(start), place.of)))
-            args = vars(parse(["train", "-c", str(toml), *as_words(line, place.of)]))
+        monkeypatch.setitem(RECIPES, recipe, " ".join(as_words(dict(start), place.of)))
+        args = vars(parse(["train", "-c", str(toml), *as_words(line, place.of)]))
         if args["epochs"]:
             del args["iters"]  # which a run computes from the epochs
         given = {word for word in args.pop("given") if word.startswith("--")}

@@ -385,8 +385,8 @@ def test_no_curve_and_no_card_of_an_earlier_run_remain(train, train_and_stop, ou
 @pytest.mark.parametrize("steps, every, kept", [(0, 1, 0), (2000, 1, 6), (4001, 3, 6)])
 def test_the_curve_has_the_losses_and_the_step_that_is_kept(steps, every, kept, monkeypatch):
     """It has at most 2000 points, and may have no step, no scores and no kept one."""
-    history = [{"step": n, "loss": n * n} for n in range(steps)]
     rounds = (0, 6, 12) if kept else ()
+    history = [{"step": n, "loss": n * n} for n in range(steps)]
     history += [{"step": n, "eval_loss": 2 + n, "eval_exact_match": n / 12} for n in rounds]
     axes = matplotlib.figure.Figure().subplots()
     figure = Mock(return_value=nullcontext(axes))
@@ -398,16 +398,16 @@ def test_the_curve_has_the_losses_and_the_step_that_is_kept(steps, every, kept, 
     raw, means, *others = [line.get_xydata().tolist() for part in both for line in part.lines]
     assert raw == [[n, n * n] for n in range(0, steps, every)]
     for last, mean in means[-1:]:  # of ten steps, and not of ten points
-        assert mean == sum(n * n for n in range(int(last) - 9, int(last) + 1)) / 10
+        assert mean == np.mean(np.arange(last - 9, last + 1) ** 2)
     losses, matches = [[n, 2 + n] for n in rounds], [[n, n / 12] for n in rounds]
-    in_legend, of_kept = [], [[6, 0], [6, 1]]
-    assert others == ([losses, in_legend, of_kept, matches] if kept else [])
+    in_legend = []
+    assert others == ([losses, in_legend, [[6, 0], [6, 1]], matches] if kept else [])
     assert {part.get_ylim()[0] for part in both} == {0}
     styles = [line.get_linestyle() for line in axes.lines[1:]]
     assert len({*styles}) == len(styles)  # in grey, a line differs from the others by its dashes
     names = ["training (mean of 10 steps)", "held out", "exact match (right)", "kept: step 6"]
     found = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert found == names[: 4 if kept else 1]
+    assert found == names[: len(styles)]
 
 
 def test_patterns_and_regular_expressions_are_those_of_the_lora_config(tmp_path):
