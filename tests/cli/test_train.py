@@ -224,7 +224,7 @@ CARDS = {  # flags: what the model card says
 
 @pytest.mark.parametrize("flags", CARDS)
 def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
-    paths = "--data rows/. --init-adapter runs/first/../first/."
+    paths = "--data rows/x/.. --init-adapter runs/first/x/.."
     args = parse(["train", *flags.split(), *paths.split()])
     model = Model(None, {}, source=Source(scheme=args.quantize))
     loaded = LoadedModel(model, None, {}, make_adapter_config(args))
