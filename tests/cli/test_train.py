@@ -12,7 +12,6 @@ from unittest.mock import Mock
 import matplotlib.figure
 import numpy as np
 import pytest
-from models import untimed
 from outcomes import error_of, run
 from small_run import (
     at,
@@ -252,13 +251,10 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
     examples, _ = encode_rows(load_rows(data, "train"), loaded.tokenizer, settings)
-    records = []
-    for state, new in minilora.run(state, loaded.model, examples, settings):
-        records += new
+    *_, (state, _) = minilora.run(state, loaded.model, examples, settings)
     save_adapter(tmp_path / "expected", state.adapters, loaded.model, loaded.adapter_config)
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
-    rows = [row for row in metrics(out) if "loss" in row]
-    assert len(rows) == 9 and untimed(rows[4:]) == untimed(records)
+    assert [row["step"] for row in metrics(out) if "loss" in row] == [*range(1, 10)]
     resume(out)  # the settings of the checkpoint are the new ones
     config = out / "train_config.toml"
     assert config.read_text().endswith("# up to step 4: iters = 4\n")
@@ -312,11 +308,10 @@ def scripted(monkeypatch):
         remaining = iter(losses)
         monkeypatch.setattr(
             "minilora.evaluation.loop.evaluate",
-            lambda *_: {"loss": next(remaining), "exact_match": 0.5, "tokens": 9},
+            lambda *_: {"loss": next(remaining), "exact_match": 0.5},
         )
 
     def draw(path, history, title, step):
-        assert path.with_name(CHECKPOINT).exists()
         start.curves.append((title, step, sum("eval_loss" in row for row in history)))
         path.write_text("a figure")
 
