@@ -33,6 +33,7 @@ from minilora.cli.loading import (
     base_line,
     base_of,
     load_for_training,
+    load_with_adapter,
     read_run,
 )
 from minilora.cli.run import prepare, print_sample
@@ -679,4 +680,5 @@ def test_the_base_of_pissa_stays_in_the_type_of_its_products(base, tmp_path):
     model = load(base).model._replace(source=Source())  # a file of PEFT does not tell the products
     save_changed(tmp_path / "b", model, LoraConfig(init_lora_weights="pissa"))
     args = parse(["train", "--model", str(base), "--compute-dtype", "bfloat16"])
-    assert base_of(tmp_path / "b", args)[3] == "bfloat16"
+    loaded = load_with_adapter(tmp_path / "b", base_of(tmp_path / "b", args))
+    assert loaded.model.source.compute_dtype == "bfloat16"
