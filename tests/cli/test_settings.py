@@ -154,7 +154,7 @@ def effects(outcome, name):
 def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
     """The settings and the given flags are the same, wherever they were given last."""
     recipe, stored = place.of["rows"], {}
-    folder, toml = place.folder / "stored", place.folder / "settings.toml"
+    folder, toml = place.folder / "adapters", place.folder / "settings.toml"
     folder.mkdir()
     (folder / "checkpoint.safetensors").touch()
     monkeypatch.setattr(arguments, "read_metadata", lambda path: (None, {"settings": stored}))
@@ -188,6 +188,9 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
             stored[name] = settings[name]
             assert parsed(resumed)[0] == expected[0], name
             stored.clear()
+    monkeypatch.chdir(place.folder)
+    stored["adapter_path"] = "/home/adapters"  # the folder was moved since then
+    assert parse(["train", "--resume"]).adapter_path == "adapters"
 
 
 def test_a_value_of_another_type_or_an_empty_one_or_two_are_refused_in_every_place(place):
