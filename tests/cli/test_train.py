@@ -489,7 +489,7 @@ def test_a_repeat_of_a_run_names_the_inputs_that_have_changed(base, train, data,
     assert_named(["--init-adapter"])
     write_rows(data, sums(range(10, 30)))
     assert_named(["--data", "--init-adapter"])
-    assert_named(["--init-adapter"], "--data", write_rows(tmp_path / "others.jsonl"))
+    assert_named(["--init-adapter"], "--data", write_rows(tmp_path / "b.jsonl", sums(range(25))))
     change_json(own / "config.json", transformers_version="5")
     assert_named(["--data", "--init-adapter", "--model"], "--init-adapter", first)
 
