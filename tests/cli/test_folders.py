@@ -39,7 +39,6 @@ WRITERS = {
     "train --overwrite": training("--overwrite --lora-r 3"),
     "train from Python": from_python,
     "merge": command("merge --model {f}/base --adapter-path {f}/adapter --out {f}/run"),
-    "quantize": command("quantize --model {f}/base --out {f}/run"),
     "init-adapter": training("--init-adapter {f}/adapter --overwrite"),
     "init-adapter of itself": training("--quantize none --init-adapter {f}/run --overwrite"),
     "resume": command("train --resume --quiet --adapter-path {f}/run"),
