@@ -11,9 +11,8 @@ from numpy.testing import assert_allclose
 from outcomes import refused
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, nf4
+from minilora import LoraConfig, TrainConfig, nf4
 from minilora.lessons.helpers import through_merge
-from minilora.methods import several
 from minilora.tree import flatten
 
 
@@ -77,20 +76,12 @@ PLAIN = LoraConfig(target_modules="all-linear")
         LoraConfig(),  # without LoRA, a projection stayed dense, or was not quantized again
         replace(PLAIN, use_dora=True),
         replace(PLAIN, lora_dropout=0.1),
-        MethodConfig("ia3"),
-        MethodConfig("bitfit"),
     ],
 )
 def test_adapters_that_would_not_be_those_of_the_merged_model_are_refused(config):
     adapters, model = minilora.get_peft_model(minilora.load("micro").model, config)
     with refused(r"^model\.layers\.0\..*_proj.*all-linear"):
         through_merge.through(adapters, model, "nf4-dq")
-
-
-def test_a_stack_is_refused():
-    adapters, model = minilora.get_peft_model(minilora.load("micro").model, PLAIN)
-    with refused("all-linear"):
-        through_merge.through(adapters, several.stack(adapters, model), "nf4-dq")
 
 
 def test_products_in_bfloat16_are_refused():

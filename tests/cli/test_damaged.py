@@ -22,7 +22,6 @@ from small_run import (
     exit_status,
     metrics,
     resume,
-    sums,
     train,
     training,
     write_rows,
@@ -77,17 +76,6 @@ def test_a_damaged_file_is_refused_by_name_and_written_again(sound, file, raw):
         assert DAMAGE[file, raw] in error_of(run, words, sound)
     resume(sound)
     run("evaluate", *at(sound))
-
-
-def test_the_adapter_of_an_older_run_next_to_a_checkpoint_is_an_error(base, data, out):
-    """As a kill leaves it, also if the two runs differ only in the contents of their rows."""
-    train(base, data, out)
-    old = files(out)
-    write_rows(data, sums(range(20, 40)))
-    train(base, data, out, "--overwrite")
-    for name in {*old} - {Path(CHECKPOINT)}:
-        (out / name).write_bytes(old[name])
-    assert f"is not that of {CHECKPOINT}" in error_of(run, "evaluate", *at(out))
 
 
 # ------------------------------------------------------------------------ the date, the terminal
