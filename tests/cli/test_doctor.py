@@ -23,7 +23,7 @@ from minilora.cli.loading import changes_base
 from minilora.evaluation import doctor, metrics
 from minilora.formats.checkpoint import CONFIG, WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
-from minilora.layers import dense, lora_delta, value_and_grad
+from minilora.layers import dense, value_and_grad
 from minilora.model import loss
 from minilora.tree import flatten, get, overlay, unflatten
 
@@ -158,12 +158,9 @@ def test_without_its_rows_another_sign_is_not_seen(trained, tmp_path):
     assert "\nill: B does not lead downhill (below 5%) on these rows in" in said
 
 
-@pytest.mark.parametrize("start", [False, "gaussian"])
-def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tmp_path, start):
-    folder = planted(trained, tmp_path / "peft", init_lora_weights=start)
-    lines = run("inspect", *at(folder)).out.splitlines()
-    unknown = [line.split()[-1] == "?" for line in lines if "_proj" in line]
-    assert unknown == [start != "gaussian"] * 7
+def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tmp_path):
+    folder = planted(trained, tmp_path / "peft", init_lora_weights="gaussian")
+    assert "?" not in run("inspect", *at(folder)).out
 
 
 def test_the_memory_of_a_step_is_that_of_the_run(place, tmp_path):
@@ -184,22 +181,6 @@ def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):
 def test_an_update_that_is_not_finite_is_an_error_that_names_its_projection(trained, tmp_path):
     folder = planted(trained, tmp_path / "infinite", times(1e30, "lora_"))
     assert "q_proj" in error_of(run, "inspect", *at(folder))
-
-
-@pytest.mark.parametrize("start", ["pissa", "loftq"])
-def test_the_update_of_pissa_and_loftq_is_against_the_base_of_the_file(base, start):
-    """At the beginning, PiSSA and LoftQ are nearer to W than NF4 is."""
-    original = load(base).model
-    config = minilora.LoraConfig(init_lora_weights=start)
-    pair = minilora.get_peft_model(original, config, 0, "nf4")
-    path = "model.layers.0.self_attn.q_proj"
-    found = doctor.measure(path, *pair, original).ratio
-    w = get(original.base, f"{path}.weight")
-    stored = dense(get(minilora.quantize(original, "nf4").base, f"{path}.weight"))
-    # and than NF4 next to the same factors: the frozen weight is what they leave
-    delta = lora_delta(get(pair.adapters, path))
-    errors = [np.linalg.norm(w - other) for other in (stored, stored + delta)]
-    assert found < min(errors) / np.linalg.norm(w)
 
 
 def test_pissa_without_training(base, tmp_path):

@@ -47,23 +47,14 @@ class Comm:
         return self.size
 
     def Iallgather(self, sent, received):
-        return self.Iallgatherv(sent, [received, [sent.nbytes] * self.size])
-
-    def Iallgatherv(self, sent, received):
-        buffer, counts = received
-        assert sent.nbytes == counts[self.rank]
         self.shared.arrays[self.rank] = sent
         self.shared.barrier.wait(60)
-        gathered = np.concatenate(self.shared.arrays)
+        received.ravel()[:] = np.concatenate(self.shared.arrays)
         self.shared.barrier.wait(60)
-        answers = iter([False, False, True])
+        return SimpleNamespace(Test=lambda: True)
 
-        def test():
-            if done := next(answers):
-                buffer.ravel()[:] = gathered
-            return done
-
-        return SimpleNamespace(Test=test)
+    def Iallgatherv(self, sent, received):
+        return self.Iallgather(sent, received[0])
 
 
 def in_processes(size, function):
