@@ -40,9 +40,7 @@ def parts(names):
 def test_the_files_are_those_of_the_script(tmp_path):
     """In float64 the order of a sum may change the last bit of a float32 that is stored."""
     names = make.lesson()
-    again = make.inputs()
-    assert again.keys() == INPUTS.keys()
-    assert all(np.array_equal(again[name], INPUTS[name]) for name in again)
+    np.testing.assert_equal(make.inputs(), INPUTS)
     found, _ = make.lora(names, INPUTS, tmp_path)
     for file in (tmp_path / "adapters").rglob("*.*"):
         assert file.read_bytes() == (KIT / file.relative_to(tmp_path)).read_bytes()
@@ -55,8 +53,7 @@ def test_the_files_are_those_of_the_script(tmp_path):
     micro = Path(minilora.__file__).parent / "data" / "bases" / "micro"
     for name in ("config.json", "model.safetensors"):
         assert (KIT / name).read_bytes() == (micro / name).read_bytes()
-    size = sum(path.stat().st_size for path in KIT.rglob("*") if path.is_file())
-    assert size <= 2**20 and CASES["version"] == make.VERSION
+    assert CASES["version"] == make.VERSION
 
 
 def test_lesson_0_passes_in_float32():

@@ -20,16 +20,12 @@ MICRO, _ = minilora.load("micro")
 @pytest.mark.parametrize("method", sorted(registry.METHODS.keys() - compare.WITHOUT_RUNS))
 def test_every_method_is_in_the_table_and_in_its_sweeps(method):
     names = [name for name, entry in TABLE.items() if entry.method == method]
-    where = "in lessons/helpers/compare.py"
-    assert names, f"add {method} to TABLE {where}, or to WITHOUT_RUNS if it is not compared"
+    assert names, f"add {method} to TABLE in compare.py, or to WITHOUT_RUNS if it is not compared"
     for name in names:
-        ends = "the lowest and the highest rate to try"
-        assert name in best_rates.ENDS, f"add {name} to ENDS in best_rates_sweep.py: {ends}"
+        assert name in best_rates.ENDS, f"add the lowest and the highest rate of {name} to ENDS"
         for sweep in ("siblings", "best_rates"):
             measured = {row["method"] for row in common.read_sweep(sweep)}
-            run = (
-                f"run python -m minilora.lessons.helpers.sweep {sweep}, which writes all rows again"
-            )
+            run = f"run python -m minilora.lessons.helpers.sweep {sweep}"
             assert name in measured, f"{sweep}_sweep.csv has no row of {name}: {run}"
 
 
