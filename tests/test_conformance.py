@@ -8,12 +8,12 @@ import pytest
 
 import minilora
 from lessons.conformance import check, make
-from minilora import data, layers, nf4, optim
+from minilora import LoraConfig, data, layers, nf4, optim
 from minilora.config import InputError, TrainConfig
 from minilora.formats.checkpoint import load_adapter
 from minilora.layers import value_and_grad
 from minilora.training import update
-from minilora.tree import flatten, get, named_leaves, unflatten
+from minilora.tree import flatten, get, named_leaves, overlay, unflatten
 
 KIT = Path(make.__file__).parent / "kit"
 INPUTS = check.read_safetensors(KIT / "inputs.safetensors")
@@ -129,13 +129,11 @@ def test_a_file_without_results_gets_one_line(tmp_path, name, content, says):
 # ------------------------------------------------------------------------------ the package
 
 
-def adapter_of(given):
-    """Return the kit's factors as minilora's tree, with α/r = 16/8."""
-    leaves = {name: w for name, w in given.items() if ".lora_" in name}
-    for name in list(leaves):
-        path = name.rpartition(".")[0]
-        leaves |= {f"{path}.lora_scaling": 2.0, f"{path}.lora_dropout": 0.0}
-    return unflatten(leaves)
+def adapter_of(model):
+    """Return the kit's factors as minilora's tree."""
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    factors = {name: w for name, w in INPUTS.items() if ".lora_" in name}
+    return overlay(minilora.get_peft_model(model, config).adapters, unflatten(factors))
 
 
 def nf4_results():
@@ -147,7 +145,7 @@ def nf4_results():
             f"nf4/{name}/codes": nf4.unpack_4bit(q.codes),
             f"nf4/{name}/absmax_codes": absmax.codes,
             f"nf4/{name}/nested_absmax": absmax.nested_absmax,
-            f"nf4/{name}/offset": np.array([absmax.offset]),
+            f"nf4/{name}/offset": [absmax.offset],
             f"nf4/{name}/dequantized": q.dequantize(),
         }
     return found
@@ -180,7 +178,7 @@ def lora_results(model):
         try:
             load_adapter(KIT / "adapters" / name, model)
         except InputError:
-            found[f"lora/{name}/refused"] = np.array([1])
+            found[f"lora/{name}/refused"] = [1]
     return found
 
 
@@ -188,24 +186,25 @@ def training_results(model):
     texts = (*make.ROWS, make.SHORT_ROW)
     rows = [{"prompt": prompt, "completion": answer} for prompt, answer in texts]
     config = TrainConfig(mask_prompt=True)
-    _, tokenizer = minilora.load("micro")
-    examples, _ = data.encode_rows(rows, tokenizer, config)
-    batch, uneven = (data.collate([[examples[0]], [examples[i]]]) for i in (1, 2))
-    state = minilora.start(adapter_of(INPUTS), config)
-    loss, grads = value_and_grad(minilora.loss)(state.adapters, model, uneven)
-    norm = optim.global_norm(grads)
-    found = {"training/uneven/loss": np.array([loss]), "training/uneven/norm": np.array([norm])}
-    begin = get(adapter_of(INPUTS), make.PATH)
-    for t, (rate, max_norm) in enumerate(zip(make.RATES, make.MAX_NORMS), start=1):
+    examples, _ = data.encode_rows(rows, minilora.load("micro").tokenizer, config)
+    state = minilora.start(adapter_of(model), config)
+
+    def gradient(*numbers):
+        batch = data.collate([[examples[i]] for i in numbers])
         loss, grads = value_and_grad(minilora.loss)(state.adapters, model, batch)
-        if t == 1:
-            norm = optim.global_norm(grads)
-            found |= {"training/loss": np.array([loss]), "training/norm": np.array([norm])}
-            found |= {f"training/grad/{name}": g for name, g in named_leaves(grads)}
+        return loss, optim.global_norm(grads), grads
+
+    found = {}
+    for name, numbers in (("training/uneven", (0, 2)), ("training", (0, 1))):
+        loss, norm, grads = gradient(*numbers)
+        found |= {f"{name}/loss": [loss], f"{name}/norm": [norm]}
+    found |= {f"training/grad/{name}": g for name, g in named_leaves(grads)}
+    for t, (rate, max_norm) in enumerate(zip(make.RATES, make.MAX_NORMS), start=1):
+        *_, grads = gradient(0, 1)
         state = update(state, optim.clip(grads, max_norm)[0], rate, config)
-        trained = get(state.adapters, make.PATH)
         for n in "AB":
-            found[f"training/step{t}/{n}"] = trained[f"lora_{n}"] - begin[f"lora_{n}"]
+            path = f"{make.PATH}.lora_{n}"
+            found[f"training/step{t}/{n}"] = get(state.adapters, path) - INPUTS[path]
     alone = minilora.start({"x": INPUTS["training/adamw/start"]}, config)
     for g in INPUTS["training/adamw/gradients"]:
         alone = update(alone, {"x": g}, make.ADAMW_RATE, config)
@@ -214,7 +213,7 @@ def training_results(model):
 
 def merge_results(model):
     tokens = INPUTS["base/prompt1"][None]
-    merged = minilora.merge(adapter_of(INPUTS), model)
+    merged = minilora.merge(adapter_of(model), model)
     again = minilora.quantize(merged, "nf4-dq")
     before, after = flatten(model.base), flatten(again.base)
     changed = sum(
@@ -227,7 +226,7 @@ def merge_results(model):
         "merge/weight": flatten(merged.base)[weight],
         "merge/logits": minilora.forward({}, merged, tokens)[0, -1],
         "merge/rounded": after[weight].dequantize(),
-        "merge/changed_codes": np.array([changed]),
+        "merge/changed_codes": [changed],
         "merge/rounded_logits": minilora.forward({}, again, tokens)[0, -1],
     }
 

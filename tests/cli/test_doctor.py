@@ -71,13 +71,6 @@ def times(factor, *parts):
     }
 
 
-def renamed(a, b):
-    """Return a function that gives the tensors of each of two names the other name."""
-    return lambda tensors: {
-        name.replace(a, "?").replace(b, a).replace("?", b): w for name, w in tensors.items()
-    }
-
-
 def zeros_with_magnitudes(tensors):
     return times(0)(tensors) | {
         name.replace("lora_B.weight", "lora_magnitude_vector"): np.zeros(len(w), "f4")
@@ -106,7 +99,7 @@ PLANTED = {
     "NaN": (times(np.nan, f"{FIRST}A"), {}, f"{FIRST}A.weight has a NaN or an infinite number"),
     "rank": (dict, {"r": 2}, "down_proj.lora_A.weight has the shape (4, 24), not (2, 24)"),
     # seen only on the rows of the run
-    "layers": (renamed("layers.0.", "layers.1."), {}, "downhill (below 5%) on these rows in 1"),
+    "sign": (times(-1, "lora_B"), {}, "does not lead downhill (below 5%) on these rows in 14"),
 }  # fmt: skip
 
 
