@@ -99,7 +99,7 @@ PLANTED = {
     "NaN": (times(np.nan, f"{FIRST}A"), {}, f"{FIRST}A.weight has a NaN or an infinite number"),
     "rank": (dict, {"r": 2}, "down_proj.lora_A.weight has the shape (4, 24), not (2, 24)"),
     # seen only on the rows of the run
-    "sign": (times(-1, "lora_B"), {}, "does not lead downhill (below 5%) on these rows in 14"),
+    "sign": (times(-1, "lora_B"), {}, "downhill (below 5%) on these rows in"),
 }  # fmt: skip
 
 
