@@ -152,8 +152,9 @@ def test_without_its_rows_another_sign_is_not_seen(trained, tmp_path):
 
 
 def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tmp_path):
-    folder = planted(trained, tmp_path / "peft", init_lora_weights="gaussian")
-    assert "?" not in run("inspect", *at(folder)).out
+    for start in (False, "gaussian"):
+        folder = planted(trained, tmp_path / str(start), init_lora_weights=start)
+        assert ("?" in run("inspect", *at(folder)).out) == (start is False)
 
 
 def test_the_memory_of_a_step_is_that_of_the_run(place, tmp_path):
@@ -246,3 +247,10 @@ def test_the_direction_is_the_better_one_of_the_start_and_half_way(monkeypatch):
     found = doctor.directions(adapters, model, examples)
     # the gradients are sums of float32 in another order
     assert [*found.values()] == pytest.approx(np.max(cosines, axis=0), abs=1e-5)
+
+
+def test_what_the_softmax_does_not_see_is_no_change_of_logits():
+    z = np.random.default_rng(0).standard_normal((1, 3, 5))
+    shifted = doctor.centered(z + [[[1.0], [2.0], [4.0]]])
+    # sums of five numbers below 8, in float64
+    np.testing.assert_allclose(shifted, doctor.centered(z), atol=40 * 2.0**-53)
