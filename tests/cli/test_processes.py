@@ -173,10 +173,7 @@ class BrokenMPI:
         raise RuntimeError("cannot load MPI library")
 
 
-def mpi_of(size):
-    """The package mpi4py, whose MPI sees so many processes."""
-    comm = SimpleNamespace(Get_size=lambda: size)
-    return SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=comm), rc=SimpleNamespace())
+ALONE = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))  # of another MPI
 
 
 @pytest.mark.parametrize(
@@ -184,7 +181,7 @@ def mpi_of(size):
     [
         ("OMPI_COMM_WORLD_", None, r"cannot be imported .*pip install 'minilora\[mpi\]'"),
         ("PMI_", BrokenMPI(), r"cannot be imported \(cannot load MPI library\): install it"),
-        ("PMI_", mpi_of(1), "sees 1: use the mpiexec of"),
+        ("PMI_", SimpleNamespace(MPI=ALONE, rc=SimpleNamespace()), "sees 1: use the mpiexec of"),
     ],
 )
 def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
