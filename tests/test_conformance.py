@@ -78,9 +78,13 @@ PLANTED = (
     *((part, "", [(old, new)], {}) for part, old, new in (
         ("nf4", "-0.6961928009986877,", "-0.6971928009986877,"),
         ("nf4", "normalized[nested == 0] = -1", "normalized[nested == 0] = 0"),
+        ("nf4", "np.float32(65535) + np.float32(0.5)", "np.float32(65535)"),
         ("base", "(np.arange(0, hd, 2) / hd)", "(np.arange(0, hd, 2) / (hd - 2))"),
         ("base", "p = p / np.sum(p, axis=-1, keepdims=True)", "p = p / np.sum(p)"),
+        ("base", "(1 + np.exp(-gate)) * up", "(1 + np.exp(-1.702 * gate)) * up"),
+        ("base", "x = x + mlp(h, layer, params)", "x = h + mlp(h, layer, params)"),
         ("training", "lambda g: g @ dense(w)", "lambda g: g @ dense(w) * 2"),
+        ("training", "ALPHA / RANK * (x @ A.T @ B.T)", "RANK / ALPHA * (x @ A.T @ B.T)"),
         ("merge", "RANK, ALPHA = 8, 16", "RANK, ALPHA = 8, 4"),
     )),
     *(("training" if "clip" in cause else "adamw", cause, [], {"step_changes": [(old, new)]})
