@@ -4,7 +4,6 @@ import errno
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import threading
 import time
 import warnings
 from contextlib import suppress
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -33,18 +31,11 @@ from minilora.config import InputError
 from minilora.formats.checkpoint import CHECKPOINT, RUN, read_metadata
 
 
-@pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):
-    """A valid run of four steps."""
-    folder = tmp_path_factory.mktemp("damaged")
-    train(base, write_rows(folder / "rows.jsonl"), folder / "run")
-    return folder / "run"
-
-
 @pytest.fixture
-def sound(whole, tmp_path):
-    """A copy of the valid run, which a test may damage."""
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+def sound(base, data, out):
+    """The folder of a valid run, which a test may damage."""
+    train(base, data, out)
+    return out
 
 
 def test_a_setting_of_another_type_in_a_checkpoint_is_refused_by_name(sound):
@@ -58,14 +49,14 @@ def test_a_setting_of_another_type_in_a_checkpoint_is_refused_by_name(sound):
     assert files(sound) == before
 
 
-DAMAGE = {  # (file, its new contents): part of the message
-    ("train_config.toml", b"block_size = 3\n"): "train_config.toml is not that of checkpoint",
-    ("adapter_model.safetensors", b"\xff" * 40): "adapter_model.safetensors",
-    ("adapter_config.json", b'{"init_lora_weights": [[]]}'): "adapter_config.json",
-}
-
-
-@pytest.mark.parametrize(("file", "raw"), DAMAGE)
+@pytest.mark.parametrize(
+    ("file", "raw"),
+    [
+        ("train_config.toml", b"block_size = 3\n"),
+        ("adapter_model.safetensors", b"\xff" * 40),
+        ("adapter_config.json", b'{"init_lora_weights": [[]]}'),
+    ],
+)
 def test_a_damaged_file_is_refused_by_name_and_written_again(sound, file, raw):
     (sound / file).write_bytes(raw)
     for words in (
@@ -73,7 +64,7 @@ def test_a_damaged_file_is_refused_by_name_and_written_again(sound, file, raw):
         "merge --out never --adapter-path",
         "train --adapter-path never --init-adapter",
     ):
-        assert DAMAGE[file, raw] in error_of(run, words, sound)
+        assert file in error_of(run, words, sound)
     resume(sound)
     run("evaluate", *at(sound))
 
