@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from minilora import cli, kernels, layers
 from minilora.batching import Example
-from minilora.cli import processes
+from minilora.cli import processes, run_folder
 from minilora.cli.arguments import parse
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import RunWriter, prepare
@@ -199,6 +199,14 @@ def test_several_processes_without_their_mpi_are_one_line_and_train_nothing(
     assert not out.exists()
     started(1, 0, prefix)
     train()
+
+
+def test_process_1_writes_and_prints_nothing(train, out, with_comm):
+    with_comm(2, 1)
+    with run_folder.lock(out):  # process 0 holds it
+        for more in ("--val-batches 99", "--dry-run --max-seq-length 5"):
+            assert train("--keep-best", more) == ("", "")
+    assert not out.exists()
 
 
 def test_with_shards_blas_has_one_thread(train, with_comm, monkeypatch):
