@@ -74,19 +74,15 @@ class File:
         self.file, self.path, self.faults = file, path, faults
 
     def __getattr__(self, name):
-        return getattr(self.file, name)
+        real = getattr(self.file, name)
+        if name not in ("write", "flush", "truncate"):
+            return real
 
-    def write(self, data):
-        self.faults("write", self.path)
-        return self.file.write(data)
+        def call(*args):
+            self.faults(name, self.path)
+            return real(*args)
 
-    def flush(self):
-        self.faults("flush", self.path)
-        return self.file.flush()
-
-    def truncate(self, size=None):
-        self.faults("truncate", self.path)
-        return self.file.truncate(size)
+        return call
 
     def __enter__(self):
         return self

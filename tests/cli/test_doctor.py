@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from models import TINY, adapted, quantized, random_examples, random_model, seeds
 from outcomes import error_of, run
 from safetensors.numpy import load_file, save_file
-from small_run import at, changed, train, write_adapter, write_base
+from small_run import at, train, write_base
 from toy_models import change_json, change_tensors
 
 import minilora
@@ -23,7 +23,7 @@ from minilora.cli.loading import changes_base
 from minilora.evaluation import doctor, metrics
 from minilora.formats.checkpoint import CONFIG, WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
-from minilora.layers import dense, lora_delta, value_and_grad
+from minilora.layers import dense, value_and_grad
 from minilora.model import loss
 from minilora.tree import flatten, get, overlay, unflatten
 
@@ -71,59 +71,35 @@ def times(factor, *parts):
     }
 
 
-def zero_except(part):
-    return lambda tensors: {
-        name: w if part in name or "lora_A" in name else 0 * w for name, w in tensors.items()
-    }
-
-
-def without(part):
-    return lambda tensors: {name: w for name, w in tensors.items() if part not in name}
-
-
-def renamed(a, b):
-    """Return a function that gives the tensors of each of two names the other name."""
-    return lambda tensors: {
-        name.replace(a, "?").replace(b, a).replace("?", b): w for name, w in tensors.items()
-    }
-
-
-def with_magnitudes_of_zero(tensors):
-    found = {name: w for name, w in tensors.items() if "lora_B" in name}
-    return tensors | {
+def zeros_with_magnitudes(tensors):
+    return times(0)(tensors) | {
         name.replace("lora_B.weight", "lora_magnitude_vector"): np.zeros(len(w), "f4")
-        for name, w in found.items()
+        for name, w in tensors.items()
+        if "lora_B" in name
     }
 
 
-SIX = ["k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-UP = "model.layers.1.mlp.up_proj"
-QKV = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
-MLP = ", ".join(f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down"))
+QKV, MLP = (
+    ", ".join(f"model.layers.0.{block}.{name}_proj" for name in names)
+    for block, *names in (("self_attn", *"qkv"), ("mlp", "gate", "up", "down"))
+)
 PLANTED = {
-    "B is zero": (
-        times(0, "lora_B"), {}, f"lora_B is zero in 14 of 14 projections ({', '.join(QKV)}, …)",
+    "zeros": (
+        zeros_with_magnitudes, {"use_dora": True},
+        "lora_A and lora_B and lora_magnitude_vector is zero in 14 of 14 projections",
     ),
-    "A is zero": (times(0, "lora_A"), {}, "lora_A is zero in 14 of 14 projections"),
-    "m is zero": (
-        with_magnitudes_of_zero, {"use_dora": True},
-        "lora_magnitude_vector is zero in 14 of 14 projections",
+    # the median is that of the six others
+    "attention": (
+        times(0, "attn", "lora_B"), {}, f"lora_B is zero in 8 of 14 projections ({QKV}, …)",
     ),
-    "one MLP": (times(0, "layers.0.mlp", "lora_B"), {}, f"is zero in 3 of 14 projections ({MLP})"),
-    "all but one": (zero_except(UP), {}, "lora_B is zero in 13 of 14 projections"),
-    "one projection": (times(0, UP, "lora_B"), {}, f"is zero in 1 of 14 projections ({UP})"),
-    "missing": (without("layers.0.self_attn.q"), {}, f"{FIRST}A.weight is missing (one of 2)"),
-    "extra": (dict, {"target_modules": SIX}, f"{FIRST}A.weight does not belong here (one of 4)"),
-    "other names": (renamed("base_model.", ""), {}, "(one of 28); tensor base_model.model.model"),
-    "too small": (times(1e-6, "lora_A"), {}, "‖ΔW‖/‖W‖ is below 1e-05 in 14 of 14"),
-    "an outlier": (times(1e-3, UP, "lora_B"), {}, f"than the median in 1 of 14 projections ({UP})"),
+    "an outlier": (
+        times(1e-3, "layers.0.mlp", "lora_B"), {},
+        f"than the median in 3 of 14 projections ({MLP})",
+    ),
     "NaN": (times(np.nan, f"{FIRST}A"), {}, f"{FIRST}A.weight has a NaN or an infinite number"),
-    "nearly infinite": (times(1e17, "lora_"), {}, "‖ΔW‖/‖W‖ is above 100 in 14 of 14"),
     "rank": (dict, {"r": 2}, "down_proj.lora_A.weight has the shape (4, 24), not (2, 24)"),
     # seen only on the rows of the run
-    "sign": (times(-1, "lora_B"), {}, "not lead downhill (below 5%) on these rows in"),
-    "layers": (renamed("layers.0.", "layers.1."), {}, "downhill (below 5%) on these rows in 1"),
-    "modules": (renamed("gate_proj", "up_proj"), {}, "downhill (below 5%) on these rows in"),
+    "sign": (times(-1, "lora_B"), {}, "downhill (below 5%) on these rows in"),
 }  # fmt: skip
 
 
@@ -132,10 +108,10 @@ def test_each_fault_has_its_verdict(name, trained, tmp_path):
     change, fields, expected = PLANTED[name]
     found = verdict(1, planted(trained, tmp_path / "ill", change, **fields))
     assert expected in found
-    assert found.count("; ") == found.count("; tensor")  # one fault, and no consequences of it
+    assert "; " not in found.partition("(one of")[0]  # one fault, and no consequences of it
 
 
-HEALTHY = doctor.Row(UP, (), 4, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0, downhill=0.05)
+HEALTHY = doctor.Row("q_proj", (), 4, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0, downhill=0.05)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +128,6 @@ HEALTHY = doctor.Row(UP, (), 4, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0, downhill=0.05)
         ({}, 100.1, "‖ΔW‖/‖W‖ is 100 times more or less than the median"),
         ({}, 0.0099, "‖ΔW‖/‖W‖ is 100 times more or less than the median"),
         ({"downhill": 0.0499}, 1.0, "B does not lead downhill (below 5%) on these rows"),
-        ({"zero": ("lora_A", "lora_B"), "ratio": 0.0}, 1.0, "lora_A and lora_B is zero"),
     ],
 )
 def test_the_limits_of_a_healthy_projection(fields, median, says):
@@ -167,50 +142,26 @@ def test_a_loss_on_the_rows_may_be_a_thousandth_higher(monkeypatch):
     assert [len(faults) for faults in found] == [0, 1, 1]
 
 
-def test_beyond_numbers(trained, tmp_path):
-    """Without the rows, another sign is not seen: all numbers stay usual."""
+def test_without_its_rows_another_sign_is_not_seen(trained, tmp_path):
+    """All numbers stay usual."""
     ill = without_run(planted(trained, tmp_path / "sign", times(-1, "lora_B")))
     assert verdict(0, ill).startswith("healthy")
-    found = verdict(1, ill, "--data", trained.parent / "rows.jsonl")
-    assert found.startswith("ill: B does not lead downhill (below 5%) on these rows in")
-    for folder, status, whose in ((ill, 1, "the rows of notes"), (trained, 0, "its rows")):
-        said = run("inspect --data notes", *at(folder), status=status).out
-        assert f"loss on 16 of {whose}: " in said
+    said = run("inspect --data notes", *at(ill), status=1).out
+    assert "loss on 16 of the rows of notes: " in said
+    assert "\nill: B does not lead downhill (below 5%) on these rows in" in said
 
 
-def test_the_rows_of_a_run_may_be_gone(trained, tmp_path):
-    folder = planted(trained, tmp_path / "moved")
-    rows = trained.parent / "rows.jsonl"
-    rows.rename(tmp_path / "rows.jsonl")
-    try:
-        found = verdict(0, folder, warning="the rows of the run cannot be read: ")
-        assert found.startswith("healthy")
-    finally:
-        (tmp_path / "rows.jsonl").rename(rows)
+def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tmp_path):
+    for start in (False, "gaussian"):
+        folder = planted(trained, tmp_path / str(start), init_lora_weights=start)
+        assert ("?" in run("inspect", *at(folder)).out) == (start is False)
 
 
-@pytest.mark.parametrize("start", [False, "orthogonal", "gaussian"])
-def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tmp_path, start):
-    folder = planted(trained, tmp_path / "peft", init_lora_weights=start)
-    lines = run("inspect", *at(folder)).out.splitlines()
-    unknown = [line.split()[-1] == "?" for line in lines if "_proj" in line]
-    assert unknown == [start != "gaussian"] * 7
-
-
-def test_the_memory_of_a_step_is_that_of_the_run(trained, tmp_path):
-    rows = trained.parent / "rows.jsonl"
-    out = tmp_path / "muon"
-    words = "train --optimizer muon --gradient-checkpointing --iters 1 --batch-size 2 --model micro"
-    said = run(words, "--data", rows, *at(out)).out
+def test_the_memory_of_a_step_is_that_of_the_run(place, tmp_path):
+    given = place / "base", place / "rows.jsonl", tmp_path / "muon"
+    said = train(*given, "--optimizer muon --gradient-checkpointing").out
     step = re.search(r"a step over (\d+) tokens:\n( .*\n)+", said)
-    # the status is 1 after one step at rate 0
-    assert step[0] in run("inspect --tokens", step[1], *at(out), status=1).out
-
-
-def test_another_base(trained, tmp_path):
-    assert "block_size None, not 32" in verdict(1, trained, "--quantize nf4 --block-size 32")
-    moved = write_base(tmp_path / "moved")
-    assert verdict(0, trained, "--model", moved).startswith("healthy")
+    assert step[0] in run("inspect --tokens", step[1], *at(given[-1])).out
 
 
 def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):
@@ -221,32 +172,9 @@ def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):
     assert "the file does not tell on which base it was trained" in printed
 
 
-def test_settings_that_cannot_be_used_are_errors(trained, tmp_path):
-    folder = planted(trained, tmp_path / "ill", lora_alpha=0)
-    assert "--lora-alpha must be a positive number" in error_of(run, "inspect", *at(folder))
-
+def test_an_update_that_is_not_finite_is_an_error_that_names_its_projection(trained, tmp_path):
     folder = planted(trained, tmp_path / "infinite", times(1e30, "lora_"))
     assert "q_proj" in error_of(run, "inspect", *at(folder))
-
-
-@pytest.mark.parametrize("start", ["pissa", "loftq"])
-def test_the_update_of_pissa_and_loftq_is_against_the_base_of_the_file(base, start):
-    """At the beginning, PiSSA and LoftQ are nearer to W than NF4 is."""
-    original = load(base).model
-    config = minilora.LoraConfig(init_lora_weights=start)
-    pair = minilora.get_peft_model(original, config, 0, "nf4")
-    path = "model.layers.0.self_attn.q_proj"
-    found = doctor.measure(path, *pair, original).ratio
-    w = get(original.base, f"{path}.weight")
-    stored = dense(get(minilora.quantize(original, "nf4").base, f"{path}.weight"))
-    # and than NF4 next to the same factors: the frozen weight is what they leave
-    delta = lora_delta(get(pair.adapters, path))
-    if start == "pissa":
-        new = minilora.get_peft_model(original, config)
-        assert doctor.logits_change(*new, original, [1, 2, 3]) < 1e-5
-        assert doctor.logits_change(*new, new.model, [1, 2, 3]) > 1e-3
-    errors = [np.linalg.norm(w - other) for other in (stored, stored + delta)]
-    assert found < min(errors) / np.linalg.norm(w)
 
 
 def test_pissa_without_training(base, tmp_path):
@@ -262,34 +190,22 @@ def test_pissa_without_training(base, tmp_path):
     assert "is below 1e-05 in 4 of 4" in verdict(1, tmp_path)
 
 
-@pytest.mark.parametrize("method", ["ia3", "prompt", "vera"])
-def test_other_methods_have_a_change_of_the_logits_only(method, base, tmp_path):
-    config = MethodConfig(method)
-    adapters, model = minilora.get_peft_model(load(base).model, config)
-    save_adapter(tmp_path, adapters if method == "vera" else changed(adapters), model, config)
-    if method == "vera":  # b = 0
-        assert verdict(1, tmp_path) == ("ill: the logits do not change, or are not finite")
-    else:
-        assert verdict(0, tmp_path).startswith("beyond numbers: ")
-
-
-def test_a_layer_of_other_rank_is_in_the_line_of_its_module(base, tmp_path):
-    folder = write_adapter(tmp_path, base, rank_pattern={"layers.1.self_attn.q_proj": 2})
-    verdict(0, folder)
-    assert "2 q_proj  2–8  2–8  " in run("inspect", *at(folder)).out
+def test_an_adapter_without_factors_that_changes_nothing_is_ill(base, tmp_path):
+    adapters, model = minilora.get_peft_model(load(base).model, MethodConfig("vera"))  # b = 0
+    save_adapter(tmp_path, adapters, model, MethodConfig("vera"))
+    assert verdict(1, tmp_path) == "ill: the logits do not change, or are not finite"
 
 
 # half of the widest gap between two numbers of a format whose largest is 1, rounded up
 HALF_GAP = {"nf4": 0.153, "fp4": 0.168, "int8": 0.004}
 
 
-@given(st.data(), seeds, st.sampled_from(("none", "nf4", "int8")), st.floats(-6, 3))
-def test_the_numbers_are_those_of_the_dense_matrices(data, seed, scheme, exponent):
-    fields = {
-        "r": data.draw(st.integers(1, 5)),
-        "lora_alpha": 10**exponent,
-        "use_rslora": data.draw(st.booleans()),
-    }
+@given(
+    seeds, st.sampled_from(("none", "nf4", "int8")), st.integers(1, 5), st.floats(-6, 3),
+    st.booleans(),
+)  # fmt: skip
+def test_the_numbers_are_those_of_the_dense_matrices(seed, scheme, r, exponent, rs):
+    fields = {"r": r, "lora_alpha": 10**exponent, "use_rslora": rs}
     adapters, model = adapted(random_model(TINY, seed), seed, **fields)
     if scheme != "none":
         model = quantized(model, scheme)
@@ -307,12 +223,12 @@ def test_the_numbers_are_those_of_the_dense_matrices(data, seed, scheme, exponen
     assert abs(row.ratio - ratio) <= error / np.linalg.norm(w) + 1e-12 * ratio
     squares = np.linalg.svd(ba, compute_uv=False) ** 2
     np.testing.assert_allclose(row.first, squares[0] / squares.sum(), rtol=1e-9)
-    assert 1 / min(row.r, *w.shape) - 1e-9 <= row.first <= 1 + 1e-9
     for name, kept in zip(doctor.SCHEMES, row[6:9]):
         # kept − 1 = ⟨e, ΔW⟩/‖ΔW‖² with the error e of rounding Ŵ + ΔW
         largest = 1.2 * np.abs(w).max() + np.abs(update).max()  # Ŵ may exceed W by a half gap
         e = (HALF_GAP[name] + 1e-5) * largest * np.sqrt(w.size)
         assert abs(kept - 1) <= e / np.linalg.norm(update) + 1e-3
+        assert doctor.share_kept(path, w, 0 * w, name) == 0
 
 
 def test_the_direction_is_the_better_one_of_the_start_and_half_way(monkeypatch):
@@ -332,19 +248,8 @@ def test_the_direction_is_the_better_one_of_the_start_and_half_way(monkeypatch):
     assert [*found.values()] == pytest.approx(np.max(cosines, axis=0), abs=1e-5)
 
 
-def test_what_four_bits_keep_of_a_small_and_of_a_large_update():
-    """As in the study Merging into four bits: from Ŵ, nothing of 1 %, and nearly all of 30 %."""
-    rng = np.random.default_rng(0)
-    w = 0.02 * rng.standard_normal((256, 256), np.float32)
-    d = rng.standard_normal((256, 8)) @ rng.standard_normal((8, 256))
-    d *= np.linalg.norm(w) / np.linalg.norm(d)
-    kept = [doctor.share_kept("w", w, size * d, "nf4") for size in (0.01, 0.3)]
-    assert abs(kept[0]) < 0.1 and 0.9 < kept[1] < 1.05
-    assert doctor.share_kept("w", w, 0 * d, "nf4") == 0
-
-
 def test_what_the_softmax_does_not_see_is_no_change_of_logits():
     z = np.random.default_rng(0).standard_normal((1, 3, 5))
-    shifted = z + [[[1.0], [2.0], [4.0]]]
+    shifted = doctor.centered(z + [[[1.0], [2.0], [4.0]]])
     # sums of five numbers below 8, in float64
-    np.testing.assert_allclose(doctor.centered(shifted), doctor.centered(z), atol=40 * 2.0**-53)
+    np.testing.assert_allclose(shifted, doctor.centered(z), atol=40 * 2.0**-53)

@@ -27,15 +27,19 @@ def combinations():
     """All of methods × storage with --all-combinations; else every method, every storage."""
     every = [(m, s) for m, s in product(METHODS, SCHEMES) if m != "full" or s == "none"]
     few = {(m, SCHEMES[i % len(SCHEMES)] if m != "full" else "none") for i, m in enumerate(METHODS)}
-    return [
+    marked = [
         pytest.param(*pair, marks=[] if pair in few else [pytest.mark.combinations])
         for pair in every
     ]
+    more = "--init-lora-weights loftq --lora-r 4 --optimizer muon --also-train norm head"
+    return [*marked, (f"dora {more}", "nf4")]
 
 
-def states(loaded, state=None, **settings):
-    """Yield the state after each of some training steps on random tokens."""
-    config = TrainConfig(**{"iters": 2, "batch_size": 2, "learning_rate": 0.05, **settings})
+def states(loaded, optimizer, state=None):
+    """Yield the state after each of two training steps on random tokens."""
+    config = TrainConfig(
+        iters=2, batch_size=2, learning_rate=0.05, warmup_ratio=0.0, optimizer=optimizer
+    )
     examples = random_examples(loaded.model.config, 6)
     state = state or minilora.start(loaded.adapters, config)
     for state, _ in minilora.run(state, loaded.model, examples, config, quiet=True):
@@ -43,11 +47,22 @@ def states(loaded, state=None, **settings):
 
 
 @pytest.mark.parametrize(("method", "storage"), combinations())
-def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_path):
+def test_a_methods_run_is_resumed_and_its_folder_is_read_by_every_command(
+    method, storage, base, tmp_path
+):
     blocks = "" if storage in WITHOUT_BLOCKS else "--block-size 32"
     words = f"train --model {base} --method {method} --quantize {storage} {blocks}"
-    loaded = load_for_training(parse(words.split()))
-    *_, last = states(loaded)
+    args = parse(words.split())
+    loaded = load_for_training(args)
+    first, last = states(loaded, args.optimizer)
+    # resumed to the same bytes: the checkpoint has the encoder; the base is initialized again
+    save_state(tmp_path / "checkpoint", first, FACTS)
+    again = load_for_training(args)
+    state, *_ = load_state(tmp_path / "checkpoint", again.adapters, args.optimizer)
+    (resumed,) = states(again, args.optimizer, state)
+    for leaf, w in flatten(arrays(last.adapters)).items():
+        assert flatten(resumed.adapters)[leaf].tobytes() == w.tobytes(), leaf
+
     folder, merged = tmp_path / "run", tmp_path / "merged"
     save_adapter(folder, last.adapters, loaded.model, loaded.adapter_config)
     tokens = np.array([[1, 2, 3, 4]])
@@ -74,30 +89,3 @@ def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_pa
     run(*merge)
     logits = minilora.forward({}, load(merged).model, tokens)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-
-
-TARGETS = "--target-modules q_proj down_proj"
-RESUMED = {
-    "p-tuning": "--method p-tuning --num-virtual-tokens 3", "prefix": "--method prefix",
-    "pissa": f"--init-lora-weights pissa {TARGETS}", "vera": "--method vera",
-    "loftq": f"--method dora --init-lora-weights loftq --lora-r 4 {TARGETS}",
-    "muon": f"--optimizer muon {TARGETS}",
-    "muon and AdamW": f"--optimizer muon --also-train norm head {TARGETS}",
-    "products in bfloat16": f"--compute-dtype bfloat16 {TARGETS}",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", RESUMED)
-def test_a_method_resumes_to_the_same_bytes(name, base, tmp_path):
-    """Resume from step 2 of 4: the checkpoint has the encoder; the base is initialized again."""
-    args = parse(["train", "--model", str(base), "--quantize", "nf4", *RESUMED[name].split()])
-    loaded, path = load_for_training(args), tmp_path / "checkpoint"
-
-    settings = {"iters": 4, "optimizer": args.optimizer}
-    _, second, _, whole = states(loaded, **settings)
-    save_state(path, second, FACTS)
-    again = load_for_training(args)
-    state, *_ = load_state(path, again.adapters, args.optimizer)
-    *_, resumed = states(again, state, **settings)
-    for leaf, w in flatten(arrays(whole.adapters)).items():
-        assert flatten(resumed.adapters)[leaf].tobytes() == w.tobytes(), leaf

@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-from contextlib import suppress
-from itertools import product
 
 import pytest
 from faults import KILLED, Faults, apart, kill
@@ -88,13 +86,8 @@ def operations(folder, more):
     return range(1, len(faults.seen) + 1)
 
 
-def fault(number):
-    """An operation that fails with this system error."""
-
-    def fail(path):
-        raise OSError(number, os.strerror(number), path)
-
-    return fail
+def fail(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
 RUNS = pytest.mark.parametrize(("old", "more"), [(False, ""), (True, "--overwrite")])
@@ -105,22 +98,19 @@ def test_an_error_at_any_file_operation_is_one_line_and_its_advice_works(
     place, old, more, rng, tries, capsys
 ):
     started(place, old)
-    cases = list(product(operations(place, more), (errno.ENOSPC, errno.EACCES)))
-    for at, number in rng.sample(cases, tries(3, len(cases))):
+    every = operations(place, more)
+    for at in rng.sample(every, tries(3, len(every))):
         started(place, old)
         capsys.readouterr()
-        with Faults(place / "run", at, fault(number)) as faults:
+        with Faults(place / "run", at, fail) as faults:
             status = train(place, more)
-        error, where = capsys.readouterr().err, (at, number, faults.seen[at - 1])
+        error, where = capsys.readouterr().err, (at, faults.seen[at - 1])
         if status == 0:  # what is left over does no harm, and another run removes it
             assert contents(place / "run") == contents(place / "new"), where
             continue
         assert status == 2 and error.count("\n") == 1 and error.startswith("error: "), where
-        assert str(place / "run") in error and os.strerror(number) in error, (where, error)
-        if number == errno.ENOSPC and "cannot be written" in error:
-            assert "free space on its disk, or choose another folder" in error, (where, error)
-        which = checkpoint_of(place)
-        assert ("train --resume" in error) <= (which == "new"), (where, error)
+        assert str(place / "run") in error and os.strerror(errno.ENOSPC) in error, (where, error)
+        assert ("train --resume" in error) <= (checkpoint_of(place) == "new"), (where, error)
         end_well(place, more, capsys)
 
 
@@ -138,7 +128,7 @@ def save(folder, base, r):
     write_adapter(folder, base, r=r)
 
 
-def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, rng, tries):
+def test_a_kill_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, rng, tries):
     """Between the two renames there are no weights, which is an error; saving again works."""
     base = place / "base"
     model, _ = load(base)
@@ -155,21 +145,10 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
         save(folder, base, 5)
     names = [name for name, _ in faults.seen]
     gone, first = names.index("unlink") + 1, names.index("replace") + 1
-    cases = list(product(range(1, len(names) + 1), (KILLED, errno.ENOSPC)))
-    for number, kind in [
-        (first, KILLED),
-        (first + 1, KILLED),
-        *rng.sample(cases, tries(9, len(cases))),
-    ]:
+    every = range(1, len(names) + 1)
+    for number in [first, first + 1, *rng.sample(every, tries(9, len(every)))]:
         save(folder, base, 2)
-        failed = True
-        if kind == KILLED:
-            assert kill(folder, number, save, folder, base, 5) == KILLED
-        else:
-            with Faults(folder, number, fault(kind)), suppress(InputError, OSError):
-                save(folder, base, 5)
-                failed = False  # to make a folder that is there already may fail
-        expected = (2,) if failed and number <= gone else (None, 5)
-        assert loaded() in expected, (number, kind)
+        assert kill(folder, number, save, folder, base, 5) == KILLED
+        assert loaded() in ((2,) if number <= gone else (None, 5)), number
         save(folder, base, 5)
         assert loaded() == 5
