@@ -15,6 +15,7 @@ from models import (
     assert_near,
     bits,
     configs,
+    fast_model,
     fingerprint,
     moved,
     quantized,
@@ -44,7 +45,7 @@ from minilora.tree import arrays, flatten, get, named_leaves, num_parameters
 U32 = 2.0**-24
 EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "nf4-dq"])
 TOKENS = random_batch(TINY)["tokens"]
-MODEL = random_model(TINY, ops=fused)
+MODEL = fast_model()
 
 
 def three(model):
@@ -107,32 +108,22 @@ def test_an_adapter_upon_a_stack_is_counted_trained_and_saved_alone(tmp_path):
     assert get(rounded.base, "model.layers.0.self_attn.q_proj.lora_stack.0.lora_scaling") == 2.0
 
 
-@pytest.mark.parametrize("name", ["ia3", "bottleneck", "vera"])
-def test_a_method_upon_a_stack_acts_on_the_merged_weight(name):
-    """The stack is applied first: as on the dense model with the stack merged into it.
-
-    Float32, with a weight more: the bound of test_registry's merges.
-    """
-    stacked = several.stack(adapted(MODEL, target_modules=ALL_LINEAR)[0], MODEL)
-    rng = np.random.default_rng(4)
-    adapters, _ = get_peft_model(stacked, MethodConfig(name))
+@EVERY_BASE
+@pytest.mark.parametrize("name", ["lora", "ia3", "bottleneck", "vera"])
+def test_a_method_upon_two_adapters_acts_on_the_merged_weight(name, scheme):
+    """Float32, with two weights more: twice the bound of test_registry's merges."""
+    stacked = quantized(MODEL, scheme)
+    for seed in range(2):
+        stacked = several.stack(adapted(MODEL, seed, target_modules=ALL_LINEAR)[0], stacked)
+    below, rng = minilora.merge({}, stacked), np.random.default_rng(4)
+    assert flatten(below.base).keys() == flatten(MODEL.base).keys()
+    adapters, _ = get_peft_model(stacked, usual_config(name))
     adapters = moved(adapters, lambda w: np.float32(w + rng.standard_normal(w.shape)))
     ours = minilora.forward(adapters, stacked, TOKENS)
-    expected = minilora.forward(adapters, minilora.merge({}, stacked), TOKENS)
-    assert_near(ours, expected, 3e-5)
-
-
-@EVERY_BASE
-def test_a_stack_of_three_merges(scheme):
-    model = quantized(MODEL, scheme)
-    targets = (ALL_LINEAR, ALL_LINEAR, ("q_proj",))
-    each = [adapted(model, seed, r=4, target_modules=x)[0] for seed, x in enumerate(targets)]
-    stacked = several.stack(each[1], several.stack(each[0], model))
-    apart = minilora.forward(each[2], stacked, TOKENS)
-    merged = minilora.merge(each[2], stacked)
-    assert flatten(merged.base).keys() == flatten(model.base).keys()
-    # the bound of test_lora's merged model, with three updates of rank 4 on a projection
-    assert_near(minilora.forward({}, merged, TOKENS), apart, 2 * 4 * (12 + 12) * U32 * 10)
+    assert_near(minilora.forward(adapters, below, TOKENS), ours, 6e-5)
+    if name != "bottleneck":
+        merged = minilora.merge(adapters, stacked)
+        assert_near(minilora.forward({}, merged, TOKENS), ours, 6e-5)
 
 
 # --------------------------------------------------------------------------- an adapter a row
@@ -215,7 +206,7 @@ def test_linear_is_no_average():
 def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengths):
     """In float64 no rounding comes near to the difference of the two most probable tokens."""
     config = replace(config, eos_token_id=(2,))
-    model = random_model(config, seed, np.float64, ops=fused)
+    model = fast_model(config, seed, np.float64)
     each = [{}, *(adapted(model, seed=i, r=2**i, lora_alpha=4)[0] for i in range(2))]
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(config.vocab_size, size=n).tolist() for n in lengths]
@@ -239,7 +230,7 @@ def test_generate_and_generate_batch_have_the_same_defaults():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_prompts_can_share_an_adapter_of_any_method(name):
-    model, rng = random_model(TINY, 0, np.float64, ops=fused), np.random.default_rng(3)
+    model, rng = fast_model(dtype=np.float64), np.random.default_rng(3)
     adapters, _ = get_peft_model(model, usual_config(name))
     adapters = moved(adapters, lambda w: w + 0.3 * rng.standard_normal(w.shape))
     prompts = [[1, 2, 3, 4, 5], [3], [2, 4]]

@@ -15,6 +15,7 @@ from models import (
     bits,
     configs,
     empty_caches,
+    fast_model,
     fingerprint,
     moved,
     quantized,
@@ -57,13 +58,12 @@ from minilora.tree import (
     unflatten,
 )
 
-BLOCK_SIZES = {"int8": None, "nf4": 16}
 IN_THE_CORE = ("lora", "bitfit", "prefix", "norm", "head", "full")
 UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
 VIRTUAL = ("prompt", "p-tuning", "prefix")
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 TOKENS = np.arange(10).reshape(2, 5)
-MODEL = random_model(TINY, ops=fused)
+MODEL = fast_model()
 
 EVERY = pytest.mark.parametrize("name", METHODS)
 PAIRS = [(n, s) for n in METHODS for s in ("none", "int8", "nf4") if n != "full" or s == "none"]
@@ -212,7 +212,7 @@ def test_gradients_are_those_of_finite_differences(name):
     DoRA's are not the derivative: its norms are constants. There the difference is taken with m
     divided by the norms first, and then held.
     """
-    model = random_model(TINY, 0, np.float64, ops=fused)
+    model = fast_model(dtype=np.float64)
     adapters, _ = trained(name, model, dtype=np.float64)
     batch = random_batch(TINY, packed=False)
     _, grads = value_and_grad(minilora.loss)(adapters, model, batch)
@@ -462,7 +462,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
 
 def test_loftq_takes_five_steps_and_each_comes_nearer():
     """The largest number of steps in the paper; Alg. 1 alternates, so the codes are those of
-    W − s·BA, not of W. A and B are the best of their rank for the last codes."""
+    W − s·BA, not of W."""
     w, rests = np.random.default_rng(0).standard_normal((24, 32), np.float32), []
     node = {"lora_A": np.zeros((4, 32), "f4"), "lora_B": np.zeros((24, 4), "f4")}
     node["lora_scaling"] = 2.0
@@ -475,8 +475,6 @@ def test_loftq_takes_five_steps_and_each_comes_nearer():
     assert len(rests) == 5 and rests[0] is w and last is rests[-1]
     left = [np.linalg.svd(w - np.round(rest), compute_uv=False)[4:] for rest in rests]
     first, *_, final = np.linalg.norm(left, axis=1)
-    error = np.linalg.norm(w - np.round(last) - layers.lora_delta(node))
-    assert error == pytest.approx(final, rel=1e-4)
     assert final < 0.98 * first
     # a part of rank zero leaves nothing of the earlier B
     assert_array_equal(initializers.without_principal(w, 0 * w, node), w)
@@ -519,13 +517,13 @@ def test_no_adapter_begins_on_what_pissa_or_loftq_left(kind):
 @pytest.mark.parametrize("name, scheme", [*PAIRS, ("pissa", "nf4"), ("loftq", "int8")])
 def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     """A start that changes the base is made again from the dense one, in the same storage."""
-    model, config = MODEL._replace(source=Source("base")), config_of(name)
-    starts = name in ("pissa", "loftq")
-    if not starts:
-        model = quantized(model, scheme)
-    stored = (scheme, BLOCK_SIZES[scheme]) if starts else ()
-    adapters, frozen = get_peft_model(model, config, 0, *stored)
+    model, config, storage = MODEL._replace(source=Source("base")), config_of(name), ()
     rounded = "the dense weights of base are rounded to bfloat16"
+    if starts := name in ("pissa", "loftq"):
+        storage = scheme, 16 if scheme == "nf4" else None
+    else:
+        model = quantized(model, scheme)
+    adapters, frozen = get_peft_model(model, config, 0, *storage)
     if starts:  # its products come back, too
         with pytest.warns(UserWarning, match=rounded):
             frozen = with_compute_dtype(frozen, "bfloat16")
@@ -536,7 +534,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     with warnings.catch_warnings(action="error"):
         warnings.filterwarnings("default" if starts else "error", rounded)
         back, frozen_back, config_back = load_adapter(tmp_path, model)
-        given = load_adapter(tmp_path, model, *stored).model
+        given = load_adapter(tmp_path, model, *storage).model
     if not starts:
         with refused("are for PiSSA and LoftQ: call"):
             load_adapter(tmp_path, model, None, 16)
@@ -599,13 +597,12 @@ def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path
 def test_a_field_of_peft_that_is_off_or_another_is_not_what_the_method_needs(name):
     written = method_format.as_json(MethodConfig(name), "a base")
     assert written["base_model_name_or_path"] == "a base" and written["inference_mode"] is True
-    backwards = {key: value[::-1] for key, value in written.items() if isinstance(value, list)}
-    # a set of PEFT has no order
-    assert method_format.read_config(written | backwards, MODEL.base) == MethodConfig(name)
-    sizes = {"num_layers": 2, "token_dim": 12} if name in VIRTUAL else {}  # those of the model
-    free = dict.fromkeys(METHODS[name].free_fields, "any")
-    method_format.read_config(written | free | sizes, MODEL.base)
+    # a set of PEFT has no order, and some fields say only how an adapter began
+    same = {key: value[::-1] for key, value in written.items() if isinstance(value, list)}
+    same |= dict.fromkeys(METHODS[name].free_fields, "any")
+    same |= {"num_layers": 2, "token_dim": 12} if name in VIRTUAL else {}  # those of the model
+    assert method_format.read_config(written | same, MODEL.base) == MethodConfig(name)
     for field, value in METHODS[name].peft_fields.items():
-        for other in ([type(value)()] if value else []) + [["another"]]:
+        for other in (type(value)(), ["another"]):
             with refused(f"{field} .* is not implemented"):
                 method_format.read_config(written | {field: other}, MODEL.base)
