@@ -55,11 +55,9 @@ def test_four_bits(equal, code, kind, shape, double):
             (q.dequantize().ravel(), values(packed, state, w)),
         ]
         if double:
-            pairs += [
-                (q.stored_absmax.codes, state.absmax.numpy()),
-                (q.stored_absmax.nested_absmax, state.state2.absmax.numpy()),
-                (q.stored_absmax.offset, state.offset.numpy()),
-            ]
+            ours, nested = q.stored_absmax, state.state2.absmax
+            pairs += [(ours.codes, state.absmax), (ours.nested_absmax, nested)]
+            pairs += [(ours.offset, state.offset)]
         equal(*DOUBLE if double else FOUR, *pairs)
 
 
@@ -70,7 +68,7 @@ def test_the_offset_of_a_large_tensor(equal, n):
     q = nf4.quantize(w, 32, True)
     _, alone = theirs(w, 32, True, "nf4")
     ours = q.stored_absmax
-    equal(*DOUBLE, (ours.offset, alone.offset.numpy()), (ours.codes, alone.absmax.numpy()))
+    equal(*DOUBLE, (ours.offset, alone.offset), (ours.codes, alone.absmax))
     torch.set_num_threads(2)
     _, shared = theirs(w, 32, True, "nf4")
     # Each of the two sums is as exact as ours; nearly all the error is in their last addition.

@@ -98,18 +98,25 @@ def test_sizes_that_do_not_fit_are_refused_before_a_compiled_loop():
         weights.matvec(w, x[1:])
 
 
-@EACH
+@pytest.mark.parametrize("kind", [*KINDS, "int8"])
 @given(seeds)
 def test_matvec(kind, seed):
-    """Each way adds up to 65 roundings of the size of Σ|w x|; what float32 cannot hold is zero."""
+    """Each way has up to 70 roundings of the size of Σ|w x|; what float32 cannot hold is zero."""
     rng = np.random.default_rng(seed)
-    w, x = some(kind, 9, 2, seed), rng.standard_normal(64).astype(np.float32)
-    x *= np.float32(1e-3) if kind != "BF16" else np.float32(1e-6)  # BF16 reaches 3·10³⁸
-    dense = exact(w).astype(np.float64)
-    bound = 66 * UNIT * (np.abs(dense) @ np.abs(x)) + 64 * 2.0**-126
+    x = rng.standard_normal(64).astype(np.float32)
+    if kind == "int8":
+        w = int8.quantize(rng.standard_cauchy((9, 64)) * 10.0 ** rng.integers(-35, 30, (9, 1)))
+        exact_w = w.codes * (w.absmax[:, None].astype(np.float64) / 127)
+    else:
+        w = some(kind, 9, 2, seed)
+        exact_w = exact(w).astype(np.float64)
+    x *= np.float32(1e-6) if kind == "BF16" else np.float32(1e-3)  # BF16 reaches 3·10³⁸
+    bound = 70 * UNIT * (np.abs(exact_w) @ np.abs(x)) + 200 * 2.0**-126
     y = weights.matvec(w, x)
-    assert (np.abs(y - dense @ x) <= bound).all()
-    assert bits(weights.matmul(x, w)) == bits(y) == bits(weights.matmul(x[None, None], w))
+    assert y.dtype == np.float32 and (np.abs(y - exact_w @ x) <= bound).all()
+    for rows in (x, x[None], x[None, None]):
+        assert bits(weights.matmul(rows, w)) == bits(y)
+    assert weights.matmul(np.float64(x), w).dtype == np.float64
 
 
 def test_matvec_of_small_numbers():
