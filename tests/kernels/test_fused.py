@@ -20,9 +20,9 @@ dtypes = st.sampled_from([np.float32, np.float64])
 
 
 def value_and_gradients(f, args, g):
-    """f(*args) and, for each of the arguments, the gradient of Σ g∘f."""
+    """[f(*args), for each of the arguments the gradient of Σ g∘f]."""
     back, y = make_vjp(lambda args: f(*args))(tuple(args))
-    return y, back(np.asarray(g, y.dtype))
+    return [y, *back(np.asarray(g, y.dtype))]
 
 
 def cast(dtype, *arrays):
@@ -35,10 +35,10 @@ def held_against_plain(name, args, rest, g, dtype, roundings):
     args are differentiated, rest are not. The bound: so many roundings of the largest number.
     """
     args = cast(dtype, *args)
-    y, dargs = value_and_gradients(lambda *a: getattr(fused, name)(*a, *rest), args, g)
+    ours = value_and_gradients(lambda *a: getattr(fused, name)(*a, *rest), args, g)
     exact = cast(np.float64, *args)
-    y0, dargs0 = value_and_gradients(lambda *a: getattr(layers, name)(*a, *rest), exact, g)
-    for got, expected in zip((y, *dargs), (y0, *dargs0), strict=True):
+    plain = value_and_gradients(lambda *a: getattr(layers, name)(*a, *rest), exact, g)
+    for got, expected in zip(ours, plain, strict=True):
         assert got.shape == expected.shape and np.isfinite(got).all()
         assert got.dtype == dtype or got.ndim == 0
         largest = max(1, np.abs(expected).max())
@@ -136,7 +136,7 @@ def test_a_masked_row_is_never_looked_at():
     (hidden, head), (targets, mask) = call("cross_entropy")
     spoilt = np.where(mask[..., None] == 0, np.nan, hidden)
     wild = np.where(mask == 0, 10**6, targets)
-    loss, (dh,) = value_and_gradients(
+    loss, dh = value_and_gradients(
         lambda h: fused.cross_entropy(h, head, wild, mask), [spoilt.astype(np.float32)], 1.0
     )
     assert loss == fused.cross_entropy(hidden, head, targets, mask)
@@ -167,8 +167,7 @@ def test_linear(seed, traced, adapted, biased, p):
             node = arrays | settings | dict(zip(names, values))
             return ops.linear(node.pop("x"), node, layers.RowRng([[seed], [1]]))
 
-        y, grads = value_and_gradients(f, [arrays[name] for name in names], g)
-        return y, *grads
+        return value_and_gradients(f, [arrays[name] for name in names], g)
 
     for got, expected in zip(outcome(fused), outcome(layers), strict=True):
         # sums of at most 10 terms of size up to ten, each the input of the next
@@ -197,6 +196,12 @@ def call(name):
     }[name]
 
 
+def traceable(name):
+    """(f, args): a call f(*args) of the fused operation, of the arguments that can be traced."""
+    args, rest = call(name)
+    return lambda *args: getattr(fused, name)(*args, *rest), args
+
+
 NAMES = ("rms_norm", "swiglu", "attention", "cross_entropy")
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -204,20 +209,17 @@ EACH = pytest.mark.parametrize("name", NAMES)
 @EACH
 def test_any_of_the_arguments_may_be_traced(name):
     """Nothing is traced below the first adapted projection: with up_proj alone, gate is not."""
-    args, rest = call(name)
-    f = getattr(fused, name)
-    g = np.random.default_rng(0).standard_normal(f(*args, *rest).shape)
-    _, together = value_and_gradients(lambda *a: f(*a, *rest), args, g)
+    f, args = traceable(name)
+    g = np.random.default_rng(0).standard_normal(f(*args).shape)
+    _, *together = value_and_gradients(f, args, g)
     for n, arg in enumerate(args):
-        of_one = lambda x: f(*args[:n], x, *args[n + 1 :], *rest)  # noqa: B023, E731
-        _, (grad,) = value_and_gradients(of_one, [arg], g)
-        assert_array_equal(grad, together[n])
+        of_one = lambda x: f(*args[:n], x, *args[n + 1 :])  # noqa: B023, E731
+        assert_array_equal(value_and_gradients(of_one, [arg], g)[1], together[n])
 
 
 @EACH
 def test_the_order_in_memory_does_not_matter(name):
-    (first, *others), rest = call(name)
-    f = lambda *a: getattr(fused, name)(*a, *rest)  # noqa: E731
+    f, (first, *others) = traceable(name)
     g = np.ones_like(f(first, *others)).T.copy().T  # this too in another order
     for x in (
         np.asfortranarray(first), np.repeat(first, 2, axis=-1)[..., ::2],
@@ -225,7 +227,7 @@ def test_the_order_in_memory_does_not_matter(name):
     ):  # fmt: skip
         found = value_and_gradients(f, (x, *others), g)
         expected = value_and_gradients(f, (np.ascontiguousarray(x), *others), g)
-        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1])):
+        for a, b in zip(found, expected):
             assert_array_equal(a, b)
 
 
@@ -233,10 +235,9 @@ def test_the_order_in_memory_does_not_matter(name):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_are_never_hidden(name, bad):
     """A diverged run has to be seen in its loss: fast kernels may not assume finite numbers."""
-    args, rest = call(name)
+    f, args = traceable(name)
     for n, arg in enumerate(args):
         wrong = arg.copy()
         wrong[..., 0] = bad
         with np.errstate(all="ignore"):
-            y = getattr(fused, name)(*args[:n], wrong, *args[n + 1 :], *rest)
-        assert not np.isfinite(y).all()
+            assert not np.isfinite(f(*args[:n], wrong, *args[n + 1 :])).all()

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from models import bits, compiled_only
 from numba.core import config
-from test_fused import NAMES, call, value_and_gradients
+from test_fused import NAMES, traceable, value_and_gradients
 from threadpoolctl import threadpool_info
 
 from minilora import kernels
-from minilora.kernels import bfloat16, fused, loops, threads
+from minilora.kernels import bfloat16, loops, threads
 from minilora.rounding import to_bfloat16
 
 # ------------------------------------------------------------------------------ exponential
@@ -66,16 +66,6 @@ def _count(lo, hi, times):
         times[i] += 1
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 3, 7])
-def test_every_row_is_done_once_on_any_number_of_cores(monkeypatch, cpus):
-    monkeypatch.setattr(threads, "THREADS", cpus)
-    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
-    for n in (0, 1, 2, 3, 5, 64, 1001):
-        times = np.zeros(n, np.int64)
-        threads.parallel_rows(_count, (n, 1), times)
-        assert (times == 1).all()
-
-
 def all_operations():
     """The bytes of every fused operation's value and gradients, and of products in bfloat16."""
     rng = np.random.default_rng(0)
@@ -84,10 +74,8 @@ def all_operations():
     bfloat16.matmul(x, matrix, out)
     results = [bits(out), bits(bfloat16.matmul_transposed(g, matrix))]
     for name in NAMES:
-        args, rest = call(name)
-        f = lambda *a: getattr(fused, name)(*a, *rest)  # noqa: B023, E731
-        y, grads = value_and_gradients(f, args, np.ones_like(f(*args)))
-        results += [bits(y), *map(bits, grads)]
+        f, args = traceable(name)
+        results += map(bits, value_and_gradients(f, args, np.ones_like(f(*args))))
     return results
 
 
