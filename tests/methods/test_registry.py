@@ -28,8 +28,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from outcomes import refused
 from toy_models import change_json
 
-import minilora
-from minilora import layers
+from minilora import forward, generate, generate_batch, layers, loss, merge, train
 from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.evaluation.loop import check_packing
@@ -41,7 +40,6 @@ from minilora.kernels import fused
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths
 from minilora.methods import dora, initializers, vera
-from minilora.methods.compose import generate_batch
 from minilora.methods.method import SIZES, MethodConfig
 from minilora.methods.registry import METHODS, get_peft_model, num_virtual_tokens
 from minilora.model import Source, hidden_states, with_adapters
@@ -128,8 +126,8 @@ def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
     model = random_model(TINY, biases=("q_proj", "down_proj"), ops=ops)
     get(model.base, "model.layers.0.self_attn.q_proj.weight")[1] = 0  # has no direction for DoRA
     model = quantized(model, scheme)
-    bare = minilora.forward({}, model, TOKENS)
-    at_start = minilora.forward(*started(name, model), TOKENS)
+    bare = forward({}, model, TOKENS)
+    at_start = forward(*started(name, model), TOKENS)
     assert np.isfinite(at_start).all()
     assert (bits(bare) == bits(at_start)) == (name not in VIRTUAL)
 
@@ -172,7 +170,7 @@ def test_the_matrices_of_vera_are_shared_and_not_trained():
     shared, before = node[vera.SHARED], [*map(bits, node[vera.SHARED])]
     assert (node[vera.D] == np.float32(0.1)).all()
     config = TrainConfig(iters=2, learning_rate=0.1, warmup_ratio=0)
-    after = minilora.train(start, model, random_examples(TINY, 4), config).adapters
+    after = train(start, model, random_examples(TINY, 4), config).adapters
     for path, leaf in named_leaves(after):
         assert leaf is shared if path.endswith(vera.SHARED) else (leaf != get(start, path)).any()
     assert [*map(bits, shared)] == before
@@ -195,7 +193,7 @@ def test_both_paths_agree(config, seed, name, checkpointing):
     model = random_model(config, seed, np.float64)
     adapters, _ = trained(name, model, seed, np.float64)
     batch = random_batch(config, seed, packed=name not in ("prompt", "p-tuning"))
-    of = value_and_grad(minilora.loss)
+    of = value_and_grad(loss)
     plain, expected = of(adapters, model, batch, checkpointing=checkpointing)
     optimized = model._replace(ops=fused)
     quick, found = of(adapters, optimized, batch, checkpointing=checkpointing)
@@ -215,7 +213,7 @@ def test_gradients_are_those_of_finite_differences(name):
     model = fast_model(dtype=np.float64)
     adapters, _ = trained(name, model, dtype=np.float64)
     batch = random_batch(TINY, packed=False)
-    _, grads = value_and_grad(minilora.loss)(adapters, model, batch)
+    _, grads = value_and_grad(loss)(adapters, model, batch)
     rng = np.random.default_rng(1)
     step = moved(adapters, lambda w: rng.standard_normal(w.shape))
     slope = 0
@@ -231,28 +229,26 @@ def test_gradients_are_those_of_finite_differences(name):
             if dora.M in node:  # DoRA divides by the norms of `adapters` instead
                 node[dora.M] *= dora.row_norms(weight | node)
                 node[dora.M] /= dora.row_norms(weight | get(adapters, path))
-        return minilora.loss(there, model, batch)
+        return loss(there, model, batch)
 
     assert slope == pytest.approx((at(1e-6) - at(-1e-6)) / 2e-6, rel=1e-6, abs=1e-8)
 
 
 @PATHS
-@given(seeds, st.sampled_from((0.0, 0.5)))
-def test_dropout_of_dora_is_that_of_peft(ops, seed, p):
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_dropout_of_dora_is_that_of_peft(ops, p):
     """It changes the input of BA and that of the change of W₀x, and not that of W₀x."""
-    rng = np.random.default_rng(seed)
-    shapes = {"weight": (5, 4), "bias": (5,), "lora_A": (2, 4), "lora_B": (5, 2), dora.M: (5,)}
-    node = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-    node |= {"lora_scaling": 1.5, "lora_dropout": p}
-    x = rng.standard_normal((2, 3, 4))
+    model, path = random_model(TINY, 0, np.float64, ("q_proj",)), "model.layers.0.self_attn.q_proj"
+    adapters, _ = trained("dora", model, dtype=np.float64)
+    node = get(model.base, path) | get(adapters, path) | {"lora_dropout": p}
+    x = np.random.default_rng(0).standard_normal((2, 3, 12))
     found = dora.apply(ops.linear, x, node, np.random.default_rng(1))
     z = layers.dropout(x, p, np.random.default_rng(1))
     w, delta = node["weight"], layers.lora_delta(node)
     c = node[dora.M] / np.linalg.norm(w + delta, axis=1)
     # h = W₀x + (c − 1)∘W₀z + c∘(α/r)·BAz + b
     expected = x @ w.T + (c - 1) * (z @ w.T) + c * (z @ delta.T) + node["bias"]
-    # sums of at most 30 products; c is at most 10³ in these draws
-    assert_allclose(found, expected, rtol=0, atol=30**2 * 5**3 * 1e3 * 2.0**-53)
+    assert_near(found, expected, 1e-13)  # float64, sums of some dozens of products
 
 
 @EVERY
@@ -262,10 +258,10 @@ def test_the_core_alone_reads_a_methods_leaves_or_refuses_them(name, monkeypatch
     monkeypatch.setattr(layers, "HOOKS", [])
     monkeypatch.setattr(layers, "PROMPTS", {})
     if name in IN_THE_CORE:
-        minilora.forward(adapters, model, TOKENS)
+        forward(adapters, model, TOKENS)
         return
     with refused(r"the model has no \S* that an adapter could replace or"):
-        minilora.forward(adapters, model, TOKENS)
+        forward(adapters, model, TOKENS)
 
 
 @EVERY
@@ -277,7 +273,7 @@ def test_without_the_entry_that_turns_a_method_on_the_others_are_refused(name):
     rest = {path: w for path, w in named_leaves(adapters) if not path.endswith(firsts)}
     if any(path.endswith(entries) for path in rest for entries in groups):
         with refused("without which the others have no effect"):
-            minilora.forward(unflatten(rest), model, TOKENS)
+            forward(unflatten(rest), model, TOKENS)
 
 
 # ------------------------------------------------------------------------- cache and packing
@@ -307,7 +303,7 @@ def test_tokens_that_the_model_cannot_read_are_warned_of_once(name, n, max_token
     config = replace(TINY, max_position_embeddings=limit, eos_token_id=())
     adapters, model = started(name, MODEL._replace(config=config))
     with warnings.catch_warnings(record=True, action="always") as said:
-        list(minilora.generate(adapters, model, [1] * n, max_tokens))
+        list(generate(adapters, model, [1] * n, max_tokens))
         generate_batch([adapters] * 2, model, [[1] * n, [1]], max_tokens)
     virtual = num_virtual_tokens(config_of(name))
     assert virtual == (3 if name in VIRTUAL else 0)
@@ -340,8 +336,8 @@ def test_virtual_tokens_that_equal_tokens_act_as_those_before_the_text(name, len
         for i, cache in enumerate(caches):
             for name, heads in (("prefix_k", cache.k), ("prefix_v", cache.v)):
                 set_leaf(adapters, f"model.layers.{i}.self_attn.{name}", heads.reshape(n, -1))
-    ours = minilora.forward(adapters, MODEL, tokens)
-    both = minilora.forward({}, MODEL, np.concatenate([front, tokens], axis=1))
+    ours = forward(adapters, MODEL, tokens)
+    both = forward({}, MODEL, np.concatenate([front, tokens], axis=1))
     assert_near(ours, both[:, n:], 1e-5)
 
 
@@ -373,9 +369,9 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name, window):
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
         with refused("leave out `packing`"):
-            minilora.train(*trees, random_examples(TINY, 3), config)
+            train(*trees, random_examples(TINY, 3), config)
         with refused("only the first of packed rows would see the trained prompt"):
-            minilora.loss(*trees, random_batch(TINY))
+            loss(*trees, random_batch(TINY))
         return
     check_packing(trees[0], config)
     alone = [np.array([[1, 2, 3]]), np.array([[4, 5]])]
@@ -398,11 +394,11 @@ def test_merging_is_an_equation_or_refused_by_name(name, scheme):
     if name in UNMERGEABLE:
         path = next(iter(flatten(adapters))).partition(".embedding")[0]
         with refused(f"^{path}.* cannot be merged"):
-            minilora.merge(adapters, model)
+            merge(adapters, model)
         return
-    ours = minilora.forward(adapters, model, TOKENS)
-    merged = minilora.forward({}, minilora.merge(adapters, model), TOKENS)
-    assert np.abs(ours - minilora.forward({}, model, TOKENS)).max() > 0.01 * np.abs(ours).max()
+    ours = forward(adapters, model, TOKENS)
+    merged = forward({}, merge(adapters, model), TOKENS)
+    assert np.abs(ours - forward({}, model, TOKENS)).max() > 0.01 * np.abs(ours).max()
     assert_near(merged, ours, 3e-5)
 
 
@@ -422,11 +418,11 @@ def test_an_adapter_of_pissa_or_loftq_fits_a_model_only_if_it_gives_the_base(fir
         return get_peft_model(MODEL, config, 0, *storage)
 
     own, model = start(*first)
-    expected = minilora.forward(own, model, TOKENS)
+    expected = forward(own, model, TOKENS)
     for other in (*STARTS, ("loftq", {}, "nf4")):  # in blocks of 64
         adapters, _ = start(*other)
         try:
-            logits = minilora.forward(adapters, model, TOKENS)
+            logits = forward(adapters, model, TOKENS)
         except InputError as error:
             assert first not in (other, (*other, 64))
             assert "needs the model that came" in str(error)
@@ -440,7 +436,7 @@ def test_an_adapter_of_pissa_or_loftq_fits_a_model_only_if_it_gives_the_base(fir
 def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, use_dora):
     model = random_model(config, seed, ops=fused)
     adapters, rest_model = started("pissa", model, r=r, lora_alpha=5, use_dora=use_dora)
-    models = model, rest_model, minilora.merge(adapters, rest_model)
+    models = model, rest_model, merge(adapters, rest_model)
     for path in adapted_paths(adapters):
         w, rest, merged = (get(m.base, path)["weight"].astype("f8") for m in models)
         a, b = (get(adapters, path)[name].astype("f8") for name in ("lora_A", "lora_B"))
