@@ -280,7 +280,8 @@ IA3 = get_peft_model(MODEL, MethodConfig("ia3")).adapters
             lambda: also_train({}, MODEL.base, "norm"),
         ),
         ("3 adapters need as many weights", lambda: combined(weights=[1])),
-        ("`weights` must be a finite number", lambda: combined(weights=[1, np.nan, 1])),
+        *(("`weights` must be a finite number", partial(combined, weights=[1, w, 1]))
+          for w in (np.nan, -1e39)),
         ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
         ("one of cat, svd, linear, not 'ties'", lambda: combined("ties")),
         ("equal rank", lambda: combined("linear")),
