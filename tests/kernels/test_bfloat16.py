@@ -158,10 +158,9 @@ def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatc
 def test_the_loss_takes_the_logit_of_a_target_from_the_same_product(kind):
     """Else log Z and the logit are rounded differently, and a loss near zero is mostly that."""
     rng = np.random.default_rng(0)
-    h = rng.standard_normal((2, 9, 64)).astype(np.float32)
-    scales = rng.random((256, 2)).astype(np.float32) / 64
-    codes = rng.integers(-127, 128, (256, 64)).astype(np.int8)
-    head = LowPrecision("Q8_0", codes, scales)
+    h = rng.standard_normal((2, 9, 64), np.float32)
+    codes = rng.integers(-127, 128, (256, 64), np.int8)
+    head = LowPrecision("Q8_0", codes, rng.random((256, 2), np.float32) / 64)
     head = leaf_in(head.dequantize() if kind == "BF16" else head, "bfloat16")
     logits = h @ layers.dense(head).T
     targets = logits.argmax(-1)

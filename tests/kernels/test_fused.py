@@ -35,9 +35,10 @@ def held_against_plain(name, args, rest, g, dtype, roundings):
     args are differentiated, rest are not. The bound: so many roundings of the largest number.
     """
     args = cast(dtype, *args)
-    ours = value_and_gradients(lambda *a: getattr(fused, name)(*a, *rest), args, g)
-    exact = cast(np.float64, *args)
-    plain = value_and_gradients(lambda *a: getattr(layers, name)(*a, *rest), exact, g)
+    ours, plain = (
+        value_and_gradients(lambda *a, ops=ops: getattr(ops, name)(*a, *rest), cast(own, *args), g)
+        for ops, own in ((fused, dtype), (layers, np.float64))
+    )
     for got, expected in zip(ours, plain, strict=True):
         assert got.shape == expected.shape and np.isfinite(got).all()
         assert got.dtype == dtype or got.ndim == 0
