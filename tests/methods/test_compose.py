@@ -107,7 +107,10 @@ def test_a_method_upon_two_adapters_acts_on_the_merged_weight(name, scheme):
     """Float32, with two weights more: twice the bound of test_registry's merges."""
     stacked = quantized(MODEL, scheme)
     for seed in range(2):
-        stacked = several.stack(adapted(MODEL, seed, target_modules=ALL_LINEAR)[0], stacked)
+        adapters, _ = adapted(MODEL, seed, target_modules=ALL_LINEAR)
+        stacked = several.stack(adapters, stacked)
+    both = num_parameters(MODEL.base) + 2 * num_parameters(adapters)
+    assert num_parameters(stacked.base) == both
     below, rng = merge({}, stacked), np.random.default_rng(4)
     assert flatten(below.base).keys() == flatten(MODEL.base).keys()
     adapters, _ = get_peft_model(stacked, usual_config(name))
