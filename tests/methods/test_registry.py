@@ -26,7 +26,7 @@ from models import (
 )
 from numpy.testing import assert_allclose, assert_array_equal
 from outcomes import refused
-from toy_models import change_json
+from toy_models import change_json, read_json
 
 from minilora import forward, generate, generate_batch, layers, loss, merge, train
 from minilora.cli import main
@@ -532,16 +532,19 @@ def test_a_start_is_made_again_from_the_dense_base(name, storage, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, tensors",  # of layer 0, as PEFT names them
+    "name, kind, tensors",  # of layer 0, as PEFT names them
     [
-        ("dora", {"self_attn.q_proj.lora_magnitude_vector": (24,)}),
-        ("ia3", {"self_attn.k_proj.ia3_l": (12, 1), "mlp.down_proj.ia3_l": (1, 10)}),
-        ("vera", {"self_attn.q_proj.vera_lambda_b": (24,)}),
+        ("dora", "LORA", {"self_attn.q_proj.lora_magnitude_vector": (24,)}),
+        ("ia3", "IA3", {"self_attn.k_proj.ia3_l": (12, 1), "mlp.down_proj.ia3_l": (1, 10)}),
+        ("vera", "VERA", {"self_attn.q_proj.vera_lambda_b": (24,)}),
+        ("prompt", "PROMPT_TUNING", {}), ("p-tuning", "P_TUNING", {}),
+        ("prefix", "PREFIX_TUNING", {}),
     ],
-)
-def test_the_names_in_a_file_are_those_of_peft(name, tensors, tmp_path):
+)  # fmt: skip
+def test_the_names_in_a_file_are_those_of_peft(name, kind, tensors, tmp_path):
     """A round trip does not see a wrong name, because writing and reading share it."""
     save_adapter(tmp_path, *trained(name, MODEL), config_of(name))
+    assert read_json(tmp_path / "adapter_config.json")["peft_type"] == kind
     found = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
     for path, shape in tensors.items():
         assert found[f"base_model.model.model.layers.0.{path}"].shape == shape
