@@ -50,37 +50,37 @@ def test_fp4_has_two_zeros_and_a_smallest_value_that_no_e2m1_has():
     magnitudes = nf4.FP4[:8]
     assert_array_equal(nf4.FP4[8:], -magnitudes)
     e2m1 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / np.float32(6)
-    # bitsandbytes has 1/192 in the place of 1/12
-    ends = {float(np.float32(1 / 192)), float(np.float32(1 / 12))}
-    assert set(magnitudes.tolist()) ^ set(e2m1.tolist()) == ends
+    e2m1[1] = 1 / 192  # of bitsandbytes, in the place of 1/12
+    assert_array_equal(np.sort(magnitudes), e2m1)
     # equal values keep the order of their codes: FP4's zeros are 0 and 8
     order = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3]
     assert nf4.CODEBOOKS["fp4"].order.tolist() == order
 
 
 @given(seeds, kinds, st.integers(1, 40), st.integers(1, 5), st.sampled_from([16, 64]), codes)
-def test_every_element_by_itself(seed, kind, rows, columns, size, code):
-    """One element at a time: the nearest value, and the lower one at a tie."""
+def test_every_block_by_itself(seed, kind, rows, columns, size, code):
+    """The value nearest to each element, and the lower one at a tie."""
     w = weights(kind, (rows, columns), seed)
     q, w, n = nf4.quantize(w, size, quant_type=code), w.ravel(), w.size
-    values = nf4.CODEBOOKS[code].values
-    by_value = sorted(range(16), key=lambda i: values[i])  # of FP4's two zeros, +0 comes first
-    edges = [(values[a] + values[b]) / np.float32(2) for a, b in pairwise(by_value)]
-    assert q.shape == (rows, columns)
+    values, tiny = nf4.CODEBOOKS[code].values, np.float32(1e-38)
+    by_value = np.array(sorted(range(16), key=lambda i: values[i]))  # of FP4's zeros, +0 is first
+    edges = (values[by_value[:-1]] + values[by_value[1:]]) / np.float32(2)
     got, back = nf4.unpack_4bit(q.codes), q.dequantize().ravel()
-    for i, x in enumerate(w):
-        start = i // size * size
+    assert q.shape == (rows, columns)
+    for start, absmax in zip(range(0, n, size), q.absmax, strict=True):
         block = w[start : start + size]
-        largest, tiny = max(abs(block)), np.float32(1e-38)
+        largest = max(np.abs(block).max(), tiny)
         if len(block) == size:
-            assert q.absmax[i // size] == largest
-            x = x * (np.float32(1) / max(largest, tiny))
+            assert absmax == np.abs(block).max()
+            x = block * (np.float32(1) / largest)
         else:  # a short last block, as bitsandbytes has it
-            assert q.absmax[i // size] == max(largest, tiny)
-            x = x / max(largest, tiny)
-        assert got[i] == by_value[sum(bool(edge < x) for edge in edges)]
-        assert back[i] == values[got[i]] * q.absmax[i // size]
-    assert n % 2 == 0 or got[n] == by_value[sum(bool(edge < 0) for edge in edges)]  # a zero
+            assert absmax == largest
+            x = block / largest
+        expected = by_value[(edges < x[:, None]).sum(axis=1)]
+        here = slice(start, start + len(block))
+        assert_array_equal(got[here], expected)
+        assert_array_equal(back[here], values[expected] * absmax)
+    assert n % 2 == 0 or got[n] == by_value[(edges < 0).sum()]  # a zero
 
 
 @given(seeds, kinds, shapes, block_sizes, codes)
@@ -102,22 +102,22 @@ def test_the_dynamic_maps_bits():
 
 
 @given(seeds, kinds, st.integers(1, 600))
-def test_double_quantization_one_absmax_at_a_time(seed, kind, m):
+def test_double_quantization_one_block_at_a_time(seed, kind, m):
     absmax, one = np.abs(weights(kind, (m,), seed)), np.float32(1)
     second = double_quant.double_quantize(absmax)
     offset, back = double_quant.mean(absmax), double_quant.double_dequantize(second)
-    assert second.offset == offset and type(second.offset) is np.float32
+    assert second.offset == offset and type(offset) is np.float32
     midpoints = [float((a + b) / np.float32(2)) for a, b in pairwise(double_quant.DYNAMIC_MAP)]
-    for start in range(0, m, 256):
-        rest = [a - offset for a in absmax[start : start + 256]]
-        largest = max(abs(a) for a in rest)
-        assert second.nested_absmax[start // 256] == largest
-        for i, a in enumerate(rest, start):
-            x = -one if largest == 0 else min(max(a * (one / largest), -one), one)
-            step = int((x + one) * np.float32(0.5) * np.float32(65535) + np.float32(0.5))
-            at = np.float32(2 * step) / np.float32(65535) - one
-            assert second.codes[i] == bisect_left(midpoints, float(at))
-            assert back[i] == double_quant.DYNAMIC_MAP[second.codes[i]] * largest + offset
+    for start, largest in zip(range(0, m, 256), second.nested_absmax, strict=True):
+        here = slice(start, min(start + 256, m))
+        rest = absmax[here] - offset
+        assert largest == np.abs(rest).max()
+        x = (rest * (one / largest)).clip(-one, one) if largest else -np.ones_like(rest)
+        steps = ((x + one) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)).astype(int)
+        at = np.float32(2 * steps) / np.float32(65535) - one
+        codes = [bisect_left(midpoints, number) for number in at.tolist()]
+        assert second.codes[here].tolist() == codes
+        assert_array_equal(back[here], double_quant.DYNAMIC_MAP[codes] * largest + offset)
 
 
 def test_differences_too_small_to_divide_by_go_to_the_ends():
@@ -125,42 +125,15 @@ def test_differences_too_small_to_divide_by_go_to_the_ends():
     assert double_quant.double_quantize(absmax).codes.tolist() == [0, 255]
 
 
-def spread_out(n):
-    """n numbers in [0, 1): the parts of multiples of the golden ratio after the point."""
-    return (np.arange(1, n + 1) * 0.6180339887498949 % 1).astype(np.float32)
-
-
-def test_mean_has_torchs_bits_whatever_is_left_over():
-    # torch.tensor(spread_out(n)).mean(), on one thread, for each n
-    means = np.array([double_quant.mean(spread_out(n)) for n in range(1, 601)], "<f4")
-    assert zlib.crc32(means.tobytes()) == 0xF9861C79
+def test_mean_has_torchs_bits():
+    """Whatever is left over of vectors and groups. Groups have 16 rows, 32 if rows exceed 2¹⁹."""
+    # of torch.tensor(numbers[:n]).mean(), on one thread, for each n
+    numbers = (np.arange(1, 2**24 + 33) * np.e % 1).astype("<f4")
+    sizes = [*range(1, 601), 8191, 8192, 8193, 32767, 2**20 + 33, 2**24, 2**24 + 32]
+    means = [double_quant.mean(numbers[:n]) for n in sizes]
+    assert zlib.crc32(np.array(means).tobytes()) == 0x7FF60D5D
     # eight numbers are one vector, added from left to right: 1 + 2⁻²⁴ is 1, seven times
     assert double_quant.mean(np.float32([1, *[2**-24] * 7])) == 1 / 8
-
-
-@pytest.mark.parametrize(
-    "n, expected",
-    [
-        (8191, "0x1.0007b6p-1"), (8192, "0x1.000eaap-1"), (8193, "0x1.000f82p-1"),
-        (32767, "0x1.fffe8cp-2"), (2**20 + 33, "0x1.ffffecp-2"),
-    ],
-)  # fmt: skip
-def test_mean_adds_in_groups_of_groups(n, expected):
-    mean = double_quant.mean(spread_out(n))
-    assert type(mean) is np.float32 and float(mean) == float.fromhex(expected)
-
-
-@pytest.mark.parametrize("rows, group", [(2**19, 16), (2**19 + 1, 32)])
-def test_the_groups_grow_with_the_number_of_rows(rows, group):
-    """16 rows at a time, and 32 if there are more than 2¹⁹, as in torch."""
-    x = spread_out(rows)[:, None]
-    expected = x
-    while len(expected) > group:
-        padded = np.pad(expected, ((0, -len(expected) % group), (0, 0)))
-        groups = padded.reshape(-1, group, 1)
-        # one after the other in each group; zeros at the end change nothing
-        expected = sum(groups[:, i] for i in range(group))
-    assert double_quant._cascade(x).tolist() == sum(expected).tolist()
 
 
 # ----------------------------------------------------------------------------- compiled loops
@@ -224,34 +197,33 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
 # ------------------------------------------------------- what is stored, and what is refused
 
 
-@pytest.mark.parametrize("block_size", [16, 64, 4096])
+@pytest.mark.parametrize("block_size", [16, 4096])
 def test_bits_per_parameter(block_size):
+    """The offset is one float32 for the whole tensor."""
     n = 256 * block_size
     single, double = (nf4.quantize(np.ones(n), block_size, dq) for dq in (False, True))
     assert 8 * single.nbytes / n == 4 + 32 / block_size
-    # the offset is one float32 for the whole tensor
     assert 8 * double.nbytes / n == 4 + 8 / block_size + 32 / (256 * block_size) + 32 / n
-    largest = nf4.quantize(np.arange(1, 4), np.int64(65536))  # the largest block size
-    assert largest.absmax.tolist() == [3]
+    assert nf4.quantize(np.arange(1, 4), np.int64(65536)).absmax == 3  # the largest block size
 
 
-@pytest.mark.parametrize(
-    "where", ["codes", "stored_absmax", "stored_absmax.codes", "stored_absmax.nested_absmax"]
-)
-def test_loops_refuse_a_weight_with_too_few_parts(where):
+def test_loops_refuse_a_weight_with_too_few_parts():
     """They check no bounds, so they would read memory of others."""
-    q = nf4.quantize(weights("normal", (275, 15)), 16, double_quant="." in where)
-    outer, _, inner = where.partition(".")
-    stored = getattr(q, outer)
-    short = replace(stored, **{inner: getattr(stored, inner)[:-1]}) if inner else stored[:-1]
-    x = np.ones(15, np.float32)
+    w, x = weights("normal", (275, 15)), np.ones(15, np.float32)
+    one, two = (nf4.quantize(w, 16, double) for double in (False, True))
+
+    def short(stored, name):
+        return replace(stored, **{name: getattr(stored, name)[:-1]})
+
+    nested = (short(two.stored_absmax, name) for name in ("codes", "nested_absmax"))
     for wrong in (
-        {outer: short}, {"shape": (276, 15)}, {"block_size": 17}, {"codes": q.codes.astype(int)}
+        short(one, "codes"), short(one, "stored_absmax"), replace(one, block_size=17),
+        replace(one, codes=one.codes.astype(int)),
+        *(replace(two, stored_absmax=stored) for stored in nested),
     ):  # fmt: skip
         for loop in (weights_.dense, lambda q: weights_.matvec(q, x)):
-            loop(q)
             with refused(r"weight of shape|block size of 17"):
-                loop(replace(q, **wrong))
+                loop(wrong)
 
 
 def test_a_weight_never_changes_and_is_equal_to_itself_alone():
@@ -273,10 +245,10 @@ def test_a_weight_never_changes_and_is_equal_to_itself_alone():
     [
         *(
             (np.ones(128), {"block_size": size}, f"block size of {size} ")
-            for size in (-64, 8, 48, 131072, 64.0, True, "64")
+            for size in (8, 48, 131072, 64.0)
         ),
         (np.ones(64), {"quant_type": "nf3"}, "'nf3'"),
-        *((np.append(np.ones(127), bad), {}, "NaN or an inf") for bad in (np.nan, -np.inf)),
+        (np.append(np.ones(127), np.nan), {}, "NaN or an inf"),
         (np.full(64, 1e39), {}, "NaN or an inf"),  # in float32
         # the sum of the absmax overflows: they have no mean
         (np.full(512, 1e38), {"double_quant": True}, "too large for double quantization"),

@@ -32,11 +32,6 @@ def test_map_keeps_the_shape_and_the_tree(t):
     assert tree.flatten(t) == before
 
 
-def test_get_names_what_is_missing():
-    with pytest.raises(KeyError, match="x"):
-        tree.get({"a": {"b": 1}}, "a.x.c")
-
-
 @pytest.mark.parametrize("scheme", ["int8", "fp4", "nf4", "nf4-dq"])
 def test_count_is_of_logical_parameters_however_they_are_stored(scheme):
     # Counts of 4-bit models are reported halved when packed bytes are counted (qlora#260).

@@ -1,18 +1,19 @@
 """Products in bfloat16: the kernel, the reference, and what a model computes with them."""
 
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from models import TINY, random_base, random_examples
+from models import TINY, adapted, fast_model, fingerprint, random_batch, random_examples
 from outcomes import refused
 
 import minilora
-from minilora import LoraConfig, Model, TrainConfig, kernels, layers
-from minilora.batching import collate
+from minilora import TrainConfig, kernels, layers
+from minilora.config import ALL_LINEAR
 from minilora.kernels import bfloat16, threads, weights
 from minilora.quant.low_precision import LowPrecision
 from minilora.quant.schemes import SCHEMES, leaf_in, quantize, with_compute_dtype
@@ -22,6 +23,7 @@ from minilora.tree import flatten, tree_map
 
 SMALLEST = 2.0**-126  # the smallest normal number: the instruction makes what is below it zero
 SPECIAL = [0.0, -0.0, 1e-40, -1e-45, 1e-38, 3e38, -3.4e38, np.inf, -np.inf, np.nan]
+MODEL = fast_model()
 sizes = st.integers(1, 40) | st.sampled_from([64, 65, 511, 512, 513, 1025])
 
 
@@ -93,22 +95,19 @@ def test_an_infinite_number_meets_no_padding():
 def test_wrong_shapes_raise_an_error():
     x = np.zeros((2, 3), np.float32)
     w = np.zeros((4, 5), np.uint16)
-    with pytest.raises(ValueError, match=r"shape|dimension"):
-        bfloat16.matmul(x, w, np.zeros((2, 4), np.float32))
-    with pytest.raises(ValueError, match=r"shape|dimension"):
-        bfloat16.matmul_transposed(x, w)
+    for wrong in (partial(bfloat16.matmul, x, w, x), partial(bfloat16.matmul_transposed, x, w)):
+        with pytest.raises(ValueError, match=r"shape|dimension"):
+            wrong()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_model_computes_as_the_reference(scheme, monkeypatch):
     """Projections, head, loss and gradient; a row alone and a batch; every storage."""
     monkeypatch.setattr(weights, "TILE", 8)  # rows; some weights have more
-    model = Model(TINY, random_base(TINY), kernels.ops)
-    in_float32 = quantize(model, scheme)
+    in_float32 = quantize(MODEL, scheme)
     with pytest.warns(UserWarning, match=r"^the dense weights of the model are rounded") as said:
         model = with_compute_dtype(in_float32, "bfloat16")
     assert said[0].filename == __file__
-    reference = model._replace(ops=layers)
     rng = np.random.default_rng(0)
     for path, w in flatten(model.base).items():
         if len(w.shape) == 1:
@@ -122,49 +121,46 @@ def test_a_model_computes_as_the_reference(scheme, monkeypatch):
                 check(weights.tiled_matmul_backward(g, w), g, dense)
                 check(layers.matmul(x, w), x, dense.T)
             check(weights.matvec(w, x[0])[None], x[:1], dense.T)  # in tiles, if w is large
-    adapters, _ = minilora.get_peft_model(model, LoraConfig(target_modules="all-linear"), 0)
-    batch = collate([[example] for example in random_examples(TINY, 3)])
-    found = minilora.loss(adapters, model, batch)
+    batch = random_batch(TINY)
+    found, expected, precise = (
+        minilora.loss({}, each, batch) for each in (model, model._replace(ops=layers), in_float32)
+    )
     # sums in another order change some activations by 2⁻²⁴, and then the rounding of a few by 2⁻⁸
-    assert abs(found - minilora.loss(adapters, reference, batch)) < 2.0**-8 * found
-    assert found != minilora.loss(adapters, in_float32, batch)
+    assert abs(found - expected) < 2.0**-8 * found and found != precise
     with refused("load it again for float32"):
         with_compute_dtype(model, "float32")
 
 
 def test_numbers_that_bfloat16_holds_are_not_said_to_be_rounded():
-    base = tree_map(lambda w: nearest(w, "bfloat16"), random_base(TINY))
+    base = tree_map(lambda w: nearest(w, "bfloat16"), MODEL.base)
     with warnings.catch_warnings(action="error"):
-        with_compute_dtype(Model(TINY, base), "bfloat16")
-
-
-def test_another_dtype_is_refused():
+        with_compute_dtype(MODEL._replace(base=base), "bfloat16")
     with refused("unknown compute_dtype 'float16'"):
-        with_compute_dtype(Model(TINY, random_base(TINY)), "float16")
+        with_compute_dtype(MODEL, "float16")
 
 
 def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatch):
     monkeypatch.setattr(threads, "THREADS", 2)
-    model = with_compute_dtype(quantize(Model(TINY, random_base(TINY)), "nf4-dq"), "bfloat16")
-    config = LoraConfig(target_modules="all-linear")
+    model = with_compute_dtype(quantize(MODEL, "nf4-dq"), "bfloat16")
+    adapters, _ = adapted(model, target_modules=ALL_LINEAR)
     examples = [[example] for example in random_examples(TINY, 5)]
-    results = []
-    for parallel_map in (threads.parallel_map, map):
-        ops = SimpleNamespace(**{**vars(kernels.ops), "THREADS": 2, "parallel_map": parallel_map})
-        adapters, adapted = minilora.get_peft_model(model._replace(ops=ops), config, 0)
-        loss, grads, _ = gradient_at(adapters, adapted, examples, 0, TrainConfig(batch_size=4))
-        results.append((float(loss), [g.tobytes() for g in flatten(grads).values()]))
-    assert results[0] == results[1]
+
+    def result(parallel_map):
+        ops = SimpleNamespace(**vars(MODEL.ops) | {"THREADS": 2, "parallel_map": parallel_map})
+        config = TrainConfig(batch_size=4)
+        loss, grads, _ = gradient_at(adapters, model._replace(ops=ops), examples, 0, config)
+        return float(loss), fingerprint(grads)
+
+    assert result(threads.parallel_map) == result(map)
 
 
 @pytest.mark.parametrize("kind", ["BF16", "Q8_0"])
 def test_the_loss_takes_the_logit_of_a_target_from_the_same_product(kind):
     """Else log Z and the logit are rounded differently, and a loss near zero is mostly that."""
     rng = np.random.default_rng(0)
-    h = rng.standard_normal((2, 9, 64)).astype(np.float32)
-    scales = rng.random((256, 2)).astype(np.float32) / 64
-    codes = rng.integers(-127, 128, (256, 64)).astype(np.int8)
-    head = LowPrecision("Q8_0", codes, scales)
+    h = rng.standard_normal((2, 9, 64), np.float32)
+    codes = rng.integers(-127, 128, (256, 64), np.int8)
+    head = LowPrecision("Q8_0", codes, rng.random((256, 2), np.float32) / 64)
     head = leaf_in(head.dequantize() if kind == "BF16" else head, "bfloat16")
     logits = h @ layers.dense(head).T
     targets = logits.argmax(-1)

@@ -20,9 +20,9 @@ dtypes = st.sampled_from([np.float32, np.float64])
 
 
 def value_and_gradients(f, args, g):
-    """f(*args) and, for each of the arguments, the gradient of Σ g∘f."""
+    """[f(*args), for each of the arguments the gradient of Σ g∘f]."""
     back, y = make_vjp(lambda args: f(*args))(tuple(args))
-    return y, back(np.asarray(g, y.dtype))
+    return [y, *back(np.asarray(g, y.dtype))]
 
 
 def cast(dtype, *arrays):
@@ -35,10 +35,11 @@ def held_against_plain(name, args, rest, g, dtype, roundings):
     args are differentiated, rest are not. The bound: so many roundings of the largest number.
     """
     args = cast(dtype, *args)
-    y, dargs = value_and_gradients(lambda *a: getattr(fused, name)(*a, *rest), args, g)
-    exact = cast(np.float64, *args)
-    y0, dargs0 = value_and_gradients(lambda *a: getattr(layers, name)(*a, *rest), exact, g)
-    for got, expected in zip((y, *dargs), (y0, *dargs0), strict=True):
+    ours, plain = (
+        value_and_gradients(lambda *a, ops=ops: getattr(ops, name)(*a, *rest), cast(own, *args), g)
+        for ops, own in ((fused, dtype), (layers, np.float64))
+    )
+    for got, expected in zip(ours, plain, strict=True):
         assert got.shape == expected.shape and np.isfinite(got).all()
         assert got.dtype == dtype or got.ndim == 0
         largest = max(1, np.abs(expected).max())
@@ -48,22 +49,17 @@ def held_against_plain(name, args, rest, g, dtype, roundings):
 # ---------------------------------------------------------------------------------- RMSNorm
 
 
-@st.composite
-def rms_norm_inputs(draw):
-    shape = draw(st.sampled_from([(1, 1), (1, 7), (5, 1), (2, 3, 8), (3, 1, 17), (1, 1, 33)]))
-    rng = np.random.default_rng(draw(seeds))
-    x = rng.standard_normal(shape) * 10.0 ** draw(st.integers(-4, 4))
-    eps = draw(st.sampled_from([1e-5, 1e-2]))
+@given(
+    seeds, st.sampled_from([(1, 1), (1, 7), (5, 1), (2, 3, 8), (3, 1, 17), (1, 1, 33)]),
+    st.sampled_from([1e-4, 1.0, 1e4]), st.sampled_from([1e-5, 1e-2]), st.integers(0, 2), dtypes,
+)  # fmt: skip
+def test_rms_norm(seed, shape, size, eps, zeros, dtype):
+    rng = np.random.default_rng(seed)
+    x, g = rng.standard_normal((2, *shape))
     w = rng.standard_normal(shape[-1])
-    w[: draw(st.integers(0, 2))] = 0  # a weight of zero: x̂ cannot be recomputed from y
-    return x, w, eps, rng.standard_normal(shape)
-
-
-@given(rms_norm_inputs(), dtypes)
-def test_rms_norm(inputs, dtype):
-    x, w, eps, g = inputs
+    w[:zeros] = 0  # a weight of zero: x̂ cannot be recomputed from y
     # a row has at most 33 terms; ∂L/∂x is the difference of two that are up to 1/√ε larger
-    held_against_plain("rms_norm", (x, w), (eps,), g, dtype, 3000)
+    held_against_plain("rms_norm", (size * x, w), (eps,), g, dtype, 3000)
 
 
 # ----------------------------------------------------------------------------------- SwiGLU
@@ -103,61 +99,45 @@ def test_attention(dtype, inputs, seed, size, window, queries):
         held_against_plain("attention", (q, k, v), rest, g, dtype, 100 * (hd + 6) * (scores + 1))
 
 
-def some_attention(B=3, T=5, kv=2, groups=2, hd=4):
-    rng = np.random.default_rng(0)
-    q, k, v = (np.float32(rng.standard_normal((B, T, n * hd))) for n in (kv * groups, kv, kv))
-    starts, angle = random_starts(rng, B, T), rng.standard_normal((B, T, hd // 2))
-    return q, k, v, (np.float32(np.cos(angle)), np.float32(np.sin(angle))), starts
-
-
 def test_segments_outside_their_rows_are_refused():
     """The loops check no bounds."""
-    q, k, v, angles, _ = some_attention(B=1, T=2)
-    for starts in ([[-1, 0]], [[1, 1]], [[0, 2]]):
+    args, (angles, starts) = call("attention")
+    for token, start in ((0, -1), (0, 1), (1, 2)):
+        wrong = 0 * starts
+        wrong[0, token] = start
         with pytest.raises(IndexError, match="segment_starts"):
-            fused.attention(q, k, v, angles, np.array(starts))
+            fused.attention(*args, angles, wrong)
 
 
 # ---------------------------------------------------------------------------- Cross-entropy
 
 
-@st.composite
-def cross_entropy_inputs(draw):
-    B, T, D, V = (draw(st.integers(low, high)) for low, high in ((1, 3), (1, 5), (1, 9), (2, 19)))
-    rng = np.random.default_rng(draw(seeds))
-    hidden, head = rng.standard_normal((B, T, D)), rng.standard_normal((V, D))
-    mask = (rng.random((B, T)) < draw(st.sampled_from([0, 0.5, 1]))).astype(np.float32)
-    mask[rng.integers(B), rng.integers(T)] = 1  # 0: all but one are masked
-    size = draw(st.sampled_from([0.01, 1, 30, 300]))
-    return hidden * size, head, rng.integers(V, size=(B, T)), mask
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@given(cross_entropy_inputs(), st.sampled_from([1, 3, 7, 64]))
-def test_cross_entropy(dtype, inputs, tile):
+@given(
+    seeds, st.tuples(*(st.integers(low, high) for low, high in ((1, 3), (1, 5), (1, 9), (2, 19)))),
+    st.sampled_from([0, 0.5, 1]), st.sampled_from([0.01, 1, 30, 300]), st.sampled_from([1, 3, 64]),
+)  # fmt: skip
+def test_cross_entropy(dtype, seed, sizes, share, size, tile):
     """The largest logit can be in any tile; sums before it are rescaled, possibly to zero."""
-    hidden, head, targets, mask = inputs
+    (B, T, D, V), rng = sizes, np.random.default_rng(seed)
+    hidden, head = size * rng.standard_normal((B, T, D)), rng.standard_normal((V, D))
+    targets, mask = rng.integers(V, size=(B, T)), np.float32(rng.random((B, T)) < share)
+    mask[rng.integers(B), rng.integers(T)] = 1  # a share of 0: all but one are masked
     # a logit has D roundings of its size, and so, relatively, has p; the gradient of the head is a
     # product of h and p − y, which can be far smaller than p
     largest = np.abs(hidden).max()
-    logits = head.shape[1] * largest * np.abs(head).max()
+    logits = D * largest * np.abs(head).max()
     rest, roundings = (targets, mask), 50 * (logits + 10) * max(1, largest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights, "TILE", tile)
         held_against_plain("cross_entropy", (hidden, head), rest, 1.5, dtype, roundings)
 
 
-def some_cross_entropy():
-    rng = np.random.default_rng(3)
-    hidden, head = cast(np.float32, rng.standard_normal((2, 5, 4)), rng.standard_normal((7, 4)))
-    return hidden, head, rng.integers(7, size=(2, 5)), np.float32(rng.integers(2, size=(2, 5)))
-
-
 def test_a_masked_row_is_never_looked_at():
-    hidden, head, targets, mask = some_cross_entropy()
+    (hidden, head), (targets, mask) = call("cross_entropy")
     spoilt = np.where(mask[..., None] == 0, np.nan, hidden)
     wild = np.where(mask == 0, 10**6, targets)
-    loss, (dh,) = value_and_gradients(
+    loss, dh = value_and_gradients(
         lambda h: fused.cross_entropy(h, head, wild, mask), [spoilt.astype(np.float32)], 1.0
     )
     assert loss == fused.cross_entropy(hidden, head, targets, mask)
@@ -166,32 +146,31 @@ def test_a_masked_row_is_never_looked_at():
 
 # ------------------------------------------------------------------------------- Projections
 
-TRACED = st.sets(st.sampled_from(("x", "weight", "bias", "lora_A", "lora_B")), min_size=1)
+SHAPES = {"x": (2, 5, 6), "weight": (8, 6), "bias": (8,), "lora_A": (2, 6), "lora_B": (8, 2)}
 
 
-@given(seeds, TRACED, st.booleans(), st.booleans(), st.sampled_from([0.0, 0.01, 0.5]))
+@given(
+    seeds, st.sets(st.sampled_from([*SHAPES]), min_size=1), st.booleans(), st.booleans(),
+    st.sampled_from([0.0, 0.01, 0.5]),
+)  # fmt: skip
 def test_linear(seed, traced, adapted, biased, p):
     """Any of the arrays may be trained; dropout divides even if it drops no number."""
     rng = np.random.default_rng(seed)
-    shapes = {"x": (2, 5, 6), "weight": (8, 6)}
-    shapes |= {"bias": (8,)} if biased else {}
-    shapes |= {"lora_A": (2, 6), "lora_B": (8, 2)} if adapted else {}
-    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    arrays = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
+    left_out = {"bias": not biased, "lora_A": not adapted, "lora_B": not adapted}
+    arrays = {name: w for name, w in arrays.items() if not left_out.get(name)}
     settings = {"lora_scaling": 1.5, "lora_dropout": p} if adapted else {}
     names = [name for name in arrays if name in traced] or ["x"]
-    dropout = layers.RowRng([[seed], [1]])
-    outcomes = []
-    for ops in (fused, layers):
+    g = rng.standard_normal((2, 5, 8))
 
-        def f(*values, ops=ops):
+    def outcome(ops):
+        def f(*values):
             node = arrays | settings | dict(zip(names, values))
-            return ops.linear(node.pop("x"), node, dropout)
+            return ops.linear(node.pop("x"), node, layers.RowRng([[seed], [1]]))
 
-        y, grads = value_and_gradients(
-            f, [arrays[n] for n in names], np.cos(np.arange(80.0)).reshape(2, 5, 8)
-        )
-        outcomes.append([y, *grads])
-    for got, expected in zip(*outcomes, strict=True):
+        return value_and_gradients(f, [arrays[name] for name in names], g)
+
+    for got, expected in zip(outcome(fused), outcome(layers), strict=True):
         # sums of at most 10 terms of size up to ten, each the input of the next
         assert_allclose(got, expected, rtol=0, atol=1e4 * UNIT[np.float64])
 
@@ -201,14 +180,27 @@ def test_linear(seed, traced, adapted, biased, p):
 
 def call(name):
     """(the arguments that can be traced, the rest) of a call of the fused operation."""
-    q, k, v, angles, starts = some_attention()
-    hidden, head, targets, mask = some_cross_entropy()
+    rng = np.random.default_rng(3)
+
+    def normal(*shape):
+        return np.float32(rng.standard_normal(shape))
+
+    if name == "attention":
+        angle, q, k, v = (normal(3, 5, width) for width in (2, 16, 8, 8))
+        return (q, k, v), ((np.cos(angle), np.sin(angle)), random_starts(rng, 3, 5))
+    hidden = normal(2, 5, 4)
+    targets, mask = rng.integers(7, size=(2, 5)), np.float32(rng.integers(2, size=(2, 5)))
     return {
-        "rms_norm": ((hidden, np.float32([1, 2, 3, 4])), (1e-5,)),
-        "swiglu": ((hidden, hidden[::-1]), ()),
-        "attention": ((q, k, v), (angles, starts)),
-        "cross_entropy": ((hidden, head), (targets, mask)),
+        "rms_norm": ((hidden, normal(4)), (1e-5,)),
+        "swiglu": ((hidden, normal(2, 5, 4)), ()),
+        "cross_entropy": ((hidden, normal(7, 4)), (targets, mask)),
     }[name]
+
+
+def traceable(name):
+    """(f, args): a call f(*args) of the fused operation, of the arguments that can be traced."""
+    args, rest = call(name)
+    return lambda *args: getattr(fused, name)(*args, *rest), args
 
 
 NAMES = ("rms_norm", "swiglu", "attention", "cross_entropy")
@@ -218,20 +210,17 @@ EACH = pytest.mark.parametrize("name", NAMES)
 @EACH
 def test_any_of_the_arguments_may_be_traced(name):
     """Nothing is traced below the first adapted projection: with up_proj alone, gate is not."""
-    args, rest = call(name)
-    f = getattr(fused, name)
-    g = np.random.default_rng(0).standard_normal(f(*args, *rest).shape)
-    _, together = value_and_gradients(lambda *a: f(*a, *rest), args, g)
+    f, args = traceable(name)
+    g = np.random.default_rng(0).standard_normal(f(*args).shape)
+    _, *together = value_and_gradients(f, args, g)
     for n, arg in enumerate(args):
-        of_one = lambda x: f(*args[:n], x, *args[n + 1 :], *rest)  # noqa: B023, E731
-        _, (grad,) = value_and_gradients(of_one, [arg], g)
-        assert_array_equal(grad, together[n])
+        of_one = lambda x: f(*args[:n], x, *args[n + 1 :])  # noqa: B023, E731
+        assert_array_equal(value_and_gradients(of_one, [arg], g)[1], together[n])
 
 
 @EACH
 def test_the_order_in_memory_does_not_matter(name):
-    (first, *others), rest = call(name)
-    f = lambda *a: getattr(fused, name)(*a, *rest)  # noqa: E731
+    f, (first, *others) = traceable(name)
     g = np.ones_like(f(first, *others)).T.copy().T  # this too in another order
     for x in (
         np.asfortranarray(first), np.repeat(first, 2, axis=-1)[..., ::2],
@@ -239,7 +228,7 @@ def test_the_order_in_memory_does_not_matter(name):
     ):  # fmt: skip
         found = value_and_gradients(f, (x, *others), g)
         expected = value_and_gradients(f, (np.ascontiguousarray(x), *others), g)
-        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1])):
+        for a, b in zip(found, expected):
             assert_array_equal(a, b)
 
 
@@ -247,10 +236,9 @@ def test_the_order_in_memory_does_not_matter(name):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_are_never_hidden(name, bad):
     """A diverged run has to be seen in its loss: fast kernels may not assume finite numbers."""
-    args, rest = call(name)
+    f, args = traceable(name)
     for n, arg in enumerate(args):
         wrong = arg.copy()
         wrong[..., 0] = bad
         with np.errstate(all="ignore"):
-            y = getattr(fused, name)(*args[:n], wrong, *args[n + 1 :], *rest)
-        assert not np.isfinite(y).all()
+            assert not np.isfinite(f(*args[:n], wrong, *args[n + 1 :])).all()

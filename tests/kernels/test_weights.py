@@ -1,11 +1,10 @@
 """Frozen weights in a storage that the kernels do not know: they need only `dequantize`."""
 
 import numpy as np
-from models import TINY, fingerprint, random_base, random_examples
+from models import TINY, adapted, fingerprint, random_base, random_batch
 
 import minilora
-from minilora import LoraConfig, Model, kernels
-from minilora.batching import collate
+from minilora import Model, kernels
 from minilora.layers import value_and_grad
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
@@ -26,13 +25,12 @@ def test_another_storage_needs_only_dequantize():
     leaves = flatten(random_base(TINY))
     stored = {p: Halves(w) for p, w in leaves.items() if is_projection(p)}
     dense = {path: w.dequantize() for path, w in stored.items()}
-    batch = collate([[example] for example in random_examples(TINY, 3)])
-    found = []
-    for projections in (stored, dense):
-        model = Model(TINY, unflatten(leaves | projections), kernels.ops)
-        adapters, model = minilora.get_peft_model(model, LoraConfig(init_lora_weights=True), 0)
-        loss, grads = value_and_grad(minilora.loss)(adapters, model, batch)
-        ids = list(minilora.generate(adapters, model, [1, 2], max_tokens=4))
+
+    def found(projections):
+        adapters, model = adapted(Model(TINY, unflatten(leaves | projections), kernels.ops))
+        loss, grads = value_and_grad(minilora.loss)(adapters, model, random_batch(TINY))
         merged = minilora.merge(adapters, model).base
-        found.append((float(loss), ids, fingerprint(grads), fingerprint(merged)))
-    assert found[0] == found[1]
+        ids = list(minilora.generate(adapters, model, [1, 2], max_tokens=4))
+        return float(loss), ids, fingerprint(grads), fingerprint(merged)
+
+    assert found(stored) == found(dense)

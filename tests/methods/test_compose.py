@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from models import (
     TINY,
     adapted,
+    as_dtype,
     assert_near,
     bits,
     configs,
+    fast_model,
     fingerprint,
     moved,
     quantized,
@@ -22,13 +24,10 @@ from models import (
     seeds,
     usual_config,
 )
-from numpy.testing import assert_allclose
 from outcomes import refused
 
-import minilora
-from minilora import layers
+from minilora import evaluate, forward, generate, generate_batch, layers, loss, merge, train
 from minilora.config import ALL_LINEAR, LoraConfig, TrainConfig
-from minilora.evaluation.memory import nbytes
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
@@ -39,12 +38,12 @@ from minilora.methods.registry import METHODS, get_peft_model
 from minilora.methods.replaced import also_train
 from minilora.model import Source
 from minilora.quant.schemes import with_compute_dtype
-from minilora.tree import arrays, flatten, get, named_leaves, num_parameters
+from minilora.tree import arrays, flatten, get, num_parameters
 
 U32 = 2.0**-24
 EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "nf4-dq"])
 TOKENS = random_batch(TINY)["tokens"]
-MODEL = random_model(TINY, ops=fused)
+MODEL = fast_model()
 
 
 def three(model):
@@ -54,11 +53,8 @@ def three(model):
 
 def deltas(adapters):
     """{path: ΔW} in float64."""
-    nodes = {path: get(adapters, path) for path in adapted_paths(adapters)}
-    return {
-        path: node["lora_scaling"] * (np.float64(node["lora_B"]) @ node["lora_A"])
-        for path, node in nodes.items()
-    }
+    exact = as_dtype(adapters, np.float64)
+    return {path: layers.lora_delta(get(exact, path)) for path in adapted_paths(exact)}
 
 
 def weighted(adapters, weights):
@@ -80,29 +76,23 @@ def test_a_stacked_adapter_computes_what_it_did_bit_for_bit(scheme):
     adapters, _ = adapted(model, target_modules=ALL_LINEAR, lora_alpha=3)
     adapters = also_train(adapters, model.base, ("norm", "bias", "head"))
     adapters = moved(adapters, lambda w: w + np.float32(0.25))
-    alone = bits(minilora.forward(adapters, model, TOKENS))
+    alone = bits(forward(adapters, model, TOKENS))
     stacked = several.stack(adapters, model._replace(source=Source("tiny")))
     assert stacked.source == Source() and stacked.ops is model.ops
-    assert bits(minilora.forward({}, stacked, TOKENS)) == alone
+    assert bits(forward({}, stacked, TOKENS)) == alone
     # and a fresh adapter on top, whose B is zero, adds exactly nothing
-    fresh, on_top = get_peft_model(stacked, LoraConfig(r=2))
-    assert bits(minilora.forward(fresh, on_top, TOKENS)) == alone
-    shared = {id(w) for _, w in named_leaves(arrays(stacked.base))}
-    assert shared >= {id(w) for _, w in named_leaves(arrays(adapters))}
+    assert bits(forward(*get_peft_model(stacked, LoraConfig()), TOKENS)) == alone
     assert fingerprint(model.base) == before
 
 
 def test_an_adapter_upon_a_stack_is_counted_trained_and_saved_alone(tmp_path):
     below, model = adapted(MODEL)
     stacked = several.stack(below, model)
-    before = fingerprint(stacked.base)
     assert num_parameters(stacked.base) == num_parameters(model.base) + num_parameters(below)
-    assert nbytes(stacked.base) == nbytes(model.base) + nbytes(below)
     config = LoraConfig(r=3, target_modules=("q_proj", "up_proj"))
     adapters, _ = get_peft_model(stacked, config)
-    _, grads = value_and_grad(minilora.loss)(adapters, stacked, random_batch(TINY))
+    _, grads = value_and_grad(loss)(adapters, stacked, random_batch(TINY))
     assert flatten(grads).keys() == flatten(arrays(adapters)).keys()
-    assert fingerprint(stacked.base) == before
     adapters = moved(adapters, lambda w: w + 1)
     save_adapter(tmp_path, adapters, stacked, config)
     assert fingerprint(load_adapter(tmp_path, stacked).adapters) == fingerprint(adapters)
@@ -111,35 +101,25 @@ def test_an_adapter_upon_a_stack_is_counted_trained_and_saved_alone(tmp_path):
     assert get(rounded.base, "model.layers.0.self_attn.q_proj.lora_stack.0.lora_scaling") == 2.0
 
 
-@pytest.mark.parametrize("name", ["ia3", "bottleneck", "vera"])
-def test_a_method_upon_a_stack_acts_on_the_merged_weight(name):
-    """The stack is applied first: as on the dense model with the stack merged into it.
-
-    Float32, with a weight more: the bound of test_registry's merges.
-    """
-    stacked = several.stack(adapted(MODEL, target_modules=ALL_LINEAR)[0], MODEL)
-    rng = np.random.default_rng(4)
-    adapters, _ = get_peft_model(stacked, MethodConfig(name))
-    adapters = moved(adapters, lambda w: np.float32(w + rng.standard_normal(w.shape)))
-    ours = minilora.forward(adapters, stacked, TOKENS)
-    expected = minilora.forward(adapters, minilora.merge({}, stacked), TOKENS)
-    assert_near(ours, expected, 3e-5)
-
-
 @EVERY_BASE
-def test_a_stack_of_three_merges(scheme):
-    model = quantized(MODEL, scheme)
-    targets = (ALL_LINEAR, ALL_LINEAR, ("q_proj",))
-    each = [adapted(model, seed, r=4, target_modules=x)[0] for seed, x in enumerate(targets)]
-    stacked = several.stack(each[1], several.stack(each[0], model))
-    apart = minilora.forward(each[2], stacked, TOKENS)
-    assert num_parameters(stacked.base) == sum(map(num_parameters, (model.base, *each[:2])))
-    merged = minilora.merge(each[2], stacked)
-    assert flatten(merged.base).keys() == flatten(model.base).keys()
-    # the bound of test_lora's merged model, with three updates of rank 4 on a projection
-    bound = 2 * 4 * (12 + 12) * U32 * 10 * np.abs(apart).max()
-    together = minilora.forward({}, merged, TOKENS)
-    assert_allclose(together, apart, rtol=0, atol=bound)
+@pytest.mark.parametrize("name", ["lora", "ia3", "bottleneck", "vera"])
+def test_a_method_upon_two_adapters_acts_on_the_merged_weight(name, scheme):
+    """Float32, with two weights more: twice the bound of test_registry's merges."""
+    stacked = quantized(MODEL, scheme)
+    for seed in range(2):
+        adapters, _ = adapted(MODEL, seed, target_modules=ALL_LINEAR)
+        stacked = several.stack(adapters, stacked)
+    both = num_parameters(MODEL.base) + 2 * num_parameters(adapters)
+    assert num_parameters(stacked.base) == both
+    below, rng = merge({}, stacked), np.random.default_rng(4)
+    assert flatten(below.base).keys() == flatten(MODEL.base).keys()
+    adapters, _ = get_peft_model(stacked, usual_config(name))
+    adapters = moved(adapters, lambda w: np.float32(w + rng.standard_normal(w.shape)))
+    ours = forward(adapters, stacked, TOKENS)
+    assert_near(forward(adapters, below, TOKENS), ours, 6e-5)
+    if name != "bottleneck":
+        merged = merge(adapters, stacked)
+        assert_near(forward({}, merged, TOKENS), ours, 6e-5)
 
 
 # --------------------------------------------------------------------------- an adapter a row
@@ -151,13 +131,12 @@ def test_a_batch_of_rows_is_each_row_alone(scheme, ops):
     model = quantized(random_model(TINY, biases=("q_proj",), ops=ops), scheme)
     adapters = [*three(model)[1:], adapted(model, 7, target_modules=ALL_LINEAR)[0], {}]
     rows, tokens = [2, 0, 3, 1, 2], random_batch(TINY, B=5)["tokens"]
-    together = minilora.forward(several.per_row(adapters, rows), model, tokens)
+    together = forward(several.per_row(adapters, rows), model, tokens)
     # the bound of test_lora's merged model: the same sums, in another order
     bound = 2 * 4 * 20 * U32 * 10 * np.abs(together).max()
     for b, i in enumerate(rows):
-        each = [minilora.forward(tree, model, tokens[b : b + 1])[0] for tree in adapters]
-        off = [np.abs(together[b] - alone).max() for alone in each]
-        assert off.pop(i) <= bound and min(off) > 100 * bound
+        alone = forward(adapters[i], model, tokens[b : b + 1])[0]
+        assert np.abs(together[b] - alone).max() <= bound
 
 
 # -------------------------------------------------------------------------------- combining
@@ -222,7 +201,7 @@ def test_linear_is_no_average():
 def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengths):
     """In float64 no rounding comes near to the difference of the two most probable tokens."""
     config = replace(config, eos_token_id=(2,))
-    model = random_model(config, seed, np.float64, ops=fused)
+    model = fast_model(config, seed, np.float64)
     each = [{}, *(adapted(model, seed=i, r=2**i, lora_alpha=4)[0] for i in range(2))]
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(config.vocab_size, size=n).tolist() for n in lengths]
@@ -230,8 +209,8 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
     for temp, top_p in ((0.0, 1.0), (1.0, 0.5)):
         options = {"max_tokens": 6, "temp": temp, "top_p": top_p}
         rngs = np.random.default_rng(seed).spawn(len(prompts))
-        assert minilora.generate_batch(chosen, model, prompts, rng=seed, **options) == [
-            list(minilora.generate(tree, model, prompt, rng=child, **options))
+        assert generate_batch(chosen, model, prompts, rng=seed, **options) == [
+            list(generate(tree, model, prompt, rng=child, **options))
             for tree, prompt, child in zip(chosen, prompts, rngs, strict=True)
         ]
 
@@ -239,87 +218,79 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
 def test_generate_and_generate_batch_have_the_same_defaults():
     one, together = (
         [parameter.default for parameter in signature(function).parameters.values()]
-        for function in (minilora.generate, minilora.generate_batch)
+        for function in (generate, generate_batch)
     )
     assert one == together
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_prompts_can_share_an_adapter_of_any_method(name):
-    model, rng = random_model(TINY, 0, np.float64, ops=fused), np.random.default_rng(3)
+    model, rng = fast_model(dtype=np.float64), np.random.default_rng(3)
     adapters, _ = get_peft_model(model, usual_config(name))
     adapters = moved(adapters, lambda w: w + 0.3 * rng.standard_normal(w.shape))
     prompts = [[1, 2, 3, 4, 5], [3], [2, 4]]
-    found = minilora.generate_batch([adapters] * 3, model, prompts, max_tokens=5)
-    assert found == [list(minilora.generate(adapters, model, p, max_tokens=5)) for p in prompts]
+    found = generate_batch([adapters] * 3, model, prompts, max_tokens=5)
+    assert found == [list(generate(adapters, model, p, max_tokens=5)) for p in prompts]
     if name != "lora":
         with refused("is no low-rank factor"):
-            minilora.generate_batch([adapters, {}], model, prompts[:2])
+            generate_batch([adapters, {}], model, prompts[:2])
 
 
 def of_rows(*rows):
     return several.per_row(three(MODEL), rows)
 
 
-def combined(kind="cat", r=None, weight=1):
-    return compose.combine(three(MODEL), [1, weight, 1], kind, r)
+def combined(kind="cat", r=None, weights=(1, 1, 1)):
+    return compose.combine(three(MODEL), weights, kind, r)
+
+
+def together(adapters, *prompts):
+    return generate_batch(adapters, MODEL, list(prompts))
 
 
 DORA = get_peft_model(MODEL, usual_config("dora")).adapters
 PISSA = get_peft_model(MODEL, LoraConfig(init_lora_weights="pissa")).adapters
+IA3 = get_peft_model(MODEL, MethodConfig("ia3")).adapters
 
 
 @pytest.mark.parametrize(
     "message, call",
     [
         ("pissa needs the model that came", lambda: several.stack(PISSA, MODEL)),
+        (r"k_proj\.ia3_l cannot be stacked", lambda: several.stack(IA3, MODEL)),
         (
             "DoRA cannot be trained on a stacked adapter",
-            lambda: minilora.forward(DORA, several.stack(three(MODEL)[0], MODEL), [[1]]),
+            lambda: forward(DORA, several.stack(three(MODEL)[0], MODEL), [[1]]),
         ),
         ("have a base of their own", lambda: several.per_row([{}, PISSA], [0, 1])),
-        ("there is no prompt", lambda: minilora.generate_batch([], MODEL, [])),
-        ("need as many adapters", lambda: minilora.generate_batch([{}], MODEL, [[1], [2]])),
-        ("prompt is empty", lambda: minilora.generate_batch([{}, {}], MODEL, [[1], []])),
-        *((f"`{name}` must", partial(minilora.generate_batch, [{}], MODEL, [[1]], **{name: 1.5}))
-          for name in ("max_tokens", "top_p")),
-        (
-            r"k_proj\.ia3_l cannot be stacked",
-            lambda: several.stack(*get_peft_model(MODEL, MethodConfig("ia3"))),
-        ),
-        (
-            r"q_proj\.rows_A.* cannot be merged",
-            lambda: minilora.merge(of_rows(0, 1), MODEL),
-        ),
+        ("there is no prompt", lambda: together([])),
+        ("need as many adapters", lambda: together([{}], [1], [2])),
+        ("prompt is empty", lambda: together([{}, {}], [1], [])),
+        ("q_proj.rows_A.* cannot be merged", lambda: merge(of_rows(0, 1), MODEL)),
         (
             "`per_row` are for one batch",
-            lambda: minilora.train(of_rows(0), MODEL, [], TrainConfig()),
+            lambda: train(of_rows(0), MODEL, [], TrainConfig()),
         ),
-        (
-            "`per_row` are for one batch",
-            lambda: minilora.evaluate(of_rows(0, 1), MODEL, []),
-        ),
-        ("`rows` has -1: .* 0 to 2", lambda: of_rows(0, -1)),
-        ("`rows` has 3: .* 0 to 2", lambda: of_rows(3)),
-        ("`rows` has True: .* 0 to 2", lambda: of_rows(True, False)),
-        ("`rows` has True: .* 0 to 2", lambda: of_rows(*np.array([True, False]))),
+        ("`per_row` are for one batch", lambda: evaluate(of_rows(0, 1), MODEL, [])),
+        *((f"`rows` has {row}: .* 0 to 2", partial(of_rows, 0, row))
+          for row in (-1, 3, True, np.True_)),
         (
             "`rows` has 1 numbers for a batch of 2 rows",
-            lambda: minilora.forward(of_rows(1), MODEL, [[1], [2]]),
+            lambda: forward(of_rows(1), MODEL, [[1], [2]]),
         ),
         (
             "there is no group 'n': give a list of norm, head, bias",
             lambda: also_train({}, MODEL.base, "norm"),
         ),
-        ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
+        ("3 adapters need as many weights", lambda: combined(weights=[1])),
+        *(("`weights` must be a finite number", partial(combined, weights=[1, w, 1]))
+          for w in (np.nan, -1e39)),
         ("no low-rank factors", lambda: compose.combine([{}, {}], [1, 1])),
-        ("one of cat, svd, linear, not 'ties'", lambda: compose.combine([], [], "ties")),
+        ("one of cat, svd, linear, not 'ties'", lambda: combined("ties")),
         ("equal rank", lambda: combined("linear")),
         ("`r`, which only svd has, not cat", lambda: combined("cat", 4)),
-        *((f"`r` must be a whole .* 1 to 6, .* got {r!r}", partial(combined, "svd", r))
-          for r in (0, 7, 2.0, True)),
-        *(("`weights` must be a finite number", partial(combined, weight=w))
-          for w in (np.nan, -1e39, "1", True)),
+        *((f"`r` must be a whole .* 1 to 6, .* got {r}", partial(combined, "svd", r))
+          for r in (0, 7, True)),
     ],
 )  # fmt: skip
 def test_what_is_refused(message, call):

@@ -28,51 +28,44 @@ PRODUCTS = f"products in bfloat16, forward and backward {ROUNDED}"
 FOUR_BITS = f"products in bfloat16 with a 4-bit weight, forward and backward {ROUNDED}"
 
 
-@pytest.fixture
-def same_products(compared):
-    """same_products(what, against, linear, stored, x, g): forward and backward, of torch's layer
-    and of its weight here.
+def same_products(compared, what, against, linear, stored, x, g):
+    """Forward and backward, of torch's layer and of its weight here.
 
     A sum of k terms rounds k times, each by at most 2⁻²⁴ of Σ|aᵢbᵢ| (the instruction may cut off,
     2⁻²³), here and there. The size of a result that they round may be that of either side.
     """
-
-    def same_product(what, against, ours, theirs, a, b):
+    x_theirs, w = torch.from_numpy(x).requires_grad_(), stored.dequantize()
+    y = linear(x_theirs)
+    y.backward(torch.from_numpy(g))
+    for ours, theirs, a, b in (
+        (tiled_matmul(x, stored), y.detach().numpy(), x, w.T),
+        (tiled_matmul_backward(g, stored), x_theirs.grad.numpy(), g, w),
+    ):
         a, b = (np.float64(nearest(m, "bfloat16")) for m in (a, b))
         sums = 2 * len(b) * 2.0**-23 * (np.abs(a) @ np.abs(b))
         units = 2.0**-8 * np.maximum(np.abs(ours), np.abs(theirs)) + sums
         differences = np.abs(np.float64(ours) - theirs) / units
         compared(what, against, differences.max(), 1, (np.abs(ours - a @ b) / units).max())
 
-    def same_products(what, against, linear, stored, x, g):
-        x_theirs, w = torch.from_numpy(x).requires_grad_(), stored.dequantize()
-        y = linear(x_theirs)
-        y.backward(torch.from_numpy(g))
-        same_product(what, against, tiled_matmul(x, stored), y.detach().numpy(), x, w.T)
-        dx = x_theirs.grad.numpy()
-        same_product(what, against, tiled_matmul_backward(g, stored), dx, g, w)
-
-    return same_products
-
 
 @pytest.mark.parametrize("m, n, k", [(1, 96, 128), (5, 33, 65), (512, 192, 576)])
-def test_products_are_those_of_torch(same_products, m, n, k):
+def test_products_are_those_of_torch(compared, m, n, k):
     x, w, g = (weights("normal", shape, i) for i, shape in enumerate([(m, k), (n, k), (m, n)]))
     w_theirs = torch.from_numpy(w).bfloat16()
 
     def linear(x):
         return (x.bfloat16() @ w_theirs.T).float()
 
-    same_products(PRODUCTS, "PyTorch", linear, leaf_in(w, "bfloat16"), x, g)
+    same_products(compared, PRODUCTS, "PyTorch", linear, leaf_in(w, "bfloat16"), x, g)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 48])
-def test_products_are_those_of_linear4bit(same_products, rows):
+def test_products_are_those_of_linear4bit(compared, rows):
     """In training mode; both sides dequantize the same codes and round the numbers to bfloat16."""
     w, x, g = (weights("normal", s, i) for i, s in enumerate([(96, 128), (rows, 128), (rows, 96)]))
     linear = linear4bit(w, torch.bfloat16).train()
     stored = leaf_in(nf4.quantize(w, 64, True), "bfloat16")
-    same_products(FOUR_BITS, "bitsandbytes", linear, stored, x, g)
+    same_products(compared, FOUR_BITS, "bitsandbytes", linear, stored, x, g)
 
 
 def in_another_order(llama, seed):

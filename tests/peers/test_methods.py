@@ -109,76 +109,60 @@ def kind(what, name):
     return f"{what} with other methods", REAL if what == "SmolLM2" else 1
 
 
-@pytest.fixture
-def same_residuals(compared):
-    """same_residuals(what, theirs, adapters, model, dense): what PiSSA leaves of each weight."""
-
-    def same_residuals(what, theirs, adapters, model, dense):
-        tensors, errors, shares = theirs.state_dict(), [], []
-        for path in lora.adapted_paths(adapters):
-            w, r = get(dense.base, path)["weight"], len(get(adapters, path)["lora_A"])
-            residual = tensors[f"base_model.model.{path}.base_layer.weight"].numpy()
-            sigma = np.linalg.svd(w.astype(np.float64), compute_uv=False)
-            turned = sigma[r - 1] / (sigma[r - 1] - sigma[r])
-            rounding = 2.0**-24 * sigma[0] * np.sqrt(len(sigma)) * turned
-            difference = get(model.base, path)["weight"] - residual
-            errors.append(np.linalg.norm(difference) / rounding)
-            shares.append(RESIDUAL * rounding / np.linalg.norm(w))
-        row = f"{what} with PiSSA: residual of each weight (in u·σ₁·√n·σᵣ/(σᵣ − σᵣ₊₁))"
-        compared(row, "PEFT", errors, RESIDUAL)
-        assert LOGITS + np.linalg.norm(shares) <= PISSA[what] * LOGITS
-
-    return same_residuals
+def same_residuals(compared, what, theirs, adapters, model, dense):
+    """What PiSSA leaves of each weight."""
+    tensors, errors, shares = theirs.state_dict(), [], []
+    for path in lora.adapted_paths(adapters):
+        w, r = get(dense.base, path)["weight"], len(get(adapters, path)["lora_A"])
+        residual = tensors[f"base_model.model.{path}.base_layer.weight"].numpy()
+        sigma = np.linalg.svd(w.astype(np.float64), compute_uv=False)
+        turned = sigma[r - 1] / (sigma[r - 1] - sigma[r])
+        rounding = 2.0**-24 * sigma[0] * np.sqrt(len(sigma)) * turned
+        difference = get(model.base, path)["weight"] - residual
+        errors.append(np.linalg.norm(difference) / rounding)
+        shares.append(RESIDUAL * rounding / np.linalg.norm(w))
+    row = f"{what} with PiSSA: residual of each weight (in u·σ₁·√n·σᵣ/(σᵣ − σᵣ₊₁))"
+    compared(row, "PEFT", errors, RESIDUAL)
+    assert LOGITS + np.linalg.norm(shares) <= PISSA[what] * LOGITS
 
 
-@pytest.fixture
-def same_here(compared, same_residuals):
-    """same_here(what, whose, name, theirs, adapters, model, dense, tokens): the logits of that
-    method, which on random Llamas are not those of the dense base; and PiSSA's residuals."""
-
-    def same_here(what, whose, name, theirs, adapters, model, dense, tokens):
-        if name == "pissa":
-            same_residuals(what, theirs, adapters, model, dense)
-        expected = their_logits(theirs, tokens)
-        ours, precise = forward(adapters, model, tokens)
-        row, times = kind(what, name)
-        noise = relative(ours, precise)
-        compared(f"{row}, {whose}: logits", "PEFT", relative(ours, expected), times * LOGITS, noise)
-        if what == "random Llamas":
-            assert relative(minilora.forward({}, dense, tokens), expected) > 0.01
-
-    return same_here
+def same_here(compared, what, whose, name, theirs, adapters, model, dense, tokens):
+    """The logits of that method, which on random Llamas are not those of the dense base; and
+    PiSSA's residuals."""
+    if name == "pissa":
+        same_residuals(compared, what, theirs, adapters, model, dense)
+    expected = their_logits(theirs, tokens)
+    ours, precise = forward(adapters, model, tokens)
+    row, times = kind(what, name)
+    noise = relative(ours, precise)
+    compared(f"{row}, {whose}: logits", "PEFT", relative(ours, expected), times * LOGITS, noise)
+    if what == "random Llamas":
+        assert relative(minilora.forward({}, dense, tokens), expected) > 0.01
 
 
-@pytest.fixture
-def same_gradients(compared):
-    """same_gradients(what, name, theirs, adapters, model, batch): that of each leaf."""
-
-    def same_gradients(what, name, theirs, adapters, model, batch):
-        real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
-        loss_of = float64_loss if real else transformers_loss
-        expected = renamed(gradients_of(loss_of(theirs, batch), theirs))
-        ours = our_gradients(name, adapters, model, batch)
-        precise = our_gradients(name, in_float64(adapters), in_float64(model), batch)
-        row, times = kind(what, name)
-        row, errors = f"{row}: gradient of each leaf", gradient_errors(ours, expected)
-        floor = gradient_errors(ours, precise)
-        against = "PyTorch + PEFT, loss in float64" if real else "PyTorch + PEFT"
-        compared(row, against, errors, times * GRADIENTS, floor)
-
-    return same_gradients
+def same_gradients(compared, what, name, theirs, adapters, model, batch):
+    """That of each leaf."""
+    real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
+    loss_of = float64_loss if real else transformers_loss
+    expected = renamed(gradients_of(loss_of(theirs, batch), theirs))
+    ours = our_gradients(name, adapters, model, batch)
+    precise = our_gradients(name, in_float64(adapters), in_float64(model), batch)
+    row, times = kind(what, name)
+    against = "PyTorch + PEFT, loss in float64" if real else "PyTorch + PEFT"
+    errors, floor = (gradient_errors(ours, exact) for exact in (expected, precise))
+    compared(f"{row}: gradient of each leaf", against, errors, times * GRADIENTS, floor)
 
 
 @EVERY
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_and_gradients(tiny_llama, tmp_path, same_here, same_gradients, name, tied):
+def test_logits_and_gradients(tiny_llama, tmp_path, compared, name, tied):
     folder = tiny_llama(tie_word_embeddings=tied)
     dense, _ = load(folder)
     theirs, batch = random_peft(llama_of(folder), CONFIGS[name]), random_batch(256, B=3, T=24)
     adapters, model = loaded(theirs, name, dense, tmp_path)
-    tokens = batch["tokens"]
-    same_here("random Llamas", "PEFT's folder", name, theirs, adapters, model, dense, tokens)
-    same_gradients("random Llamas", name, theirs, adapters, model, batch)
+    what, tokens = "random Llamas", batch["tokens"]
+    same_here(compared, what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
+    same_gradients(compared, what, name, theirs, adapters, model, batch)
 
 
 def test_dropout_of_dora_with_one_mask(tiny_llama, tmp_path):
@@ -200,7 +184,7 @@ def test_dropout_of_dora_with_one_mask(tiny_llama, tmp_path):
 
 @pytest.mark.slow
 @EVERY
-def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, same_here, same_gradients, name):
+def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, compared, name):
     dense, _, _ = smollm2
     theirs = random_peft(deepcopy(their_smollm2), CONFIGS[name], size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
@@ -214,9 +198,10 @@ def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, same_here, sa
             for p in encoder.mlp_head[4].parameters():
                 p.mul_(3)
     adapters, model = loaded(theirs, name, dense, tmp_path)
-    tokens = prose[:, :128]
-    same_here("SmolLM2", "PEFT's folder", name, theirs, adapters, model, dense, tokens)
-    same_gradients("SmolLM2", name, theirs, adapters, model, prose_batch(prose, (128, 100)))
+    what, tokens = "SmolLM2", prose[:, :128]
+    same_here(compared, what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
+    batch = prose_batch(prose, (128, 100))
+    same_gradients(compared, what, name, theirs, adapters, model, batch)
 
 
 def our_method(name, model):
@@ -233,14 +218,15 @@ def our_method(name, model):
 
 
 @EVERY
-def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, name):
+def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, compared, name):
     folder = tiny_llama()
     dense, _ = load(folder)
     adapters, model, config = our_method(name, dense)
     save_adapter(tmp_path, adapters, model, config)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
-    same_here("random Llamas", "our folder", name, theirs, adapters, model, dense, tokens)
+    what = "random Llamas"
+    same_here(compared, what, "our folder", name, theirs, adapters, model, dense, tokens)
 
 
 MERGED = [

@@ -1,14 +1,13 @@
 """Int8: row absmax; and the LLM.int8 of a study, which itself checks its error."""
 
 import numpy as np
-import pytest
 from arrays import KINDS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from models import seeds
 from numpy.testing import assert_allclose, assert_array_equal
 
-from minilora.kernels.weights import dense, matmul, matvec
+from minilora.kernels.weights import dense
 from minilora.lessons.helpers import llm_int8
 from minilora.quant import int8
 
@@ -28,15 +27,6 @@ def test_any_matrix(seed, kind, shape):
     assert (np.abs(back.astype(np.float64) - w) <= absmax * (0.5 / 127 + 5 * EPS)).all()
     assert_array_equal(int8.quantize(back).codes, q.codes)
     assert_array_equal(dense(q), back)  # the compiled loop
-    x = weights("normal", (1, shape[1]), seed + 1)[0]
-    exact = q.codes * (q.absmax[:, None].astype(np.float64) / 127)
-    # Each product and sum has a rounding, the scales two. What is below float32's range is zero.
-    bound = (shape[1] + 8) * EPS * (np.abs(exact) @ np.abs(x)) + 200 * np.abs(x).sum() * 2.0**-126
-    y = matvec(q, x)
-    assert y.dtype == np.float32 and (np.abs(y - exact @ x) <= bound).all()
-    for rows in (x, x[None], x[None, None]):
-        assert matmul(rows, q).tobytes() == y.tobytes()
-    assert matmul(x.astype(np.float64), q).dtype == np.float64
 
 
 def test_golden():
@@ -52,9 +42,8 @@ def test_rows_too_small_to_divide_by_lose_less_than_their_size():
     assert np.abs(int8.quantize(w).dequantize() - w).max() < 1e-37
 
 
-@pytest.mark.parametrize("width", [1, 100, 3 * llm_int8.EXACT])
-def test_the_integer_product_is_exact(width):
-    codes = np.random.default_rng(width).integers(-127, 128, (7, width)).astype(np.int8)
+def test_the_integer_product_is_exact():
+    codes = np.random.default_rng(0).integers(-127, 128, (7, 3 * llm_int8.EXACT)).astype(np.int8)
     codes[0] = 127  # the largest sum
     expected = codes.astype(np.int64) @ codes.astype(np.int64).T
     assert_array_equal(llm_int8.integer_product(codes, codes), expected)
