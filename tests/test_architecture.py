@@ -8,11 +8,13 @@ import sys
 import traceback
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.util import resolve_name
 from pathlib import Path
+
+from models import TINY, random_examples, random_model
 
 import minilora
 from minilora import layers
-from minilora.batching import Example
 from minilora.training import start, train_step
 
 PACKAGE = Path(minilora.__file__).parent
@@ -31,20 +33,18 @@ FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 @cache
 def imports(module):
     """(modules of the package, other packages) that `module` imports anywhere, in functions too."""
-    path, inside, outside = FILES[module], set(), set()
-    here = path.relative_to(PACKAGE).parts[:-1]
+    path, names = FILES[module], set()
+    package = ".".join(("minilora", *path.relative_to(PACKAGE).parts[:-1]))
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            outside |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            outside.add(node.module.partition(".")[0])
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = (*here[: len(here) + 1 - node.level], *filter(None, [node.module]))
-            for alias in node.names:
-                inner = ".".join((*base, alias.name))
-                inside.add(inner if inner in FILES else ".".join(base))
-    assert "minilora" not in outside, path  # imports of the package are relative
-    return inside - {module, ""}, outside
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            assert node.level or "minilora" not in base, path  # imports of the package are relative
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    own = {name.removeprefix("minilora.") for name in names if name.startswith("minilora.")}
+    inside = {name if name in FILES else name.rpartition(".")[0] for name in own}
+    return inside - {module, ""}, {name.partition(".")[0] for name in names} - {"minilora"}
 
 
 PARTS = FILES.keys() - {"", "__main__"}
@@ -151,16 +151,15 @@ def test_few_calls_lead_from_the_loop_to_the_matmul(monkeypatch):
     """The guide states them; functions inside of functions are not counted."""
     stacks, product = [], layers._matmul
 
-    def watched(x, m):
+    def watched(*operands):
         frames = traceback.extract_stack()
         stacks.append([f.name for f in frames if f.filename.startswith(str(PACKAGE))])
-        return product(x, m)
+        return product(*operands)
 
     monkeypatch.setattr(layers, "_matmul", watched)
-    model = minilora.load("micro").model._replace(ops=layers)
-    adapters, model = minilora.get_peft_model(model, minilora.LoraConfig())
-    examples, config = [Example([65, 66], [1, 1])], minilora.TrainConfig(iters=1)
-    train_step(start(adapters, config), model, examples, config)
+    adapters, model = minilora.get_peft_model(random_model(TINY), minilora.LoraConfig())
+    config = minilora.TrainConfig(iters=1)
+    train_step(start(adapters, config), model, random_examples(TINY, 2), config)
     inner = ("shard_gradient", "of_tree", "of_number")
     calls = [name for name in stacks[0] if name[0] != "<" and name not in inner] + ["_matmul"]
     page = (PACKAGE.parent / "lessons" / "guide" / "design.md").read_text("utf-8")

@@ -145,7 +145,7 @@ def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("scheme", "names"), [("nf4-dq", ["tiny"]), ("int8", ["tiny", "micro"])])
 def test_how_far_evaluation_mode_is_off(scheme, names, tmp_path):
     """The page says the least and the most of twelve rows per data set. Another processor rounds
-    otherwise, so half as much and twice as much are allowed. In training mode there is nothing."""
+    otherwise, so half as much and twice as much are allowed. test_disagreements.py has the rest."""
     text = " ".join(GUIDE.read_text("utf-8").split())
     models = " and ".join(f"`{name}`" for name in names)
     said = re.search(rf"logits of {models} then differ by ([\d.]+) to ([\d.]+) %", text)
@@ -155,15 +155,12 @@ def test_how_far_evaluation_mode_is_off(scheme, names, tmp_path):
         run("quantize --model", name, "--quantize", scheme, "--out", folder)
         model, tokenizer = minilora.load(name, scheme)
         with quietly():
-            evaluating = transformers.AutoModelForCausalLM.from_pretrained(folder)
-            training = transformers.AutoModelForCausalLM.from_pretrained(folder).train()
-        # there is no dropout
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
         for rows in ("notes", "questions"):
             for row in minilora.load_rows(rows, "valid")[:12]:
                 tokens = np.array([tokenizer.encode("".join(row.values()))])
                 ours = minilora.forward({}, model, tokens)
-                off.append(100 * relative(their_logits(evaluating, tokens), ours))
-                assert relative(their_logits(training, tokens), ours) < 1e-5  # as everywhere
+                off.append(100 * relative(their_logits(theirs, tokens), ours))
     if scheme == "nf4-dq" and not bitsandbytes.nn.modules.has_avx512bf16():
         assert max(off) < 1e-3
     else:
