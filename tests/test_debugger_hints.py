@@ -12,13 +12,11 @@ SPAN = re.compile(r"`([^`]+)`(?: in `([\w/]+\.py)`)?")
 STUDIES = sorted(LESSONS.glob("studies/*/*.py"))
 FILES = [*ROOT.glob("minilora/**/*.py"), *LESSONS.glob("helpers/*.py"), *STUDIES]
 SOURCES = {path: path.read_text("utf-8") for path in FILES}
-# names that a hint writes before a dot, per file: its module and its classes
+# names that a hint writes before a dot, per file: its module, its package and its classes
 OWNERS = {
-    path: {path.stem, *re.findall(r"^class (\w+)", text, re.MULTILINE)}
+    path: {path.stem, path.parent.name, *re.findall(r"^class (\w+)", text, re.MULTILINE)}
     for path, text in SOURCES.items()
 }
-for path in ROOT.glob("minilora/**/*.py"):
-    OWNERS[path].add(path.parent.name)  # its package
 READ = [*sorted(LESSONS.glob("[0-9]*.py")), *STUDIES]
 TEXTS = {path: path.read_text("utf-8") for path in READ}
 HINTS = {path: HINT.search(text)[1] for path, text in TEXTS.items() if HINT.search(text)}
@@ -34,8 +32,7 @@ def missing(hint, lesson):
     for span, place in SPAN.findall(hint.replace("\n# ", " ")):
         module, _, name = span.rpartition(".")
         if name == "py":
-            place = span
-            name = ""
+            place, name = span, ""
         named = [path for path in FILES if place and path.as_posix().endswith(f"/{place}")]
         for path, text in SOURCES.items():
             if path in named or OWNERS[path] & set(module.split(".")):

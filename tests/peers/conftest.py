@@ -60,45 +60,33 @@ def rng(request):
 
 
 @pytest.fixture(scope="session")
-def record(request):
-    """record(what, against, differences, bound, floor): more cases of a row of the table."""
-
-    def record(what, against, differences, bound, floor=None):
-        row = request.config.stash[ROWS].setdefault((what, against), Comparison(bound))
-        row.add(np.ravel(differences), bound, floor)
-
-    return record
-
-
-@pytest.fixture(scope="session")
 def recorded(request):
     """{(what, against): Comparison} of what has been recorded so far."""
     return request.config.stash[ROWS]
 
 
 @pytest.fixture(scope="session")
-def compared(record):
+def compared(recorded):
     """compared(what, against, differences, bound, floor=None): record them, and hold them to it.
 
     `differences` is a number for each case, `floor` the same between float32 and float64 here.
     """
 
-    def compared(what, against, differences, bound, floor=None):
-        record(what, against, differences, bound, floor)
-        assert np.max(differences) <= bound, f"{what} against {against}"
+    def compared(what, against, differences, bound, floor=None, case=""):
+        row = recorded.setdefault((what, against), Comparison(bound))
+        row.add(np.ravel(differences), bound, floor)
+        assert np.max(differences) <= bound, f"{what} against {against}: {case}"
 
     return compared
 
 
 @pytest.fixture(scope="session")
-def equal(record):
+def equal(compared):
     """equal(what, against, (ours, theirs), …, case=""): one case, its pairs equal bit for bit."""
 
     def equal(what, against, *pairs, case=""):
-        pairs = [(bits(ours), bits(theirs)) for ours, theirs in pairs]
-        record(what, against, sum(unequal(*pair) for pair in pairs), bound=0)
-        for ours, theirs in pairs:
-            np.testing.assert_array_equal(ours, theirs, f"{what} against {against}: {case}")
+        differ = sum(unequal(bits(ours), bits(theirs)) for ours, theirs in pairs)
+        compared(what, against, differ, bound=0, case=case)
 
     return equal
 

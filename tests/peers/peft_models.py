@@ -101,11 +101,9 @@ def transformers_loss(theirs, batch):
 
     transformers shifts the labels itself, so it gets one token more, whose logits it leaves out.
     """
-    targets, mask = torch.tensor(batch["targets"]), torch.tensor(batch["mask"])
-    ids = torch.cat([torch.tensor(batch["tokens"][:, :1]), targets], dim=1)
-    labels = torch.full_like(ids, -100)
-    labels[:, 1:] = torch.where(mask > 0, targets, -100)
-    return theirs(input_ids=ids, labels=labels).loss
+    ids = np.concatenate([batch["tokens"][:, :1], batch["targets"]], axis=1)
+    labels = np.where(np.pad(batch["mask"], ((0, 0), (1, 0))), ids, -100)
+    return theirs(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss
 
 
 def float64_loss(theirs, batch):

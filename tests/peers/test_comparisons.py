@@ -22,8 +22,7 @@ def test_a_row_keeps_the_largest_difference_and_floor():
 @pytest.mark.parametrize(
     "ours, theirs, count",
     [
-        (ZERO, -ZERO, 1), (NAN, NAN, 0), (ZERO, NAN, 1), (ZERO, np.zeros(3, np.float32), 3),
-        ([], [1], 1), ("né\0", "né", 4), (0.5, 0.5, 0),
+        (ZERO, -ZERO, 1), (NAN, NAN, 0), (ZERO, ZERO.repeat(3), 3), ("né\0", "né", 4),
     ],
 )  # fmt: skip
 def test_what_is_not_equal_bit_for_bit_counts(ours, theirs, count):

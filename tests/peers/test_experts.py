@@ -99,7 +99,6 @@ def test_a_mixture_and_its_adapter(mixtral, tokens, compared, near_gradients):
 @pytest.mark.parametrize(
     "targets, adapted",
     [
-        (ATTENTION, ATTENTION),
         ([*ATTENTION, "gate_proj", "up_proj", "down_proj"], ATTENTION),  # names of Llama, not w1, …
         ([*ATTENTION, "w1", "w2", "w3"], [*ATTENTION, *FUSED]),
         ("all-linear", [*ATTENTION, *FUSED, "weight"]),  # "weight" is that of the router
