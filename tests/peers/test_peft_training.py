@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -32,10 +33,9 @@ from minilora.tree import arrays, flatten, get
 PEFT, FOUR_BITS = "PyTorch + PEFT", "PyTorch + PEFT + bitsandbytes"
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("iters", [1, 2, 7, 20, 333])
-@pytest.mark.parametrize("warmup_ratio", [0.0, 0.06, 0.5])
-@pytest.mark.parametrize("rate", [2e-4, 3e-3, 1.7e-5])
+@pytest.mark.parametrize("schedule, iters, warmup_ratio, rate", product(
+    ["cosine", "linear", "constant"], [1, 2, 7, 20, 333], [0.0, 0.06, 0.5], [2e-4, 3e-3, 1.7e-5],
+))  # fmt: skip
 def test_learning_rates_are_transformers_own(equal, schedule, iters, warmup_ratio, rate):
     """Equal, not close: the same operations in the same order."""
     name = "constant_with_warmup" if schedule == "constant" else schedule
