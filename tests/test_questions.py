@@ -67,5 +67,5 @@ def test_memory_and_context():
     heads, width = SMOLLM2.num_key_value_heads, SMOLLM2.head_dim
     cached = 4 * 2 * SMOLLM2.num_hidden_layers * heads * width
     assert f"{cached / 1e3:.0f} kB per token" in text
-    bytes_ = 16 * num_parameters(adapters)
-    assert f"{bytes_ / 1e6:.1f} MB" in answer("Can I train several adapters at once?")
+    several = answer("Can I train several adapters at once?")
+    assert f"{16 * num_parameters(adapters) / 1e6:.1f} MB" in several
