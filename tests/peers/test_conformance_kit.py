@@ -64,8 +64,7 @@ def test_the_loss_and_the_gradients_of_peft_pass():
         if name.endswith("_proj"):
             w = module.weight.data
             packed, state = theirs(w.numpy(), 64, True, "nf4")
-            values = their_values(packed, state, w.numel())
-            module.weight.data = torch.from_numpy(values).reshape(w.shape)
+            module.weight.data = torch.from_numpy(their_values(packed, state, w.numel())).view_as(w)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=ALL, task_type="CAUSAL_LM")
     model = peft.get_peft_model(llama, config)
     factors = {name: w for name, w in INPUTS.items() if ".lora_" in name}
