@@ -12,13 +12,11 @@ SPAN = re.compile(r"`([^`]+)`(?: in `([\w/]+\.py)`)?")
 STUDIES = sorted(LESSONS.glob("studies/*/*.py"))
 FILES = [*ROOT.glob("minilora/**/*.py"), *LESSONS.glob("helpers/*.py"), *STUDIES]
 SOURCES = {path: path.read_text("utf-8") for path in FILES}
-# names that a hint writes before a dot, per file: its module and its classes
+# names that a hint writes before a dot, per file: its module, its package and its classes
 OWNERS = {
-    path: {path.stem, *re.findall(r"^class (\w+)", text, re.MULTILINE)}
+    path: {path.stem, path.parent.name, *re.findall(r"^class (\w+)", text, re.MULTILINE)}
     for path, text in SOURCES.items()
 }
-for path in ROOT.glob("minilora/**/*.py"):
-    OWNERS[path].add(path.parent.name)  # its package
 READ = [*sorted(LESSONS.glob("[0-9]*.py")), *STUDIES]
 TEXTS = {path: path.read_text("utf-8") for path in READ}
 HINTS = {path: HINT.search(text)[1] for path, text in TEXTS.items() if HINT.search(text)}
@@ -34,8 +32,7 @@ def missing(hint, lesson):
     for span, place in SPAN.findall(hint.replace("\n# ", " ")):
         module, _, name = span.rpartition(".")
         if name == "py":
-            place = span
-            name = ""
+            place, name = span, ""
         named = [path for path in FILES if place and path.as_posix().endswith(f"/{place}")]
         for path, text in SOURCES.items():
             if path in named or OWNERS[path] & set(module.split(".")):
@@ -53,21 +50,19 @@ def test_the_names_of_a_hint_exist(lesson):
 
 def test_the_text_of_a_chat_template_is_encoded_without_other_special_tokens():
     """A tokenizer that adds a BOS gave such a prompt one that no row of the training has."""
-    found = []
-    for path in [*LESSONS.rglob("*.py"), *LESSONS.rglob("*.md")]:
-        text = path.read_text("utf-8")
-        if "tokenizer.render(" in text:
-            found += re.findall(r"tokenizer\.encode\(.*", text)
+    paths = [*LESSONS.rglob("*.py"), *LESSONS.rglob("*.md")]
+    texts = [text for path in paths if "tokenizer.render(" in (text := path.read_text("utf-8"))]
+    found = re.findall(r"tokenizer\.encode\(.*", "\n".join(texts))
     assert len(found) > 1
     assert [call for call in found if "add_special_tokens=False" not in call] == []
 
 
 def test_the_names_that_the_guide_finds_in_a_file():
-    pages = [LESSONS / "guide" / name for name in ("design.md", "contributors.md")]
+    pages = [LESSONS / "guide" / f"{name}.md" for name in ("design", "contributors", "proofs")]
     text = " ".join(page.read_text("utf-8") for page in pages).replace("\n", " ")
-    names = r"((?:`[A-Za-z_]+`(?:, | and (?:to )?)?)+)"
+    names = r"((?:`\w+`(?:, | and (?:to )?)?)+)"
     found = re.findall(names + r" in (?:the function )?\[`[^`]+`\]\(([^)]+\.py)\)", text)
-    assert len(found) > 4
+    assert len(found) > 12
     for spans, link in found:
         source = (LESSONS / "guide" / link).read_text("utf-8")
         for name in re.findall(r"`(\w+)`", spans):

@@ -29,20 +29,17 @@ def test_dir_is_the_interface():
 
 
 def test_the_share_of_what_is_trained_is_told_as_peft_does(capsys):
-    config = LoraConfig(r=2, target_modules=["q_proj"])
-    adapters, model = minilora.get_peft_model(MODEL, config)
-    minilora.print_trainable_parameters(adapters, model)
+    adapters, model = minilora.get_peft_model(MODEL, LoraConfig(r=2, target_modules=["q_proj"]))
     n, total = num_parameters(adapters), num_parameters(model.base)
+    minilora.print_trainable_parameters(adapters, model)
     line = f"trainable params: {n:,} || all params: {total + n:,} || trainable%: "
     assert capsys.readouterr().out == f"{line}{100 * n / (total + n):.4f}\n"
     # a weight in place of the base's is not counted twice
     minilora.print_trainable_parameters(*minilora.get_peft_model(model, MethodConfig("full")))
-    assert capsys.readouterr().out == (
-        f"trainable params: {total:,} || all params: {total:,} || trainable%: 100.0000\n"
-    )
+    assert f"|| all params: {total:,} || trainable%: 100.0000\n" in capsys.readouterr().out
 
 
-ROWS = [{"prompt": "a", "completion": "b"}]
+EXAMPLES = random_examples(TINY, 2)
 
 
 def train_on(examples, valid=()):
@@ -50,33 +47,28 @@ def train_on(examples, valid=()):
     return minilora.train(adapters, model, examples, TrainConfig(iters=1), valid)
 
 
+def valid_on(valid):
+    return train_on(EXAMPLES, valid)
+
+
+def evaluate(examples):
+    return minilora.evaluate({}, MODEL, examples)
+
+
 def loss_of(**changes):
-    """The loss of a batch of two rows of three tokens, as lists, with these entries changed."""
-    ids = [[1, 2, 3], [4, 5, 6]]
-    batch = {"tokens": ids, "targets": ids, "mask": np.ones((2, 3), np.float32)}
-    batch |= {"segment_starts": np.zeros((2, 3), int)} | changes
-    return minilora.loss({}, MODEL, batch)
+    """The loss of a batch of two rows of three tokens, with these entries changed."""
+    return minilora.loss({}, MODEL, random_batch(TINY, T=3) | changes)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: train_on(ROWS), lambda: train_on(random_examples(TINY, 2), ROWS),
-        lambda: minilora.evaluate({}, MODEL, ROWS),
-    ],
-)  # fmt: skip
-def test_rows_that_are_not_encoded_are_refused(call):
+@pytest.mark.parametrize("name, call", [
+    ("examples", train_on), ("valid", valid_on), ("examples", evaluate),
+])  # fmt: skip
+def test_rows_and_generators_are_no_list_of_examples(name, call):
+    """One evaluation would use a generator up."""
     with refused(r"encode them first, with minilora\.encode_rows"):
-        call()
-
-
-def test_a_generator_is_not_a_list_of_examples():
-    """One evaluation would use it up."""
-    for name, call in (
-        ("examples", train_on), ("valid", lambda some: train_on(random_examples(TINY, 2), some)),
-    ):  # fmt: skip
-        with refused(f"`{name}` must be a list, not a generator"):
-            call(example for example in random_examples(TINY, 2))
+        call([{"prompt": "a", "completion": "b"}])
+    with refused(f"`{name}` must be a list, not a generator"):
+        call(example for example in EXAMPLES)
 
 
 def test_autograd_alone_would_differentiate_settings():
@@ -95,17 +87,11 @@ DOORS = {  # what a message calls the ids, and a call with them
     "loss, targets": ("targets", lambda ids: loss_of(targets=[ids, [1, 2, 3]])),
     "generate": ("a prompt", lambda ids: next(minilora.generate({}, MODEL, ids))),
     "generate_batch": (
-        "a prompt",
-        lambda ids: minilora.generate_batch([{}, {}], MODEL, [[1], ids]),
+        "a prompt", lambda ids: minilora.generate_batch([{}, {}], MODEL, [[1], ids]),
     ),
-    "evaluate": (
-        r"examples\[1\]",
-        lambda ids: minilora.evaluate(
-            {}, MODEL, [*random_examples(TINY, 1), example(ids)]
-        ),
-    ),
+    "evaluate": (r"examples\[2\]", lambda ids: evaluate([*EXAMPLES, example(ids)])),
     "train": (r"examples\[0\]", lambda ids: train_on([example(ids)])),
-    "train, valid": (r"valid\[0\]", lambda ids: train_on(random_examples(TINY, 2), [example(ids)])),
+    "train, valid": (r"valid\[0\]", lambda ids: valid_on([example(ids)])),
 }  # fmt: skip
 
 
@@ -116,10 +102,10 @@ def test_token_ids_are_checked_before_anything_is_computed(door, monkeypatch):
     batch = name in ("tokens", "targets")
     shape = r"token ids of the shape \(B, T\)" if batch else "a list of token ids"
     # −1 would be the last row of the embedding; the vocabulary of TINY has the ids 0 to 10
-    for wrong in (-1, 11, 2**40):
+    for wrong in (-1, 11):
         with refused(rf"{name} .*token id {wrong}.* has the ids 0 to 10: "):
             call([1, wrong, 2])
-    for ids in ("abc", [1.0] * 3, [[1], [2], [3]], [[1, 2], [3], [4]], None, 5):
+    for ids in ("abc", [1.0] * 3, [[1], [2], [3]], [[1, 2], [3], [4]]):
         with refused(f"{name} must be {shape}, got .*: encode a text with tokenizer.encod"):
             call(ids)
 
@@ -127,23 +113,18 @@ def test_token_ids_are_checked_before_anything_is_computed(door, monkeypatch):
 def test_token_ids_may_be_lists_or_of_any_integer_type():
     ids = [[1, 2, 3], [4, 5, 10]]
     logits = minilora.forward({}, MODEL, ids)
-    for dtype in (int, np.uint8):
-        assert np.array_equal(logits, minilora.forward({}, MODEL, np.array(ids, dtype)))
-    as_arrays = {"tokens": np.array(ids), "targets": np.array(ids)}
-    assert loss_of(tokens=ids, targets=ids) == loss_of(**as_arrays)
-
-
-def evaluate(*parts):
-    return minilora.evaluate({}, MODEL, [Example(*parts)])
+    assert np.array_equal(logits, minilora.forward({}, MODEL, np.array(ids, np.uint8)))
+    as_array = np.array(ids)
+    assert loss_of(tokens=ids, targets=ids) == loss_of(tokens=as_array, targets=as_array)
 
 
 def test_each_token_of_an_example_has_an_entry_in_its_mask():
     """A mask of two entries for three tokens would be broadcast to all of them."""
-    for mask in ([0, 1], [0, 1, 1, 1, 1]):
+    for mask in ([0, 1], [0, 1, 1, 1]):
         with refused(r"the mask of examples\[0\] has another length"):
-            evaluate([1, 2, 3, 4], mask)
+            evaluate([Example([1, 2, 3], mask)])
     with refused(r"the answer of examples\[0\] has another length"):
-        evaluate([1, 2, 3], [0, 1, 1], [0, 1])
-    for mask in ([-100, 1, 1, 1], [0.5, 1, 1, 1], [0, 2, 1, 1]):  # labels, and weights
+        evaluate([Example([1, 2, 3], [0, 1, 1], [0, 1])])
+    for mask in ([-100, 1, 1], [0.5, 1, 1]):  # labels, and weights
         with refused("must have 1 for a target and 0 for the rest"):
-            evaluate([1, 2, 3, 4], mask)
+            evaluate([Example([1, 2, 3], mask)])

@@ -1,6 +1,5 @@
 """The README and the guide: their Python code runs, and their numbers are correct."""
 
-import csv
 import os
 import re
 import shlex
@@ -65,58 +64,51 @@ def test_the_output_of_the_first_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train"]) == 0
     printed = capsys.readouterr().out
-    shown = page("README.md").split("```text\n", 1)[1].split("```")[0].splitlines()
-    (after,) = (line for line in shown if line.startswith("after:"))
+    shown = page("README.md").split("```text\n", 1)[1].split("```")[0]
     pattern = r"after: held-out loss ([\d.]+) nats per token, exact match (.*)"
-    said, found = (re.search(pattern, text) for text in (after, printed))
+    said, found = (re.search(pattern, text) for text in (shown, printed))
     assert float(found[1]) == pytest.approx(float(said[1]), rel=0.2)
     assert found[2] == said[2]
-    assert set(shown) - {after} <= set(printed.splitlines())
+    assert {*shown.splitlines()} - {said[0]} <= {*printed.splitlines()}
 
 
 def test_the_readme_is_the_projects():
     project = tomllib.loads(page("pyproject.toml"))["project"]
     text = page("README.md")
-    assert (
-        f"version {minilora.__version__}.\n" in text and f"the {project['license']} licence" in text
-    )
+    assert f"version {minilora.__version__}.\n" in text
+    assert f"the {project['license']} licence" in text
     assert f"Python {project['requires-python'][2:]} or newer" in text
     assert text.count("```sh\n") == 2  # `.ci/run` runs the second
 
 
 def test_the_readme_repeats_numbers_of_the_guide():
     text = page("README.md").replace("\n", " ")
-    proven = {tuple(row[:2]): row for row in table("proofs.md", "here | against")}
-    cases = proven["NF4 and FP4: codes, absmax, dequantized values", "bitsandbytes"][2]
-    gradients = proven["SmolLM2 in NF4: gradient of each factor", "PyTorch + PEFT + bitsandbytes"][
-        3
-    ]
-    logits = proven["our adapters in PEFT: logits", "PEFT"][3]
+    proven = {tuple(row[:2]): row[2:4] for row in table("proofs.md", "here | against")}
+    cases, _ = proven["NF4 and FP4: codes, absmax, dequantized values", "bitsandbytes"]
+    four_bits = "SmolLM2 in NF4: gradient of each factor", "PyTorch + PEFT + bitsandbytes"
     assert f"equal bit for bit in {cases} cases" in text
-    assert f"in NF4 differ by {gradients} of their size at most" in text
-    assert f"our adapters in PEFT by {logits}." in text
+    assert f"in NF4 differ by {proven[four_bits][1]} of their size at most" in text
+    assert f"our adapters in PEFT by {proven['our adapters in PEFT: logits', 'PEFT'][1]}." in text
     fast = [row[1].split()[0] for row in table("speed-and-memory.md", "training step | ratio")]
     assert f"a LoRA step takes {fast[0]} times as long" in text
     assert f"{fast[7]} times with products and weights in bfloat16 on both sides" in text
+    said = re.search(r"takes [\d.]+ s, and a QLoRA step [\d.]+ s(?=:)", page("faq.md"))[0]
     speed = page("speed-and-memory.md").replace("\n", " ")
-    found = re.search(r"takes ([\d.]+ s), and a QLoRA step ([\d.]+ s):", page("faq.md"))
-    lora, qlora = found.groups()
-    assert f"A LoRA step on q and v takes {lora}, and a QLoRA step {qlora}." in speed
+    assert f"A LoRA step on q and v {said}." in speed
 
 
 def test_the_runs_of_a_real_model():
     """The table is that of real_run.csv: seeds below 9; the fastest run, as others ran beside."""
-    with open(real_run.TABLE, newline="") as file:
-        runs = list(csv.DictReader(file))
+    read = {"delimiter": ",", "names": True, "dtype": None, "encoding": "utf-8"}
+    runs = np.genfromtxt(real_run.TABLE, **read)
     for method, row in zip(("full", "lora", "qlora"), table("README.md", "SmolLM2, 135 million")):
-        own = [run for run in runs if run["method"] == method]
-        counted = [run for run in own if int(run["seed"]) < 9]
-        losses = [float(run["loss"]) for run in counted]
-        mean, low, high = (f"{x:.4f}" for x in (np.mean(losses), min(losses), max(losses)))
-        assert row[2] == f"{mean} ({low} to {high})"
-        assert row[3] == f"{max(int(run['peak_mb']) for run in counted):,} MB"
-        assert row[4] == f"{min(float(run['seconds_per_step']) for run in own):.1f} s"
-        assert all(run["exact_match"] == "1.0" for run in counted) and len(counted) == 3
+        own = runs[runs["method"] == method]
+        counted = own[own["seed"] < 9]
+        loss, peak = counted["loss"], counted["peak_mb"]
+        assert row[2] == f"{loss.mean():.4f} ({loss.min():.4f} to {loss.max():.4f})"
+        assert row[3] == f"{peak.max():,} MB"
+        assert row[4] == f"{own['seconds_per_step'].min():.1f} s"
+        assert all(counted["exact_match"] == 1) and len(counted) == 3
 
 
 def test_the_counts_and_the_tables_of_the_lessons_and_exercises():
@@ -125,9 +117,8 @@ def test_the_counts_and_the_tables_of_the_lessons_and_exercises():
     assert f"There are {len(EXERCISES)} [exercises]" in text and f"{mistakes} typical" in text
     rows = []
     for e in EXERCISES:
-        n = len(e["mistake"])
-        numbers = [str(e[key]) for key in ("difficulty", "minutes", "points")]
-        lesson = e["lesson"].removeprefix("studies/")
+        lesson, n = e["lesson"].removeprefix("studies/"), len(e["mistake"])
+        numbers = (str(e[key]) for key in ("difficulty", "minutes", "points"))
         rows.append([e["id"], lesson, *numbers, f"{n} of {n}"])
     assert sorted(table("lessons/README.md", "exercise | lesson")) == sorted(rows)
     row = r"^\| \[.*\]\(([\w/]+\.py)\) .* \| (.*) \|$"
@@ -163,12 +154,10 @@ def test_every_link_leads_to_a_file_and_a_heading(path):
 def test_the_flags_of_train():
     (commands,) = (action.choices for action in parser()._actions if action.dest == "command")
     rows = {row[0].strip("`"): row[1:] for row in table("command-line.md", "flag |")}
-    actions = {action.option_strings[0]: action for action in commands["train"]._actions[1:]}
-    assert rows.keys() == {
-        names.option_strings[-1] if len(name) == 2 else name for name, names in actions.items()
-    }
-    for action in actions.values():
-        flag = next(name for name in action.option_strings if name in rows)
+    actions = commands["train"]._actions[1:]
+    assert len(rows) == len(actions)
+    for action in actions:
+        (flag,) = rows.keys() & action.option_strings
         default, meaning = rows[flag]
         value = " ".join(action.default) if isinstance(action.default, list) else action.default
         if flag != "--chat-date":  # the day of the run
@@ -191,29 +180,17 @@ def test_the_methods():
     assert f"{compare.BUDGET:,} parameters" in page("methods.md")
     # the columns of sizes follow from the methods alone, the others from the runs of the sweep
     model, _ = minilora.load("micro")
-    for entry, (_, trained, file, moments, *_) in zip(compare.TABLE.values(), rows):
+    stored = common.read_sweep("siblings")
+    for (method, entry), (_, *sizes, _, loss, exact, notes) in zip(compare.TABLE.items(), rows):
         config = compare.sized(entry, model, compare.BUDGET)
         adapters, adapted = minilora.get_peft_model(model, config)
-        parameters = tree.num_parameters(adapters)
-        assert trained == f"{parameters:,}", entry
-        assert file == f"{compare.file_bytes(adapters, adapted, config):,}", entry
-        assert moments == f"{2 * 4 * parameters:,}", entry
-
-
-def test_the_scores_of_the_methods():
-    stored = common.read_sweep("siblings")
-    for method, row in zip(compare.TABLE, table("methods.md", "200 steps")):
-        for name, unit, cell in zip(("loss", "exact_match", "notes_after"), (1, 100, 1), row[5:]):
-            scores = unit * np.array(common.of(stored, name, method=method))
+        n, size = tree.num_parameters(adapters), compare.file_bytes(adapters, adapted, config)
+        assert sizes == [f"{number:,}" for number in (n, size, 2 * 4 * n)], method
+        scores = ("loss", 1, loss), ("exact_match", 100, exact), ("notes_after", 1, notes)
+        for name, unit, cell in scores:
+            seen = unit * np.array(common.of(stored, name, method=method))
             digits = len(cell.split()[0].partition(".")[2])
-            shown = f"{scores.mean():.{digits}f} ± {scores.std(ddof=1):.{digits}f}"
-            assert cell == shown, (method, name)
-
-
-def test_the_small_models():
-    for name, described in table("data-and-models.md", "name | model")[:2]:
-        model, _ = minilora.load(name.strip("`"))
-        assert described.startswith(f"{tree.num_parameters(model.base):,} parameters")
+            assert cell == f"{seen.mean():.{digits}f} ± {seen.std(ddof=1):.{digits}f}", method
 
 
 def test_the_bits_of_the_storage_schemes():
@@ -224,17 +201,17 @@ def test_the_bits_of_the_storage_schemes():
         assert float(bits.split(",")[0]) == round((8 * stored.nbytes - rows) / w.size, 3), scheme
 
 
-def test_the_losses_of_the_small_models_on_their_language(tries):
-    text = page("data-and-models.md").replace("\n", " ")
-    said = re.search(
-        r"([\d.]+) nats per byte.*`tiny` reaches ([\d.]+) and `micro` reaches (\S+)\.", text
-    )
-    for number, name in [(3, "micro"), (2, "tiny")][: tries(1, 2)]:  # tiny takes a second
+def test_the_small_models_and_their_losses_on_their_language():
+    pattern = r"([\d.]+) nats per byte.*`tiny` reaches ([\d.]+) and `micro` reaches (\S+)\."
+    said = re.search(pattern, page("data-and-models.md").replace("\n", " "))
+    described = dict(table("data-and-models.md", "name | model"))
+    for name, said_loss in zip(("tiny", "micro"), said.groups()[1:]):
         model, tokenizer = minilora.load(name)
+        size = f"{tree.num_parameters(model.base):,} parameters"
+        assert described[f"`{name}`"].startswith(size)
         notes, entropy = common.held_out_notes(tokenizer, minilora.TrainConfig())
-        assert said[1] == f"{entropy:.4f}"
         loss = minilora.evaluate({}, model, notes)["loss"]
-        assert said[number] == f"{loss:.4f}", name
+        assert (said[1], said_loss) == (f"{entropy:.4f}", f"{loss:.4f}"), name
 
 
 def test_several_adapters(tmp_path, monkeypatch):
@@ -259,12 +236,10 @@ def test_the_numbers_of_several_adapters():
     errors = {row[0].strip('`"'): row[2] for row in
               table("several-adapters.md", "`combination_type` |")}  # fmt: skip
     assert mean("off_other_cat") < 1e-7 and "below 1e-7" in errors["cat"]
-    for name in ("svd", "linear"):
-        assert float(errors[name]) == pytest.approx(mean(f"off_other_{name}"), abs=0.005)
-    names = ["one", "turned", "there_0.5", "back_0.5", "there_1.0", "back_1.0", "stack_there",
-             "stack_back"]  # fmt: skip
     rows = table("several-adapters.md", "| Who, what, where?")
-    cells = [cell for row in rows for cell in row[1:]]
+    cells = [errors["svd"], errors["linear"], *(cell for row in rows for cell in row[1:])]
+    names = ["off_other_svd", "off_other_linear", "one", "turned", "there_0.5", "back_0.5",
+             "there_1.0", "back_1.0", "stack_there", "stack_back"]  # fmt: skip
     for cell, name in zip(cells, names, strict=True):
         assert float(cell) == pytest.approx(mean(name), abs=0.0051), name
 
@@ -343,14 +318,13 @@ def test_the_merge_table_of_the_faq_is_that_of_its_study(tmp_path, monkeypatch):
     lesson = (LESSONS / "studies/serving/merging_into_four_bits.py").read_text("utf-8")
     names: dict = {}
     exec(lesson.split("# %% [markdown]\n# ## What the task says")[0], names)
-    columns = [
-        dict(zip(names["SIZES"], names["error"][way])) for way in ("4 bits again", "original W")
-    ]
-    rows = table("faq.md", "size of the update")
-    assert [row[0] for row in rows] == ["0.01", "0.03", "0.1", "0.3"]
-    for size, dequantized, *cells in rows:
-        assert dequantized == "0"  # this is the weight that the others are compared with
-        assert cells == [f"{column[float(size)]:.2f}" for column in columns], size
+    again, original = (names["error"][way] for way in ("4 bits again", "original W"))
+    # the second column is the weight that the others are compared with
+    shown = {
+        size: ["0", f"{a:.2f}", f"{b:.2f}"] for size, a, b in zip(names["SIZES"], again, original)
+    }
+    rows = {float(size): cells for size, *cells in table("faq.md", "size of the update")}
+    assert rows == {size: shown[size] for size in (0.01, 0.03, 0.1, 0.3)}
 
 
 NUMBER = r"[−+]?\d[\d.]*"
@@ -390,31 +364,22 @@ def test_the_table_of_peers_adds_up():
     cases = sum(int(row[2].replace(",", "")) for row in rows)
     assert f"{cases:,} cases" in page("proofs.md")
     for what, _, _, largest, bound, *_ in rows:
-        if bound != "equal":
-            assert float(largest) <= float(bound), what
-        else:
-            assert largest == "equal", what
+        assert largest == bound == "equal" or float(largest) <= float(bound), what
 
 
 def test_the_debugger_stops_where_the_guide_says(tmp_path):
     block = page("design.md").split("```text\n", 1)[1].split("```")[0].splitlines()
     command, typed = shlex.split(block[0]), [line.removeprefix("(Pdb) ") for line in block[1:]]
-    asked = ["p type(x).__name__", "where", *["continue"] * 3, "p type(x).__name__", "quit"]
+    typed += ["p type(x).__name__", "where", *["continue"] * 3, "p type(x).__name__", "quit"]
     few = tmp_path / "few.jsonl"  # a debugger slows the reading of rows, too
     few.write_text('{"text": "Ada keeps a red ball."}\n' * 3)
-    run = subprocess.run(
-        [sys.executable, *command[1:], "--data", few], cwd=tmp_path,
-        input="\n".join([*typed, *asked]),
+    printed = subprocess.run(
+        [sys.executable, *command[1:], "--data", few], cwd=tmp_path, input="\n".join(typed),
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    inside = run.stdout.split("gradient_at()", 1)[1]
+    ).stdout  # fmt: skip
+    inside = printed.split("gradient_at()", 1)[1]
     assert "layers.py" in inside and "linear()" in inside
     assert re.findall(r"'(ndarray|ArrayBox)'", inside) == ["ndarray", "ArrayBox"]
-
-
-def test_the_tests_that_the_guide_names_exist():
-    for name, path in re.findall(r"`(test_\w+)` in \[`([\w/.]+)`\]", page("proofs.md")):
-        assert f"def {name}(" in page(path), name
 
 
 def test_the_tile_of_the_logits():
@@ -430,17 +395,18 @@ def test_each_difference_of_a_library_has_a_test():
 
 def test_the_minutes_of_the_plans():
     minutes = {exercise["id"]: exercise["minutes"] for exercise in EXERCISES}
-    rows = table("teachers.md", "week |")[:9]
-    weeks = [row[3].partition(", and the capstone")[0].split(", ") for row in rows]
-    # one order: that of `learn next` and of the path
-    assert [name for week in weeks for name in week] == list(minutes)
     difficulty = {exercise["id"]: exercise["difficulty"] for exercise in EXERCISES}
     capstone = int(re.search(r"`minilora learn train` \((\d+) minutes\)", page("teachers.md"))[1])
-    for week, row in zip(weeks, rows):
+    order, totals = [], []
+    for *_, names, total in (row[:5] for row in table("teachers.md", "week |")[:9]):
+        week = names.partition(", and the capstone")[0].split(", ")
+        in_class = capstone if "train" in names else 0
         levels = [difficulty[name] for name in week]
         assert levels == sorted(levels)
-        in_class = capstone if "train" in row[3] else 0
-        assert int(row[4]) == sum(minutes[name] for name in week) + in_class
-    assert max(int(row[4]) for row in rows) <= 1.3 * min(int(row[4]) for row in rows)
+        assert int(total) == sum(minutes[name] for name in week) + in_class
+        order += week
+        totals.append(int(total))
+    assert order == list(minutes)  # one order: that of `learn next` and of the path
+    assert max(totals) <= 1.3 * min(totals)
     for _, _, day in table("teachers.md", "day |"):
         assert sum(minutes[name] for name in day.split(", ")) < 120

@@ -21,11 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
-# (group, what, case of ours, case of theirs if it is another one)
+# (group, what, case of ours, and the case of theirs if it is another one)
 ROWS = (
-    ("step", "LoRA, q and v", "lora_step q_proj,v_proj", ""),
-    ("step", "LoRA, all seven projections", "lora_step all-linear", ""),
-    ("step", "QLoRA (NF4, double quantization), q and v", "lora_step q_proj,v_proj nf4-dq", ""),
+    ("step", "LoRA, q and v", "lora_step q_proj,v_proj"),
+    ("step", "LoRA, all seven projections", "lora_step all-linear"),
+    ("step", "QLoRA (NF4, double quantization), q and v", "lora_step q_proj,v_proj nf4-dq"),
     ("step", "the same with checkpointing; theirs without",
      "lora_step q_proj,v_proj nf4-dq checkpointed", "lora_step q_proj,v_proj nf4-dq"),
     ("step", "LoRA, q and v; theirs with bfloat16 autocast", "lora_step q_proj,v_proj",
@@ -33,10 +33,10 @@ ROWS = (
     ("step", "LoRA, q and v; theirs with bfloat16 weights", "lora_step q_proj,v_proj",
      "lora_step q_proj,v_proj none bfloat16"),
     ("step", "LoRA, q and v, both with bfloat16 products and dense weights",
-     "lora_step q_proj,v_proj none bfloat16", ""),
+     "lora_step q_proj,v_proj none bfloat16"),
     ("step", "QLoRA (NF4, double quantization), q and v, both with bfloat16 products",
-     "lora_step q_proj,v_proj nf4-dq bfloat16", ""),
-    ("step", "LoRA on 0.75 million parameters, 16 × 64 tokens", "small_step", ""),
+     "lora_step q_proj,v_proj nf4-dq bfloat16"),
+    ("step", "LoRA on 0.75 million parameters, 16 × 64 tokens", "small_step"),
     ("floor", "LoRA, q and v; only its own products", "lora_step q_proj,v_proj",
      "ours products q_proj,v_proj"),
     ("memory", "LoRA, q and v, embedding in float32 on both sides",
@@ -45,12 +45,12 @@ ROWS = (
      "lora_step q_proj,v_proj nf4-dq embedding32", "lora_step q_proj,v_proj nf4-dq"),
     ("memory", "LoRA, q and v, both with bfloat16 products, weights and embedding",
      "lora_step q_proj,v_proj none embedding16", "lora_step q_proj,v_proj none bfloat16"),
-    ("kernels", "quantize 4096 × 4096 to NF4", "quantize 4096 4096", ""),
-    ("kernels", "quantize 1536 × 576 to NF4", "quantize 1536 576", ""),
-    ("kernels", "dequantize 4096 × 4096", "dequantize 4096 4096", ""),
-    ("kernels", "dequantize 1536 × 576", "dequantize 1536 576", ""),
-    ("kernels", "a vector times a 4-bit 4096 × 4096 weight", "matvec", ""),
-    ("generate", "generate 48 tokens, dense", "generate none", ""),
+    ("kernels", "quantize 4096 × 4096 to NF4", "quantize 4096 4096"),
+    ("kernels", "quantize 1536 × 576 to NF4", "quantize 1536 576"),
+    ("kernels", "dequantize 4096 × 4096", "dequantize 4096 4096"),
+    ("kernels", "dequantize 1536 × 576", "dequantize 1536 576"),
+    ("kernels", "a vector times a 4-bit 4096 × 4096 weight", "matvec"),
+    ("generate", "generate 48 tokens, dense", "generate none"),
     ("generate", "generate 48 tokens in NF4; theirs dense", "generate nf4-dq", "generate none"),
 )  # fmt: skip
 SAVE = """
@@ -76,51 +76,45 @@ def main():
         # transformers reads SmolLM2 in float32 from this folder. Another process writes it, because
         # a process begins with the peak of memory of the process that started it.
         subprocess.run([sys.executable, "-c", SAVE, folder], check=True)
-        for group, what, ours, theirs in ROWS:
+        for group, what, ours, *theirs in ROWS:
             if group in args.only:
-                print(compare(folder, what, ours, theirs or ours, args.rounds), flush=True)
+                print(compare(folder, what, args.rounds, ours, *theirs or [ours]), flush=True)
 
 
 def processor():
-    """Return the name of the processor, on Linux with its model and AVX-512 BF16 if it has it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
+    """Return the name of the processor, with its model, and AVX-512 BF16 if it has it."""
+    text = Path("/proc/cpuinfo").read_text("utf-8")
     fields = dict(re.findall(r"^(.+?)\s*: (.*)$", text, re.MULTILINE))
     names = [f"{name} {fields[name]}" for name in ("cpu family", "model") if name in fields]
-    names += ["AVX-512 BF16"] * ("avx512_bf16" in fields.get("flags", "").split())
+    names += ["AVX-512 BF16"] * ("avx512_bf16" in fields.get("flags", ""))
     return ", ".join([fields.get("model name", platform.machine()), *names])
 
 
-def compare(folder, what, our_case, their_case, rounds):
+def compare(folder, what, rounds, our_case, their_case):
     """Measure both sides in turn; return a row of the table."""
-    own = their_case.startswith("ours ")
-    side = "ours" if own else "theirs"
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(measure("ours", folder, our_case))
-        theirs.append(measure(side, folder, their_case.removeprefix("ours ")))
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(ours, theirs)]
-    cells = [
-        what,
-        f"{median(run['seconds'] for run in ours):.3g} s",
-        f"{median(run['seconds'] for run in theirs):.3g} s",
-        f"{median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})",
-        f"{median(run['peak_mb'] for run in ours):,.0f} MB",
-        f"{median(run['peak_mb'] for run in theirs):,.0f} MB",
-    ]
-    return "| " + " | ".join(cells) + " |"
+    side = "ours" if their_case.startswith("ours ") else "theirs"
+    pairs = [
+        (measure("ours", folder, our_case),
+         measure(side, folder, their_case.removeprefix("ours ")))
+        for _ in range(rounds)
+    ]  # fmt: skip
+    ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
+    seconds, peaks = (
+        [median(run[name] for run in runs) for runs in zip(*pairs)]
+        for name in ("seconds", "peak_mb")
+    )
+    cells = [what, *(f"{x:.3g} s" for x in seconds)]
+    cells += [f"{median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"]
+    cells += [f"{x:,.0f} MB" for x in peaks]
+    return f"| {' | '.join(cells)} |"
 
 
 def measure(side, folder, case):
     """Run one case in a new process; return {"seconds", "peak_mb"}."""
-    script = str(Path(__file__).with_name(f"{side}.py"))
+    script = Path(__file__).with_name(f"{side}.py")
     command = [sys.executable, script, folder, *case.split()]
-    out = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    return json.loads(out.stdout.splitlines()[-1])
+    out = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
+    return json.loads(out.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ class Comparison:
 
     def cells(self):
         floor = "" if self.floor is None else number(self.floor)
+        seen, bound = number(self.largest), number(self.bound)
         if self.bound == 0:
-            seen = "equal" if self.largest == 0 else f"{self.largest:,g} numbers"
-            return f"{self.cases:,}", seen, "equal", floor
-        return f"{self.cases:,}", number(self.largest), number(self.bound), floor
+            seen, bound = "equal" if self.largest == 0 else f"{seen} numbers", "equal"
+        return f"{self.cases:,}", seen, bound, floor
 
 
 def number(x):
@@ -90,7 +90,7 @@ def in_float64(tree):
     def precise(leaf):
         if isinstance(leaf, tuple):  # VeRA's A and B
             return tuple(map(np.float64, leaf))
-        return np.asarray(dense(leaf), np.float64) if hasattr(leaf, "shape") else leaf
+        return np.float64(dense(leaf)) if hasattr(leaf, "shape") else leaf
 
     return tree_map(precise, tree)
 
@@ -103,6 +103,6 @@ def forward(adapters, model, tokens):
 
 def loss_of(logits, tokens):
     """Mean cross-entropy of the next tokens, in float64, so that only the logits count."""
-    logits = logits[:, :-1].astype(np.float64)
-    log_z = np.log(np.exp(logits).sum(-1))
-    return float((log_z - np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]).mean())
+    logits = np.float64(logits[:, :-1])
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -float(np.take_along_axis(log_p, tokens[:, 1:, None], -1).mean())

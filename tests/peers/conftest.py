@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from itertools import product
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))  # arrays.py
@@ -10,15 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is import
 
 import numpy as np
 import pytest
-from comparisons import Comparison, bits, forward, in_float64, loss_of, relative, table, unequal
+from comparisons import Comparison, bits, forward, loss_of, relative, table, unequal
 
 import minilora
 from minilora.config import InputError
 from minilora.formats import fetch
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
-from minilora.layers import value_and_grad
-from minilora.tree import flatten
 
 SHAPE = {  # rows of whole blocks of 64, which bitsandbytes needs on a CPU
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -61,45 +60,33 @@ def rng(request):
 
 
 @pytest.fixture(scope="session")
-def record(request):
-    """record(what, against, differences, bound, floor): more cases of a row of the table."""
-
-    def record(what, against, differences, bound, floor=None):
-        row = request.config.stash[ROWS].setdefault((what, against), Comparison(bound))
-        row.add(np.ravel(differences), bound, floor)
-
-    return record
-
-
-@pytest.fixture(scope="session")
 def recorded(request):
     """{(what, against): Comparison} of what has been recorded so far."""
     return request.config.stash[ROWS]
 
 
 @pytest.fixture(scope="session")
-def compared(record):
+def compared(recorded):
     """compared(what, against, differences, bound, floor=None): record them, and hold them to it.
 
     `differences` is a number for each case, `floor` the same between float32 and float64 here.
     """
 
-    def compared(what, against, differences, bound, floor=None):
-        record(what, against, differences, bound, floor)
-        assert np.max(differences) <= bound, f"{what} against {against}"
+    def compared(what, against, differences, bound, floor=None, case=""):
+        row = recorded.setdefault((what, against), Comparison(bound))
+        row.add(np.ravel(differences), bound, floor)
+        assert np.max(differences) <= bound, f"{what} against {against}: {case}"
 
     return compared
 
 
 @pytest.fixture(scope="session")
-def equal(record):
+def equal(compared):
     """equal(what, against, (ours, theirs), …, case=""): one case, its pairs equal bit for bit."""
 
     def equal(what, against, *pairs, case=""):
-        pairs = [(bits(ours), bits(theirs)) for ours, theirs in pairs]
-        record(what, against, sum(unequal(*pair) for pair in pairs), bound=0)
-        for ours, theirs in pairs:
-            np.testing.assert_array_equal(ours, theirs, f"{what} against {against}: {case}")
+        differ = sum(unequal(bits(ours), bits(theirs)) for ours, theirs in pairs)
+        compared(what, against, differ, bound=0, case=case)
 
     return equal
 
@@ -131,15 +118,12 @@ def near_gradients(compared):
     Of loss(adapters, model, *rest); `expected` is their {path: gradient}. Returns the loss, and
     that in float64.
     """
-    from peft_models import gradient_errors
+    from peft_models import gradient_errors, gradients_and_floor
 
-    def near_gradients(what, against, expected, loss, adapters, model, *rest):
-        gradient = value_and_grad(loss)
-        value, ours = gradient(adapters, model, *rest)
-        exact, precise = gradient(in_float64(adapters), in_float64(model), *rest)
-        floor = gradient_errors(ours, flatten(precise))
+    def near_gradients(what, against, expected, *loss_and_arguments):
+        ours, floor, *losses = gradients_and_floor(*loss_and_arguments)
         compared(what, against, gradient_errors(ours, expected), 1e-4, floor)
-        return value, exact
+        return losses
 
     return near_gradients
 
@@ -154,28 +138,28 @@ def same_gradients(compared, tmp_path):
     those of a sum of 49,152 terms. So the bound is ten times as large there, and the gradient of
     the same logits' loss in float64 is held to the smaller one.
     """
-    import peft_models
-
-    own, exact = peft_models.transformers_loss, peft_models.float64_loss
+    from peft_models import (
+        float64_loss,
+        gradient_errors,
+        gradients_and_floor,
+        gradients_of,
+        peft_folder,
+        transformers_loss,
+    )
 
     def same_gradients(what, against, theirs, model, batch):
-        peft_models.peft_folder(tmp_path, theirs)
-        adapters, model, _ = load_adapter(tmp_path, model)
-        loss_and_gradient = value_and_grad(minilora.loss)
-        loss, grads = loss_and_gradient(adapters, model, batch)
-        _, precise = loss_and_gradient(in_float64(adapters), in_float64(model), batch)
-        floor = peft_models.gradient_errors(grads, flatten(precise))
-        bounds = [(against, own, 1e-4, 2e-6)]
+        adapters, model, _ = load_adapter(peft_folder(tmp_path, theirs), model)
+        grads, floor, loss, _ = gradients_and_floor(minilora.loss, adapters, model, batch)
+        sides = [(against, transformers_loss, 1)]
         if model.config.vocab_size > 10_000:
-            bounds = [
-                (against, own, 1e-3, 2e-5),
-                (f"{against}, loss in float64", exact, 1e-4, 2e-6),
-            ]
-        for whom, their_loss_of, bound, loss_bound in bounds:
-            their_loss, expected = peft_models.their_gradients(theirs, batch, their_loss_of)
-            errors = peft_models.gradient_errors(grads, expected)
-            compared(f"{what}: gradient of each factor", whom, errors, bound, floor)
-            assert abs(float(loss) / their_loss - 1) <= loss_bound
+            exact = f"{against}, loss in float64", float64_loss, 1
+            sides = [(against, transformers_loss, 10), exact]
+        for whom, their_loss_of, times in sides:
+            theirs.zero_grad()
+            their_loss = their_loss_of(theirs, batch)
+            errors = gradient_errors(grads, gradients_of(their_loss, theirs))
+            compared(f"{what}: gradient of each factor", whom, errors, times * 1e-4, floor)
+            assert abs(float(loss) / their_loss.item() - 1) <= times * 2e-6
 
     return same_gradients
 
@@ -243,22 +227,16 @@ def their_smollm2(smollm2):
     import transformers
 
     path = smollm2[-1]
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.float32,
-    ).eval()
+    read = transformers.AutoModelForCausalLM.from_pretrained
+    return read(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
 
+DAYS, PLACES = ("Monday", "Wednesday", "Saturday"), ("Harlow", "Lund", "Siena")
+GOODS = "apples and cheese", "books", "horses", "wool, salt and iron"
 PROSE = " ".join(
     f"In the year {1600 + 7 * i} the town of {place} had {13 * i + 40} houses, a mill on the river "
     f"and a market where {goods} were sold every {day}; people came from far away to see it."
-    for i, (place, goods, day) in enumerate(
-        (place, goods, day)
-        for day in ("Monday", "Wednesday", "Saturday")
-        for goods in ("apples and cheese", "books", "horses", "wool, salt and iron")
-        for place in ("Harlow", "Lund", "Siena")
-    )
+    for i, (day, goods, place) in enumerate(product(DAYS, GOODS, PLACES))
 )
 
 

@@ -4,7 +4,6 @@ Both sides compute in float32, so no two numbers are equal to the last bit: a su
 another order differs by about √n·6e-8 of its size, and a dozen such sums follow one another.
 """
 
-import re
 import warnings
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,12 +12,14 @@ import numpy as np
 import peft
 import torch
 import transformers
+from comparisons import in_float64
 from four_bits import linear4bit
 from models import moved
 
 import minilora
 from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR
+from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
 from minilora.tree import flatten
 
@@ -50,11 +51,11 @@ def random_peft(llama, config=None, size=0.1, **fields):
     return theirs.eval()
 
 
-def move(theirs, size):
-    """Add to every trained number a random one of this size."""
+def move(theirs, size, part=""):
+    """Add a random number of this size to each that is trained and has this part in its name."""
     with torch.no_grad():
-        for p in theirs.parameters():
-            if p.requires_grad:
+        for name, p in theirs.named_parameters():
+            if p.requires_grad and part in name:
                 p += size * torch.randn_like(p)
 
 
@@ -78,13 +79,11 @@ def our_adapter(model, config, groups=()):
 
 def in_peft(llama, folder):
     """PEFT's model of an adapter's folder, in which no tensor is missing or left over."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with quietly():
         theirs = peft.PeftModel.from_pretrained(llama, folder).eval()
         result = theirs.load_adapter(folder, "default")
     assert result.unexpected_keys == []
     assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
-    assert not [w for w in said if re.search("missing|nexpected", str(w.message))]
     return theirs
 
 
@@ -99,11 +98,9 @@ def transformers_loss(theirs, batch):
 
     transformers shifts the labels itself, so it gets one token more, whose logits it leaves out.
     """
-    targets, mask = torch.tensor(batch["targets"]), torch.tensor(batch["mask"])
-    ids = torch.cat([torch.tensor(batch["tokens"][:, :1]), targets], dim=1)
-    labels = torch.full_like(ids, -100)
-    labels[:, 1:] = torch.where(mask > 0, targets, -100)
-    return theirs(input_ids=ids, labels=labels).loss
+    ids = np.concatenate([batch["tokens"][:, :1], batch["targets"]], axis=1)
+    labels = np.where(np.pad(batch["mask"], ((0, 0), (1, 0))), ids, -100)
+    return theirs(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss
 
 
 def float64_loss(theirs, batch):
@@ -114,17 +111,8 @@ def float64_loss(theirs, batch):
     """
     logits = theirs(torch.tensor(batch["tokens"])).logits[:, -batch["tokens"].shape[1] :].double()
     targets, mask = torch.tensor(batch["targets"]), torch.tensor(batch["mask"])
-    nll = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), reduction="none"
-    )
-    return (nll * mask.flatten()).sum() / mask.sum()
-
-
-def their_gradients(theirs, batch, loss_of=transformers_loss):
-    """(loss, {path: gradient}) of the low-rank factors, under our names."""
-    theirs.zero_grad()
-    loss = loss_of(theirs, batch)
-    return loss.item(), gradients_of(loss, theirs)
+    nll = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")
+    return (nll * mask).sum() / mask.sum()
 
 
 def gradients_of(loss, theirs):
@@ -145,41 +133,49 @@ def gradient_errors(ours, theirs):
     return [np.linalg.norm(ours[p] - g) / np.linalg.norm(g) for p, g in theirs.items()]
 
 
-def random_batch(vocabulary, B, T, seed=3):
-    """Rows of different lengths, each with a masked prompt, as `train` makes them."""
-    rng = np.random.default_rng(seed)
-    rows = [rng.integers(vocabulary, size=T - 5 * (i % 3)).tolist() for i in range(B)]
+def gradients_and_floor(loss, *arguments):
+    """The gradient of loss(adapters, model, …), the errors of its leaves, the loss, and in float64.
+
+    The errors are those of float32 against float64.
+    """
+    adapters, model, *rest = arguments
+    value, grads = value_and_grad(loss)(*arguments)
+    exact, precise = value_and_grad(loss)(in_float64(adapters), in_float64(model), *rest)
+    return grads, gradient_errors(grads, flatten(precise)), value, exact
+
+
+def batch_of(rows):
+    """A batch of rows of token ids, the first four of each masked."""
     return collate([[Example(row, [0] * 4 + [1] * (len(row) - 4))] for row in rows])
+
+
+def random_batch(vocabulary, B, T):
+    """Rows of different lengths, as `train` makes them."""
+    rng = np.random.default_rng(3)
+    return batch_of([rng.integers(vocabulary, size=T - 5 * (i % 3)).tolist() for i in range(B)])
 
 
 def prose_batch(prose, lengths):
-    """Rows of English, the first four tokens of each masked."""
-    rows = [prose[0, 100 * i : 100 * i + n].tolist() for i, n in enumerate(lengths)]
-    return collate([[Example(row, [0] * 4 + [1] * (len(row) - 4))] for row in rows])
+    """Rows of English."""
+    return batch_of([prose[0, 100 * i : 100 * i + n].tolist() for i, n in enumerate(lengths)])
 
 
 def small_random_peft(llama):
     """All seven targets at r = 4, with B as small as after some training."""
     torch.manual_seed(6)
-    theirs = peft.get_peft_model(
-        llama, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, r=4, lora_alpha=8)
-    )
-    with torch.no_grad():
-        for name, p in theirs.named_parameters():
-            if "lora_B" in name:
-                p += 0.01 * torch.randn_like(p)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, r=4, lora_alpha=8)
+    theirs = peft.get_peft_model(llama, config)
+    move(theirs, 0.01, "lora_B")
     return theirs.eval()
 
 
 def in_four_bits(llama):
     """`llama` with bitsandbytes' Linear4bit for its projections: NF4, double quantization."""
-    for layer in llama.model.layers:
-        for name in ALL:
-            part = layer.mlp if hasattr(layer.mlp, name) else layer.self_attn
-            dense = getattr(part, name)
+    for path, dense in [*llama.model.layers.named_modules()]:
+        if path.endswith("_proj"):
             four = linear4bit(dense.weight.detach().numpy(), torch.float32)
             four.bias = dense.bias
-            setattr(part, name, four)
+            llama.model.layers.set_submodule(path, four)
     llama.is_loaded_in_4bit = True  # what PEFT asks before it wraps a Linear4bit
     return llama
 

@@ -11,10 +11,8 @@ from peft_models import (
     torch,
     transformers,
 )
-from safetensors.torch import load_file, save_file
-from toy_models import change_json
+from test_experts import adapter_of
 
-from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.lessons.helpers import class_head
 
@@ -37,24 +35,18 @@ def sequence_classifier(folder):
     return theirs.eval()
 
 
-def ours_of(theirs, path, model):
-    """The trained tree: the adapter and the head that PEFT saved, as the study has them."""
-    theirs.save_pretrained(path)
-    file = path / "adapter_model.safetensors"
-    tensors = load_file(file)
-    head = tensors.pop("base_model.model.score.weight")
-    save_file(tensors, file, {"format": "pt"})  # without the head, it is an adapter as any other
-    change_json(path / "adapter_config.json", task_type="CAUSAL_LM", modules_to_save=None)
-    adapters = load_adapter(path, model).adapters
-    return {**adapters, "score": {"weight": head.numpy()}}
+def ours_of(theirs):
+    """The trained tree: the adapter and the head, as the study has them."""
+    head = theirs.get_submodule("base_model.model.score.modules_to_save.default").weight
+    return {**adapter_of(theirs), "score": {"weight": head.detach().numpy()}}
 
 
-def test_a_head_for_classes(tiny_llama, tmp_path, compared, near_gradients):
+def test_a_head_for_classes(tiny_llama, compared, near_gradients):
     model, _ = load(tiny_llama())
     theirs = sequence_classifier(tiny_llama())
     tokens = torch.tensor(class_head.pad(TEXTS)[0])
     found = theirs(tokens, attention_mask=(tokens != PAD).long()).logits
-    trained = ours_of(theirs, tmp_path, model)
+    trained = ours_of(theirs)
     ours = class_head.class_logits(trained, model, TEXTS)
     exact = class_head.class_logits(in_float64(trained), in_float64(model), TEXTS)
     what = "a head for classes and LoRA"

@@ -57,7 +57,6 @@ def paper_loss(model, batch):
 
 
 def our_loss(adapters, model, reference_adapters):
-    """The reference is the base with its adapters."""
     batch = preference.batch_of(PAIRS)
     reference = preference.answer_log_probs(reference_adapters, model, batch)
     return preference.dpo_loss(adapters, model, batch, reference, BETA)
@@ -97,10 +96,6 @@ def test_dpo_is_what_trl_computes(models, tmp_path, compare):
     compare("TRL", expected, theirs, after, model, before)
 
 
-def one_row():
-    yield {"prompt": "a", "chosen": "a", "rejected": "b"}
-
-
 def trl_trainer(model, folder):
     """TRL's DPOTrainer of a PEFT model, with a stand-in for the tokenizer that it asks for."""
     words = {"[PAD]": 0, "a": 1, "b": 2}
@@ -108,9 +103,8 @@ def trl_trainer(model, folder):
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="b"
     )
-    rows = datasets.IterableDataset.from_generator(one_row)
+    rows = datasets.Dataset.from_list([{"prompt": "a", "chosen": "a", "rejected": "b"}])
     settings = trl.DPOConfig(
-        output_dir=str(folder), beta=BETA, report_to="none", use_cpu=True, bf16=False,
-        disable_tqdm=True, gradient_checkpointing=False, max_steps=1,
-    )  # fmt: skip
+        str(folder), beta=BETA, use_cpu=True, bf16=False, gradient_checkpointing=False
+    )
     return trl.DPOTrainer(model=model, args=settings, train_dataset=rows, processing_class=fast)

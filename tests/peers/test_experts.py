@@ -5,17 +5,17 @@ import pytest
 from comparisons import in_float64, relative
 from peft_models import (
     llama_of,
+    random_batch,
     random_peft,
     their_logits,
     transformers_loss,
 )
 
 from minilora import Model
-from minilora.batching import Example, collate
 from minilora.lessons.helpers.pretraining import llama
 from minilora.lessons.studies.lora import experts_sweep
 from minilora.model import lm_head
-from minilora.tree import flatten, unflatten
+from minilora.tree import arrays, flatten, unflatten
 
 CONFIG = llama(32, 64, 2, 2, 1)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -41,6 +41,11 @@ def ours_of(theirs):
     return Model(CONFIG, unflatten(tensors))
 
 
+def adapted_modules(theirs):
+    """(name, module) of each that has an adapter."""
+    return [(name, part) for name, part in theirs.named_modules() if hasattr(part, "lora_A")]
+
+
 def adapter_of(theirs, of=lambda p: p.detach()):
     """Our tree of the pairs of a PEFT model: their values, or of(p) of each.
 
@@ -48,13 +53,9 @@ def adapter_of(theirs, of=lambda p: p.detach()):
     rank by rank.
     """
     leaves = {}
-    for name, module in theirs.named_modules():
-        if not hasattr(module, "lora_A"):
-            continue
+    for name, module in adapted_modules(theirs):
         path = name.removeprefix("base_model.model.")
-        a, b = (
-            of(getattr(module, part)["default"].weight).numpy() for part in ("lora_A", "lora_B")
-        )
+        a, b = (of(part["default"].weight).numpy() for part in (module.lora_A, module.lora_B))
         if hasattr(module, "parameter_name"):
             layer = path.partition(".mlp.")[0]
             path = f"{layer}.mlp.experts.{module.parameter_name.removesuffix('_proj')}"
@@ -72,34 +73,32 @@ def logits(adapters, model, tokens):
 
 
 def test_a_mixture_and_its_adapter(mixtral, tokens, compared, near_gradients):
-    model = ours_of(mixtral)
-    what, ours = "a mixture of experts", logits({}, model, tokens)
-    floor = relative(ours, logits({}, in_float64(model), tokens))
-    difference = relative(ours, their_logits(mixtral, tokens))
-    compared(f"{what}: logits", "transformers, Mixtral", difference, 1e-5, floor)
+    model, what, against = ours_of(mixtral), "a mixture of experts", "PEFT, target_parameters"
 
+    def same_logits(what, against, theirs, adapters):
+        ours = logits(adapters, model, tokens)
+        floor = relative(ours, logits(in_float64(adapters), in_float64(model), tokens))
+        difference = relative(ours, their_logits(theirs, tokens))
+        compared(f"{what}: logits", against, difference, 1e-5, floor)
+
+    same_logits(what, "transformers, Mixtral", mixtral, {})
     theirs = random_peft(
         mixtral, target_modules=ATTENTION, target_parameters=FUSED, r=2, lora_alpha=4
     )
     adapters = adapter_of(theirs)
-    assert len(flatten(adapters)) == 2 * 6 * 4
-    ours = logits(adapters, model, tokens)
-    floor = relative(ours, logits(in_float64(adapters), in_float64(model), tokens))
-    difference = relative(ours, their_logits(theirs, tokens))
-    compared(f"{what} with an adapter: logits", "PEFT, target_parameters", difference, 1e-5, floor)
+    same_logits(f"{what} with an adapter", against, theirs, adapters)
 
-    batch = collate([[Example(row.tolist(), [1] * len(row))] for row in tokens])
+    batch = random_batch(256, *tokens.shape)
     transformers_loss(theirs, batch).backward()
-    expected = flatten(adapter_of(theirs, lambda p: p.grad))
-    expected = {path: g for path, g in expected.items() if path.endswith(("_A", "_B"))}
-    row = f"{what}: gradient of each factor", "PEFT, target_parameters"
+    expected = flatten(arrays(adapter_of(theirs, lambda p: p.grad)))
+    assert len(expected) == 2 * 6 * 2
+    row = f"{what}: gradient of each factor", against
     near_gradients(*row, expected, experts_sweep.loss, adapters, model, batch)
 
 
 @pytest.mark.parametrize(
     "targets, adapted",
     [
-        (ATTENTION, ATTENTION),
         ([*ATTENTION, "gate_proj", "up_proj", "down_proj"], ATTENTION),  # names of Llama, not w1, …
         ([*ATTENTION, "w1", "w2", "w3"], [*ATTENTION, *FUSED]),
         ("all-linear", [*ATTENTION, *FUSED, "weight"]),  # "weight" is that of the router
@@ -108,8 +107,6 @@ def test_a_mixture_and_its_adapter(mixtral, tokens, compared, near_gradients):
 def test_what_target_modules_adapts(mixtral, targets, adapted):
     """As the study says: names that match nothing are ignored if another one matches."""
     theirs = random_peft(mixtral, target_modules=targets, r=2)
-    names = set()
-    for name, module in theirs.named_modules():
-        if hasattr(module, "lora_A"):
-            names.add(getattr(module, "parameter_name", name.rpartition(".")[2]))
+    modules = adapted_modules(theirs)
+    names = {getattr(part, "parameter_name", name.rpartition(".")[2]) for name, part in modules}
     assert names == set(adapted)

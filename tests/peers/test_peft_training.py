@@ -3,6 +3,7 @@
 import math
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -32,20 +33,16 @@ from minilora.tree import arrays, flatten, get
 PEFT, FOUR_BITS = "PyTorch + PEFT", "PyTorch + PEFT + bitsandbytes"
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("iters", [1, 2, 7, 20, 333])
-@pytest.mark.parametrize("warmup_ratio", [0.0, 0.06, 0.5])
-@pytest.mark.parametrize("rate", [2e-4, 3e-3, 1.7e-5])
+@pytest.mark.parametrize("schedule, iters, warmup_ratio, rate", product(
+    ["cosine", "linear", "constant"], [1, 2, 7, 20, 333], [0.0, 0.06, 0.5], [2e-4, 3e-3, 1.7e-5],
+))  # fmt: skip
 def test_learning_rates_are_transformers_own(equal, schedule, iters, warmup_ratio, rate):
     """Equal, not close: the same operations in the same order."""
     name = "constant_with_warmup" if schedule == "constant" else schedule
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
-    scheduler = transformers.get_scheduler(
-        name, optimizer, num_warmup_steps=math.ceil(warmup_ratio * iters), num_training_steps=iters
-    )
-    config = TrainConfig(
-        iters=iters, lr_schedule=schedule, warmup_ratio=warmup_ratio, learning_rate=rate
-    )
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    warmup = math.ceil(warmup_ratio * iters)
+    scheduler = transformers.get_scheduler(name, optimizer, warmup, iters)
+    config = TrainConfig(iters, lr_schedule=schedule, warmup_ratio=warmup_ratio, learning_rate=rate)
     theirs = []
     for _ in range(iters):
         theirs += scheduler.get_last_lr()
@@ -58,10 +55,10 @@ def test_learning_rates_are_transformers_own(equal, schedule, iters, warmup_rati
 def train_theirs(theirs, examples, config):
     """PEFT's side of `train`: AdamW, clipping, cosine with warm-up. A list of (loss, norm)."""
     params = [p for p in theirs.parameters() if p.requires_grad]
+    betas = config.adam_beta1, config.adam_beta2
     optimizer = torch.optim.AdamW(
-        params, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_eps, weight_decay=config.weight_decay,
-    )  # fmt: skip
+        params, config.learning_rate, betas, config.adam_eps, config.weight_decay
+    )
     scheduler = transformers.get_cosine_schedule_with_warmup(
         optimizer, math.ceil(config.warmup_ratio * config.iters), config.iters
     )
@@ -95,12 +92,11 @@ def same_losses(compared, tmp_path):
         losses, norms = np.transpose(train_theirs(theirs, examples, run))
         trained, history = train(start, model, examples, run)
         _, precise = train(in_float64(start), in_float64(model), examples, run)
-        ours, precise = ([row["loss"] for row in rows] for rows in (history, precise))
-        compared(
-            f"{what}: losses of {run.iters} steps", against, np.abs(ours / losses - 1), bound,
-            floor=np.abs(np.divide(ours, precise) - 1),
-        )  # fmt: skip
-        np.testing.assert_allclose([row["grad_norm"] for row in history], norms, rtol=1e-2)
+        ours, our_norms = np.transpose([(row["loss"], row["grad_norm"]) for row in history])
+        floor = np.abs(ours / [row["loss"] for row in precise] - 1)
+        what = f"{what}: losses of {run.iters} steps"
+        compared(what, against, np.abs(ours / losses - 1), bound, floor)
+        np.testing.assert_allclose(our_norms, norms, rtol=1e-2)
         assert losses[-1] < losses[0] - 0.1, "something is learnt"
         return trained, start, norms
 
@@ -116,16 +112,15 @@ RUN = TrainConfig(iters=20, batch_size=4, learning_rate=1e-2, warmup_ratio=0.1, 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, decay):
     """A fresh start of PEFT's (B = 0), the same rows, AdamW, clipping that bites at every step."""
-    theirs = llama_of(tiny_llama())
     torch.manual_seed(4)
-    theirs = peft.get_peft_model(theirs, peft.LoraConfig(task_type="CAUSAL_LM", **fields))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **fields)
+    theirs = peft.get_peft_model(llama_of(tiny_llama()), config)
     model, run = load(tiny_llama()).model, replace(RUN, weight_decay=decay)
     row = "random Llama", PEFT
     trained, start, norms = same_losses(*row, theirs, model, EXAMPLES, run, bound=2e-6)
     assert min(norms) > run.max_grad_norm, "clipping is at work"
     for path, w in flatten(arrays(trained)).items():
-        w_theirs = dict(theirs.named_parameters())[f"base_model.model.{path}.default.weight"]
-        w_theirs = w_theirs.detach().numpy()
+        w_theirs = theirs.get_parameter(f"base_model.model.{path}.default.weight").detach().numpy()
         moved = np.linalg.norm(w_theirs - get(start, path))
         assert np.linalg.norm(w - w_theirs) <= 0.02 * moved, path
 
@@ -147,17 +142,14 @@ def test_training_of_the_real_base_follows_peft(
 
     Six steps in four bits: they take a while.
     """
-    theirs = deepcopy(their_smollm2)
+    (model, _, _), theirs, row = smollm2, deepcopy(their_smollm2), ("SmolLM2", PEFT)
     if four_bits:
-        theirs = in_four_bits(theirs)
+        theirs, row = in_four_bits(theirs), ("SmolLM2 in NF4", FOUR_BITS)
+        model = quantize(model, "nf4-dq")
     torch.manual_seed(7)
-    theirs = peft.get_peft_model(
-        theirs, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, lora_alpha=16)
-    )
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, lora_alpha=16)
+    theirs = peft.get_peft_model(theirs, config)
     theirs.train()  # as in_four_bits wants it; there is no dropout
-    model, _, _ = smollm2
     run = TrainConfig(iters=iters, batch_size=2, learning_rate=1e-3, warmup_ratio=0.1)
-    row = ("SmolLM2 in NF4", FOUR_BITS) if four_bits else ("SmolLM2", PEFT)
-    model = quantize(model, "nf4-dq") if four_bits else model
     *_, norms = same_losses(*row, theirs, model, tool_calls, run, bound=2e-4)
     assert max(norms) > run.max_grad_norm, "clipping is at work"

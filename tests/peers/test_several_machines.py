@@ -91,11 +91,10 @@ def test_a_killed_process_ends_all_and_another_number_of_them_resumes(flags, tmp
 
 def pid_of(rank, folder):
     """Return the number of the process of this rank that trains in `folder`."""
+    own = f"COMM_WORLD_RANK={rank}\0".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         line = path.with_name("cmdline").read_bytes()
-        if str(folder).encode() in line and f"COMM_WORLD_RANK={rank}\0".encode() in (
-            path.read_bytes()
-        ):
+        if str(folder).encode() in line and own in path.read_bytes():
             return int(path.parent.name)
     raise AssertionError(f"no process {rank}")
 
