@@ -55,16 +55,17 @@ def test_a_file_with_the_name_of_built_in_data_is_not_that_data(tmp_path, monkey
 def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
     assert loaded_examples(path, limit=30)[0][-1] == 30 and capsys.readouterr().err == ""
     assert loaded_examples(path, limit=28)[0][-1] == 30
-    said = capsys.readouterr().err
-    assert "warning: 2 of 30 rows are longer than the 28 tokens that the model can read" in said
-    assert "the longest has 30: cut them with --max-seq-length 29\n" in said
+    assert capsys.readouterr().err == (
+        "warning: 2 of 30 rows are longer than the 28 tokens that the model can read "
+        "(max_position_embeddings); the longest has 30: cut them with --max-seq-length 29\n"
+    )
     loaded_examples(path, "--split valid", limit=28)
     assert "warning: 1 of 3 valid rows are longer than the 28" in capsys.readouterr().err
     prompt = MethodConfig("prompt", num_virtual_tokens=5)  # the model reads it, too
     loaded_examples(path, limit=32, adapter_config=prompt)
     assert "3 of 30 rows are longer than the 27 tokens that" in capsys.readouterr().err
     assert loaded_examples(path, "--max-seq-length 29", 28)[0][-1] == 28
-    assert "rows are longer" not in capsys.readouterr().err
+    assert capsys.readouterr().err == "warning: 2 of 30 rows are cut to `max_seq_length` 29\n"
 
 
 def test_without_a_run_the_data_are_the_questions():
