@@ -22,7 +22,7 @@ from minilora.data import tasks
 from minilora.data.encoding import encode, encode_rows, reason_to_leave_out, split_row
 from minilora.data.packing import pack_examples
 from minilora.data.rows import existing_split, load_rows, read_rows, row_content, split_of
-from minilora.data.template_checks import HIDDEN_TOOLS, PARTS, TEXT_ARGUMENTS
+from minilora.data.template_checks import EMPTY, HIDDEN_TOOLS, PARTS, TEXT_ARGUMENTS
 from minilora.data.tokenizer import ByteTokenizer
 
 BYTES, EOS = ByteTokenizer(), 255
@@ -33,7 +33,8 @@ class Chat:
     """Bytes with a template: a turn is `<role:content|>` and a line's end; `|` is the end token.
 
     It shows the tools, the calls, both or neither. `end` is what ends a turn. With `prints`, it
-    shows calls as Python prints them. `edit` makes of the messages those that it shows.
+    shows calls as Python prints them. `edit` makes of the messages those that it shows, and
+    `edit_tools` of the tools.
     """
 
     eos_token_id: int = ord("|")
@@ -43,6 +44,7 @@ class Chat:
     end: str = "|"
     prints: bool = False
     edit: Callable = list
+    edit_tools: Callable = list
     start: str = ""  # of a question after the first
 
     def encode(self, text, add_special_tokens=True):
@@ -57,7 +59,8 @@ class Chat:
         return bytes(ids).decode(errors="replace")
 
     def render(self, messages, add_generation_prompt=False, tools=None):
-        turns = f"[{json.dumps(tools)}]\n" if tools is not None and "tools" in self.shows else ""
+        show_tools = tools is not None and "tools" in self.shows
+        turns = f"[{json.dumps(self.edit_tools(tools))}]\n" if show_tools else ""
         for m in self.edit(messages):
             calls = m.get("tool_calls") if "calls" in self.shows else None
             if calls is None and m.get("content") is None:
@@ -395,7 +398,7 @@ def test_the_targets_are_the_answers_and_nothing_else(turns, last):
     hiding = Chat(edit=lambda shown: [m for m in shown if m["role"] != "tool"])
     why = reason_to_leave_out(row, hiding)
     is_hidden = any(role == "tool" and content.strip() for role, content in turns)
-    assert why == "an empty answer" or bool(why) == is_hidden
+    assert why == EMPTY or bool(why) == is_hidden
 
 
 def with_one_thought(messages):
@@ -482,8 +485,7 @@ def test_a_chat_that_cannot_be_split_into_answers_is_refused(messages, words, me
 
 
 @pytest.mark.parametrize("part, counts", [
-    ([{"a": 1, "b": None}], True), ({"a": [{"b": None}]}, True), ({"a": {"default": None}}, False),
-    ({"a": [None, 0, ""]}, False),
+    ({"a": [{"b": None}]}, True), ({"a": [None, 0], "b": {"default": None}}, False),
 ])  # fmt: skip
 def test_a_null_that_is_a_value_is_counted(part, counts, capsys):
     """In arguments of calls and in tools, because some files have it for keys of other rows."""
@@ -509,22 +511,31 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
         assert reason_to_leave_out(row, Chat()) == ""
 
 
-ESCAPED = "two\b2\x1b3\n4"  # as JSON, these characters are letters after a backslash
-TWO_CALLS = [CALL, function(name="add", arguments={"b": ESCAPED})]
-NUMBERS = [function(name="add", arguments={"b": 5, "c": True})]
-
-
-@pytest.mark.parametrize("answer, part, instead", [
-    ({"content": "<t>why</t>a"}, "<t>why</t>", ""),
-    ({"content": "\U0001f44d\U0001f44e"}, "\\ud83d\\udc4e", ""),
-    ({"tool_calls": TWO_CALLS}, f", {json.dumps(TWO_CALLS[1])}", ""),
-    ({"tool_calls": TWO_CALLS}, '{"b": ', '{"": '),
-    ({"tool_calls": NUMBERS}, "5", "6"), ({"tool_calls": NUMBERS}, "true", "false"),
-])  # fmt: skip
-def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
+def asked(question, **answer):
+    """A row with this question and these fields of the answer."""
     row = answered(**answer)
-    assert not reason_to_leave_out(row, Chat())
-    assert reason_to_leave_out(row, replacing(part, instead)) == PARTS
+    row["messages"][0]["content"] = question
+    return row
+
+
+def before_an_answer(row):
+    return {"messages": row["messages"] + TOOL_ROW["messages"][2:]}
+
+
+def trim(messages, start=""):
+    return [m | {"content": start + m["content"].strip("hm")} for m in messages]
+
+
+def one_call_at_once(messages):
+    """Reject two calls, as Llama 3.1's template does, and arguments as text."""
+    for calls in (message.get("tool_calls") or [CALL] for message in messages):
+        if len(calls) > 1 or isinstance(calls[0]["function"]["arguments"], str):
+            raise InputError("the chat template rejects these messages: one at once")
+    return messages
+
+
+def no_chat(messages):
+    raise InputError("no system message")
 
 
 def without_arguments(messages):
@@ -541,40 +552,56 @@ def without_thoughts(messages):
     ]
 
 
-@pytest.mark.parametrize("answer, edit", [
-    ({"content": "b + c look. 5"}, without_thoughts),
-    ({"content": "a", "reasoning_content": "I look."}, list),
-    ({"content": "I look.", "tool_calls": [CALL]}, list),
-    ({"content": None, "tool_calls": NUMBERS}, without_arguments),
-    ({"content": None, "tool_calls": [{"name": "add", "arguments": [5]}]}, without_arguments),
-])  # fmt: skip
-def test_a_part_that_is_dropped_is_noticed_if_its_words_are_elsewhere_in_the_chat(answer, edit):
-    last = answered(**answer)
-    last["messages"][0]["content"] = "I look. add name function arguments b c 5 true"
-    between = {"messages": last["messages"] + TOOL_ROW["messages"][2:]}
-    for row in (last, between) if "tool_calls" in answer else (last,):
-        assert reason_to_leave_out(row, Chat(edit=edit)) == PARTS, row
-
-
-@pytest.mark.parametrize("code", [
+OTHER_END = {"end": "#", "eos_token_ids": (ord("#"),)}  # an end token of the model alone
+END = "the text of the end token inside an answer"
+HM = chat_row("q", "hm", "q", "a")
+CODES = [
     "lines = text.split('\\n')\nn = len(lines)", "r = s.replace('\r', '')\nr = r.strip()",
     "f = 'a\tb'.split('\\t')\tt = f[0]", 'a = "é\\"\na',
+]  # fmt: skip
+AS_TEXT = calling('{"a": 1}')  # as OpenAI's API has it
+QUOTED = r'"{\"a\": 1}"'
+BARE = answered(tool_calls=[CALL["function"]]) | {"tools": [SCHEMA["function"]]}
+ADDING = function(name="add", arguments={"b": 5, "c": True})
+TWO_CALLS = answered(tool_calls=[CALL, ADDING])
+ELSEWHERE = "I look. add name function arguments b c 5 true"
+LOOKING = asked(ELSEWHERE, content="I look.", tool_calls=[CALL])
+NUMBERS = asked(ELSEWHERE, tool_calls=[ADDING])
+LIST = asked(ELSEWHERE, tool_calls=[{"name": "add", "arguments": [5]}])
+
+
+@pytest.mark.parametrize("reason, words, row", [
+    (END, Chat(), chat_row("1", "Write | and", "2", "b")), (END, Chat(), chat_row("1", "|")),
+    (END, Chat(), calling({"a": "|"})), (END, Chat(**OTHER_END), chat_row("1", "Write # and")),
+    ("", Chat(), chat_row("a|b", "4|", "2", "4|\n")), ("", Chat(), {"text": "a|b"}),
+    # the template writes an answer as it writes one without content
+    (EMPTY, Chat(edit=trim), HM), (EMPTY, Chat(edit=partial(trim, start=" ")), HM),
+    (EMPTY, Chat(edit=trim, **OTHER_END), HM),
+    (HIDDEN_TOOLS, BYTES, {"prompt": "", "completion": "a", "tools": [SCHEMA]}),
+    (HIDDEN_TOOLS, Chat(), answered("I look.", function_call=CALL)),  # an older key
+    (HIDDEN_TOOLS, Chat(edit=one_call_at_once, shows="calls"), TWO_CALLS | {"tools": [SCHEMA]}),
+    ("", Chat(edit=no_chat), TOOL_ROW),  # then `encode` names the row
+    # arguments as text must be written as an object
+    (TEXT_ARGUMENTS, Chat(), AS_TEXT), (TEXT_ARGUMENTS, Chat(edit=one_call_at_once), AS_TEXT),
+    ("", replacing(QUOTED, '{"a": 1}'), AS_TEXT),
+    (TEXT_ARGUMENTS, replacing(QUOTED, '"{a: 1}"'), AS_TEXT),
+    *(("", words, calling({"a": code})) for code in CODES for words in (Chat(), Chat(prints=True))),
+    ("", Chat(), BARE), (PARTS, Chat(edit_tools=lambda tools: [{}]), BARE),
+    (PARTS, replacing("<t>why</t>", ""), answered("<t>why</t>a")),
+    (PARTS, replacing(r"\ud83d\udc4e", ""), answered("\U0001f44d\U0001f44e")),
+    ("", Chat(), TWO_CALLS), (PARTS, replacing('{"b": ', '{"": '), TWO_CALLS),
+    (PARTS, replacing(f", {json.dumps(ADDING)}", ""), TWO_CALLS),
+    (PARTS, replacing("5", "6"), TWO_CALLS), (PARTS, replacing("true", "false"), TWO_CALLS),
+    # also if the words are elsewhere in the chat
+    (PARTS, Chat(edit=without_thoughts), asked(ELSEWHERE, content="b + c look. 5")),
+    (PARTS, Chat(), asked(ELSEWHERE, content="a", reasoning_content="I look.")),
+    (PARTS, Chat(), LOOKING), (PARTS, Chat(), before_an_answer(LOOKING)),
+    (PARTS, Chat(edit=without_arguments), NUMBERS), ("", Chat(), before_an_answer(NUMBERS)),
+    (PARTS, Chat(edit=without_arguments), before_an_answer(NUMBERS)),
+    (PARTS, Chat(edit=without_arguments), LIST),
 ])  # fmt: skip
-def test_a_text_that_the_template_escapes_is_shown(code):
-    for words in (Chat(), Chat(prints=True)):
-        assert not reason_to_leave_out(calling({"code": code}), words)
-
-
-def test_tools_are_shown_by_their_names():
-    """This also holds for tools and calls without the object around their function."""
-
-    class Nameless(Chat):
-        def render(self, messages, add_generation_prompt=False, tools=None):
-            return super().render(messages, add_generation_prompt, tools and [{}])
-
-    row = answered(tool_calls=[CALL["function"]]) | {"tools": [SCHEMA["function"]]}
-    assert reason_to_leave_out(row, Chat()) == ""
-    assert reason_to_leave_out(row, Nameless()) == PARTS
+def test_why_a_row_is_left_out(reason, words, row):
+    assert reason_to_leave_out(row, words) == reason
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
@@ -584,49 +611,16 @@ def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
     assert kept == [encode(some[0], Chat()), encode(chat_row("q", "a"), Chat())]
     what = f"1 of 3 rows are left out: {HIDDEN_TOOLS}"
     assert capsys.readouterr().err == f"warning: {what}\n"
-    looking = answered("I look.", tool_calls=[CALL])
-    assert reason_to_leave_out(looking, Chat(shows=shows))  # the call, or the text next to it
+    assert reason_to_leave_out(LOOKING, Chat(shows=shows))  # the call, or the text next to it
 
 
-def test_tools_without_a_chat_template_and_calls_under_an_older_key_are_not_shown():
-    completing = {"prompt": "", "completion": "a", "tools": [SCHEMA]}
-    assert reason_to_leave_out(completing, BYTES) == HIDDEN_TOOLS
-    assert reason_to_leave_out(answered("I look.", function_call=CALL), Chat()) == HIDDEN_TOOLS
-    with refused(r"^rows\[0\], 'q ': the model has no chat template: use prompt and completion"):
-        encode_rows([calling({})], BYTES, TrainConfig())
-
-
-def test_arguments_as_text_must_be_written_as_an_object():
-    text = '{"a": 1}'  # as OpenAI's API has it
-    quoted = json.dumps(text)
-    for words, why in (
-        (Chat(), TEXT_ARGUMENTS), (replacing(quoted, text), ""),
-        (replacing(quoted, '"{a: 1}"'), TEXT_ARGUMENTS),  # without the quotes
-        (Chat(edit=one_call_at_once), TEXT_ARGUMENTS),
-    ):  # fmt: skip
-        assert reason_to_leave_out(calling(text), words) == why
-
-
-def one_call_at_once(messages):
-    """Reject two calls, as Llama 3.1's template does, and arguments as text."""
-    for calls in (message.get("tool_calls") or [CALL] for message in messages):
-        if len(calls) > 1 or isinstance(calls[0]["function"]["arguments"], str):
-            raise InputError("the chat template rejects these messages: one at once")
-    return messages
-
-
-def test_a_row_with_tools_that_the_template_rejects_is_named():
-    row = deepcopy(TOOL_ROW)
-    row["messages"][1]["tool_calls"] *= 2
-    with refused(r"^rows\[1\], 'q .*: the chat template rejects these messages: one at once"):
-        encode_rows([TOOL_ROW, row], Chat(edit=one_call_at_once), TrainConfig())
-    hiding = Chat(edit=one_call_at_once, shows="calls")
-    assert reason_to_leave_out(row, hiding) == HIDDEN_TOOLS
-
-    def no_chat(messages):
-        raise InputError("no system message")
-
-    assert reason_to_leave_out(TOOL_ROW, Chat(edit=no_chat)) == ""  # then `encode` names the row
+def test_a_row_that_the_template_rejects_is_named():
+    for words, message in (
+        (Chat(edit=one_call_at_once), "the chat template rejects these messages: one at once"),
+        (BYTES, "the model has no chat template: use prompt and completion"),
+    ):
+        with refused(rf"^rows\[1\], 'q ': {message}"):
+            encode_rows([{"text": "a"}, TWO_CALLS], words, TrainConfig())
 
 
 def test_the_content_of_a_row_is_free_of_its_form():
@@ -638,14 +632,13 @@ def test_the_content_of_a_row_is_free_of_its_form():
         function(**named), named, {"function": dict(reversed(named.items())), "id": "call_1"},
         named | {"arguments": '{"b": {"d": 3, "c": 2}, "a": 1}', "id": "call_2"},
     ]  # fmt: skip
+    assert len({row_content(answered(tool_calls=[call])) for call in same}) == 1
     others = [
-        [named | {"arguments": arguments | {"a": 2}}], [named | {"name": "g"}],
+        [named], [named | {"arguments": {"a": 2}}], [named | {"name": "g"}], [named, named], [],
         [{"name": "f", "parameters": arguments}], [named | {"arguments": "not JSON"}],
-        [named | {"arguments": "[" * 100_000}], [named, named], [],
+        [named | {"arguments": "[" * 100_000}],
     ]  # fmt: skip
-    contents = [row_content(answered(tool_calls=calls)) for calls in [*zip(same), *others]]
-    assert len({*contents[: len(same)]}) == 1
-    assert len({*contents}) == 1 + len(others)
+    assert len({row_content(answered(tool_calls=calls)) for calls in others}) == len(others)
 
 
 # -------------------------------------------------------------------------------- preparing
@@ -713,31 +706,9 @@ def test_what_is_nested_too_deeply_is_refused():
             prepared(row)
 
 
-def test_an_answer_that_the_template_writes_as_none_is_empty():
-    def trim(messages, start=""):
-        return [m | {"content": start + m["content"].strip("hm")} for m in messages]
-
-    other = {"end": "#", "eos_token_ids": (ord("#"),)}  # an end token of the model alone
-    for words in (Chat(edit=trim), Chat(edit=partial(trim, start=" ")), Chat(edit=trim, **other)):
-        assert reason_to_leave_out(chat_row("q", "hm", "q", "a"), words) == "an empty answer"
-
-
-def test_the_text_of_the_end_token_ends_no_answer():
-    other = Chat(eos_token_ids=(ord("#"),))  # of the model: generation stops at each
-    for row, words, ends_early in (
-        (chat_row("1", "Write | and", "2", "b"), Chat(), True), (chat_row("1", "|"), Chat(), True),
-        (calling({"a": "|"}), Chat(), True), (chat_row("1", "Write # and"), other, True),
-        (chat_row("a|b", "4|", "2", "4|\n"), Chat(), False), ({"text": "a|b"}, Chat(), False),
-    ):  # fmt: skip
-        reason = "the text of the end token inside an answer" if ends_early else ""
-        assert reason_to_leave_out(row, words) == reason
-    assert bytes(encode(chat_row("2+2?", "4|"), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
-
-
 def test_an_answer_ends_at_an_end_token_of_the_model(capsys):
     """Which is not the tokenizer's, as <end_of_turn> of Gemma 3."""
-    words = Chat(end="#", eos_token_ids=(ord("#"),))
-    ((example,), _) = encode_rows([TWO], words, TrainConfig(mask_prompt=True))
+    ((example,), _) = encode_rows([TWO], Chat(**OTHER_END), TrainConfig(mask_prompt=True))
     assert targets_of(example) == "one#two#"
     assert capsys.readouterr().err == ""
 
