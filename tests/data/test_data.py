@@ -52,8 +52,7 @@ class Chat:
         return list((start + text).encode())
 
     def encode_pieces(self, pieces, add_special_tokens=True):
-        first = next((i for i, piece in enumerate(pieces) if piece), 0)
-        return [self.encode(p, add_special_tokens and i == first) for i, p in enumerate(pieces)]
+        return [self.encode(piece, add_special_tokens and piece != "") for piece in pieces]
 
     def decode(self, ids, skip_special_tokens=True):
         return bytes(ids).decode(errors="replace")
@@ -539,9 +538,7 @@ def no_chat(messages):
 
 
 def without_arguments(messages):
-    return json.loads(
-        re.sub(r'"arguments": [{\[].*?[}\]]', '"arguments": {}', json.dumps(messages))
-    )
+    return json.loads(re.sub(r'"arguments": {.*?}', '"arguments": {}', json.dumps(messages)))
 
 
 def without_thoughts(messages):
@@ -566,8 +563,6 @@ ADDING = function(name="add", arguments={"b": 5, "c": True})
 TWO_CALLS = answered(tool_calls=[CALL, ADDING])
 ELSEWHERE = "I look. add name function arguments b c 5 true"
 LOOKING = asked(ELSEWHERE, content="I look.", tool_calls=[CALL])
-NUMBERS = asked(ELSEWHERE, tool_calls=[ADDING])
-LIST = asked(ELSEWHERE, tool_calls=[{"name": "add", "arguments": [5]}])
 
 
 @pytest.mark.parametrize("reason, words, row", [
@@ -582,7 +577,7 @@ LIST = asked(ELSEWHERE, tool_calls=[{"name": "add", "arguments": [5]}])
     (HIDDEN_TOOLS, Chat(edit=one_call_at_once, shows="calls"), TWO_CALLS | {"tools": [SCHEMA]}),
     ("", Chat(edit=no_chat), TOOL_ROW),  # then `encode` names the row
     # arguments as text must be written as an object
-    (TEXT_ARGUMENTS, Chat(), AS_TEXT), (TEXT_ARGUMENTS, Chat(edit=one_call_at_once), AS_TEXT),
+    (TEXT_ARGUMENTS, Chat(edit=one_call_at_once), AS_TEXT),
     ("", replacing(QUOTED, '{"a": 1}'), AS_TEXT),
     (TEXT_ARGUMENTS, replacing(QUOTED, '"{a: 1}"'), AS_TEXT),
     *(("", words, calling({"a": code})) for code in CODES for words in (Chat(), Chat(prints=True))),
@@ -591,14 +586,12 @@ LIST = asked(ELSEWHERE, tool_calls=[{"name": "add", "arguments": [5]}])
     (PARTS, replacing(r"\ud83d\udc4e", ""), answered("\U0001f44d\U0001f44e")),
     ("", Chat(), TWO_CALLS), (PARTS, replacing('{"b": ', '{"": '), TWO_CALLS),
     (PARTS, replacing(f", {json.dumps(ADDING)}", ""), TWO_CALLS),
-    (PARTS, replacing("5", "6"), TWO_CALLS), (PARTS, replacing("true", "false"), TWO_CALLS),
+    (PARTS, replacing("true", "false"), TWO_CALLS),
     # also if the words are elsewhere in the chat
     (PARTS, Chat(edit=without_thoughts), asked(ELSEWHERE, content="b + c look. 5")),
     (PARTS, Chat(), asked(ELSEWHERE, content="a", reasoning_content="I look.")),
     (PARTS, Chat(), LOOKING), (PARTS, Chat(), before_an_answer(LOOKING)),
-    (PARTS, Chat(edit=without_arguments), NUMBERS), ("", Chat(), before_an_answer(NUMBERS)),
-    (PARTS, Chat(edit=without_arguments), before_an_answer(NUMBERS)),
-    (PARTS, Chat(edit=without_arguments), LIST),
+    (PARTS, Chat(edit=without_arguments), before_an_answer(asked(ELSEWHERE, tool_calls=[ADDING]))),
 ])  # fmt: skip
 def test_why_a_row_is_left_out(reason, words, row):
     assert reason_to_leave_out(row, words) == reason
