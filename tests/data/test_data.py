@@ -209,12 +209,14 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
     assert csv.field_size_limit() == limit  # that of the whole process
 
 
+UNREAD = """
+{"text": "a", "id": 1, "note": "", "tags": [], "source": null}
+{"prompt": "", "completion": "", "": 0, "separator": "c", "label": false}
+"""
+
+
 def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
-    rows = [
-        {"text": "a", "id": 1, "note": "", "tags": [], "source": None},
-        {"prompt": "", "completion": "", "": 0, "separator": "c", "label": False},
-    ]
-    write(tmp_path, "\n".join(map(json.dumps, rows)), "train.jsonl")
+    write(tmp_path, UNREAD, "train.jsonl")
     for split in tasks.SPLITS:
         load_rows(tmp_path, split)
     keys = "'' (without a name), id, label, separator"
@@ -251,9 +253,9 @@ def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
 def test_of_other_columns_those_that_an_answer_depends_on_are_named(
     tmp_path, capsys, columns, unread
 ):
-    turns = chat_row("q", "a")["messages"]
-    row = {"system": "S", "tools": [SCHEMA], "conversations": turns, "text": "q", "n": 1}
-    load_rows(write(tmp_path, json.dumps(row)), "train", columns)
+    turns = '[{"role": "assistant", "content": "a"}]'
+    row = f'{{"system": "S", "tools": [{{}}], "text": "q", "n": 1, "conversations": {turns}}}'
+    load_rows(write(tmp_path, row), "train", columns)
     named = re.findall(r"keys that are not read: (.*) \(", capsys.readouterr().err)
     assert named == ([unread] if unread else [])
 
@@ -277,30 +279,29 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     assert list(map(row_content, load_rows(some, "train", optional))) == ["ab", "acb"]
 
 
+ALPACA_AND_SHAREGPT = """
+{"instruction": "Add.", "input": "2+2", "output": "4", "history": []}
+{"instruction": "Hi", "input": null, "output": "Hello", "messages": null}
+{"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},\
+ {"from": "observation", "value": "2"}, {"from": "chatgpt", "value": "two", "tool_calls": [{}]}],\
+ "system": "Be brief.", "tools": "[]"}
+{"conversations": "[{\\"from\\": \\"gpt\\", \\"value\\": \\"a\\"}]", "system": ""}
+"""
+
+
 def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
-    turns = [
-        {"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},
-        {"from": "observation", "value": "2"},
-        {"from": "chatgpt", "value": "two", "tool_calls": [CALL]},
-    ]  # fmt: skip
-    some = [
-        {"instruction": "Add.", "input": "2+2", "output": "4", "history": []},
-        {"instruction": "Hi", "input": None, "output": "Hello", "messages": None},
-        {"conversations": turns, "system": "Be brief.", "tools": "[]"},
-        {"conversations": '[{"from": "gpt", "value": "a"}]', "system": ""},  # of a table
-    ]
-    first, short, chat, one = read_rows(write(tmp_path, json.dumps(some)))
+    first, short, chat, of_a_table = read_rows(write(tmp_path, ALPACA_AND_SHAREGPT))
     # a chat template gets the instruction as the request; bytes get a line between the two
     assert bytes(encode(first, Chat()).tokens) == b"<u:Add.\n2+2|>\n<a:4|"
     example = encode(first, BYTES, mask_prompt=True)
     assert example.tokens == [*b"Add.\n2+2\n4", EOS] and targets_of(example) == "4\xff"
     assert encode(short, BYTES).tokens == [*b"Hi\nHello", EOS]
-    assert chat.pop("tools") == [] and chat["messages"][-1].pop("tool_calls") == [CALL]
+    assert chat.pop("tools") == [] and chat["messages"][-1].pop("tool_calls") == [{}]
     assert [tuple(message.values()) for message in chat["messages"]] == [
         ("system", "Be brief."), ("user", "1"), ("assistant", "one"), ("tool", "2"),
         ("assistant", "two"),
     ]  # fmt: skip
-    assert one == {"messages": [{"role": "assistant", "content": "a"}]}
+    assert of_a_table == {"messages": [{"role": "assistant", "content": "a"}]}
 
 
 def test_a_folder_has_a_file_per_split(tmp_path):

@@ -146,9 +146,10 @@ def folder(tmp_path):
 
 
 def from_files(folder, eos_token_id=None, **contents):
-    """Write the contents {name of a file of JSON: object}; return the tokenizer of the folder."""
+    """Write the contents {name of a file of JSON: text or object}; return its tokenizer."""
     for name, content in contents.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / f"{name}.json").write_text(text)
     return from_folder(folder, eos_token_id)
 
 
@@ -177,78 +178,83 @@ def test_where_a_folder_has_its_template(folder):
             assert from_folder(folder).chat_template == text
 
 
+# an object counts only with its type, and comes first; of two names of one token, the last flags
+SPECIAL_TOKENS = """{
+    "c_token": "<c>", "mask_token": "<mask>", "cls_token": "<cls>", "pad_token": "<q>",
+    "sep_token": {"__type": "AddedToken", "content": "<sep>", "lstrip": true},
+    "unk_token": "<unk>", "bos_token": "<bos>", "x_token": null, "y_token": "",
+    "a_token": {"__type": "AddedToken", "content": "<a>", "lstrip": true}, "b_token": "<sep>",
+    "z_token": {"content": "<z>"}, "add_bos_token": true,
+    "extra_special_tokens": {"d": "<d>"}, "additional_special_tokens": ["<v>"]
+}"""
+MAP = """{
+    "eos_token": {"content": "<|im_end|>", "lstrip": true}, "pad_token": "<pad>",
+    "c_token": "<q>", "e_token": "<e>"
+}"""
+
+
 def test_the_special_tokens_of_a_folder_are_those_of_transformers(folder):
     """In their order; special_tokens_map.json decides on the names that all models have."""
-    names = ("bos", "unk", "sep", "pad", "cls", "mask")
-    config = {f"{name}_token": f"<{name}>" for name in reversed(names)} | {
-        "pad_token": "<q>", "x_token": None, "y_token": "", "add_bos_token": True,
-        # an object counts only with its type, and comes first; of two names, the last flags count
-        "z_token": {"content": "<z>"},
-        "a_token": {"__type": "AddedToken", "content": "<a>", "lstrip": True},
-        "sep_token": {"__type": "AddedToken", "content": "<sep>", "lstrip": True},
-        "b_token": "<sep>", "c_token": "<c>",
-        "extra_special_tokens": {"d": "<d>"}, "additional_special_tokens": ["<v>"],
-    }  # fmt: skip
-    assert from_files(folder, 0, tokenizer_config=config).eos_token_id == 0
-    mapped = {
-        "eos_token": {"content": "<|im_end|>", "lstrip": True}, "pad_token": "<pad>",
-        "c_token": "<q>", "e_token": "<e>",
-    }  # fmt: skip
-    words = from_files(folder, special_tokens_map=mapped, added_tokens={"<|im_start|>": 1})
-    named = {f"{name}_token": f"<{name}>" for name in (*names, *"ace")}
+    assert from_files(folder, 0, tokenizer_config=SPECIAL_TOKENS).eos_token_id == 0
+    words = from_files(folder, special_tokens_map=MAP, added_tokens='{"<|im_start|>": 1}')
+    names = ["bos", "unk", "sep", "pad", "cls", "mask", "a", "c", "e"]
+    named = {f"{name}_token": f"<{name}>" for name in names}
     named |= {"eos_token": "<|im_end|>", "b_token": "<sep>", "d": "<d>"}
-    new = ["<bos>", "<unk>", "<sep>", "<pad>", "<cls>", "<mask>", "<a>", "<c>", "<e>", "<d>", "<v>"]
     save(words, folder)
     with warnings.catch_warnings(action="error"):
         again = from_folder(folder)
     for each in (words, again):
         assert each.special == named
-        ids = each.encode("".join(new))
-        assert ids == [*range(261, 261 + len(new))] and each.decode([1, *ids]) == ""
+        ids = each.encode("".join(f"<{name}>" for name in [*names, *"dv"]))
+        assert ids == [*range(261, 272)] and each.decode([1, *ids]) == ""
         spaced = each.encode(" <a> <sep> <|im_end|>")
         assert spaced == [267, *TINY.encode(" "), 263, *TINY.encode(" <|im_end|>")]
 
 
 def test_older_files_with_tokens_that_tokenizer_json_lacks_are_refused(folder):
     """transformers joins them with tokenizer_config.json; a folder that it wrote again is read."""
-    words, more, extra = tiny(), "additional_special_tokens", "extra_special_tokens"
+    words = tiny()
     words.backend.add_special_tokens(["<a>"])
     words.backend.add_tokens(["<b>"])
     save(words, folder)
-    of_map, ids = {more: [{"content": "<a>", "lstrip": True}]}, {"<a>": 261, "<b>": 262}
-    for of_config, of_map, ids, text in (
-        ({more: ["<a>"]}, of_map, ids, None), ({extra: {"image": "<c>"}}, of_map, ids, None),
-        ({}, {more: ["<b>"]}, {}, "<b>"), ({more: ["<c>"]}, {extra: []}, {}, "<c>"),
-        ({}, {}, {"<b>": 261, "<c>": 263}, "<b>', '<c>"),
-    ):  # fmt: skip
-        config = {"eos_token": "<|im_end|>"} | of_config
-        files = {"tokenizer_config": config, "special_tokens_map": of_map, "added_tokens": ids}
+    of_map = '{"additional_special_tokens": [{"content": "<a>", "lstrip": true}]}'
+    ids = '{"<a>": 261, "<b>": 262}'
+    for config, mapped, added, text in (
+        ('{"additional_special_tokens": ["<a>"]}', of_map, ids, None),
+        ('{"extra_special_tokens": {"image": "<c>"}}', of_map, ids, None),
+        ("{}", '{"additional_special_tokens": ["<b>"]}', "{}", "<b>"),
+        ('{"additional_special_tokens": ["<c>"]}', '{"extra_special_tokens": []}', "{}", "<c>"),
+        ("{}", "{}", '{"<b>": 261, "<c>": 263}', "<b>', '<c>"),
+    ):
+        files = {"tokenizer_config": config, "special_tokens_map": mapped, "added_tokens": added}
         if text:
             with refused(f"has '{text}', and tokenizer.json has not, or as another token: write"):
-                from_files(folder, **files)
+                from_files(folder, 2, **files)
         else:
-            found = from_files(folder, **files)
+            found = from_files(folder, 2, **files)
             assert found.encode("he <a>") == [*TINY.encode("he "), 261]
             assert found.decode([261, 262]) == "<b>"
-    config["added_tokens_decoder"] = {"263": {"content": "<c>"}}
-    from_files(folder, **files)  # with it, the older files are not read
+    config = '{"added_tokens_decoder": {"263": {"content": "<c>"}}}'
+    from_files(folder, 2, tokenizer_config=config)  # then the older files are not read
 
 
-def test_a_special_token_is_not_printed_whatever_tokenizer_json_calls_it(folder):
+@pytest.mark.parametrize("config, text, printed", [
+    ('{"pad_token": "<a>"}', "he", "he"),
+    ('{"added_tokens_decoder":'
+     ' {"262": {"content": "<b>"}, "261": {"content": "<a>", "special": true}}}', "he ", "he "),
+    ('{"pad_token": "<a>", "added_tokens_decoder": {"261": {"content": "<a>"}}}', "he ", "he "),
+    ('{"pad_token": "<a>", "added_tokens_decoder": {}}', "he", "he<a>"),
+])  # fmt: skip
+def test_a_special_token_is_not_printed_whatever_tokenizer_json_calls_it(
+    folder, config, text, printed
+):
     """As in transformers, where the flags of added_tokens_decoder count."""
     words = tiny()
     words.backend.add_tokens([tokenizers.AddedToken("<a>", lstrip=True)])
     save(words, folder)
-    pad, listed = {"pad_token": "<a>"}, {"content": "<a>", "special": True}
-    for named, text, printed in (
-        (pad, "he", "he"),
-        ({"added_tokens_decoder": {"262": {"content": "<b>"}, "261": listed}}, "he ", "he "),
-        (pad | {"added_tokens_decoder": {"261": listed | {"special": False}}}, "he ", "he "),
-        (pad | {"added_tokens_decoder": {}}, "he", "he<a>"),
-    ):  # fmt: skip
-        found = from_files(folder, tokenizer_config={"eos_token": "<|im_end|>"} | named)
-        assert found.encode("he <a>") == [*TINY.encode(text), 261]
-        assert found.decode([*TINY.encode(text), 261]) == printed
+    found = from_files(folder, 2, tokenizer_config=config)
+    assert found.encode("he <a>") == [*TINY.encode(text), 261]
+    assert found.decode([*TINY.encode(text), 261]) == printed
 
 
 WITHOUT_EFFECT = (
@@ -324,11 +330,9 @@ WITH_PLAIN = [*IN_FILE, IN_FILE[0] | {"id": 261, "content": "<p>", "special": Fa
 
 
 @pytest.mark.parametrize("name, settings, changes, named", [
-    ("GPT2", {}, {}, []), ("GPT2", SPACE, {}, ["pre_tokenizer"]),
-    ("GPT2", SPACE, {"pre_tokenizer": byte_level(True)}, []),
-    ("GPT2", {}, {"model": {"continuing_subword_prefix": ""}}, []),  # as in GPT-2's own file
-    # no token is unknown, because there is one for each byte
-    ("GPT2", {}, {"model": {"unk_token": "h"}}, []),
+    # "" is in GPT-2's own file; no token is unknown, because there is one for each byte
+    ("GPT2", SPACE, {"pre_tokenizer": byte_level(True),
+                     "model": {"continuing_subword_prefix": "", "unk_token": "h"}}, []),
     *(
         ("GPT2", {}, {"model": {field: value}}, ["model"])
         for field, value in (
@@ -336,20 +340,20 @@ WITH_PLAIN = [*IN_FILE, IN_FILE[0] | {"id": 261, "content": "<p>", "special": Fa
             ("continuing_subword_prefix", "#"),
         )
     ),
-    ("Qwen2", SPACE, {"pre_tokenizer": of_qwen2(True)}, []),
-    ("Qwen2", {}, {"normalizer": {"type": "Sequence", "normalizers": [NFC]}}, []),
-    ("Qwen2", {}, {"normalizer": None}, ["normalizer"]),
-    # it resets lstrip
-    ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, {}, ["added_tokens"]),
+    ("Qwen2", SPACE, {"pre_tokenizer": of_qwen2(True),
+                      "normalizer": {"type": "Sequence", "normalizers": [NFC]}}, []),
+    # it resets lstrip, and makes <p> special
+    ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, {"normalizer": None},
+     ["normalizer, added_tokens"]),
     ("Qwen2", {"additional_special_tokens": ["<p>"]}, {"added_tokens": WITH_PLAIN},
-     ["added_tokens"]),  # it makes <p> special
-    ("Llama", {"unk_token": None}, {}, []), ("Llama", {"legacy": True}, {}, ["pre_tokenizer"]),
-    ("Llama", {"add_prefix_space": False}, {}, ["pre_tokenizer"]),
-    ("Llama", {"pad_token": {"content": "h", "lstrip": True}}, {}, []),
-    ("Llama", {"added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}}, {},
      ["added_tokens"]),
+    ("Llama", {"unk_token": None, "pad_token": {"content": "h", "lstrip": True}}, {}, []),
+    ("Llama", {"add_prefix_space": False}, {}, ["pre_tokenizer"]),
     # fuse_unk decides, because there is no token <0x00>
-    ("Llama", {}, {"model": {"byte_fallback": True, "fuse_unk": False}}, ["model"]),
+    ("Llama", {"legacy": True,
+               "added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}},
+     {"model": {"byte_fallback": True, "fuse_unk": False}},
+     ["pre_tokenizer, model, added_tokens"]),
     ("Gemma", {"pad_token": None}, {},
      ["normalizer, pre_tokenizer, model, added_tokens, mask_token"]),
 ])  # fmt: skip
