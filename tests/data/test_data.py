@@ -130,19 +130,22 @@ def assert_refused(path, message):
     assert "\n" not in str(error.value)
 
 
+FORMS = [
+    '{"text": "é🙂 a\u2028b\x85c"}',  # a separator of Unicode inside a string ends no line
+    '{"prompt": "a", "completion": "b", "tools": []}',
+    # a role of some templates; the loss counts the answer: each of the two keys says so
+    '{"messages": [{"role": "developer", "content": "q"},'
+    ' {"role": "assistant", "content": "a", "weight": 1, "train": true}]}',
+]
+
+
 def test_rows_of_all_forms(tmp_path):
-    # the loss counts the answer: each of the two keys says so
-    chat = answered("a", weight=1, train=True)
-    chat["messages"][0]["role"] = "developer"  # a role of some templates
-    # a separator of Unicode inside a string ends no line
-    some = [{"text": "é🙂 a\u2028b\x85c"}, {"prompt": "a", "completion": "b", "tools": []}, chat]
-    lines = [json.dumps(row, ensure_ascii=False) for row in some]
     for name, content in (
-        ("rows.txt", "\n" + "\n".join(lines)),  # another name, but the contents are rows
-        ("rows.jsonl", "\ufeff" + "\r\n".join(["", *lines, "", "  ", ""])),  # a byte-order mark
-        ("rows.tsv", "\n" + json.dumps(some, indent=4)),  # one list, as in Alpaca's own file
+        ("rows.txt", "\n" + "\n".join(FORMS)),  # another name, but the contents are rows
+        ("rows.jsonl", "\ufeff" + "\r\n".join(["", *FORMS, "", "  ", ""])),  # a byte-order mark
+        ("rows.tsv", "\n[" + ",\n".join(FORMS) + "]"),  # one list, as in Alpaca's own file
     ):
-        assert read_rows(write(tmp_path, content, name)) == some
+        assert read_rows(write(tmp_path, content, name)) == [json.loads(row) for row in FORMS]
 
 
 BAD_ROWS = {  # line: beginning of the message
@@ -420,16 +423,13 @@ def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
 
 def test_an_end_token_before_the_next_question_is_of_the_answer(capsys):
     """Without one, a warning says that the answer has no end."""
-    for question, start, targets, warning in (
-        ("2", "|", "one>\n|two>\n|", ""), ("2", " \n|", "one>\n \n|two>\n|", ""),
-        ("2", "", "one>\ntwo>\n|", "1 of 1 rows have an answer without an end token"),
-        ("| 2", "", "one>\ntwo>\n|", ""),  # of the question
-    ):  # fmt: skip
-        row = chat_row("1", "one", question, "two")
-        words = Chat(end="", start=start)
+    # an end token in the question is of the question
+    for question, start in ("2", "|"), ("2", " \n|"), ("2", ""), ("| 2", ""):
+        row, words = chat_row("1", "one", question, "two"), Chat(end="", start=start)
         ((example,), _) = encode_rows([row], words, TrainConfig(mask_prompt=True))
-        assert targets_of(example) == targets
-        assert warning in capsys.readouterr().err
+        assert targets_of(example) == f"one>\n{start}two>\n|"
+        warns = "1 of 1 rows have an answer without an end token" in capsys.readouterr().err
+        assert warns == (not start)
 
 
 def with_ends(messages):
@@ -466,22 +466,21 @@ def only_answers_to_an_answer(messages):
 CHANGES, ENDS = "template changes the messages before an answer", "writes an end token inside an an"
 LACKS = "needs a message before the answer: give it"
 TWO, GREETING = chat_row("1", "one", "2", "two"), {"role": "assistant", "content": "hi"}
+GREETED = {"messages": [GREETING, *chat_row("q", "hm two", "r", "one")["messages"]]}
 
 
-@pytest.mark.parametrize("messages, words, message", [
-    (TWO["messages"], Chat(edit=with_one_thought, end="!"), CHANGES),
-    (TWO["messages"], Chat(edit=with_ends, end=""), CHANGES),
-    (TWO["messages"], Chat(edit=only_answers_to_an_answer), CHANGES),
-    (TWO["messages"], BYTES, "no chat template: use prompt and completion"),
-    ([GREETING], Chat(edit=without_a_start), LACKS),
-    ([GREETING], Chat(edit=lambda shown: shown or TWO["messages"][:1]), LACKS),
-    (chat_row("q", "hm two")["messages"], Chat(edit=in_parts), ENDS),
-    ([GREETING, *chat_row("q", "hm two", "r", "one")["messages"]], Chat(edit=in_parts), ENDS),
-    (answered("hm", tool_calls=[CALL])["messages"], Chat(edit=in_parts), ENDS),
+@pytest.mark.parametrize("row, words, message", [
+    (TWO, Chat(edit=with_one_thought, end="!"), CHANGES),
+    (TWO, Chat(edit=with_ends, end=""), CHANGES),
+    (TWO, Chat(edit=only_answers_to_an_answer), CHANGES),
+    ({"messages": [GREETING]}, Chat(edit=without_a_start), LACKS),
+    ({"messages": [GREETING]}, Chat(edit=lambda shown: shown or TWO["messages"][:1]), LACKS),
+    (chat_row("q", "hm two"), Chat(edit=in_parts), ENDS), (GREETED, Chat(edit=in_parts), ENDS),
+    (answered("hm", tool_calls=[CALL]), Chat(edit=in_parts), ENDS),
 ])  # fmt: skip
-def test_a_chat_that_cannot_be_split_into_answers_is_refused(messages, words, message):
+def test_a_chat_that_cannot_be_split_into_answers_is_refused(row, words, message):
     with refused(message):
-        encode({"messages": messages}, words)
+        encode(row, words)
 
 
 @pytest.mark.parametrize("part, counts", [
@@ -617,22 +616,26 @@ def test_a_row_that_the_template_rejects_is_named():
             encode_rows([{"text": "a"}, TWO_CALLS], words, TrainConfig())
 
 
+SAME_CALLS = [
+    '[{"name": "f", "arguments": {"a": 1, "b": {"c": 2, "d": 3}}}]',
+    '[{"function": {"name": "f", "type": "", "arguments": {"b": {"d": 3, "c": 2}, "a": 1}}}]',
+    r'[{"id": "1", "arguments": "{\"a\": 1, \"b\": {\"c\": 2, \"d\": 3}}", "name": "f"}]',
+]
+OTHER_CALLS = [
+    '[]', '[{"name": "f", "arguments": {}}]', '[{"name": "g", "arguments": {}}]',
+    '[{"name": "f", "parameters": {}}]', '[{"name": "f", "arguments": "not JSON"}]',
+    '[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]',
+]  # fmt: skip
+
+
 def test_the_content_of_a_row_is_free_of_its_form():
     texts = [{"text": "Q: a b"}, {"prompt": "Q:", "completion": "a b"}, chat_row("Q: a", " b\n")]
     assert {row_content(row) for row in texts} == {"Q:ab"}
-    arguments = {"a": 1, "b": {"c": 2, "d": 3}}
-    named = {"name": "f", "arguments": arguments}
-    same = [
-        function(**named), named, {"function": dict(reversed(named.items())), "id": "call_1"},
-        named | {"arguments": '{"b": {"d": 3, "c": 2}, "a": 1}', "id": "call_2"},
-    ]  # fmt: skip
-    assert len({row_content(answered(tool_calls=[call])) for call in same}) == 1
-    others = [
-        [named], [named | {"arguments": {"a": 2}}], [named | {"name": "g"}], [named, named], [],
-        [{"name": "f", "parameters": arguments}], [named | {"arguments": "not JSON"}],
-        [named | {"arguments": "[" * 100_000}],
-    ]  # fmt: skip
-    assert len({row_content(answered(tool_calls=calls)) for calls in others}) == len(others)
+    rows = [answered(tool_calls=json.loads(calls)) for calls in SAME_CALLS + OTHER_CALLS]
+    rows.append(calling("[" * 100_000))
+    contents = list(map(row_content, rows))
+    assert len({*contents[: len(SAME_CALLS)]}) == 1
+    assert len({*contents}) == 1 + len(OTHER_CALLS) + 1
 
 
 # -------------------------------------------------------------------------------- preparing
