@@ -76,9 +76,9 @@ def chat_row(*contents):
     return {"messages": [{"role": r, "content": c} for r, c in zip(roles, contents)]}
 
 
-def answered(content=None, **fields):
+def answered(content=None, question="q", **fields):
     """A row of one question, and an answer with this content and these fields."""
-    row = chat_row("q", content)
+    row = chat_row(question, content)
     row["messages"][1] |= fields
     return row
 
@@ -368,13 +368,6 @@ def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
 # --------------------------------------------------------------------------------- encoding
 
 
-def test_a_text_is_its_own_answer():
-    """The tokenizer adds its `^`; the text may hold chats, and a written end is not doubled."""
-    text = "<u:1|>\n<a:one|"
-    example = encode({"text": text}, Chat(), mask_prompt=True)
-    assert targets_of(example) == bytes(example.tokens).decode() == f"^{text}"
-
-
 texts = st.text(alphabet=st.characters(exclude_characters="|", exclude_categories=["Cs"]))
 
 
@@ -411,25 +404,31 @@ def with_one_thought(messages):
     return [*before, last | {"content": thought + last["content"]}]
 
 
-def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
-    row = chat_row("1", "one", "2", "two")
-    row["messages"][1]["thought"] = "which no template shows before another answer"
-    words = Chat(edit=with_one_thought)
-    assert reason_to_leave_out(row, words) == ""
-    example = encode(row, words, mask_prompt=True)
-    assert bytes(example.tokens) == b"<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
-    assert targets_of(example) == "one|(hm)two|"
+TWO, FIRST_THOUGHT = chat_row("1", "one", "2", "two"), chat_row("1", "one", "2", "two")
+FIRST_THOUGHT["messages"][1]["thought"] = "which no template shows before another answer"
+OTHER_END = {"end": "#", "eos_token_ids": (ord("#"),)}  # of the model alone, as in Gemma 3
 
 
-def test_an_end_token_before_the_next_question_is_of_the_answer(capsys):
-    """Without one, a warning says that the answer has no end."""
-    # an end token in the question is of the question
-    for question, start in ("2", "|"), ("2", " \n|"), ("2", ""), ("| 2", ""):
-        row, words = chat_row("1", "one", question, "two"), Chat(end="", start=start)
-        ((example,), _) = encode_rows([row], words, TrainConfig(mask_prompt=True))
-        assert targets_of(example) == f"one>\n{start}two>\n|"
-        warns = "1 of 1 rows have an answer without an end token" in capsys.readouterr().err
-        assert warns == (not start)
+@pytest.mark.parametrize("row, words, whole, targets, is_open", [
+    # the tokenizer adds its `^`; the text may hold chats, and a written end is not doubled
+    ({"text": "<u:1|>\n<a:one|"}, Chat(), "^<u:1|>\n<a:one|", "^<u:1|>\n<a:one|", False),
+    (TWO, Chat(**OTHER_END), "<u:1#>\n<a:one#>\n<u:2#>\n<a:two#", "one#two#", False),
+    (FIRST_THOUGHT, Chat(edit=with_one_thought), "<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|",
+     "one|(hm)two|", False),
+    # an end token before the next question is of the answer, but not one of the question
+    (TWO, Chat(end="", start="|"), "<u:1>\n<a:one>\n|<u:2>\n<a:two>\n|", "one>\n|two>\n|", False),
+    (TWO, Chat(end="", start=" \n|"), "<u:1>\n<a:one>\n \n|<u:2>\n<a:two>\n|",
+     "one>\n \n|two>\n|", False),
+    (TWO, Chat(end=""), "<u:1>\n<a:one>\n<u:2>\n<a:two>\n|", "one>\ntwo>\n|", True),
+    (chat_row("1", "one", "| 2", "two"), Chat(end=""), "<u:1>\n<a:one>\n<u:| 2>\n<a:two>\n|",
+     "one>\ntwo>\n|", True),
+])  # fmt: skip
+def test_an_answer_has_its_end_token_or_a_warning(capsys, row, words, whole, targets, is_open):
+    ((example,), _) = encode_rows([row], words, TrainConfig(mask_prompt=True))
+    assert bytes(example.tokens).decode() == whole
+    assert targets_of(example) == targets
+    warned = "1 of 1 rows have an answer without an end token" in capsys.readouterr().err
+    assert warned == is_open
 
 
 def with_ends(messages):
@@ -465,7 +464,7 @@ def only_answers_to_an_answer(messages):
 
 CHANGES, ENDS = "template changes the messages before an answer", "writes an end token inside an an"
 LACKS = "needs a message before the answer: give it"
-TWO, GREETING = chat_row("1", "one", "2", "two"), {"role": "assistant", "content": "hi"}
+GREETING = {"role": "assistant", "content": "hi"}
 GREETED = {"messages": [GREETING, *chat_row("q", "hm two", "r", "one")["messages"]]}
 
 
@@ -510,13 +509,6 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
         assert reason_to_leave_out(row, Chat()) == ""
 
 
-def asked(question, **answer):
-    """A row with this question and these fields of the answer."""
-    row = answered(**answer)
-    row["messages"][0]["content"] = question
-    return row
-
-
 def before_an_answer(row):
     return {"messages": row["messages"] + TOOL_ROW["messages"][2:]}
 
@@ -549,7 +541,6 @@ def without_thoughts(messages):
     ]
 
 
-OTHER_END = {"end": "#", "eos_token_ids": (ord("#"),)}  # an end token of the model alone
 END = "the text of the end token inside an answer"
 HM = chat_row("q", "hm", "q", "a")
 CODES = [
@@ -562,7 +553,8 @@ BARE = answered(tool_calls=[CALL["function"]]) | {"tools": [SCHEMA["function"]]}
 ADDING = function(name="add", arguments={"b": 5, "c": True})
 TWO_CALLS = answered(tool_calls=[CALL, ADDING])
 ELSEWHERE = "I look. add name function arguments b c 5 true"
-LOOKING = asked(ELSEWHERE, content="I look.", tool_calls=[CALL])
+LOOKING = answered("I look.", ELSEWHERE, tool_calls=[CALL])
+NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
 
 
 @pytest.mark.parametrize("reason, words, row", [
@@ -588,10 +580,10 @@ LOOKING = asked(ELSEWHERE, content="I look.", tool_calls=[CALL])
     (PARTS, replacing(f", {json.dumps(ADDING)}", ""), TWO_CALLS),
     (PARTS, replacing("true", "false"), TWO_CALLS),
     # also if the words are elsewhere in the chat
-    (PARTS, Chat(edit=without_thoughts), asked(ELSEWHERE, content="b + c look. 5")),
-    (PARTS, Chat(), asked(ELSEWHERE, content="a", reasoning_content="I look.")),
+    (PARTS, Chat(edit=without_thoughts), answered("b + c look. 5", ELSEWHERE)),
+    (PARTS, Chat(), answered("a", ELSEWHERE, reasoning_content="I look.")),
     (PARTS, Chat(), LOOKING), (PARTS, Chat(), before_an_answer(LOOKING)),
-    (PARTS, Chat(edit=without_arguments), before_an_answer(asked(ELSEWHERE, tool_calls=[ADDING]))),
+    (PARTS, Chat(edit=without_arguments), before_an_answer(NUMBERS)),
 ])  # fmt: skip
 def test_why_a_row_is_left_out(reason, words, row):
     assert reason_to_leave_out(row, words) == reason
@@ -701,13 +693,6 @@ def test_what_is_nested_too_deeply_is_refused():
     for row in ({"messages": [], "tools": [{"a": deep}]}, calling({"a": deep})):
         with refused("nested too deeply"):
             prepared(row)
-
-
-def test_an_answer_ends_at_an_end_token_of_the_model(capsys):
-    """Which is not the tokenizer's, as <end_of_turn> of Gemma 3."""
-    ((example,), _) = encode_rows([TWO], Chat(**OTHER_END), TrainConfig(mask_prompt=True))
-    assert targets_of(example) == "one#two#"
-    assert capsys.readouterr().err == ""
 
 
 # ----------------------------------------------------------------------- packing and batches
