@@ -239,8 +239,8 @@ def test_older_files_with_tokens_that_tokenizer_json_lacks_are_refused(folder):
 
 @pytest.mark.parametrize("config, text, printed", [
     ('{"pad_token": "<a>"}', "he", "he"),
-    ('{"added_tokens_decoder":'
-     ' {"262": {"content": "<b>"}, "261": {"content": "<a>", "special": true}}}', "he ", "he "),
+    ('{"added_tokens_decoder": {"263": {"content": "<c>"}, "262": {"content": "<b>"},'
+     ' "261": {"content": "<a>", "special": true}}}', "he ", "he "),
     ('{"pad_token": "<a>", "added_tokens_decoder": {"261": {"content": "<a>"}}}', "he ", "he "),
     ('{"pad_token": "<a>", "added_tokens_decoder": {}}', "he", "he<a>"),
 ])  # fmt: skip
