@@ -465,7 +465,7 @@ def only_answers_to_an_answer(messages):
 CHANGES, ENDS = "template changes the messages before an answer", "writes an end token inside an an"
 LACKS = "needs a message before the answer: give it"
 GREETING = {"role": "assistant", "content": "hi"}
-GREETED = {"messages": [GREETING, *chat_row("q", "hm two", "r", "one")["messages"]]}
+GREETED = {"messages": [GREETING, *chat_row("q", "hm two")["messages"]]}
 
 
 @pytest.mark.parametrize("row, words, message", [
@@ -474,7 +474,8 @@ GREETED = {"messages": [GREETING, *chat_row("q", "hm two", "r", "one")["messages
     (TWO, Chat(edit=only_answers_to_an_answer), CHANGES),
     ({"messages": [GREETING]}, Chat(edit=without_a_start), LACKS),
     ({"messages": [GREETING]}, Chat(edit=lambda shown: shown or TWO["messages"][:1]), LACKS),
-    (chat_row("q", "hm two"), Chat(edit=in_parts), ENDS), (GREETED, Chat(edit=in_parts), ENDS),
+    (chat_row("q", "hm two", "r", "one"), Chat(edit=in_parts), ENDS),
+    (GREETED, Chat(edit=in_parts), ENDS),
     (answered("hm", tool_calls=[CALL]), Chat(edit=in_parts), ENDS),
 ])  # fmt: skip
 def test_a_chat_that_cannot_be_split_into_answers_is_refused(row, words, message):
