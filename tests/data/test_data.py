@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -21,8 +22,8 @@ from minilora.data import tasks
 from minilora.data.encoding import encode, encode_rows, reason_to_leave_out, split_row
 from minilora.data.packing import pack_examples
 from minilora.data.rows import existing_split, load_rows, read_rows, row_content, split_of
+from minilora.data.template_checks import EMPTY, HIDDEN_TOOLS, PARTS, TEXT_ARGUMENTS
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.tree import without
 
 BYTES, EOS = ByteTokenizer(), 255
 
@@ -32,7 +33,8 @@ class Chat:
     """Bytes with a template: a turn is `<role:content|>` and a line's end; `|` is the end token.
 
     It shows the tools, the calls, both or neither. `end` is what ends a turn. With `prints`, it
-    shows calls as Python prints them. `edit` makes of the messages those that it shows.
+    shows calls as Python prints them. `edit` makes of the messages those that it shows, and
+    `edit_tools` of the tools.
     """
 
     eos_token_id: int = ord("|")
@@ -42,6 +44,7 @@ class Chat:
     end: str = "|"
     prints: bool = False
     edit: Callable = list
+    edit_tools: Callable = list
     start: str = ""  # of a question after the first
 
     def encode(self, text, add_special_tokens=True):
@@ -49,14 +52,14 @@ class Chat:
         return list((start + text).encode())
 
     def encode_pieces(self, pieces, add_special_tokens=True):
-        first = next((i for i, piece in enumerate(pieces) if piece), 0)
-        return [self.encode(p, add_special_tokens and i == first) for i, p in enumerate(pieces)]
+        return [self.encode(piece, add_special_tokens and piece != "") for piece in pieces]
 
     def decode(self, ids, skip_special_tokens=True):
         return bytes(ids).decode(errors="replace")
 
     def render(self, messages, add_generation_prompt=False, tools=None):
-        turns = f"[{json.dumps(tools)}]\n" if tools and "tools" in self.shows else ""
+        show_tools = tools is not None and "tools" in self.shows
+        turns = f"[{json.dumps(self.edit_tools(tools))}]\n" if show_tools else ""
         for m in self.edit(messages):
             calls = m.get("tool_calls") if "calls" in self.shows else None
             if calls is None and m.get("content") is None:
@@ -73,11 +76,37 @@ def chat_row(*contents):
     return {"messages": [{"role": r, "content": c} for r, c in zip(roles, contents)]}
 
 
-def answered(content=None, **fields):
+def answered(content=None, question="q", **fields):
     """A row of one question, and an answer with this content and these fields."""
-    row = chat_row("q", content)
+    row = chat_row(question, content)
     row["messages"][1] |= fields
     return row
+
+
+def function(**fields):
+    """A call, or the schema of a tool."""
+    return {"type": "function", "function": {"name": "look"} | fields}
+
+
+def calling(arguments):
+    """A row whose answer is one call with these arguments."""
+    return answered(tool_calls=[function(arguments=arguments)])
+
+
+def tool_row(arguments, parameters):
+    """A row with a call of a tool that has these parameters."""
+    ask, call = calling(arguments)["messages"]
+    result = {"role": "tool", "content": "r", "tool_call_id": "1"}
+    messages = [ask, call, result, {"role": "assistant", "content": "a"}]
+    return {"messages": messages, "tools": [function(parameters=parameters)]}
+
+
+CALL, SCHEMA, TOOL_ROW = function(arguments={}), function(parameters={}), tool_row({}, {})
+
+
+def replacing(part, instead):
+    """A template that shows one text of the messages, as JSON, in another way."""
+    return Chat(edit=lambda shown: json.loads(json.dumps(shown).replace(part, instead)))
 
 
 def targets_of(example):
@@ -101,25 +130,22 @@ def assert_refused(path, message):
     assert "\n" not in str(error.value)
 
 
+FORMS = [
+    '{"text": "é🙂 a\u2028b\x85c"}',  # a separator of Unicode inside a string ends no line
+    '{"prompt": "a", "completion": "b", "tools": []}',
+    # a role of some templates; the loss counts the answer: each of the two keys says so
+    '{"messages": [{"role": "developer", "content": "q"},'
+    ' {"role": "assistant", "content": "a", "weight": 1, "train": true}]}',
+]
+
+
 def test_rows_of_all_forms(tmp_path):
-    chat = [
-        {"role": "developer", "content": "a role of some templates"},
-        {"role": "user", "content": "q"},
-        # the loss counts the answer: each of the two keys says so
-        {"role": "assistant", "content": "a", "weight": 1, "train": True},
-    ]
-    some = [
-        {"text": "é🙂 一"}, {"prompt": "a", "completion": "b", "tools": []}, {"messages": chat},
-    ]  # fmt: skip
-    lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(some)]
     for name, content in (
-        ("rows.txt", "\n" + "\n".join(lines)),  # another name, but the contents are rows
-        ("rows.jsonl", "\ufeff" + "\r\n".join(["", *lines, "", "  ", ""])),  # a byte-order mark
-        ("rows.tsv", "\n" + json.dumps(some, indent=4)),  # one list, as in Alpaca's own file
+        ("rows.txt", "\n" + "\n".join(FORMS)),  # another name, but the contents are rows
+        ("rows.jsonl", "\ufeff" + "\r\n".join(["", *FORMS, "", "  ", ""])),  # a byte-order mark
+        ("rows.tsv", "\n[" + ",\n".join(FORMS) + "]"),  # one list, as in Alpaca's own file
     ):
-        assert read_rows(write(tmp_path, content, name)) == some
-    # a separator of Unicode inside a string ends no line
-    assert read_rows(write(tmp_path, '{"text": "a\u2028b\x85c"}')) == [{"text": "a\u2028b\x85c"}]
+        assert read_rows(write(tmp_path, content, name)) == [json.loads(row) for row in FORMS]
 
 
 BAD_ROWS = {  # line: beginning of the message
@@ -159,7 +185,6 @@ BAD_ROWS = {  # line: beginning of the message
     '{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}': "tools is not JSON",
     '{"conversations": [{"from": "gpt", "value": "a", "train": false}]}': "weights of messages",
     '{"instruction": 1, "output": ""}': "instruction must be a string, not 1",
-    '{"conversations": [{"role": "user"}]}': "conversations must be .*=conversations",
     '{"conversations": [{"from": "gpt"}]}': "conversations must be .*=conversations",
     '{"conversations": [{"from": ["gpt"], "value": ""}]}': r"from must be .*: \['gpt'\]",
     '{"conversations": [{"from": "gpt", "value": "a", "content": "b"}]}': "a turn has from and",
@@ -187,23 +212,17 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
     assert csv.field_size_limit() == limit  # that of the whole process
 
 
+UNREAD = """
+{"text": "a", "id": 1, "note": "", "tags": [], "source": null}
+{"prompt": "", "completion": "", "": 0, "separator": "c", "label": false}
+"""
+
+
 def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
-    rows = [{"text": "a", "id": 1, "source": None, "note": "", "tags": []}] * 10 + [
-        {
-            "prompt": "",
-            "completion": "",
-            "": 0,
-            "b": 1,
-            "separator": "c",
-            "label": False,
-            "weight": 0,
-        }
-    ]
-    write(tmp_path, "\n".join(map(json.dumps, rows)), "train.jsonl")
+    write(tmp_path, UNREAD, "train.jsonl")
     for split in tasks.SPLITS:
         load_rows(tmp_path, split)
-    load_rows(tmp_path, "train", {"text": "text", "prompt": "prompt", "completion": "completion"})
-    keys = "'' (without a name), b, id, label, separator, weight"
+    keys = "'' (without a name), id, label, separator"
     what = f"the rows have keys that are not read: {keys} (--columns chooses other keys)"
     assert capsys.readouterr().err == f"warning: {tmp_path}: {what}\n"
 
@@ -230,75 +249,62 @@ def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
     assert_refused(write(tmp_path, content, name), message)
 
 
-def test_a_key_that_an_answer_depends_on_and_columns_do_not_choose_is_named(tmp_path, capsys):
-    """Also if an error has recommended the columns."""
-    path = tmp_path / "rows.jsonl"
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    row = {"system": "S", "tools": [SCHEMA], "conversations": turns, "text": "q", "n": 1}
-    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"tools": []}))
-    chosen = {"messages": "conversations"}
-    for columns, unread in ((chosen, "system, tools"), (chosen | {"tools": "tools"}, "system")):
-        rows = load_rows(path, "train", columns)
-        assert [row["messages"] for row in rows] == [turns, turns]
-        assert f"the rows have keys that are not read: {unread} (" in capsys.readouterr().err
-    load_rows(path, "train", {"text": "text"})
-    assert not capsys.readouterr().err
+@pytest.mark.parametrize("columns, unread", [
+    ({"messages": "conversations"}, "system, tools"),
+    ({"messages": "conversations", "tools": "tools"}, "system"), ({"text": "text"}, None),
+])  # fmt: skip
+def test_of_other_columns_those_that_an_answer_depends_on_are_named(
+    tmp_path, capsys, columns, unread
+):
+    turns = '[{"role": "assistant", "content": "a"}]'
+    row = f'{{"system": "S", "tools": [{{}}], "text": "q", "n": 1, "conversations": {turns}}}'
+    load_rows(write(tmp_path, row), "train", columns)
+    named = re.findall(r"keys that are not read: (.*) \(", capsys.readouterr().err)
+    assert named == ([unread] if unread else [])
 
 
 def test_columns_name_the_keys_of_rows(tmp_path):
     path = write(tmp_path, "id,question,answer,text\n7,a,b,c\n", "rows.csv")
     columns = {"prompt": "question", "completion": "answer"}
     # other columns are not read, so that the text does not make the row ambiguous
-    assert load_rows(path, "train", columns=columns) == [{"prompt": "a", "completion": "b"}]
-    for wrong, message in (
-        (
-            {"completion": "reply"},
-            r"--columns completion=reply: no row of .* has 'reply': .* answer,",
-        ),
-        ({"anwser": "answer"}, "a row has no 'anwser': give completion, conversations"),
+    assert load_rows(path, "train", columns) == [{"prompt": "a", "completion": "b"}]
+    mixed = write(tmp_path, '{"question": "", "answer": ""}\n5')
+    for name, more, message in (
+        (path, {"completion": "reply"}, "completion=reply: no row of .* has 'reply': .* answer, "),
+        (path, {"anwser": "answer"}, "a row has no 'anwser': give completion, conversations"),
+        (mixed, {}, "line 2: the row must be a JSON object"),
+        ("notes", {}, "`columns` is for files: the rows of notes"),
     ):
         with refused(message):
-            load_rows(path, "train", columns=columns | wrong)
-    mixed = write(tmp_path, '{"question": "a", "answer": "b"}\n5', "mixed.jsonl")
-    with refused("mixed.jsonl, line 2: the row must be a JSON object"):
-        load_rows(mixed, "train", columns)
-    with refused("`columns` is for files: the rows of notes"):
-        load_rows("notes", "train", columns)
+            load_rows(name, "train", columns | more)
     some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
     optional = {"instruction": "q", "input": "c", "output": "a"}  # a row may lack a column
-    found = [*load_rows(some, "train", optional), chat_row("a", "b")]
-    assert [row_content(row) for row in found] == ["ab", "acb", "ab"]
+    assert list(map(row_content, load_rows(some, "train", optional))) == ["ab", "acb"]
+
+
+ALPACA_AND_SHAREGPT = """
+{"instruction": "Add.", "input": "2+2", "output": "4", "history": []}
+{"instruction": "Hi", "input": null, "output": "Hello", "messages": null}
+{"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},\
+ {"from": "observation", "value": "2"}, {"from": "chatgpt", "value": "two", "tool_calls": [{}]}],\
+ "system": "Be brief.", "tools": "[]"}
+{"conversations": "[{\\"from\\": \\"gpt\\", \\"value\\": \\"a\\"}]", "system": ""}
+"""
 
 
 def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
-    alpaca = [
-        {"instruction": "Add.", "input": "2+2", "output": "4", "history": []},
-        {"instruction": "Hi", "input": None, "output": "Hello", "messages": None},
-        {"instruction": "Hi", "output": "Hello"},
-    ]
-    sharegpt = {
-        "conversations": [
-            {"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},
-            {"from": "observation", "value": "2"},
-            {"from": "chatgpt", "value": "two", "tool_calls": [CALL]},
-        ],
-        "system": "Be brief.", "tools": "[]",
-    }  # fmt: skip
-    in_a_table = {"conversations": '[{"from": "gpt", "value": "a"}]', "system": ""}
-    path = write(tmp_path, "\n".join(map(json.dumps, [*alpaca, in_a_table, sharegpt])))
-    first, *short, one, chat = read_rows(path)
-    assert one == {"messages": [{"role": "assistant", "content": "a"}]}
-    assert encode(short[0] | {"input": ""}, BYTES).tokens == [*b"Hi\nHello", EOS]
-    assert short == 2 * [{"instruction": "Hi", "output": "Hello"}]
-    assert chat["messages"][-1].pop("tool_calls") == [CALL] and chat["tools"] == []
-    assert [tuple(message.values()) for message in chat["messages"]] == [
-        ("system", "Be brief."), ("user", "1"), ("assistant", "one"), ("tool", "2"),
-        ("assistant", "two"),
-    ]  # fmt: skip
+    first, short, chat, of_a_table = read_rows(write(tmp_path, ALPACA_AND_SHAREGPT))
     # a chat template gets the instruction as the request; bytes get a line between the two
     assert bytes(encode(first, Chat()).tokens) == b"<u:Add.\n2+2|>\n<a:4|"
     example = encode(first, BYTES, mask_prompt=True)
     assert example.tokens == [*b"Add.\n2+2\n4", EOS] and targets_of(example) == "4\xff"
+    assert encode(short, BYTES).tokens == [*b"Hi\nHello", EOS]
+    assert chat.pop("tools") == [] and chat["messages"][-1].pop("tool_calls") == [{}]
+    assert [tuple(message.values()) for message in chat["messages"]] == [
+        ("system", "Be brief."), ("user", "1"), ("assistant", "one"), ("tool", "2"),
+        ("assistant", "two"),
+    ]  # fmt: skip
+    assert of_a_table == {"messages": [{"role": "assistant", "content": "a"}]}
 
 
 def test_a_folder_has_a_file_per_split(tmp_path):
@@ -315,21 +321,21 @@ def test_a_folder_has_a_file_per_split(tmp_path):
         assert len(load_rows(tmp_path, "train")) == left
         path.unlink()
     assert existing_split("questions", "test") == "test"
-    path = write(tmp_path, b"PAR1\xff", "validation.parquet")
-    with refused(r"a \.parquet file is not read as rows: convert it"):
-        load_rows(tmp_path, "valid")
-    write(tmp_path, "", "dev.jsonl")
-    with refused(r"split valid: dev\.jsonl and validation\.parquet: keep"):
-        load_rows(tmp_path, "train")
-    path.unlink()
-    (tmp_path / "dev.jsonl").rename(tmp_path / ".dev.jsonl")
+    write(tmp_path, "", ".valid.jsonl")  # a hidden file is none
+    for name, message in (
+        ("validation.parquet", r"a \.parquet file is not read as rows: convert it"),
+        ("valid.jsonl~", r"valid\.jsonl~: a file of rows ends with .*: rename"),
+    ):
+        path = write(tmp_path, "", name)
+        with refused(message):
+            load_rows(tmp_path, "valid")
+        path.unlink()
     (tmp_path / "valid").mkdir()
     with refused("valid cannot be read: Is a directory"):
         load_rows(tmp_path, "valid")
-    (tmp_path / "valid").rmdir()
-    write(tmp_path, '{"text": "old"}', "valid.jsonl~")
-    with refused(r"valid\.jsonl~: a file of rows ends with .*: rename"):
-        load_rows(tmp_path, "valid")
+    write(tmp_path, "", "dev.jsonl")
+    with refused(r"split valid: dev\.jsonl and valid: keep"):
+        load_rows(tmp_path, "train")
 
 
 def test_files_of_no_split_are_named_if_they_could_be_rows_of_it(tmp_path, capsys):
@@ -342,13 +348,13 @@ def test_files_of_no_split_are_named_if_they_could_be_rows_of_it(tmp_path, capsy
 
 def test_the_first_word_for_a_split_in_a_name_decides():
     names = {
-        "train": ["train", "training.csv", "train-without-test.jsonl"],
-        "valid": ["validation-00000-of-00001.jsonl", "valid_data", "val.csv", "my dev2.jsonl"],
-        "test": ["test", "testing.csv", "EVAL", "evaluation.json", "test-of-train.jsonl"],
-        None: ["restraint.jsonl", "tests.csv", ""],
+        "train": "train training.csv train-without-test.jsonl",
+        "valid": "validation-00000-of-00001.jsonl valid_data val.csv my-dev2.jsonl",
+        "test": "test testing.csv EVAL evaluation.json test-of-train.jsonl",
+        None: "restraint.jsonl tests.csv",
     }
     for split, some in names.items():
-        assert {split_of(name) for name in some} == {split}, split
+        assert {split_of(name) for name in some.split()} == {split}, split
 
 
 def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
@@ -360,13 +366,6 @@ def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
 
 
 # --------------------------------------------------------------------------------- encoding
-
-
-def test_a_text_is_its_own_answer():
-    """The tokenizer adds its `^`; the text may hold chats, and a written end is not doubled."""
-    text = "<u:1|>\n<a:one|"
-    example = encode({"text": text}, Chat(), mask_prompt=True)
-    assert targets_of(example) == bytes(example.tokens).decode() == f"^{text}"
 
 
 texts = st.text(alphabet=st.characters(exclude_characters="|", exclude_categories=["Cs"]))
@@ -385,20 +384,17 @@ def test_the_targets_are_the_answers_and_nothing_else(turns, last):
         for piece, mark in ((f"<{role[0]}:", 0), (content + "|", is_target), (">\n", 0)):
             text += piece
             marks += [int(mark)] * len(piece.encode())
-    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    row = {"messages": [{"role": r, "content": c, "tool_calls": []} for r, c in turns]}
     masked = encode(row, Chat(), mask_prompt=True)
     # what the template writes after the last end token is dropped
     assert bytes(masked.tokens) == text.encode()[:-2] and masked.mask == masked.answer == marks[:-2]
     assert encode(row, Chat()) == masked._replace(mask=[1] * len(masked.tokens))
     before, answer = split_row(row, Chat())
     assert answer == f"{last}|>\n" and before + answer == text
-    said = {role for role, content in turns if content.strip()}
-    for role in ("user", "tool"):
-        hiding = Chat(edit=lambda shown, role=role: [m for m in shown if m["role"] != role])
-        why = reason_to_leave_out(row, hiding)
-        assert why == "an empty answer" or bool(why) == (role in said)
-        no_calls = [message | {"tool_calls": []} for message in row["messages"]]
-        assert reason_to_leave_out({"messages": no_calls}, hiding) == why
+    hiding = Chat(edit=lambda shown: [m for m in shown if m["role"] != "tool"])
+    why = reason_to_leave_out(row, hiding)
+    is_hidden = any(role == "tool" and content.strip() for role, content in turns)
+    assert why == EMPTY or bool(why) == is_hidden
 
 
 def with_one_thought(messages):
@@ -408,168 +404,134 @@ def with_one_thought(messages):
     return [*before, last | {"content": thought + last["content"]}]
 
 
-def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
-    row = chat_row("1", "one", "2", "two")
-    row["messages"][1]["thought"] = "which no template shows before another answer"
-    assert reason_to_leave_out(row, Chat(edit=with_one_thought)) == ""
-    example = encode(row, Chat(edit=with_one_thought), mask_prompt=True)
-    assert bytes(example.tokens) == b"<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
-    assert targets_of(example) == "one|(hm)two|"
-    with refused("template changes the messages before an answer"):
-        encode(row, Chat(edit=with_one_thought, end="!"), mask_prompt=True)
+TWO, FIRST_THOUGHT = chat_row("1", "one", "2", "two"), chat_row("1", "one", "2", "two")
+FIRST_THOUGHT["messages"][1]["thought"] = "which no template shows before another answer"
+OTHER_END = {"end": "#", "eos_token_ids": (ord("#"),)}  # of the model alone, as in Gemma 3
 
 
-def test_an_end_token_of_the_next_question_ends_no_answer():
-    def with_ends(messages):  # the template ends all messages but the earlier answers
-        *before, last = messages
-        ended = [m | {"content": m["content"] + "|"} if m["role"] == "user" else m for m in before]
-        return [*ended, last | {"content": last["content"] + "|"}]
-
-    with refused("template changes the messages before an answer"):
-        encode(chat_row("1", "one", "2", "two"), Chat(edit=with_ends, end=""), mask_prompt=True)
-    at_the_end = Chat(edit=lambda shown: [*shown[:-1], shown[-1] | {"content": "two|"}], end="")
-    with refused("template changes the messages before an answer"):
-        encode(chat_row("1", "one", "what is |?", "two"), at_the_end, mask_prompt=True)
-
-
-@pytest.mark.parametrize("last", ["two", "+", "\U0001f44d"])
-@pytest.mark.parametrize("questions", [1, 2])
-def test_an_answer_that_the_template_ends_before_its_last_word_is_refused(questions, last):
-    def in_parts(messages):
-        return [m | {"content": part} for m in messages for part in m["content"].split()]
-
-    row = chat_row("q", f"hm {last}", *["r", "one"][: 2 * questions - 2])
-    greeting = {"role": "assistant", "content": "hi"}  # before the first question: no answer
-    for messages in (row["messages"], [greeting, *row["messages"]]):
-        with refused("writes an end token inside an answer"):
-            encode({"messages": messages}, Chat(edit=in_parts))
+@pytest.mark.parametrize("row, words, whole, targets, is_open", [
+    # the tokenizer adds its `^`; the text may hold chats, and a written end is not doubled
+    ({"text": "<u:1|>\n<a:one|"}, Chat(), "^<u:1|>\n<a:one|", "^<u:1|>\n<a:one|", False),
+    (TWO, Chat(**OTHER_END), "<u:1#>\n<a:one#>\n<u:2#>\n<a:two#", "one#two#", False),
+    (FIRST_THOUGHT, Chat(edit=with_one_thought), "<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|",
+     "one|(hm)two|", False),
+    # an end token before the next question is of the answer, but not one of the question
+    (TWO, Chat(end="", start="|"), "<u:1>\n<a:one>\n|<u:2>\n<a:two>\n|", "one>\n|two>\n|", False),
+    (TWO, Chat(end="", start=" \n|"), "<u:1>\n<a:one>\n \n|<u:2>\n<a:two>\n|",
+     "one>\n \n|two>\n|", False),
+    (TWO, Chat(end=""), "<u:1>\n<a:one>\n<u:2>\n<a:two>\n|", "one>\ntwo>\n|", True),
+    (chat_row("1", "one", "| 2", "two"), Chat(end=""), "<u:1>\n<a:one>\n<u:| 2>\n<a:two>\n|",
+     "one>\ntwo>\n|", True),
+])  # fmt: skip
+def test_an_answer_has_its_end_token_or_a_warning(capsys, row, words, whole, targets, is_open):
+    ((example,), _) = encode_rows([row], words, TrainConfig(mask_prompt=True))
+    assert bytes(example.tokens).decode() == whole
+    assert targets_of(example) == targets
+    warned = "1 of 1 rows have an answer without an end token" in capsys.readouterr().err
+    assert warned == is_open
 
 
-def test_a_call_that_the_template_writes_after_an_end_token_is_refused():
-    def in_parts(messages):
-        *before, last = messages
-        return [*before, without(last, "tool_calls"), last] if "tool_calls" in last else messages
-
-    with refused("writes an end token inside an answer"):
-        encode(answered("hm", tool_calls=[CALL]), Chat(edit=in_parts))
-
-
-def test_an_end_token_before_the_next_question_is_of_the_answer(capsys):
-    """Without one, a warning says that the answer has no end."""
-    row = chat_row("1", "one", "2", "two")
-    first = chat_row("1", "one", "| 2", "two")  # of the question
-    (asked,), _ = encode_rows([first], Chat(end=""), TrainConfig(mask_prompt=True))
-    assert targets_of(asked) == "one>\ntwo>\n|"
-    warned = "1 of 2 rows have an answer without an end token"
-    for start, warning in (("|", ""), (" \n|", ""), ("", warned)):
-        words = Chat(end="", start=start)
-        rows = [row, {"text": ""}]  # the second is left out
-        ((example,), _) = encode_rows(rows, words, TrainConfig(mask_prompt=True))
-        assert bytes(example.tokens).decode() == f"<u:1>\n<a:one>\n{start}<u:2>\n<a:two>\n|"
-        assert targets_of(example) == f"one>\n{start}two>\n|"
-        assert warning in capsys.readouterr().err
+def with_ends(messages):
+    """End all messages but the earlier answers."""
+    return [
+        m | {"content": m["content"] + "|"} if m["role"] == "user" or m is messages[-1] else m
+        for m in messages
+    ]
 
 
-def test_templates_that_cannot_be_split_are_refused():
-    rewriting = Chat(edit=lambda messages: [messages[0] | {"content": str(len(messages))}])
-    with refused(r"changes the messages before .*: use text rows"):
-        encode(chat_row("q", "a"), rewriting)
-    with refused("no chat template"):
-        encode(chat_row("q", "a"), BYTES)
-    # before the second answer, it writes less than after the first
-    of_answers = Chat(
-        edit=lambda shown: [m for m in shown if shown[-1]["role"] == m["role"] == "assistant"]
-    )
-    with refused(r"changes the messages before .*: use text rows"):
-        encode(chat_row("q", "a", "r", "b"), of_answers)
-    greeting = Chat(edit=lambda shown: shown or chat_row("hi")["messages"])
-    with refused("needs a message before the answer"):
-        encode({"messages": chat_row("q", "a")["messages"][1:]}, greeting)
+def in_parts(messages):
+    """Write each word of a message, and its calls, as a message."""
+    return [
+        part
+        for m in messages
+        for part in (
+            *({"role": m["role"], "content": word} for word in m["content"].split()),
+            *([m] if "tool_calls" in m else []),
+        )
+    ]
 
 
-SCHEMA = {"type": "function", "function": {"name": "look", "parameters": {}}}
-CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}
-TOOL_ROW = {
-    "messages": [
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "content": "r", "tool_call_id": "1"},
-        {"role": "assistant", "content": "a"},
-    ],
-    "tools": [SCHEMA],
-}
+def without_a_start(messages):
+    if not messages:
+        raise InputError("the chat template rejects these messages")
+    return messages
+
+
+def only_answers_to_an_answer(messages):
+    """Before the second answer, write less than after the first."""
+    return [m for m in messages if messages[-1]["role"] == m["role"] == "assistant"]
+
+
+CHANGES, ENDS = "template changes the messages before an answer", "writes an end token inside an an"
+LACKS = "needs a message before the answer: give it"
+GREETING = {"role": "assistant", "content": "hi"}
+GREETED = {"messages": [GREETING, *chat_row("q", "hm two")["messages"]]}
+
+
+@pytest.mark.parametrize("row, words, message", [
+    (TWO, Chat(edit=with_one_thought, end="!"), CHANGES),
+    (TWO, Chat(edit=with_ends, end=""), CHANGES),
+    (TWO, Chat(edit=only_answers_to_an_answer), CHANGES),
+    ({"messages": [GREETING]}, Chat(edit=without_a_start), LACKS),
+    ({"messages": [GREETING]}, Chat(edit=lambda shown: shown or TWO["messages"][:1]), LACKS),
+    (chat_row("q", "hm two", "r", "one"), Chat(edit=in_parts), ENDS),
+    (GREETED, Chat(edit=in_parts), ENDS),
+    (answered("hm", tool_calls=[CALL]), Chat(edit=in_parts), ENDS),
+])  # fmt: skip
+def test_a_chat_that_cannot_be_split_into_answers_is_refused(row, words, message):
+    with refused(message):
+        encode(row, words)
 
 
 @pytest.mark.parametrize("part, counts", [
-    ([{"a": 1, "b": None}], True), ({"a": [{"b": None}]}, True), ({"a": {"default": None}}, False),
-    ({"a": [None, 0, ""]}, False),
+    ({"a": [{"b": None}]}, True), ({"a": [None, 0], "b": {"default": None}}, False),
 ])  # fmt: skip
 def test_a_null_that_is_a_value_is_counted(part, counts, capsys):
     """In arguments of calls and in tools, because some files have it for keys of other rows."""
-    rows = [deepcopy(TOOL_ROW) for _ in range(3)]
-    rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] = part
-    rows[1]["tools"][0]["function"]["parameters"] = part
-    rows[1]["messages"][0]["content"] = "null"
+    rows = [tool_row(part, {}), tool_row({}, part), TOOL_ROW]
     encode_rows(rows, Chat(), TrainConfig())
     assert ("2 of 3 rows have null in the arguments" in capsys.readouterr().err) == counts
 
 
 def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
-    messages = deepcopy(TOOL_ROW["messages"])
-    del messages[1]["content"]
-    texts = {"messages": json.dumps(messages), "tools": json.dumps([SCHEMA])}  # as in a table
+    bare, full = deepcopy(TOOL_ROW), deepcopy(TOOL_ROW)
+    del bare["messages"][1]["content"]
+    texts = {key: json.dumps(bare[key]) for key in bare}  # as in a table
     # datasets writes the keys of all messages and calls, with nulls
-    full = deepcopy(TOOL_ROW)
     full["messages"] = [{"tool_calls": None, "name": None} | m for m in full["messages"]]
     full["messages"][1]["tool_calls"][0]["function"]["strict"] = None
-    # in arguments and tools, null is a value
-    valued = deepcopy(TOOL_ROW)
-    valued["messages"][1]["tool_calls"][0]["function"]["arguments"]["until"] = None
-    valued["tools"][0]["function"]["parameters"]["maximum"] = None
-    found = read_rows(write(tmp_path, json.dumps([TOOL_ROW, texts, full, valued])))
-    row, same, other, _ = found
-    assert row == other == TOOL_ROW and same == TOOL_ROW | {"messages": messages}
-    assert found[3] == valued
-    example = encode(row, Chat(), mask_prompt=True)
-    assert targets_of(example) == f"{json.dumps([CALL])}|a|"
-    assert example == encode(same, Chat(), mask_prompt=True)
-    assert bytes(example.tokens).startswith(b"[" + json.dumps([SCHEMA]).encode() + b"]\n<u:q|>")
-    row["messages"][3]["tool_calls"] = []  # of an answer without calls
-    assert encode(row, Chat(), mask_prompt=True) == example
-    assert reason_to_leave_out(row, Chat()) == ""
+    valued = tool_row({"until": None}, {"maximum": None})  # where null is a value
+    found = read_rows(write(tmp_path, json.dumps([texts, full, valued])))
+    assert found == [bare, TOOL_ROW, valued]
+    for row in found[:2]:
+        example = encode(row, Chat(), mask_prompt=True)
+        assert targets_of(example) == f"{json.dumps([CALL])}|a|"
+        assert bytes(example.tokens).decode().startswith(f"[{json.dumps([SCHEMA])}]\n<u:q|>")
+        assert reason_to_leave_out(row, Chat()) == ""
 
 
-ESCAPED = "two\b2\x1b3\n4"  # as JSON, these characters are letters after a backslash
-NUMBERS = [{"function": {"name": "add", "arguments": {"b": 5, "c": True}}}]
-TWO_CALLS = [CALL, {"type": "function", "function": {"name": "add", "arguments": {"b": ESCAPED}}}]
+def before_an_answer(row):
+    return {"messages": row["messages"] + TOOL_ROW["messages"][2:]}
 
 
-@pytest.mark.parametrize(
-    "answer, part, instead",
-    [
-        ({"content": "<t>why</t>a"}, "<t>why</t>", ""),
-        ({"content": "a", "reasoning_content": "why"}, "why", ""),
-        ({"tool_calls": TWO_CALLS}, f", {json.dumps(TWO_CALLS[1])}", ""),
-        ({"tool_calls": TWO_CALLS}, '{"b": ', '{"": '),
-        ({"tool_calls": NUMBERS}, "5", "6"),
-        ({"tool_calls": NUMBERS}, "true", "false"),
-        ({"content": "\U0001f44d", "reasoning_content": "\U0001f44e"}, "\\ud83d\\udc4e", ""),
-    ],
-)
-def test_a_part_that_the_template_drops_is_noticed(answer, part, instead):
-    row = answered(**answer)
+def trim(messages, start=""):
+    return [m | {"content": start + m["content"].strip("hm")} for m in messages]
 
-    def rest(messages):
-        return json.loads(json.dumps(messages).replace(part, instead))
 
-    assert "reasoning_content" in answer or not reason_to_leave_out(row, Chat())
-    assert "a part of the last answer, of a call" in reason_to_leave_out(row, Chat(edit=rest))
+def one_call_at_once(messages):
+    """Reject two calls, as Llama 3.1's template does, and arguments as text."""
+    for calls in (message.get("tool_calls") or [CALL] for message in messages):
+        if len(calls) > 1 or isinstance(calls[0]["function"]["arguments"], str):
+            raise InputError("the chat template rejects these messages: one at once")
+    return messages
+
+
+def no_chat(messages):
+    raise InputError("no system message")
 
 
 def without_arguments(messages):
-    return json.loads(
-        re.sub(r'"arguments": [{\[].*?[}\]]', '"arguments": {}', json.dumps(messages))
-    )
+    return json.loads(re.sub(r'"arguments": {.*?}', '"arguments": {}', json.dumps(messages)))
 
 
 def without_thoughts(messages):
@@ -580,142 +542,93 @@ def without_thoughts(messages):
     ]
 
 
-@pytest.mark.parametrize(
-    "answer, edit",
-    [
-        ({"content": "b + c look. 5"}, without_thoughts),
-        ({"content": "a", "reasoning_content": "I look."}, list),
-        ({"content": "I look.", "tool_calls": [CALL]}, list),
-        ({"content": None, "tool_calls": NUMBERS}, without_arguments),
-        ({"content": None, "tool_calls": [{"name": "add", "arguments": [5]}]}, without_arguments),
-    ],
-)
-def test_a_part_that_is_dropped_is_noticed_if_its_words_are_elsewhere_in_the_chat(answer, edit):
-    ask = {"role": "user", "content": "I look. add name function arguments b c 5 true"}
-    answer = {"role": "assistant"} | answer
-    last = {"messages": [ask, answer]}
-    between = {"messages": [ask, answer, *TOOL_ROW["messages"][2:]]}
-    for row in (last, between) if "tool_calls" in answer else (last,):
-        assert "a part of the last answer" in reason_to_leave_out(row, Chat(edit=edit)), row
-    if answer["content"] is None:
-        assert not reason_to_leave_out(between, Chat())
-
-
-@pytest.mark.parametrize("code", [
+END = "the text of the end token inside an answer"
+HM = chat_row("q", "hm", "q", "a")
+CODES = [
     "lines = text.split('\\n')\nn = len(lines)", "r = s.replace('\r', '')\nr = r.strip()",
     "f = 'a\tb'.split('\\t')\tt = f[0]", 'a = "é\\"\na',
+]  # fmt: skip
+AS_TEXT = calling('{"a": 1}')  # as OpenAI's API has it
+QUOTED = r'"{\"a\": 1}"'
+BARE = answered(tool_calls=[CALL["function"]]) | {"tools": [SCHEMA["function"]]}
+ADDING = function(name="add", arguments={"b": 5, "c": True})
+TWO_CALLS = answered(tool_calls=[CALL, ADDING])
+ELSEWHERE = "I look. add name function arguments b c 5 true"
+LOOKING = answered("I look.", ELSEWHERE, tool_calls=[CALL])
+NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
+
+
+@pytest.mark.parametrize("reason, words, row", [
+    (END, Chat(), chat_row("1", "Write | and", "2", "b")), (END, Chat(), chat_row("1", "|")),
+    (END, Chat(), calling({"a": "|"})), (END, Chat(**OTHER_END), chat_row("1", "Write # and")),
+    ("", Chat(), chat_row("a|b", "4|", "2", "4|\n")), ("", Chat(), {"text": "a|b"}),
+    # the template writes an answer as it writes one without content
+    (EMPTY, Chat(edit=trim), HM), (EMPTY, Chat(edit=partial(trim, start=" ")), HM),
+    (EMPTY, Chat(edit=trim, **OTHER_END), HM),
+    (HIDDEN_TOOLS, BYTES, {"prompt": "", "completion": "a", "tools": [SCHEMA]}),
+    (HIDDEN_TOOLS, Chat(), answered("I look.", function_call=CALL)),  # an older key
+    (HIDDEN_TOOLS, Chat(edit=one_call_at_once, shows="calls"), TWO_CALLS | {"tools": [SCHEMA]}),
+    ("", Chat(edit=no_chat), TOOL_ROW),  # then `encode` names the row
+    # arguments as text must be written as an object
+    (TEXT_ARGUMENTS, Chat(edit=one_call_at_once), AS_TEXT),
+    ("", replacing(QUOTED, '{"a": 1}'), AS_TEXT),
+    (TEXT_ARGUMENTS, replacing(QUOTED, '"{a: 1}"'), AS_TEXT),
+    *(("", words, calling({"a": code})) for code in CODES for words in (Chat(), Chat(prints=True))),
+    ("", Chat(), BARE), (PARTS, Chat(edit_tools=lambda tools: [{}]), BARE),
+    (PARTS, replacing("<t>why</t>", ""), answered("<t>why</t>a")),
+    (PARTS, replacing(r"\ud83d\udc4e", ""), answered("\U0001f44d\U0001f44e")),
+    ("", Chat(), TWO_CALLS), (PARTS, replacing('{"b": ', '{"": '), TWO_CALLS),
+    (PARTS, replacing(f", {json.dumps(ADDING)}", ""), TWO_CALLS),
+    (PARTS, replacing("true", "false"), TWO_CALLS),
+    # also if the words are elsewhere in the chat
+    (PARTS, Chat(edit=without_thoughts), answered("b + c look. 5", ELSEWHERE)),
+    (PARTS, Chat(), answered("a", ELSEWHERE, reasoning_content="I look.")),
+    (PARTS, Chat(), LOOKING), (PARTS, Chat(), before_an_answer(LOOKING)),
+    (PARTS, Chat(edit=without_arguments), before_an_answer(NUMBERS)),
 ])  # fmt: skip
-def test_a_text_that_the_template_escapes_is_shown(code):
-    call = {"function": {"name": "run", "arguments": {"code": code}}}
-    for words in (Chat(), Chat(prints=True)):
-        assert not reason_to_leave_out(answered(tool_calls=[call]), words)
-
-
-def test_tools_are_shown_by_their_names():
-    """This also holds for tools and calls without the object around their function."""
-
-    class Nameless(Chat):
-        def render(self, messages, add_generation_prompt=False, tools=None):
-            return super().render(messages, add_generation_prompt, [{}] if tools else None)
-
-    row = answered(tool_calls=[CALL["function"] | {"name": "see"}])
-    row["tools"] = [SCHEMA["function"]]
-    assert reason_to_leave_out(row, Chat()) == ""
-    why = reason_to_leave_out(row, Nameless())
-    assert "a part of the last answer, of a call or of a tool" in why
+def test_why_a_row_is_left_out(reason, words, row):
+    assert reason_to_leave_out(row, words) == reason
 
 
 @pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
 def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
-    some = [{"text": "a"}, TOOL_ROW, chat_row("q", "a"), TOOL_ROW]
-    assert len(encode_rows(some, Chat(), TrainConfig())[0]) == 4 and not capsys.readouterr().err
+    some = [{"text": "a"}, TOOL_ROW, chat_row("q", "a") | {"tools": []}]
     kept, _ = encode_rows(some, Chat(shows=shows), TrainConfig())
-    assert kept == [encode(some[0], Chat()), encode(some[2], Chat())]
-    why = "tools that the chat template does not show"
-    assert capsys.readouterr().err == f"warning: 2 of 4 rows are left out: {why}\n"
-    looking = answered("I look.", tool_calls=[CALL])
-    assert reason_to_leave_out(looking, Chat(shows=shows))  # the call, or the text next to it
-    encode_rows([looking, some[2]], Chat(shows=shows), TrainConfig())
-    assert capsys.readouterr().err.startswith("warning: 1 of 2 rows are left out: ")
-    text = [{"function": {"name": "look", "arguments": '{"a": 1}'}}]  # as OpenAI's API has it
-    why = "arguments of calls as text, which the chat template does not write as an object"
-    for prints in (False, True):
-        row = answered("I look.", tool_calls=text)
-        assert reason_to_leave_out(row, Chat(prints=prints)) == why
-    # one reads the text, the other leaves out its quotes
-    for change, says in (({'{"a": 1}': {"a": 1}}, ""), ({'{"a": 1}': "{a: 1}"}, why)):
-
-        def edit(messages, change=change):  # of a template that shows such a text
-            messages = deepcopy(messages)
-            for made in messages[-1].get("tool_calls") or ():
-                if isinstance(made["function"]["arguments"], str):
-                    arguments = made["function"]["arguments"]
-                    made["function"]["arguments"] = change.get(arguments, arguments)
-            return messages
-
-        assert reason_to_leave_out(answered(tool_calls=text), Chat(edit=edit)) == says
-    assert reason_to_leave_out({"prompt": "", "completion": "a", "tools": [SCHEMA]}, BYTES)
-    with refused(r"^rows\[0\], 'q ': the model has no chat template: use prompt and completion"):
-        encode_rows([answered(tool_calls=[CALL])], BYTES, TrainConfig())
-    between = {"messages": [*looking["messages"], *TOOL_ROW["messages"][2:]]}
-    assert "a part of the last answer, of a call" in reason_to_leave_out(between, Chat())
-    assert reason_to_leave_out(answered("I look.", function_call=CALL), Chat())
+    assert kept == [encode(some[0], Chat()), encode(chat_row("q", "a"), Chat())]
+    what = f"1 of 3 rows are left out: {HIDDEN_TOOLS}"
+    assert capsys.readouterr().err == f"warning: {what}\n"
+    assert reason_to_leave_out(LOOKING, Chat(shows=shows))  # the call, or the text next to it
 
 
-def test_a_row_with_tools_that_the_template_rejects_is_named():
-    """As two calls at once are by Llama 3.1's; arguments as text by templates that want objects."""
+def test_a_row_that_the_template_rejects_is_named():
+    for words, message in (
+        (Chat(edit=one_call_at_once), "the chat template rejects these messages: one at once"),
+        (BYTES, "the model has no chat template: use prompt and completion"),
+    ):
+        with refused(rf"^rows\[1\], 'q ': {message}"):
+            encode_rows([{"text": "a"}, TWO_CALLS], words, TrainConfig())
 
-    class Strict(Chat):
-        def render(self, messages, add_generation_prompt=False, tools=None):
-            for made in (message.get("tool_calls") or [CALL] for message in messages):
-                if len(made) > 1 or isinstance(made[0]["function"]["arguments"], str):
-                    raise InputError("the chat template rejects these messages: one at once")
-            return super().render(messages, add_generation_prompt, tools)
 
-    ask, call, *rest = TOOL_ROW["messages"]
-    for content in (None, "I look."):
-        two = call | {"content": content, "tool_calls": [CALL, CALL]}
-        row = TOOL_ROW | {"messages": [ask, two, *rest]}
-        with refused(r"^rows\[1\], 'q .*: the chat template rejects these messages: one at once"):
-            encode_rows([chat_row("q", "a"), row], Strict(), TrainConfig())
-        assert "tools that" in reason_to_leave_out(row, Strict(shows="calls"))
-    text = {"function": {"name": "look", "arguments": "{}"}}
-    row = TOOL_ROW | {"messages": [ask, call | {"tool_calls": [text]}, *rest]}
-    assert "arguments of calls as text, which" in reason_to_leave_out(row, Strict())
-    assert reason_to_leave_out(TOOL_ROW, Strict()) == ""
-
-    def no_chat(messages):
-        raise InputError("no system message")
-
-    assert reason_to_leave_out(TOOL_ROW, Chat(edit=no_chat)) == ""  # then `encode` names the row
+SAME_CALLS = [
+    '[{"name": "f", "arguments": {"a": 1, "b": {"c": 2, "d": 3}}}]',
+    '[{"function": {"name": "f", "type": "", "arguments": {"b": {"d": 3, "c": 2}, "a": 1}}}]',
+    r'[{"id": "1", "arguments": "{\"a\": 1, \"b\": {\"c\": 2, \"d\": 3}}", "name": "f"}]',
+]
+OTHER_CALLS = [
+    '[]', '[{"name": "f", "arguments": {}}]', '[{"name": "g", "arguments": {}}]',
+    '[{"name": "f", "parameters": {}}]', '[{"name": "f", "arguments": "not JSON"}]',
+    '[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]',
+]  # fmt: skip
 
 
 def test_the_content_of_a_row_is_free_of_its_form():
     texts = [{"text": "Q: a b"}, {"prompt": "Q:", "completion": "a b"}, chat_row("Q: a", " b\n")]
     assert {row_content(row) for row in texts} == {"Q:ab"}
-
-    def content(*calls):
-        return row_content(answered(tool_calls=calls))
-
-    arguments = {"a": 1, "b": {"c": 2, "d": 3}}
-    same = [
-        {"type": "function", "function": {"name": "f", "arguments": arguments}},
-        {"function": {"arguments": {"b": {"d": 3, "c": 2}, "a": 1}, "name": "f"}, "id": "call_1"},
-        {"name": "f", "arguments": arguments},
-        {"name": "f", "arguments": '{"b": {"c": 2, "d": 3}, "a": 1}', "id": "call_2"},
-    ]
-    contents = {content(call) for call in same}
-    assert len(contents) == 1
-    others = [
-        [{"name": "f", "arguments": arguments | {"a": 2}}],
-        [{"name": "g", "arguments": arguments}],
-        [{"name": "f", "parameters": arguments}],
-        [{"name": "f", "arguments": "not JSON"}],
-        [{"name": "f", "arguments": "[" * 100_000}],
-        same[:2],
-        [],
-    ]
-    assert len(contents | {content(*calls) for calls in others}) == 1 + len(others)
+    rows = [answered(tool_calls=json.loads(calls)) for calls in SAME_CALLS + OTHER_CALLS]
+    rows.append(calling("[" * 100_000))
+    contents = list(map(row_content, rows))
+    assert len({*contents[: len(SAME_CALLS)]}) == 1
+    assert len({*contents}) == 1 + len(OTHER_CALLS) + 1
 
 
 # -------------------------------------------------------------------------------- preparing
@@ -725,137 +638,62 @@ def prepared(*rows, length=6, mask_prompt=True):
     return encode_rows(rows, BYTES, TrainConfig(max_seq_length=length, mask_prompt=mask_prompt))
 
 
-def test_no_tools_are_those_of_a_row_without_tools():
-    row = chat_row("a", "b")
-    assert seen_tools(row | {"tools": []}) == seen_tools(row) == {None}
-
-
-def seen_tools(row):
-    """Return what a template is given as tools when a row is encoded."""
-    seen = set()
-
-    class Noting(Chat):
-        def render(self, messages, add_generation_prompt=False, tools=None):
-            seen.add(None if tools is None else len(tools))
-            return super().render(messages, add_generation_prompt, tools)
-
-    encode(row, Noting())
-    return seen
-
-
 def test_rows_are_cut_and_those_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
-    # the prompt alone fills the length
     empty = [{"text": ""}, chat_row("q", "  "), chat_row("q", "", "q", "a")]
-    lost = [{"prompt": "abcdef", "completion": "x"}, *empty]
-    deep: list = []
-    for _ in range(5_000):
-        deep = [deep]
-    call = {"function": {"name": "look", "arguments": {"a": deep}}}
-    for row in ({"messages": [], "tools": [{"a": deep}]}, answered(tool_calls=[call])):
-        with refused("nested too deeply"):
-            prepared(row)
-    capsys.readouterr()  # at this depth, an object that Python frees can print an error
-    row = chat_row("a", "b") | {"tools": [SCHEMA]}
-    row["messages"][1] |= {"masked": 1, "turn": 2, "thought": "why"}
-    for more, unread in ({}, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
-        row["messages"][0] |= more  # of a user, whose key no template reads
-        encode_rows(iter([row, chat_row("a", "b")]), Chat(edit=with_one_thought), TrainConfig())
-        what = f"keys of the messages that the chat template does not read: {unread}"
-        assert capsys.readouterr().err == f"warning: {what}\n"
-    encode_rows(iter([{"text": "a", "n": 1}]), Chat(), TrainConfig())
-    assert capsys.readouterr().err == "warning: keys of the rows that are not read: n\n"
+    lost = [{"prompt": "abcdef", "completion": "x"}, *empty]  # its prompt alone fills the length
     # a value that is not read may be no JSON
     long = {"prompt": "abcde", "completion": "xyz", "weight": {(): 1, "": 2j}, "topic": None}
     kept, cut = prepared(*lost, long, {"text": "abcde"})
     assert [targets_of(e) for e in kept] == ["x", "abcde\xff"]
     assert all(len(part) == 6 for example in kept for part in example)
     assert cut == 1  # of the rows that are kept
-    why = ("no target token within `max_seq_length` 6", 1), ("an empty answer", 3)
-    warnings = ["warning: keys of the rows that are not read: weight\n"]
-    warnings += [f"warning: {n} of 6 rows are left out: {reason}\n" for reason, n in why]
-    warnings.append("warning: 1 of 6 rows are cut to `max_seq_length` 6\n")
-    assert capsys.readouterr().err == "".join(warnings)
+    assert capsys.readouterr().err == (
+        "warning: keys of the rows that are not read: weight\n"
+        "warning: 1 of 6 rows are left out: no target token within `max_seq_length` 6\n"
+        "warning: 3 of 6 rows are left out: an empty answer\n"
+        "warning: 1 of 6 rows are cut to `max_seq_length` 6\n"
+    )
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
-
-    def trim(messages):
-        return [m | {"content": m["content"].strip("hm")} for m in messages]
-
-    thoughts = Chat(edit=trim)
-    # the template writes a space there
-    spaced = Chat(edit=lambda shown: [m | {"content": " " + m["content"]} for m in trim(shown)])
-    other = replace(thoughts, end="#", eos_token_ids=(ord("#"),))  # an end token of the model alone
-    for words in (thoughts, spaced, other):
-        with refused("no row can be learned: an empty answer"):
-            encode_rows([chat_row("q", "hm", "q", "a")], words, TrainConfig(max_seq_length=4))
-    for columns in (long, "questions"):
-        with refused("rows must be a list of dicts, as"):
-            encode_rows(columns, BYTES, TrainConfig())
-    with refused("no row can be learned: no target token within `max_seq_length` 1"):
-        prepared({"text": "abc"}, length=1, mask_prompt=False)
-    with refused("no row can be learned: there is none"):
-        prepared()
-    with refused(r"no row can be learned: no target .* 6 and an empty answ"):
+    with refused("no row can be learned: no target .* 6 and an empty answer"):
         prepared(*lost)
-    with refused(r"rows\[1\]: the keys are \['answer', 'question'\]"):
-        prepared({"text": "a"}, {"question": "a", "answer": "b"})
-    # a table in memory can have arrays
-    prepared({"text": "abcde", "weight": np.zeros(2)})
-    with refused(r"rows\[0\]: messages must be a list of objects, not array"):
-        prepared({"messages": np.array([{"role": "user"}])})
+    with refused("no target token within `max_seq_length` 1"):
+        prepared({"text": "abc"}, length=1)
 
 
-def test_the_text_of_the_end_token_ends_no_answer():
-    reason = "the text of the end token inside an answer"
-    for answer, why in (("Write | and", reason), ("|", reason), ("4|", ""), ("4|\n", "")):
-        assert reason_to_leave_out(chat_row("1", answer, "2", "b"), Chat()) == why
-    assert not reason_to_leave_out(chat_row("a|b", "c"), Chat())
-    assert not reason_to_leave_out({"text": "a|b"}, Chat())
-    call = {"function": {"name": "look", "arguments": {"a": "|"}}}
-    assert reason_to_leave_out(answered(tool_calls=[call]), Chat()) == reason
-    other = Chat(eos_token_ids=(ord("#"), ord("|")))  # of the model: generation stops at each
-    for answer, why in (("Write # and", reason), ("Write | and", reason), ("Write", "")):
-        assert reason_to_leave_out(chat_row("1 # 2", answer), other) == why
-    assert bytes(encode(chat_row("2+2?", "4|"), Chat()).tokens) == b"<u:2+2?|>\n<a:4|"
-
-
-def test_an_answer_ends_where_generation_ends(capsys):
-    """At a token of the model that is not the tokenizer's, as <end_of_turn> of Gemma 3."""
-    row = chat_row("q", "a", "r", "b")
-    for ends, whole, targets in (
-        ((ord("#"),), b"<u:q#>\n<a:a#>\n<u:r#>\n<a:b#", "a#b#"),
-        ((ord("!"),), b"<u:q#>\n<a:a#>\n<u:r#>\n<a:b#>\n|", "a#>\nb#>\n|"),
-    ):
-        example = encode(row, Chat(end="#", eos_token_ids=ends), mask_prompt=True)
-        assert bytes(example.tokens) == whole
-        assert targets_of(example) == targets
-        encode_rows([row], Chat(end="#", eos_token_ids=ends), TrainConfig())
-        is_open = "without an end token" in capsys.readouterr().err
-        assert is_open == (ord("#") not in ends)
-
-
-def test_a_key_without_which_the_template_rejects_a_row_is_read(capsys):
-    def with_names(messages):
+def test_keys_of_messages_that_the_chat_template_does_not_read_are_named(capsys):
+    def read(messages):
         if not all("name" in m for m in messages):
             raise InputError("a message has no name")
-        return messages
+        return with_one_thought(messages)
 
-    row = {"messages": [m | {"name": "n"} for m in chat_row("q", "a")["messages"]]}
-    encode_rows([row], Chat(edit=with_names), TrainConfig())
-    assert capsys.readouterr().err == ""
+    row = answered("a", masked=1, turn=2, thought="why")
+    for more, unread in ({}, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
+        row["messages"][0] |= more  # of a user, whose key no template reads
+        row["messages"] = [{"name": "n"} | m for m in row["messages"]]
+        encode_rows(iter([row]), Chat(edit=read), TrainConfig())
+        what = f"keys of the messages that the chat template does not read: {unread}"
+        assert capsys.readouterr().err == f"warning: {what}\n"
 
 
-def test_a_row_that_the_template_rejects_is_named():
-    def strict(messages):
-        if [m["role"] for m in messages[:2]] in ([], ["assistant", "user"]):
-            raise InputError("the chat template rejects these messages")
-        return messages
+@pytest.mark.parametrize("rows, message", [
+    ([], "no row can be learned: there is none"),
+    ({"text": []}, "rows must be a list of dicts"), ("rows", "rows must be a list of dicts"),
+    ([{"text": "a"}, {"a": "b"}], r"rows\[1\]: the keys are \['a'\]"),
+    ([{"messages": np.array([{}])}], r"rows\[0\]: messages must be a list of objects, not array"),
+])  # fmt: skip
+def test_rows_in_memory_that_are_none_are_refused(rows, message):
+    prepared({"text": "abcde", "weight": np.zeros(2)})  # a table can have arrays
+    with refused(message):
+        encode_rows(rows, BYTES, TrainConfig())
 
-    some = [chat_row("q", "a"), {"messages": chat_row("", "hi", "q", "a")["messages"][1:]}]
-    with refused(r"rows\[1\], 'hi q a': the chat template rejects"):
-        encode_rows(some, Chat(edit=strict), TrainConfig())
-    some[1]["messages"] = some[1]["messages"][:1]
-    with refused("needs a message before the answer: give it"):
-        encode_rows(some, Chat(edit=strict), TrainConfig())
+
+def test_what_is_nested_too_deeply_is_refused():
+    deep: list = []
+    for _ in range(5_000):
+        deep = [deep]
+    for row in ({"messages": [], "tools": [{"a": deep}]}, calling({"a": deep})):
+        with refused("nested too deeply"):
+            prepared(row)
 
 
 # ----------------------------------------------------------------------- packing and batches

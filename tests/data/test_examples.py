@@ -72,8 +72,3 @@ def test_without_a_run_the_data_are_the_questions():
     args = parse(["evaluate", "--split", "valid"])
     loaded = LoadedModel(random_model(TINY), ByteTokenizer())
     assert load_examples(args, loaded, "valid")[1] == "valid split of questions"
-
-
-def test_without_a_run_rows_are_cut_at_2048_tokens(path):
-    path.write_text(json.dumps({"text": "a" * 3000}))
-    assert loaded_examples(path)[0] == [2047]

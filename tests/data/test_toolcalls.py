@@ -10,28 +10,15 @@ from minilora.data.rows import load_rows
 from minilora.lessons.helpers import toolcalls
 from minilora.lessons.helpers.toolcalls import POOLS, TOOLS, rows
 
-SPLITS = {"train": 600, "valid": 300, "test": 600}  # rows of each split for the tests
-
-
-def texts(row):
-    """Return (request, answer) of a row, which is one question and one answer."""
-    user, assistant = row["messages"]
-    assert (user["role"], assistant["role"]) == ("user", "assistant")
-    return user["content"], assistant["content"]
-
 
 @pytest.fixture(scope="module")
-def splits():
-    """{split: [(request, answer line, parsed call)]}."""
-    return {
-        split: [(*texts(row), json.loads(texts(row)[1])) for row in rows(split, n)]
-        for split, n in SPLITS.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def everything(splits):
-    return [row for found in splits.values() for row in found]
+def found():
+    """[(split, request, answer line)]: each row is one question and one answer."""
+    return [
+        (split, *(turn["content"] for turn in row["messages"]))
+        for split in toolcalls.COUNTS
+        for row in rows(split, 600)
+    ]
 
 
 GOLDEN = {
@@ -48,12 +35,11 @@ def test_the_rows_are_the_same_bytes_everywhere(split):
     assert rows(split, 30) == rows(split, 100)[:30] != rows(split, 30, seed=1)
 
 
-def test_no_call_is_in_two_splits_and_no_request_comes_twice(splits, everything):
-    for split, found in splits.items():
-        assert {toolcalls.split_of(answer) for _, answer, _ in found} == {split}
-        tools = [call["tool"] for _, _, call in found]
-        assert sorted(tools[12:24]) == sorted(TOOLS), "each round has each tool once"
-    assert len({request for request, _, _ in everything}) == len(everything)
+def test_no_call_is_in_two_splits_and_no_request_comes_twice(found):
+    assert all(toolcalls.split_of(answer) == split for split, _, answer in found)
+    tools = [json.loads(answer)["tool"] for _, _, answer in found[12:24]]
+    assert sorted(tools) == sorted(TOOLS), "each round has each tool once"
+    assert len({request for _, request, _ in found}) == len(found)
     assert not {p for tool in TOOLS.values() for p in tool["train"] if p in tool["test"]}
 
 
@@ -65,9 +51,10 @@ def said(argument, value):
     return [str(value)]
 
 
-def test_an_answer_has_the_arguments_of_its_request_in_order(everything):
+def test_an_answer_has_the_arguments_of_its_request_in_order(found):
     types = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
-    for request, answer, call in everything:
+    for _, request, answer in found:
+        call = json.loads(answer)
         assert answer == json.dumps(call, ensure_ascii=False)
         schema, arguments = TOOLS[call["tool"]]["arguments"], call["arguments"]
         assert list(arguments) == [name for name in schema if name in arguments]

@@ -158,7 +158,8 @@ PLACES = {name: [(CONFIG, name), (MAP, name)] for name in NAMES} | {  # that may
 }  # fmt: skip
 SHOWN = "{{ messages | tojson }}{{ tools | tojson }}" + "".join(f"{{{{ {n} }}}}" for n in PLACES)
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
-flags = st.fixed_dictionaries(dict.fromkeys(FLAGS, st.booleans()))
+coin, one_of = st.booleans(), st.sampled_from
+flags = st.fixed_dictionaries(dict.fromkeys(FLAGS, coin))
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
 
@@ -166,48 +167,45 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 def folders(draw):
     """Return {file: content} of a folder: where it names its tokens, and where its templates."""
     files: dict = {CONFIG: {}, MAP: {}}
-    older = draw(st.booleans())
+    older = draw(coin)
     known = older and draw(st.integers(0, 3)) > 0  # else most of these folders are refused
     inside = {"vocabulary": ["a", "b", "~"], "added": [], "listed": [], "nowhere": []}
     named: list = []
-    for name in draw(st.lists(st.sampled_from(list(PLACES)), unique=True)):
+    for name in draw(st.lists(one_of(list(PLACES)), unique=True)):
         token = f"<{name}>"
-        if named and name in NAMES and draw(st.booleans()):
-            token = draw(st.sampled_from(named))  # two names of one token, as eos and pad
+        if named and name in NAMES and draw(coin):
+            token = draw(one_of(named))  # two names of one token, as eos and pad
         elif name in NAMES:
             named.append(token)
         if token not in chain(*inside.values()):
             places = list(inside)
             if known:
-                has_name = PLACES[name] not in (LISTS, [])
-                places = ["vocabulary", "added", "nowhere"] if has_name else ["added"]
-            inside[draw(st.sampled_from(places))].append(token)
+                places = (
+                    ["added"] if PLACES[name] in (LISTS, []) else ["vocabulary", "added", "nowhere"]
+                )
+            inside[draw(one_of(places))].append(token)
         for file, key in draw(st.permutations(PLACES[name]))[: draw(st.integers(1, 2))]:
-            item = token
-            if file == CONFIG and draw(st.booleans()):
-                item = {"__type": "AddedToken", "content": token, "special": draw(st.booleans())}
-            value = {name: token} if name == "image_token" else [item]
-            if isinstance(value, list):
+            value = token
+            if draw(coin) and (key == name or file == CONFIG):
+                value = {"content": token} | (
+                    draw(flags) if key == name else {"special": draw(coin)}
+                )
+                value |= {"__type": "AddedToken"} if file == CONFIG else {}
+            if key != name:
                 before = files[file].get(key)
-                value = before + value if isinstance(before, list) else value
-            if key == name:
-                value = token
-                if draw(st.booleans()):
-                    value = {"content": token} | draw(flags)
-                    value |= {"__type": "AddedToken"} if file == CONFIG else {}
-            files[file][key] = value
-    if draw(st.booleans()):
-        files[CONFIG].setdefault("extra_special_tokens", draw(st.sampled_from([[], None])))
-    if draw(st.booleans()):
-        files[MAP].setdefault("extra_special_tokens", [])
+                value = [*before, value] if isinstance(before, list) else [value]
+            files[file][key] = {name: token} if name == "image_token" != key else value
+    for file, empty in (CONFIG, [[], None]), (MAP, [[]]):
+        if draw(coin):
+            files[file].setdefault("extra_special_tokens", draw(one_of(empty)))
     words = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({w: i for i, w in enumerate(inside["vocabulary"])}, "a")
     )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")  # lstrip changes tokens
     for token in inside["added"]:
-        is_special = token != "<plain>" and (known or draw(st.booleans()))
+        is_special = token != "<plain>" and (known or draw(coin))
         words.add_tokens([tokenizers.AddedToken(token, special=is_special, **draw(flags))])
-    if draw(st.booleans()):
+    if draw(coin):
         words.enable_padding(direction="left", pad_token="~")
         words.enable_truncation(9, direction="left")
     files["tokenizer.json"] = json.loads(words.to_str())
@@ -216,23 +214,19 @@ def folders(draw):
     if older:
         files[ADDED] = ids
     else:
-        files[CONFIG]["added_tokens_decoder"] = {
-            str(i): draw(flags)
-            | {
-                "content": token,
-                "special": token != "<plain>" and (token in inside["added"] or draw(st.booleans())),
-            }
-            for token, i in ids.items()
-        }
-    names = draw(st.lists(st.sampled_from(["default", "tool_use", "rag"]), unique=True))
+        decoder = files[CONFIG]["added_tokens_decoder"] = {}
+        for token, i in ids.items():
+            is_special = token != "<plain>" and (token in inside["added"] or draw(coin))
+            decoder[str(i)] = draw(flags) | {"content": token, "special": is_special}
+    names = draw(st.lists(one_of(["default", "tool_use", "rag"]), unique=True))
     templates = {name: name + SHOWN for name in names}
-    form = draw(st.sampled_from(["text", "list", "object", "files"]))
+    form = draw(one_of(["text", "list", "object", "files"]))
     if form == "files":
-        for name, template in templates.items():
-            folder = "additional_chat_templates/" if name != "default" else ""
-            files[f"{folder}{name if folder else 'chat_template'}.jinja"] = template
-        if draw(st.booleans()):
+        if draw(coin):
             files["additional_chat_templates/default.jinja"] = "second" + SHOWN
+        for name, template in templates.items():
+            place = f"additional_chat_templates/{name}" if name != "default" else "chat_template"
+            files[f"{place}.jinja"] = template
     elif form != "text" or names == ["default"]:
         entries = [{"name": name, "template": template} for name, template in templates.items()]
         given = {"text": templates.get("default"), "list": entries, "object": templates}
@@ -263,32 +257,27 @@ def test_what_a_folder_names_is_that_of_transformers(tmp_path_factory, files):
     try:
         ours = from_folder(folder)
     except InputError as error:
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        wrong = theirs.eos_token is None, "default" not in (theirs.chat_template or ["default"])
         if "or as another token" in str(error):
             in_file = files["tokenizer.json"]["added_tokens"]
             special = {token["content"] for token in in_file if token["special"]}
             others = {f"<{name}>" for name in PLACES} - special
             older = json.dumps([files[ADDED], *(files[file].get(key) for file, key in LISTS)])
             assert any(f'"{token}"' in older for token in others)
-            # what the error advises
-            theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-            theirs.save_pretrained(saved)
-            if theirs.eos_token:
+            theirs.save_pretrained(saved)  # as the error advises
+            if not any(wrong):
                 same_tokenizers(from_folder(saved), saved)
-            return
-        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-        wrong = theirs.eos_token is None, "default" not in (theirs.chat_template or ["default"])
-        assert wrong["none is the default" in str(error)]
+        else:
+            assert wrong["none is the default" in str(error)]
         return
     same_tokenizers(ours, folder)
     save(ours, saved)
     for tokenizer in (ours, from_folder(saved)):
         same_tokenizers(tokenizer, saved)
-    read = transformers.PreTrainedTokenizerFast.from_pretrained
-    before, after = (
-        (words.pad_token, words.padding_side, words.truncation_side)
-        for words in (read(folder), read(saved))
-    )
-    assert before == after
+    before, after = map(transformers.PreTrainedTokenizerFast.from_pretrained, (folder, saved))
+    for name in ("pad_token", "padding_side", "truncation_side"):
+        assert getattr(before, name) == getattr(after, name)
 
 
 steps, marks, models = tokenizers.pre_tokenizers, tokenizers.normalizers, tokenizers.models
@@ -346,12 +335,12 @@ def classes(draw):
     """Return (Tokenizer, settings, model type, whether the file is as its class publishes it)."""
 
     def some(values):
-        return draw(st.sampled_from(list(values)))
+        return draw(one_of(list(values)))
 
     own = some(PUBLISHED)
     normalizer, pre_tokenizer, fields = PUBLISHED[own]
     parts = ["normalizer", "pre_tokenizer", "field", "gap", "flag", "model", "decoder", "padding"]
-    changed = draw(st.lists(st.sampled_from(parts), max_size=2))
+    changed = draw(st.lists(one_of(parts), max_size=2))
     if "normalizer" in changed:
         normalizer = some(NORMALIZERS)
     if "pre_tokenizer" in changed:
@@ -366,30 +355,26 @@ def classes(draw):
     words = tokenizers.Tokenizer(models.BPE(vocabulary, MERGES, **fields))
     if "model" in changed:
         words.model = models.WordLevel(vocabulary, "<unk>")
-    if NORMALIZERS[normalizer]:
-        words.normalizer = NORMALIZERS[normalizer]
-    if PRE_TOKENIZERS[pre_tokenizer]:
-        words.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]
+    words.normalizer = NORMALIZERS[normalizer]
+    words.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]
     flag = {some(FLAGS): True} if "flag" in changed else {}
     added = some([NAMES, NAMES[:3], NAMES[:1]])
     plain = some(["", "<mask>"])
     words.add_tokens([tokenizers.AddedToken(name, special=name != plain, **flag) for name in added])
     if "padding" in changed:
         words.enable_padding(pad_token=some(["<pad>", "[PAD]"]))
-    around = some([None, "</s> $A", "</s> $A </s>"])
-    if around:
-        make = tokenizers.processors.TemplateProcessing
-        words.post_processor = make(around, special_tokens=[("</s>", 0)])
+    around = some(["$A", "</s> $A", "</s> $A </s>"])
+    make = tokenizers.processors.TemplateProcessing
+    words.post_processor = make(around, special_tokens=[("</s>", 0)])
     name = some([own, own, *PUBLISHED, *READERS, *OTHERS])
-    settings = {"tokenizer_class": name} | {
-        setting: some(values) for setting, values in SETTINGS.items() if draw(st.booleans())
-    }
-    if draw(st.booleans()):
+    settings = {key: some(values) for key, values in SETTINGS.items() if draw(coin)}
+    settings["tokenizer_class"] = name
+    if draw(coin):
+        listed = [*words.get_added_tokens_decoder().items()]
         settings["added_tokens_decoder"] = {
-            str(i): token.__getstate__() for i, token in words.get_added_tokens_decoder().items()
+            str(i): token.__getstate__()
+            for i, token in listed[: -1 if "decoder" in changed else None]
         }
-        if "decoder" in changed:
-            settings["added_tokens_decoder"].popitem()
     as_published = not (changed or plain) and name in (own, *READERS)
     model_type = some(["llama", "llama", "mistral", "qwen2", "qwen3", "gemma3_text"])
     return words, settings, model_type, as_published
