@@ -29,14 +29,14 @@ from models import (
 from outcomes import refused
 
 import minilora
-from minilora import layers, lora
+from minilora import lora
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.formats.hf_folder import shapes
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import also_train
 from minilora.model import Model, Source, forward, loss
 from minilora.quant.schemes import SCHEMES
-from minilora.tree import flatten, get, layer_of, named_leaves
+from minilora.tree import flatten, get, layer_of, named_leaves, without
 
 U64 = 2.0**-53
 EVERY_BASE = pytest.mark.parametrize("scheme", SCHEMES)
@@ -73,11 +73,10 @@ def test_llama_7b(names, r, expected):
 def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):
     model = quantized(random_model(config, seed, ops=ops), scheme)
     adapters = fresh(model.base, seed, target_modules=names)
-    tokens = random_batch(config, seed)["tokens"]
-    before = forward({}, model, tokens)
-    assert bits(before) == bits(forward(adapters, model, tokens))
     more = also_train(adapters, model.base, ("norm", "bias", "head"))
-    assert bits(before) == bits(forward(more, model, tokens))
+    tokens = random_batch(config, seed)["tokens"]
+    before, *after = (bits(forward(tree, model, tokens)) for tree in ({}, adapters, more))
+    assert after == [before, before]
 
 
 def test_a_is_uniform_and_b_is_zero():
@@ -85,12 +84,11 @@ def test_a_is_uniform_and_b_is_zero():
     node = get(fresh(base, target_modules=("q_proj",), r=1000), "model.layers.0.q_proj")
     a, b = node["lora_A"], node["lora_B"]
     assert a.dtype == b.dtype == np.float32 and a.shape == (1000, 100)
-    assert np.array_equal(b, np.zeros((3, 1000))) and (np.abs(a) <= np.float32(1 / 10)).all()
-    u = np.sort((a.ravel() * 10 + 1) / 2)  # in [0, 1]
-    n = u.size
+    assert np.array_equal(b, np.zeros((3, 1000))) and np.abs(a).max() <= np.float32(1 / 10)
+    u, n = (a.ravel() * 10 + 1) / 2, a.size  # in [0, 1]
     # Kolmogorov and Smirnov: the largest distance exceeds 3/√n once in 2e^18 runs
-    assert np.abs(u - (np.arange(n) + 0.5) / n).max() < 3 / math.sqrt(n)
-    assert abs(np.corrcoef(a[:-1].ravel(), a[1:].ravel())[0, 1]) < 5 / math.sqrt(n)
+    assert np.abs(np.sort(u) - (np.arange(n) + 0.5) / n).max() < 3 / math.sqrt(n)
+    assert abs(np.corrcoef(u[:-100], u[100:])[0, 1]) < 5 / math.sqrt(n)
 
 
 def test_every_projection_has_its_own_a_and_the_generator_decides_it():
@@ -230,10 +228,6 @@ def test_merging_makes_a_dense_tree_with_memory_of_its_own(scheme):
     assert flatten(merged.base).keys() == {*flatten(base), "lm_head.weight", *biases}
     for path, w in named_leaves(merged.base):
         assert type(w) is np.ndarray and w.dtype == np.float16, path
-        if path in flatten(base):
-            own = layers.dense(get(base, path)).astype(np.float16)
-            changed = path.endswith(("q_proj.weight", "v_proj.weight"))
-            assert (bits(w) != bits(own)) == changed, path
         w += 1
     assert before == (fingerprint(base), fingerprint(adapters))
 
@@ -243,11 +237,11 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
     once = also_train(fresh(base), base, ("bias", "norm"))
     own, copy = (get(tree, Q[0])["bias"] for tree in (base, once))
     assert bits(own) == bits(copy) and copy is not own
-    assert not get(once, Q[0].replace("q_proj", "v_proj"))["bias"].any()
+    assert not once["model"]["layers"]["0"]["self_attn"]["v_proj"]["bias"].any()
     # what an adapter has trained already is not reset
-    gain = once["model"]["norm"]["weight"] = once["model"]["norm"]["weight"] + 1
-    again = also_train(once, base, ("norm", "head"))
-    assert np.array_equal(again["model"]["norm"]["weight"], gain) and "lm_head" in again
+    trained = moved(once, lambda w: w + 1)
+    again = also_train(trained, base, ("norm", "head"))
+    assert fingerprint(without(again, "lm_head")) == fingerprint(trained) and "lm_head" in again
     full, _ = minilora.get_peft_model(Model(TINY, base), minilora.MethodConfig("full"))
     assert not any(np.shares_memory(w, get(base, path)) for path, w in named_leaves(full))
 
@@ -269,9 +263,8 @@ def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, merged, bad, dtype)
 
 @pytest.mark.parametrize("dtype", ["int8", "half precision"])
 def test_a_merge_in_another_type_than_a_float_is_refused(dtype):
-    adapters, model = adapted(random_model(TINY))
     with refused("`dtype` must be a float type of NumPy, got"):
-        minilora.merge(adapters, model, dtype)
+        minilora.merge({}, random_model(TINY), dtype)
 
 
 def test_a_merge_rounds_once_after_the_sum():

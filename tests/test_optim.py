@@ -1,4 +1,4 @@
-"""AdamW and Muon against plain loops over numbers, clipping, schedules, and rounding."""
+"""AdamW and Muon against plain loops over numbers, clipping, and rounding."""
 
 import math
 
@@ -12,7 +12,7 @@ from outcomes import refused
 
 from minilora.config import TrainConfig
 from minilora.methods.muon import muon, muon_init, orthogonalize
-from minilora.optim import adamw, adamw_init, clip, get_lr, global_norm
+from minilora.optim import adamw, adamw_init, clip, global_norm
 from minilora.rounding import round_to, to_bfloat16
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
@@ -129,30 +129,6 @@ def test_clip(seed, size, most):
     new = vector(clipped)
     assert_allclose(new, vector(grads) * (most / (exact + 1e-6)), rtol=30 * U64)
     assert np.linalg.norm(new) <= most
-
-
-# -------------------------------------------------------------------------------- schedules
-
-
-@given(
-    st.sampled_from(["constant", "linear", "cosine"]), st.integers(1, 1000),
-    st.sampled_from([0.0, 0.03, 0.06, 0.1, 0.5, 0.99]), st.floats(1e-6, 1.0),
-)  # fmt: skip
-def test_the_schedules_bits_are_transformers(schedule, iters, ratio, rate):
-    config = TrainConfig(
-        lr_schedule=schedule, iters=iters, warmup_ratio=ratio, learning_rate=rate
-    )  # fmt: skip
-    warmup = math.ceil(ratio * iters)
-    rest = max(1, iters - warmup)
-    for step in (*range(0, iters, 1 + iters // 50), iters, iters + 1, iters + 2):
-        factor = {
-            "constant": 1.0,
-            "linear": (iters - step) / rest,
-            "cosine": 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * ((step - warmup) / rest))),
-        }[schedule]
-        if step < warmup:
-            factor = step / max(1, warmup)
-        assert get_lr(step, config) == rate * max(0.0, factor)
 
 
 # --------------------------------------------------------------------------- adapter's dtype
