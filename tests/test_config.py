@@ -21,7 +21,6 @@ from minilora.config import (
     LoraConfig,
     ModelConfig,
     TrainConfig,
-    scaling,
 )
 from minilora.methods.method import SIZE, MethodConfig
 
@@ -30,12 +29,10 @@ Q = "model.layers.3.self_attn.q_proj"
 
 @given(st.integers(1, 512), st.floats(1e-3, 1e3))
 def test_scaling(r, alpha):
-    assert LoraConfig(r=r, lora_alpha=alpha).rank_and_scaling(Q) == (r, alpha / r)
-    assert scaling(r, alpha) == scaling(r, alpha, False) == alpha / r
-    # α/√r, and so √r times the other: two roundings on one side and three on the other, each of at
-    # most 2⁻⁵³. (The same √r is rounded on both, but divides here and multiplies there.)
-    rslora = scaling(r, alpha, use_rslora=True)
-    assert math.isclose(rslora, math.sqrt(r) * alpha / r, rel_tol=5 * 2.0**-53)
+    # α/r, and α/√r: four roundings on one side and one or two on the other, each at most 2⁻⁵³
+    for use_rslora, factor in (False, alpha / r), (True, math.sqrt(r) * alpha / r):
+        config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=use_rslora)
+        assert config.rank_and_scaling(Q) == (r, pytest.approx(factor, rel=5 * 2.0**-53, abs=0))
 
 
 def test_the_text_of_an_error_is_one_short_line():
@@ -164,16 +161,11 @@ def test_the_defaults():
 def test_each_kind_of_layer_has_its_own_settings():
     linear = {"rope_type": "linear", "factor": 8.0}
     one_base = replace(TINY, sliding_window=3, rope_theta=1e6, rope_scaling=linear)
-    config = replace(one_base, rope_local_base_freq=1e4)
-
-    def of_layers(config, kind):
-        layer = config.of_layers(kind)
-        return layer.sliding_window, layer.rope_theta, layer.rope_scaling
-
-    assert of_layers(config, "full_attention") == (None, 1e6, linear)
-    assert of_layers(config, "sliding_attention") == (3, 1e4, None)
-    assert of_layers(one_base, "sliding_attention") == (3, 1e6, linear)
-    assert TINY.of_layers("") is TINY
+    two_bases = replace(one_base, rope_local_base_freq=1e4)
+    sliding = replace(two_bases, rope_theta=1e4, rope_scaling=None)
+    assert two_bases.of_layers("full_attention") == replace(two_bases, sliding_window=None)
+    assert two_bases.of_layers("sliding_attention") == sliding
+    assert one_base.of_layers("sliding_attention") == one_base == one_base.of_layers("")
 
 
 def test_a_set_of_names_becomes_a_tuple_which_a_file_can_hold():
@@ -185,13 +177,9 @@ def test_numbers_of_numpy_become_those_of_python():
     """An array of one number in an adapter's tree would be trained."""
 
     def config(whole, real, layers):
-        rank, alpha = {"q": whole(4)}, {"q": real(16)}
-        return LoraConfig(
-            whole(4), real(16), real(0.5), layers_to_transform=layers, rank_pattern=rank,
-            alpha_pattern=alpha,
-        )  # fmt: skip
+        patterns = {"rank_pattern": {"q": whole(4)}, "alpha_pattern": {"q": real(16)}}
+        return LoraConfig(whole(4), real(16), real(0.5), layers_to_transform=layers, **patterns)
 
     expected = repr(config(int, float, [0, 1]))
-    for whole, real in (np.int64, np.float32), (np.array, np.float64):
-        for layers in (np.arange(2), (np.int64(0), 1)):
-            assert repr(config(whole, real, layers)) == expected
+    assert repr(config(np.int64, np.float32, np.arange(2))) == expected
+    assert repr(config(np.array, np.float64, (np.int64(0), 1))) == expected

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from outcomes import refused
 
 from minilora.config import TrainConfig
-from minilora.methods.muon import muon, muon_init, orthogonalize
-from minilora.optim import adamw, adamw_init, clip, global_norm
+from minilora.methods.muon import orthogonalize
+from minilora.optim import OPTIMIZERS, clip, global_norm
 from minilora.rounding import round_to, to_bfloat16
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
@@ -27,13 +28,12 @@ SHAPES = {
 RATES = {path: 0.01 * n for n, path in enumerate(SHAPES, 1)}
 
 
-def random_tree(seed, dtype=np.float64):
+def random_tree(seed):
     rng = np.random.default_rng(seed)
-    leaves = {path: rng.standard_normal(shape).astype(dtype) for path, shape in SHAPES.items()}
-    return read_only(unflatten(leaves))
+    return read_only(unflatten({path: rng.standard_normal(s) for path, s in SHAPES.items()}))
 
 
-# ------------------------------------------------------------------------------------ AdamW
+# ----------------------------------------------------------------------------------- steps
 
 
 def adam_by_hand(theta, gradients, rate, b1, b2, eps, decay):
@@ -49,28 +49,43 @@ def adam_by_hand(theta, gradients, rate, b1, b2, eps, decay):
     return theta
 
 
+def muon_by_hand(w, gradients, rate, decay):
+    """Momentum 0.95 with Nesterov, and the scale √max(1, out/in)."""
+    momentum, scale = 0.0, math.sqrt(max(1.0, w.shape[0] / w.shape[1]))
+    for g in gradients:
+        momentum = 0.95 * momentum + g
+        w = w * (1 - rate * decay) - rate * scale * orthogonalize(0.95 * momentum + g)
+    return w
+
+
 betas = st.sampled_from([0.0, 0.5, 0.9, 0.999])
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @given(seeds, betas, betas, st.sampled_from([1e-8, 1e-3]), st.sampled_from([0.0, 0.1, 3.0]))
-def test_adamw_is_the_papers(seed, b1, b2, eps, decay):
-    config = TrainConfig(adam_beta1=b1, adam_beta2=b2, adam_eps=eps, weight_decay=decay)
+def test_adamw_is_the_papers_and_muon_takes_its_place_for_the_matrices_of_the_layers(
+    optimizer, seed, b1, b2, eps, decay
+):
+    config = TrainConfig(
+        optimizer=optimizer, adam_beta1=b1, adam_beta2=b2, adam_eps=eps, weight_decay=decay
+    )
+    init, step = OPTIMIZERS[optimizer]
     params = random_tree(seed)
-    leaves, state = flatten(params), adamw_init(params)
+    leaves, state = flatten(params), init(params)
     gradients = [random_tree([seed, t]) for t in range(7)]
     for g in gradients:
-        params, state = adamw(params, g, state, RATES, config)
+        params, state = step(params, g, state, RATES, config)
     assert state["step"] == 7
     for path, got in named_leaves(params):
-        theta, of_path = leaves[path], [flatten(g)[path] for g in gradients]
-        expected = adam_by_hand(theta, of_path, RATES[path], b1, b2, eps, decay)
+        w, rate, of_path = leaves[path], RATES[path], [flatten(g)[path] for g in gradients]
+        if optimizer == "muon" and path in (A, B):
+            expected = muon_by_hand(w, of_path, rate, decay)
+        else:
+            expected = adam_by_hand(w, of_path, rate, b1, b2, eps, decay)
         # Seven steps of some ten roundings, of a number and of seven updates no larger than
         # the rate times 1/√(1 − β₂) ≤ 32 each; 1 − β₂ᵗ cancels three digits.
-        size = np.abs(theta) + 7 * 32 * RATES[path]
+        size = np.abs(w) + 7 * 32 * rate
         assert (np.abs(got - expected) <= 7 * 10 * 1000 * U64 * size).all()
-
-
-# ------------------------------------------------------------------------------------- Muon
 
 
 @given(seeds, st.integers(1, 8), st.integers(1, 8), st.sampled_from((1e-3, 1.0, 1e3)))
@@ -87,30 +102,6 @@ def test_orthogonalizing_brings_the_singular_values_near_one(seed, out, into, si
     # an iteration multiplies an error by at most 3.4445, and five by 485; each adds some hundred
     # roundings of numbers near one
     assert_allclose(found, u * s @ v.T, rtol=0, atol=500 * 5 * 100 * U64)
-
-
-@given(seeds, st.sampled_from([0.0, 0.1, 3.0]))
-def test_muon_on_the_matrices_of_the_layers_and_adamw_on_the_rest(seed, decay):
-    config = TrainConfig(optimizer="muon", weight_decay=decay)
-    params = expected = random_tree(seed)
-    leaves, state, moments = flatten(params), muon_init(params), adamw_init(params)
-    momentum = dict.fromkeys((A, B), 0.0)
-    for g in [random_tree([seed, t]) for t in range(3)]:
-        params, state = muon(params, g, state, RATES, config)
-        expected, moments = adamw(expected, g, moments, RATES, config)
-        # momentum 0.95 with Nesterov, and the scale √max(1, out/in): √2 for B
-        for path, scale in (A, 1.0), (B, math.sqrt(2)):
-            momentum[path] = 0.95 * momentum[path] + flatten(g)[path]
-            update = orthogonalize(0.95 * momentum[path] + flatten(g)[path])
-            decayed = leaves[path] * (1 - RATES[path] * decay)
-            leaves[path] = decayed - RATES[path] * scale * update
-    assert state["step"] == 3 and flatten(state["momentum"]).keys() == {A, B}
-    for path, got in named_leaves(params):
-        if path in momentum:
-            # the weights are below 8, and each step rounds them a few times
-            assert_allclose(got, leaves[path], rtol=0, atol=3 * 8 * 10 * U64)
-        else:
-            assert_array_equal(got, flatten(expected)[path])
 
 
 # --------------------------------------------------------------------------------- clipping

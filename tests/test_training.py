@@ -159,7 +159,6 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     # all is float64 but the weights m/Σm, which round to 2⁻²⁴ of the part of a row; a part can be
     # some ten times larger than the sum
     assert loss == pytest.approx(float(expected), rel=100 * U32)
-    assert flatten(grads).keys() == flatten(expected_grads).keys()
     assert_near(vector(grads), vector(expected_grads), 100 * U32)
 
 
@@ -305,10 +304,11 @@ def test_early_stopping_keeps_the_best_and_says_so(monkeypatch, capsys):
 def test_masked_prompts_need_masked_examples():
     masked = Example([1, 2, 3], np.array([0, 0, 1]), [0, 0, 1])
     unmasked = masked._replace(mask=[1, 1, 1])
-    assert [*map(loop.is_masked, (masked, unmasked, EXAMPLES[0]))] == [True, False, True]
+    config = replace(SMALL, mask_prompt=True)
+    train(*setting(), [masked, *EXAMPLES], config, [masked], quiet=True)
     for examples, valid in ([unmasked], []), (EXAMPLES, [unmasked]):
         with refused("`mask_prompt` is true, but not all examples are masked"):
-            train(*setting(), examples, replace(SMALL, mask_prompt=True), valid)
+            train(*setting(), examples, config, valid)
 
 
 def test_steps_without_an_effect_or_with_repeated_sequences_are_doubtful():
@@ -362,14 +362,13 @@ def test_quiet_prints_nothing(capsys):
 
 
 def test_the_bars_of_a_resumed_run_and_of_its_evaluations_are_full_at_the_end(monkeypatch):
-    bars = []
+    bars, quiets, config = [], [], replace(SMALL, iters=3)
 
     def bar(total, quiet, **options):
+        quiets.append(quiet)
         bars.append(tqdm(total=total, file=io.StringIO(), **options | {"delay": 0}))
-        bars[-1].quiet = quiet
         return bars[-1]
 
-    config = replace(SMALL, iters=3)
     state = run(config, ())[0][0]
     for module in (loop, metrics):
         monkeypatch.setattr(module, "progress_bar", bar)
@@ -377,7 +376,7 @@ def test_the_bars_of_a_resumed_run_and_of_its_evaluations_are_full_at_the_end(mo
     run(config, state=state)
     assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(1, 3, 3), (0, 4, 4), (0, 4, 4)]
     list(minilora.run(state, setting()[1], EXAMPLES, config, VALID, quiet=True))
-    assert [bar.quiet for bar in bars] == [False] * 3 + [True] * 3
+    assert quiets == [False] * 3 + [True] * 3
     loop.show(bars[0], {"step": 1, "loss": 0.5, "tokens": 3, "seconds": 0.0})  # rounded to zero
     assert bars[0].postfix == "loss 0.500, 30000 tokens/s with prompts"
 
