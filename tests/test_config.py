@@ -89,22 +89,18 @@ def test_every_number_has_its_rule(name):
 
 
 CHOICES = {
-    "lr_schedule": ("constant", "linear", "cosine"), "optimizer": ("adamw", "muon"),
-    "adapter_dtype": ("float32", "bfloat16", "float16"),
-    "init_lora_weights": (True, "pissa", "loftq"), "bias": ("none",),
-    "task_type": ("CAUSAL_LM", None), "mask_prompt": (False, True), "packing": (False, True),
-    "gradient_checkpointing": (False, True), "keep_best": (False, True),
-}  # fmt: skip
+    name: owner
+    for owner in (LoraConfig, TrainConfig)
+    for name, default in vars(owner()).items()
+    if type(default) in (bool, str)
+}
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice(name):
-    config = LoraConfig if hasattr(LoraConfig(), name) else TrainConfig
-    for value in CHOICES[name]:
-        assert getattr(config(**{name: value}), name) == value
     for value in ("", "Linear", 2):
         with refused(f"^`{name}` must be .*, got "):
-            config(**{name: value})
+            CHOICES[name](**{name: value})
 
 
 REFUSED = [

@@ -162,12 +162,6 @@ def test_finite_differences(ops, checkpointing, config, seed, p):
     slope_agrees(lambda tree: loss(tree, model, batch, rng, checkpointing), adapters, seed)
     # full fine-tuning: everything is argument 0; a tied embedding is used twice and sums up
     slope_agrees(lambda tree: loss(tree, model, batch), model.base, seed)
-    # of logits, which take the head in an operation of their own
-    weights = np.random.default_rng(seed).random(config.vocab_size)
-    slope_agrees(
-        lambda head: (forward(head, model, batch["tokens"]) @ weights).sum(),
-        {"lm_head": adapters["lm_head"]}, seed,
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------- packing
@@ -224,10 +218,6 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(ops, first):
     assert followed("swiglu") == [False] * first + [True] * (3 - first)
     nodes = [flatten(args[1]) for name, args in seen if name == "linear"]
     assert {path for node in nodes for path in node if isbox(node[path])} == {"lora_A", "lora_B"}
-    # with checkpoints, what is followed is computed once more: autograd's own `checkpoint`
-    # recomputes a layer once per traced argument
-    value_and_grad(loss)(adapters, model, batch, checkpointing=True)
-    assert len(followed("attention")) == len(followed("swiglu")) == 3 + 3 + (3 - first)
 
 
 def test_an_array_without_effect_has_a_gradient_of_zeros():

@@ -13,7 +13,7 @@ from outcomes import refused
 
 from minilora.config import TrainConfig
 from minilora.methods.muon import orthogonalize
-from minilora.optim import OPTIMIZERS, clip, global_norm
+from minilora.optim import OPTIMIZERS, clip, get_lr, global_norm
 from minilora.rounding import round_to, to_bfloat16
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
@@ -120,6 +120,20 @@ def test_clip(seed, size, most):
     new = vector(clipped)
     assert_allclose(new, vector(grads) * (most / (exact + 1e-6)), rtol=30 * U64)
     assert np.linalg.norm(new) <= most
+
+
+# -------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(
+    "schedule, half, end", [("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)]
+)
+def test_a_schedule_warms_up_and_goes_down_to_its_end(schedule, half, end):
+    """tests/peers has the bits of transformers' schedulers."""
+    config = TrainConfig(lr_schedule=schedule, iters=10, warmup_ratio=0.2, learning_rate=1.0)
+    found = [get_lr(step, config) for step in (0, 1, 2, 6, 10)]
+    assert found == pytest.approx([0, 0.5, 1, half, end], abs=1e-9)
+    assert get_lr(12, config) >= 0
 
 
 # --------------------------------------------------------------------------- adapter's dtype

@@ -124,14 +124,15 @@ def test_resuming_at_any_step_gives_the_same_bytes(config):
         assert [mark(a) for a, _ in later] == [mark(b) for b, _ in whole[k:]]
     last = whole[-1][0]
     assert mark(run(replace(config, seed=4))[-1][0]) != mark(last)
-    # the numbers of the dtype of the adapters
-    rounded = round_to(arrays(last.adapters), config.adapter_dtype)
-    assert fingerprint(rounded) == fingerprint(arrays(last.adapters))
+    for state in (start(setting()[0], config), last):  # the numbers of the dtype of the adapters
+        trained = arrays(state.adapters)
+        assert fingerprint(round_to(trained, config.adapter_dtype)) == fingerprint(trained)
 
 
 def test_neither_evaluation_nor_recomputing_changes_the_run():
     seen, config = [], replace(SMALL, gradient_checkpointing=True, steps_per_eval=1)
     assert mark(run(config)[-1][0]) == mark(run(SMALL, ())[-1][0])
+    # autograd's own `checkpoint` recomputes a layer once per traced argument
     gradient_at(*setting(ops=spying(layers, seen)), ROWS, 0, config)
     assert sum(name == "swiglu" for name, _ in seen) == 2 * TINY.num_hidden_layers
 
@@ -290,13 +291,11 @@ def test_early_stopping_keeps_the_best_and_says_so(monkeypatch, capsys):
     done = run(config)
     last = done[-1][0]
     # equal is not better: the third in a row without a better one is step 5
-    assert len(done) == 5
-    stopped, kept = capsys.readouterr().out.splitlines()[-2:]
-    assert stopped.startswith("early stopping at step 5 of 20: the last 3 evaluations did not")
-    assert kept == "kept: step 2, the trained step with the lowest held-out loss, 2.0000"
-    assert run(config, state=last) == []  # a stopped run stays stopped
+    assert len(done) == 5 and run(config, state=last) == []  # a stopped run stays stopped
     loop.print_end(last, replace(config, iters=5))  # that was the last step anyway
-    assert capsys.readouterr().out.splitlines() == [stopped, kept, kept]
+    printed = capsys.readouterr().out
+    assert printed.count("early stopping at step 5 of 20: the last 3 evaluations did not") == 2
+    assert printed.count("kept: step 2, the trained step with the lowest held-out loss, 2.0") == 3
     trained, _ = train(*setting(), EXAMPLES, config, VALID)
     assert fingerprint(trained) == fingerprint(done[1][0].adapters)
 
