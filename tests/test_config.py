@@ -29,7 +29,7 @@ Q = "model.layers.3.self_attn.q_proj"
 
 @given(st.integers(1, 512), st.floats(1e-3, 1e3))
 def test_scaling(r, alpha):
-    # α/r, and α/√r: four roundings on one side and one or two on the other, each at most 2⁻⁵³
+    # α/r, and α/√r as √r times it: two roundings on one side and three on the other, each of 2⁻⁵³
     for use_rslora, factor in (False, alpha / r), (True, math.sqrt(r) * alpha / r):
         config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=use_rslora)
         assert config.rank_and_scaling(Q) == (r, pytest.approx(factor, rel=5 * 2.0**-53, abs=0))

@@ -19,13 +19,6 @@ def test_log_p_is_the_loss_of_each_answer():
         np.testing.assert_allclose(log_p, -nats, rtol=1e-5)
 
 
-def test_a_margin_is_the_difference_of_two_log_ratios():
-    found = preference.margins(
-        np.array([-1.0, -2.0, -5.0, -3.0]), np.array([-2.0, -2.0, -4.0, 0.0]), 0.5
-    )
-    assert found.tolist() == [1.0, 1.5]
-
-
 def test_an_empty_prompt_is_refused():
     """The first token of each answer, which no token predicts, did not count."""
     with refused("a prompt is empty"):
