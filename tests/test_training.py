@@ -50,7 +50,6 @@ from minilora.training import (
     learning_rates,
     split_batch,
     start,
-    steps,
 )
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, tree_map, unflatten
 
@@ -177,12 +176,9 @@ def test_a_row_without_a_target_takes_no_part():
     alone = gradient_at(adapters, model, ROWS[1:2], 0, replace(SMALL, batch_size=1))
     shared = gradient_at(adapters, model._replace(ops=on_cores(2, layers)), rows, 0, SMALL)
     assert shared[0] == alone[0] and fingerprint(shared[1]) == fingerprint(alone[1])
-    # in the share of another row it only adds padding: some sums of float32 have more zeros
-    assert gradient_at(adapters, model, rows, 0, SMALL)[0] == pytest.approx(alone[0], rel=1e-6)
-    with refused("the batch of step 1"):
-        train(adapters, model, [silent] * 3, SMALL)
-    with refused("there are no examples to train on"):
-        next(steps(start(adapters, SMALL), model, [], SMALL))
+    for examples, says in ([silent], "the batch of step 1"), ([], "there are no examples to train"):
+        with refused(says):
+            train(adapters, model, examples, SMALL)
 
 
 def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
@@ -404,21 +400,19 @@ def test_the_bookkeeping_of_the_best_evaluation(losses, patience, keep_best):
 
 
 @pytest.mark.parametrize(
-    "begun, goes_on, message",
+    "changes, message",
     [
-        ({}, {"keep_best": True}, "`keep_best` needs held-out rows, but there are none"),
-        ({}, {"early_stopping_patience": 2}, "`early_stopping_patience` needs held-out rows"),
-        ({}, {"optimizer": "muon"}, "the state is of another optimizer than muon: continue with"),
-        ({"optimizer": "muon"}, {}, "the state is of another optimizer than adamw"),
+        ({"keep_best": True}, "`keep_best` needs held-out rows, but there are none"),
+        ({"early_stopping_patience": 2}, "`early_stopping_patience` needs held-out rows"),
+        ({"optimizer": "muon"}, "the state is of another optimizer than muon: continue with"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused_before_its_first_step(begun, goes_on, message):
+def test_a_run_that_cannot_be_is_refused_before_its_first_step(changes, message):
     adapters, model = setting()
     with refused("has no parameters to train: create it with get_peft_mod"):
         start({"lm_head": {"lora_scaling": 1.0}}, SMALL)
-    state = start(adapters, replace(SMALL, **begun))
     with refused(message):
-        next(minilora.run(state, model, EXAMPLES, replace(SMALL, **goes_on)))
+        next(minilora.run(start(adapters, SMALL), model, EXAMPLES, replace(SMALL, **changes)))
 
 
 def test_a_run_that_continues_without_keep_best_returns_its_last_adapters():
