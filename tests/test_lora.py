@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from models import (
     PATHS,
@@ -143,6 +143,7 @@ def is_named(path, rule):
     st.just([]) | lists_or_expressions("lm_head", "mlp", "model"),  # no projections
     st.sampled_from([*LAYERS]),
 )
+@example(["q_proj", Q[1]], [], (0,))
 def test_the_targets(targets, excluded, chosen):
     assume(chosen is None or targets not in EXPRESSIONS)
     base = random_base(TINY, biases=("q_proj",))
