@@ -67,9 +67,9 @@ def random_base(config, seed=0, dtype=np.float32, biases=()):
         if "norm" in path:
             w = 1 + 0.2 * w
         elif path.endswith("bias"):
-            w = 0.5 * w
+            w *= 0.5
         elif "_proj" in path:
-            w = w * shape[1] ** -0.5
+            w *= shape[1] ** -0.5
         leaves[path] = w.astype(np.float32).astype(dtype)
     return unflatten(leaves)
 
@@ -161,22 +161,27 @@ def as_dtype(tree, dtype):
     return tree_map(lambda w: w.astype(dtype) if isinstance(w, np.ndarray) else w, tree)
 
 
+def parts(tree):
+    """(path, value) of all that the leaves consist of: a quantized one has several arrays."""
+    for path, leaf in sorted(flatten(tree).items()):
+        for part in vars(leaf).values() if hasattr(leaf, "dequantize") else (leaf,):
+            yield path, part
+
+
 def fingerprint(tree):
     """A hash of every byte of every leaf, and of the paths."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(flatten(tree).items()):
+    for path, part in parts(tree):
         digest.update(path.encode())
-        for part in vars(leaf).values() if hasattr(leaf, "dequantize") else (leaf,):
-            digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()
 
 
 def read_only(tree):
     """The same arrays, read-only: writing to one raises an error."""
-    for _, leaf in named_leaves(tree):
-        for part in vars(leaf).values() if hasattr(leaf, "dequantize") else (leaf,):
-            if isinstance(part, np.ndarray):
-                part.flags.writeable = False
+    for _, part in parts(tree):
+        if isinstance(part, np.ndarray):
+            part.flags.writeable = False
     return tree
 
 
@@ -206,6 +211,11 @@ def spying(ops, seen):
 
 
 OPERATIONS = ("linear", "attention", "rms_norm", "swiglu", "cross_entropy")
+
+
+def vector(tree):
+    """All numbers of all leaves, in one array."""
+    return np.concatenate([w.ravel() for _, w in named_leaves(tree)])
 
 
 def bits(x):

@@ -14,10 +14,11 @@ from minilora.formats.pretrained import shapes
 from minilora.model import Model
 from minilora.tree import flatten, unflatten
 
-CONFIG = ModelConfig(
-    vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=(255,), bos_token_id=1,
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+CONFIG = ModelConfig(**SIZES, eos_token_id=(255,), bos_token_id=1)
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 # what a download can leave in the place of a file
@@ -41,10 +42,9 @@ def toy_model(config=CONFIG, changed=None, **more):
 def raw_config(**changes):
     """A config.json as transformers 5 writes it, without what `changes` sets to None."""
     raw = {
-        "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
-        "eos_token_id": 255, "bos_token_id": 1, "max_position_embeddings": 2048,
+        **SIZES, "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True, "eos_token_id": 255, "bos_token_id": 1,
+        "max_position_embeddings": 2048,
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
     }  # fmt: skip
     return {key: value for key, value in {**raw, **changes}.items() if value is not None}
@@ -187,18 +187,14 @@ def put_string(text):
 
 def put_value(value):
     """A metadata value with its type number in front."""
-    if isinstance(value, bool):
-        return struct.pack("<I?", 7, value)
-    if isinstance(value, int):
-        return struct.pack("<II", 4, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
+    for kind, number, code in (bool, 7, "?"), (int, 4, "I"), (float, 6, "f"):
+        if isinstance(value, kind):
+            return struct.pack(f"<I{code}", number, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + put_string(value)
     items = [put_value(item) for item in value]
-    return struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(
-        item[4:] for item in items
-    )  # fmt: skip
+    head = struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items))
+    return head + b"".join(item[4:] for item in items)
 
 
 def gguf(path, metadata, tensors):
@@ -232,8 +228,7 @@ def interleave(path, w):
     heads = 4 if "q_proj" in path else 2 if "k_proj" in path else 0
     if not heads:
         return w
-    order = np.arange(w.shape[0]).reshape(heads, 2, -1).transpose(0, 2, 1).reshape(-1)
-    return w[order]
+    return w.reshape(heads, 2, -1, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
 
 def gguf_metadata(**changes):
