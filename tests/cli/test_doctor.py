@@ -1,7 +1,6 @@
 """What `inspect --adapter-path` says about an adapter: one planted adapter per kind of fault."""
 
 import math
-import re
 import shutil
 from unittest.mock import Mock
 
@@ -15,14 +14,10 @@ from safetensors.numpy import load_file, save_file
 from small_run import at, train, write_base
 from toy_models import change_json, change_tensors
 
-import minilora
-from minilora import MethodConfig
 from minilora.batching import collate
 from minilora.cli.commands import faults_of_effect
-from minilora.cli.loading import changes_base
 from minilora.evaluation import doctor, metrics
-from minilora.formats.checkpoint import CONFIG, WEIGHTS, save_adapter
-from minilora.formats.pretrained import load
+from minilora.formats.checkpoint import CONFIG, WEIGHTS
 from minilora.layers import dense, value_and_grad
 from minilora.model import loss
 from minilora.tree import flatten, get, overlay, unflatten
@@ -157,13 +152,6 @@ def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tm
         assert ("?" in run("inspect", *at(folder)).out) == (start is False)
 
 
-def test_the_memory_of_a_step_is_that_of_the_run(place, tmp_path):
-    given = place / "base", place / "rows.jsonl", tmp_path / "muon"
-    said = train(*given, "--optimizer muon --gradient-checkpointing").out
-    step = re.search(r"a step over (\d+) tokens:\n( .*\n)+", said)
-    assert step[0] in run("inspect --tokens", step[1], *at(given[-1])).out
-
-
 def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):
     folder = without_run(planted(trained, tmp_path / "peft"))
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"format": "pt"})
@@ -175,25 +163,6 @@ def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):
 def test_an_update_that_is_not_finite_is_an_error_that_names_its_projection(trained, tmp_path):
     folder = planted(trained, tmp_path / "infinite", times(1e30, "lora_"))
     assert "q_proj" in error_of(run, "inspect", *at(folder))
-
-
-def test_pissa_without_training(base, tmp_path):
-    """Its A and B are not zero, but the update is: rounding, or the error of quantization."""
-    config = minilora.LoraConfig(init_lora_weights="pissa")
-    adapters, model = minilora.get_peft_model(load(base).model, config)
-    save_adapter(tmp_path, adapters, model, config)
-    assert changes_base(tmp_path)
-    other = shutil.copytree(base, tmp_path / "other")
-    change_json(other / "config.json", pad_token_id=7)
-    digests = re.search(r"digest (\w+), not (\w+)", verdict(1, tmp_path, "--model", other))
-    assert digests[1] != digests[2]
-    assert "is below 1e-05 in 4 of 4" in verdict(1, tmp_path)
-
-
-def test_an_adapter_without_factors_that_changes_nothing_is_ill(base, tmp_path):
-    adapters, model = minilora.get_peft_model(load(base).model, MethodConfig("vera"))  # b = 0
-    save_adapter(tmp_path, adapters, model, MethodConfig("vera"))
-    assert verdict(1, tmp_path) == "ill: the logits do not change, or are not finite"
 
 
 # half of the widest gap between two numbers of a format whose largest is 1, rounded up

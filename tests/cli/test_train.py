@@ -160,12 +160,6 @@ def test_a_run_that_ends_while_another_one_loads_stays(train, out, monkeypatch, 
     assert settings_of(out)["lora_r"] == 2
 
 
-def test_a_dry_run_writes_nothing(train, base, out):
-    printed = train("--dry-run --quiet").out
-    assert printed.startswith(f"base: {base}, stored as nf4-dq\ntrainable params: ")
-    assert not out.exists()
-
-
 def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     train, base, data, out, monkeypatch
 ):
@@ -211,29 +205,21 @@ def test_a_step_that_needs_the_whole_memory_is_refused(base, capsys, monkeypatch
     assert capsys.readouterr().out.count(line) == 2
 
 
-CARDS = {  # flags: what the model card says
-    "--method bottleneck": ("generate --adapter-path",),
-    "--method bitfit": ("library_name: minilora\n", "tags:\n- bitfit\n- minilora\n"),
-    "--model smollm2 --method dora": (
-        "\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n", "- dora\n- lora\n- minilora\n",
-        "- base_model:adapter:HuggingFaceTB/SmolLM2-135M-Instruct\n",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("flags", CARDS)
-def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
-    paths = "--data rows/x/.. --init-adapter runs/first/x/.."
-    args = parse(["train", *flags.split(), *paths.split()])
+def test_the_model_card_has_the_base_and_the_metadata_of_the_hub():
+    """The transcript has the cards of other methods."""
+    words = "train --model smollm2 --method dora --data rows/x/.. --init-adapter runs/first/x/.."
+    args = parse(words.split())
     model = Model(None, {}, source=Source(scheme=args.quantize))
     loaded = LoadedModel(model, None, {}, make_adapter_config(args))
-    state = State({}, {"step": 200})
     scores = {"eval_loss": 0.5, "eval_tokens": 1234567}
-    text = run_folder.model_card(args, loaded, state, scores, 3)
-    assert "- Data: rows, 200 steps. The run began with the adapter in first.\n" in text
-    assert "- Held-out rows: 3: loss 0.5, tokens 1234567\n" in text
-    assert all(part in text for part in CARDS[flags]), text
-    assert ("minilora merge" in text) == (args.method != "bottleneck")
+    text = run_folder.model_card(args, loaded, State({}, {"step": 200}), scores, 3)
+    for part in (
+        "- Data: rows, 200 steps. The run began with the adapter in first.\n",
+        "- Held-out rows: 3: loss 0.5, tokens 1234567\n",
+        "\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n", "- dora\n- lora\n- minilora\n",
+        "- base_model:adapter:HuggingFaceTB/SmolLM2-135M-Instruct\n",
+    ):  # fmt: skip
+        assert part in text
 
 
 # ----------------------------------------------------------------------------- resuming a run
@@ -492,11 +478,6 @@ def test_a_repeat_of_a_run_names_the_inputs_that_have_changed(base, train, data,
     assert_named(["--init-adapter"], "--data", write_rows(tmp_path / "b.jsonl", sums(range(25))))
     change_json(own / "config.json", transformers_version="5")
     assert_named(["--data", "--init-adapter", "--model"], "--init-adapter", first)
-
-
-def test_the_command_that_a_run_prints_quotes_its_path(train, tmp_path):
-    said = train("--iters 1", *at(tmp_path / "a run")).out
-    assert said.endswith(f"try `minilora evaluate --adapter-path '{tmp_path / 'a run'}'`\n")
 
 
 def test_a_run_from_an_adapter_has_its_method_and_storage_also_on_another_base(train, tmp_path):
