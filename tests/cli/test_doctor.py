@@ -146,12 +146,6 @@ def test_without_its_rows_another_sign_is_not_seen(trained, tmp_path):
     assert "\nill: B does not lead downhill (below 5%) on these rows in" in said
 
 
-def test_the_direction_of_an_adapter_of_peft_whose_b_began_with_zero(trained, tmp_path):
-    for start in (False, "gaussian"):
-        folder = planted(trained, tmp_path / str(start), init_lora_weights=start)
-        assert ("?" in run("inspect", *at(folder)).out) == (start is False)
-
-
 def test_a_file_of_peft_does_not_tell_its_base(trained, tmp_path):
     folder = without_run(planted(trained, tmp_path / "peft"))
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"format": "pt"})

@@ -110,7 +110,6 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(train, base, out, tmp_
     train()
     before = files(out)
     train("--dry-run")
-    assert "--seed is 9, but the run in" in error_of(train, "--dry-run --resume --seed 9")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_run, "load_for_training", None)  # the check comes before the loading
         assert "--overwrite" in error_of(train)
@@ -243,7 +242,6 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     assert [row["step"] for row in metrics(out) if "loss" in row] == [*range(1, 10)]
     resume(out)  # the settings of the checkpoint are the new ones
     config = out / "train_config.toml"
-    assert config.read_text().endswith("# up to step 4: iters = 4\n")
     again = run("train -c", config, *at(tmp_path / "again")).err
     assert f"up to step 4, the run of {config} had the schedule of 4" in again
     resume(out, "--epochs 2")
