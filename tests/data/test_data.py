@@ -645,11 +645,10 @@ def test_keys_of_messages_that_the_chat_template_does_not_read_are_named(capsys)
 @pytest.mark.parametrize("rows, message", [
     ([], "no row can be learned: there is none"),
     ({"text": []}, "rows must be a list of dicts"), ("rows", "rows must be a list of dicts"),
-    ([{"text": "a"}, {"a": "b"}], r"rows\[1\]: the keys are \['a'\]"),
-    ([{"messages": np.array([{}])}], r"rows\[0\]: messages must be a list of objects, not array"),
+    ([{"text": "a", "b": np.zeros(2)}, {"messages": np.array([{}])}],  # a table can have arrays
+     r"rows\[1\]: messages must be a list of objects, not array"),
 ])  # fmt: skip
 def test_rows_in_memory_that_are_none_are_refused(rows, message):
-    prepared({"text": "abcde", "weight": np.zeros(2)})  # a table can have arrays
     with refused(message):
         encode_rows(rows, BYTES, TrainConfig())
 

@@ -38,13 +38,6 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
             tokenizer.encode("ab\ud83d")
 
 
-def test_merges_and_special_tokens():
-    he, hel = (tiny_vocabulary().index(x) for x in ("he", "hel"))
-    assert (TINY.vocab_size, TINY.eos_token_id) == (3 + 256 + 2, 2)
-    assert TINY.encode("hel<|im_end|>") == [hel, 2]
-    assert TINY.decode([hel, 2, he]) == "helhe"
-
-
 def test_digits_are_cut_off_before_anything_merges():
     """With the pre-tokenizer of SmolLM no merge contains a digit; with that of GPT-2 some do."""
     new = ["12", "Ġ1", "ĠĠ"]
@@ -375,8 +368,3 @@ def test_a_template_sees_messages_as_in_transformers():
     ):
         message = {"role": "assistant", "content": None} | {key: key + " " for key in thoughts}
         assert words.render([message]) == expected
-
-
-def test_a_template_shows_the_date_that_it_is_given():
-    words = replace(TINY, chat_template="{{ strftime_now('%d %b %Y') }}", chat_date="2001-02-03")
-    assert words.render([]) == "03 Feb 2001"

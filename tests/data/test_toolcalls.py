@@ -51,21 +51,13 @@ def said(argument, value):
     return [str(value)]
 
 
-def test_an_answer_has_the_arguments_of_its_request_in_order(found):
-    types = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+def test_an_answer_has_what_its_request_says(found):
     for _, request, answer in found:
         call = json.loads(answer)
-        assert answer == json.dumps(call, ensure_ascii=False)
-        schema, arguments = TOOLS[call["tool"]]["arguments"], call["arguments"]
-        assert list(arguments) == [name for name in schema if name in arguments]
-        for name, argument in schema.items():
-            if name in arguments:
-                value = arguments[name]
-                assert isinstance(value, types[argument["type"]])
-                ways = "|".join(map(re.escape, said(argument, value)))
-                assert re.search(rf"(?<!\w)({ways})(?!\w)", request), request
-            else:
-                assert argument["optional"]
+        for name, value in call["arguments"].items():
+            argument = TOOLS[call["tool"]]["arguments"][name]
+            ways = "|".join(map(re.escape, said(argument, value)))
+            assert re.search(rf"(?<!\w)({ways})(?!\w)", request), request
 
 
 def test_a_folder_has_the_rows_of_all_splits(tmp_path, monkeypatch):
