@@ -684,16 +684,10 @@ def test_packing_takes_the_tightest_place():
     assert [[len(e.tokens) - 1 for e in b] for b in sequences] == [[6, 3], [6, 4], [5, 2]]
 
 
-def test_a_batch_by_hand():
+def test_padding_sees_no_example_and_at_least_itself():
     one, two = Example([7, 8, 9], [1, 0, 1]), Example([1, 2], [0, 1])
     batch = collate([[one, two], [two]])
-    # the padding never counts, sees no example, and sees at least itself
-    assert {name: rows.tolist() for name, rows in batch.items()} == {
-        "tokens": [[7, 8, 1], [1, 0, 0]],
-        "targets": [[8, 9, 2], [2, 0, 0]],
-        "mask": [[0, 1, 1], [1, 0, 0]],
-        "segment_starts": [[0, 0, 2], [0, 1, 1]],
-    }
+    assert batch["segment_starts"].tolist() == [[0, 0, 2], [0, 1, 1]]
     assert {rows.dtype for rows in batch.values()} == {np.dtype(np.int64), np.dtype(np.float32)}
 
 

@@ -208,60 +208,32 @@ def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, m
     assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
 
 
-def byte_level(space, use_regex=True):
-    step = {"type": "ByteLevel", "trim_offsets": False}  # which changes no token
-    return step | {"add_prefix_space": space, "use_regex": use_regex}
-
-
-def of_qwen2(space):
-    words = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [words, byte_level(space, False)]}
-
-
-NFC = {"type": "NFC"}
-METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-LIKE_LLAMA = {
-    "decoder": None, "pre_tokenizer": METASPACE,
-    "model": {"byte_fallback": True, "fuse_unk": True},
+OF_QWEN2 = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False},
+        # trim_offsets changes no token
+        {"type": "ByteLevel", "trim_offsets": False, "add_prefix_space": True, "use_regex": False},
+    ]},
 }  # fmt: skip
-MADE = {  # the parts of a tokenizer.json that a class of transformers makes
-    "GPT2": {"pre_tokenizer": byte_level(False)},
-    "Qwen2": {"normalizer": NFC, "pre_tokenizer": of_qwen2(False)},
-    "Llama": LIKE_LLAMA, "Gemma": LIKE_LLAMA,
-}  # fmt: skip
-ADDED = {"GPT2": ("bos_token", "unk_token"), "Qwen2": ("unk_token", "pad_token")}  # by the class
-SPACE = {"add_prefix_space": True}
 
 
-@pytest.mark.parametrize("name, settings, changes, named", [
-    # "" is in GPT-2's own file; no token is unknown, because there is one for each byte
-    ("GPT2", SPACE, {"pre_tokenizer": byte_level(True),
-                     "model": {"continuing_subword_prefix": "", "unk_token": "h"}}, []),
-    ("Qwen2", SPACE, {"pre_tokenizer": of_qwen2(True),
-                      "normalizer": {"type": "Sequence", "normalizers": [NFC]}}, []),
+@pytest.mark.parametrize("name, parts, settings, named", [
+    ("Qwen2", OF_QWEN2, {"add_prefix_space": True}, []),
     # it resets lstrip
-    ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, {"normalizer": None},
-     ["normalizer, added_tokens"]),
-    ("Llama", {"unk_token": None, "pad_token": {"content": "h", "lstrip": True}}, {}, []),
-    # fuse_unk decides, because there is no token <0x00>
-    ("Llama", {"legacy": True,
-               "added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}},
-     {"model": {"byte_fallback": True, "fuse_unk": False}},
-     ["pre_tokenizer, model, added_tokens"]),
-    ("Gemma", {"pad_token": None}, {},
+    ("Qwen2", OF_QWEN2 | {"normalizer": None}, {"sep_token": {"content": "<s>", "lstrip": True}},
+     ["normalizer, pre_tokenizer, added_tokens"]),
+    ("Gemma", {}, {"pad_token": None},
      ["normalizer, pre_tokenizer, model, added_tokens, mask_token"]),
 ])  # fmt: skip
 def test_the_parts_that_transformers_builds_in_another_way_are_named(
-    folder, recwarn, name, settings, changes, named
+    folder, recwarn, name, parts, settings, named
 ):
-    file = folder / "tokenizer.json"
-    parts = MADE[name] | changes
-    change_json(file, **parts | {"model": read_json(file)["model"] | parts.get("model", {})})
-    tokens = ("eos_token",) if name in ADDED else ("bos_token", "eos_token", "unk_token")
-    fields = {"tokenizer_class": f"{name}Tokenizer"} | dict.fromkeys(tokens, "<|im_end|>")
-    special = from_files(folder, tokenizer_config=fields | settings).special
+    """tests/peers draws the parts of these and other classes."""
+    change_json(folder / "tokenizer.json", **parts)
+    tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|im_end|>")
+    from_files(folder, tokenizer_config={"tokenizer_class": f"{name}Tokenizer"} | tokens | settings)
     assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == named
-    assert {special[token] for token in ADDED.get(name, ())} <= {"<|endoftext|>"}
 
 
 @pytest.mark.parametrize("name, content, message", [
