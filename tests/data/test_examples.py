@@ -33,7 +33,6 @@ def loaded_examples(path, words="", limit=2048, adapter_config=None):
 @pytest.mark.parametrize("words, described, lengths", [
     ("", "all rows", range(1, 31)),
     ("--split valid", "valid split", [10, 20, 30]),
-    ("--split=test", "valid split", [10, 20, 30]),
     ("--split train", "train split", [n for n in range(1, 31) if n % 10]),
 ])  # fmt: skip
 def test_a_file_is_scored_whole_or_by_its_split(path, words, described, lengths):
