@@ -234,6 +234,7 @@ def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     ("rows.csv", b"text\na\n\xff\n", ", line 3: not UTF-8: save the file as UTF-8"),
 ])  # fmt: skip
 def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
+    assert_refused(tmp_path, " cannot be read: Is a directory")
     assert_refused(write(tmp_path, content, name), message)
 
 

@@ -166,6 +166,32 @@ def test_where_a_folder_has_its_template(folder):
         assert from_folder(folder).chat_template == "F"
 
 
+# an object counts only with its type, and comes first; of two names of one token, the last flags
+SPECIAL_TOKENS = """{
+    "c_token": "<c>", "mask_token": "<mask>", "cls_token": "<cls>", "pad_token": "<q>",
+    "sep_token": {"__type": "AddedToken", "content": "<sep>", "lstrip": true},
+    "unk_token": "<unk>", "bos_token": "<bos>", "x_token": null, "y_token": "",
+    "a_token": {"__type": "AddedToken", "content": "<a>", "lstrip": true}, "b_token": "<sep>",
+    "z_token": {"content": "<z>"}, "add_bos_token": true,
+    "extra_special_tokens": {"d": "<d>"}, "additional_special_tokens": ["<v>"]
+}"""
+MAP = """{
+    "eos_token": {"content": "<|im_end|>", "lstrip": true}, "pad_token": "<pad>",
+    "c_token": "<q>", "e_token": "<e>"
+}"""
+
+
+def test_the_special_tokens_of_a_folder_are_those_of_transformers(folder):
+    """In their order; special_tokens_map.json decides on the names that all models have."""
+    assert from_files(folder, 0, tokenizer_config=SPECIAL_TOKENS).eos_token_id == 0
+    words = from_files(folder, special_tokens_map=MAP)
+    names = ["bos", "unk", "sep", "pad", "cls", "mask", "a", "c", "e"]
+    named = {f"{name}_token": f"<{name}>" for name in names}
+    assert words.special == named | {"eos_token": "<|im_end|>", "b_token": "<sep>", "d": "<d>"}
+    ids = words.encode("".join(f"<{name}>" for name in [*names, *"dv"]))
+    assert ids == [*range(261, 272)] and words.decode([1, *ids]) == ""
+
+
 WITHOUT_EFFECT = (
     "add_prefix_space legacy backend "
     "clean_up_tokenization_spaces errors is_local local_files_only max_length merges_file "
@@ -255,6 +281,17 @@ def test_broken_folders_are_refused(folder, name, content, message):
         (folder / name).write_text(content)
     with refused(message):
         from_folder(folder)
+
+
+def test_a_tokenizer_neither_cuts_nor_pads(folder):
+    """A tokenizer.json can say how its last batch was cut and padded; no text is meant by that."""
+    words = tiny()
+    words.backend.enable_truncation(2)
+    words.backend.enable_padding(length=9, pad_token="<|endoftext|>")
+    save(words, folder)
+    words = from_folder(folder)
+    assert words.special["pad_token"] == "<|endoftext|>"  # as in transformers
+    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
 
 
 @pytest.mark.parametrize("error, says", [

@@ -167,7 +167,6 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path):
     save_adapter(tmp_path, adapters, untied, LoraConfig())
     assert read_json(tmp_path / CONFIG)["modules_to_save"] == ["model.embed_tokens", "model.norm"]
     loaded, model, _ = load_adapter(tmp_path, MODEL)
-    assert_same_bits(loaded, adapters)
     tokens = random_batch(TINY)["tokens"]
     assert bits(forward(loaded, model, tokens)) == bits(forward(adapters, untied, tokens))
     assert bits(lm_head(minilora.merge(loaded, model).base)) == bits(head)

@@ -231,14 +231,16 @@ def test_configurations_that_are_refused(tmp_path, changes, message):
         load(path)
 
 
+WITHOUT_EFFECT = (  # fields of published files
+    "initializer_range transformers.js_config pad_token_id cache_implementation "
+    "chunk_size_feed_forward id2label is_llama_config label2id max_length "
+    "pretraining_tp problem_type return_dict transformers_version unsloth_fixed "
+    "unsloth_version use_cache _name_or_path output_attentions"
+)
+
+
 def test_fields_that_are_not_read_are_named(tmp_path):
-    neutral = (  # fields of published files that change nothing
-        "initializer_range", "transformers.js_config", "pad_token_id", "cache_implementation",
-        "chunk_size_feed_forward", "id2label", "is_llama_config", "label2id", "max_length",
-        "pretraining_tp", "problem_type", "return_dict", "transformers_version", "unsloth_fixed",
-        "unsloth_version", "use_cache", "_name_or_path", "output_attentions",
-    )  # fmt: skip
-    off = dict.fromkeys(neutral, 7) | {"scale": 0.0}
+    off = dict.fromkeys(WITHOUT_EFFECT.split(), 7) | {"scale": 0.0}
     # fields that are read, but not kept: the model can be written in another dtype
     not_kept = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
     unread = {"attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0}
