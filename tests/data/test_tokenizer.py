@@ -232,6 +232,7 @@ def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, m
     assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
 
 
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
 OF_QWEN2 = {
     "normalizer": {"type": "NFC"},
     "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
@@ -247,6 +248,7 @@ OF_QWEN2 = {
     # it resets lstrip
     ("Qwen2", OF_QWEN2 | {"normalizer": None}, {"sep_token": {"content": "<s>", "lstrip": True}},
      ["normalizer, pre_tokenizer, added_tokens"]),
+    ("Llama", {"pre_tokenizer": METASPACE, "decoder": None}, {}, ["model"]),
     ("Gemma", {}, {"pad_token": None},
      ["normalizer, pre_tokenizer, model, added_tokens, mask_token"]),
 ])  # fmt: skip
