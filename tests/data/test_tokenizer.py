@@ -9,11 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import refused
-from toy_models import CHAT, CHATML, POINTER, change_json, read_json, tiny, tiny_vocabulary
+from toy_models import (
+    CHAT,
+    CHATML,
+    GGUF_CONFIG,
+    POINTER,
+    change_json,
+    read_json,
+    tiny,
+    tiny_vocabulary,
+)
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, one_error
 from minilora.formats.hf_tokenizer import QWEN2, from_folder, save
+from minilora.formats.pretrained import check_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 TINY = tiny()
@@ -70,6 +80,14 @@ def test_a_first_token_of_each_text():
     # "hel" is one token: the template wrote "l", and no model
     assert t.encode_pieces(["", "he", "l"]) == [[], [1, he + 1], []]
     assert t.encode_pieces(["", "he", "", *"lhh"]) == [[], [1, he], [], [letter], [h], [h]]
+
+
+def test_a_first_token_needs_a_row_of_the_embedding():
+    words = tiny()
+    first = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 261)])
+    words.backend.post_processor = first
+    with refused("the token 261, but the embedding has 261 rows"):
+        check_vocabulary("model", GGUF_CONFIG, words)
 
 
 def test_a_token_that_takes_the_white_space_before_it_is_encoded_by_itself():
