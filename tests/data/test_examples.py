@@ -33,7 +33,6 @@ def loaded_examples(path, words="", limit=2048, adapter_config=None):
 @pytest.mark.parametrize("words, described, lengths", [
     ("", "all rows", range(1, 31)),
     ("--split valid", "valid split", [10, 20, 30]),
-    ("--split=test", "valid split", [10, 20, 30]),
     ("--split train", "train split", [n for n in range(1, 31) if n % 10]),
 ])  # fmt: skip
 def test_a_file_is_scored_whole_or_by_its_split(path, words, described, lengths):
@@ -65,7 +64,6 @@ def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
     loaded_examples(path, limit=32, adapter_config=prompt)
     assert "3 of 30 rows are longer than the 27 tokens that" in capsys.readouterr().err
     assert loaded_examples(path, "--max-seq-length 29", 28)[0][-1] == 28
-    assert capsys.readouterr().err == "warning: 2 of 30 rows are cut to `max_seq_length` 29\n"
 
 
 def test_without_a_run_the_data_are_the_questions():

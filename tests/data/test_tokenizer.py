@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from dataclasses import replace
 from itertools import chain
 
@@ -10,11 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import refused
-from toy_models import CHAT, CHATML, POINTER, change_json, read_json, tiny, tiny_vocabulary
+from toy_models import (
+    CHAT,
+    CHATML,
+    GGUF_CONFIG,
+    POINTER,
+    change_json,
+    read_json,
+    tiny,
+    tiny_vocabulary,
+)
 
 from minilora.config import InputError
-from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled, one_error
+from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, one_error
 from minilora.formats.hf_tokenizer import QWEN2, from_folder, save
+from minilora.formats.pretrained import check_vocabulary
 
 tokenizers = pytest.importorskip("tokenizers")
 TINY = tiny()
@@ -37,13 +46,6 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
     for tokenizer in (t, TINY):
         with refused(r"not Unicode: .* in position 2: surrogates"):
             tokenizer.encode("ab\ud83d")
-
-
-def test_merges_and_special_tokens():
-    he, hel = (tiny_vocabulary().index(x) for x in ("he", "hel"))
-    assert (TINY.vocab_size, TINY.eos_token_id) == (3 + 256 + 2, 2)
-    assert TINY.encode("hel<|im_end|>") == [hel, 2]
-    assert TINY.decode([hel, 2, he]) == "helhe"
 
 
 def test_digits_are_cut_off_before_anything_merges():
@@ -78,7 +80,14 @@ def test_a_first_token_of_each_text():
     # "hel" is one token: the template wrote "l", and no model
     assert t.encode_pieces(["", "he", "l"]) == [[], [1, he + 1], []]
     assert t.encode_pieces(["", "he", "", *"lhh"]) == [[], [1, he], [], [letter], [h], [h]]
-    assert t.encode_pieces(["he", "l"], add_special_tokens=False) == [[he], [letter]]
+
+
+def test_a_first_token_needs_a_row_of_the_embedding():
+    words = tiny()
+    first = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 261)])
+    words.backend.post_processor = first
+    with refused("the token 261, but the embedding has 261 rows"):
+        check_vocabulary("model", GGUF_CONFIG, words)
 
 
 def test_a_token_that_takes_the_white_space_before_it_is_encoded_by_itself():
@@ -153,17 +162,16 @@ def from_files(folder, eos_token_id=None, **contents):
 
 
 def test_where_a_folder_has_its_template(folder):
-    file, config = folder / "chat_template.jinja", read_json(folder / "tokenizer_config.json")
+    """tests/peers draws the other places."""
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    words = from_files(folder, tokenizer_config=config | {"chat_template": named})
+    config = read_json(folder / "tokenizer_config.json") | {"chat_template": named}
+    words = from_files(folder, tokenizer_config=config)
     assert words.chat_template == CHATML, "the file wins, as in transformers"
-    file.unlink()
+    (folder / "chat_template.jinja").unlink()
     save(from_folder(folder), folder)
     words = from_folder(folder)
     assert words.render([]) == "D" and words.render([], tools=[]) == "T"
-    words = from_files(folder, tokenizer_config=config | {"chat_template": "here"})
-    assert words.chat_template == "here"
-    save(replace(words, chat_template=None), folder)  # the settings have none, either
+    save(replace(words, chat_template=None, for_tools=None), folder)  # nor have the settings one
     with refused("has no chat template"):
         from_folder(folder).render([])
     more = folder / "additional_chat_templates"
@@ -171,10 +179,9 @@ def test_where_a_folder_has_its_template(folder):
     (more / "rag.jinja").write_text("R")
     with refused(r"templates are rag, and none is .* chat_template\.jinja"):
         from_folder(folder)
-    for path, text in (file, "F"), (more / "default.jinja", "second"):
-        path.write_text(text)
-        with pytest.warns(UserWarning, match="not read: the chat template rag. `default` and"):
-            assert from_folder(folder).chat_template == text
+    (more / "default.jinja").write_text("F")
+    with pytest.warns(UserWarning, match="not read: the chat template rag. `default` and"):
+        assert from_folder(folder).chat_template == "F"
 
 
 # an object counts only with its type, and comes first; of two names of one token, the last flags
@@ -195,65 +202,12 @@ MAP = """{
 def test_the_special_tokens_of_a_folder_are_those_of_transformers(folder):
     """In their order; special_tokens_map.json decides on the names that all models have."""
     assert from_files(folder, 0, tokenizer_config=SPECIAL_TOKENS).eos_token_id == 0
-    words = from_files(folder, special_tokens_map=MAP, added_tokens='{"<|im_start|>": 1}')
+    words = from_files(folder, special_tokens_map=MAP)
     names = ["bos", "unk", "sep", "pad", "cls", "mask", "a", "c", "e"]
     named = {f"{name}_token": f"<{name}>" for name in names}
-    named |= {"eos_token": "<|im_end|>", "b_token": "<sep>", "d": "<d>"}
-    save(words, folder)
-    with warnings.catch_warnings(action="error"):
-        again = from_folder(folder)
-    for each in (words, again):
-        assert each.special == named
-        ids = each.encode("".join(f"<{name}>" for name in [*names, *"dv"]))
-        assert ids == [*range(261, 272)] and each.decode([1, *ids]) == ""
-        spaced = each.encode(" <a> <sep> <|im_end|>")
-        assert spaced == [267, *TINY.encode(" "), 263, *TINY.encode(" <|im_end|>")]
-
-
-def test_older_files_with_tokens_that_tokenizer_json_lacks_are_refused(folder):
-    """transformers joins them with tokenizer_config.json; a folder that it wrote again is read."""
-    words = tiny()
-    words.backend.add_special_tokens(["<a>"])
-    words.backend.add_tokens(["<b>"])
-    save(words, folder)
-    of_map = '{"additional_special_tokens": [{"content": "<a>", "lstrip": true}]}'
-    ids = '{"<a>": 261, "<b>": 262}'
-    for config, mapped, added, text in (
-        ('{"additional_special_tokens": ["<a>"]}', of_map, ids, None),
-        ('{"extra_special_tokens": {"image": "<c>"}}', of_map, ids, None),
-        ("{}", '{"additional_special_tokens": ["<b>"]}', "{}", "<b>"),
-        ('{"additional_special_tokens": ["<c>"]}', '{"extra_special_tokens": []}', "{}", "<c>"),
-        ("{}", "{}", '{"<b>": 261, "<c>": 263}', "<b>', '<c>"),
-    ):
-        files = {"tokenizer_config": config, "special_tokens_map": mapped, "added_tokens": added}
-        if text:
-            with refused(f"has '{text}', and tokenizer.json has not, or as another token: write"):
-                from_files(folder, 2, **files)
-        else:
-            found = from_files(folder, 2, **files)
-            assert found.encode("he <a>") == [*TINY.encode("he "), 261]
-            assert found.decode([261, 262]) == "<b>"
-    config = '{"added_tokens_decoder": {"263": {"content": "<c>"}}}'
-    from_files(folder, 2, tokenizer_config=config)  # then the older files are not read
-
-
-@pytest.mark.parametrize("config, text, printed", [
-    ('{"pad_token": "<a>"}', "he", "he"),
-    ('{"added_tokens_decoder": {"263": {"content": "<c>"}, "262": {"content": "<b>"},'
-     ' "261": {"content": "<a>", "special": true}}}', "he ", "he "),
-    ('{"pad_token": "<a>", "added_tokens_decoder": {"261": {"content": "<a>"}}}', "he ", "he "),
-    ('{"pad_token": "<a>", "added_tokens_decoder": {}}', "he", "he<a>"),
-])  # fmt: skip
-def test_a_special_token_is_not_printed_whatever_tokenizer_json_calls_it(
-    folder, config, text, printed
-):
-    """As in transformers, where the flags of added_tokens_decoder count."""
-    words = tiny()
-    words.backend.add_tokens([tokenizers.AddedToken("<a>", lstrip=True)])
-    save(words, folder)
-    found = from_files(folder, 2, tokenizer_config=config)
-    assert found.encode("he <a>") == [*TINY.encode(text), 261]
-    assert found.decode([*TINY.encode(text), 261]) == printed
+    assert words.special == named | {"eos_token": "<|im_end|>", "b_token": "<sep>", "d": "<d>"}
+    ids = words.encode("".join(f"<{name}>" for name in [*names, *"dv"]))
+    assert ids == [*range(261, 272)] and words.decode([1, *ids]) == ""
 
 
 WITHOUT_EFFECT = (
@@ -269,9 +223,8 @@ WITHOUT_EFFECT = (
 @pytest.mark.parametrize("settings, named", [
     ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, ["auto_map"]),
     ({"split_special_tokens": 1, "do_lower_case": False}, ["split_special_tokens, do_lower_case"]),
-    (dict.fromkeys(WITHOUT_EFFECT.split(), "x"), []),
-    ({"is_new": False, "do_lower_case": None, "add_bos_token": True, "_a": 1}, []),
-    ({"added_tokens_decoder": None}, []),
+    (dict.fromkeys(WITHOUT_EFFECT.split(), "x") | {"is_new": False, "_a": 1}, []),
+    ({"do_lower_case": None, "add_bos_token": True, "added_tokens_decoder": None}, []),
 ])  # fmt: skip
 def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     path = folder / "tokenizer_config.json"
@@ -282,13 +235,9 @@ def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
 
 
 @pytest.mark.parametrize("name, model_type, warned", [
-    ("GPT2Tokenizer", "llama", "GPT2Tokenizer"), ("LlamaTokenizerFast", "llama", None),
-    ("LlamaTokenizer", "qwen2", "Qwen2Tokenizer"),
-    ("GPTNeoXTokenizerFast", "llama", "GPTNeoXTokenizer"),
-    ("PreTrainedTokenizerFast", "qwen3", None), (None, "qwen3", "Qwen2Tokenizer"),
-    (None, "gemma3_text", "GemmaTokenizer"), (None, "llama", None),
-    ("TokenizersBackend", "llama", None),
-    ("GemmaTokenizer", "mistral", None),
+    ("LlamaTokenizerFast", "llama", None), ("LlamaTokenizer", "qwen2", "Qwen2Tokenizer"),
+    ("GPTNeoXTokenizerFast", "llama", "GPTNeoXTokenizer"), ("GemmaTokenizer", "mistral", None),
+    (None, "gemma3_text", "GemmaTokenizer"),
 ])  # fmt: skip
 def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, model_type, warned):
     path = folder / "tokenizer_config.json"
@@ -301,72 +250,34 @@ def test_a_class_that_transformers_builds_anew_is_named(folder, recwarn, name, m
     assert told == [f"{folder / 'tokenizer.json'}: the {warned}"] * bool(warned)
 
 
-def byte_level(space, use_regex=True):
-    step = {"type": "ByteLevel", "trim_offsets": False}  # which changes no token
-    return step | {"add_prefix_space": space, "use_regex": use_regex}
-
-
-def of_qwen2(space):
-    words = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [words, byte_level(space, False)]}
-
-
-NFC = {"type": "NFC"}
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-LIKE_LLAMA = {
-    "decoder": None, "pre_tokenizer": METASPACE,
-    "model": {"byte_fallback": True, "fuse_unk": True},
+OF_QWEN2 = {
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False},
+        # trim_offsets changes no token
+        {"type": "ByteLevel", "trim_offsets": False, "add_prefix_space": True, "use_regex": False},
+    ]},
 }  # fmt: skip
-MADE = {  # the parts of a tokenizer.json that a class of transformers makes
-    "GPT2": {"pre_tokenizer": byte_level(False)},
-    "Qwen2": {"normalizer": NFC, "pre_tokenizer": of_qwen2(False)},
-    "Llama": LIKE_LLAMA, "Gemma": LIKE_LLAMA,
-}  # fmt: skip
-ADDED = {"GPT2": ("bos_token", "unk_token"), "Qwen2": ("unk_token", "pad_token")}  # by the class
-SPACE = {"add_prefix_space": True}
-IN_FILE = json.loads(TINY.backend.to_str())["added_tokens"]
-WITH_PLAIN = [*IN_FILE, IN_FILE[0] | {"id": 261, "content": "<p>", "special": False}]
 
 
-@pytest.mark.parametrize("name, settings, changes, named", [
-    # "" is in GPT-2's own file; no token is unknown, because there is one for each byte
-    ("GPT2", SPACE, {"pre_tokenizer": byte_level(True),
-                     "model": {"continuing_subword_prefix": "", "unk_token": "h"}}, []),
-    *(
-        ("GPT2", {}, {"model": {field: value}}, ["model"])
-        for field, value in (
-            ("ignore_merges", True), ("byte_fallback", True), ("end_of_word_suffix", "#"),
-            ("continuing_subword_prefix", "#"),
-        )
-    ),
-    ("Qwen2", SPACE, {"pre_tokenizer": of_qwen2(True),
-                      "normalizer": {"type": "Sequence", "normalizers": [NFC]}}, []),
-    # it resets lstrip, and makes <p> special
-    ("Qwen2", {"sep_token": {"content": "<s>", "lstrip": True}}, {"normalizer": None},
-     ["normalizer, added_tokens"]),
-    ("Qwen2", {"additional_special_tokens": ["<p>"]}, {"added_tokens": WITH_PLAIN},
-     ["added_tokens"]),
-    ("Llama", {"unk_token": None, "pad_token": {"content": "h", "lstrip": True}}, {}, []),
-    ("Llama", {"add_prefix_space": False}, {}, ["pre_tokenizer"]),
-    # fuse_unk decides, because there is no token <0x00>
-    ("Llama", {"legacy": True,
-               "added_tokens_decoder": {"2": {"content": "<|im_end|>", "special": True}}},
-     {"model": {"byte_fallback": True, "fuse_unk": False}},
-     ["pre_tokenizer, model, added_tokens"]),
-    ("Gemma", {"pad_token": None}, {},
+@pytest.mark.parametrize("name, parts, settings, named", [
+    ("Qwen2", OF_QWEN2, {"add_prefix_space": True}, []),
+    # it resets lstrip
+    ("Qwen2", OF_QWEN2 | {"normalizer": None}, {"sep_token": {"content": "<s>", "lstrip": True}},
+     ["normalizer, pre_tokenizer, added_tokens"]),
+    ("Llama", {"pre_tokenizer": METASPACE, "decoder": None}, {}, ["model"]),
+    ("Gemma", {}, {"pad_token": None},
      ["normalizer, pre_tokenizer, model, added_tokens, mask_token"]),
 ])  # fmt: skip
 def test_the_parts_that_transformers_builds_in_another_way_are_named(
-    folder, recwarn, name, settings, changes, named
+    folder, recwarn, name, parts, settings, named
 ):
-    file = folder / "tokenizer.json"
-    parts = MADE[name] | changes
-    change_json(file, **parts | {"model": read_json(file)["model"] | parts.get("model", {})})
-    tokens = ("eos_token",) if name in ADDED else ("bos_token", "eos_token", "unk_token")
-    fields = {"tokenizer_class": f"{name}Tokenizer"} | dict.fromkeys(tokens, "<|im_end|>")
-    special = from_files(folder, tokenizer_config=fields | settings).special
+    """tests/peers draws the parts of these and other classes."""
+    change_json(folder / "tokenizer.json", **parts)
+    tokens = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|im_end|>")
+    from_files(folder, tokenizer_config={"tokenizer_class": f"{name}Tokenizer"} | tokens | settings)
     assert [str(w.message).split("(")[1].split(")")[0] for w in recwarn] == named
-    assert {special[token] for token in ADDED.get(name, ())} <= {"<|endoftext|>"}
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -375,6 +286,7 @@ def test_the_parts_that_transformers_builds_in_another_way_are_named(
     ("tokenizer_config.json", POINTER.decode(), "config.json: this is a Git LFS pointer"),
     ("tokenizer_config.json", '{"a": 1, "a": 2}', "malformed: ValueError: the key 'a' is there tw"),
     ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "chat_template": "\\ud83d"}', "Unicode"),
+    ("added_tokens.json", '{"<b>": 261}', "has '<b>', and tokenizer.json has not"),
     ("tokenizer_config.json", "{}", "names no eos_token"),
     ("tokenizer_config.json", '{"eos_token": 7}', "eos_token must be text"),
     ("tokenizer_config.json", '{"eos_token": "l", "added_tokens_decoder": {"9": {"content": "h"}}}',
@@ -397,24 +309,20 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder):
     words.backend.enable_truncation(2)
     words.backend.enable_padding(length=9, pad_token="<|endoftext|>")
     save(words, folder)
-    file = read_json(folder / "tokenizer.json")
-    gpt2 = from_files(folder, tokenizer_config={"tokenizer_class": "GPT2Tokenizer"})
-    assert "pad_token" not in gpt2.settings  # whose class has none, but other readers have one
-    save(words, folder)
     words = from_folder(folder)
     assert words.special["pad_token"] == "<|endoftext|>"  # as in transformers
-    save(words, folder)
-    assert read_json(folder / "tokenizer.json") == file
-    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")  # not changed by `save`
+    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
 
 
-@pytest.mark.parametrize("error, expected, says", [
-    (ValueError("a\nb"), InputError, "^it fails: a$"), (ValueError(), InputError, "ValueError..$"),
-    (InputError("a"), InputError, "^a$"), (KeyboardInterrupt(), KeyboardInterrupt, None),
+@pytest.mark.parametrize("error, says", [
+    (ValueError("a\nb"), "^it fails: a$"), (ValueError(), "ValueError..$"),
+    (InputError("a"), "^a$"),
 ])  # fmt: skip
-def test_an_error_of_a_library_becomes_one_line(error, expected, says):
-    with pytest.raises(expected, match=says), one_error("it fails"):
+def test_an_error_of_a_library_becomes_one_line(error, says):
+    with refused(says), one_error("it fails"):
         raise error
+    with pytest.raises(KeyboardInterrupt), one_error("it fails"):
+        raise KeyboardInterrupt
 
 
 WORDS = {"type": "WordLevel", "vocab": {"<|im_end|>": 2, "a": 7_000}, "unk_token": "<unk>"}
@@ -455,14 +363,11 @@ def rendered(template, **special):
 
 @pytest.mark.parametrize("template, expected", [
     ("{{ bos_token }}{{ eos_token }}", "<s></s>"),
-    ("{{ tools is none }}{{ documents is none }}", "TrueTrue"),
     ("{{ {'é': '<'} | tojson }}", '{"é": "<"}'),
-    ("{{ strftime_now('%Y')[:2] }}", "20"),
     # trim_blocks and lstrip_blocks, loop controls
     ("{% for m in messages %}\n  {% if loop.first %}{% continue %}{% endif %}\n"
      "{{ m.role }}{% endfor %}", "assistant"),
     ("{%- generation %}x{% endgeneration -%}\n y", "xy"),
-    ("a\n {%+ generation +%}\nx{% endgeneration %}", "a\n \nx"),
 ])  # fmt: skip
 def test_a_template_sees_what_transformers_gives_it(template, expected):
     assert rendered(template, bos_token="<s>", eos_token="</s>") == expected
@@ -480,10 +385,6 @@ def test_what_a_template_may_not_do(template, message):
         rendered(template)
 
 
-def test_a_template_is_compiled_once():
-    assert compiled("{{ 1 }}") is compiled("{{ 1 }}")
-
-
 def test_a_template_sees_messages_as_in_transformers():
     shown = "{{ messages[0].content }}{{ messages[0].reasoning_content }}{{ messages[0].thinking }}"
     words = replace(TINY, chat_template=shown)
@@ -491,12 +392,6 @@ def test_a_template_sees_messages_as_in_transformers():
         (["reasoning_content"], "reasoning_content reasoning_content "),
         (["reasoning", "thinking"], "thinking thinking "),
         (["reasoning", "thinking", "reasoning_content"], "reasoning_content thinking "),
-        (["reasoning"], "reasoning reasoning "),
     ):
         message = {"role": "assistant", "content": None} | {key: key + " " for key in thoughts}
         assert words.render([message]) == expected
-
-
-def test_a_template_shows_the_date_that_it_is_given():
-    words = replace(TINY, chat_template="{{ strftime_now('%d %b %Y') }}", chat_date="2001-02-03")
-    assert words.render([]) == "03 Feb 2001"

@@ -151,7 +151,6 @@ INFINITE = (np.float16(np.inf).tobytes() + bytes(32)) * 32
         ("blk.1.attn_q.weight", (8, (32, 32), INFINITE), "attn_q.weight has a NaN"),
         ("z", (12, (32, 32), b""), "unsupported type number 12: use a file"),
         ("z", (2, (64, 16), b""), "rows of 16, not whole blocks"),
-        ("z", (2, (), b""), "rows of 1, not whole blocks"),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
         ("rope_freqs.weight", (0, (0,), b""), "load the model as a Hugging Face folder$"),
     ],

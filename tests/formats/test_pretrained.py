@@ -32,7 +32,7 @@ from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.families import FAMILIES
-from minilora.formats.files import append, digest, errors_in, new_folder, write_errors
+from minilora.formats.files import append, errors_in, new_folder, write_errors
 from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import files, load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
@@ -61,7 +61,7 @@ def test_a_folder_loads(tmp_path):
 
 
 def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
-    """A change of one of them is a change of the model."""
+    """The digest of a model is theirs."""
     names = {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
@@ -71,20 +71,19 @@ def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
     (tmp_path / "additional_chat_templates").mkdir()
     for name in names | {"README.md"}:
         (tmp_path / name).touch()
-    found = files(tmp_path)
-    assert {str(path.relative_to(tmp_path)) for path in found} == names
-    before = digest(found)
-    found[-1].write_text("changed")
-    assert digest(found) != before
+    assert {str(path.relative_to(tmp_path)) for path in files(tmp_path)} == names
 
 
 def test_a_vocabulary_of_256_in_another_tokenizer_is_not_that_of_bytes(tmp_path):
     path = folder(tmp_path)
     for name in (
-        "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.model", "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+        "tokenizer.model",
         "tekken.json",
-    ):  # fmt: skip
-        (path / name).write_text("{}")
+    ):
+        (path / name).touch()
         with refused(r"has no tokenizer\.json: write one with transformers"):
             load(path)
         (path / name).unlink()
@@ -174,7 +173,7 @@ def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, fi
     (path / "generation_config.json").write_text(json.dumps(fields))
     config, _ = read_config(path)
     assert (config.eos_token_id, config.bos_token_id) == (first, first[0])
-    (path / "generation_config.json").write_text('{"eos_token_id": -1}')
+    (path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with refused("generation_config.json: `eos_token_id` must be"):
         load(path)
 
@@ -182,22 +181,15 @@ def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, fi
 LINEAR, OF_5 = {"type": "linear", "factor": 4.0}, {"rope_theta": 5e5, **LLAMA3}
 
 
-@pytest.mark.parametrize(
-    "fields, rotation",
-    [  # in both generations of transformers; None: no such field
-        (
-            {"rope_parameters": OF_5, "rope_scaling": OF_5},
-            {"rope_theta": 5e5, "rope_scaling": LLAMA3},
-        ),
-        (
-            {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LINEAR},
-            {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-        ),
-    ],
-)
-def test_what_config_json_says_of_the_rotation(tmp_path, fields, rotation):
-    config = replace(CONFIG, rms_norm_eps=1e-5, **rotation)
-    assert load(folder(tmp_path, **fields)).model.config == config
+@pytest.mark.parametrize("fields, scaling", [
+    # in both generations of transformers; None: no such field
+    ({"rope_parameters": OF_5, "rope_scaling": OF_5}, LLAMA3),
+    ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LINEAR},
+     {"rope_type": "linear", "factor": 4.0}),
+])  # fmt: skip
+def test_what_config_json_says_of_the_rotation(tmp_path, fields, scaling):
+    config = replace(CONFIG, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=scaling)
+    assert read_config(folder(tmp_path, **fields))[0] == config
 
 
 @pytest.mark.parametrize(
@@ -208,7 +200,6 @@ def test_what_config_json_says_of_the_rotation(tmp_path, fields, rotation):
         ({"hidden_act": None}, "hidden_act None is not implemented; only silu is"),  # no default
         ({"rms_norm_eps": 10**400}, "`rms_norm_eps` must be a positive number"),
         ({"rope_parameters": LINEAR | {"factor": 0}}, "`factor` must be a positive number"),
-        ({"eos_token_id": "</s>"}, "`eos_token_id` must be a whole number"),
         ({"eos_token_id": 256}, "has the token 256, but the embedding has 256 rows"),
         (
             {"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}},
@@ -236,14 +227,16 @@ def test_configurations_that_are_refused(tmp_path, changes, message):
         load(path)
 
 
+WITHOUT_EFFECT = (  # fields of published files
+    "initializer_range transformers.js_config pad_token_id cache_implementation "
+    "chunk_size_feed_forward id2label is_llama_config label2id max_length "
+    "pretraining_tp problem_type return_dict transformers_version unsloth_fixed "
+    "unsloth_version use_cache _name_or_path output_attentions"
+)
+
+
 def test_fields_that_are_not_read_are_named(tmp_path):
-    neutral = (  # fields of published files that change nothing
-        "initializer_range", "transformers.js_config", "pad_token_id", "cache_implementation",
-        "chunk_size_feed_forward", "id2label", "is_llama_config", "label2id", "max_length",
-        "pretraining_tp", "problem_type", "return_dict", "transformers_version", "unsloth_fixed",
-        "unsloth_version", "use_cache", "_name_or_path", "output_attentions",
-    )  # fmt: skip
-    off = dict.fromkeys(neutral, 7) | {"scale": 0.0}
+    off = dict.fromkeys(WITHOUT_EFFECT.split(), 7) | {"scale": 0.0}
     # fields that are read, but not kept: the model can be written in another dtype
     not_kept = {"dtype": "float16", "is_causal": True, "partial_rotary_factor": 1.0}
     unread = {"attention_dropout": 0.1, "hidden_activation": "gelu", "logits\n_scaling": 8.0}
@@ -273,9 +266,7 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 def test_models_that_do_not_exist(tmp_path):
     for name, message in (
-        (str(tmp_path / "none"), "there is no model"), ("", "there is no model"),
-        ("tinny", "'tinny': give tiny, micro, smollm2"),
-        (tmp_path, "config.json cannot be read: No such file"),
+        ("", "there is no model"), (tmp_path, "config.json cannot be read: No such file"),
         (tmp_path / "none.gguf", "none.gguf cannot be read"),
     ):  # fmt: skip
         with refused(message):
@@ -298,12 +289,9 @@ def test_nothing_of_a_users_is_replaced(tmp_path, monkeypatch):
 
 
 def test_a_failed_save_leaves_nothing(tmp_path):
-    for changed, dtype, message in (
-        ({Q: np.full((32, 32), 1e38, "f4")}, "float16", "q_proj.weight has a number .* too large"),
-        ({}, "bf16", "`dtype` must be float32, float16, bfloat16, got 'bf16'"),
-    ):
-        with refused(message):
-            save_pretrained(tmp_path / "out", toy_model(changed=changed), dtype=dtype)
+    model = toy_model(changed={Q: np.full((32, 32), 1e38, "f4")})
+    with refused("q_proj.weight has a number .* too large"):
+        save_pretrained(tmp_path / "out", model, dtype="float16")
     assert list(tmp_path.iterdir()) == []
 
 
