@@ -37,8 +37,6 @@ ROWS = (
     ("step", "QLoRA (NF4, double quantization), q and v, both with bfloat16 products",
      "lora_step q_proj,v_proj nf4-dq bfloat16"),
     ("step", "LoRA on 0.75 million parameters, 16 × 64 tokens", "small_step"),
-    ("floor", "LoRA, q and v; only its own products", "lora_step q_proj,v_proj",
-     "ours products q_proj,v_proj"),
     ("memory", "LoRA, q and v, embedding in float32 on both sides",
      "lora_step q_proj,v_proj none embedding32", "lora_step q_proj,v_proj"),
     ("memory", "QLoRA, q and v, embedding in float32 on both sides",
@@ -92,12 +90,10 @@ def processor():
 
 def compare(folder, what, rounds, our_case, their_case):
     """Measure both sides in turn; return a row of the table."""
-    side = "ours" if their_case.startswith("ours ") else "theirs"
     pairs = [
-        (measure("ours", folder, our_case),
-         measure(side, folder, their_case.removeprefix("ours ")))
+        (measure("ours", folder, our_case), measure("theirs", folder, their_case))
         for _ in range(rounds)
-    ]  # fmt: skip
+    ]
     ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in pairs]
     seconds, peaks = (
         [median(run[name] for run in runs) for runs in zip(*pairs)]

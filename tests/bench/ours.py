@@ -22,7 +22,6 @@ from minilora.batching import Example
 from minilora.kernels import nf4, weights
 from minilora.lessons.helpers.pretraining import random_params
 from minilora.optim import clip
-from minilora.tree import named_leaves
 
 
 def step(model, targets, rows=BATCH, length=LENGTH, checkpointing=False):
@@ -59,45 +58,6 @@ def small_step(folder):
     report(step(model, ("q_proj", "v_proj"), *SMALL_SHAPE), repeat=50)
 
 
-def products(folder, targets):
-    """Only the matrix products of a step, as many and in the same shapes, in NumPy.
-
-    Forward y = xWᵀ; backward ∂L/∂x = gW, and for the factors xAᵀ again, ∂L/∂A and ∂L/∂B. Attention
-    per head: QKᵀ and PV; backward QKᵀ again, gVᵀ, dS·K, dSᵀ·Q and Pᵀg.
-    """
-    model, _ = minilora.load("smollm2", low_precision=False)
-    rng = np.random.default_rng(0)
-    rows = BATCH * LENGTH
-    weights = [(path.split(".")[-2], w) for path, w in named_leaves(model.base) if w.ndim == 2]
-    x = {n: rng.standard_normal((rows, n), np.float32) for _, w in weights for n in w.shape}
-    x[8] = rng.standard_normal((rows, 8), np.float32)
-    heads = BATCH * model.config.num_attention_heads
-    q = rng.standard_normal((heads, LENGTH, model.config.head_dim), np.float32)
-    p = rng.standard_normal((heads, LENGTH, LENGTH), np.float32)
-
-    def run():
-        for name, w in weights:
-            out, width = w.shape
-            x[width] @ w.T
-            x[out] @ w
-            if name in targets.split(","):
-                a, b = w[:8], w[:, :8]
-                for _ in range(2):
-                    x[width] @ a.T
-                x[8] @ b.T
-                x[out] @ b
-                x[8] @ a
-                x[out].T @ x[8]
-                x[8].T @ x[width]
-        for _ in range(model.config.num_hidden_layers):
-            for _ in range(3):
-                q @ q.swapaxes(1, 2)
-            for _ in range(4):
-                p @ q
-
-    report(run, repeat=5)
-
-
 def quantize(folder, rows, columns):
     w = weight(rows, columns)
     report(lambda: nf4.quantize(w), repeat=30)
@@ -121,4 +81,4 @@ def generate(folder, scheme):
 
 
 if __name__ == "__main__":
-    main(lora_step, small_step, products, quantize, dequantize, matvec, generate)
+    main(lora_step, small_step, quantize, dequantize, matvec, generate)

@@ -120,9 +120,9 @@ def near_gradients(compared):
     """
     from peft_models import gradient_errors, gradients_and_floor
 
-    def near_gradients(what, against, expected, *loss_and_arguments):
-        ours, floor, *losses = gradients_and_floor(*loss_and_arguments)
-        compared(what, against, gradient_errors(ours, expected), 1e-4, floor)
+    def near_gradients(what, against, expected, *loss_and_arguments, bound=1e-4, **named):
+        ours, floor, *losses = gradients_and_floor(*loss_and_arguments, **named)
+        compared(what, against, gradient_errors(ours, expected), bound, floor)
         return losses
 
     return near_gradients

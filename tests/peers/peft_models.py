@@ -35,19 +35,24 @@ def quietly():
 
 
 def llama_of(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    """transformers' model of a folder, in float32."""
+    llama, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), "no tensor missing, unexpected or misshapen"
+    return llama.eval()
 
 
-def random_peft(llama, config=None, size=0.1, **fields):
+def random_peft(llama, config=None, size=0.1, part="", seed=1, **fields):
     """A PEFT model on `llama` in which every trained number differs from where it started.
 
-    config: a config of PEFT; None for a LoraConfig with these fields.
+    config: a config of PEFT; None for a LoraConfig with these fields. part: see `move`.
     """
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with quietly():
         config = config or peft.LoraConfig(task_type="CAUSAL_LM", **fields)
         theirs = peft.get_peft_model(llama, deepcopy(config))  # PEFT writes the model's sizes to it
-    move(theirs, size)
+    move(theirs, size, part)
     return theirs.eval()
 
 
@@ -128,20 +133,20 @@ def gradients_of(loss, theirs):
 
 def gradient_errors(ours, theirs):
     """‖ours − theirs‖ / ‖theirs‖ of each path."""
-    ours = flatten(ours)
     assert ours.keys() == theirs.keys()
     return [np.linalg.norm(ours[p] - g) / np.linalg.norm(g) for p, g in theirs.items()]
 
 
-def gradients_and_floor(loss, *arguments):
+def gradients_and_floor(loss, *arguments, named=flatten):
     """The gradient of loss(adapters, model, …), the errors of its leaves, the loss, and in float64.
 
-    The errors are those of float32 against float64.
+    The errors are those of float32 against float64. `named` gives {path: gradient}.
     """
     adapters, model, *rest = arguments
     value, grads = value_and_grad(loss)(*arguments)
     exact, precise = value_and_grad(loss)(in_float64(adapters), in_float64(model), *rest)
-    return grads, gradient_errors(grads, flatten(precise)), value, exact
+    grads = named(grads)
+    return grads, gradient_errors(grads, named(precise)), value, exact
 
 
 def batch_of(rows):
@@ -162,11 +167,8 @@ def prose_batch(prose, lengths):
 
 def small_random_peft(llama):
     """All seven targets at r = 4, with B as small as after some training."""
-    torch.manual_seed(6)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, r=4, lora_alpha=8)
-    theirs = peft.get_peft_model(llama, config)
-    move(theirs, 0.01, "lora_B")
-    return theirs.eval()
+    fields = {"target_modules": ALL, "r": 4, "lora_alpha": 8}
+    return random_peft(llama, size=0.01, part="lora_B", seed=6, **fields)
 
 
 def in_four_bits(llama):

@@ -2,7 +2,7 @@
 
 import numpy as np
 from four_bits import their_values, theirs
-from peft_models import ALL, gradients_of, llama_of, peft, their_logits, torch
+from peft_models import ALL, gradients_of, llama_of, peft, random_peft, their_logits, torch
 from test_conformance import INPUTS, KIT, failed
 
 from lessons.conformance import make
@@ -65,8 +65,7 @@ def test_the_loss_and_the_gradients_of_peft_pass():
             w = module.weight.data
             packed, state = theirs(w.numpy(), 64, True, "nf4")
             module.weight.data = torch.from_numpy(their_values(packed, state, w.numel())).view_as(w)
-    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=ALL, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(llama, config)
+    model = random_peft(llama, r=8, lora_alpha=16, target_modules=ALL)
     factors = {name: w for name, w in INPUTS.items() if ".lora_" in name}
     for name, w in factors.items():
         model.get_parameter(f"base_model.model.{name}.default.weight").data = torch.tensor(w)

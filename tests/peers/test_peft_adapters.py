@@ -19,12 +19,15 @@ from peft_models import (
     their_logits,
     torch,
 )
+from test_methods import CONFIGS as METHODS
+from test_methods import LORA, TASK
 
 import minilora
 from minilora.config import InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.peft_format import LORA_NEUTRAL
 from minilora.formats.pretrained import load
+from minilora.tree import without
 
 PEFT_HERE, OURS_THERE = ("PEFT's adapters read here", "PEFT"), ("our adapters in PEFT", "PEFT")
 GROUPS = {"lm_head": "head", "norm": "norm"}  # {name in modules_to_save: of `also_train`}
@@ -95,18 +98,13 @@ def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name
     assert relative(minilora.forward({}, model, tokens), expected) > 0.01
 
 
-TASK = {"task_type": "CAUSAL_LM"}
 KINDS = {
-    "lora": peft.LoraConfig(r=3, lora_alpha=5, **TASK),
-    "dora": peft.LoraConfig(r=3, lora_alpha=5, use_dora=True, **TASK),
+    "lora": peft.LoraConfig(**LORA),
     "lora, more fields": peft.LoraConfig(
         r=4, use_rslora=True, rank_pattern={"q_proj": 2}, exclude_modules=["v_proj"],
         target_modules=["q_proj", "k_proj", "v_proj"], modules_to_save=["norm"], **TASK,
     ),
-    "ia3": peft.IA3Config(**TASK),
-    "vera": peft.VeraConfig(r=2, **TASK),
-    "prompt": peft.PromptTuningConfig(num_virtual_tokens=3, **TASK),
-    "prefix": peft.PrefixTuningConfig(num_virtual_tokens=3, **TASK),
+    **without(METHODS, "pissa", "p-tuning"),
 }  # fmt: skip
 ODD = (None, "missing", True, 0, 1, 2.5, -1, "", "x", [], [1], ["q_proj"], {}, {"q_proj": 2})
 # PEFT refuses some values of these; a finished adapter computes the same without them
