@@ -226,3 +226,12 @@ def bits(x):
 def assert_near(found, expected, part):
     """Assert that no difference is larger than this part of the largest expected number."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=part * np.abs(expected).max())
+
+
+def close(a, b, roundings=1000, unit=2.0**-53):
+    """Assert that outputs of a tiny model are equal but for `roundings` to this unit.
+
+    Each is amplified as badly as can be: 1e4, by RMSNorms near zero, 1/√ε each.
+    """
+    atol = roundings * 1e4 * unit * max(1.0, np.abs(b).max())
+    np.testing.assert_allclose(a, b, rtol=0, atol=atol)

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, configs, empty_caches, fast_model, quantized, random_model, seeds
+from models import (
+    TINY,
+    adapted,
+    close,
+    configs,
+    empty_caches,
+    fast_model,
+    quantized,
+    random_model,
+    seeds,
+)
 from numpy.testing import assert_allclose
 from outcomes import refused
 
@@ -33,9 +43,9 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, splits, 
         hidden_states(model, part, np.zeros_like(part), caches)
         for part in np.split(tokens, sorted(splits), axis=1)
     ]
-    # the same sums in another order: a thousand roundings, each amplified by RMSNorms near zero
-    bound = 1000 * 1e4 * U64 * max(1, np.abs(whole).max())
-    assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=bound)
+    close(np.concatenate(parts, axis=1), whole)  # the same sums in another order
+    for cache in caches:  # it keeps what a window needs
+        assert (cache.k.shape[1], cache.length) == (min(5, config.sliding_window or 5), 5)
 
 
 @given(seeds)
@@ -107,18 +117,15 @@ def test_a_seed_is_the_generator_of_it():
 
 
 @pytest.mark.parametrize(
-    "option, good, bad",
+    "option, bad",
     [
-        ("temp", (5e-2, 2.0), (-1e-9, math.nan)),
-        ("top_p", (1e-9, 1.0), (0.0, 1 + 2 * U64, math.nan)),
-        ("max_tokens", (1, 2), (0, 1.5)),
+        ("temp", (-1e-9, math.nan)),
+        ("top_p", (0.0, 1 + 2 * U64, math.nan)),
+        ("max_tokens", (0, 1.5)),
     ],
 )
-def test_the_ranges_of_the_options(option, good, bad):
+def test_the_ranges_of_the_options(option, bad):
     model = random_model(TINY)
-    for value in good:
-        options = {"max_tokens": 1, "temp": 0.5, option: value}
-        assert len(list(generate({}, model, [1], rng=0, **options))) == options["max_tokens"]
     for value in bad:
         with refused(f"`{option}` must .* got {value}"):
             next(generate({}, model, [1], **{option: value}))
@@ -138,7 +145,7 @@ def scripted(monkeypatch, logits):
     calls = []
 
     def hidden_states(model, tokens, starts, caches):
-        calls.append((tokens.tolist(), starts.tolist(), caches))
+        calls.append((tokens.tolist(), starts.tolist()))
         return np.zeros((*tokens.shape, 1))
 
     monkeypatch.setattr(generation, "hidden_states", hidden_states)
@@ -151,10 +158,7 @@ def scripted(monkeypatch, logits):
 def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
     calls = scripted(monkeypatch, [0, 1, 3, 2])
     assert list(generate({}, EMPTY, [3, 1, 1], max_tokens=4)) == [2] * 4
-    *read, caches = zip(*calls)
-    assert [*zip(*read)] == [([[3, 1, 1]], [[0, 0, 0]])] + 3 * [([[2]], [[0]])]
-    assert len({*map(id, caches)}) == 1
-    assert len({*map(id, caches[0])}) == TINY.num_hidden_layers
+    assert calls == [([[3, 1, 1]], [[0, 0, 0]])] + 3 * [([[2]], [[0]])]
 
 
 def test_the_usual_options(monkeypatch):

@@ -120,11 +120,9 @@ def test_token_ids_may_be_lists_or_of_any_integer_type():
 
 def test_each_token_of_an_example_has_an_entry_in_its_mask():
     """A mask of two entries for three tokens would be broadcast to all of them."""
-    for mask in ([0, 1], [0, 1, 1, 1]):
-        with refused(r"the mask of examples\[0\] has another length"):
-            evaluate([Example([1, 2, 3], mask)])
+    with refused(r"the mask of examples\[0\] has another length"):
+        evaluate([Example([1, 2, 3], [0, 1])])
     with refused(r"the answer of examples\[0\] has another length"):
         evaluate([Example([1, 2, 3], [0, 1, 1], [0, 1])])
-    for mask in ([-100, 1, 1], [0.5, 1, 1]):  # labels, and weights
-        with refused("must have 1 for a target and 0 for the rest"):
-            evaluate([Example([1, 2, 3], mask)])
+    with refused("must have 1 for a target and 0 for the rest"):
+        evaluate([Example([1, 2, 3], [-100, 1, 1])])

@@ -10,7 +10,7 @@ import pytest
 from autograd import make_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import TINY, bits, random_starts, seeds
+from models import PATHS, TINY, bits, random_starts, seeds
 from toy_models import LLAMA3
 
 from minilora import layers
@@ -72,9 +72,8 @@ def test_dropout_keeps_what_is_drawn_from_p_on(dtype):
 
 def test_every_row_has_a_generator_of_its_own():
     rng = layers.RowRng([[3], [1, 4], [1, 5, 9]])
-    for dtype in (np.float32, np.float64):
-        drawn = [np.random.default_rng(seed).random((3, 2), dtype) for seed in rng.seeds]
-        assert bits(rng.random((3, 3, 2), dtype)) == bits(drawn)
+    drawn = [np.random.default_rng(seed).random((3, 2), np.float32) for seed in rng.seeds]
+    assert bits(rng.random((3, 3, 2), np.float32)) == bits(drawn)
     assert layers.row_rng(rng, 5) is rng and layers.row_rng(None, 5) is None
     # a seed or a generator gives every row a seed of 63 random bits
     from_int, from_rng = (layers.row_rng(r, 64).seeds for r in (5, np.random.default_rng(5)))
@@ -126,6 +125,14 @@ def test_frequencies_for_longer_contexts():
 # -------------------------------------------------------------------------------- attention
 
 
+@PATHS
+def test_no_score_is_too_large_for_attention(ops):
+    x, angles = np.full((1, 2, 4), 1e3), np.zeros((1, 2, 2))
+    # equal scores of 2e6 share out the values equally; e^710 is no float64 any more
+    found = ops.attention(x, x, x, (np.cos(angles), angles), np.zeros((1, 2), int))
+    assert np.array_equal(found, x)
+
+
 windows = st.none() | st.integers(1, 6)
 
 
@@ -138,14 +145,3 @@ def test_a_window_is_the_last_keys_of_those(seed, B, T, past, window):
     for b, t, s in np.ndindex(seen.shape):
         own = [*range(past), *range(past + starts[b, t], past + t + 1)]
         assert seen[b, t, s] == (s in own[-(window or 0) :])
-
-
-@given(seeds, st.lists(st.integers(1, 3), min_size=1, max_size=5), windows)
-def test_the_cache_keeps_what_a_window_needs(seed, sizes, window):
-    cache, kept = layers.LayerCache(), window or 99
-    every = np.random.default_rng(seed).standard_normal((2, 2, sum(sizes), 3, 4))
-    for at, n in zip(np.cumsum(sizes), sizes):
-        returned = cache.extend(*every[:, :, at - n : at], window)
-        assert cache.length == at
-        np.testing.assert_array_equal(returned, every[:, :, max(0, at - n - kept) : at])
-        np.testing.assert_array_equal((cache.k, cache.v), every[:, :, max(0, at - kept) : at])

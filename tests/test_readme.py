@@ -51,10 +51,16 @@ def python_block(name, heading="# "):
 # ------------------------------------------------------------------------------------ the README
 
 
-def test_the_dozen_lines():
-    """tests/cli/test_commands.py runs those of the docstring, and reads the folder."""
+def test_the_dozen_lines(tmp_path, monkeypatch):
+    """With fewer steps, they learn, and save the adapter and the base that it needs."""
     lines = python_block("README.md", "## In a dozen lines")
     assert textwrap.indent(lines, "    ") in minilora.__doc__
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(lines.replace("iters=200", "iters=8"), names)
+    losses = [row["loss"] for row in names["history"] if "loss" in row]
+    assert len(losses) == 8 and losses[-1] < losses[0] - 1
+    assert cli.main(["evaluate", "--adapter-path", "my_adapter", "--data", "questions"]) == 0
 
 
 @pytest.mark.long

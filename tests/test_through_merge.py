@@ -1,4 +1,4 @@
-"""Training through the merge: lessons/helpers/through_merge.py."""
+"""Training through the merge: its lesson asserts that the merged model has the same bits."""
 
 from dataclasses import replace
 
@@ -11,9 +11,8 @@ from numpy.testing import assert_allclose
 from outcomes import refused
 
 import minilora
-from minilora import LoraConfig, TrainConfig, nf4
+from minilora import LoraConfig, nf4
 from minilora.lessons.helpers import through_merge
-from minilora.tree import flatten
 
 
 def test_the_gradients_are_those_of_an_explicit_straight_through_estimator():
@@ -43,24 +42,6 @@ def test_the_gradients_are_those_of_an_explicit_straight_through_estimator():
     assert_allclose(found_value, value, rtol=1e-4)
     for one, other in zip(found, expected):
         assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_the_merged_model_has_the_bits_of_the_trained_one():
-    model, tokenizer = minilora.load("micro")
-    lora = LoraConfig(target_modules=("all-linear",))
-    adapters, model = minilora.get_peft_model(model, lora, rng=0)
-    settings = TrainConfig(iters=3, learning_rate=1e-2, warmup_ratio=0.0)
-    examples, _ = minilora.encode_rows(
-        minilora.load_rows("questions", "valid"), tokenizer, settings
-    )
-    through = through_merge.through(adapters, model, "nf4-dq")
-    adapters, _ = minilora.train(adapters, through, examples[:8], settings, quiet=True)
-    merged = minilora.quantize(minilora.merge(adapters, model), "nf4-dq")
-    trained_scores = minilora.evaluate(adapters, through, examples[:8], quiet=True)
-    assert minilora.evaluate({}, merged, examples[:8], quiet=True) == trained_scores
-    path = "model.layers.0.mlp.up_proj.weight"
-    start, end = (flatten(m.base)[path].codes for m in (minilora.quantize(model, "nf4-dq"), merged))
-    assert (start != end).any(), "training must change codes"
 
 
 PLAIN = LoraConfig(target_modules="all-linear")
