@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from outcomes import refused
 
 import minilora
-from minilora.config import InputError
 from minilora.lessons.helpers import again, common, compare
 from minilora.lessons.helpers import sweep as runner
 from minilora.lessons.helpers.compare import TABLE, Job
@@ -99,7 +99,7 @@ def test_results_are_compared_with_the_seeds_of_their_case():
     row = {"case": "a", "seed": 7, "trained": 3, "loss": 0.2, "exact_match": 0.0}
     other = [{**of, "case": "b", "loss": 5.0} for of in STORED]
     assert again.comparisons(row, STORED + other) == [("loss", 0.2, [0.1, 0.11, 0.09])]
-    with pytest.raises(InputError, match="run the sweep"):
+    with refused("run the sweep"):
         again.comparisons({**row, "case": "c"}, STORED)
 
 
