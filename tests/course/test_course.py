@@ -45,7 +45,6 @@ OWN = exercises.load_file(SET / "exercises.toml")
 NEAREST, PACK, MERGE = OWN["nearest-code"], OWN["packing-nibbles"], ALL["test-merge"]
 FIRST = ALL["one-file-nearest"]
 RIGHT_BODY = "    return codebook.order[np.searchsorted(codebook.midpoints, x)]\n"
-TIES = '    return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]\n'
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(minilora.__file__).parents[1])}
 
 
