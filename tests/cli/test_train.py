@@ -224,7 +224,7 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub():
 # ----------------------------------------------------------------------------- resuming a run
 
 
-def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
+def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path, monkeypatch):
     """The definition: the state at the end of the first run, then steps of the longer run."""
     train()
     loaded = load_for_training(parse(["train", f"--model={base}", f"--data={data}"]))
@@ -244,8 +244,13 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     config = out / "train_config.toml"
     again = run("train -c", config, *at(tmp_path / "again")).err
     assert f"up to step 4, the run of {config} had the schedule of 4" in again
+    with monkeypatch.context() as patch:  # two lengths of which no step has the schedule
+        patch.setattr(cli_run.loop, "run", Mock(side_effect=KeyboardInterrupt))
+        for iters in (20, 21):
+            resume(out, f"--iters {iters}", status=130)
     resume(out, "--epochs 2")
-    assert read_metadata(out / CHECKPOINT)[0]["step"] == 18
+    numbers, facts = read_metadata(out / CHECKPOINT)
+    assert (numbers["step"], facts["lengths"]) == (18, [[4, 4], [9, 9]])
 
 
 @pytest.fixture
