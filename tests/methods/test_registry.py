@@ -555,9 +555,9 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     adapters, model = trained("prefix", MODEL)
     save_adapter(tmp_path, adapters, model, config_of("prefix"))
     found = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
-    for column, path in ((0, "0.self_attn.prefix_k"), (36, "1.self_attn.prefix_v")):
-        part = found["prompt_embeddings"][:, column : column + 12]
-        assert_array_equal(part, get(adapters, f"model.layers.{path}"))
+    paths = [f"model.layers.{i}.self_attn.prefix_{name}" for i in (0, 1) for name in "kv"]
+    for path, part in zip(paths, np.split(found["prompt_embeddings"], 4, axis=1)):
+        assert_array_equal(part, get(adapters, path))
 
 
 @pytest.mark.parametrize(
