@@ -43,8 +43,8 @@ def file_of(header, data=b"\0" * 16):
     return struct.pack("<Q", len(text)) + text + data
 
 
-def of_w(dtype="F32", shape=(4,)):
-    return file_of({"w": {"dtype": dtype, "shape": shape, "data_offsets": (0, 16)}})
+def of_w(dtype="F32", shape=(4,), offsets=(0, 16), **others):
+    return file_of({"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}, **others})
 
 
 @pytest.mark.parametrize("content, message", [
@@ -53,6 +53,8 @@ def of_w(dtype="F32", shape=(4,)):
     (of_w()[:-20], "the file is truncated"), (of_w("F8\nx"), r"unsupported type F8\\nx"),
     (of_w(shape=(5,)), "tensor w ends at byte"),
     (of_w("U8"), "the header's entry for tensor w is malformed"),
+    (of_w(v={"dtype": "U8", "shape": (4,), "data_offsets": (12, 16)}), "tensors overlap"),
+    (of_w("U8", offsets=(12, 16)), "or bytes belong to no tensor near byte"),
 ])  # fmt: skip
 def test_headers_that_lie(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
