@@ -339,7 +339,8 @@ def refusal(folder, model=MODEL):
     ("exclude_modules", "(v_proj"), ("init_lora_weights", "pissa_niter_4"),
     ("a_field_of_tomorrow", True), ("target_modules", ["q_proj", "nowhere"]),
     ("modules_to_save", ["q_proj"]), ("modules_to_save", [5]),
-    *((name, None) for name in peft_format.NEVER_NULL),
+    ("r", None), ("lora_alpha", None), ("lora_dropout", None), ("rank_pattern", None),
+    ("alpha_pattern", None),
 ])  # fmt: skip
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value):
     change_json(folder / CONFIG, **{name: value})
