@@ -30,7 +30,6 @@ from toy_models import FACTS, change_json, change_tensors, files, read_json
 import minilora
 from minilora import lora
 from minilora.config import ALL_LINEAR, LoraConfig, TrainConfig
-from minilora.formats import peft_format
 from minilora.formats.checkpoint import (
     CHECKPOINT,
     CONFIG,
