@@ -5,6 +5,8 @@ import math
 import os
 import re
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,10 +33,8 @@ import minilora
 from minilora import lora
 from minilora.config import ALL_LINEAR, LoraConfig, TrainConfig
 from minilora.formats.checkpoint import (
-    CHECKPOINT,
     CONFIG,
     RUN,
-    SETTINGS,
     WEIGHTS,
     UnfitAdapter,
     averages,
@@ -90,10 +90,22 @@ lora_configs = st.builds(
 )
 
 
-@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
-def test_an_expression_of_a_pattern_that_decides_nothing_is_refused(name):
-    with refused(rf"`{name}` has 'q_proj', which matches no"):
-        get_peft_model(MODEL, LoraConfig(**{name: {".*": 3, "q_proj": 2}}))
+@given(lora_configs)
+def test_every_expression_of_a_pattern_decides_something_or_is_refused(config):
+    """Another value of it is another rank or scaling of a projection."""
+    paths = lora.target_paths(MODEL.base, config)
+
+    def sizes(**changes):
+        return [*map(replace(config, **changes).rank_and_scaling, paths)]
+
+    useless = [
+        re.escape(f"`{name}` has {regex!r}, which matches no")
+        for name in ("rank_pattern", "alpha_pattern")
+        for regex in getattr(config, name)
+        if sizes() == sizes(**{name: getattr(config, name) | {regex: 100}})
+    ]
+    with refused(useless[0]) if useless else nullcontext():
+        get_peft_model(MODEL, config)
 
 
 # --- there and back
@@ -119,17 +131,17 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, shape, config, grou
     assert loaded_model.base is model.base and fingerprint(model.base) == before
 
 
-@pytest.mark.parametrize("base_has_biases", [False, True])
-def test_trained_biases_come_back(tmp_path, base_has_biases):
-    model = random_model(TINY, biases=ALL_LINEAR if base_has_biases else ())
-    config = LoraConfig(alpha_pattern={"v_proj": 3})
-    adapters = trained_adapter(model, config, ("bias",))
-    paths = lora.adapted_paths(adapters)
-    # the file has all biases if one is trained: this one is that of the base
-    del get(adapters, paths[0])["bias"]
-    save_adapter(tmp_path, adapters, model, config, "bfloat16")
-    loaded, _, _ = load_adapter(tmp_path, model)
-    for path in paths:
+@given(lora_configs, st.booleans(), seeds)
+def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, seed):
+    model = random_model(TINY, seed, biases=ALL_LINEAR if base_has_biases else ())
+    adapters = trained_adapter(model, config, ("bias",), seed)
+    first, *others = lora.adapted_paths(adapters)
+    if others:  # the file has all biases if one is trained: the first one is that of the base
+        del get(adapters, first)["bias"]
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(folder, adapters, model, config, "bfloat16")
+    loaded, _, _ = load_adapter(folder, model)
+    for path in (first, *others):
         node, own = get(adapters, path), get(model.base, path).get("bias", 0)
         b, found = np.float64(node.get("bias", own)), np.float64(get(loaded, path)["bias"])
         # b_B and (α/r)·b_B + b₀ are each rounded once to float32, by at most 2⁻²⁴ of themselves
@@ -137,20 +149,23 @@ def test_trained_biases_come_back(tmp_path, base_has_biases):
 
 
 def test_the_files_are_what_peft_expects(tmp_path):
-    """The transcript of the commands has the other fields; tests/peers loads such files there."""
-    model = MODEL._replace(source=Source(**SOURCE | {"name": "models/a bäse"}))
     config = LoraConfig(r=2, target_modules=("q_proj",))
-    save_adapter(tmp_path, trained_adapter(MODEL, config, ("norm", "head")), model, config)
-    with safetensors.safe_open(tmp_path / WEIGHTS, "numpy") as file:
-        source = json.dumps(model.source._asdict())
-        assert file.metadata() == {"format": "pt", "minilora_source": source}
+    adapters = trained_adapter(MODEL, config, ("norm", "head"))
+    model = MODEL._replace(source=Source("models/a bäse", "nf4", 64, "0f"))
+    save_adapter(tmp_path, adapters, model, config)
+    with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
+        source = SOURCE | {"name": "models/a bäse"}
+        assert file.metadata() == {"format": "pt", "minilora_source": json.dumps(source)}
         names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
         assert names <= {*file.keys()}
-    text = (tmp_path / CONFIG).read_text("utf-8")
+    text = (tmp_path / "adapter_config.json").read_text("utf-8")
     assert text.endswith("\n}\n") and "bäse" in text  # for a person, as all files of JSON
-    # `norm` alone would do, as PEFT compares ends; the other two say it to a person
-    modules = ["input_layernorm", "lm_head", "norm", "post_attention_layernorm"]
-    assert json.loads(text)["modules_to_save"] == modules
+    expected = {
+        "base_model_name_or_path": "models/a bäse", "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        # `norm` alone would do, as PEFT compares ends; the other two say it to a person
+        "modules_to_save": ["input_layernorm", "lm_head", "norm", "post_attention_layernorm"],
+    }  # fmt: skip
+    assert expected.items() <= json.loads(text).items()
 
 
 def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path):
@@ -166,9 +181,14 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path):
     save_adapter(tmp_path, adapters, untied, LoraConfig())
     assert read_json(tmp_path / CONFIG)["modules_to_save"] == ["model.embed_tokens", "model.norm"]
     loaded, model, _ = load_adapter(tmp_path, MODEL)
+    assert_same_bits(loaded, adapters)
     tokens = random_batch(TINY)["tokens"]
     assert bits(forward(loaded, model, tokens)) == bits(forward(adapters, untied, tokens))
     assert bits(lm_head(minilora.merge(loaded, model).base)) == bits(head)
+    # an adapter with a head of its own needs none in the base
+    set_leaf(adapters, "lm_head.weight", head)
+    save_adapter(tmp_path / "own", adapters, MODEL, LoraConfig())
+    assert load_adapter(tmp_path / "own", MODEL).model.base is MODEL.base
 
 
 # --- the model that it was trained on
@@ -274,13 +294,16 @@ def test_a_malformed_source_is_refused(folder):
 def test_the_folder_of_a_run_or_a_model_is_not_changed(folder):
     saved(folder, r=2)  # a second time into a folder of its own
     assert load_adapter(folder, MODEL).adapter_config.r == 2
-    before = files(folder)
-    for name, has in (CHECKPOINT, "a run"), (SETTINGS, "a run"), ("config.json", "a model"):
-        (folder / name).touch()
-        with refused(f"contains {has}: choose another folder"):
+    for name, has in (
+        ("checkpoint.safetensors", "already contains a run"),
+        ("train_config.toml", "already contains a run"), ("config.json", "contains a model"),
+    ):  # fmt: skip
+        (folder / name).write_text("of a run")
+        before = files(folder)
+        with refused(f"{has}: choose another folder"):
             saved(folder, r=3)
-        (folder / name).unlink()
         assert files(folder) == before
+        (folder / name).unlink()
 
 
 # --- PEFT's ways of saying it
@@ -293,6 +316,7 @@ def test_the_folder_of_a_run_or_a_model_is_not_changed(folder):
         ({"layers_to_transform": 0}, [Q0, "0.self_attn.v_proj"]),
         # PEFT does not adapt excluded modules, and so the file has no tensors for them
         ({"exclude_modules": ["v_proj", "nowhere"]}, ["q_proj"]),
+        ({"exclude_modules": r".*\.v_proj"}, ["q_proj"]),
     ],
 )
 def test_fields_that_are_absent_have_the_defaults_of_peft(tmp_path, fields, targets):
@@ -392,7 +416,13 @@ def test_a_pickle_is_never_opened(folder):
     assert "has only adapter_model.bin, a pickle" in refusal(folder)
 
 
-@pytest.mark.parametrize("names", [["lora_A"], ["lora_A", "lora_B"]])
+def test_folders_that_are_none(folder, tmp_path):
+    assert "cannot be read" in refusal(tmp_path / "nowhere")
+    (folder / CONFIG).write_text("[]")
+    assert "one JSON object" in refusal(folder)
+
+
+@pytest.mark.parametrize("names", [["lora_A"], ["lora_B"], ["lora_A", "lora_B"]])
 def test_factors_that_are_all_zero_are_warned_of_once(folder, names):
     def zero(tensors, end=""):
         for key in tensors:
@@ -414,6 +444,11 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
     def with_leaf(path, w):
         return overlay(adapters, unflatten({path: w})), MODEL, LoraConfig()
 
+    def with_biases(**fields):
+        config = LoraConfig(**fields)
+        tree, model = get_peft_model(MODEL, config)
+        return also_train(tree, model.base, ("bias",)), model, config
+
     others = ({"lora_dropout": 0.5}, {"r": 4}, {"target_modules": ("q_proj",)})
     embedding, large = np.ones((11, 12), "f4"), np.full((24, 8), 1e5, "f4")
     for says, *args in (
@@ -421,6 +456,8 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
         ("loftq", adapters, MODEL, LoraConfig(init_lora_weights="loftq")),
         ("embedding that is also the head", *with_leaf("model.embed_tokens.weight", embedding)),
         (f"{Q0}.lora_B", *with_leaf(f"{Q0}.lora_B", large)),
+        ("trained biases of DoRA or PiSSA", *with_biases(use_dora=True)),
+        ("trained biases of DoRA or PiSSA", *with_biases(init_lora_weights="pissa")),
     ):
         with refused(says):
             save_adapter(tmp_path / "a", *args, "float16")
@@ -480,8 +517,10 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
     change_tensors(path, lambda tensors: without(tensors, "history"))
     assert "has no tensor history: train again" in complaint(path)
     numbers, facts = read_metadata(path)
-    for more in {"step": "1"}, {"of_tomorrow": 5}:
-        metadata = {"state": numbers | more, "facts": facts}
+    for metadata in (
+        {"state": numbers | {"step": "1"}, "facts": facts}, {"state": numbers},
+        {"state": numbers | {"of_tomorrow": 5}, "facts": facts},
+    ):  # fmt: skip
         change_tensors(path, dict, **{RUN: json.dumps(metadata)})
         assert "not a checkpoint of this version of minilora" in complaint(path)
     assert "delete it, or train again" in complaint(folder / WEIGHTS)

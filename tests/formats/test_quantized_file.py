@@ -1,7 +1,6 @@
 """Quantized folders: round trips are exact, and malformed files are errors."""
 
 import json
-import re
 import warnings
 from dataclasses import replace
 
@@ -64,7 +63,8 @@ def test_a_projection_that_is_stored_dense_stays_dense(tmp_path):
     saved(tmp_path)
 
     def store_dense(tensors):
-        return without(tensors, *filter(re.compile(Q).match, tensors)) | {Q: leaves()[Q]}
+        others = {name: w for name, w in tensors.items() if not name.startswith(Q)}
+        return others | {Q: leaves()[Q]}
 
     change_tensors(tmp_path / WEIGHTS, store_dense)
     model, _ = load(tmp_path / "q", "nf4-dq")
@@ -72,6 +72,14 @@ def test_a_projection_that_is_stored_dense_stays_dense(tmp_path):
     assert model.source[1:3] == ("nf4-dq", 64)
 
 
+LAYOUTS = {
+    "nf4-dq": {
+        ".weight": ("U8", (512, 1)),  # 32 · 32 codes, two a byte
+        ".weight.absmax": ("U8", (16,)), ".weight.quant_map": ("F32", (16,)),
+        ".weight.nested_absmax": ("F32", (1,)), ".weight.nested_quant_map": ("F32", (256,)),
+    },
+    "int8": {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())},
+}  # fmt: skip
 SETTINGS = {
     "nf4-dq": {
         "load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
@@ -81,13 +89,17 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_config_json_is_as_transformers_writes_it(tmp_path, name):
-    """tests/peers compares the tensors."""
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_layout_is_that_of_bitsandbytes(tmp_path, name):
+    """Names, types and shapes; tests/peers compares the rest with transformers."""
     saved(tmp_path, name, dtype="bfloat16")
+    header = safetensors_file.read_header(tmp_path / WEIGHTS)
+    begin = Q.removesuffix(".weight")
+    found = {n.removeprefix(begin): (e.dtype, e.shape) for n, e in header.items() if begin in n}
+    found.pop(".weight" + STATE, None)  # a text
+    assert found == LAYOUTS[name]
     config = read_json(tmp_path / "q" / "config.json")
     assert config["quantization_config"] == SETTINGS[name] | {"quant_method": "bitsandbytes"}
-    header = safetensors_file.read_header(tmp_path / WEIGHTS)
     assert config["torch_dtype"] == "bfloat16" and header["model.norm.weight"].dtype == "BF16"
 
 
