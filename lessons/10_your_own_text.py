@@ -61,10 +61,10 @@ print(f"loss on the notes: {of_file:.2f} with the weights of the file, {of_nf4:.
 #
 # ## The run
 #
-# The tokenizer puts the chat template (markers of who speaks) around a row. The loop sees 160 rows:
-# each of the 54 about three times.
+# The tokenizer puts the chat template (markers of who speaks) around a row. The loop sees 96 rows:
+# each of the 54 once or twice.
 #
-# **Predict.** Which tokens should count in the loss? Are 160 rows enough for the form of the line?
+# **Predict.** Which tokens should count in the loss? Are 96 rows enough for the form of the line?
 # And for its words?
 
 
@@ -78,7 +78,7 @@ def answer(adapters, prompt):
     return tokenizer.decode(list(found))
 
 
-settings = TrainConfig(iters=short(40, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True)
+settings = TrainConfig(iters=short(24, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True)
 examples, _ = minilora.encode_rows(train, tokenizer, settings)
 held_out, _ = minilora.encode_rows(valid, tokenizer, settings)
 counted = [t for t, m in zip(examples[0].tokens, examples[0].mask) if m]
@@ -133,13 +133,13 @@ print("off, as a share of the largest logit:", {name: f"{x:.0e}" for name, x in 
 #
 # ## What was shown
 #
-# 54 rows and 40 steps taught a small real model the form of an answer, in one run. Its base was
+# 54 rows and 24 steps taught a small real model the form of an answer, in one run. Its base was
 # quantized twice, and the second time cost 0.4 nats per token on our notes, before training. On
 # the command line, with your file in place of this one:
 #
 # ```sh
 # minilora train --model smollm2 --data lessons/10_your_own_text.jsonl --mask-prompt \
-#     --target-modules all-linear --iters 40 --batch-size 4 --learning-rate 1e-3 \
+#     --target-modules all-linear --iters 24 --batch-size 4 --learning-rate 1e-3 \
 #     --adapter-path notes
 # minilora chat --adapter-path notes
 # minilora merge --adapter-path notes --out notes-merged
@@ -149,7 +149,7 @@ print("off, as a share of the largest logit:", {name: f"{x:.0e}" for name, x in 
 #
 # 1. `10_your_own_text.jsonl`: replace it by 60 rows of your own. What does the model get wrong?
 # 2. `"nf4-dq"`: use `"int8"`. What does the second rounding cost, in loss and in bytes?
-# 3. `iters=short(40, 2)`: train for 160 steps. Does the held-out loss rise again?
+# 3. `iters=short(24, 2)`: train for 96 steps. Does the held-out loss rise again?
 #
 # **Where to stop with a debugger.** `checkpoint.write_adapter` (the names in `tensors`).
 #
