@@ -17,11 +17,12 @@ from ..config import InputError
 from ..double_quant import Stored
 from . import bfloat16, loops, low_precision, nf4
 from .lookup import decode_4bit
-from .loops import fast_jit, jit, rows
+from .loops import fast_jit, rows
 from .threads import parallel_rows
 
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
-# elements that are decoded at a time, which fit in the first-level cache; a multiple of 16
+# elements that `matvec` decodes at a time, which fit in the first-level cache, and the unit in which
+# threads share the decoding of a weight; a multiple of 16
 SPAN = 4096
 
 
@@ -151,11 +152,9 @@ matmul = primitive(tiled_matmul)
 defvjp(matmul, lambda y, x, w: lambda g: tiled_matmul_backward(g, w))
 
 
-@jit
 def _read(lo, hi, start, parts, out):
     """Decode spans lo to hi - 1 of out, the elements from `start` on of a flat tensor."""
-    for i in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
-        decode(start + i, parts, out[i : i + SPAN])
+    decode(start + lo * SPAN, parts, out[lo * SPAN : hi * SPAN])
 
 
 @fast_jit
