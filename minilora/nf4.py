@@ -95,7 +95,7 @@ def quantize(
     x = np.pad(x, (0, x.size % 2))  # if n is odd, one zero more
     codes = pack_4bit(nearest(x, CODEBOOKS[quant_type]))
     stored_absmax = double_quantize(absmax) if double_quant else absmax
-    return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
+    return Quantized(codes, stored_absmax, w.shape, int(block_size), quant_type)
 
 
 def normalize(w: Array, block_size: int) -> tuple[Array, Array]:

@@ -33,7 +33,7 @@ def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
     parallel_rows(_encode, work, blocks, CODEBOOKS["nf4"].midpoints, codes, absmax)
     nf4.require_finite(absmax)
     stored_absmax = double_quantize(absmax) if double_quant else absmax
-    return Quantized(codes.reshape(-1), stored_absmax, w.shape, block_size, quant_type)
+    return Quantized(codes.reshape(-1), stored_absmax, w.shape, int(block_size), quant_type)
 
 
 def parts(q):
