@@ -18,6 +18,7 @@ from toy_models import (
     read_json,
     tiny,
     tiny_vocabulary,
+    with_bos,
 )
 
 from minilora.config import InputError
@@ -125,9 +126,7 @@ def test_pieces_have_the_text_of_the_whole(scheme, prompt, others):
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk_id=0))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme)
     backend.decoder = tokenizers.decoders.Metaspace(prepend_scheme=scheme)
-    first = tokenizers.processors.TemplateProcessing("</s> $A", special_tokens=[("</s>", 1)])
-    backend.post_processor = first
-    words = PretrainedTokenizer(backend, 1, {}, None, {}, "")
+    words = with_bos(PretrainedTokenizer(backend, 1, {}, None, {}, ""), "</s>")
     ids = words.encode_pieces(pieces)
     whole = words.encode("".join(pieces))
     assert words.decode([i for piece in ids for i in piece]) == words.decode(whole)
@@ -281,7 +280,6 @@ def test_the_parts_that_transformers_builds_in_another_way_are_named(
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("tokenizer.json", None, "has no tokenizer.json"),
     ("tokenizer.json", POINTER.decode(), r"tokenizer\.json: this is a Git LFS pointer"),
     ("tokenizer_config.json", POINTER.decode(), "config.json: this is a Git LFS pointer"),
     ("tokenizer_config.json", '{"a": 1, "a": 2}', "malformed: ValueError: the key 'a' is there tw"),
@@ -295,23 +293,9 @@ def test_the_parts_that_transformers_builds_in_another_way_are_named(
 ])  # fmt: skip
 def test_broken_folders_are_refused(folder, name, content, message):
     (folder / "chat_template.jinja").unlink()
-    if content is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_text(content)
+    (folder / name).write_text(content)
     with refused(message):
         from_folder(folder)
-
-
-def test_a_tokenizer_neither_cuts_nor_pads(folder):
-    """A tokenizer.json can say how its last batch was cut and padded; no text is meant by that."""
-    words = tiny()
-    words.backend.enable_truncation(2)
-    words.backend.enable_padding(length=9, pad_token="<|endoftext|>")
-    save(words, folder)
-    words = from_folder(folder)
-    assert words.special["pad_token"] == "<|endoftext|>"  # as in transformers
-    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
 
 
 @pytest.mark.parametrize("error, says", [
