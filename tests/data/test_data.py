@@ -387,13 +387,14 @@ def with_one_thought(messages):
 
 
 TWO = chat_row("1", "one", "2", "two")
+NO_TOOLS: dict = {"tools": []}  # as if the key were not there
 OTHER_END = {"end": "#", "eos_token_ids": (ord("#"),)}  # of the model alone, as in Gemma 3
 
 
 @pytest.mark.parametrize("row, words, whole, targets, is_open", [
     # the tokenizer adds its `^`; the text may hold chats, and a written end is not doubled
     ({"text": "<u:1|>\n<a:one|"}, Chat(), "^<u:1|>\n<a:one|", "^<u:1|>\n<a:one|", False),
-    (TWO, Chat(**OTHER_END), "<u:1#>\n<a:one#>\n<u:2#>\n<a:two#", "one#two#", False),
+    (TWO | NO_TOOLS, Chat(**OTHER_END), "<u:1#>\n<a:one#>\n<u:2#>\n<a:two#", "one#two#", False),
     (TWO, Chat(edit=with_one_thought), "<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|",
      "one|(hm)two|", False),
     # an end token before the next question is of the answer, but not one of the question
@@ -565,19 +566,12 @@ NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
     (PARTS, Chat(), answered("a", ELSEWHERE, reasoning_content="I look.")),
     (PARTS, Chat(), LOOKING), (PARTS, Chat(), before_an_answer(LOOKING)),
     (PARTS, Chat(edit=without_arguments), before_an_answer(NUMBERS)),
+    *((HIDDEN_TOOLS, Chat(shows=shows), TOOL_ROW) for shows in ("tools", "calls", "neither")),
+    (HIDDEN_TOOLS, Chat(shows="tools"), LOOKING), (PARTS, Chat(shows="calls"), LOOKING),
+    ("", Chat(shows="calls"), TWO | NO_TOOLS),
 ])  # fmt: skip
 def test_why_a_row_is_left_out(reason, words, row):
     assert reason_to_leave_out(row, words) == reason
-
-
-@pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
-def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
-    some = [{"text": "a"}, TOOL_ROW, chat_row("q", "a") | {"tools": []}]
-    kept, _ = encode_rows(some, Chat(shows=shows), TrainConfig())
-    assert kept == [encode(some[0], Chat()), encode(chat_row("q", "a"), Chat())]
-    what = f"1 of 3 rows are left out: {HIDDEN_TOOLS}"
-    assert capsys.readouterr().err == f"warning: {what}\n"
-    assert reason_to_leave_out(LOOKING, Chat(shows=shows))  # the call, or the text next to it
 
 
 def test_a_row_that_the_template_rejects_is_named():
@@ -645,7 +639,8 @@ def test_keys_of_messages_that_the_chat_template_does_not_read_are_named(capsys)
         return with_one_thought(messages)
 
     row = answered("a", masked=1, turn=2, thought="why")
-    for more, unread in ({}, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
+    asked = {"tool_call_id": "1"}  # which no warning names
+    for more, unread in (asked, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
         row["messages"][0] |= more  # of a user, whose key no template reads
         row["messages"] = [{"name": "n"} | m for m in row["messages"]]
         encode_rows(iter([row]), Chat(edit=read), TrainConfig())

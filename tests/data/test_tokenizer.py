@@ -341,22 +341,6 @@ def test_a_missing_library_says_what_to_install(folder, monkeypatch):
 # --- chat templates
 
 
-def rendered(template, **special):
-    return PretrainedTokenizer(None, 0, special, template, {}, "").render(CHAT)
-
-
-@pytest.mark.parametrize("template, expected", [
-    ("{{ bos_token }}{{ eos_token }}", "<s></s>"),
-    ("{{ {'é': '<'} | tojson }}", '{"é": "<"}'),
-    # trim_blocks and lstrip_blocks, loop controls
-    ("{% for m in messages %}\n  {% if loop.first %}{% continue %}{% endif %}\n"
-     "{{ m.role }}{% endfor %}", "assistant"),
-    ("{%- generation %}x{% endgeneration -%}\n y", "xy"),
-])  # fmt: skip
-def test_a_template_sees_what_transformers_gives_it(template, expected):
-    assert rendered(template, bos_token="<s>", eos_token="</s>") == expected
-
-
 @pytest.mark.parametrize("template, message", [
     ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
     ("{{ messages[0]['text'] + 'x' }}", "rejects these messages"),
@@ -366,10 +350,11 @@ def test_a_template_sees_what_transformers_gives_it(template, expected):
 ])  # fmt: skip
 def test_what_a_template_may_not_do(template, message):
     with refused(message):
-        rendered(template)
+        replace(TINY, chat_template=template).render(CHAT)
 
 
 def test_a_template_sees_messages_as_in_transformers():
+    """tests/peers has more of what a template sees."""
     shown = "{{ messages[0].content }}{{ messages[0].reasoning_content }}{{ messages[0].thinking }}"
     words = replace(TINY, chat_template=shown)
     for thoughts, expected in (
