@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -423,14 +422,12 @@ def with_ends(messages):
 
 def in_parts(messages):
     """Write each word of a message, and its calls, as a message."""
-    return [
-        part
-        for m in messages
-        for part in (
-            *({"role": m["role"], "content": word} for word in m["content"].split()),
-            *([m] if "tool_calls" in m else []),
-        )
-    ]
+    parts = []
+    for m in messages:
+        parts += [m | {"content": word, "tool_calls": None} for word in m["content"].split()]
+        if "tool_calls" in m:
+            parts.append(m)
+    return parts
 
 
 def without_a_start(messages):
@@ -495,8 +492,8 @@ def before_an_answer(row):
     return {"messages": row["messages"] + TOOL_ROW["messages"][2:]}
 
 
-def trim(messages, start=""):
-    return [m | {"content": start + m["content"].strip("hm")} for m in messages]
+def trim(messages):
+    return [m | {"content": m["content"].strip("hm")} for m in messages]
 
 
 def one_call_at_once(messages):
@@ -544,8 +541,7 @@ NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
     (END, Chat(**OTHER_END), chat_row("1", "Write # and", "2", "b")),
     ("", Chat(), chat_row("a|b", "4|", "2", "4|\n")), ("", Chat(), {"text": "a|b"}),
     # the template writes an answer as it writes one without content
-    (EMPTY, Chat(edit=trim), HM), (EMPTY, Chat(edit=partial(trim, start=" ")), HM),
-    (EMPTY, Chat(edit=trim, **OTHER_END), HM),
+    (EMPTY, Chat(edit=trim), HM), (EMPTY, Chat(edit=trim, **OTHER_END), HM),
     (HIDDEN_TOOLS, BYTES, {"prompt": "", "completion": "a", "tools": [SCHEMA]}),
     (HIDDEN_TOOLS, Chat(), answered("I look.", function_call=CALL)),  # an older key
     (HIDDEN_TOOLS, Chat(edit=one_call_at_once, shows="calls"), TWO_CALLS | {"tools": [SCHEMA]}),

@@ -175,7 +175,7 @@ def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused
     (folder / "generation_config.json").unlink(missing_ok=True)
     path = folder / "config.json"
     raw = json.loads(path.read_text())
-    names = {*raw, "rope_theta", "rope_scaling", *(name for changes in FIRST for name in changes)}
+    names = {*raw, "rope_theta", "rope_scaling"}.union(*FIRST)
     for each in FAMILIES:
         names |= getattr(transformers, f"{each}Config")().to_dict().keys()
     names = sorted(names - {"model_type", "vocab_size"})
