@@ -39,9 +39,8 @@ BYTES, EOS = ByteTokenizer(), 255
 class Chat:
     """Bytes with a template: a turn is `<role:content|>` and a line's end; `|` is the end token.
 
-    It shows the tools, the calls, both or neither. `end` is what ends a turn. With `prints`, it
-    shows calls as Python prints them. `edit` makes of the messages those that it shows, and
-    `edit_tools` of the tools.
+    It shows the tools, the calls (`as_text`), both or neither. `end` is what ends a turn. `edit`
+    makes of the messages those that it shows, and `edit_tools` of the tools.
     """
 
     eos_token_id: int = ord("|")
@@ -49,7 +48,7 @@ class Chat:
     chat_template: str = "of turns"
     shows: str = "tools calls"
     end: str = "|"
-    prints: bool = False
+    as_text: Callable = json.dumps
     edit: Callable = list
     edit_tools: Callable = list
     start: str = ""  # of a question after the first
@@ -71,8 +70,7 @@ class Chat:
             calls = m.get("tool_calls") if "calls" in self.shows else None
             if calls is None and m.get("content") is None:
                 raise InputError("the chat template rejects these messages: content is None")
-            as_text = str if self.prints else json.dumps
-            content = as_text(calls) if calls else m["content"]
+            content = self.as_text(calls) if calls else m["content"]
             start = self.start if turns and m["role"] == "user" else ""
             turns += f"{start}<{m['role'][0]}:{content}{self.end}>\n"
         return turns + "<a:" if add_generation_prompt else turns
@@ -512,14 +510,6 @@ def without_arguments(messages):
     return json.loads(re.sub(r'"arguments": {.*?}', '"arguments": {}', json.dumps(messages)))
 
 
-def without_thoughts(messages):
-    """Cut off the beginning of an answer, as some templates do up to </think>."""
-    return [
-        m if m["role"] == "user" else m | {"content": m["content"].rpartition("look. ")[2]}
-        for m in messages
-    ]
-
-
 END = "the text of the end token inside an answer"
 HM = chat_row("q", "hm", "q", "a")
 CODES = [
@@ -550,7 +540,7 @@ NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
     (TEXT_ARGUMENTS, Chat(edit=one_call_at_once), AS_TEXT),
     ("", replacing(QUOTED, '{"a": 1}'), AS_TEXT),
     (TEXT_ARGUMENTS, replacing(QUOTED, '"{a: 1}"'), AS_TEXT),
-    *(("", words, calling({"a": code})) for code in CODES for words in (Chat(), Chat(prints=True))),
+    *(("", words, calling({"a": code})) for code in CODES for words in (Chat(), Chat(as_text=str))),
     ("", Chat(), BARE), (PARTS, Chat(edit_tools=lambda tools: [{}]), BARE),
     (PARTS, replacing("<t>why</t>", ""), answered("<t>why</t>a")),
     (PARTS, replacing(r"\ud83d\udc4e", ""), answered("\U0001f44d\U0001f44e")),
@@ -558,7 +548,7 @@ NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
     (PARTS, replacing(f", {json.dumps(ADDING)}", ""), TWO_CALLS),
     (PARTS, replacing("true", "false"), TWO_CALLS),
     # also if the words are elsewhere in the chat
-    (PARTS, Chat(edit=without_thoughts), answered("b + c look. 5", ELSEWHERE)),
+    (PARTS, replacing("b + c look. ", ""), answered("b + c look. 5", ELSEWHERE)),
     (PARTS, Chat(), answered("a", ELSEWHERE, reasoning_content="I look.")),
     (PARTS, Chat(), LOOKING), (PARTS, Chat(), before_an_answer(LOOKING)),
     (PARTS, Chat(edit=without_arguments), before_an_answer(NUMBERS)),
@@ -680,9 +670,9 @@ def test_packing_loses_nothing_and_fills_well(seed, n, length):
 
 def test_packing_takes_the_tightest_place():
     """The longest example is the first; of two equal places, the one that was filled last."""
-    examples = [Example([0] * (n + 1), [1] * (n + 1)) for n in (2, 3, 4, 5, 6, 6)]
-    sequences = pack_examples(examples, 11)
-    assert [[len(e.tokens) - 1 for e in b] for b in sequences] == [[6, 3], [6, 4], [5, 2]]
+    examples = [Example([0] * n, [1] * n) for n in (3, 4, 5, 6, 7, 7)]
+    sequences = pack_examples(examples, 11)  # of inputs, each a token shorter than its example
+    assert [[len(e.tokens) for e in b] for b in sequences] == [[7, 4], [7, 5], [6, 3]]
 
 
 def test_padding_sees_no_example_and_at_least_itself():

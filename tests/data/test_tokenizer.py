@@ -212,8 +212,9 @@ WITHOUT_EFFECT = (
 @pytest.mark.parametrize("settings, named", [
     ({"auto_map": {"AutoTokenizer": ["a.B", None]}}, ["auto_map"]),
     ({"split_special_tokens": 1, "do_lower_case": False}, ["split_special_tokens, do_lower_case"]),
-    (dict.fromkeys(WITHOUT_EFFECT.split(), "x") | {"is_new": False, "_a": 1}, []),
-    ({"do_lower_case": None, "add_bos_token": True, "added_tokens_decoder": None}, []),
+    (dict.fromkeys(WITHOUT_EFFECT.split(), "x")
+     | {"is_new": False, "_a": 1, "do_lower_case": None, "add_bos_token": True,
+        "added_tokens_decoder": None}, []),
 ])  # fmt: skip
 def test_settings_that_are_not_read_are_named(folder, recwarn, settings, named):
     path = folder / "tokenizer_config.json"

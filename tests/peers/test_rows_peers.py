@@ -106,9 +106,9 @@ def tells_the_truth(reason, messages, tools, theirs):
     template = theirs.chat_template
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     return {
-        EMPTY: lambda: (
-            any(not (messages[i]["content"] or "").strip() for i in answers)
-            or any(says_nothing(theirs, messages, i, tools) for i in answers)
+        EMPTY: lambda: any(
+            not (messages[i]["content"] or "").strip() or says_nothing(theirs, messages, i, tools)
+            for i in answers
         ),
         "the text of the end token inside an answer": lambda: any(
             theirs.eos_token in str(messages[i]) for i in answers
