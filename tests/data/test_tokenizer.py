@@ -340,7 +340,12 @@ def test_what_a_template_may_not_do(template, message):
 
 def test_a_template_sees_messages_as_in_transformers():
     """tests/peers has more of what a template sees."""
-    shown = "{{ messages[0].content }}{{ messages[0].reasoning_content }}{{ messages[0].thinking }}"
+    shown = """{% for m in messages %}
+        {%- generation %}
+{{ m.content }}{{ m.reasoning_content }}{{ m.thinking }}{{ {'é': '<'} | tojson }}
+        {% endgeneration -%}
+        {% break %}
+{% endfor %}"""
     words = replace(TINY, chat_template=shown)
     for thoughts, expected in (
         (["reasoning_content"], "reasoning_content reasoning_content "),
@@ -348,4 +353,4 @@ def test_a_template_sees_messages_as_in_transformers():
         (["reasoning", "thinking", "reasoning_content"], "reasoning_content thinking "),
     ):
         message = {"role": "assistant", "content": None} | {key: key + " " for key in thoughts}
-        assert words.render([message]) == expected
+        assert words.render([message]) == expected + '{"é": "<"}\n'
