@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +21,14 @@ from minilora.config import InputError, TrainConfig
 from minilora.data import tasks
 from minilora.data.encoding import encode, encode_rows, reason_to_leave_out, split_row
 from minilora.data.packing import pack_examples
-from minilora.data.rows import existing_split, load_rows, read_rows, row_content, split_of
+from minilora.data.rows import (
+    existing_split,
+    load_rows,
+    read_rows,
+    row_content,
+    split_of,
+    warn_once,
+)
 from minilora.data.template_checks import EMPTY, HIDDEN_TOOLS, PARTS, TEXT_ARGUMENTS
 from minilora.data.tokenizer import ByteTokenizer
 
@@ -32,9 +39,8 @@ BYTES, EOS = ByteTokenizer(), 255
 class Chat:
     """Bytes with a template: a turn is `<role:content|>` and a line's end; `|` is the end token.
 
-    It shows the tools, the calls, both or neither. `end` is what ends a turn. With `prints`, it
-    shows calls as Python prints them. `edit` makes of the messages those that it shows, and
-    `edit_tools` of the tools.
+    It shows the tools, the calls (`as_text`), both or neither. `end` is what ends a turn. `edit`
+    makes of the messages those that it shows, and `edit_tools` of the tools.
     """
 
     eos_token_id: int = ord("|")
@@ -42,7 +48,7 @@ class Chat:
     chat_template: str = "of turns"
     shows: str = "tools calls"
     end: str = "|"
-    prints: bool = False
+    as_text: Callable = json.dumps
     edit: Callable = list
     edit_tools: Callable = list
     start: str = ""  # of a question after the first
@@ -64,8 +70,7 @@ class Chat:
             calls = m.get("tool_calls") if "calls" in self.shows else None
             if calls is None and m.get("content") is None:
                 raise InputError("the chat template rejects these messages: content is None")
-            as_text = str if self.prints else json.dumps
-            content = as_text(calls) if calls else m["content"]
+            content = self.as_text(calls) if calls else m["content"]
             start = self.start if turns and m["role"] == "user" else ""
             turns += f"{start}<{m['role'][0]}:{content}{self.end}>\n"
         return turns + "<a:" if add_generation_prompt else turns
@@ -95,9 +100,9 @@ def calling(arguments):
 
 def tool_row(arguments, parameters):
     """A row with a call of a tool that has these parameters."""
-    ask, call = calling(arguments)["messages"]
     result = {"role": "tool", "content": "r", "tool_call_id": "1"}
-    messages = [ask, call, result, {"role": "assistant", "content": "a"}]
+    answer = {"role": "assistant", "content": "a"}
+    messages = [*calling(arguments)["messages"], result, answer]
     return {"messages": messages, "tools": [function(parameters=parameters)]}
 
 
@@ -117,8 +122,15 @@ def targets_of(example):
 # ---------------------------------------------------------------------------------- reading
 
 
-def write(tmp_path, content, name="rows.jsonl"):
-    path = tmp_path / name
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    """An empty folder, in which nothing has been warned of."""
+    monkeypatch.chdir(tmp_path)
+    warn_once.cache_clear()
+
+
+def write(content, name="rows.jsonl"):
+    path = Path(name)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
 
@@ -139,19 +151,18 @@ FORMS = [
 ]
 
 
-def test_rows_of_all_forms(tmp_path):
+def test_rows_of_all_forms():
     for name, content in (
         ("rows.txt", "\n" + "\n".join(FORMS)),  # another name, but the contents are rows
         ("rows.jsonl", "\ufeff" + "\r\n".join(["", *FORMS, "", "  ", ""])),  # a byte-order mark
         ("rows.tsv", "\n[" + ",\n".join(FORMS) + "]"),  # one list, as in Alpaca's own file
     ):
-        assert read_rows(write(tmp_path, content, name)) == [json.loads(row) for row in FORMS]
+        assert read_rows(write(content, name)) == [json.loads(row) for row in FORMS]
 
 
 BAD_ROWS = {  # line: beginning of the message; the transcript of the commands has more
     '{"text": "a"': "not JSON",
-    b"[" * 100_000: "not JSON",
-    b'{"text": "\xff"}': "not UTF-8",
+    "[" * 100_000: "not JSON",
     '{"text": null}': r"the keys are \[\]: a row needs text",
     '{"prompt": "a", "messages": []}': "prompt would not .* messages: .*messages=messages",
     '{"prompt": "a", "completion": "b", "system": "s"}': "system would not .* completion: .*=c",
@@ -184,13 +195,12 @@ BAD_ROWS = {  # line: beginning of the message; the transcript of the commands h
 
 
 @pytest.mark.parametrize("line", BAD_ROWS)
-def test_a_bad_row_is_named_by_file_and_line(tmp_path, line):
-    bad = line if isinstance(line, bytes) else line.encode()
-    path = write(tmp_path, b'{"text": "sound"}\n\n' + bad + b'\n{"text": "sound"}\n')
+def test_a_bad_row_is_named_by_file_and_line(line):
+    path = write('{"text": "sound"}\n\n' + line + '\n{"text": "sound"}\n')
     assert_refused(path, f", line 3: {BAD_ROWS[line]}")
 
 
-def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
+def test_a_csv_file_is_rows_with_the_names_of_its_first_row():
     # a semicolon in one of several names is part of it; two columns without a name are not read
     content = "\ufeffi;d,prompt,completion,tools,,\r\n"
     content += '1,"a, b",c,,,\r\n\r\n2,"say ""é""\r\nnow",d,[],,\r\n'
@@ -199,7 +209,7 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
         {"prompt": 'say "é"\r\nnow', "completion": "d", "tools": []},
     ]
     limit = csv.field_size_limit()
-    assert read_rows(write(tmp_path, content, "ROWS.CSV")) == expected
+    assert read_rows(write(content, "ROWS.CSV")) == expected
     assert csv.field_size_limit() == limit  # that of the whole process
 
 
@@ -209,13 +219,13 @@ UNREAD = """
 """
 
 
-def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
-    write(tmp_path, UNREAD, "train.jsonl")
+def test_keys_that_are_not_read_are_named_once(capsys):
+    write(UNREAD, "train.jsonl")
     for split in tasks.SPLITS:
-        load_rows(tmp_path, split)
+        load_rows(".", split)
     keys = "'' (without a name), id, label, separator"
     what = f"the rows have keys that are not read: {keys} (--columns chooses other keys)"
-    assert capsys.readouterr().err == f"warning: {tmp_path}: {what}\n"
+    assert capsys.readouterr().err == f"warning: .: {what}\n"
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -232,27 +242,27 @@ def test_keys_that_are_not_read_are_named_once(tmp_path, capsys):
     ("rows.csv", "text\ttools\na\tb\n", r", line 1: the only column is 'text\\ttools': save"),
     ("rows.csv", b"text\na\n\xff\n", ", line 3: not UTF-8: save the file as UTF-8"),
 ])  # fmt: skip
-def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
-    assert_refused(tmp_path, " cannot be read: Is a directory")
-    assert_refused(write(tmp_path, content, name), message)
+def test_a_file_of_a_wrong_layout_is_named(name, content, message):
+    assert_refused(".", " cannot be read: Is a directory")
+    assert_refused(write(content, name), message)
 
 
-def test_of_other_columns_those_that_an_answer_depends_on_are_named(tmp_path, capsys):
+def test_of_other_columns_those_that_an_answer_depends_on_are_named(capsys):
     chat = HM["messages"]
     row = {"system": "S", "tools": [{}], "text": "q", "n": 1, "conversations": chat}
-    path = write(tmp_path, json.dumps(row))
-    for columns in {"text": "text"}, {"messages": "conversations", "tools": "tools"}:
-        load_rows(path, "train", columns)
-    named = re.findall(r"keys that are not read: (.*) \(", capsys.readouterr().err)
-    assert named == ["system"]  # of the second; a text depends on nothing
+    path = write(json.dumps(row))
+    load_rows(path, "train", {"text": "text"})  # which depends on nothing
+    assert capsys.readouterr().err == ""
+    load_rows(path, "train", {"messages": "conversations", "tools": "tools"})
+    assert "keys that are not read: system (" in capsys.readouterr().err
 
 
-def test_columns_name_the_keys_of_rows(tmp_path):
-    path = write(tmp_path, "id,question,answer,text\n7,a,b,c\n", "rows.csv")
+def test_columns_name_the_keys_of_rows():
+    path = write("id,question,answer,text\n7,a,b,c\n", "rows.csv")
     columns = {"prompt": "question", "completion": "answer"}
     # other columns are not read, so that the text does not make the row ambiguous
     assert load_rows(path, "train", columns) == [{"prompt": "a", "completion": "b"}]
-    mixed = write(tmp_path, '{"question": "", "answer": ""}\n5')
+    mixed = write('{"question": "", "answer": ""}\n5')
     for name, more, message in (
         (path, {"anwser": "answer"}, "a row has no 'anwser': give completion, conversations"),
         (mixed, {}, "line 2: the row must be a JSON object"),
@@ -260,7 +270,7 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     ):
         with refused(message):
             load_rows(name, "train", columns | more)
-    some = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
+    some = write('{"q": "a", "a": "b"}\n{"q": "a", "a": "b", "c": "c"}')
     optional = {"instruction": "q", "input": "c", "output": "a"}  # a row may lack a column
     assert list(map(row_content, load_rows(some, "train", optional))) == ["ab", "acb"]
 
@@ -275,8 +285,8 @@ ALPACA_AND_SHAREGPT = """
 """
 
 
-def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
-    first, short, chat, of_a_table = read_rows(write(tmp_path, ALPACA_AND_SHAREGPT))
+def test_rows_of_alpaca_and_sharegpt_are_read():
+    first, short, chat, of_a_table = read_rows(write(ALPACA_AND_SHAREGPT))
     # a chat template gets the instruction as the request; bytes get a line between the two
     assert bytes(encode(first, Chat()).tokens) == b"<u:Add.\n2+2|>\n<a:4|"
     example = encode(first, BYTES, mask_prompt=True)
@@ -290,31 +300,31 @@ def test_rows_of_alpaca_and_sharegpt_are_read(tmp_path):
     assert of_a_table == {"messages": [{"role": "assistant", "content": "a"}]}
 
 
-def test_a_folder_has_a_file_per_split(tmp_path):
-    table = write(tmp_path, "text\n" + "train\n" * 19 + "x" * 200_000, "train.csv")
+def test_a_folder_has_a_file_per_split():
+    table = write("text\n" + "train\n" * 19 + "x" * 200_000, "train.csv")
     for split in tasks.SPLITS:  # without other files, as for a file
-        assert load_rows(tmp_path, split) == load_rows(table, split)
+        assert load_rows(".", split) == load_rows(table, split)
     assert [len(row["text"]) for row in load_rows(table, "valid")] == [5, 200_000]
     for name, split, left in (("valid.ndjson", "valid", 20), ("Test.json", "test", 18)):
-        path = write(tmp_path, '[{"text": "held out"}]', name)
-        assert existing_split(tmp_path, "test") == split
-        assert load_rows(tmp_path, "test") == load_rows(tmp_path, split) == [{"text": "held out"}]
-        assert len(load_rows(tmp_path, "train")) == left
+        path = write('[{"text": "held out"}]', name)
+        assert existing_split(".", "test") == split
+        assert load_rows(".", "test") == load_rows(".", split) == [{"text": "held out"}]
+        assert len(load_rows(".", "train")) == left
         path.unlink()
-    write(tmp_path, "", ".valid.jsonl")  # a hidden file is none
-    write(tmp_path, "", "valid.jsonl~")
+    write("", ".valid.jsonl")  # a hidden file is none
+    write("", "valid.jsonl~")
     with refused(r"valid\.jsonl~: a file of rows ends with .*: rename"):
-        load_rows(tmp_path, "valid")
-    write(tmp_path, "", "dev.jsonl")
+        load_rows(".", "valid")
+    write("", "dev.jsonl")
     with refused(r"split valid: dev\.jsonl and valid\.jsonl~: keep"):
-        load_rows(tmp_path, "train")
+        load_rows(".", "train")
 
 
-def test_files_of_no_split_are_named_if_they_could_be_rows_of_it(tmp_path, capsys):
+def test_files_of_no_split_are_named_if_they_could_be_rows_of_it(capsys):
     for name in ("train.JSONL", "valid.JSONL", "holdout.JSONL", "notes.csv"):
-        write(tmp_path, '{"text": "a"}', name)
-    load_rows(tmp_path, "valid")
-    what = f"{tmp_path / 'holdout.JSONL'} is not read: the name of a file has its split"
+        write('{"text": "a"}', name)
+    load_rows(".", "valid")
+    what = "holdout.JSONL is not read: the name of a file has its split"
     assert capsys.readouterr().err == f"warning: {what}, such as valid\n"
 
 
@@ -374,13 +384,14 @@ def with_one_thought(messages):
 
 
 TWO = chat_row("1", "one", "2", "two")
+NO_TOOLS: dict = {"tools": []}  # as if the key were not there
 OTHER_END = {"end": "#", "eos_token_ids": (ord("#"),)}  # of the model alone, as in Gemma 3
 
 
 @pytest.mark.parametrize("row, words, whole, targets, is_open", [
     # the tokenizer adds its `^`; the text may hold chats, and a written end is not doubled
     ({"text": "<u:1|>\n<a:one|"}, Chat(), "^<u:1|>\n<a:one|", "^<u:1|>\n<a:one|", False),
-    (TWO, Chat(**OTHER_END), "<u:1#>\n<a:one#>\n<u:2#>\n<a:two#", "one#two#", False),
+    (TWO | NO_TOOLS, Chat(**OTHER_END), "<u:1#>\n<a:one#>\n<u:2#>\n<a:two#", "one#two#", False),
     (TWO, Chat(edit=with_one_thought), "<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|",
      "one|(hm)two|", False),
     # an end token before the next question is of the answer, but not one of the question
@@ -409,14 +420,12 @@ def with_ends(messages):
 
 def in_parts(messages):
     """Write each word of a message, and its calls, as a message."""
-    return [
-        part
-        for m in messages
-        for part in (
-            *({"role": m["role"], "content": word} for word in m["content"].split()),
-            *([m] if "tool_calls" in m else []),
-        )
-    ]
+    parts = []
+    for m in messages:
+        parts += [m | {"content": word, "tool_calls": None} for word in m["content"].split()]
+        if "tool_calls" in m:
+            parts.append(m)
+    return parts
 
 
 def without_a_start(messages):
@@ -460,7 +469,7 @@ def test_a_null_that_is_a_value_is_counted(part, counts, capsys):
     assert ("2 of 3 rows have null in the arguments" in capsys.readouterr().err) == counts
 
 
-def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
+def test_a_call_without_content_is_what_the_template_makes_of_it():
     bare, full = deepcopy(TOOL_ROW), deepcopy(TOOL_ROW)
     del bare["messages"][1]["content"]
     texts = {key: json.dumps(bare[key]) for key in bare}  # as in a table
@@ -468,7 +477,7 @@ def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
     full["messages"] = [{"tool_calls": None, "name": None} | m for m in full["messages"]]
     full["messages"][1]["tool_calls"][0]["function"]["strict"] = None
     valued = tool_row({"until": None}, {"maximum": None})  # where null is a value
-    found = read_rows(write(tmp_path, json.dumps([texts, full, valued])))
+    found = read_rows(write(json.dumps([texts, full, valued])))
     assert found == [bare, TOOL_ROW, valued]
     for row in found[:2]:
         example = encode(row, Chat(), mask_prompt=True)
@@ -481,8 +490,8 @@ def before_an_answer(row):
     return {"messages": row["messages"] + TOOL_ROW["messages"][2:]}
 
 
-def trim(messages, start=""):
-    return [m | {"content": start + m["content"].strip("hm")} for m in messages]
+def trim(messages):
+    return [m | {"content": m["content"].strip("hm")} for m in messages]
 
 
 def one_call_at_once(messages):
@@ -499,14 +508,6 @@ def no_chat(messages):
 
 def without_arguments(messages):
     return json.loads(re.sub(r'"arguments": {.*?}', '"arguments": {}', json.dumps(messages)))
-
-
-def without_thoughts(messages):
-    """Cut off the beginning of an answer, as some templates do up to </think>."""
-    return [
-        m if m["role"] == "user" else m | {"content": m["content"].rpartition("look. ")[2]}
-        for m in messages
-    ]
 
 
 END = "the text of the end token inside an answer"
@@ -530,8 +531,7 @@ NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
     (END, Chat(**OTHER_END), chat_row("1", "Write # and", "2", "b")),
     ("", Chat(), chat_row("a|b", "4|", "2", "4|\n")), ("", Chat(), {"text": "a|b"}),
     # the template writes an answer as it writes one without content
-    (EMPTY, Chat(edit=trim), HM), (EMPTY, Chat(edit=partial(trim, start=" ")), HM),
-    (EMPTY, Chat(edit=trim, **OTHER_END), HM),
+    (EMPTY, Chat(edit=trim), HM), (EMPTY, Chat(edit=trim, **OTHER_END), HM),
     (HIDDEN_TOOLS, BYTES, {"prompt": "", "completion": "a", "tools": [SCHEMA]}),
     (HIDDEN_TOOLS, Chat(), answered("I look.", function_call=CALL)),  # an older key
     (HIDDEN_TOOLS, Chat(edit=one_call_at_once, shows="calls"), TWO_CALLS | {"tools": [SCHEMA]}),
@@ -540,7 +540,7 @@ NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
     (TEXT_ARGUMENTS, Chat(edit=one_call_at_once), AS_TEXT),
     ("", replacing(QUOTED, '{"a": 1}'), AS_TEXT),
     (TEXT_ARGUMENTS, replacing(QUOTED, '"{a: 1}"'), AS_TEXT),
-    *(("", words, calling({"a": code})) for code in CODES for words in (Chat(), Chat(prints=True))),
+    *(("", words, calling({"a": code})) for code in CODES for words in (Chat(), Chat(as_text=str))),
     ("", Chat(), BARE), (PARTS, Chat(edit_tools=lambda tools: [{}]), BARE),
     (PARTS, replacing("<t>why</t>", ""), answered("<t>why</t>a")),
     (PARTS, replacing(r"\ud83d\udc4e", ""), answered("\U0001f44d\U0001f44e")),
@@ -548,23 +548,16 @@ NUMBERS = answered(None, ELSEWHERE, tool_calls=[ADDING])
     (PARTS, replacing(f", {json.dumps(ADDING)}", ""), TWO_CALLS),
     (PARTS, replacing("true", "false"), TWO_CALLS),
     # also if the words are elsewhere in the chat
-    (PARTS, Chat(edit=without_thoughts), answered("b + c look. 5", ELSEWHERE)),
+    (PARTS, replacing("b + c look. ", ""), answered("b + c look. 5", ELSEWHERE)),
     (PARTS, Chat(), answered("a", ELSEWHERE, reasoning_content="I look.")),
     (PARTS, Chat(), LOOKING), (PARTS, Chat(), before_an_answer(LOOKING)),
     (PARTS, Chat(edit=without_arguments), before_an_answer(NUMBERS)),
+    *((HIDDEN_TOOLS, Chat(shows=shows), TOOL_ROW) for shows in ("tools", "calls", "neither")),
+    (HIDDEN_TOOLS, Chat(shows="tools"), LOOKING), (PARTS, Chat(shows="calls"), LOOKING),
+    ("", Chat(shows="calls"), TWO | NO_TOOLS),
 ])  # fmt: skip
 def test_why_a_row_is_left_out(reason, words, row):
     assert reason_to_leave_out(row, words) == reason
-
-
-@pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
-def test_rows_whose_tools_the_template_drops_are_left_out(capsys, shows):
-    some = [{"text": "a"}, TOOL_ROW, chat_row("q", "a") | {"tools": []}]
-    kept, _ = encode_rows(some, Chat(shows=shows), TrainConfig())
-    assert kept == [encode(some[0], Chat()), encode(chat_row("q", "a"), Chat())]
-    what = f"1 of 3 rows are left out: {HIDDEN_TOOLS}"
-    assert capsys.readouterr().err == f"warning: {what}\n"
-    assert reason_to_leave_out(LOOKING, Chat(shows=shows))  # the call, or the text next to it
 
 
 def test_a_row_that_the_template_rejects_is_named():
@@ -631,10 +624,10 @@ def test_keys_of_messages_that_the_chat_template_does_not_read_are_named(capsys)
             raise InputError("a message has no name")
         return with_one_thought(messages)
 
-    row = answered("a", masked=1, turn=2, thought="why")
-    for more, unread in ({}, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
-        row["messages"][0] |= more  # of a user, whose key no template reads
-        row["messages"] = [{"name": "n"} | m for m in row["messages"]]
+    row = answered("a", masked=1, turn=2, thought="why", name="n")
+    asked = {"name": "n", "tool_call_id": "1"}  # the id is not named
+    for more, unread in (asked, "masked, turn"), ({"thought": "who"}, "masked, thought, turn"):
+        row["messages"][0] |= more  # of a user, whose thought no template reads
         encode_rows(iter([row]), Chat(edit=read), TrainConfig())
         what = f"keys of the messages that the chat template does not read: {unread}"
         assert capsys.readouterr().err == f"warning: {what}\n"
@@ -677,13 +670,13 @@ def test_packing_loses_nothing_and_fills_well(seed, n, length):
 
 def test_packing_takes_the_tightest_place():
     """The longest example is the first; of two equal places, the one that was filled last."""
-    examples = [Example([0] * (n + 1), [1] * (n + 1)) for n in (2, 3, 4, 5, 6, 6)]
-    sequences = pack_examples(examples, 11)
-    assert [[len(e.tokens) - 1 for e in b] for b in sequences] == [[6, 3], [6, 4], [5, 2]]
+    examples = [Example([0] * n, [1] * n) for n in (3, 4, 5, 6, 7, 7)]
+    sequences = pack_examples(examples, 11)  # of inputs, each a token shorter than its example
+    assert [[len(e.tokens) for e in b] for b in sequences] == [[7, 4], [7, 5], [6, 3]]
 
 
 def test_padding_sees_no_example_and_at_least_itself():
-    one, two = Example([7, 8, 9], [1, 0, 1]), Example([1, 2], [0, 1])
+    one, two = (Example([0] * n, [1] * n) for n in (3, 2))
     batch = collate([[one, two], [two]])
     assert batch["segment_starts"].tolist() == [[0, 0, 2], [0, 1, 1]]
     assert {rows.dtype for rows in batch.values()} == {np.dtype(np.int64), np.dtype(np.float32)}
@@ -692,9 +685,6 @@ def test_padding_sees_no_example_and_at_least_itself():
 @given(st.integers(1, 13), st.integers(1, 7), st.integers(0, 9), st.integers(0, 99))
 def test_the_order_is_drawn_from_seed_and_epoch(n, size, step, seed):
     """A batch can contain the end of one epoch and the start of the next; draws are repeatable."""
-    examples = [f"row {i}" for i in range(n)]
-    expected = []
-    for i in range(step * size, step * size + size):
-        order = np.random.default_rng([seed, i // n]).permutation(n)
-        expected.append(examples[order[i % n]])
-    assert batch_at(examples, step, size, seed) == expected
+    orders = [np.random.default_rng([seed, epoch]).permutation(n) for epoch in range(70)]
+    expected = np.concatenate(orders)[step * size :][:size]
+    assert batch_at(range(n), step, size, seed) == expected.tolist()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from models import TINY, random_model
@@ -14,17 +15,17 @@ from minilora.data.tokenizer import ByteTokenizer
 from minilora.methods.method import MethodConfig
 
 
-@pytest.fixture
-def path(tmp_path):
-    """A file whose rows have 1, 2, …, 30 letters."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": "a" * n}) + "\n" for n in range(1, 31)))
-    return path
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path, monkeypatch):
+    """A folder with a file whose rows have 1, 2, …, 30 letters."""
+    monkeypatch.chdir(tmp_path)
+    rows = [json.dumps({"text": "a" * n}) for n in range(1, 31)]
+    Path("rows.jsonl").write_text("\n".join(rows))
 
 
-def loaded_examples(path, words="", limit=2048, adapter_config=None):
+def loaded_examples(words="--data rows.jsonl", limit=2048, adapter_config=None):
     model = random_model(replace(TINY, max_position_embeddings=limit))
-    args = parse(["evaluate", "--data", str(path), *words.split()])
+    args = parse(["evaluate", *words.split()])
     loaded = LoadedModel(model, ByteTokenizer(), {}, adapter_config)
     data, described = load_examples(args, loaded, args.split)
     return [len(example.tokens) - 1 for example in data.examples], described
@@ -35,38 +36,35 @@ def loaded_examples(path, words="", limit=2048, adapter_config=None):
     ("--split valid", "valid split", [10, 20, 30]),
     ("--split train", "train split", [n for n in range(1, 31) if n % 10]),
 ])  # fmt: skip
-def test_a_file_is_scored_whole_or_by_its_split(path, words, described, lengths):
+def test_a_file_is_scored_whole_or_by_its_split(words, described, lengths):
     """The rows of a file are those that `train` holds out, if --split is on the line."""
-    found, said = loaded_examples(path, words)
-    assert (found, said) == (list(lengths), f"{described} of {path}")
+    found = loaded_examples(f"--data rows.jsonl {words}")
+    assert found == (list(lengths), f"{described} of rows.jsonl")
 
 
-def test_a_file_with_the_name_of_built_in_data_is_not_that_data(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "questions").write_text('{"text": "a"}')
+def test_a_file_with_the_name_of_built_in_data_is_not_that_data(capsys):
+    Path("questions").write_text('{"text": "a"}')
     warn_once.cache_clear()
-    assert loaded_examples("questions")[1] == "test split of questions"
+    assert loaded_examples("--data questions")[1] == "test split of questions"
     what = "questions is the built-in data set: write ./questions for that of this folder"
     assert capsys.readouterr().err == f"warning: {what}\n"
-    assert loaded_examples("./questions") == ([1], "all rows of ./questions")
+    assert loaded_examples("--data ./questions") == ([1], "all rows of ./questions")
 
 
-def test_rows_that_the_model_cannot_read_are_counted(path, capsys):
-    assert loaded_examples(path, limit=30)[0][-1] == 30 and capsys.readouterr().err == ""
-    assert loaded_examples(path, limit=28)[0][-1] == 30
+def test_rows_that_the_model_cannot_read_are_counted(capsys):
+    assert loaded_examples(limit=30)[0][-1] == 30 and capsys.readouterr().err == ""
+    assert loaded_examples(limit=28)[0][-1] == 30
     assert capsys.readouterr().err == (
         "warning: 2 of 30 rows are longer than the 28 tokens that the model can read "
         "(max_position_embeddings); the longest has 30: cut them with --max-seq-length 29\n"
     )
-    loaded_examples(path, "--split valid", limit=28)
+    loaded_examples("--data rows.jsonl --split valid", 28)
     assert "warning: 1 of 3 valid rows are longer than the 28" in capsys.readouterr().err
     prompt = MethodConfig("prompt", num_virtual_tokens=5)  # the model reads it, too
-    loaded_examples(path, limit=32, adapter_config=prompt)
+    loaded_examples(limit=32, adapter_config=prompt)
     assert "3 of 30 rows are longer than the 27 tokens that" in capsys.readouterr().err
-    assert loaded_examples(path, "--max-seq-length 29", 28)[0][-1] == 28
+    assert loaded_examples("--data rows.jsonl --max-seq-length 29", 28)[0][-1] == 28
 
 
 def test_without_a_run_the_data_are_the_questions():
-    args = parse(["evaluate", "--split", "valid"])
-    loaded = LoadedModel(random_model(TINY), ByteTokenizer())
-    assert load_examples(args, loaded, "valid")[1] == "valid split of questions"
+    assert loaded_examples("--split valid")[1] == "valid split of questions"

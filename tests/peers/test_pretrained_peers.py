@@ -24,8 +24,6 @@ from minilora.formats.peft_format import EMBEDDING
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.tree import flatten
 
-LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
-
 RANDOM, PEER = "random models", "transformers"
 WEIGHTS = "weights of folders and GGUF files, both ways"
 LINEAR = {"rope_type": "linear", "factor": 4.0}
@@ -56,14 +54,14 @@ def test_half_precision_folders_both_ways(random_model, tmp_path, equal, dtype):
 
 @pytest.mark.parametrize("theta", [1e4, 1e5, 5e5])
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
-@pytest.mark.parametrize("scaling", [None, LINEAR])
+@pytest.mark.parametrize("scaling", [{}, LINEAR])
 def test_rotary_frequencies(equal, theta, head_dim, scaling):
     """Bit for bit: an ulp of a frequency is 3e-5 of a cosine near position 1,000."""
-    parameters = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
+    parameters = {"rope_theta": theta, "rope_type": "default"} | scaling
     their_config = transformers.LlamaConfig(head_dim=head_dim, rope_parameters=parameters)
-    theirs = LlamaRotaryEmbedding(their_config)
-    config = replace(CONFIG, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
-    equal("rotary frequencies", "transformers", (layers.rope_frequencies(config), theirs.inv_freq))
+    theirs = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(their_config)
+    config = replace(CONFIG, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling or None)
+    equal("rotary frequencies", PEER, (layers.rope_frequencies(config), theirs.inv_freq))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
@@ -177,7 +175,7 @@ def test_a_drawn_configuration_computes_what_transformers_computes_or_is_refused
     (folder / "generation_config.json").unlink(missing_ok=True)
     path = folder / "config.json"
     raw = json.loads(path.read_text())
-    names = {*raw, "rope_theta", "rope_scaling", *(name for changes in FIRST for name in changes)}
+    names = {*raw, "rope_theta", "rope_scaling"}.union(*FIRST)
     for each in FAMILIES:
         names |= getattr(transformers, f"{each}Config")().to_dict().keys()
     names = sorted(names - {"model_type", "vocab_size"})
