@@ -25,6 +25,7 @@ PAGES = sorted(str(path.relative_to(BOOK)) for path in BOOK.rglob("*.html"))
 PAGES = [page for page in PAGES if not page.endswith("explorer/page.html")]  # a part of others
 LESSONS = [page for page in PAGES if page[0].isdigit() or page.startswith("studies/")]
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+SIZE = "return [innerWidth, document.documentElement.scrollWidth]"
 TYPESET = """return !document.querySelector('.math') || document.querySelector('mjx-container');"""
 
 
@@ -54,7 +55,7 @@ def requests(browser):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser, page):
+def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser, page, emulate):
     visit(browser, page)
     assert not errors(browser)
     broken = """return [...document.images].filter(i => !i.complete || !i.naturalWidth)
@@ -63,19 +64,14 @@ def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser,
     schemes = {urlparse(url).scheme for url in requests(browser)}
     assert schemes <= {"file", "data", "blob", "chrome-extension"}  # blob: a worker
     assert not browser.execute_script("return document.querySelectorAll('mjx-merror').length")
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
-    try:
-        width, scroll = browser.execute_script(
-            "return [innerWidth, document.documentElement.scrollWidth]"
-        )
-        # the browser zooms out if something is too wide, so both numbers are compared with 390
-        wide = """return [...document.querySelectorAll('article p, article li, article h1, h2, h3')]
-            .filter(e => e.offsetParent && !e.closest('table, pre'))
-            .filter(e => e.getBoundingClientRect().right > 391).map(e => e.textContent)"""
-        assert browser.execute_script(wide) == []
-        assert (width, scroll) == (390, 390)
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    emulate("setDeviceMetricsOverride", **PHONE)
+    size = browser.execute_script(SIZE)
+    wide = """return [...document.querySelectorAll('article p, article li, article h1, h2, h3')]
+        .filter(e => e.offsetParent && !e.closest('table, pre'))
+        .filter(e => e.getBoundingClientRect().right > 391).map(e => e.textContent)"""
+    assert browser.execute_script(wide) == []
+    # the browser zooms out if something is too wide, so both numbers are compared with 390
+    assert size == [390, 390]
 
 
 def targets(page):
@@ -98,26 +94,26 @@ def test_the_search_finds_a_function(browser):
 
 
 @pytest.mark.parametrize("value", [("dark", "reduce"), ("light", "no-preference")])
-def test_the_page_follows_the_colours_and_the_motion_of_the_system(browser, value):
+def test_the_page_follows_the_colours_and_the_motion_of_the_system(browser, value, emulate):
     names = "prefers-color-scheme", "prefers-reduced-motion"
     features = [{"name": name, "value": v} for name, v in zip(names, value)]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    emulate("setEmulatedMedia", features=features)
     visit(browser, "index.html")
     colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(re.search(r"\d+", colour)[0]) < 128) == (value[0] == "dark")
     for name, still in (("moving", False), ("still", True)):
         shown = browser.find_element("css selector", f"img.{name}").is_displayed()
         assert shown == (still == (value[1] == "reduce"))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 # ----------------------------------------------------------- the figure that a reader can edit
 
 
+INT4 = nf4.Codebook.from_values(np.float32(np.arange(-7, 8) / 7))
 CODEBOOKS = {
     "NF4": nf4.CODEBOOKS["nf4"],
     "FP4": nf4.CODEBOOKS["fp4"],
-    "int4": nf4.Codebook.from_values(np.float32(np.arange(-7, 8) / 7)),
+    "int4": INT4,
 }
 
 
