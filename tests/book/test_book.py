@@ -139,31 +139,34 @@ def blocks(size, codebooks):
     return [block.astype(np.float32) for block in found]
 
 
-def lesson_with_the_figure():
-    return next(p for p in LESSONS if "quantize_a_block" in (BOOK / p).read_text("utf-8"))
+@pytest.fixture
+def figure(browser):
+    """Return the browser at the lesson with the figure."""
+    visit(browser, next(p for p in LESSONS if "quantize_a_block" in (BOOK / p).read_text("utf-8")))
+    return browser
+
+
+QUANTIZE = """const q = quantizeBlock(arguments[0], arguments[1]);
+return [q.absmax, q.codes, q.bytes, q.values, q.rmse]"""
 
 
 @pytest.mark.parametrize("name", CODEBOOKS)
-def test_the_figure_computes_what_minilora_computes(browser, name):
-    visit(browser, lesson_with_the_figure())
+def test_the_figure_computes_what_minilora_computes(figure, name):
     for block in blocks(16, CODEBOOKS.values()):
-        call = "const q = quantizeBlock(arguments[0], arguments[1]);"
-        call += "return [q.absmax, q.codes, q.bytes, q.values, q.rmse]"
-        absmax, codes, packed, values, error = browser.execute_script(call, block.tolist(), name)
+        absmax, codes, packed, values, error = figure.execute_script(QUANTIZE, block.tolist(), name)
         right = expected(block, name)
         assert (absmax, codes, packed) == right[:3], block
         assert np.array_equal(np.float32(values), np.float32(right[3])), block
         assert error == pytest.approx(right[4], rel=1e-12, abs=1e-300), block
 
 
-def test_the_figure_shows_what_the_reader_enters(browser):
-    visit(browser, lesson_with_the_figure())
-    inputs = browser.find_elements("css selector", ".quantize-table input")
+def test_the_figure_shows_what_the_reader_enters(figure):
+    inputs = figure.find_elements("css selector", ".quantize-table input")
     inputs[2].clear()
     inputs[2].send_keys("-0.25")
     block = [float(i.get_property("value")) for i in inputs]
     assert len(block) == 16 and block[2] == -0.25
-    rows = browser.find_elements("css selector", ".quantize-table tbody tr")
+    rows = figure.find_elements("css selector", ".quantize-table tbody tr")
     for column, name in enumerate(CODEBOOKS, 1):
         _, codes, packed, values, error = expected(block, name)
         cells = [row.find_elements("css selector", "td, th")[column].text for row in rows]
@@ -175,21 +178,20 @@ def test_the_figure_shows_what_the_reader_enters(browser):
         assert float(cells[17]) == pytest.approx(error, rel=1e-2)
     inputs[0].clear()
     inputs[0].send_keys("1e39")
-    status = browser.find_element("css selector", ".quantize [role=status]")
+    status = figure.find_element("css selector", ".quantize [role=status]")
     assert status.text == "Each weight must be a finite float32 number."
 
 
-def test_the_figure_works_with_the_keyboard_alone(browser):
+def test_the_figure_works_with_the_keyboard_alone(figure):
     """Tab reaches the buttons, the table (which may scroll) and each weight, in this order."""
-    visit(browser, lesson_with_the_figure())
-    browser.execute_script("document.querySelector('.quantize button').focus()")
+    figure.execute_script("document.querySelector('.quantize button').focus()")
     order = []
     for _ in range(20):
-        order.append(browser.execute_script("return document.activeElement.tagName"))
-        browser.switch_to.active_element.send_keys(Keys.TAB)
+        order.append(figure.execute_script("return document.activeElement.tagName"))
+        figure.switch_to.active_element.send_keys(Keys.TAB)
     assert order == ["BUTTON"] * 3 + ["DIV"] + ["INPUT"] * 16
-    first = browser.find_element("css selector", ".quantize-table input")
-    button = browser.find_elements("css selector", ".quantize button")[1]
+    first = figure.find_element("css selector", ".quantize-table input")
+    button = figure.find_elements("css selector", ".quantize button")[1]
     button.send_keys(Keys.ENTER)
     assert float(first.get_property("value")) == 10
     first.send_keys(Keys.ARROW_UP)
