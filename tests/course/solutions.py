@@ -22,11 +22,11 @@ from minilora.lora import adapted_paths
 from minilora.nf4 import unpack_4bit
 from minilora.tree import arrays, get, named_leaves, num_parameters, set_leaf, tree_map
 
-RIGHT, WRONG = [], []
+RIGHT, WRONG = {}, []
 
 
 def right(exercise):
-    return lambda function: RIGHT.append((exercise, function)) or function
+    return lambda function: RIGHT.setdefault(exercise, function)
 
 
 def wrong(exercise):
@@ -158,7 +158,7 @@ GIVEN = {
         "warmup_ratio": 0.06,
     },
 }  # fmt: skip
-RIGHT += [(exercise, lambda value=value: value) for exercise, value in GIVEN.items()]
+RIGHT |= {exercise: lambda value=value: value for exercise, value in GIVEN.items()}
 
 
 # --- QLoRA in one file ---

@@ -301,11 +301,9 @@ def test_a_trivial_answer_earns_at_most_a_tenth(name, monkeypatch, few_calls, rn
     assert max(answer(e, body).share for body in bodies) <= 0.1
 
 
-@pytest.mark.parametrize(("name", "function"), RIGHT, ids=[name for name, _ in RIGHT])
-def test_an_independent_right_answer_is_accepted(
-    name, function, few_calls, monkeypatch, rng, tries
-):
-    e = ALL[name]
+@pytest.mark.parametrize("name", RIGHT)
+def test_an_independent_right_answer_is_accepted(name, few_calls, monkeypatch, rng, tries):
+    e, function = ALL[name], RIGHT[name]
     if e.kind == "design":
         if not tries(0, 1):  # `minilora teach check` trains with the reference's settings
             without_training(monkeypatch)
@@ -317,7 +315,7 @@ def test_an_independent_right_answer_is_accepted(
 
 
 def test_every_exercise_has_an_independent_right_answer_and_a_lesson_that_names_it():
-    assert sorted(name for name, _ in RIGHT) == sorted(ALL)
+    assert RIGHT.keys() == ALL.keys()
     for e in ALL.values():
         paragraph = e.lesson_file.read_text("utf-8").partition("**Exercises.**")[2]
         assert re.search(rf"(?<![\w-]){e.id}(?![\w-])", paragraph), f"{e.id}: {e.lesson_file}"
@@ -348,7 +346,6 @@ ODD = {
     "    return [0] * (codes.size // 2)\n": "got       list (",
     "    open('x', 'w').truncate(10**7)\n": "File too large",
     "    raise SystemExit\n": "your code ended its process",
-    "    import os\n    os._exit(0)\n": "your code ended its process",
     "    return np.zeros(2**32)\n": "MemoryError",
     "    return codes.nothing\n": "return codes.nothing",
     "    from minilora import nf4\n    return nf4.pack_4bit(codes)\n": "call minilora's pack_4bit",
@@ -562,8 +559,8 @@ def test_a_file_is_recognized_by_its_name(name, file, has_prefix):
 def test_a_file_with_a_prefix_keeps_its_name_too(tmp_path):
     """It can be a student's own module, which another file imports."""
     exercises.FOLDER = str(SET)
-    found, notes = submission.read(folder(tmp_path, {f"my_{PACK.file}": "a", NEAREST.file: "b"}))
-    assert (found[PACK.file], found[f"my_{PACK.file}"], notes) == (b"a", b"a", [])
+    mine = f"my_{PACK.file}"
+    assert submission.read(folder(tmp_path, {mine: "a"})) == ({PACK.file: b"a", mine: b"a"}, [])
 
 
 def test_without_assertions_nothing_is_checked():
