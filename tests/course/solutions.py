@@ -19,7 +19,6 @@ from minilora.data.rows import load_rows
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
 from minilora.layers import dense
 from minilora.lora import adapted_paths
-from minilora.nf4 import unpack_4bit
 from minilora.tree import arrays, get, named_leaves, num_parameters, set_leaf, tree_map
 
 RIGHT, WRONG = {}, []
@@ -461,9 +460,8 @@ def prefix_by_layers(base, config, rng):
 @right("test-nibbles")
 def check_every_pair(pack):
     codes = np.array([(a, b) for a in range(16) for b in range(16)], np.uint8).ravel()
-    packed = pack(codes.copy())
+    packed = pack(codes)
     assert packed.dtype == np.uint8 and (packed == np.arange(256)).all()
-    assert (unpack_4bit(packed) == codes).all()
 
 
 @right("test-merge")

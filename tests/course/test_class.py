@@ -47,8 +47,7 @@ def cut_off(path):
 
 
 def with_pipe(path):
-    folder(path, FILES)
-    (path / WARMUP).unlink()
+    folder(path, {PACK: FILES[PACK]})
     os.mkfifo(path / WARMUP)
     return path
 

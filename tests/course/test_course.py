@@ -528,8 +528,7 @@ def test_all_exercises_of_the_folder_are_passed(workspace):
 def test_the_status_of_learn_train_tells_that_the_losses_differ(workspace, monkeypatch):
     folder(workspace, {"mine.py": "x = 1"})
     main = Mock(return_value=True)
-    lesson = Mock(return_value={"main": main})
-    monkeypatch.setattr("minilora.course.students.learn.runpy.run_path", lesson)
+    monkeypatch.setattr(runpy, "run_path", lambda path: {"main": main})
     run("learn train mine.py", status=1)
     main.assert_called_with("mine.py", {"mine.py": b"x = 1"})
 
