@@ -120,8 +120,12 @@ def engine(browser, folder):
 # ------------------------------------------------------------------------------------- equality
 
 
-def array(text, dtype=np.float32):
-    return np.frombuffer(base64.b64decode(text), dtype)
+def array(text):
+    return np.frombuffer(base64.b64decode(text), np.float32)
+
+
+def text(w):
+    return base64.b64encode(w.tobytes()).decode()
 
 
 def rounded(w, bits):
@@ -136,18 +140,17 @@ def check_code(w, bits, parts, dequantized=None):
     """Assert equal codes and scales, bit for bit; return the weight that they stand for."""
     codes, absmax, second = parts
     right_codes, right, restored = rounded(w, bits)
-    assert np.array_equal(array(absmax).view(np.uint32), right.view(np.uint32))
+    assert absmax == text(right)
     # int4's codes are the four bits of -7 to 7
     stored = (right_codes.astype(int) - 7) % 16 if bits == "int4" else right_codes
-    assert np.array_equal(array(codes, np.uint8), stored)
+    assert codes == text(np.uint8(stored))
     if bits == "NF4":
         q = nf4.quantize(w, 64, double_quant=True)
-        assert np.array_equal(array(second[0], np.uint8), q.stored_absmax.codes)
-        assert np.array_equal(array(second[1]), q.stored_absmax.nested_absmax)
-        assert np.float32(second[2]) == q.stored_absmax.offset == second[2]
+        right = q.stored_absmax
+        assert second == [text(right.codes), text(right.nested_absmax), float(right.offset)]
         restored = nf4.dequantize(q)
     if dequantized is not None:
-        assert np.array_equal(array(dequantized).reshape(w.shape), restored)
+        assert dequantized == text(restored)
     return restored
 
 
@@ -201,9 +204,9 @@ def reference(engine, settings, factors):
     if not settings["merged"]:
         return adapters, model
     merged, leaves = flatten(minilora.merge(adapters, model).base), {}
-    for path, (text, parts) in engine(CALL, settings, [65])["weights"].items():
+    for path, (data, parts) in engine(CALL, settings, [65])["weights"].items():
         right = merged[f"{path}.weight"]
-        w = array(text).reshape(right.shape)
+        w = array(data).reshape(right.shape)
         assert np.abs(w - right).max() <= MERGED * np.abs(right).max(), path
         # a last bit can decide between two codes, so minilora rounds the page's sum
         leaves[f"{path}.weight"] = check_code(w, settings["bits"], parts) if parts else w
