@@ -23,12 +23,11 @@ PLAN = {"scheme": "nf4-dq", "model_config": llama(128, 352, 4, 4, 2)}
 
 def asked(**changes):
     """Return the questions about a recipe with other fields or arguments."""
-    parts = {}
-    for name, part in {"lora_config": LORA, "train_config": TRAIN, "rows": ROWS}.items():
-        known = part._asdict() if part is ROWS else vars(part)
-        fields = {field: changes.pop(field) for field in list(changes) if field in known}
+    parts = {"lora_config": LORA, "train_config": TRAIN, "rows": ROWS}
+    for name, part in parts.items():
+        fields = {field: changes.pop(field) for field in list(changes) if hasattr(part, field)}
         parts[name] = part._replace(**fields) if part is ROWS else replace(part, **fields)
-    return questions(**{**parts, **PLAN, **changes})
+    return questions(**(parts | PLAN | changes))
 
 
 FIRES = {

@@ -19,7 +19,7 @@ OWNERS = {
 }
 READ = [*sorted(LESSONS.glob("[0-9]*.py")), *STUDIES]
 TEXTS = {path: path.read_text("utf-8") for path in READ}
-HINTS = {path: HINT.search(text)[1] for path, text in TEXTS.items() if HINT.search(text)}
+HINTS = {path: hint[1] for path, text in TEXTS.items() if (hint := HINT.search(text))}
 
 
 def missing(hint, lesson):

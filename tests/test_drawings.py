@@ -10,11 +10,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from lessons.book.drawings.elements import DRAWINGS, drawn
+
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "lessons" / "book" / "drawings"
-NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
-MODULES = {name: import_module(f"lessons.book.drawings.{name}") for name in NAMES}
-DRAWINGS, drawn = MODULES["elements"].DRAWINGS, MODULES["elements"].drawn
+for path in sorted(ROOT.glob("lessons/book/drawings/[a-z]*.py")):
+    import_module(f"lessons.book.drawings.{path.stem}")  # it adds its own to DRAWINGS
 PAGES = [ROOT / "README.md", *ROOT.glob("lessons/**/*.md"), *ROOT.glob("lessons/**/*.py")]
 TEXT = " ".join(path.read_text("utf-8") for path in PAGES).replace("\n# ", " ").replace("\n", " ")
 SHOWN = re.findall(r"!\[([^\]]*)\]\([./]*figures/drawings/(\w+)\.", TEXT)  # (alt text, name)

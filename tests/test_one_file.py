@@ -1,9 +1,14 @@
 """QLoRA in one file equals the package: 4-bit weights, losses. test_conformance.py has the rest."""
 
 import re
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 from arrays import KINDS, weights
@@ -11,19 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import seeds
 from numpy.testing import assert_allclose, assert_array_equal
-from one_file import LESSON, one_file
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, double_quant, kernels, layers, nf4, training
 from minilora.tree import overlay, unflatten
 
+LESSON = Path(__file__).parents[1] / "lessons" / "00_qlora_in_one_file.py"
 STEPS, RATE = 200, 2e-3
 FEW = 14  # steps of a shorter run
 # the largest held-out loss after these steps, and the end of the answer, which few do not learn
 AFTER = {FEW: (1.8, ""), STEPS: (0.05, "Who, what, where? Dot, teal doll, barn.")}
 LOSSES = 2e-6  # nats
+WHOLE = LESSON.read_text("utf-8")
 # without the last cell, the curve of the loss, which needs matplotlib
-TEXT = LESSON.read_text("utf-8").partition("# The curve of the loss")[0]
+TEXT = WHOLE.partition("# The curve of the loss")[0]
 README = (LESSON.parents[1] / "README.md").read_text("utf-8")
 
 
@@ -33,8 +39,19 @@ def steps(request):
 
 
 @pytest.fixture(scope="module")
-def lesson(steps):
-    return one_file(steps)[0]
+def run(steps):
+    """The lesson run as a script: (its names, the printed text); all its steps take 15 s."""
+    matplotlib.use("Agg")  # the lesson shows a curve at its end, and no window may wait here
+    text = WHOLE.replace("WARMUP = 200,", f"WARMUP = {steps},")
+    names = {"__name__": "__main__"}
+    with redirect_stdout(StringIO()) as printed:
+        exec(compile(text, str(LESSON), "exec"), names)
+    return SimpleNamespace(**names), printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def lesson(run):
+    return run[0]
 
 
 def test_it_imports_autograd_and_the_standard_library():
@@ -42,8 +59,8 @@ def test_it_imports_autograd_and_the_standard_library():
     assert packages == {"json", "importlib", "pathlib", "typing", "autograd"}
 
 
-def test_what_it_prints(steps):
-    lesson, printed = one_file(steps)
+def test_what_it_prints(run, steps):
+    lesson, printed = run
     assert not set(lesson.held_out) & set(lesson.rows)
     before, after, merged = printed.split("held-out loss ")[1:]
     largest, answer = AFTER[steps]
@@ -106,9 +123,9 @@ def test_the_losses_of_the_steps(lesson, steps, ops, most):
     order = np.random.default_rng([0, 0]).permutation(len(rows))  # as `batch_at` draws it
     tokenizer = minilora.load("micro").tokenizer
     examples, _ = data.encode_rows(rows[np.argsort(order)], tokenizer, settings)
-    run = training.steps(training.start(adapters, settings), model, examples, settings)
+    records = training.steps(training.start(adapters, settings), model, examples, settings)
     # end the run early, with the schedule of a whole one
-    losses = [record["loss"] for _, record in islice(run, most)]
+    losses = [record["loss"] for _, record in islice(records, most)]
     assert lesson.losses.shape == (steps,)
     assert_allclose(losses, lesson.losses[:most], rtol=0, atol=LOSSES)
 

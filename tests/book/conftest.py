@@ -24,3 +24,16 @@ def browser():
     driver.set_page_load_timeout(60)
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def emulate(browser):
+    """Return a function that gives a command of Chrome's emulation, which ends with the test."""
+
+    def give(command, **settings):
+        browser.execute_cdp_cmd(f"Emulation.{command}", settings)
+
+    yield give
+    give("clearDeviceMetricsOverride")
+    give("setEmulatedMedia", features=[])
+    give("setScriptExecutionDisabled", value=False)

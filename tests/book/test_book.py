@@ -25,6 +25,7 @@ PAGES = sorted(str(path.relative_to(BOOK)) for path in BOOK.rglob("*.html"))
 PAGES = [page for page in PAGES if not page.endswith("explorer/page.html")]  # a part of others
 LESSONS = [page for page in PAGES if page[0].isdigit() or page.startswith("studies/")]
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+SIZE = "return [innerWidth, document.documentElement.scrollWidth]"
 TYPESET = """return !document.querySelector('.math') || document.querySelector('mjx-container');"""
 
 
@@ -54,7 +55,7 @@ def requests(browser):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser, page):
+def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser, page, emulate):
     visit(browser, page)
     assert not errors(browser)
     broken = """return [...document.images].filter(i => !i.complete || !i.naturalWidth)
@@ -63,29 +64,19 @@ def test_a_page_opens_and_its_prose_does_not_scroll_sideways_on_a_phone(browser,
     schemes = {urlparse(url).scheme for url in requests(browser)}
     assert schemes <= {"file", "data", "blob", "chrome-extension"}  # blob: a worker
     assert not browser.execute_script("return document.querySelectorAll('mjx-merror').length")
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
-    try:
-        width, scroll = browser.execute_script(
-            "return [innerWidth, document.documentElement.scrollWidth]"
-        )
-        # the browser zooms out if something is too wide, so both numbers are compared with 390
-        wide = """return [...document.querySelectorAll('article p, article li, article h1, h2, h3')]
-            .filter(e => e.offsetParent && !e.closest('table, pre'))
-            .filter(e => e.getBoundingClientRect().right > 391).map(e => e.textContent)"""
-        assert browser.execute_script(wide) == []
-        assert (width, scroll) == (390, 390)
-    finally:
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def targets(page):
-    """Return the targets of the links and pictures of a page."""
-    return re.findall(r'(?:href|src)="([^"]+)"', (BOOK / page).read_text("utf-8"))
+    emulate("setDeviceMetricsOverride", **PHONE)
+    size = browser.execute_script(SIZE)
+    wide = """return [...document.querySelectorAll('article p, article li, article h1, h2, h3')]
+        .filter(e => e.offsetParent && !e.closest('table, pre'))
+        .filter(e => e.getBoundingClientRect().right > 391).map(e => e.textContent)"""
+    assert browser.execute_script(wide) == []
+    # the browser zooms out if something is too wide, so both numbers are compared with 390
+    assert size == [390, 390]
 
 
 def test_every_lesson_has_a_notebook_with_outputs():
     for page in LESSONS:
-        (name,) = {target for target in targets(page) if target.endswith(".ipynb")}
+        (name,) = set(re.findall(r'href="([^"]+\.ipynb)"', (BOOK / page).read_text("utf-8")))
         notebook = nbformat.read(BOOK / Path(page).parent / unquote(name), as_version=4)
         outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
         assert outputs and not any(out.output_type == "error" for out in outputs), page
@@ -98,26 +89,26 @@ def test_the_search_finds_a_function(browser):
 
 
 @pytest.mark.parametrize("value", [("dark", "reduce"), ("light", "no-preference")])
-def test_the_page_follows_the_colours_and_the_motion_of_the_system(browser, value):
+def test_the_page_follows_the_colours_and_the_motion_of_the_system(browser, value, emulate):
     names = "prefers-color-scheme", "prefers-reduced-motion"
     features = [{"name": name, "value": v} for name, v in zip(names, value)]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    emulate("setEmulatedMedia", features=features)
     visit(browser, "index.html")
     colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(re.search(r"\d+", colour)[0]) < 128) == (value[0] == "dark")
     for name, still in (("moving", False), ("still", True)):
         shown = browser.find_element("css selector", f"img.{name}").is_displayed()
         assert shown == (still == (value[1] == "reduce"))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 # ----------------------------------------------------------- the figure that a reader can edit
 
 
+INT4 = nf4.Codebook.from_values(np.float32(np.arange(-7, 8) / 7))
 CODEBOOKS = {
     "NF4": nf4.CODEBOOKS["nf4"],
     "FP4": nf4.CODEBOOKS["fp4"],
-    "int4": nf4.Codebook.from_values(np.float32(np.arange(-7, 8) / 7)),
+    "int4": INT4,
 }
 
 
@@ -143,31 +134,34 @@ def blocks(size, codebooks):
     return [block.astype(np.float32) for block in found]
 
 
-def lesson_with_the_figure():
-    return next(p for p in LESSONS if "quantize_a_block" in (BOOK / p).read_text("utf-8"))
+@pytest.fixture
+def figure(browser):
+    """Return the browser at the lesson with the figure."""
+    visit(browser, next(p for p in LESSONS if "quantize_a_block" in (BOOK / p).read_text("utf-8")))
+    return browser
+
+
+QUANTIZE = """const q = quantizeBlock(arguments[0], arguments[1]);
+return [q.absmax, q.codes, q.bytes, q.values, q.rmse]"""
 
 
 @pytest.mark.parametrize("name", CODEBOOKS)
-def test_the_figure_computes_what_minilora_computes(browser, name):
-    visit(browser, lesson_with_the_figure())
+def test_the_figure_computes_what_minilora_computes(figure, name):
     for block in blocks(16, CODEBOOKS.values()):
-        call = "const q = quantizeBlock(arguments[0], arguments[1]);"
-        call += "return [q.absmax, q.codes, q.bytes, q.values, q.rmse]"
-        absmax, codes, packed, values, error = browser.execute_script(call, block.tolist(), name)
+        absmax, codes, packed, values, error = figure.execute_script(QUANTIZE, block.tolist(), name)
         right = expected(block, name)
         assert (absmax, codes, packed) == right[:3], block
         assert np.array_equal(np.float32(values), np.float32(right[3])), block
         assert error == pytest.approx(right[4], rel=1e-12, abs=1e-300), block
 
 
-def test_the_figure_shows_what_the_reader_enters(browser):
-    visit(browser, lesson_with_the_figure())
-    inputs = browser.find_elements("css selector", ".quantize-table input")
+def test_the_figure_shows_what_the_reader_enters(figure):
+    inputs = figure.find_elements("css selector", ".quantize-table input")
     inputs[2].clear()
     inputs[2].send_keys("-0.25")
     block = [float(i.get_property("value")) for i in inputs]
     assert len(block) == 16 and block[2] == -0.25
-    rows = browser.find_elements("css selector", ".quantize-table tbody tr")
+    rows = figure.find_elements("css selector", ".quantize-table tbody tr")
     for column, name in enumerate(CODEBOOKS, 1):
         _, codes, packed, values, error = expected(block, name)
         cells = [row.find_elements("css selector", "td, th")[column].text for row in rows]
@@ -179,21 +173,20 @@ def test_the_figure_shows_what_the_reader_enters(browser):
         assert float(cells[17]) == pytest.approx(error, rel=1e-2)
     inputs[0].clear()
     inputs[0].send_keys("1e39")
-    status = browser.find_element("css selector", ".quantize [role=status]")
+    status = figure.find_element("css selector", ".quantize [role=status]")
     assert status.text == "Each weight must be a finite float32 number."
 
 
-def test_the_figure_works_with_the_keyboard_alone(browser):
+def test_the_figure_works_with_the_keyboard_alone(figure):
     """Tab reaches the buttons, the table (which may scroll) and each weight, in this order."""
-    visit(browser, lesson_with_the_figure())
-    browser.execute_script("document.querySelector('.quantize button').focus()")
+    figure.execute_script("document.querySelector('.quantize button').focus()")
     order = []
     for _ in range(20):
-        order.append(browser.execute_script("return document.activeElement.tagName"))
-        browser.switch_to.active_element.send_keys(Keys.TAB)
+        order.append(figure.execute_script("return document.activeElement.tagName"))
+        figure.switch_to.active_element.send_keys(Keys.TAB)
     assert order == ["BUTTON"] * 3 + ["DIV"] + ["INPUT"] * 16
-    first = browser.find_element("css selector", ".quantize-table input")
-    button = browser.find_elements("css selector", ".quantize button")[1]
+    first = figure.find_element("css selector", ".quantize-table input")
+    button = figure.find_elements("css selector", ".quantize button")[1]
     button.send_keys(Keys.ENTER)
     assert float(first.get_property("value")) == 10
     first.send_keys(Keys.ARROW_UP)

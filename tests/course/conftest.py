@@ -15,6 +15,13 @@ def built_in(monkeypatch):
 
 
 @pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """Work in a new folder, and return it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def pools(monkeypatch):
     """Grade in this process, where students start sooner; return the number of jobs per pool."""
     found = []

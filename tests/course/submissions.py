@@ -1,6 +1,19 @@
-"""Folders and zip files as students submit them."""
+"""Exercises of the tests' own, and folders and zip files as students submit them."""
 
 import zipfile
+from pathlib import Path
+
+from outcomes import run
+
+from minilora.course.students import exercises
+
+SET = Path(__file__).with_name("exercises")  # these do not change when the course changes
+OWN = exercises.load_file(SET / "exercises.toml")
+
+
+def own(*words, status=0):
+    """Run a command with the exercises of SET; return what it prints."""
+    return run(*words, "--exercises", SET, status=status)
 
 
 def folder(path, files):

@@ -8,16 +8,13 @@ from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock
 
-from outcomes import run
-from submissions import folder, zipped
+from submissions import OWN, SET, folder, own, zipped
 
 from minilora.course.students import exercises, judge
 from minilora.course.students.isolation import LATE
 from minilora.course.teachers import submission, teach
 
 CHOSEN = ("packing-nibbles", "warmup")
-SET = Path(__file__).with_name("exercises")
-OWN = exercises.load_file(SET / "exercises.toml")
 FILES = {OWN[id].file: OWN[id].student_file(solved=True) for id in CHOSEN}
 PACK, WARMUP = FILES
 FULL = sum(OWN[id].points for id in CHOSEN)
@@ -50,8 +47,7 @@ def cut_off(path):
 
 
 def with_pipe(path):
-    folder(path, FILES)
-    (path / WARMUP).unlink()
+    folder(path, {PACK: FILES[PACK]})
     os.mkfifo(path / WARMUP)
     return path
 
@@ -122,11 +118,9 @@ GRADED = ("first.last", "first.other", "slashes.zip", "tar.tar.gz", "checksum.zi
           "canvas", "prints", "helper", "empty", "encoding")  # fmt: skip
 
 
-def test_a_class_with_every_damage(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_class_with_every_damage(workspace):
     paths = [submitted(Path(name).absolute()) for name in GRADED]
-    more = "--seed 3 --jobs 2 --out class --exercises", SET
-    table = run("teach grade", *paths, "--only", *CHOSEN, *more).out
+    table = own("teach grade", *paths, "--only", *CHOSEN, "--seed 3 --jobs 2 --out class").out
     earned = Counter()
     with open("class/grades.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -152,8 +146,8 @@ def test_what_is_out_of_time_is_run_again_alone(tmp_path, pools, monkeypatch):
     for name in ("ann", "ben"):
         body = LATE_ONCE.format(mark=str(tmp_path / f"{name}.mark"))
         folder(tmp_path / name, one(body))
-    more = "--jobs 2 --only packing-nibbles warmup --seed 3 --exercises", SET
-    out = run("teach grade", tmp_path / "ann", tmp_path / "ben", *more).out
+    more = "--jobs 2 --only packing-nibbles warmup --seed 3"
+    out = own("teach grade", tmp_path / "ann", tmp_path / "ben", more).out
     assert "- ann: 7 of 7 points\n- ben: 7 of 7 points\n" in out and pools == [2, 1, 1]
     late = Mock(return_value=judge.Verdict(0.0, LATE))
     monkeypatch.setattr(judge, "verdict", late)

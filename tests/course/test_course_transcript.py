@@ -21,7 +21,7 @@ def verdict(words):
 
 
 def test_transcript_of_the_course(transcript, monkeypatch, pools):
-    monkeypatch.setitem(judge.CALLS, judge.REFERENCE, 2)  # enough calls for a verdict
-    monkeypatch.setitem(judge.CALLS, judge.SLOPES, 1)
+    calls = {judge.REFERENCE: 2, judge.SLOPES: 1}  # enough for a verdict
+    monkeypatch.setattr(judge, "CALLS", calls)
     monkeypatch.setattr(judge, "CALLS_OF_A_PROPERTY", 2)
     transcript(exercise=exercise, verdict=verdict)

@@ -24,7 +24,7 @@ def arguments(rng, n, quant_type, ties):
 def property_nothing_is_nearer(function, x, codebook):
     """none of the sixteen values is nearer to x than the value of its code"""
     codes = np.asarray(function(x, codebook))
-    assert codes.shape == x.shape, f"shape {codes.shape} for x of shape {x.shape}"
+    assert codes.shape == x.shape
     distance = np.abs(x[:, None] - codebook.values).astype(np.float64)  # (n, 16)
     # x, a value and their difference are at most 2: one rounding of 2⁻²⁴·2 on either side
     assert (distance[np.arange(x.size), codes] <= distance.min(axis=1) + 2**-22).all()
