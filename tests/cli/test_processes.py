@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 from models import TINY, adapted, fast_model, fingerprint, random_examples, random_model
 from outcomes import error_of, run
-from small_run import resume
+from small_run import parsed, resume
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minilora import cli, kernels, layers
 from minilora.batching import Example
 from minilora.cli import processes, run_folder
-from minilora.cli.arguments import parse
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import RunWriter, prepare
 from minilora.config import InputError, TrainConfig
@@ -254,7 +253,7 @@ def test_shards_are_refused_if_the_gradient_is_too_large(
     line = error_of(train, "--shards 2")
     assert "--shards has no effect with more than 895 trained parameters" in line
     with_comm(1)
-    args = parse(["train", "--model", str(base), "--data", str(data)])
+    args = parsed("train --model", base, "--data", data)
     assert prepare(args, out).loaded.model.ops is kernels.ops
     with_comm(2)
     assert "a micro-batch has 1 shards for 2 processes" in error_of(train)
