@@ -134,12 +134,6 @@ def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(base, tmp_pa
 # -------------------------------------------------------------------------------- evaluate
 
 
-def evaluated(*words):
-    """Return (the JSON object of `minilora evaluate`, what it wrote to standard error)."""
-    printed, said = run("evaluate --json", *words)
-    return json.loads(printed), said
-
-
 def test_a_merged_model_has_its_dtype_and_its_runs(adapter, tmp_path):
     """The transcript has its scores on the rows of its last run."""
     merged = tmp_path / "merged"
@@ -184,10 +178,11 @@ class Chain:
 
     def evaluate(self, *words, message=""):
         flags, kept = self.write(20)
-        score, said = evaluated(*flags, *words)
+        printed, said = run("evaluate --json", *flags, *words)
         assert message in said
         kept = [n for n in kept if n is not None]
         n = self.check(said, kept, "rows")
+        score = json.loads(printed)
         found = score["rows"], score.get("trained_on")
         assert found == (len(kept), n if self.runs and None not in self.runs else None)
 

@@ -110,7 +110,7 @@ HEALTHY = doctor.Row("q_proj", (), 4, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0, downhill=0.0
 
 
 @pytest.mark.parametrize(
-    ("fields", "median", "says"),
+    "fields, median, says",
     [
         ({}, 100.0, ""),
         ({}, 0.01, ""),

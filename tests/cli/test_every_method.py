@@ -44,7 +44,7 @@ def states(loaded, optimizer, state=None):
         yield state
 
 
-@pytest.mark.parametrize(("method", "storage"), combinations())
+@pytest.mark.parametrize("method, storage", combinations())
 def test_a_methods_run_is_resumed_and_its_folder_is_read_by_every_command(
     method, storage, base, tmp_path
 ):

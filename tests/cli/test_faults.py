@@ -90,7 +90,7 @@ def fail(path):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
-RUNS = pytest.mark.parametrize(("old", "more"), [(False, ""), (True, "--overwrite")])
+RUNS = pytest.mark.parametrize("old, more", [(False, ""), (True, "--overwrite")])
 
 
 @RUNS

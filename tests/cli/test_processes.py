@@ -27,7 +27,6 @@ from minilora.cli.loading import load_for_training
 from minilora.cli.run import RunWriter, prepare
 from minilora.config import InputError, TrainConfig
 from minilora.formats.checkpoint import CHECKPOINT
-from minilora.kernels import threads
 from minilora.training import gradient_at, start, steps
 
 CONFIG = TrainConfig(iters=2, batch_size=5, grad_accumulation_steps=2, learning_rate=0.02, seed=3)
@@ -64,7 +63,7 @@ def in_processes(size, function):
 
 
 @pytest.mark.parametrize(
-    ("ops", "shards", "sizes"),
+    "ops, shards, sizes",
     [(layers, 9, [4]), (kernels.ops, 4, [2, 3, 5])],
 )
 def test_the_bits_depend_on_the_shards_and_not_on_the_processes(ops, shards, sizes, monkeypatch):
@@ -80,7 +79,7 @@ def test_the_bits_depend_on_the_shards_and_not_on_the_processes(ops, shards, siz
     alone = trained(shards)
     for size in sizes:
         assert in_processes(size, partial(trained, shards)) == [alone] * size
-    monkeypatch.setattr(threads, "THREADS", 4)
+    monkeypatch.setattr("minilora.kernels.threads.THREADS", 4)
     assert trained(shards) == alone
     assert trained(2) != alone  # the sum is rounded in another order
 
@@ -176,7 +175,7 @@ ALONE = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))  # of an
 
 
 @pytest.mark.parametrize(
-    ("prefix", "mpi4py", "message"),
+    "prefix, mpi4py, message",
     [
         ("OMPI_COMM_WORLD_", None, r"cannot be imported .*pip install 'minilora\[mpi\]'"),
         ("PMI_", BrokenMPI(), r"cannot be imported \(cannot load MPI library\): install it"),

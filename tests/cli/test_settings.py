@@ -19,6 +19,7 @@ from minilora.cli.loading import load_for_training, unused_settings
 from minilora.cli.run import RunWriter
 from minilora.config import TrainConfig
 
+DEFAULTS = vars(parser().parse_args(["train"]))
 VALUES = {  # {setting: a value that is not the default and acts}; a list of values is a string
     "model": "{other}", "data": "{more}", "columns": ["prompt=question", "completion=answer"],
     "quantize": "fp4", "block_size": 32, "method": "ia3", "init_lora_weights": "pissa",
@@ -169,7 +170,7 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
         given = {word for word in args.pop("given") if word.startswith("--")}
         return args, given - {"--iters", "--epochs"}  # which always act
 
-    others = vars(parser().parse_args(["train"])) | OTHERS
+    others = DEFAULTS | OTHERS
     for name, value in VALUES.items():
         rest = {} if name == "data" else {"data": "{rows}"}
         own, earlier = {name: value}, {name: others[name]}
@@ -196,7 +197,7 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
 
 def test_a_value_of_another_type_or_an_empty_one_or_two_are_refused_in_every_place(place):
     """An empty list is a value in a file, but not on the line: a variable of the shell is empty."""
-    for name, default in vars(parser().parse_args(["train"])).items():
+    for name, default in DEFAULTS.items():
         is_switch = isinstance(default, bool)
         if name in ("command", "config"):
             continue
@@ -278,7 +279,7 @@ def test_which_settings_have_no_effect(place, flags):
 
 def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcome, rng, tries):
     """Each case is a setting and other settings, with which it may have no effect."""
-    known = vars(parser().parse_args(["train"])).keys() - OF_THE_FOLDER
+    known = DEFAULTS.keys() - OF_THE_FOLDER
     assert known == VALUES.keys()
     cases = [(name, context) for name in VALUES for context in CONTEXTS]
     for name, context in rng.sample(cases, tries(10, 400)):

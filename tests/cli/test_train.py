@@ -51,7 +51,7 @@ from minilora.cli.run import (
     print_length,
     steps_of_epochs,
 )
-from minilora.evaluation import memory, plot
+from minilora.evaluation import plot
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import (
     CHECKPOINT,
@@ -146,7 +146,7 @@ def test_two_runs_in_one_folder(train, out):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("flags", "message"), [
+@pytest.mark.parametrize("flags, message", [
     ("", "already contains a run"), ("--resume", "--lora-r is 3, but the run"),
 ])  # fmt: skip
 def test_a_run_that_ends_while_another_one_loads_stays(train, out, monkeypatch, flags, message):
@@ -203,7 +203,7 @@ def test_a_step_that_needs_the_whole_memory_is_refused(base, capsys, monkeypatch
     examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
     config = TrainConfig(batch_size=4, grad_accumulation_steps=9)
     needed = cli_run.print_size(loaded, 4 * 8, config)
-    monkeypatch.setattr(memory, "physical_memory", lambda: needed)
+    monkeypatch.setattr("minilora.evaluation.memory.physical_memory", lambda: needed)
     with refused("a step needs"):
         check_memory(loaded, examples, config)
     line = "\na step over 32 tokens, without the scores of prefix"
