@@ -525,6 +525,7 @@ def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
     "opens, thinks, closes",  # what the template writes before an answer, after its thoughts, after
     [
         ("", "", ""),
+        (" ", "", ""),
         ("", "", "\n"),
         ("", "", "\nhel\n"),
         ("<|im_start|>l.", "", ""),
@@ -552,6 +553,8 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
     if thinks:
         for message in row[1::2]:
             message["reasoning_content"] = "l h"
+    if opens == " ":  # else some tokenizers leave out the space that begins a text
+        row[1]["content"], row[3]["content"] = " h", "  h"
     tokens, in_answer, _ = encode({"messages": row}, words, mask_prompt=True)
     assert 0 not in tokens  # the template writes no BOS
     messages = []
@@ -563,19 +566,6 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
         answer = tokens[start : tokens.index(words.eos_token_id, start)]
         messages.append(answer_message(words, messages, prompt, answer))
     assert messages == row
-
-
-@pytest.mark.parametrize("said", [" h", "  h"])
-def test_the_content_of_an_answer_keeps_its_spaces(said):
-    """Also with a tokenizer of SentencePiece, which leaves out the space that begins a text."""
-    template = "{% for m in messages %}: {{ m.content }}{% endfor %}"
-    template += "{% if add_generation_prompt %}:{% endif %}"
-    words = replace(metaspace(), chat_template=template)
-    asked = [{"role": "user", "content": "e"}]
-    answer = {"role": "assistant", "content": said}
-    tokens, in_answer, _ = encode({"messages": [*asked, answer]}, words, mask_prompt=True)
-    start = in_answer.index(1)
-    assert answer_message(words, asked, tokens[:start], tokens[start:-1]) == answer
 
 
 def test_a_typed_prompt_is_a_text_of_unix(monkeypatch):
