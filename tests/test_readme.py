@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import moved
+from outcomes import run
 
 import minilora
-from minilora import cli, tree
+from minilora import tree
 from minilora.cli.arguments import Parser, parser
 from minilora.course.commands import add_commands
 from minilora.data.tasks import RECIPES
@@ -58,16 +59,15 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
     exec(lines.replace("iters=200", "iters=8"), names)
     losses = [row["loss"] for row in names["history"] if "loss" in row]
     assert len(losses) == 8 and losses[-1] < losses[0] - 1
-    assert cli.main(["evaluate", "--adapter-path", "my_adapter", "--data", "questions"]) == 0
+    run("evaluate --adapter-path my_adapter --data questions")
 
 
 @pytest.mark.long
-def test_the_output_of_the_first_run(tmp_path, monkeypatch, capsys):
+def test_the_output_of_the_first_run(tmp_path, monkeypatch):
     """`minilora train` without flags; training magnifies how a processor rounds, so the last loss
     is known to some percent only."""
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train"]) == 0
-    printed = capsys.readouterr().out
+    printed = run("train").out
     shown = block("README.md", "text")
     pattern = r"after: held-out loss ([\d.]+) nats per token, exact match (.*)"
     said, found = (re.search(pattern, text) for text in (shown, printed))

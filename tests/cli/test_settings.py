@@ -61,8 +61,8 @@ CONTEXTS = (  # in each of them, other flags act
 @pytest.fixture(scope="module")
 def place(place):
     """The folder with more bases and rows, and the names of all of them."""
-    names = "base other chat rows.jsonl few.jsonl texts.jsonl more.jsonl adapter run"
-    of = {name.partition(".")[0]: str(place / name) for name in names.split()}
+    names = "base other chat rows few texts more adapter run"
+    of = {name: str(place / name) for name in names.split()}
     write_base(place / "other", seed=1)
     template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
     write_chat_base(place / "chat", template)
