@@ -48,12 +48,15 @@ def imports(module):
 
 
 PARTS = FILES.keys() - {"", "__main__"}
-CORE = {module for module in PARTS if module.partition(".")[0] not in ORDER}
 
 
 def place(module):
-    """The position of the module's subpackage in ORDER."""
-    return 0 if module in CORE else ORDER.index(module.partition(".")[0])
+    """The position of the module's subpackage in ORDER; a module of none is in the core."""
+    part = module.partition(".")[0]
+    return ORDER.index(part) if part in ORDER else 0
+
+
+CORE = {module for module in PARTS if place(module) == 0}
 
 
 def test_a_subpackage_imports_only_those_before_it():

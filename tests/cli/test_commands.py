@@ -314,11 +314,16 @@ def test_the_prompts_of_a_batch_share_one_base(base, tmp_path, monkeypatch):
     assert loads.call_count == 1
 
 
+def turns(*texts):
+    """Return messages of the user and the assistant, in turn."""
+    roles = ("user", "assistant") * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts)]
+
+
 def test_a_row_that_a_run_left_out_on_its_date_is_left_out_later():
     """The name of a month can be too long for --max-seq-length."""
     tokenizer = replace(tiny(), chat_template="{{ strftime_now('%B') }}" + TEMPLATE)
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows, length = [{"messages": turns}], len("May[user]a[assistant]b")
+    rows, length = [{"messages": turns("a", "b")}], len("May[user]a[assistant]b")
     for month, used in ("05", rows), ("09", []):
         settings = {"max_seq_length": length, "mask_prompt": True, "chat_date": f"2001-{month}-03"}
         assert used_rows(rows, tokenizer, settings) == used
@@ -432,7 +437,7 @@ def test_an_answer_that_ends_within_a_character_is_warned_of(capsys):
     """The next prompt has U+FFFD in its place; the model wrote the first bytes of the character."""
     warn_once.cache_clear()
     words = replace(tiny(), chat_template=TEMPLATE)
-    asked = [{"role": "user", "content": "q"}]
+    asked = turns("q")
     answer_message(words, asked, chat_ids(words, asked), words.encode("a👍")[:4])
     assert "in another way" in capsys.readouterr().err
 
@@ -509,10 +514,9 @@ def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
     """Exact match would be that of another prompt than the one of `generate`."""
     template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}" + asks
     words = replace(make(), chat_template=is_chat and template + "{% endif %}{% endfor %}")
-    ask = {"role": "user", "content": "l" if is_chat else asks}
-    answer = {"role": "assistant", "content": "hel"}
-    row = {"messages": [ask, answer]} if is_chat else {"prompt": asks, "completion": "hel"}
-    prompt = prompt_ids(parsed("chat"), words, [ask])
+    messages = turns("l" if is_chat else asks, "hel")
+    row = {"messages": messages} if is_chat else {"prompt": asks, "completion": "hel"}
+    prompt = prompt_ids(parsed("chat"), words, messages[:1])
     settings = TrainConfig(mask_prompt=True, max_seq_length=len(prompt) + 1)
     (example, _), _ = encode_rows([row, {"text": asks + "hel"}], words, settings)
     is_other = example.tokens[: len(prompt)] != prompt
@@ -547,9 +551,7 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
     if make is byte_level:
         ends.append(words.backend.token_to_id("h"))  # its text is a part of other tokens
     words = replace(words, chat_template=template, eos_token_ids=tuple(ends))
-    said = ["hel", "lel", " he", "hehe", "lel", "he."]
-    roles = ("user", "assistant") * 3
-    row = [{"role": role, "content": text} for role, text in zip(roles, said)]
+    row = turns("hel", "lel", " he", "hehe", "lel", "he.")
     if thinks:
         for message in row[1::2]:
             message["reasoning_content"] = "l h"

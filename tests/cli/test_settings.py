@@ -284,10 +284,8 @@ def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcom
     cases = [(name, context) for name in VALUES for context in CONTEXTS]
     for name, context in rng.sample(cases, tries(10, 400)):
         rest = START | context
-        if name in ("iters", "epochs"):
-            del rest["iters"]
+        rest.pop("iters" if name == "epochs" else name, None)
         value = VALUES[name]
-        rest.pop(name, None)
         line = rest | {name: value}
         expected = outcome(line)
         if isinstance(expected, str):

@@ -61,7 +61,6 @@ from minilora.formats.checkpoint import (
     read_metadata,
     read_source,
 )
-from minilora.formats.files import digest as files_digest
 from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
 from minilora.methods.vera import SHARED_NAMES
@@ -441,7 +440,7 @@ def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
     train, valid = (write_rows(rows / f"{split}.jsonl") for split in ("train", "valid"))
 
     def digests():
-        return stored_paths.digest("data", rows), files_digest(pretrained.files(own))
+        return stored_paths.digest("data", rows), pretrained.digest(pretrained.files(own))
 
     before = digests()
     assert load(own).model.source.digest == before[1]
