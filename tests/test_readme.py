@@ -25,7 +25,7 @@ from minilora.methods.registry import METHODS
 from minilora.quant.schemes import quantize_leaf
 
 ROOT = Path(__file__).parents[1]
-LESSONS, GUIDE = ROOT / "lessons", ROOT / "lessons" / "guide"
+LESSONS, GUIDE = ROOT / "lessons", ROOT / "lessons/guide"
 PAGES = [ROOT / "README.md", LESSONS / "README.md", *sorted(LESSONS.glob("*/*.md"))]
 EXERCISES = tomllib.loads((LESSONS / "exercises.toml").read_text("utf-8"))["exercise"]
 
@@ -156,7 +156,7 @@ def test_every_link_leads_to_a_file_and_a_heading(path):
 
 
 def test_the_flags_of_train():
-    (commands,) = (action.choices for action in parser()._actions if action.dest == "command")
+    commands = parser()._actions[-1].choices
     rows = {row[0].strip("`"): row[1:] for row in table("command-line.md", "flag |")}
     actions = commands["train"]._actions[1:]
     assert len(rows) == len(actions)

@@ -229,7 +229,7 @@ def test_the_model_card_has_the_base_and_the_metadata_of_the_hub():
 # ----------------------------------------------------------------------------- resuming a run
 
 
-def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
+def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path, monkeypatch):
     """The definition: the state at the end of the first run, then steps of the longer run."""
     train()
     loaded = load_for_training(parsed("train --model", base, "--data", data))
@@ -249,6 +249,9 @@ def test_a_finished_run_is_lengthened(train, base, data, out, tmp_path):
     config = out / "train_config.toml"
     again = run("train -c", config, *at(tmp_path / "again")).err
     assert f"up to step 4, the run of {config} had the schedule of 4" in again
+    with monkeypatch.context() as patch:  # no step has the schedule of this length
+        patch.setattr(cli_run.loop, "run", Mock(side_effect=KeyboardInterrupt))
+        resume(out, "--iters 20", status=130)
     resume(out, "--epochs 2")
     numbers, facts = read_metadata(out / CHECKPOINT)
     assert (numbers["step"], facts["lengths"]) == (18, [[4, 4], [9, 9]])
