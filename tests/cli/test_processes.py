@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -32,11 +33,13 @@ from minilora.training import gradient_at, start, steps
 CONFIG = TrainConfig(iters=2, batch_size=5, grad_accumulation_steps=2, learning_rate=0.02, seed=3)
 
 
+@dataclass
 class Comm:
     """The communicator of one of several threads; `shared` has a barrier and their arrays."""
 
-    def __init__(self, rank, size, shared):
-        self.rank, self.size, self.shared = rank, size, shared
+    rank: int
+    size: int
+    shared: SimpleNamespace | None
 
     def Get_rank(self):
         return self.rank
