@@ -54,16 +54,12 @@ class Faults:
         return call
 
     def opening(self, real):
-        if getattr(real, "faulty", False):
-            return real
-
         def call(path, mode="r", *args, **kwargs):
             if mode in ("r", "rb") or isinstance(path, int):
                 return real(path, mode, *args, **kwargs)
             self("open", path)
             return File(real(path, mode, *args, **kwargs), path, self)
 
-        call.faulty = True
         return call
 
 

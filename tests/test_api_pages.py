@@ -9,14 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from test_architecture import FILES
 
 import minilora
 
 ROOT = Path(__file__).parents[1]
-FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for path in sorted((ROOT / "minilora").rglob("*.py"))
-}
 PAGES = "".join(path.read_text("utf-8") for path in ROOT.glob("lessons/api/*.md"))
 
 
@@ -26,12 +23,12 @@ def test_every_public_name_and_module_is_on_a_page():
         if not isinstance(value, ModuleType | dict | str):
             assert f":: minilora.{name}\n" in PAGES, name
     for module, path in FILES.items():
-        hidden = module.split(".")[1] in ("cli", "course", "lessons")
+        hidden = module.split(".")[0] in ("cli", "course", "lessons")
         if not (hidden or path.name.startswith("__")):
-            assert f"automodule:: {module}\n" in PAGES, module
+            assert f"automodule:: minilora.{module}\n" in PAGES, module
 
 
 @pytest.mark.parametrize("module", [m for m, path in FILES.items() if ">>>" in path.read_text()])
 def test_examples_in_docstrings(module):
-    result = doctest.testmod(import_module(module))
+    result = doctest.testmod(import_module(f"minilora.{module}"))
     assert result.attempted and not result.failed

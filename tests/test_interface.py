@@ -23,9 +23,8 @@ def test_dir_is_the_interface():
         # no function hides a module of its name
         assert inspect.ismodule(value) or not hasattr(value, "__path__")
         if inspect.isfunction(value):
-            signature = inspect.signature(value)
-            missing = [p for p in signature.parameters.values() if p.annotation is p.empty]
-            assert not missing and signature.return_annotation is not signature.empty, name
+            parameters = inspect.signature(value).parameters
+            assert value.__annotations__.keys() == {*parameters, "return"}, name
 
 
 def test_the_share_of_what_is_trained_is_told_as_peft_does(capsys):
@@ -120,9 +119,10 @@ def test_token_ids_may_be_lists_or_of_any_integer_type():
 
 def test_each_token_of_an_example_has_an_entry_in_its_mask():
     """A mask of two entries for three tokens would be broadcast to all of them."""
-    with refused(r"the mask of examples\[0\] has another length"):
-        evaluate([Example([1, 2, 3], [0, 1])])
-    with refused(r"the answer of examples\[0\] has another length"):
-        evaluate([Example([1, 2, 3], [0, 1, 1], [0, 1])])
-    with refused("must have 1 for a target and 0 for the rest"):
-        evaluate([Example([1, 2, 3], [-100, 1, 1])])
+    for message, *masks in (
+        (r"the mask of examples\[0\] has another length", [0, 1]),
+        (r"the answer of examples\[0\] has another length", [0, 1, 1], [0, 1]),
+        ("must have 1 for a target and 0 for the rest", [-100, 1, 1]),
+    ):
+        with refused(message):
+            evaluate([Example([1, 2, 3], *masks)])

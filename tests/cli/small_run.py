@@ -10,10 +10,10 @@ from models import moved, untimed
 from outcomes import arguments, printed, run
 from toy_models import CONFIG, tiny, toy_model
 
-from minilora import LoraConfig, cli, get_peft_model
+from minilora import LoraConfig, cli, get_peft_model, load, save_adapter, save_pretrained
+from minilora.cli.arguments import parse
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats.checkpoint import read_metadata, save_adapter
-from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.checkpoint import read_metadata
 from minilora.formats.safetensors_file import read_header
 from minilora.lessons.helpers.pretraining import llama, random_params
 from minilora.model import Model
@@ -52,6 +52,11 @@ def write_rows(path, rows=None):
 def exit_status(*words):
     """Return the exit status of `minilora` with these arguments."""
     return cli.main(arguments(words))
+
+
+def parsed(*words):
+    """Return the settings that a command has with these arguments."""
+    return parse(arguments(words))
 
 
 def training(base, data, out, *more, steps=FEW_STEPS):

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from toy_models import CONFIG, leaves, needs_hf, tiny, toy_model, with_bos
+from toy_models import CONFIG, leaves, tiny, toy_model, with_bos
 
 from minilora.formats.pretrained import save_pretrained
 
@@ -37,6 +37,5 @@ def write_base(folder):
 
 
 def test_transcript_of_a_scenario(transcript):
-    needs_hf()
     write_base(Path("base"))
     transcript()

@@ -11,10 +11,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import safetensors.numpy
-from outcomes import error_of, run
+from outcomes import error_of, refused, run
 from small_run import (
     at,
     changed,
+    parsed,
+    resume,
     save_changed,
     settings_of,
     sums,
@@ -24,8 +26,21 @@ from small_run import (
 )
 from toy_models import change_json, tiny, tiny_metadata, toy_model, with_bos
 
-from minilora import LoraConfig, get_peft_model, kernels, layers, merge
-from minilora.cli.arguments import parse
+from minilora import (
+    InputError,
+    LoraConfig,
+    Model,
+    Source,
+    TrainConfig,
+    encode_rows,
+    get_peft_model,
+    kernels,
+    layers,
+    load,
+    merge,
+    save_adapter,
+    save_pretrained,
+)
 from minilora.cli.commands import load_model, print_answer, prompt_ids, token_text, typed_text
 from minilora.cli.examples import load_examples, used_rows
 from minilora.cli.loading import (
@@ -37,32 +52,28 @@ from minilora.cli.loading import (
     read_run,
 )
 from minilora.cli.run import prepare, print_sample
-from minilora.config import InputError, TrainConfig
 from minilora.data.chat import answer_message, chat_ids
-from minilora.data.encoding import encode, encode_rows
+from minilora.data.encoding import encode
 from minilora.data.rows import warn_once
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer
 from minilora.formats import hf_tokenizer
-from minilora.formats.checkpoint import save_adapter
-from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
-from minilora.model import Model, Source
 
 # ---------------------------------------------------------------------- the base of an adapter
 
 
 def test_a_base_is_stored_as_the_adapter_says_unless_a_flag_says_otherwise(base, tmp_path):
     words = "--quantize fp4 --block-size 32 --init-lora-weights pissa --compute-dtype bfloat16"
-    new = load_for_training(parse(["train", "--model", str(base), *words.split()]))
+    new = load_for_training(parsed("train --model", base, words))
     save_adapter(tmp_path, changed(new.adapters), new.model, new.adapter_config)
-    for model in (new.model, load_model(parse(["evaluate"]), tmp_path).model):
+    for model in (new.model, load_model(parsed("evaluate"), tmp_path).model):
         w = model.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
         assert (w.quant_type, w.block_size, w.compute_dtype) == ("fp4", 32, "bfloat16")
-    for name, value, *stored in (
-        ("block-size", 64, "fp4", 64), ("quantize", "nf4", "nf4", 32),
-        ("quantize", "int8", "int8", None),
+    for words, *stored in (
+        ("--block-size 64", "fp4", 64), ("--quantize nf4", "nf4", 32),
+        ("--quantize int8", "int8", None),
     ):  # fmt: skip
-        args = parse(["evaluate", f"--{name}={value}"])
+        args = parsed("evaluate", words)
         assert base_of(tmp_path, args) == (str(base), *stored, "bfloat16")
 
 
@@ -123,12 +134,6 @@ def test_another_tokenizer_in_the_folder_of_an_adapter_is_warned_of(base, tmp_pa
 # -------------------------------------------------------------------------------- evaluate
 
 
-def evaluated(*words):
-    """Return (the JSON object of `minilora evaluate`, what it wrote to standard error)."""
-    printed, said = run("evaluate --json", *words)
-    return json.loads(printed), said
-
-
 def test_a_merged_model_has_its_dtype_and_its_runs(adapter, tmp_path):
     """The transcript has its scores on the rows of its last run."""
     merged = tmp_path / "merged"
@@ -148,61 +153,57 @@ LENGTHS = SHORT, "--no-mask-prompt --max-seq-length 20", "--mask-prompt --max-se
 
 
 class Chain:
-    """A model, and the numbers of the rows that each run before it was trained on."""
+    """A model, and the numbers of the rows of each run before it: None if nobody knows them."""
 
-    def __init__(self, base, folder, rng):
-        self.model = base
+    def __init__(self, base, new, rng):
+        self.model, self.new, self.rng = base, new, rng
         self.runs = []
-        self.all_known = True
-        self.rng = rng
-        self.new = (folder / f"{n}" for n in count())
 
     def check(self, said, numbers, what):
         """Compare a warning with what is known; return the number of these rows in some run."""
-        n = sum(any(number in run for run in self.runs) for number in numbers)
+        known = set().union(*filter(None, self.runs))
+        n = sum(number in known for number in numbers)
         found = re.findall("warning: (.*) are among the rows that the model was trained", said)
         assert found == [f"{n} of {len(numbers)} {what}"] * (n > 0)
         return n
 
     def write(self, size):
-        """Return (path, numbers of its rows, flags): each part of the rows has a short one."""
+        """Return (flags, numbers of new rows); a row that is left out has None for its number."""
         numbers = self.rng.choices(range(60), k=size)
         numbers[::9] = self.rng.choices(range(1, 60, 3), k=len(numbers[::9]))
         path = write_rows(next(self.new), [ROWS[n] for n in numbers])
-        return path, numbers, self.rng.choice(LENGTHS)
+        lengths = self.rng.choice(LENGTHS)
+        kept = [n if n % 3 or lengths != SHORT else None for n in numbers]
+        return ["--quantize none --data", path, lengths, "--model", self.model], kept
 
     def evaluate(self, *words, message=""):
-        path, numbers, flags = self.write(20)
-        quantize = "--quantize none --model", self.model
-        score, said = evaluated("--data", path, *quantize, flags, *words)
+        flags, kept = self.write(20)
+        printed, said = run("evaluate --json", *flags, *words)
         assert message in said
-        kept = [n for n in numbers if n % 3 or flags != SHORT]
+        kept = [n for n in kept if n is not None]
         n = self.check(said, kept, "rows")
+        score = json.loads(printed)
         found = score["rows"], score.get("trained_on")
-        assert found == (len(kept), n if self.runs and self.all_known else None)
+        assert found == (len(kept), n if self.runs and None not in self.runs else None)
 
     def train(self, *words):
         """Train on new rows; return the folder."""
-        path, numbers, flags = self.write(19)
+        flags, kept = self.write(19)
         out = next(self.new)
-        start = "train --iters 1 --batch-size 2 --quiet --quantize none --model", self.model
-        said = run(*start, "--data", path, flags, *at(out), *words).err
-        kept = [n if n % 3 or flags != SHORT else None for n in numbers]
-        held_out = [n for n in kept[9::10] if n is not None]
+        said = run("train --iters 1 --batch-size 2 --quiet", *flags, *at(out), *words).err
+        held_out = {kept.pop(9)} - {None}
         self.check(said, held_out, "held-out rows")
-        n = sum(number in kept[:9] + kept[10:] for number in held_out)
-        assert (f"{n} of {len(held_out)} held-out rows are among the rows to" in said) == (n > 0)
-        self.runs.append({*kept[:9], *kept[10:]} - {None})
+        is_known = bool(held_out & {*kept})
+        assert ("1 of 1 held-out rows are among the rows to" in said) == is_known
+        self.runs.append({*kept} - {None})
         self.evaluate(*at(out))
         return out
 
-    def merge(self, adapter):
-        out = next(self.new)
+    def merge(self, adapter=None):
+        """Merge this adapter, or that of a new run."""
+        adapter, out = adapter or self.train(), next(self.new)
         run("merge --quantize none --model", self.model, *at(adapter), "--out", out)
         self.model = out
-
-    def run_and_merge(self):
-        self.merge(self.train())
 
     def two_runs_and_merge(self):
         """The second run begins with the adapter of the first one, which may be lost later."""
@@ -215,15 +216,13 @@ class Chain:
         if lost == "moved":
             first.rename(next(self.new))
         elif lost:
-            more = "--seed 7"
             if lost == "other rows":  # in the same file, with the same settings
                 write_rows(Path(settings_of(first)["data"]), ROWS[1:20])
-                more = ""
-            run("train --overwrite --quiet -c", first / "train_config.toml", more)
-            run("train --iters 2 --resume --quiet", *at(second))  # it knows that the run is lost
+            seed = "--seed 7" if lost == "another run" else ""
+            run("train --overwrite --quiet -c", first / "train_config.toml", seed)
+            resume(second, "--iters 2 --quiet")  # it knows that the run is lost
         if lost:
-            self.all_known = False
-            self.runs[-2] = set()
+            self.runs[-2] = None
         message = f"{first} does not have the run of that adapter" if lost else ""
         self.evaluate(*(() if early else at(second)), message=message)
         if not early:
@@ -234,17 +233,9 @@ class Chain:
         adapter, model = next(self.new), load(self.model).model
         source = self.rng.choice([model.source, Source()])
         save_changed(adapter, model._replace(source=source), LoraConfig())
-        self.runs.append(set())
-        self.all_known = False
+        self.runs.append(None)
         self.evaluate(*at(adapter))
         self.merge(adapter)
-
-    def merge_in_python(self):
-        model, tokenizer = load(self.model)
-        adapters, model = get_peft_model(model, LoraConfig())
-        self.model = next(self.new)
-        save_pretrained(self.model, merge(changed(adapters), model), tokenizer)
-        self.all_known = self.all_known and not self.runs
 
     def quantize(self):
         out = next(self.new)
@@ -253,22 +244,27 @@ class Chain:
             self.model = out
 
     def save_in_python(self):
+        """Save the same model, or one with an adapter in it."""
         model, tokenizer = load(self.model)
+        if self.rng.random() < 0.5:
+            adapters, model = get_peft_model(model, LoraConfig())
+            model = merge(changed(adapters), model)
+            self.runs += [None] if self.runs else []
         self.model = next(self.new)
         save_pretrained(self.model, model, tokenizer)
 
 
 STEPS = [
-    Chain.run_and_merge, Chain.two_runs_and_merge, Chain.adapter_of_a_program_and_merge,
-    Chain.merge_in_python, Chain.quantize, Chain.save_in_python,
+    Chain.merge, Chain.two_runs_and_merge, Chain.adapter_of_a_program_and_merge, Chain.quantize,
+    Chain.save_in_python,
 ]  # fmt: skip
 
 
 def test_rows_of_every_earlier_run_are_counted(base, tmp_path, rng, tries):
     """Those that it did not leave out, after any chain of steps: all, or a message says why not."""
-    for case in range(tries(5, 200)):
-        chain = Chain(base, tmp_path / f"{case}", rng)
-        (tmp_path / f"{case}").mkdir()
+    new = (tmp_path / f"{n}" for n in count())
+    for _ in range(tries(5, 200)):
+        chain = Chain(base, new, rng)
         for step in rng.choices(STEPS, k=rng.randint(1, 4)):
             step(chain)
             chain.evaluate()
@@ -279,10 +275,10 @@ def test_rows_of_every_earlier_run_are_counted(base, tmp_path, rng, tries):
 
 def test_inspect_shows_what_train_trains_on(base, tmp_path):
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": "a", "completion": "b" * 300}])
-    for flags in [], ["--mask-prompt"]:
-        words = ["--model", str(base), "--data", str(long), *flags]
-        job = prepare(parse(["train", *words]), tmp_path / "none")
-        found, _ = load_examples(parse(["inspect", *words]), job.loaded, "train")
+    for flags in ("", "--mask-prompt"):
+        words = "--model", base, "--data", long, flags
+        job = prepare(parsed("train", *words), tmp_path / "none")
+        found, _ = load_examples(parsed("inspect", *words), job.loaded, "train")
         assert found.examples[0] == job.examples[0]
 
 
@@ -318,11 +314,16 @@ def test_the_prompts_of_a_batch_share_one_base(base, tmp_path, monkeypatch):
     assert loads.call_count == 1
 
 
+def turns(*texts):
+    """Return messages of the user and the assistant, in turn."""
+    roles = ("user", "assistant") * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts)]
+
+
 def test_a_row_that_a_run_left_out_on_its_date_is_left_out_later():
     """The name of a month can be too long for --max-seq-length."""
     tokenizer = replace(tiny(), chat_template="{{ strftime_now('%B') }}" + TEMPLATE)
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows, length = [{"messages": turns}], len("May[user]a[assistant]b")
+    rows, length = [{"messages": turns("a", "b")}], len("May[user]a[assistant]b")
     for month, used in ("05", rows), ("09", []):
         settings = {"max_seq_length": length, "mask_prompt": True, "chat_date": f"2001-{month}-03"}
         assert used_rows(rows, tokenizer, settings) == used
@@ -436,7 +437,7 @@ def test_an_answer_that_ends_within_a_character_is_warned_of(capsys):
     """The next prompt has U+FFFD in its place; the model wrote the first bytes of the character."""
     warn_once.cache_clear()
     words = replace(tiny(), chat_template=TEMPLATE)
-    asked = [{"role": "user", "content": "q"}]
+    asked = turns("q")
     answer_message(words, asked, chat_ids(words, asked), words.encode("a👍")[:4])
     assert "in another way" in capsys.readouterr().err
 
@@ -513,10 +514,9 @@ def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
     """Exact match would be that of another prompt than the one of `generate`."""
     template = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}" + asks
     words = replace(make(), chat_template=is_chat and template + "{% endif %}{% endfor %}")
-    ask = {"role": "user", "content": "l" if is_chat else asks}
-    answer = {"role": "assistant", "content": "hel"}
-    row = {"messages": [ask, answer]} if is_chat else {"prompt": asks, "completion": "hel"}
-    prompt = prompt_ids(parse(["chat"]), words, [ask])
+    messages = turns("l" if is_chat else asks, "hel")
+    row = {"messages": messages} if is_chat else {"prompt": asks, "completion": "hel"}
+    prompt = prompt_ids(parsed("chat"), words, messages[:1])
     settings = TrainConfig(mask_prompt=True, max_seq_length=len(prompt) + 1)
     (example, _), _ = encode_rows([row, {"text": asks + "hel"}], words, settings)
     is_other = example.tokens[: len(prompt)] != prompt
@@ -529,6 +529,7 @@ def test_rows_before_whose_answer_generation_reads_other_tokens_are_counted(
     "opens, thinks, closes",  # what the template writes before an answer, after its thoughts, after
     [
         ("", "", ""),
+        (" ", "", ""),
         ("", "", "\n"),
         ("", "", "\nhel\n"),
         ("<|im_start|>l.", "", ""),
@@ -550,12 +551,12 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
     if make is byte_level:
         ends.append(words.backend.token_to_id("h"))  # its text is a part of other tokens
     words = replace(words, chat_template=template, eos_token_ids=tuple(ends))
-    said = ["hel", "lel", " he", "hehe", "lel", "he."]
-    roles = ("user", "assistant") * 3
-    row = [{"role": role, "content": text} for role, text in zip(roles, said)]
+    row = turns("hel", "lel", " he", "hehe", "lel", "he.")
     if thinks:
         for message in row[1::2]:
             message["reasoning_content"] = "l h"
+    if opens == " ":  # else some tokenizers leave out the space that begins a text
+        row[1]["content"], row[3]["content"] = " h", "  h"
     tokens, in_answer, _ = encode({"messages": row}, words, mask_prompt=True)
     assert 0 not in tokens  # the template writes no BOS
     messages = []
@@ -569,19 +570,6 @@ def test_each_prompt_of_a_chat_is_the_start_of_the_row(make, asks, opens, thinks
     assert messages == row
 
 
-@pytest.mark.parametrize("said", [" h", "  h"])
-def test_the_content_of_an_answer_keeps_its_spaces(said):
-    """Also with a tokenizer of SentencePiece, which leaves out the space that begins a text."""
-    template = "{% for m in messages %}: {{ m.content }}{% endfor %}"
-    template += "{% if add_generation_prompt %}:{% endif %}"
-    words = replace(metaspace(), chat_template=template)
-    asked = [{"role": "user", "content": "e"}]
-    answer = {"role": "assistant", "content": said}
-    tokens, in_answer, _ = encode({"messages": [*asked, answer]}, words, mask_prompt=True)
-    start = in_answer.index(1)
-    assert answer_message(words, asked, tokens[:start], tokens[start:-1]) == answer
-
-
 def test_a_typed_prompt_is_a_text_of_unix(monkeypatch):
     """Without the byte-order mark and the carriage returns of Windows, and the last line break."""
     monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff\n from\r\na file \r\n"))
@@ -589,13 +577,13 @@ def test_a_typed_prompt_is_a_text_of_unix(monkeypatch):
 
 
 def test_a_system_prompt_that_the_model_would_not_see_is_refused():
-    args = parse(["chat", "--system-prompt", "S"])
+    args = parsed("chat --system-prompt S")
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "a"}]
     start = "{% if messages[0].role != 'system' %}[system]S{% endif %}"  # its default is as given
     tokenizer = replace(tiny(), chat_template=start + TEMPLATE)
     assert tokenizer.decode(prompt_ids(args, tokenizer, messages)) == "[system]S[user]a[assistant]"
     tokenizer = replace(tiny(), chat_template=TEMPLATE.replace("messages", "messages[-1:]"))
-    with pytest.raises(InputError, match="--system-prompt has no effect: the chat template does"):
+    with refused("--system-prompt has no effect: the chat template does"):
         prompt_ids(args, tokenizer, messages)
 
 
@@ -617,6 +605,6 @@ def test_the_base_of_pissa_stays_in_the_type_of_its_products(base, tmp_path):
     assert "files of DoRA and PiSSA cannot hold --also-train bias" in error_of(run, *more)
     model = load(base).model._replace(source=Source())  # a file of PEFT does not tell the products
     save_changed(tmp_path / "b", model, LoraConfig(init_lora_weights="pissa"))
-    args = parse(["train", "--model", str(base), "--compute-dtype", "bfloat16"])
+    args = parsed("train --compute-dtype bfloat16 --model", base)
     loaded = load_with_adapter(tmp_path / "b", base_of(tmp_path / "b", args))
     assert loaded.model.source.compute_dtype == "bfloat16"

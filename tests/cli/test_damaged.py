@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from contextlib import suppress
+from signal import SIG_IGN, SIGINT, SIGTERM, raise_signal
 from unittest.mock import Mock
 
 import pytest
@@ -20,7 +21,6 @@ from small_run import (
     exit_status,
     metrics,
     resume,
-    train,
     training,
     write_rows,
 )
@@ -32,9 +32,9 @@ from minilora.formats.checkpoint import CHECKPOINT, RUN, read_metadata
 
 
 @pytest.fixture
-def sound(base, data, out):
+def sound(train, out):
     """The folder of a valid run, which a test may damage."""
-    train(base, data, out)
+    train()
     return out
 
 
@@ -50,7 +50,7 @@ def test_a_setting_of_another_type_in_a_checkpoint_is_refused_by_name(sound):
 
 
 @pytest.mark.parametrize(
-    ("file", "raw"),
+    "file, raw",
     [
         ("train_config.toml", b"block_size = 3\n"),
         ("adapter_model.safetensors", b"\xff" * 40),
@@ -95,21 +95,20 @@ def test_a_closed_standard_output_and_error(base, monkeypatch):
         assert exit_status("inspect --model", base) == 0
 
 
-def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
+def test_environment_variables_that_cannot_be_used(base, data, out):
     """A run reads, trains and draws; standard error names the variable, and has no traceback."""
     unusable = {
         "MPLBACKEND": "nonsense", "NUMBA_NUM_THREADS": "0", "TERM": "dumb", "COLUMNS": "x",
         "OMP_NUM_THREADS": "x", "HOME": "/dev/null", "MPLCONFIGDIR": "/dev/null",
         "NUMBA_CACHE_DIR": "/dev/null",
     }  # fmt: skip
-    words = f"train --plain --model {base} --data {data} --iters 1 --adapter-path"
     done = subprocess.run(
-        [sys.executable, "-m", "minilora", *words.split(), tmp_path / "run"],
+        [sys.executable, "-m", "minilora", *training(base, data, out, "--plain")],
         env={**os.environ, **unusable}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "minilora computes without numba, which is slower" in done.stderr
-    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 # -------------------------------------------------------------- ends of commands, and interrupts
@@ -119,30 +118,31 @@ def test_environment_variables_that_cannot_be_used(base, data, tmp_path):
 def received(monkeypatch):
     """The signals that raised, of a process in which the command line runs."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [(number, signal.getsignal(number)) for number in (SIGINT, SIGTERM)]
     yield cli.interrupt_once()
     for number, handler in before:
         signal.signal(number, handler)
 
 
-ENDS = [  # what a command raises, the exit status, what is printed, waits for other processes
-    (None, 0, "", True),
-    (SystemExit(0), 0, "", True),
-    (SystemExit(2), 2, "", False),
-    (InputError("`lora_r` is odd"), 2, "error: --lora-r is odd\n", False),
-    (OSError(errno.EACCES, "No", "a\nb"), 2, "error: a\\nb cannot be used: No\n", False),
-    (OSError("at sea"), 2, "error: a file cannot be used: at sea\n", False),
-    (RecursionError("deep"), 2, "error: RecursionError: too large for this machine", False),
-    (BrokenPipeError(), 2, "error: the output cannot be written: its reader closed", False),
-    (KeyboardInterrupt("stopped: a\nb"), 130, "stopped: a\\nb\n", False),
-    (KeyboardInterrupt(), 130, "interrupted\n", False),
+ENDS = [  # what a command raises, the exit status, what is printed
+    (None, 0, ""),
+    (SystemExit(0), 0, ""),
+    (SystemExit(2), 2, ""),
+    (InputError("`lora_r` is odd"), 2, "error: --lora-r is odd\n"),
+    (OSError(errno.EACCES, "No", "a\nb"), 2, "error: a\\nb cannot be used: No\n"),
+    (OSError("at sea"), 2, "error: a file cannot be used: at sea\n"),
+    (RecursionError("deep"), 2, "error: RecursionError: too large for this machine"),
+    (BrokenPipeError(), 2, "error: the output cannot be written: its reader closed"),
+    (KeyboardInterrupt("stopped: a\nb"), 130, "stopped: a\\nb\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
 ]
 
 
-@pytest.mark.parametrize(("raised", "status", "printed", "waits"), ENDS)
+@pytest.mark.parametrize("raised, status, printed", ENDS)
 def test_every_end_of_a_command_has_its_status_and_line(
-    monkeypatch, capsys, raised, status, printed, waits
+    monkeypatch, capsys, raised, status, printed
 ):
+    """Only a command without an error waits for other processes."""
     finished, redirected = [], []
 
     def dispatch(argv):
@@ -160,7 +160,7 @@ def test_every_end_of_a_command_has_its_status_and_line(
             found = cli.main(["evaluate"])
     except SystemExit as end:
         found = end.code
-    assert (found, bool(finished)) == (status, waits)
+    assert (found, bool(finished)) == (status, status == 0)
     said = capsys.readouterr().err.removeprefix(2 * "warning: too long\n")
     assert said.startswith(printed) and bool(said) == bool(printed)
     # otherwise, Python would write the rest of its buffer to the closed pipe, which raises
@@ -178,20 +178,20 @@ def test_an_error_of_the_last_write_has_its_status_and_line(monkeypatch, capsys)
 
 def test_the_status_is_that_of_the_first_signal_and_the_end_ignores_further_ones(monkeypatch):
     ignored = []
-    monkeypatch.setattr(cli, "interrupt_once", lambda: [signal.SIGTERM, signal.SIGINT])
+    monkeypatch.setattr(cli, "interrupt_once", lambda: [SIGTERM, SIGINT])
     monkeypatch.setattr(cli, "dispatch", Mock(side_effect=KeyboardInterrupt))
     monkeypatch.setattr(signal, "signal", lambda *change: ignored.append(change))
     assert cli.main() == 143
     # SIGTERM first, because its handler calls that of SIGINT
-    assert ignored == [(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert ignored == [(number, SIG_IGN) for number in (SIGTERM, SIGINT)]
 
 
 def test_sigterm_calls_the_handler_that_sigint_has_now(received):
     """While threads compute, SIGINT has another handler; see kernels/threads.py."""
     handler = Mock()
-    signal.signal(signal.SIGINT, handler)
+    signal.signal(SIGINT, handler)
     with suppress(KeyboardInterrupt):  # which the earlier handler raises
-        signal.raise_signal(signal.SIGTERM)
+        raise_signal(SIGTERM)
     handler.assert_called_once()
     assert received == []
 
@@ -207,12 +207,12 @@ def test_a_dropped_signal_is_repeated_at_once_unless_the_run_has_ended(received,
     monkeypatch.setattr(cli.threading, "Timer", Mock())
     monkeypatch.setattr(cli.time, "sleep", lambda _: pytest.fail("the thread waits"))
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGTERM)
+        raise_signal(SIGTERM)
     sys.unraisablehook(Mock(exc_type=KeyboardInterrupt))
     _, repeat = cli.threading.Timer.call_args.args
     with pytest.raises(KeyboardInterrupt):
         repeat()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(SIGTERM, SIG_IGN)
     repeat()
 
 
@@ -220,15 +220,15 @@ def test_further_signals_are_ignored_while_the_run_ends(received, monkeypatch):
     clock = iter((0.0, cli.PATIENCE / 2, cli.PATIENCE, cli.PATIENCE + 1))
     monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGTERM)
-    signal.raise_signal(signal.SIGINT)
+        raise_signal(SIGTERM)
+    raise_signal(SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    signal.raise_signal(signal.SIGINT)
-    assert received == [signal.SIGTERM, signal.SIGINT]
+        raise_signal(SIGINT)
+    raise_signal(SIGINT)
+    assert received == [SIGTERM, SIGINT]
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGINT, 0), (signal.SIGTERM, 0.1)])
+@pytest.mark.parametrize("number, seconds", [(SIGINT, 0), (SIGTERM, 0.1)])
 def test_a_signal_whose_exception_python_drops_is_repeated(
     received, capsys, monkeypatch, number, seconds
 ):
@@ -246,7 +246,7 @@ def test_a_signal_whose_exception_python_drops_is_repeated(
 
     class Held:
         def __del__(self):
-            signal.raise_signal(number)
+            raise_signal(number)
 
     with pytest.raises(KeyboardInterrupt):
         Held()  # freed at once
@@ -257,9 +257,9 @@ def test_a_signal_whose_exception_python_drops_is_repeated(
 
 def test_an_interrupted_run_says_how_to_go_on(base, data, out):
     """Further signals during the handling of the first cause no traceback and damage no file."""
-    words = f"train --model {base} --data {data} --iters 99999 --save-every 1 --batch-size 2"
+    words = training(base, data, out, "--iters 99999 --save-every 1")
     process = subprocess.Popen(
-        [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", str(out)],
+        [sys.executable, "-m", "minilora", *words],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while not (out / "train_config.toml").exists():

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,28 +18,28 @@ import numpy as np
 import pytest
 from models import TINY, adapted, fast_model, fingerprint, random_examples, random_model
 from outcomes import error_of, run
-from small_run import resume
+from small_run import parsed, resume
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minilora import cli, kernels, layers
 from minilora.batching import Example
 from minilora.cli import processes, run_folder
-from minilora.cli.arguments import parse
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import RunWriter, prepare
 from minilora.config import InputError, TrainConfig
 from minilora.formats.checkpoint import CHECKPOINT
-from minilora.kernels import threads
 from minilora.training import gradient_at, start, steps
 
 CONFIG = TrainConfig(iters=2, batch_size=5, grad_accumulation_steps=2, learning_rate=0.02, seed=3)
 
 
+@dataclass
 class Comm:
     """The communicator of one of several threads; `shared` has a barrier and their arrays."""
 
-    def __init__(self, rank, size, shared):
-        self.rank, self.size, self.shared = rank, size, shared
+    rank: int
+    size: int
+    shared: SimpleNamespace | None
 
     def Get_rank(self):
         return self.rank
@@ -65,7 +66,7 @@ def in_processes(size, function):
 
 
 @pytest.mark.parametrize(
-    ("ops", "shards", "sizes"),
+    "ops, shards, sizes",
     [(layers, 9, [4]), (kernels.ops, 4, [2, 3, 5])],
 )
 def test_the_bits_depend_on_the_shards_and_not_on_the_processes(ops, shards, sizes, monkeypatch):
@@ -81,7 +82,7 @@ def test_the_bits_depend_on_the_shards_and_not_on_the_processes(ops, shards, siz
     alone = trained(shards)
     for size in sizes:
         assert in_processes(size, partial(trained, shards)) == [alone] * size
-    monkeypatch.setattr(threads, "THREADS", 4)
+    monkeypatch.setattr("minilora.kernels.threads.THREADS", 4)
     assert trained(shards) == alone
     assert trained(2) != alone  # the sum is rounded in another order
 
@@ -177,7 +178,7 @@ ALONE = SimpleNamespace(COMM_WORLD=SimpleNamespace(Get_size=lambda: 1))  # of an
 
 
 @pytest.mark.parametrize(
-    ("prefix", "mpi4py", "message"),
+    "prefix, mpi4py, message",
     [
         ("OMPI_COMM_WORLD_", None, r"cannot be imported .*pip install 'minilora\[mpi\]'"),
         ("PMI_", BrokenMPI(), r"cannot be imported \(cannot load MPI library\): install it"),
@@ -254,7 +255,7 @@ def test_shards_are_refused_if_the_gradient_is_too_large(
     line = error_of(train, "--shards 2")
     assert "--shards has no effect with more than 895 trained parameters" in line
     with_comm(1)
-    args = parse(["train", "--model", str(base), "--data", str(data)])
+    args = parsed("train --model", base, "--data", data)
     assert prepare(args, out).loaded.model.ops is kernels.ops
     with_comm(2)
     assert "a micro-batch has 1 shards for 2 processes" in error_of(train)

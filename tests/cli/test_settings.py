@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small_run import contents, exit_status, sums, write_base, write_chat_base, write_rows
+from outcomes import refused
+from small_run import contents, exit_status, parsed, sums, write_base, write_chat_base, write_rows
 from toy_models import tiny
 
 from minilora import training
@@ -16,8 +17,9 @@ from minilora.cli import arguments
 from minilora.cli.arguments import RECIPES, as_parsed, flag, parse, parser
 from minilora.cli.loading import load_for_training, unused_settings
 from minilora.cli.run import RunWriter
-from minilora.config import InputError, TrainConfig
+from minilora.config import TrainConfig
 
+DEFAULTS = vars(parser().parse_args(["train"]))
 VALUES = {  # {setting: a value that is not the default and acts}; a list of values is a string
     "model": "{other}", "data": "{more}", "columns": ["prompt=question", "completion=answer"],
     "quantize": "fp4", "block_size": 32, "method": "ia3", "init_lora_weights": "pissa",
@@ -59,8 +61,8 @@ CONTEXTS = (  # in each of them, other flags act
 @pytest.fixture(scope="module")
 def place(place):
     """The folder with more bases and rows, and the names of all of them."""
-    names = "base other chat rows.jsonl few.jsonl texts.jsonl more.jsonl adapter run"
-    of = {name.partition(".")[0]: str(place / name) for name in names.split()}
+    names = "base other chat rows few texts more adapter run"
+    of = {name: str(place / name) for name in names.split()}
     write_base(place / "other", seed=1)
     template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
     write_chat_base(place / "chat", template)
@@ -159,73 +161,73 @@ def test_of_every_setting_the_last_place_counts(place, rng, monkeypatch):
     (folder / "checkpoint.safetensors").touch()
     monkeypatch.setattr(arguments, "read_metadata", lambda path: (None, {"settings": stored}))
 
-    def parsed(line, file="", start=()):
-        toml.write_text(file, encoding="utf-8")
-        monkeypatch.setitem(RECIPES, recipe, " ".join(as_words(dict(start), place.of)))
-        args = vars(parse(["train", "-c", str(toml), *as_words(line, place.of)]))
+    def read(line, file=None, start=None):
+        toml.write_text(as_file(file or {}, place.of, rng), encoding="utf-8")
+        monkeypatch.setitem(RECIPES, recipe, " ".join(as_words(start or {}, place.of)))
+        args = vars(parsed("train -c", toml, *as_words(line, place.of)))
         if args["epochs"]:
             del args["iters"]  # which a run computes from the epochs
         given = {word for word in args.pop("given") if word.startswith("--")}
         return args, given - {"--iters", "--epochs"}  # which always act
 
-    others = vars(parser().parse_args(["train"])) | OTHERS
+    others = DEFAULTS | OTHERS
     for name, value in VALUES.items():
         rest = {} if name == "data" else {"data": "{rows}"}
         own, earlier = {name: value}, {name: others[name]}
         if name in ("iters", "epochs"):  # they are one setting
             earlier = {"epochs": 0.4} if name == "iters" else {"iters": 5}
-        settings, given = parsed(rest | own)
-        assert settings != parsed(rest)[0], name
-        assert parsed(rest, as_file(own, place.of, rng)) == (settings, given), name
-        assert parsed(rest | own, as_file(earlier, place.of, rng)) == (settings, given), name
-        assert parsed(rest | own, start=earlier) == (settings, given), name
+        expected = read(rest | own)
+        settings, _ = expected
+        assert settings != read(rest)[0], name
+        assert read(rest, own) == expected, name
+        assert read(rest | own, earlier) == expected, name
+        assert read(rest | own, start=earlier) == expected, name
         if name not in ("adapter_path", "epochs"):  # a checkpoint has neither
             resumed = rest | {"resume": True, "adapter_path": str(folder)}
-            expected = parsed(resumed | own)
-            stored[name] = parsed(rest, as_file({name: others[name]}, place.of, rng))[0][name]
-            assert parsed(resumed | own) == expected, name
-            assert parsed(rest, as_file(resumed | own, place.of, rng)) == expected, name
+            expected = read(resumed | own)
+            stored[name] = read(rest, {name: others[name]})[0][name]
+            assert read(resumed | own) == read(rest, resumed | own) == expected, name
             stored[name] = settings[name]
-            assert parsed(resumed)[0] == expected[0], name
+            assert read(resumed)[0] == expected[0], name
             stored.clear()
     monkeypatch.chdir(place.folder)
     stored["adapter_path"] = "/home/adapters"  # the folder was moved since then
-    assert parse(["train", "--resume"]).adapter_path == "adapters"
+    assert parsed("train --resume").adapter_path == "adapters"
 
 
 def test_a_value_of_another_type_or_an_empty_one_or_two_are_refused_in_every_place(place):
     """An empty list is a value in a file, but not on the line: a variable of the shell is empty."""
-    for name, default in vars(parser().parse_args(["train"])).items():
+    for name, default in DEFAULTS.items():
         is_switch = isinstance(default, bool)
         if name in ("command", "config"):
             continue
         value = VALUES.get(name, True)
         words = as_words({name: value}, place.of)
         again = [flag(f"no_{name}")] if is_switch else words
-        with pytest.raises(InputError, match=f"{flag(name)} is given 2 times"):
+        with refused(f"{flag(name)} is given 2 times"):
             parse(["train", *words, *again])
         for wrong in ["x", 1, []] if is_switch else [True, False]:
-            with pytest.raises(InputError, match=f"^a file: `{name}` must"):
+            with refused(f"^a file: `{name}` must"):
                 as_parsed({name: wrong}, "a file")
         if is_switch:
             continue
         for empty in ([flag(name)], [flag(name), ""], [f"{flag(name)}="]):
-            with pytest.raises(InputError, match=flag(name)):
+            with refused(flag(name)):
                 parse(["train", *empty])
         if isinstance(value, list):
-            with pytest.raises(InputError, match=f"{flag(name)}: "):
+            with refused(f"{flag(name)}: "):
                 parse(["train", *words, ""])
 
 
 def test_a_date_is_stored_in_one_form(monkeypatch):
-    assert parse(["train", "--chat-date", "20240301"]).chat_date == "2024-03-01"
+    assert parsed("train --chat-date 20240301").chat_date == "2024-03-01"
     # a process can outlive a day
     monkeypatch.setattr(arguments, "date", SimpleNamespace(today=lambda: "1999-01-02"))
-    assert parse(["train"]).chat_date == "1999-01-02"
+    assert parsed("train").chat_date == "1999-01-02"
 
 
 def test_the_date_of_a_template_for_tools_is_stored_even_of_a_run_on_texts(place):
-    args = parse(["train", "--model", place.of["base"], "--chat-date", "2001-02-03"])
+    args = parsed("train --chat-date 2001-02-03 --model", place.of["base"])
     tokenizer = replace(tiny(), for_tools="{{ strftime_now('%Y') }}")
     loaded = load_for_training(args)._replace(tokenizer=tokenizer)
     examples = [Example([1, 2], [1, 1], [1, 1])]
@@ -253,8 +255,7 @@ UNUSED = {  # flags: the settings that have no effect with them
 @pytest.mark.parametrize("flags", UNUSED)
 def test_which_settings_have_no_effect(place, flags):
     """A command line that has the flag of such a setting is refused."""
-    words = ["--model", place.of["base"], *flags.format(**place.of).split()]
-    args = parse(["train", *words])
+    args = parsed("train --model", place.of["base"], flags.format(**place.of))
     loaded = load_for_training(args)
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     text, with_prompt = (Example([1, 2], [1, 1], [of_answer, 1]) for of_answer in (1, 0))
@@ -272,21 +273,19 @@ def test_which_settings_have_no_effect(place, flags):
     assert unused([with_prompt], []) == found | {"steps_per_eval", "val_batches"}
     for name in found:
         args.given = [flag(name)]
-        with pytest.raises(InputError, match=f"^{flag(name)} has no effect .*: leave it out"):
+        with refused(f"^{flag(name)} has no effect .*: leave it out"):
             unused([with_prompt], [text])
 
 
 def test_every_setting_acts_or_is_refused_and_a_resumed_run_has_it(place, outcome, rng, tries):
     """Each case is a setting and other settings, with which it may have no effect."""
-    known = vars(parser().parse_args(["train"])).keys() - OF_THE_FOLDER
+    known = DEFAULTS.keys() - OF_THE_FOLDER
     assert known == VALUES.keys()
     cases = [(name, context) for name in VALUES for context in CONTEXTS]
     for name, context in rng.sample(cases, tries(10, 400)):
         rest = START | context
-        if name in ("iters", "epochs"):
-            del rest["iters"]
+        rest.pop("iters" if name == "epochs" else name, None)
         value = VALUES[name]
-        rest.pop(name, None)
         line = rest | {name: value}
         expected = outcome(line)
         if isinstance(expected, str):
