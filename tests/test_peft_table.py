@@ -30,11 +30,8 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     assert [row["step"] for row in names["history"] if "loss" in row] == [1, 2]
     assert len(names["ids"]) <= 5
     # float32 rounds each of 21 projections; a lost or doubled adapter moves a logit by far more
-    for name in ("a", "b", "ab"):
-        found = forward(names[name], plain, tokens)
-        assert_allclose(found, logits, rtol=0, atol=1e-3)
-    merged = forward({}, names["dense"], tokens)
-    assert_allclose(merged, logits, rtol=0, atol=1e-3)
+    for pair in ({}, names["dense"]), *((names[name], plain) for name in ("a", "b", "ab")):
+        assert_allclose(forward(*pair, tokens), logits, rtol=0, atol=1e-3)
     assert np.abs(forward({}, model, tokens) - logits).max() > 1e-2
     assert Path("merged", "config.json").exists()
 

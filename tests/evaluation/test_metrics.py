@@ -15,7 +15,6 @@ from outcomes import refused
 
 import minilora
 from minilora.batching import Example
-from minilora.config import ALL_LINEAR
 from minilora.evaluation import metrics, plot
 from minilora.evaluation.metrics import calibration_error, evaluate
 
@@ -40,7 +39,8 @@ def slow_scores(adapters, model, examples):
 def test_every_score_by_its_definition(config, seed, n, tokens):
     # √ε of 0.3 keeps every norm, and so the error of float32, within a factor of ten or so
     config = replace(config, rms_norm_eps=0.1)
-    adapters, model = adapted(fast_model(config, seed), seed)
+    # no score has dropout: with p = 0.9, hardly a number would stay the same
+    adapters, model = adapted(fast_model(config, seed), seed, lora_dropout=0.9)
     examples = random_examples(config, n, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "TOKENS", tokens)
@@ -62,23 +62,6 @@ def test_every_score_by_its_definition(config, seed, n, tokens):
     assert hit.tolist() == np.sort(p.argmax(axis=1) == target).tolist()
     brier = np.sum((p - np.eye(config.vocab_size)[target]) ** 2, axis=1)
     assert abs(scores["brier"] - brier.mean()) < 4 * bound
-
-
-def test_no_score_and_no_output_has_dropout():
-    """With p = 0.9, hardly a number would stay the same."""
-    model, examples, tokens = fast_model(), random_examples(TINY, 7), np.arange(6)[None]
-    found = []
-    for p in (0.0, 0.9):
-        adapters, _ = adapted(model, target_modules=ALL_LINEAR, lora_dropout=p)
-        found.append(
-            [
-                evaluate(adapters, model, examples),
-                minilora.forward(adapters, model, tokens).tolist(),
-                list(minilora.generate(adapters, model, [1, 2], max_tokens=8)),
-                minilora.generate_batch([adapters] * 2, model, [[1, 2], [3]], max_tokens=8),
-            ]
-        )
-    assert found[0] == found[1]
 
 
 @given(seeds)

@@ -29,8 +29,7 @@ from models import (
 from outcomes import refused
 from toy_models import FACTS, change_json, change_tensors, files, read_json
 
-import minilora
-from minilora import lora
+from minilora import lora, merge
 from minilora.config import ALL_LINEAR, LoraConfig, TrainConfig
 from minilora.formats.checkpoint import (
     CONFIG,
@@ -151,17 +150,15 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
 def test_the_files_are_what_peft_expects(tmp_path):
     config = LoraConfig(r=2, target_modules=("q_proj",))
     adapters = trained_adapter(MODEL, config, ("norm", "head"))
-    model = MODEL._replace(source=Source("models/a bäse", "nf4", 64, "0f"))
-    save_adapter(tmp_path, adapters, model, config)
+    save_adapter(tmp_path, adapters, MODEL._replace(source=Source(**SOURCE)), config)
     with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
-        source = SOURCE | {"name": "models/a bäse"}
-        assert file.metadata() == {"format": "pt", "minilora_source": json.dumps(source)}
+        assert file.metadata() == {"format": "pt", "minilora_source": json.dumps(SOURCE)}
         names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
         assert names <= {*file.keys()}
     text = (tmp_path / "adapter_config.json").read_text("utf-8")
     assert text.endswith("\n}\n") and "bäse" in text  # for a person, as all files of JSON
     expected = {
-        "base_model_name_or_path": "models/a bäse", "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": SOURCE["name"], "peft_type": "LORA", "task_type": "CAUSAL_LM",
         # `norm` alone would do, as PEFT compares ends; the other two say it to a person
         "modules_to_save": ["input_layernorm", "lm_head", "norm", "post_attention_layernorm"],
     }  # fmt: skip
@@ -184,7 +181,7 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path):
     assert_same_bits(loaded, adapters)
     tokens = random_batch(TINY)["tokens"]
     assert bits(forward(loaded, model, tokens)) == bits(forward(adapters, untied, tokens))
-    assert bits(lm_head(minilora.merge(loaded, model).base)) == bits(head)
+    assert bits(lm_head(merge(loaded, model).base)) == bits(head)
     # an adapter with a head of its own needs none in the base
     set_leaf(adapters, "lm_head.weight", head)
     save_adapter(tmp_path / "own", adapters, MODEL, LoraConfig())
@@ -276,7 +273,8 @@ def test_the_base_that_an_initialization_leaves_is_another_one(tmp_path, kind):
 
 
 SOURCE = {
-    "name": "tiny", "scheme": "nf4", "block_size": 64, "digest": "0f", "compute_dtype": "float32",
+    "name": "models/a bäse", "scheme": "nf4", "block_size": 64, "digest": "0f",
+    "compute_dtype": "float32",
 }  # fmt: skip
 
 

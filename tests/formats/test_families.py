@@ -11,6 +11,7 @@ from outcomes import refused
 from toy_models import (
     CONFIG,
     FULL,
+    LLAMA3,
     OF_GEMMA,
     SLIDING,
     TRANSFORMERS_5,
@@ -34,19 +35,29 @@ from minilora.rounding import round_to
 from minilora.tree import flatten
 
 QKV = ATTENTION[:3]
+LINEAR = {"type": "linear", "factor": 8.0}  # as before transformers 5
+SCALED = {"rope_type": "linear", "factor": 8.0}
 GEMMA = {
     "hidden_act": "gelu_pytorch_tanh", "norm_offset": 1.0, "norms": GEMMA_NORMS, "qk_norm": True,
     "embedding_scale": 32**0.5, "query_pre_attn_scalar": 16, "sliding_window": 3,
     "layer_types": (SLIDING, FULL), "rope_theta": 5e5, "rope_local_base_freq": 2e4,
-    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "rope_scaling": SCALED,
 }  # fmt: skip
 TRANSFORMERS_4 = {
     "rope_parameters": None, "rope_theta": 5e5, "rope_local_base_freq": 2e4,
-    "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 2,
+    "rope_scaling": SCALED, "sliding_window_pattern": 2,
 }  # fmt: skip
+OF_LLAMA3 = {"rope_theta": 5e5, **LLAMA3}
 # model_type, fields of config.json, projections with a bias, fields of ModelConfig
 CASES = [
-    ("llama", WINDOW, (), {"other_fields": WINDOW}),  # Llama has no such fields
+    (  # Llama has no window
+        "llama", WINDOW | {"rope_parameters": OF_LLAMA3, "rope_scaling": OF_LLAMA3}, (),
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3, "other_fields": WINDOW},
+    ),
+    (
+        "llama", {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LINEAR}, (),
+        {"rope_theta": 5e5, "rope_scaling": SCALED},
+    ),
     (
         "mistral", {"sliding_window": 3, "layer_types": [SLIDING, FULL]}, (),
         {"sliding_window": 3, "layer_types": (SLIDING, FULL)},
@@ -136,7 +147,6 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
 OFF_IN_GEMMA = (
     "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"
 )  # fmt: skip
-LINEAR = {"type": "linear", "factor": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -169,27 +169,16 @@ def test_generation_config_and_tokenizer_travel_with_the_model(tmp_path):
 @pytest.mark.parametrize("ends, first", [([], (5,)), (0, (0,)), ([7, 9], (7, 9))])
 def test_the_ends_of_config_json_if_the_other_file_names_none(tmp_path, ends, first):
     path = folder(tmp_path, eos_token_id=5, bos_token_id=5)
-    fields = {"eos_token_id": ends, "bos_token_id": ends}
-    (path / "generation_config.json").write_text(json.dumps(fields))
+    other = path / "generation_config.json"
+    other.write_text(json.dumps({"eos_token_id": ends, "bos_token_id": ends}))
     config, _ = read_config(path)
     assert (config.eos_token_id, config.bos_token_id) == (first, first[0])
-    (path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    other.write_text('{"eos_token_id": "</s>"}')
     with refused("generation_config.json: `eos_token_id` must be"):
         load(path)
 
 
-LINEAR, OF_5 = {"type": "linear", "factor": 4.0}, {"rope_theta": 5e5, **LLAMA3}
-
-
-@pytest.mark.parametrize("fields, scaling", [
-    # in both generations of transformers; None: no such field
-    ({"rope_parameters": OF_5, "rope_scaling": OF_5}, LLAMA3),
-    ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LINEAR},
-     {"rope_type": "linear", "factor": 4.0}),
-])  # fmt: skip
-def test_what_config_json_says_of_the_rotation(tmp_path, fields, scaling):
-    config = replace(CONFIG, rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=scaling)
-    assert read_config(folder(tmp_path, **fields))[0] == config
+LINEAR = {"type": "linear", "factor": 4.0}
 
 
 @pytest.mark.parametrize(

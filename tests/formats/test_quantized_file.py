@@ -133,9 +133,6 @@ def norm_in_int8(tensors):
     tensors["model.norm.SCB"] = np.ones(32, np.float32)
 
 
-IN_STATE = "bitsandbytes__nf4: "
-
-
 @pytest.mark.parametrize("name, change, message", [
     ("nf4", drop(""), "quant_state.bitsandbytes__nf4 has no weight"),
     ("nf4", put(".absmax", np.full(16, np.nan, "f4")), "absmax has a NaN"),
@@ -143,9 +140,9 @@ IN_STATE = "bitsandbytes__nf4: "
     ("nf4-dq", put(".nested_quant_map", np.ones(256, "f4")), "nested_quant_map differs"),
     ("nf4", drop(".absmax"), "q_proj.weight has no absmax"),
     ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
-    ("nf4", state(shape=[32.0, 32]), IN_STATE + "`shape` must be a whole number"),
-    ("nf4", state(quant_type="af4"), IN_STATE + "there is no 4-bit type 'af4'"),
-    ("nf4-dq", state(nested_offset=None), IN_STATE + "`nested_offset` must be a finite number"),
+    ("nf4", state(shape=[32.0, 32]), "nf4: `shape` must be a whole number"),
+    ("nf4", state(quant_type="af4"), "nf4: there is no 4-bit type 'af4'"),
+    ("nf4-dq", state(nested_offset=None), "nf4: `nested_offset` must be a finite number"),
     ("int8", put("", np.ones((32, 32), np.uint8)), r"is U8 \(32, 32\), not I8"),
     ("int8", put("_format", np.array(2, np.uint8)), "weight_format is not 0: save the rows"),
     ("int8", norm_in_int8, r"norm.weight has the shape \(32,\), which is not a matrix"),

@@ -25,11 +25,10 @@ from models import (
     seeds,
 )
 from numpy.testing import assert_allclose, assert_array_equal
-from outcomes import refused
+from outcomes import error_of, refused, run
 from toy_models import change_json, read_json
 
 from minilora import forward, generate, generate_batch, layers, loss, merge, train
-from minilora.cli import main
 from minilora.config import ALL_LINEAR, LoraConfig, TrainConfig
 from minilora.evaluation.loop import check_packing
 from minilora.formats import method_format
@@ -294,8 +293,7 @@ def test_with_a_cache_as_without(name, scheme):
     caches = empty_caches()
     parts = [states(*trees, p, caches=caches) for p in np.split(tokens, [3, 4, 5, 6], axis=1)]
     assert {cache.length for cache in caches} == {7 + (3 if name in VIRTUAL else 0)}
-    found = np.concatenate(parts, axis=1)
-    assert_near(found, whole, 3e-5)
+    assert_near(np.concatenate(parts, axis=1), whole, 3e-5)
 
 
 @given(st.sampled_from(("lora", *VIRTUAL)), st.integers(1, 4), st.integers(1, 4), st.integers(1, 9))
@@ -313,11 +311,21 @@ def test_tokens_that_the_model_cannot_read_are_warned_of_once(name, n, max_token
         assert f"pass the {limit} tokens" in str(warning.message) and warning.filename == __file__
 
 
-def test_the_prompt_of_p_tuning_is_not_trained_without_its_network(tmp_path, capsys):
-    model = load("tiny").model
-    save_adapter(tmp_path / "a", *started("p-tuning", model), config_of("p-tuning"))
-    assert main(["train", "--init-adapter", str(tmp_path / "a")]) == 2
-    assert "the prompt of P-tuning without the network" in capsys.readouterr().err
+@EVERY
+def test_all_prompts_can_share_an_adapter_of_any_method(name):
+    adapters, model = trained(name, fast_model(dtype=np.float64), dtype=np.float64)
+    prompts = [[1, 2, 3, 4, 5], [3], [2, 4]]
+    found = generate_batch([adapters] * 3, model, prompts, max_tokens=5)
+    assert found == [list(generate(adapters, model, p, max_tokens=5)) for p in prompts]
+    if name != "lora":
+        with refused("is no low-rank factor"):
+            generate_batch([adapters, {}], model, prompts[:2])
+
+
+def test_the_prompt_of_p_tuning_is_not_trained_without_its_network(tmp_path):
+    save_adapter(tmp_path, *started("p-tuning", load("tiny").model), config_of("p-tuning"))
+    message = error_of(run, "train --init-adapter", tmp_path)
+    assert "the prompt of P-tuning without the network" in message
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix"])
@@ -336,9 +344,8 @@ def test_virtual_tokens_that_equal_tokens_act_as_those_before_the_text(name, len
         for i, cache in enumerate(caches):
             for name, heads in (("prefix_k", cache.k), ("prefix_v", cache.v)):
                 set_leaf(adapters, f"model.layers.{i}.self_attn.{name}", heads.reshape(n, -1))
-    ours = forward(adapters, MODEL, tokens)
     both = forward({}, MODEL, np.concatenate([front, tokens], axis=1))
-    assert_near(ours, both[:, n:], 1e-5)
+    assert_near(forward(adapters, MODEL, tokens), both[:, n:], 1e-5)
 
 
 def test_p_tuning_is_three_layers_with_relus_between():
@@ -377,8 +384,7 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name, window):
     alone = [np.array([[1, 2, 3]]), np.array([[4, 5]])]
     starts = np.array([[0, 0, 0, 3, 3]])
     expected = np.concatenate([states(*trees, tokens) for tokens in alone], axis=1)
-    packed = states(*trees, np.concatenate(alone, axis=1), starts)
-    assert_near(packed, expected, 1e-5)
+    assert_near(states(*trees, np.concatenate(alone, axis=1), starts), expected, 1e-5)
 
 
 # ------------------------------------------------------------------------- starts and merges
@@ -397,9 +403,8 @@ def test_merging_is_an_equation_or_refused_by_name(name, scheme):
             merge(adapters, model)
         return
     ours = forward(adapters, model, TOKENS)
-    merged = forward({}, merge(adapters, model), TOKENS)
     assert np.abs(ours - forward({}, model, TOKENS)).max() > 0.01 * np.abs(ours).max()
-    assert_near(merged, ours, 3e-5)
+    assert_near(forward({}, merge(adapters, model), TOKENS), ours, 3e-5)
 
 
 def test_pissa_and_loftq_leave_a_base_of_their_own_for_each_setting():
@@ -447,8 +452,8 @@ def test_loftq_takes_five_steps_and_each_comes_nearer():
     """The largest number of steps in the paper; Alg. 1 alternates, so the codes are those of
     W − s·BA, not of W."""
     w, rests = np.random.default_rng(0).standard_normal((24, 32), np.float32), []
-    node = {"lora_A": np.zeros((4, 32), "f4"), "lora_B": np.zeros((24, 4), "f4")}
-    node["lora_scaling"] = 2.0
+    factors = {"lora_A": np.zeros((4, 32), "f4"), "lora_B": np.zeros((24, 4), "f4")}
+    node = factors | {"lora_scaling": 2.0}
 
     def store(rest):
         rests.append(rest)
