@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
+from minilora import LoraConfig, forward, get_peft_model, train
+
 GUIDE = Path(__file__).parents[1] / "lessons" / "guide" / "peft.md"
 
 
@@ -18,12 +20,11 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     names: dict = {}
     imports, loop = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)[:2]
     exec(imports, names)
-    for peft, minilora in rows:
+    for peft, ours in rows:
         ast.parse(peft.replace(r"\|", "|"))  # it is valid Python for PEFT
-        exec(minilora.replace(r"\|", "|"), names)
+        exec(ours.replace(r"\|", "|"), names)
 
     # the rows did what their left column says
-    forward = names["minilora"].forward
     model, plain, tokens = (names[name] for name in ("model", "plain", "tokens"))
     logits = forward(names["adapters"], model, tokens)
     assert "trainable params" in capsys.readouterr().out
@@ -36,9 +37,8 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     assert Path("merged", "config.json").exists()
 
     # the loop that the page shows next is that of `train`
-    lora = names["minilora"].LoraConfig()
-    names["adapters"], names["model"] = names["minilora"].get_peft_model(plain, lora, rng=0)
-    trained, history = names["minilora"].train(
+    names["adapters"], names["model"] = get_peft_model(plain, LoraConfig(), rng=0)
+    trained, history = train(
         *(names[name] for name in ("adapters", "model", "examples", "train_config", "valid"))
     )
     exec(loop, names)

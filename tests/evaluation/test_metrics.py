@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from models import TINY, adapted, as_dtype, configs, fast_model, random_examples, seeds
+from models import TINY, adapted, as_dtype, configs, fast_model, random_examples, seeds, up_to
 from numpy.testing import assert_allclose
 from outcomes import refused
 
@@ -35,7 +35,7 @@ def slow_scores(adapters, model, examples):
 
 
 @settings(max_examples=12)
-@given(configs(), seeds, st.integers(1, 9), st.integers(8, 60))
+@given(configs(), seeds, up_to(9), st.integers(8, 60))
 def test_every_score_by_its_definition(config, seed, n, tokens):
     # √ε of 0.3 keeps every norm, and so the error of float32, within a factor of ten or so
     config = replace(config, rms_norm_eps=0.1)
@@ -143,13 +143,11 @@ def slow_calibration_error(confidence, hit):
 
 
 # also the edges of the bins, each of which belongs to the lower one
-edges = st.integers(1, 15).map(lambda m: np.float32(m / 15))
+edges = up_to(15).map(lambda m: np.float32(m / 15))
 
 
 @given(
-    hnp.arrays(
-        np.float32, st.integers(1, 60), elements=st.floats(0, 1, width=32, exclude_min=True) | edges
-    ),
+    hnp.arrays(np.float32, up_to(60), elements=st.floats(0, 1, width=32, exclude_min=True) | edges),
     seeds,
 )
 @example(np.float32([0.9, 1]), 8)  # the last two bins; only the first answer is a hit

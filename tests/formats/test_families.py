@@ -103,14 +103,12 @@ def test_a_folder_of_each_type_both_ways(tmp_path, kind, fields, biased, expecte
 
 def test_a_mistral_without_a_window_says_so(tmp_path):
     # null is no window; a missing field would be one of 4096
-    config = replace(CONFIG, model_type="mistral")
-    save_pretrained(tmp_path / "out", toy_model(config))
-    path = tmp_path / "out" / "config.json"
+    save_pretrained(tmp_path, toy_model(replace(CONFIG, model_type="mistral")))
+    path = tmp_path / "config.json"
     written = read_json(path)
     assert written["sliding_window"] is None and "layer_types" not in written
-    assert load(tmp_path / "out").model.config == config
     change_json(path, model_type="qwen2", use_sliding_window=True, max_window_layers=0)
-    assert read_config(tmp_path / "out")[0].layer_types is None
+    assert read_config(tmp_path)[0].layer_types is None
 
 
 def test_a_field_that_is_missing_has_a_default(tmp_path):
@@ -134,10 +132,10 @@ def test_a_family_that_joins_tensors_splits_and_joins_them(tmp_path, monkeypatch
     """tests/peers compares the order of their rows with transformers."""
     monkeypatch.setitem(FAMILIES, "phi3", phi3.FAMILY)
     model = toy_model(replace(CONFIG, model_type="phi3"))
-    save_pretrained(tmp_path / "out", model)
-    written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    save_pretrained(tmp_path, model)
+    written = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     assert written["model.layers.1.mlp.gate_up_proj.weight"].shape == (128, 32)
-    assert_same(load(tmp_path / "out").model.base, leaves())
+    assert_same(load(tmp_path).model.base, leaves())
     with refused(r"^model.*q_proj.weight is quantized, and a quantized phi"):
         save_quantized(tmp_path / "q", quantize(model, "nf4"))
     assert not (tmp_path / "q").exists()
@@ -188,11 +186,11 @@ def test_a_folder_has_all_settings_of_its_model(tmp_path, kind, fields):
     """Its own type has them, or another one, or it is not written."""
     config = replace(CONFIG, model_type=kind, **fields)
     try:
-        save_pretrained(tmp_path / "out", toy_model(config))
+        save_pretrained(tmp_path, toy_model(config))
     except InputError as error:
         assert "no model_type of config.json has such settings, as this" in str(error)
         return
-    written = load(tmp_path / "out").model.config
+    written = load(tmp_path).model.config
     assert per_layer(replace(written, other_fields={}, model_type=kind)) == per_layer(config)
 
 

@@ -23,6 +23,7 @@ from models import (
     random_examples,
     random_model,
     seeds,
+    up_to,
 )
 from numpy.testing import assert_allclose, assert_array_equal
 from outcomes import error_of, refused, run
@@ -51,13 +52,12 @@ from minilora.tree import (
     named_leaves,
     num_parameters,
     overlay,
-    set_leaf,
     unflatten,
 )
 
 IN_THE_CORE = ("lora", "bitfit", "prefix", "norm", "head", "full")
-UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
 VIRTUAL = ("prompt", "p-tuning", "prefix")
+UNMERGEABLE = ("bottleneck", *VIRTUAL)
 TARGETS = ("q_proj", "v_proj", "o_proj", "down_proj")
 TOKENS = np.arange(10).reshape(2, 5)
 MODEL = fast_model()
@@ -90,7 +90,7 @@ def trained(name, model, seed=0, dtype=np.float32):
 # --------------------------------------------------------------------------------- counting
 
 
-@given(configs(), st.integers(1, 5))
+@given(configs(), up_to(5))
 def test_parameter_counts(config, n):
     model, shapes = random_model(config), projection_shapes(config)
     L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
@@ -296,7 +296,7 @@ def test_with_a_cache_as_without(name, scheme):
     assert_near(np.concatenate(parts, axis=1), whole, 3e-5)
 
 
-@given(st.sampled_from(("lora", *VIRTUAL)), st.integers(1, 4), st.integers(1, 4), st.integers(1, 9))
+@given(st.sampled_from(("lora", *VIRTUAL)), up_to(4), up_to(4), up_to(9))
 def test_tokens_that_the_model_cannot_read_are_warned_of_once(name, n, max_tokens, limit):
     config = replace(TINY, max_position_embeddings=limit, eos_token_id=())
     adapters, model = started(name, MODEL._replace(config=config))
@@ -332,20 +332,18 @@ def test_the_prompt_of_p_tuning_is_not_trained_without_its_network(tmp_path):
 @pytest.mark.parametrize("length", [1, 13])  # shorter and longer than the model is wide
 def test_virtual_tokens_that_equal_tokens_act_as_those_before_the_text(name, length):
     """The keys of a prefix are rotated already; the text begins at position n in both methods."""
-    n = 3
     front, tokens = np.array([[3, 1, 4]]), np.arange(length)[None] % TINY.vocab_size
     if name == "prompt":
         rows = get(MODEL.base, "model.embed_tokens.weight")[front[0]]
-        adapters = {"model": {"prompt_embeddings": rows}}
+        leaves = {"model.prompt_embeddings": rows}
     else:
-        caches = empty_caches()
+        caches, leaves = empty_caches(), {}
         states({}, MODEL, front, caches=caches)
-        adapters = {}
         for i, cache in enumerate(caches):
-            for name, heads in (("prefix_k", cache.k), ("prefix_v", cache.v)):
-                set_leaf(adapters, f"model.layers.{i}.self_attn.{name}", heads.reshape(n, -1))
+            place = f"model.layers.{i}.self_attn.prefix_"
+            leaves |= {f"{place}k": cache.k.reshape(3, -1), f"{place}v": cache.v.reshape(3, -1)}
     both = forward({}, MODEL, np.concatenate([front, tokens], axis=1))
-    assert_near(forward(adapters, MODEL, tokens), both[:, n:], 1e-5)
+    assert_near(forward(unflatten(leaves), MODEL, tokens), both[:, 3:], 1e-5)
 
 
 def test_p_tuning_is_three_layers_with_relus_between():
@@ -422,14 +420,10 @@ def test_pissa_and_loftq_leave_a_base_of_their_own_for_each_setting():
     digests = [model.source.digest for _, model in starts]
     assert len({*digests}) == len(digests)
     assert start("loftq", "nf4", 64).model.source.digest == digests[5]
-    # α scales BA, and PiSSA's s·BA is the principal part for every α
-    own, model = starts[0]
-    other = start("pissa", lora_alpha=6).adapters
-    assert_near(forward(other, model, TOKENS), forward(own, model, TOKENS), 1e-5)
 
 
 @settings(max_examples=25)
-@given(configs(), seeds, st.integers(1, 9), st.booleans())
+@given(configs(), seeds, up_to(9), st.booleans())
 def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, use_dora):
     model = random_model(config, seed, ops=fused)
     adapters, rest_model = started("pissa", model, r=r, lora_alpha=5, use_dora=use_dora)
@@ -569,10 +563,9 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
     "name, field, value",
     [
         ("ia3", "modules_to_save", ["norm"]), ("ia3", "peft_type", ["IA3"]),
-        ("prompt", "num_virtual_tokens", 10**9), ("prompt", "num_layers", 3),
-        ("prompt", "task_type", None), ("prefix", "task_type", "SEQ_CLS"),
-        ("prefix", "token_dim", 48), ("vera", "layers_to_transform", 0),
-        ("bitfit", "minilora_method", "lora"),
+        ("prompt", "num_layers", 3), ("prompt", "task_type", None),
+        ("prefix", "task_type", "SEQ_CLS"), ("prefix", "token_dim", 48),
+        ("vera", "layers_to_transform", 0), ("bitfit", "minilora_method", "lora"),
     ],
 )  # fmt: skip
 def test_a_field_that_cannot_be_honoured_is_refused(name, field, value):
