@@ -10,8 +10,7 @@ from autograd.extend import defvjp, primitive
 from numpy.testing import assert_allclose
 from outcomes import refused
 
-import minilora
-from minilora import LoraConfig, nf4
+from minilora import LoraConfig, get_peft_model, load, nf4
 from minilora.lessons.helpers import through_merge
 
 
@@ -61,7 +60,7 @@ IN_A_LAYER = r"^model\.layers\.0\..*_proj.*all-linear"
     ],
 )
 def test_what_would_not_compute_as_the_merged_model_is_refused(config, compute_dtype, message):
-    model = minilora.load("micro", compute_dtype=compute_dtype).model
-    adapters, _ = minilora.get_peft_model(model, config)
+    model = load("micro", compute_dtype=compute_dtype).model
+    adapters, _ = get_peft_model(model, config)
     with refused(message):
         through_merge.through(adapters, model, "nf4-dq")

@@ -13,7 +13,7 @@ from models import TINY, adapted, as_dtype, configs, fast_model, random_examples
 from numpy.testing import assert_allclose
 from outcomes import refused
 
-import minilora
+from minilora import forward
 from minilora.batching import Example
 from minilora.evaluation import metrics, plot
 from minilora.evaluation.metrics import calibration_error, evaluate
@@ -26,7 +26,7 @@ def slow_scores(adapters, model, examples):
     adapters = as_dtype(adapters, np.float64)
     model = model._replace(base=as_dtype(model.base, np.float64))
     for tokens, mask, _ in examples:
-        logits = minilora.forward(adapters, model, [tokens[:-1]])[0]
+        logits = forward(adapters, model, [tokens[:-1]])[0]
         for z, target, counts in zip(logits, tokens[1:], mask[1:]):
             if counts:
                 p = np.exp(z - z.max())
@@ -76,9 +76,9 @@ def test_exact_match_is_what_greedy_decoding_says(seed):
     for _ in range(n):
         tokens = rng.integers(V, size=2).tolist()
         for _ in range(rng.integers(2, 6)):
-            likeliest = minilora.forward({}, model, [tokens])[0, -1].argmax()
+            likeliest = forward({}, model, [tokens])[0, -1].argmax()
             tokens.append(int(likeliest + (rng.random() < 0.1)) % V)
-        hits = minilora.forward({}, model, [tokens[:-1]])[0].argmax(axis=-1) == tokens[1:]
+        hits = forward({}, model, [tokens[:-1]])[0].argmax(axis=-1) == tokens[1:]
         mask, answer = rng.random((2, len(tokens))) < rng.choice([0, 0.5, 1], (2, 1))
         has_answer = rng.random() < 0.7
         examples.append(Example(tokens, mask.tolist(), answer.tolist() if has_answer else None))
