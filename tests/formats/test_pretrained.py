@@ -71,7 +71,7 @@ def test_the_files_of_a_model_are_all_that_are_read(tmp_path):
     (tmp_path / "additional_chat_templates").mkdir()
     for name in names | {"README.md"}:
         (tmp_path / name).touch()
-    assert {str(path.relative_to(tmp_path)) for path in files(tmp_path)} == names
+    assert {*files(tmp_path)} == {tmp_path / name for name in names}
 
 
 def test_a_vocabulary_of_256_in_another_tokenizer_is_not_that_of_bytes(tmp_path):
@@ -280,7 +280,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     model = toy_model(changed={Q: np.full((32, 32), 1e38, "f4")})
     with refused("q_proj.weight has a number .* too large"):
         save_pretrained(tmp_path / "out", model, dtype="float16")
-    assert list(tmp_path.iterdir()) == []
+    assert not os.listdir(tmp_path)
 
 
 def save(out):

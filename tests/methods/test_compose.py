@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 
 import numpy as np
 import pytest
@@ -59,7 +58,7 @@ def deltas(adapters):
 
 def weighted(adapters, weights):
     """{path: Σ wᵢ·ΔWᵢ} in float64."""
-    total: dict = {}
+    total = {}
     for tree, w in zip(adapters, weights):
         for path, dw in deltas(tree).items():
             total[path] = total.get(path, 0) + w * dw
@@ -213,11 +212,7 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
 
 
 def test_generate_and_generate_batch_have_the_same_defaults():
-    one, together = (
-        [parameter.default for parameter in signature(function).parameters.values()]
-        for function in (generate, generate_batch)
-    )
-    assert one == together
+    assert generate.__defaults__ == generate_batch.__defaults__
 
 
 def of_rows(*rows):
