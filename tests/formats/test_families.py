@@ -209,5 +209,5 @@ def test_a_trained_bias_can_change_the_type_or_is_refused(tmp_path):
     for path, w in flatten(got.base).items():
         assert (w == expected.get(path, 0)).all(), path
     with refused(r"no model_type .* has biases of down_proj, .* --also-train"):
-        other = toy_model(config, {"model.layers.0.mlp.down_proj.bias": one})
-        save_pretrained(tmp_path / "none", other)
+        name = "model.layers.0.mlp.down_proj.bias"
+        save_pretrained(tmp_path / "none", toy_model(config, {name: one}))

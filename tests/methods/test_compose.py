@@ -140,8 +140,8 @@ def test_a_batch_of_rows_is_each_row_alone(scheme, ops):
 def test_concatenated_ranks_are_the_exact_sum_and_are_saved(tmp_path):
     weights = [0.7, -1.3]
     each = [
-        adapted(MODEL, 0, r=2, lora_alpha=3, target_modules=("q_proj", "up_proj"))[0],
-        adapted(MODEL, 1, r=3, lora_alpha=5, target_modules=("q_proj", "down_proj"))[0],
+        adapted(MODEL, r=r, lora_alpha=r + 1, target_modules=("q_proj", other))[0]
+        for r, other in ((2, "up_proj"), (3, "down_proj"))
     ]
     adapters, errors = compose.combine(each, weights)
     exact, ours = weighted(each, weights), deltas(adapters)
