@@ -46,21 +46,22 @@ def test_the_gradients_are_those_of_an_explicit_straight_through_estimator():
 PLAIN = LoraConfig(target_modules="all-linear")
 
 
-IN_A_LAYER = r"^model\.layers\.0\..*_proj.*all-linear"
-
-
 @pytest.mark.parametrize(
-    "config, compute_dtype, message",
+    "config",
     [
-        # without LoRA, a projection stayed dense, or was not quantized again
-        (LoraConfig(), "float32", IN_A_LAYER),
-        (replace(PLAIN, use_dora=True), "float32", IN_A_LAYER),
-        (replace(PLAIN, lora_dropout=0.1), "float32", IN_A_LAYER),
-        (PLAIN, "bfloat16", "needs `compute_dtype` float32"),
+        LoraConfig(),  # without LoRA, a projection stayed dense, or was not quantized again
+        replace(PLAIN, use_dora=True),
+        replace(PLAIN, lora_dropout=0.1),
     ],
 )
-def test_what_would_not_compute_as_the_merged_model_is_refused(config, compute_dtype, message):
-    model = load("micro", compute_dtype=compute_dtype).model
-    adapters, _ = get_peft_model(model, config)
-    with refused(message):
-        through_merge.through(adapters, model, "nf4-dq")
+def test_adapters_that_would_not_be_those_of_the_merged_model_are_refused(config):
+    trees = get_peft_model(load("micro").model, config)
+    with refused(r"^model\.layers\.0\..*_proj.*all-linear"):
+        through_merge.through(*trees, "nf4-dq")
+
+
+def test_products_in_bfloat16_are_refused():
+    """The merged model computes in float32."""
+    trees = get_peft_model(load("micro", compute_dtype="bfloat16").model, PLAIN)
+    with refused("needs `compute_dtype` float32"):
+        through_merge.through(*trees, "nf4")

@@ -292,7 +292,7 @@ def test_with_a_cache_as_without(name, scheme):
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
     whole = states(*trees, tokens)
     caches = empty_caches()
-    parts = [states(*trees, p, caches=caches) for p in np.split(tokens, [3, 4, 5, 6], axis=1)]
+    parts = [states(*trees, p, caches=caches) for p in np.split(tokens, range(3, 7), axis=1)]
     assert {cache.length for cache in caches} == {7 + (3 if name in VIRTUAL else 0)}
     assert_near(np.concatenate(parts, axis=1), whole, 3e-5)
 
@@ -351,7 +351,7 @@ def test_p_tuning_is_three_layers_with_relus_between():
     adapters, _ = trained("p-tuning", MODEL)
     node = adapters["model"]["prompt_encoder"]
     x = node["embedding"]["weight"]
-    for n in ("0", "2", "4"):
+    for n in "024":
         layer = node["mlp_head"][n]
         x = (x if n == "0" else np.maximum(x, 0)) @ layer["weight"].T + layer["bias"]
     assert_allclose(layers.virtual_tokens(adapters["model"]), x, rtol=1e-5, atol=1e-5)
