@@ -66,12 +66,12 @@ WITH_SIZES = {
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"head", "p-tuning", "prefix"}))
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
-    model = fast_model(CONFIG)
-    adapters, _ = get_peft_model(model, WITH_SIZES.get(name) or MethodConfig(name), 0)
-    predicted = memory.memory_estimate(adapters, model, 8 * 128)["activations"]
+    config = WITH_SIZES.get(name) or MethodConfig(name)
+    trees = get_peft_model(fast_model(CONFIG), config)
+    predicted = memory.memory_estimate(*trees, 8 * 128)["activations"]
     # Python's own objects (nodes, closures, views) come on top; the first layer keeps a little
     # less than the formula, which counts it in full.
-    assert predicted == pytest.approx(kept_by_a_step(adapters, model), rel=0.15)
+    assert predicted == pytest.approx(kept_by_a_step(*trees), rel=0.15)
 
 
 def test_a_head_alone_keeps_its_input_and_an_adapted_o_proj_too():
@@ -148,8 +148,8 @@ def test_weights_and_optimizer_are_exact(optimizer):
 
 def test_the_random_matrices_of_vera_count_once():
     model = fast_model(CONFIG)
-    adapters, _ = get_peft_model(model, MethodConfig("vera", vera_r=4), 0)
-    frozen = memory.estimate_with(TrainConfig(), adapters, model, 1)["frozen weights"]
+    trees = get_peft_model(model, MethodConfig("vera", vera_r=4))
+    frozen = memory.estimate_with(TrainConfig(), *trees, 1)["frozen weights"]
     # float32 A (4, 48) and B (48, 4): q_proj has 48 inputs and 48 outputs, v_proj fewer
     assert frozen - nbytes(model.base) == 4 * 2 * 4 * 48
 
