@@ -10,8 +10,7 @@ from autograd.extend import defvjp, primitive
 from numpy.testing import assert_allclose
 from outcomes import refused
 
-import minilora
-from minilora import LoraConfig, nf4
+from minilora import LoraConfig, get_peft_model, load, nf4
 from minilora.lessons.helpers import through_merge
 
 
@@ -56,14 +55,13 @@ PLAIN = LoraConfig(target_modules="all-linear")
     ],
 )
 def test_adapters_that_would_not_be_those_of_the_merged_model_are_refused(config):
-    adapters, model = minilora.get_peft_model(minilora.load("micro").model, config)
+    trees = get_peft_model(load("micro").model, config)
     with refused(r"^model\.layers\.0\..*_proj.*all-linear"):
-        through_merge.through(adapters, model, "nf4-dq")
+        through_merge.through(*trees, "nf4-dq")
 
 
 def test_products_in_bfloat16_are_refused():
     """The merged model computes in float32."""
-    model = minilora.load("micro", compute_dtype="bfloat16").model
-    adapters, _ = minilora.get_peft_model(model, PLAIN)
+    trees = get_peft_model(load("micro", compute_dtype="bfloat16").model, PLAIN)
     with refused("needs `compute_dtype` float32"):
-        through_merge.through(adapters, model, "nf4")
+        through_merge.through(*trees, "nf4")

@@ -81,9 +81,8 @@ def test_a_sweep_writes_its_csv(tmp_path, monkeypatch):
 def test_every_sweep_can_be_run_again_and_its_csv_has_all_runs(name):
     sweep = runner.load(name)
     stored = common.read_sweep(name)
-    columns = list(stored[0])
-    names = columns[: columns.index("seed") + 1]
-    runs = {tuple(row[name] for name in names) for row in stored}
+    last = list(stored[0]).index("seed")
+    runs = {tuple(row.values())[: last + 1] for row in stored}
     assert callable(sweep.run) and len(runs) == len(stored) >= len(sweep.JOBS)
 
 
@@ -160,12 +159,10 @@ def test_a_claim_prints_its_evidence(capsys):
 
 
 def test_further_seeds_are_where_their_share_says():
-    """Of 2,000 draws, 95 % of the next numbers are within the interval of three seeds."""
-    draws = np.exp(0.3 * np.random.default_rng(0).standard_normal((2000, 4)))
-    intervals = [common.further_seeds(seeds[:3], 0.95) for seeds in draws]
-    inside = [low <= again <= high for (low, high), again in zip(intervals, draws[:, 3])]
-    # five standard errors of a share of 2,000 draws
-    assert abs(np.mean(inside) - 0.95) < 5 * (0.95 * 0.05 / 2000) ** 0.5
+    """Within t·s·√(1 + 1/n), of the logarithms; t is that of the interval above."""
+    half = 5.84091 * math.sqrt(0.02 / 3) * math.sqrt(1 + 1 / 4)
+    expected = np.exp([1 - half, 1 + half])
+    assert common.further_seeds(np.exp(CLEAR), 0.99) == pytest.approx(expected, rel=1e-3)
     assert common.further_seeds([1e-300, 1.0], 0.95) == (0, np.inf), "too far apart to tell"
 
 

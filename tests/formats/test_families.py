@@ -11,6 +11,7 @@ from outcomes import refused
 from toy_models import (
     CONFIG,
     FULL,
+    LLAMA3,
     OF_GEMMA,
     SLIDING,
     TRANSFORMERS_5,
@@ -34,19 +35,29 @@ from minilora.rounding import round_to
 from minilora.tree import flatten
 
 QKV = ATTENTION[:3]
+LINEAR = {"type": "linear", "factor": 8.0}  # as before transformers 5
+SCALED = {"rope_type": "linear", "factor": 8.0}
 GEMMA = {
     "hidden_act": "gelu_pytorch_tanh", "norm_offset": 1.0, "norms": GEMMA_NORMS, "qk_norm": True,
     "embedding_scale": 32**0.5, "query_pre_attn_scalar": 16, "sliding_window": 3,
     "layer_types": (SLIDING, FULL), "rope_theta": 5e5, "rope_local_base_freq": 2e4,
-    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "rope_scaling": SCALED,
 }  # fmt: skip
 TRANSFORMERS_4 = {
     "rope_parameters": None, "rope_theta": 5e5, "rope_local_base_freq": 2e4,
-    "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 2,
+    "rope_scaling": SCALED, "sliding_window_pattern": 2,
 }  # fmt: skip
+OF_LLAMA3 = {"rope_theta": 5e5, **LLAMA3}
 # model_type, fields of config.json, projections with a bias, fields of ModelConfig
 CASES = [
-    ("llama", WINDOW, (), {"other_fields": WINDOW}),  # Llama has no such fields
+    (  # Llama has no window
+        "llama", WINDOW | {"rope_parameters": OF_LLAMA3, "rope_scaling": OF_LLAMA3}, (),
+        {"rope_theta": 5e5, "rope_scaling": LLAMA3, "other_fields": WINDOW},
+    ),
+    (
+        "llama", {"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LINEAR}, (),
+        {"rope_theta": 5e5, "rope_scaling": SCALED},
+    ),
     (
         "mistral", {"sliding_window": 3, "layer_types": [SLIDING, FULL]}, (),
         {"sliding_window": 3, "layer_types": (SLIDING, FULL)},
@@ -92,14 +103,12 @@ def test_a_folder_of_each_type_both_ways(tmp_path, kind, fields, biased, expecte
 
 def test_a_mistral_without_a_window_says_so(tmp_path):
     # null is no window; a missing field would be one of 4096
-    config = replace(CONFIG, model_type="mistral")
-    save_pretrained(tmp_path / "out", toy_model(config))
-    path = tmp_path / "out" / "config.json"
+    save_pretrained(tmp_path, toy_model(replace(CONFIG, model_type="mistral")))
+    path = tmp_path / "config.json"
     written = read_json(path)
     assert written["sliding_window"] is None and "layer_types" not in written
-    assert load(tmp_path / "out").model.config == config
     change_json(path, model_type="qwen2", use_sliding_window=True, max_window_layers=0)
-    assert read_config(tmp_path / "out")[0].layer_types is None
+    assert read_config(tmp_path)[0].layer_types is None
 
 
 def test_a_field_that_is_missing_has_a_default(tmp_path):
@@ -123,10 +132,10 @@ def test_a_family_that_joins_tensors_splits_and_joins_them(tmp_path, monkeypatch
     """tests/peers compares the order of their rows with transformers."""
     monkeypatch.setitem(FAMILIES, "phi3", phi3.FAMILY)
     model = toy_model(replace(CONFIG, model_type="phi3"))
-    save_pretrained(tmp_path / "out", model)
-    written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    save_pretrained(tmp_path, model)
+    written = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     assert written["model.layers.1.mlp.gate_up_proj.weight"].shape == (128, 32)
-    assert_same(load(tmp_path / "out").model.base, leaves())
+    assert_same(load(tmp_path).model.base, leaves())
     with refused(r"^model.*q_proj.weight is quantized, and a quantized phi"):
         save_quantized(tmp_path / "q", quantize(model, "nf4"))
     assert not (tmp_path / "q").exists()
@@ -136,7 +145,6 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
 OFF_IN_GEMMA = (
     "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"
 )  # fmt: skip
-LINEAR = {"type": "linear", "factor": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -178,11 +186,11 @@ def test_a_folder_has_all_settings_of_its_model(tmp_path, kind, fields):
     """Its own type has them, or another one, or it is not written."""
     config = replace(CONFIG, model_type=kind, **fields)
     try:
-        save_pretrained(tmp_path / "out", toy_model(config))
+        save_pretrained(tmp_path, toy_model(config))
     except InputError as error:
         assert "no model_type of config.json has such settings, as this" in str(error)
         return
-    written = load(tmp_path / "out").model.config
+    written = load(tmp_path).model.config
     assert per_layer(replace(written, other_fields={}, model_type=kind)) == per_layer(config)
 
 
@@ -201,5 +209,5 @@ def test_a_trained_bias_can_change_the_type_or_is_refused(tmp_path):
     for path, w in flatten(got.base).items():
         assert (w == expected.get(path, 0)).all(), path
     with refused(r"no model_type .* has biases of down_proj, .* --also-train"):
-        other = toy_model(config, {"model.layers.0.mlp.down_proj.bias": one})
-        save_pretrained(tmp_path / "none", other)
+        name = "model.layers.0.mlp.down_proj.bias"
+        save_pretrained(tmp_path / "none", toy_model(config, {name: one}))
