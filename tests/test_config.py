@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY
 from outcomes import refused
+from toy_models import SIZES
 
 from minilora.config import (
     FRACTION,
@@ -52,10 +53,6 @@ RANGES = {  # per rule: accepted values at the limits, and refused values beyond
     NON_NEGATIVE: ((0, SMALLEST, LARGEST), (-SMALLEST, INF, math.nan, True)),
     SIZE: ((1, 4096), (0, 4097, 1.0, True)),
 }
-SIZES = {
-    "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
-}  # fmt: skip
 OWNERS = partial(ModelConfig, **SIZES), LoraConfig, TrainConfig, partial(MethodConfig, "vera")
 NUMBERS = {
     name: owner

@@ -10,12 +10,10 @@ import pytest
 from autograd import make_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import PATHS, TINY, bits, random_starts, seeds
+from models import PATHS, TINY, U32, U64, bits, random_starts, seeds
 from toy_models import LLAMA3
 
 from minilora import layers
-
-U32, U64 = 2.0**-24, 2.0**-53  # unit roundoff
 
 sizes = st.integers(1, 5)
 

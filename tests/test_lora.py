@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import (
     PATHS,
     TINY,
+    U64,
     adapted,
     bits,
     configs,
@@ -33,16 +34,13 @@ from minilora import lora
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.formats.hf_folder import shapes
 from minilora.layers import value_and_grad
-from minilora.methods.replaced import also_train
+from minilora.methods.replaced import GROUPS, also_train
 from minilora.model import Model, Source, forward, loss
 from minilora.quant.schemes import SCHEMES
 from minilora.tree import flatten, get, layer_of, named_leaves, without
 
-U64 = 2.0**-53
 EVERY_BASE = pytest.mark.parametrize("scheme", SCHEMES)
 Q = [f"model.layers.{i}.self_attn.q_proj" for i in range(TINY.num_hidden_layers)]
-
-few = settings(max_examples=20)
 
 
 def fresh(base, seed=0, **lora_fields):
@@ -73,7 +71,7 @@ def test_llama_7b(names, r, expected):
 def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):
     model = quantized(random_model(config, seed, ops=ops), scheme)
     adapters = fresh(model.base, seed, target_modules=names)
-    more = also_train(adapters, model.base, ("norm", "bias", "head"))
+    more = also_train(adapters, model.base, GROUPS)
     tokens = random_batch(config, seed)["tokens"]
     before, *after = (bits(forward(tree, model, tokens)) for tree in ({}, adapters, more))
     assert after == [before, before]
@@ -197,7 +195,7 @@ def test_what_would_adapt_other_modules_than_meant_is_refused(fields, message):
 
 
 @EVERY_BASE
-@few
+@settings(max_examples=20)
 @given(configs(), seeds, target_sets, st.sampled_from([1, 2, 4]))
 def test_merging_is_an_equation_between_two_calls(scheme, config, seed, names, r):
     # in float64, where a model's ill-conditioned places do not matter; α/r is a power of two,
@@ -205,7 +203,7 @@ def test_merging_is_an_equation_between_two_calls(scheme, config, seed, names, r
     model = quantized(fast_model(config, seed, np.float64), scheme)
     adapters, model = adapted(model, seed, target_modules=names, r=r, lora_alpha=1)
     rng, tokens = np.random.default_rng(seed), random_batch(config, seed)["tokens"]
-    more = also_train(adapters, model.base, ("norm", "bias", "head"))
+    more = also_train(adapters, model.base, GROUPS)
     more = moved(more, lambda w: w + rng.standard_normal(w.shape) / 4)
     before = forward({}, model, tokens)
     for trained in (adapters, more):
@@ -221,7 +219,7 @@ def test_merging_is_an_equation_between_two_calls(scheme, config, seed, names, r
 def test_merging_makes_a_dense_tree_with_memory_of_its_own(scheme):
     model = quantized(fast_model(), scheme)._replace(source=Source("micro"))
     base, adapters = model.base, adapted(model)[0]
-    adapters = also_train(adapters, base, ("norm", "bias", "head"))
+    adapters = also_train(adapters, base, GROUPS)
     before = fingerprint(base), fingerprint(adapters)
     merged = minilora.merge(adapters, model, np.float16)
     assert merged == model._replace(base=merged.base, source=Source())  # no file has its weights
@@ -241,7 +239,7 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
     assert not once["model"]["layers"]["0"]["self_attn"]["v_proj"]["bias"].any()
     # what an adapter has trained already is not reset
     trained = moved(once, lambda w: w + 1)
-    again = also_train(trained, base, ("norm", "head"))
+    again = also_train(trained, base, GROUPS)
     assert fingerprint(without(again, "lm_head")) == fingerprint(trained) and "lm_head" in again
     full, _ = minilora.get_peft_model(Model(TINY, base), minilora.MethodConfig("full"))
     assert not any(np.shares_memory(w, get(base, path)) for path, w in named_leaves(full))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import (
     PATHS,
     TINY,
+    U32,
     adapted,
     as_dtype,
     bits,
@@ -31,12 +32,10 @@ from minilora import layers
 from minilora.batching import collate
 from minilora.config import ALL_LINEAR, GEMMA_NORMS
 from minilora.layers import value_and_grad
-from minilora.methods.replaced import also_train
+from minilora.methods.replaced import GROUPS, also_train
 from minilora.model import Source, forward, hidden_states, loss, with_adapters
 from minilora.optim import global_norm
 from minilora.tree import arrays, flatten, get, overlay, tree_map, unflatten
-
-U32 = 2.0**-24
 
 few = settings(max_examples=15)
 
@@ -151,7 +150,7 @@ def test_finite_differences(ops, checkpointing, config, seed, p):
     config = replace(config, rms_norm_eps=0.1)
     model, batch = random_model(config, seed, np.float64, ops=ops), random_batch(config, seed)
     adapters, model = adapted(model, seed, target_modules=ALL_LINEAR, r=2, lora_dropout=p)
-    adapters = as_dtype(also_train(adapters, model.base, ("norm", "bias", "head")), np.float64)
+    adapters = as_dtype(also_train(adapters, model.base, GROUPS), np.float64)
     rng = layers.RowRng([[5, 0], [5, 1]])  # the same masks at each call
     slope_agrees(lambda tree: loss(tree, model, batch, rng, checkpointing), adapters, seed)
     # full fine-tuning: everything is argument 0; a tied embedding is used twice and sums up

@@ -11,7 +11,7 @@ import pytest
 from arrays import KINDS, SHAPES, weights
 from hypothesis import example, given
 from hypothesis import strategies as st
-from models import seeds
+from models import U32, seeds
 from numpy.testing import assert_allclose, assert_array_equal
 from outcomes import refused
 
@@ -21,8 +21,6 @@ from minilora.kernels import nf4 as compiled
 from minilora.kernels import weights as weights_
 
 pytestmark = pytest.mark.usefixtures("compiled_for_small_weights")
-
-EPS = 2.0**-24  # the largest relative error of one float32 operation
 
 kinds = st.sampled_from(KINDS)
 shapes = st.sampled_from(SHAPES) | st.tuples(st.integers(1, 40), st.integers(1, 200))
@@ -90,7 +88,7 @@ def test_error_is_at_most_half_the_widest_gap_times_absmax(seed, kind, shape, bl
     gap = np.diff(np.sort(nf4.CODEBOOKS[code].values)).max()
     absmax = np.repeat(np.float64(q.absmax), block_size)[: w.size].reshape(shape)
     # 1/absmax and its product with w are rounded before the search, value · absmax after it.
-    assert (np.abs(np.float64(q.dequantize()) - w) <= (gap / 2 + 3 * EPS) * absmax).all()
+    assert (np.abs(np.float64(q.dequantize()) - w) <= (gap / 2 + 3 * U32) * absmax).all()
 
 
 # ---------------------------------------------------------------------- double quantization
@@ -189,7 +187,7 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
         patch.setattr(weights_, "read", read_rows)
         y = (weights_.tiled_matmul_backward if back else weights_.matmul)(x, q)
     # k products and k - 1 sums, in whatever order, each rounded once
-    error = 2 * (len(m) + 1) * EPS * (np.abs(x) @ np.abs(m)) + 1e-30
+    error = 2 * (len(m) + 1) * U32 * (np.abs(x) @ np.abs(m)) + 1e-30
     assert (np.abs(y - x @ m) <= error).all()
     assert sizes == [min(tile, out - i) for i in range(0, out, tile)] or (n == 1 and not back)
 

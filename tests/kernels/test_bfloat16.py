@@ -2,14 +2,13 @@
 
 import warnings
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from autograd import make_vjp
 from hypothesis import example, given
 from hypothesis import strategies as st
-from models import TINY, adapted, fast_model, fingerprint, random_batch, random_examples
+from models import TINY, adapted, fast_model, fingerprint, on_cores, random_batch, random_examples
 from outcomes import refused
 
 import minilora
@@ -149,9 +148,8 @@ def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatc
     examples = [[example] for example in random_examples(TINY, 5)]
 
     def result(parallel_map):
-        ops = SimpleNamespace(**vars(MODEL.ops) | {"THREADS": 2, "parallel_map": parallel_map})
-        config = TrainConfig(batch_size=4)
-        loss, grads, _ = gradient_at(adapters, model._replace(ops=ops), examples, 0, config)
+        shards = model._replace(ops=on_cores(2, parallel_map=parallel_map))
+        loss, grads, _ = gradient_at(adapters, shards, examples, 0, TrainConfig(batch_size=4))
         return float(loss), fingerprint(grads)
 
     assert result(threads.parallel_map) == result(map)
