@@ -10,7 +10,7 @@ import pytest
 from autograd import make_vjp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import PATHS, TINY, U32, U64, bits, random_starts, seeds
+from models import TINY, U32, U64, bits, random_starts, seeds
 from toy_models import LLAMA3
 
 from minilora import layers
@@ -121,14 +121,6 @@ def test_frequencies_for_longer_contexts():
 
 
 # -------------------------------------------------------------------------------- attention
-
-
-@PATHS
-def test_no_score_is_too_large_for_attention(ops):
-    x, angles = np.full((1, 2, 4), 1e3), np.zeros((1, 2, 2))
-    # equal scores of 2e6 share out the values equally; e^710 is no float64 any more
-    found = ops.attention(x, x, x, (np.cos(angles), angles), np.zeros((1, 2), int))
-    assert np.array_equal(found, x)
 
 
 windows = st.none() | st.integers(1, 6)

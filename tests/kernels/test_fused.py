@@ -226,10 +226,9 @@ def test_the_order_in_memory_does_not_matter(name):
         np.asfortranarray(first), np.repeat(first, 2, axis=-1)[..., ::2],
         np.broadcast_to(first[:1], first.shape),
     ):  # fmt: skip
-        found = value_and_gradients(f, (x, *others), g)
-        expected = value_and_gradients(f, (np.ascontiguousarray(x), *others), g)
-        for a, b in zip(found, expected):
-            assert_array_equal(a, b)
+        both = (value_and_gradients(f, (y, *others), g) for y in (x, np.ascontiguousarray(x)))
+        for found, expected in zip(*both):
+            assert_array_equal(found, expected)
 
 
 @EACH

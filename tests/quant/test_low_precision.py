@@ -18,6 +18,7 @@ from models import (
     quantized,
     random_batch,
     seeds,
+    vector,
 )
 from outcomes import refused
 from toy_models import CONFIG, GGUF_CONFIG, gguf, gguf_metadata, gguf_tensors, leaves, needs_hf
@@ -34,7 +35,7 @@ from minilora.methods.replaced import also_train
 from minilora.model import forward, hidden_states, lm_head, with_adapters
 from minilora.quant import int8
 from minilora.quant.low_precision import LowPrecision
-from minilora.tree import flatten, get, num_parameters, set_leaf, tree_map, unflatten
+from minilora.tree import flatten, get, num_parameters, unflatten
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # its bits (those of a scale); larger bits are NaN
@@ -132,11 +133,10 @@ def twins(kind, seed=0, tied=True):
     """(a model with stored tables, the same with these dense)."""
     config = replace(TINY, hidden_size=32, vocab_size=70, tie_word_embeddings=tied)
     model = quantized(fast_model(config, seed))
-    held = tree_map(lambda w: w, model.base)
-    for path in (EMBEDDING, HEAD)[: 1 if tied else 2]:
-        set_leaf(held, path, of(kind, get(held, path)))
-    dense = tree_map(lambda w: exact(w) if isinstance(w, LowPrecision) else w, held)
-    return model._replace(base=held), model._replace(base=dense)
+    base = flatten(model.base)
+    held = {path: of(kind, base[path]) for path in (EMBEDDING, HEAD) if path in base}
+    dense = {path: exact(w) for path, w in held.items()}
+    return (model._replace(base=unflatten(base | tables)) for tables in (held, dense))
 
 
 @EACH
@@ -155,7 +155,7 @@ def test_a_model_equals_that_of_dense_matrices(monkeypatch, kind, ops):
             bits(hidden_states(with_adapters(adapters, model), tokens, 0 * tokens)),
             list(minilora.generate(adapters, model, [1, 2, 3], 9)),
             forward(adapters, model, tokens),
-            np.concatenate([g.ravel() for g in flatten(grads).values()]),
+            vector(grads),
         )
 
     (*same, logits, grads), (*expected, of_dense, grads_of_dense) = map(computed, (held, dense))
