@@ -21,6 +21,8 @@ from minilora.quant import schemes
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten, without
 
 PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
+FLOATS = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+EVERY_BASE = pytest.mark.parametrize("scheme", schemes.SCHEMES)
 # The exponential inside a loop is a polynomial only when it is compiled.
 compiled_only = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is set"

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 from statistics import NormalDist
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -55,16 +56,16 @@ def test_fp4_has_two_zeros_and_a_smallest_value_that_no_e2m1_has():
     assert nf4.CODEBOOKS["fp4"].order.tolist() == order
 
 
-@given(seeds, kinds, st.integers(1, 40), st.integers(1, 5), st.sampled_from([16, 64]), codes)
-def test_every_block_by_itself(seed, kind, rows, columns, size, code):
+@given(seeds, kinds, shapes, block_sizes, codes)
+def test_every_block_by_itself(seed, kind, shape, size, code):
     """The value nearest to each element, and the lower one at a tie."""
-    w = weights(kind, (rows, columns), seed)
+    w = weights(kind, shape, seed)
     q, w, n = nf4.quantize(w, size, quant_type=code), w.ravel(), w.size
     values, tiny = nf4.CODEBOOKS[code].values, np.float32(1e-38)
     by_value = np.array(sorted(range(16), key=lambda i: values[i]))  # of FP4's zeros, +0 is first
     edges = (values[by_value[:-1]] + values[by_value[1:]]) / np.float32(2)
     got, back = nf4.unpack_4bit(q.codes), q.dequantize().ravel()
-    assert q.shape == (rows, columns)
+    assert q.shape == shape
     for start, absmax in zip(range(0, n, size), q.absmax, strict=True):
         block = w[start : start + size]
         largest = max(np.abs(block).max(), tiny)
@@ -182,9 +183,7 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
         sizes.append(rows.stop - rows.start)
         return read(shape, parts, rows)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights_, "TILE", tile)
-        patch.setattr(weights_, "read", read_rows)
+    with patch.multiple(weights_, TILE=tile, read=read_rows):
         y = (weights_.tiled_matmul_backward if back else weights_.matmul)(x, q)
     # k products and k - 1 sums, in whatever order, each rounded once
     error = 2 * (len(m) + 1) * U32 * (np.abs(x) @ np.abs(m)) + 1e-30

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
+    EVERY_BASE,
     TINY,
     U32,
     adapted,
@@ -41,7 +42,6 @@ from minilora.kernels import threads
 from minilora.layers import value_and_grad
 from minilora.methods.replaced import GROUPS, also_train
 from minilora.optim import get_lr, global_norm
-from minilora.quant.schemes import SCHEMES
 from minilora.rounding import round_to
 from minilora.training import (
     Best,
@@ -101,7 +101,7 @@ def history_of(done):
 # ------------------------------------------------------------------------ freeze, repetition
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@EVERY_BASE
 def test_frozen_leaves_are_never_written(scheme):
     model = quantized(fast_model(), scheme)
     adapters, model = setting(model=model, target_modules=ALL_LINEAR)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import TINY, fingerprint, quantized, random_model
+from models import EVERY_BASE, TINY, fingerprint, quantized, random_model
 from outcomes import refused
 
 from minilora import Model, Source, load, nf4
-from minilora.quant import int8, schemes
+from minilora.quant import int8
 from minilora.quant.schemes import (
     SCHEMES,
     error_report,
@@ -16,13 +16,14 @@ from minilora.quant.schemes import (
     leaf_in,
     quantize,
     quantize_leaf,
+    storage,
 )
 from minilora.tree import flatten, unflatten
 
 CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@EVERY_BASE
 def test_only_the_seven_projections_change(scheme):
     model = random_model(CONFIG)._replace(source=Source("m", digest="d"))
     leaves, before = flatten(model.base), fingerprint(model.base)
@@ -58,9 +59,9 @@ def test_error_report_is_what_one_would_compute(scheme):
 def test_projections_that_are_quantized_in_two_ways_have_no_scheme():
     w = np.ones((2, 2))
     base = {"q_proj": {"weight": int8.quantize(w)}, "k_proj": {"weight": w}}
-    assert schemes.storage(base) == ("int8", None)
+    assert storage(base) == ("int8", None)
     base["k_proj"]["weight"] = nf4.quantize(w)
-    assert schemes.storage(base) == ("none", None)
+    assert storage(base) == ("none", None)
 
 
 def test_error_report_with_zeros_and_a_short_block():
