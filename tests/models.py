@@ -63,7 +63,7 @@ seeds = st.integers(0, 2**32 - 1)
 target_sets = st.sets(st.sampled_from(ALL_LINEAR), min_size=1).map(sorted).map(tuple)
 
 
-def random_base(config, seed=0, dtype=np.float32, biases=()):
+def random_base(config=TINY, seed=0, dtype=np.float32, biases=()):
     """A base with weights of the size that keeps activations near one. `biases`: which have one."""
     rng, leaves = np.random.default_rng(seed), {}
     for path, shape in shapes(config, biases).items():
@@ -85,7 +85,7 @@ def weightless(config):
     )
 
 
-def random_model(config, seed=0, dtype=np.float32, biases=(), ops=layers):
+def random_model(config=TINY, seed=0, dtype=np.float32, biases=(), ops=layers):
     """A model with a `random_base`, computed by the reference if nothing else is said."""
     return Model(config, random_base(config, seed, dtype, biases), ops)
 
@@ -121,7 +121,7 @@ def moved(adapters, f, *others):
     return overlay(adapters, tree_map(f, arrays(adapters), *map(arrays, others)))
 
 
-def random_batch(config, seed=0, B=2, T=5, packed=True):
+def random_batch(config=TINY, seed=0, B=2, T=5, packed=True):
     """A batch whose mask has holes and whose rows, if packed, hold several examples."""
     rng = np.random.default_rng([8, seed])
     tokens, targets = rng.integers(config.vocab_size, size=(2, B, T))

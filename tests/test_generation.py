@@ -123,7 +123,7 @@ def test_a_seed_is_the_generator_of_it():
     ],
 )
 def test_the_ranges_of_the_options(option, bad):
-    model = random_model(TINY)
+    model = random_model()
     for value in bad:
         with refused(f"`{option}` must .* got {value}"):
             next(generate({}, model, [1], **{option: value}))

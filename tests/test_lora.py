@@ -89,7 +89,7 @@ def test_a_is_uniform_and_b_is_zero():
 
 
 def test_every_projection_has_its_own_a_and_the_generator_decides_it():
-    base, config = random_base(TINY), LoraConfig(target_modules=ALL_LINEAR)
+    base, config = random_base(), LoraConfig(target_modules=ALL_LINEAR)
     one, other = (lora.init(base, config, seed) for seed in (0, 1))
     again, _ = minilora.get_peft_model(Model(TINY, read_only(base)), config)
     assert fingerprint(one) == fingerprint(again) != fingerprint(other)
@@ -99,9 +99,9 @@ def test_every_projection_has_its_own_a_and_the_generator_decides_it():
 
 def test_at_the_start_only_b_has_a_gradient():
     # ∂L/∂A is a multiple of B, which is zero: the first step changes only B.
-    model = random_model(TINY)
+    model = random_model()
     adapters = fresh(model.base, target_modules=ALL_LINEAR)
-    _, grads = value_and_grad(loss)(adapters, model, random_batch(TINY))
+    _, grads = value_and_grad(loss)(adapters, model, random_batch())
     for path, g in named_leaves(grads):
         assert (np.abs(g).max() > 0) == path.endswith("lora_B"), path
 
@@ -109,7 +109,7 @@ def test_at_the_start_only_b_has_a_gradient():
 def test_plain_lora_has_no_magnitude_and_no_other_start():
     for fields in ({"use_dora": True}, {"init_lora_weights": "pissa"}):
         with refused("use get_peft_model for DoRA, PiSSA and LoftQ"):
-            lora.init(random_base(TINY), LoraConfig(**fields), 0)
+            lora.init(random_base(), LoraConfig(**fields), 0)
 
 
 # ---------------------------------------------------------------------------------- targets
@@ -141,7 +141,7 @@ def is_named(path, rule):
 @example(["q_proj", Q[1]], [], (0,))
 def test_the_targets(targets, excluded, chosen):
     assume(chosen is None or targets not in EXPRESSIONS)
-    base = random_base(TINY, biases=("q_proj",))
+    base = random_base(biases=("q_proj",))
     config = LoraConfig(
         target_modules=targets, exclude_modules=excluded or None, layers_to_transform=chosen
     )
@@ -185,7 +185,7 @@ REFUSED = [
 @pytest.mark.parametrize("fields, message", REFUSED)
 def test_what_would_adapt_other_modules_than_meant_is_refused(fields, message):
     with refused(message):
-        fresh(random_base(TINY), **fields)
+        fresh(random_base(), **fields)
 
 
 # ---------------------------------------------------------------------------------- merging
@@ -229,7 +229,7 @@ def test_merging_makes_a_dense_tree_with_memory_of_its_own(scheme):
 
 
 def test_what_is_trained_with_the_factors_starts_from_what_is_there():
-    base = random_base(TINY, biases=("q_proj",))
+    base = random_base(biases=("q_proj",))
     once = also_train(fresh(base), base, ("bias", "norm"))
     own, copy = (get(tree, Q[0])["bias"] for tree in (base, once))
     assert bits(own) == bits(copy) and copy is not own
@@ -250,7 +250,7 @@ def test_what_is_trained_with_the_factors_starts_from_what_is_there():
     ],
 )  # fmt: skip
 def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, merged, bad, dtype):
-    adapters, model = adapted(random_model(TINY))
+    adapters, model = adapted(random_model())
     adapters = also_train(adapters, model.base, ("bias",))
     get(adapters, Q[1])[leaf].flat[:2] = bad
     with refused(f"make {Q[1]}.{merged} not finite"):
@@ -260,7 +260,7 @@ def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, merged, bad, dtype)
 @pytest.mark.parametrize("dtype", ["int8", "half precision"])
 def test_a_merge_in_another_type_than_a_float_is_refused(dtype):
     with refused("`dtype` must be a float type of NumPy, got"):
-        minilora.merge({}, random_model(TINY), dtype)
+        minilora.merge({}, random_model(), dtype)
 
 
 def test_a_merge_rounds_once_after_the_sum():

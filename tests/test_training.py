@@ -67,7 +67,7 @@ RICH = replace(
 
 def setting(dropout=0.2, model=None, ops=kernels.ops, **lora_fields):
     """(adapters, model) with dropout, norms, biases and a head."""
-    model = random_model(TINY, ops=ops) if model is None else model
+    model = random_model(ops=ops) if model is None else model
     adapters, model = adapted(model, lora_dropout=dropout, **lora_fields)
     return also_train(adapters, model.base, GROUPS), model
 
@@ -328,7 +328,7 @@ def test_a_run_says_if_it_has_too_few_evaluations():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("rate", [1e-10, 1e-6, 1e-2])
 def test_steps_that_rounding_undoes_are_warned_of(dtype, rate):
-    adapters, model = adapted(random_model(TINY))
+    adapters, model = adapted(random_model())
     config = replace(SMALL, iters=1, warmup_ratio=0, learning_rate=rate, adapter_dtype=dtype)
     with warnings.catch_warnings(record=True, action="always") as said:
         before = arrays(start(adapters, config).adapters)

@@ -139,29 +139,32 @@ def same_here(compared, same_logits):
     return same_here
 
 
-def same_gradients(near_gradients, what, name, theirs, adapters, model, batch):
-    """That of each leaf."""
-    real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
-    loss_of = float64_loss if real else transformers_loss
-    expected = renamed(gradients_of(loss_of(theirs, batch), theirs))
-    row, times = kind(what, name)
-    against = "PyTorch + PEFT, loss in float64" if real else "PyTorch + PEFT"
-    near_gradients(
-        f"{row}: gradient of each leaf", against, expected, minilora.loss, adapters, model, batch,
-        bound=times * GRADIENTS, named=prefix if name == "prefix" else renamed,
-    )  # fmt: skip
+@pytest.fixture
+def folder_here(same_here, near_gradients, tmp_path):
+    """folder_here(what, name, theirs, dense, tokens, batch): logits, the gradient of each leaf."""
+
+    def folder_here(what, name, theirs, dense, tokens, batch):
+        adapters, model = loaded(theirs, name, dense, tmp_path)
+        same_here(what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
+        real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
+        loss_of = float64_loss if real else transformers_loss
+        expected = renamed(gradients_of(loss_of(theirs, batch), theirs))
+        row, times = kind(what, name)
+        against = "PyTorch + PEFT, loss in float64" if real else "PyTorch + PEFT"
+        near_gradients(
+            f"{row}: gradient of each leaf", against, expected, minilora.loss, adapters, model,
+            batch, bound=times * GRADIENTS, named=prefix if name == "prefix" else renamed,
+        )  # fmt: skip
+
+    return folder_here
 
 
 @EVERY
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_and_gradients(tiny_llama, tmp_path, same_here, near_gradients, name, tied):
-    folder = tiny_llama(tie_word_embeddings=tied)
-    dense, _ = load(folder)
-    theirs, batch = random_peft(llama_of(folder), CONFIGS[name]), random_batch()
-    adapters, model = loaded(theirs, name, dense, tmp_path)
-    what, tokens = "random Llamas", batch["tokens"]
-    same_here(what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
-    same_gradients(near_gradients, what, name, theirs, adapters, model, batch)
+def test_logits_and_gradients(tiny_llama, folder_here, name, tied):
+    folder, batch = tiny_llama(tie_word_embeddings=tied), random_batch()
+    theirs = random_peft(llama_of(folder), CONFIGS[name])
+    folder_here("random Llamas", name, theirs, load(folder).model, batch["tokens"], batch)
 
 
 def test_dropout_of_dora_with_one_mask(tiny_llama, tmp_path):
@@ -183,8 +186,7 @@ def test_dropout_of_dora_with_one_mask(tiny_llama, tmp_path):
 
 @pytest.mark.slow
 @EVERY
-def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, same_here, near_gradients, name):
-    dense, _, _ = smollm2
+def test_on_the_real_base(smollm2, their_smollm2, prose, folder_here, name):
     theirs = random_peft(deepcopy(their_smollm2), CONFIGS[name], size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
     # first token: one rounding of every weight then moves its gradient by 8e-5 in place of 6e-6.
@@ -196,11 +198,8 @@ def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, same_here, ne
         elif name == "p-tuning":
             for p in encoder.mlp_head[4].parameters():
                 p.mul_(3)
-    adapters, model = loaded(theirs, name, dense, tmp_path)
-    what, tokens = "SmolLM2", prose[:, :128]
-    same_here(what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
     batch = prose_batch(prose, (128, 100))
-    same_gradients(near_gradients, what, name, theirs, adapters, model, batch)
+    folder_here("SmolLM2", name, theirs, smollm2[0], prose[:, :128], batch)
 
 
 def our_method(name, model):
