@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY
+from models import TINY, U64
 from outcomes import refused
 from toy_models import SIZES
 
@@ -25,15 +25,13 @@ from minilora.config import (
 )
 from minilora.methods.method import SIZE, MethodConfig
 
-Q = "model.layers.3.self_attn.q_proj"
-
 
 @given(st.integers(1, 512), st.floats(1e-3, 1e3))
 def test_scaling(r, alpha):
     # α/r, and α/√r as √r times it: two roundings on one side and three on the other, each of 2⁻⁵³
     for use_rslora, factor in (False, alpha / r), (True, math.sqrt(r) * alpha / r):
         config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=use_rslora)
-        assert config.rank_and_scaling(Q) == (r, pytest.approx(factor, rel=5 * 2.0**-53, abs=0))
+        assert config.rank_and_scaling("q_proj") == (r, pytest.approx(factor, rel=5 * U64, abs=0))
 
 
 def test_the_text_of_an_error_is_one_short_line():

@@ -115,7 +115,6 @@ def test_plain_lora_has_no_magnitude_and_no_other_start():
 # ---------------------------------------------------------------------------------- targets
 
 
-PROJECTIONS = [path.removesuffix(".weight") for path in shapes(TINY) if "_proj" in path]
 NAMES = (*ALL_LINEAR, "self_attn.q_proj", "mlp.up_proj", Q[1])
 # a string is an expression that matches a whole path, as in PEFT
 EXPRESSIONS = (r".*\.(q|v)_proj", ".*_proj", r".*layers\.0\..*_proj", ".*(all-linear|up_proj)")
@@ -145,7 +144,8 @@ def test_the_targets(targets, excluded, chosen):
     config = LoraConfig(
         target_modules=targets, exclude_modules=excluded or None, layers_to_transform=chosen
     )
-    there = [path for path in PROJECTIONS if layer_of(path) in LAYERS[chosen]]
+    paths = [path.removesuffix(".weight") for path in shapes(TINY) if "_proj" in path]
+    there = [path for path in paths if layer_of(path) in LAYERS[chosen]]
     named = [path for path in there if is_named(path, targets)]
     expected = [path for path in named if not is_named(path, excluded)]
     if not expected:
