@@ -36,9 +36,9 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(ops, config, seed, spl
     model = with_adapters(*adapted(quantized(model) if four_bit else model, seed))
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
     caches = empty_caches(config)
-    whole = hidden_states(model, tokens, np.zeros_like(tokens))
+    whole = hidden_states(model, tokens, 0 * tokens)
     parts = [
-        hidden_states(model, part, np.zeros_like(part), caches)
+        hidden_states(model, part, 0 * part, caches)
         for part in np.split(tokens, sorted(splits), axis=1)
     ]
     close(np.concatenate(parts, axis=1), whole)  # the same sums in another order

@@ -67,8 +67,7 @@ RICH = replace(
 
 def setting(dropout=0.2, model=None, ops=kernels.ops, **lora_fields):
     """(adapters, model) with dropout, norms, biases and a head."""
-    model = random_model(ops=ops) if model is None else model
-    adapters, model = adapted(model, lora_dropout=dropout, **lora_fields)
+    adapters, model = adapted(model or random_model(ops=ops), lora_dropout=dropout, **lora_fields)
     return also_train(adapters, model.base, GROUPS), model
 
 

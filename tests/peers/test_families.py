@@ -26,7 +26,7 @@ from peft_models import (
     torch,
     transformers,
 )
-from toy_models import LLAMA3, SIZES
+from toy_models import FULL, LLAMA3, SIZES, SLIDING
 
 import minilora
 from minilora import layers
@@ -42,9 +42,9 @@ RANDOM = "random models"
 TIED, BIASED = {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}
 SCALED = {"rope_theta": 500.0, **LLAMA3, "original_max_position_embeddings": 16}
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
-MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = {  # a scale of the scores that is not that of head_dim
-    "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 6, "layer_types": MIXED,
+    "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 6,
+    "layer_types": [SLIDING, FULL, SLIDING],
 }  # fmt: skip
 MODELS = {  # one or two of each family, for all tests
     "Llama": ("Llama", {"rope_parameters": SCALED}),
