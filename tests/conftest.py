@@ -15,10 +15,6 @@ from hypothesis import settings
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
-settings.register_profile("short", deadline=None, max_examples=30)
-settings.register_profile("long", deadline=None, max_examples=300)
-settings.load_profile("short")
-
 
 def pytest_addoption(parser):
     text = "every method with every storage"
@@ -38,7 +34,9 @@ def pytest_addoption(parser):
 @pytest.hookimpl(tryfirst=True)  # before hypothesis reads its option
 def pytest_configure(config):
     """Draw more examples per property with --long, and those of --seed."""
-    settings.load_profile("long" if config.getoption("--long", default=False) else "short")
+    examples = 300 if config.getoption("--long") else 30
+    settings.register_profile("tests", deadline=None, max_examples=examples)
+    settings.load_profile("tests")
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = config.getoption("--seed")
 
@@ -84,8 +82,10 @@ def pytest_collection_modifyitems(config, items):
         with_draws = [item for item in items if "tries" in item.fixturenames]
         left_out = [item for item in items if item not in [*drawn, *long, *with_draws]]
     else:
-        left_out += combinations if not options.all_combinations else []
-        left_out += long if not options.long else []
+        if not options.all_combinations:
+            left_out += combinations
+        if not options.long:
+            left_out += long
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
 

@@ -14,17 +14,21 @@ from minilora import kernels, layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.formats.hf_folder import shapes
-from minilora.kernels import fused
+from minilora.kernels import fused, threads
 from minilora.methods.method import MethodConfig
 from minilora.model import Model
 from minilora.quant import schemes
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten, without
 
 PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
+FLOATS = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+EVERY_BASE = pytest.mark.parametrize("scheme", schemes.SCHEMES)
 # The exponential inside a loop is a polynomial only when it is compiled.
 compiled_only = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is set"
 )
+
+U32, U64 = 2.0**-24, 2.0**-53  # the largest relative error of one operation
 
 TINY = ModelConfig(
     vocab_size=11, hidden_size=12, intermediate_size=10, num_hidden_layers=2,
@@ -59,7 +63,7 @@ seeds = st.integers(0, 2**32 - 1)
 target_sets = st.sets(st.sampled_from(ALL_LINEAR), min_size=1).map(sorted).map(tuple)
 
 
-def random_base(config, seed=0, dtype=np.float32, biases=()):
+def random_base(config=TINY, seed=0, dtype=np.float32, biases=()):
     """A base with weights of the size that keeps activations near one. `biases`: which have one."""
     rng, leaves = np.random.default_rng(seed), {}
     for path, shape in shapes(config, biases).items():
@@ -81,7 +85,7 @@ def weightless(config):
     )
 
 
-def random_model(config, seed=0, dtype=np.float32, biases=(), ops=layers):
+def random_model(config=TINY, seed=0, dtype=np.float32, biases=(), ops=layers):
     """A model with a `random_base`, computed by the reference if nothing else is said."""
     return Model(config, random_base(config, seed, dtype, biases), ops)
 
@@ -117,19 +121,19 @@ def moved(adapters, f, *others):
     return overlay(adapters, tree_map(f, arrays(adapters), *map(arrays, others)))
 
 
-def random_batch(config, seed=0, B=2, T=5, packed=True):
+def random_batch(config=TINY, seed=0, B=2, T=5, packed=True):
     """A batch whose mask has holes and whose rows, if packed, hold several examples."""
     rng = np.random.default_rng([8, seed])
     tokens, targets = rng.integers(config.vocab_size, size=(2, B, T))
     mask = (rng.random((B, T)) < 0.7).astype(np.float32)
     mask[rng.integers(B), rng.integers(T)] = 1
-    starts = random_starts(rng, B, T) if packed else np.zeros((B, T), np.int64)
+    starts = random_starts(rng, B, T, packed)
     return {"tokens": tokens, "targets": targets, "mask": mask, "segment_starts": starts}
 
 
-def random_starts(rng, B, T):
+def random_starts(rng, B, T, packed=True):
     """For every token the position at which its example begins: (B, T), ascending in each row."""
-    begins = rng.random((B, T)) < 0.3
+    begins = rng.random((B, T)) < 0.3 * packed
     begins[:, 0] = True
     return np.maximum.accumulate(np.where(begins, np.arange(T), 0), axis=1)
 
@@ -151,7 +155,7 @@ def attention_inputs(draw):
     hd, B, T = draw(st.sampled_from((2, 4, 6))), draw(up_to(3)), draw(up_to(6))
     rng = np.random.default_rng(draw(seeds))
     q, k, v = (rng.standard_normal((B, T, n * hd)) for n in (kv * groups, kv, kv))
-    starts = random_starts(rng, B, T) if draw(st.booleans()) else np.zeros((B, T), np.int64)
+    starts = random_starts(rng, B, T, draw(st.booleans()))
     angles = layers.rope_cos_sin(np.arange(T) - starts, replace(TINY, head_dim=hd), np.float64)
     return q, k, v, angles, starts, hd
 
@@ -199,15 +203,17 @@ def empty_caches(config=TINY):
 def spying(ops, seen):
     """`ops` that append (name, arguments) of each call to `seen`, to see what autograd traces."""
 
-    def spy(name):
-        def call(*args, **kwargs):
-            seen.append((name, args))
-            return getattr(ops, name)(*args, **kwargs)
+    def call(name, *args, **kwargs):
+        seen.append((name, args))
+        return getattr(ops, name)(*args, **kwargs)
 
-        return call
-
-    spies = {name: spy(name) for name in OPERATIONS}
+    spies = {name: partial(call, name) for name in OPERATIONS}
     return SimpleNamespace(**spies, dense=ops.dense, THREADS=1, parallel_map=map)
+
+
+def on_cores(cores, ops=kernels.ops, parallel_map=threads.parallel_map):
+    """`ops` that compute a step in shards for this number of cores."""
+    return SimpleNamespace(**vars(ops) | {"THREADS": cores, "parallel_map": parallel_map})
 
 
 OPERATIONS = ("linear", "attention", "rms_norm", "swiglu", "cross_entropy")
@@ -228,7 +234,7 @@ def assert_near(found, expected, part):
     np.testing.assert_allclose(found, expected, rtol=0, atol=part * np.abs(expected).max())
 
 
-def close(a, b, roundings=1000, unit=2.0**-53):
+def close(a, b, roundings=1000, unit=U64):
     """Assert that outputs of a tiny model are equal but for `roundings` to this unit.
 
     Each is amplified as badly as can be: 1e4, by RMSNorms near zero, 1/√ε each.

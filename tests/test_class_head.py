@@ -11,15 +11,15 @@ MODEL, _ = minilora.load("micro")
 TRAINED = {"score": {"weight": np.zeros((2, MODEL.config.hidden_size), "f4")}}
 
 
-@pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_that_is_no_class_is_refused(label):
-    """−1 counted as the last class."""
-    with refused(f"class {label}: .* 0 to 1"):
-        class_head.class_loss(TRAINED, MODEL, [[1, 2], [3]], np.array([1, label]))
-
-
-@pytest.mark.parametrize("text, says", [([], "a text is empty"), ([-1], "tokens .* -1")])
-def test_a_text_that_is_empty_or_not_of_the_vocabulary_is_refused(text, says):
-    """Its logits were those of a padding token, and −1 was the last token."""
+@pytest.mark.parametrize(
+    "text, label, says",
+    [
+        ([3], -1, "class -1: .* 0 to 1"),  # −1 counted as the last class
+        ([3], 2, "class 2: .* 0 to 1"),
+        ([], 0, "a text is empty"),  # its logits were those of a padding token
+        ([-1], 0, "tokens .* -1"),  # −1 was the last token
+    ],
+)
+def test_a_label_that_is_no_class_and_a_text_that_is_none_are_refused(text, label, says):
     with refused(says):
-        class_head.class_logits(TRAINED, MODEL, [[1, 2], text])
+        class_head.class_loss(TRAINED, MODEL, [[1, 2], text], np.array([1, label]))

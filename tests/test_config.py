@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY
+from models import TINY, U64
 from outcomes import refused
+from toy_models import SIZES
 
 from minilora.config import (
     FRACTION,
@@ -24,15 +25,13 @@ from minilora.config import (
 )
 from minilora.methods.method import SIZE, MethodConfig
 
-Q = "model.layers.3.self_attn.q_proj"
-
 
 @given(st.integers(1, 512), st.floats(1e-3, 1e3))
 def test_scaling(r, alpha):
     # α/r, and α/√r as √r times it: two roundings on one side and three on the other, each of 2⁻⁵³
     for use_rslora, factor in (False, alpha / r), (True, math.sqrt(r) * alpha / r):
         config = LoraConfig(r=r, lora_alpha=alpha, use_rslora=use_rslora)
-        assert config.rank_and_scaling(Q) == (r, pytest.approx(factor, rel=5 * 2.0**-53, abs=0))
+        assert config.rank_and_scaling("q_proj") == (r, pytest.approx(factor, rel=5 * U64, abs=0))
 
 
 def test_the_text_of_an_error_is_one_short_line():
@@ -52,10 +51,6 @@ RANGES = {  # per rule: accepted values at the limits, and refused values beyond
     NON_NEGATIVE: ((0, SMALLEST, LARGEST), (-SMALLEST, INF, math.nan, True)),
     SIZE: ((1, 4096), (0, 4097, 1.0, True)),
 }
-SIZES = {
-    "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
-}  # fmt: skip
 OWNERS = partial(ModelConfig, **SIZES), LoraConfig, TrainConfig, partial(MethodConfig, "vera")
 NUMBERS = {
     name: owner

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models import (
     PATHS,
     TINY,
+    U32,
     adapted,
     as_dtype,
     bits,
@@ -31,12 +32,10 @@ from minilora import layers
 from minilora.batching import collate
 from minilora.config import ALL_LINEAR, GEMMA_NORMS
 from minilora.layers import value_and_grad
-from minilora.methods.replaced import also_train
+from minilora.methods.replaced import GROUPS, also_train
 from minilora.model import Source, forward, hidden_states, loss, with_adapters
 from minilora.optim import global_norm
 from minilora.tree import arrays, flatten, get, overlay, tree_map, unflatten
-
-U32 = 2.0**-24
 
 few = settings(max_examples=15)
 
@@ -151,7 +150,7 @@ def test_finite_differences(ops, checkpointing, config, seed, p):
     config = replace(config, rms_norm_eps=0.1)
     model, batch = random_model(config, seed, np.float64, ops=ops), random_batch(config, seed)
     adapters, model = adapted(model, seed, target_modules=ALL_LINEAR, r=2, lora_dropout=p)
-    adapters = as_dtype(also_train(adapters, model.base, ("norm", "bias", "head")), np.float64)
+    adapters = as_dtype(also_train(adapters, model.base, GROUPS), np.float64)
     rng = layers.RowRng([[5, 0], [5, 1]])  # the same masks at each call
     slope_agrees(lambda tree: loss(tree, model, batch, rng, checkpointing), adapters, seed)
     # full fine-tuning: everything is argument 0; a tied embedding is used twice and sums up
@@ -189,7 +188,7 @@ def test_packed_and_padded_examples_equal_the_same_alone(ops, config, seed, n):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_a_model_computes_in_its_own_dtype(dtype):
-    assert forward({}, random_model(TINY, dtype=dtype), np.arange(4)[None]).dtype == dtype
+    assert forward({}, random_model(dtype=dtype), np.arange(4)[None]).dtype == dtype
 
 
 # ----------------------------------------------------------------------------------- freeze
@@ -222,7 +221,7 @@ def test_an_array_without_effect_has_a_gradient_of_zeros():
 
 
 def test_a_batch_without_a_target_is_refused():
-    batch = random_batch(TINY)
+    batch = random_batch()
     with refused("`mask` is zero everywhere"):
         loss({}, fast_model(), batch | {"mask": 0 * batch["mask"]})
 
@@ -232,7 +231,7 @@ def test_a_batch_without_a_target_is_refused():
 
 @PATHS
 def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
-    model, tokens = random_model(TINY, ops=ops), np.arange(6).reshape(2, 3)
+    model, tokens = random_model(ops=ops), np.arange(6).reshape(2, 3)
     before = forward({}, model, tokens)
     for path, leaf in flatten(random_base(TINY, 1)).items():
         got = forward(unflatten({path: leaf}), model, tokens)
@@ -252,7 +251,7 @@ UNREAD = [  # a place of every kind of node
 
 @pytest.mark.parametrize("path", UNREAD)
 def test_a_leaf_of_an_adapter_that_nothing_reads_is_refused_wherever_it_stands(path):
-    adapters, model = adapted(random_model(TINY), target_modules=ALL_LINEAR)
+    adapters, model = adapted(random_model(), target_modules=ALL_LINEAR)
     adapters = overlay(adapters, unflatten({path: np.ones(3, np.float32)}))
     with refused(r"^the model has no .* adapter could replace") as error:
         forward(adapters, model, np.arange(4)[None])
@@ -261,7 +260,7 @@ def test_a_leaf_of_an_adapter_that_nothing_reads_is_refused_wherever_it_stands(p
 
 @pytest.mark.parametrize("entry", ["v_proj.lora_scaling", "v_proj.lora_dropout", "v_proj"])
 def test_an_adapter_needs_its_scaling_its_dropout_and_a_weight(entry):
-    adapters, model = adapted(random_model(TINY))
+    adapters, model = adapted(random_model())
     node, _, name = f"model.layers.1.self_attn.{entry}".rpartition(".")
     del get(model.base if name == "v_proj" else adapters, node)[name]
     with refused(f"{node} has no {name}|^the model has no {node}.v_proj that"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import read_only, seeds, vector
+from models import U64, read_only, seeds, vector
 from numpy.testing import assert_allclose, assert_array_equal
 from outcomes import refused
 
@@ -16,8 +16,6 @@ from minilora.methods.muon import orthogonalize
 from minilora.optim import OPTIMIZERS, clip, get_lr, global_norm
 from minilora.rounding import round_to, to_bfloat16
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
-
-U64 = 2.0**-53
 
 A = "model.layers.0.mlp.up_proj.lora_A"
 B = "model.layers.0.mlp.up_proj.lora_B"

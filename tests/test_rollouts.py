@@ -68,10 +68,10 @@ def test_own_text_leaves_out_the_bytes_that_choose_an_echo():
 
 
 LOOPS = [
-    lambda *start: class_head.fit(*start[:2], [], np.array([]), start[2]),
-    lambda *start: preference.fit(*start[:2], [], start[2], beta=1),
-    lambda *start: rollouts.reinforce(*start[:2], ROWS, lambda *_: 0, start[2]),
-    lambda *start: next(rollouts.steps(minilora.loss, *start[:2], [], start[2])),
+    lambda *start, config: class_head.fit(*start, [], np.array([]), config),
+    lambda *start, config: preference.fit(*start, [], config, beta=1),
+    lambda *start, config: rollouts.reinforce(*start, ROWS, lambda *_: 0, config),
+    lambda *start, config: next(rollouts.steps(minilora.loss, *start, [], config)),
 ]
 
 
@@ -90,14 +90,14 @@ OF_ROWS = {"max_seq_length": 2, "mask_prompt": True, "packing": True}
 def test_settings_that_a_loop_would_ignore_are_refused(train, name):
     settings = {name: (OF_THE_LOOP | OF_ROWS)[name]}
     with refused(f"`{name}` has no effect here: leave it at {getattr(TrainConfig, name)}"):
-        train(*START, TrainConfig(batch_size=8, **settings))
+        train(*START, config=TrainConfig(batch_size=8, **settings))
 
 
 @pytest.mark.parametrize("train", LOOPS)
 def test_dropout_is_refused_by_loops_that_have_none(train):
     start = minilora.get_peft_model(MODEL, LoraConfig(lora_dropout=0.1))
     with refused("lora_dropout .* 0"):
-        train(*start, TrainConfig(batch_size=8))
+        train(*start, config=TrainConfig(batch_size=8))
 
 
 def test_steps_accepts_the_settings_that_made_its_examples():

@@ -5,19 +5,21 @@ import math
 import warnings
 from dataclasses import replace
 from itertools import count, cycle, product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
+    EVERY_BASE,
     TINY,
+    U32,
     adapted,
     as_dtype,
     assert_near,
     fast_model,
     fingerprint,
+    on_cores,
     quantized,
     random_examples,
     random_model,
@@ -38,10 +40,8 @@ from minilora.evaluation import loop, metrics
 from minilora.evaluation.loop import better, doubts, should_stop
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
-from minilora.methods.replaced import also_train
-from minilora.model import loss as model_loss
+from minilora.methods.replaced import GROUPS, also_train
 from minilora.optim import get_lr, global_norm
-from minilora.quant.schemes import SCHEMES
 from minilora.rounding import round_to
 from minilora.training import (
     Best,
@@ -53,7 +53,6 @@ from minilora.training import (
 )
 from minilora.tree import arrays, flatten, get, named_leaves, num_parameters, tree_map, unflatten
 
-U32 = 2.0**-24
 EXAMPLES, VALID = random_examples(TINY, 9, seed=1), random_examples(TINY, 4, seed=2)
 ROWS = [[example] for example in EXAMPLES]
 SMALL = TrainConfig(
@@ -68,9 +67,8 @@ RICH = replace(
 
 def setting(dropout=0.2, model=None, ops=kernels.ops, **lora_fields):
     """(adapters, model) with dropout, norms, biases and a head."""
-    model = random_model(TINY, ops=ops) if model is None else model
-    adapters, model = adapted(model, lora_dropout=dropout, **lora_fields)
-    return also_train(adapters, model.base, ("norm", "bias", "head")), model
+    adapters, model = adapted(model or random_model(ops=ops), lora_dropout=dropout, **lora_fields)
+    return also_train(adapters, model.base, GROUPS), model
 
 
 def run(config, valid=VALID, state=None, **kwargs):
@@ -102,7 +100,7 @@ def history_of(done):
 # ------------------------------------------------------------------------ freeze, repetition
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@EVERY_BASE
 def test_frozen_leaves_are_never_written(scheme):
     model = quantized(fast_model(), scheme)
     adapters, model = setting(model=model, target_modules=ALL_LINEAR)
@@ -139,12 +137,6 @@ def test_neither_evaluation_nor_recomputing_changes_the_run():
 # ----------------------------------------------------------------------------- accumulation
 
 
-def on_cores(cores, ops=kernels.ops):
-    """`ops` that compute a step in shards for this number of cores."""
-    changed = {"THREADS": cores, "parallel_map": threads.parallel_map}
-    return SimpleNamespace(**{**vars(ops), **changed})
-
-
 @settings(max_examples=12)
 @given(seeds, st.integers(2, 4), st.integers(1, 3))
 def test_accumulation_equals_the_large_batch(seed, n, size):
@@ -155,7 +147,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
     loss, grads, rows = gradient_at(adapters, model, examples, 1, config)
     assert rows == batch_at(examples, 1, n * size, config.seed)
-    expected, expected_grads = value_and_grad(model_loss)(adapters, model, collate(rows))
+    expected, expected_grads = value_and_grad(minilora.loss)(adapters, model, collate(rows))
     # all is float64 but the weights m/Σm, which round to 2⁻²⁴ of the part of a row; a part can be
     # some ten times larger than the sum
     assert loss == pytest.approx(float(expected), rel=100 * U32)
@@ -210,7 +202,7 @@ def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, ops, cores, batc
     # the six rows as one batch, with their seeds: each of its sums has at most 100 terms, and
     # float32 rounds each of them to 2⁻²⁴ of its size
     row_rng = layers.RowRng([[3, 0, row] for row in range(6)])
-    whole = model_loss(adapters, model._replace(ops=layers), collate(rows), row_rng)
+    whole = minilora.loss(adapters, model._replace(ops=layers), collate(rows), row_rng)
     assert loss == pytest.approx(float(whole), rel=1e-5)
 
 
@@ -226,7 +218,7 @@ def test_history_says_what_happened(monkeypatch):
     assert untimed(train(adapters, model, EXAMPLES, config, VALID)[1]) == untimed(history)
     for i, (state, (row, *evaluations)) in enumerate(done):
         rows = batch_at(ROWS, i, 2, config.seed)
-        loss, grads = value_and_grad(model_loss)(adapters, model, collate(rows))
+        loss, grads = value_and_grad(minilora.loss)(adapters, model, collate(rows))
         norm = global_norm(grads)
         assert norm > 0.05 and row.pop("peak_rss_mb") > 1
         assert row == {
@@ -335,7 +327,7 @@ def test_a_run_says_if_it_has_too_few_evaluations():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("rate", [1e-10, 1e-6, 1e-2])
 def test_steps_that_rounding_undoes_are_warned_of(dtype, rate):
-    adapters, model = adapted(random_model(TINY))
+    adapters, model = adapted(random_model())
     config = replace(SMALL, iters=1, warmup_ratio=0, learning_rate=rate, adapter_dtype=dtype)
     with warnings.catch_warnings(record=True, action="always") as said:
         before = arrays(start(adapters, config).adapters)

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, quantized, random_model
+from models import quantized, random_model
 from outcomes import refused
 
 from minilora import tree
@@ -35,7 +35,7 @@ def test_map_keeps_the_shape_and_the_tree(t):
 @pytest.mark.parametrize("scheme", ["int8", "fp4", "nf4", "nf4-dq"])
 def test_count_is_of_logical_parameters_however_they_are_stored(scheme):
     # Counts of 4-bit models are reported halved when packed bytes are counted (qlora#260).
-    model = random_model(TINY)
+    model = random_model()
     base, few_bits = model.base, quantized(model, scheme).base
     expected = sum(w.size for _, w in tree.named_leaves(base))
     assert tree.num_parameters(base) == tree.num_parameters(few_bits) == expected

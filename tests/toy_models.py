@@ -39,18 +39,13 @@ def toy_model(config=CONFIG, changed=None, **more):
     return Model(config, unflatten(leaves(config, **more) | (changed or {})))
 
 
-def raw_config(**changes):
-    """A config.json as transformers 5 writes it, without what `changes` sets to None."""
-    raw = {
-        **SIZES, "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": True, "eos_token_id": 255, "bos_token_id": 1,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-    }  # fmt: skip
-    return {key: value for key, value in {**raw, **changes}.items() if value is not None}
-
-
-# fields of config.json
+# a config.json as transformers 5 writes it, and fields of others
+RAW_CONFIG = {
+    **SIZES, "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True, "eos_token_id": 255, "bos_token_id": 1,
+    "max_position_embeddings": 2048,
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+}  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
 WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
 OF_GEMMA = {  # what both generations of transformers write
@@ -71,10 +66,11 @@ LLAMA3 = {
 
 
 def folder(tmp_path, tensors=None, **changes):
-    """A Hugging Face folder written by the safetensors library."""
+    """A Hugging Face folder written by the safetensors library; a field of None is left out."""
     path = tmp_path / "model"
     path.mkdir()
-    (path / "config.json").write_text(json.dumps(raw_config(**changes)))
+    raw = {key: value for key, value in (RAW_CONFIG | changes).items() if value is not None}
+    (path / "config.json").write_text(json.dumps(raw))
     safetensors.numpy.save_file(tensors or leaves(), path / "model.safetensors")
     return path
 
@@ -134,16 +130,14 @@ CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def byte_spelling():
-    """GPT-2's printable character for each byte (written out here, not taken from the library)."""
+def tiny_vocabulary():
+    """Three special tokens, the 256 bytes, and the results of two merges.
+
+    A byte is GPT-2's printable character for it (written out here, not taken from the library).
+    """
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     shifted = iter(range(256, 512))
-    return {b: chr(b) if b in kept else chr(next(shifted)) for b in range(256)}
-
-
-def tiny_vocabulary():
-    """Three special tokens, the 256 bytes, and the results of two merges."""
-    return SPECIAL + list(byte_spelling().values()) + ["he", "hel"]
+    return [*SPECIAL, *(chr(b if b in kept else next(shifted)) for b in range(256)), "he", "hel"]
 
 
 def tiny_metadata(**changes):
@@ -163,7 +157,7 @@ def tiny_metadata(**changes):
 
 
 def tiny(**changes):
-    pytest.importorskip("tokenizers")
+    needs_hf()
     from minilora.formats.gguf_tokenizer import from_metadata
 
     return from_metadata("m.gguf", tiny_metadata(**changes))

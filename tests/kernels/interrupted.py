@@ -6,7 +6,6 @@ After each interrupt the process trains again, which must give the same bits as 
 which was not interrupted.
 """
 
-import hashlib
 import random
 import signal
 import sys
@@ -26,16 +25,15 @@ SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2, warmup_rat
 
 
 def job():
-    """Train for a step; a digest of every bit, and BLAS's threads afterwards."""
+    """Train for a step; the losses, a hash of every bit, and BLAS's threads afterwards."""
     model, words = load("micro", "nf4-dq")
     adapters, model = get_peft_model(model, LoraConfig(), 0)
     examples, _ = encode_rows(load_rows("questions", "train")[:4], words, SETTINGS)
     adapters, history = train(adapters, model, examples, SETTINGS)
-    digest = hashlib.sha256(repr([row["loss"] for row in history]).encode())
-    for _, leaf in named_leaves(arrays(adapters)):
-        digest.update(leaf.tobytes())
+    losses = [row["loss"] for row in history]
+    leaves = b"".join(leaf.tobytes() for _, leaf in named_leaves(arrays(adapters)))
     counts = [info["num_threads"] for info in threadpoolctl.threadpool_info()]
-    return digest.hexdigest(), counts
+    return losses, hash(leaves), counts
 
 
 def main(seed, times):

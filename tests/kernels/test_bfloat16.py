@@ -2,14 +2,23 @@
 
 import warnings
 from functools import partial
-from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from autograd import make_vjp
 from hypothesis import example, given
 from hypothesis import strategies as st
-from models import TINY, adapted, fast_model, fingerprint, random_batch, random_examples
+from models import (
+    EVERY_BASE,
+    TINY,
+    adapted,
+    fast_model,
+    fingerprint,
+    on_cores,
+    random_batch,
+    random_examples,
+)
 from outcomes import refused
 
 import minilora
@@ -17,7 +26,7 @@ from minilora import TrainConfig, kernels, layers
 from minilora.config import ALL_LINEAR
 from minilora.kernels import bfloat16, threads, weights
 from minilora.quant.low_precision import LowPrecision
-from minilora.quant.schemes import SCHEMES, leaf_in, quantize, with_compute_dtype
+from minilora.quant.schemes import leaf_in, quantize, with_compute_dtype
 from minilora.rounding import from_bfloat16, nearest, to_bfloat16
 from minilora.training import gradient_at
 from minilora.tree import flatten, tree_map
@@ -48,8 +57,7 @@ def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
     first = int(rng.integers(0, 40))
     out = np.full((m, first + n + 3), 7, np.float32)
     for has_bfloat16 in {bfloat16.HAS_BFLOAT16, False}:  # the second is NumPy's product
-        with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
-            patch.setattr(bfloat16, "HAS_BFLOAT16", has_bfloat16)
+        with patch.object(bfloat16, "HAS_BFLOAT16", has_bfloat16), np.errstate(all="ignore"):
             bfloat16.matmul(x, bits, out, first)
             dx = bfloat16.matmul_transposed(g, bits)
         assert (out[:, :first] == 7).all() and (out[:, first + n :] == 7).all()
@@ -101,7 +109,7 @@ def test_wrong_shapes_raise_an_error():
             wrong()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@EVERY_BASE
 def test_a_model_computes_as_the_reference(scheme, monkeypatch):
     """Projections, head, loss and gradient; a row alone and a batch; every storage."""
     monkeypatch.setattr(weights, "TILE", 8)  # rows; some weights have more
@@ -124,7 +132,7 @@ def test_a_model_computes_as_the_reference(scheme, monkeypatch):
                 check(y, x, dense.T)
                 check(backward(g), g, dense)
             check(weights.matvec(w, x[0])[None], x[:1], dense.T)  # in tiles, if w is large
-    batch = random_batch(TINY)
+    batch = random_batch()
     found, expected, precise = (
         minilora.loss({}, each, batch) for each in (model, model._replace(ops=layers), in_float32)
     )
@@ -149,9 +157,8 @@ def test_the_same_bits_whether_shards_are_computed_at_once_or_in_turn(monkeypatc
     examples = [[example] for example in random_examples(TINY, 5)]
 
     def result(parallel_map):
-        ops = SimpleNamespace(**vars(MODEL.ops) | {"THREADS": 2, "parallel_map": parallel_map})
-        config = TrainConfig(batch_size=4)
-        loss, grads, _ = gradient_at(adapters, model._replace(ops=ops), examples, 0, config)
+        shards = model._replace(ops=on_cores(2, parallel_map=parallel_map))
+        loss, grads, _ = gradient_at(adapters, shards, examples, 0, TrainConfig(batch_size=4))
         return float(loss), fingerprint(grads)
 
     assert result(threads.parallel_map) == result(map)

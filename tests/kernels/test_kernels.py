@@ -79,22 +79,17 @@ def all_operations():
     return results
 
 
-def test_the_same_bits_for_any_number_of_threads(monkeypatch):
-    alone = all_operations()
-    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
-    for cpus in (2, 3, 5):
-        monkeypatch.setattr(threads, "THREADS", cpus)
-        assert all_operations() == alone
-
-
-def test_kernels_from_several_threads_at_once(monkeypatch):
+def test_the_same_bits_on_any_number_of_threads_alone_and_from_several_threads_at_once(monkeypatch):
     # numba's `workqueue` layer aborts the whole process here; one thread's rows must not end in
     # another's either.
+    alone = all_operations()
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
-    expected = all_operations()
     with ThreadPoolExecutor(4) as pool:
-        results = [pool.submit(all_operations) for _ in range(24)]
-    assert all(result.result() == expected for result in results)
+        for cpus in (2, 3, 5):
+            monkeypatch.setattr(threads, "THREADS", cpus)
+            assert all_operations() == alone
+            at_once = [pool.submit(all_operations) for _ in range(8)]
+            assert all(result.result() == alone for result in at_once)
 
 
 def blas_threads():

@@ -22,13 +22,13 @@ class Halves:
 
 def test_another_storage_needs_only_dequantize():
     """Forward pass, gradient, generation and merging equal those of the dequantized base."""
-    leaves = flatten(random_base(TINY))
+    leaves = flatten(random_base())
     stored = {p: Halves(w) for p, w in leaves.items() if is_projection(p)}
     dense = {path: w.dequantize() for path, w in stored.items()}
 
     def found(projections):
         adapters, model = adapted(Model(TINY, unflatten(leaves | projections), kernels.ops))
-        loss, grads = value_and_grad(minilora.loss)(adapters, model, random_batch(TINY))
+        loss, grads = value_and_grad(minilora.loss)(adapters, model, random_batch())
         merged = minilora.merge(adapters, model).base
         ids = list(minilora.generate(adapters, model, [1, 2], max_tokens=4))
         return float(loss), ids, fingerprint(grads), fingerprint(merged)

@@ -154,7 +154,7 @@ def batch_of(rows):
     return collate([[Example(row, [0] * 4 + [1] * (len(row) - 4))] for row in rows])
 
 
-def random_batch(vocabulary, B, T):
+def random_batch(vocabulary=256, B=3, T=24):
     """Rows of different lengths, as `train` makes them."""
     rng = np.random.default_rng(3)
     return batch_of([rng.integers(vocabulary, size=T - 5 * (i % 3)).tolist() for i in range(B)])
@@ -167,8 +167,9 @@ def prose_batch(prose, lengths):
 
 def small_random_peft(llama):
     """All seven targets at r = 4, with B as small as after some training."""
-    fields = {"target_modules": ALL, "r": 4, "lora_alpha": 8}
-    return random_peft(llama, size=0.01, part="lora_B", seed=6, **fields)
+    return random_peft(
+        llama, size=0.01, part="lora_B", seed=6, target_modules=ALL, r=4, lora_alpha=8
+    )
 
 
 def in_four_bits(llama):

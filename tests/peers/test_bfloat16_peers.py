@@ -27,13 +27,15 @@ PRODUCTS = f"products in bfloat16, forward and backward {ROUNDED}"
 FOUR_BITS = f"products in bfloat16 with a 4-bit weight, forward and backward {ROUNDED}"
 
 
-def same_products(compared, what, against, linear, stored, x, g):
-    """Forward and backward, of torch's layer and of its weight here.
+def same_products(compared, what, against, linear, stored, rows):
+    """Forward and backward, of torch's layer and of its weight here, with so many rows.
 
     A sum of k terms rounds k times, each by at most 2⁻²⁴ of Σ|aᵢbᵢ| (the instruction may cut off,
     2⁻²³), here and there. The size of a result that they round may be that of either side.
     """
-    x_theirs, w = torch.from_numpy(x).requires_grad_(), stored.dequantize()
+    n, k = stored.shape
+    x, g, w = weights("normal", (rows, k), 1), weights("normal", (rows, n), 2), stored.dequantize()
+    x_theirs = torch.from_numpy(x).requires_grad_()
     y = linear(x_theirs)
     y.backward(torch.from_numpy(g))
     for ours, theirs, a, b in (
@@ -49,22 +51,22 @@ def same_products(compared, what, against, linear, stored, x, g):
 
 @pytest.mark.parametrize("m, n, k", [(1, 96, 128), (5, 33, 65), (512, 192, 576)])
 def test_products_are_those_of_torch(compared, m, n, k):
-    x, w, g = (weights("normal", shape, i) for i, shape in enumerate([(m, k), (n, k), (m, n)]))
+    w = weights("normal", (n, k))
     w_theirs = torch.from_numpy(w).bfloat16()
 
     def linear(x):
         return (x.bfloat16() @ w_theirs.T).float()
 
-    same_products(compared, PRODUCTS, "PyTorch", linear, leaf_in(w, "bfloat16"), x, g)
+    same_products(compared, PRODUCTS, "PyTorch", linear, leaf_in(w, "bfloat16"), m)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 48])
 def test_products_are_those_of_linear4bit(compared, rows):
     """In training mode; both sides dequantize the same codes and round the numbers to bfloat16."""
-    w, x, g = (weights("normal", s, i) for i, s in enumerate([(96, 128), (rows, 128), (rows, 96)]))
+    w = weights("normal", (96, 128))
     linear = linear4bit(w, torch.bfloat16).train()
     stored = leaf_in(nf4.quantize(w, 64, True), "bfloat16")
-    same_products(compared, FOUR_BITS, "bitsandbytes", linear, stored, x, g)
+    same_products(compared, FOUR_BITS, "bitsandbytes", linear, stored, rows)
 
 
 def in_another_order(llama, seed):

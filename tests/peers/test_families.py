@@ -11,6 +11,7 @@ import numpy as np
 import phi3
 import pytest
 from comparisons import relative
+from models import PATHS
 from peft_models import (
     ALL,
     four_bit_peft,
@@ -25,7 +26,7 @@ from peft_models import (
     torch,
     transformers,
 )
-from toy_models import LLAMA3, SIZES
+from toy_models import FULL, LLAMA3, SIZES, SLIDING
 
 import minilora
 from minilora import layers
@@ -34,7 +35,6 @@ from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.families import FAMILIES
 from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import load, save_pretrained
-from minilora.kernels import fused
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten, without
 
@@ -42,9 +42,9 @@ RANDOM = "random models"
 TIED, BIASED = {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}
 SCALED = {"rope_theta": 500.0, **LLAMA3, "original_max_position_embeddings": 16}
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
-MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = {  # a scale of the scores that is not that of head_dim
-    "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 6, "layer_types": MIXED,
+    "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 6,
+    "layer_types": [SLIDING, FULL, SLIDING],
 }  # fmt: skip
 MODELS = {  # one or two of each family, for all tests
     "Llama": ("Llama", {"rope_parameters": SCALED}),
@@ -107,20 +107,18 @@ def test_our_folder_in_transformers(folder, tmp_path, tokens, same_logits):
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_rslora": True, "lora_alpha": 3}])
-@pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
+@PATHS
 @EACH
 def test_gradients_of_every_factor(folder, model, same_gradients, ops, fields):
     theirs = random_peft(llama_of(folder), target_modules=ALL, modules_to_save=["norm"], **fields)
-    against, batch = "PyTorch + PEFT", random_batch(256, B=3, T=24)
-    same_gradients(RANDOM, against, theirs, model._replace(ops=ops), batch)
+    same_gradients(RANDOM, "PyTorch + PEFT", theirs, model._replace(ops=ops), random_batch())
 
 
 @EACH
 def test_gradients_through_a_four_bit_base(folder, same_gradients):
-    model, _ = load(folder, "nf4-dq")
-    theirs, batch = four_bit_peft(llama_of(folder)), random_batch(256, B=3, T=24)
+    model, theirs = load(folder, "nf4-dq").model, four_bit_peft(llama_of(folder))
     against = "PyTorch + PEFT + bitsandbytes"
-    same_gradients(f"{RANDOM} in NF4", against, theirs, model, batch)
+    same_gradients(f"{RANDOM} in NF4", against, theirs, model, random_batch())
 
 
 @pytest.mark.parametrize("scheme", ["none", "nf4-dq"])
@@ -150,8 +148,7 @@ def test_an_adapter_of_peft_here(folder, model, tmp_path, tokens, same_logits, p
     if prefix:
         config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     theirs = random_peft(llama_of(folder), config)
-    peft_folder(tmp_path, theirs)
-    adapters, model, _ = load_adapter(tmp_path, model)
+    adapters, model, _ = load_adapter(peft_folder(tmp_path, theirs), model)
     what, expected = "PEFT's adapters read here", their_logits(theirs, tokens)
     same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)
 

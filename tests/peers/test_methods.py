@@ -4,11 +4,10 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from comparisons import forward, in_float64, relative
+from comparisons import relative
 from peft_models import (
     ALL,
     float64_loss,
-    gradient_errors,
     gradients_of,
     llama_of,
     our_adapter,
@@ -29,11 +28,10 @@ from minilora.config import ALL_LINEAR, LoraConfig
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
-from minilora.layers import value_and_grad
 from minilora.methods import dora
 from minilora.methods.method import MethodConfig
 from minilora.methods.registry import METHODS
-from minilora.tree import flatten, get, set_leaf
+from minilora.tree import flatten, get, unflatten
 
 TASK = {"task_type": "CAUSAL_LM"}
 LORA = {"target_modules": ALL, "r": 4, "lora_alpha": 6, **TASK}
@@ -50,30 +48,26 @@ EVERY = pytest.mark.parametrize("name", CONFIGS)
 
 
 def renamed(gradients):
-    """{path: gradient}, a prompt and P-tuning's layers under one name on both sides."""
+    """{path: gradient} of a tree, a prompt and P-tuning's layers under one name on both sides."""
     names = {".default": "", "model.prompt_": "prompt_"}
     names["prompt_encoder.embedding.weight"] = "prompt_embeddings"
+    gradients = flatten(gradients)
     for old, new in names.items():
         gradients = {path.replace(old, new): g for path, g in gradients.items()}
     return gradients
 
 
-def our_gradients(name, adapters, model, batch):
+def prefix(gradients):
     """A prefix's as one leaf, as PEFT has it."""
-    _, grads = value_and_grad(minilora.loss)(adapters, model, batch)
-    if name == "prefix":
-        return method_format.tensors(grads, MethodConfig("prefix"))
-    return renamed(flatten(grads))
+    return method_format.tensors(gradients, MethodConfig("prefix"))
 
 
 def loaded(theirs, name, model, folder):
     """(adapters, model) of what PEFT saved; P-tuning's network, which it drops, beside it."""
     adapters, model, _ = load_adapter(peft_folder(folder, theirs), model)
     if name == "p-tuning":
-        encoder = theirs.prompt_encoder["default"].state_dict()
-        adapters = {"model": {"prompt_encoder": {}}}
-        for path, w in encoder.items():
-            set_leaf(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
+        encoder = theirs.prompt_encoder["default"].state_dict().items()
+        adapters = unflatten({f"model.prompt_encoder.{p}": w.numpy().copy() for p, w in encoder})
     return adapters, model
 
 
@@ -126,43 +120,51 @@ def same_residuals(compared, what, theirs, adapters, model, dense):
     assert LOGITS + np.linalg.norm(shares) <= PISSA[what] * LOGITS
 
 
-def same_here(compared, what, whose, name, theirs, adapters, model, dense, tokens):
-    """The logits of that method, which on random Llamas are not those of the dense base; and
-    PiSSA's residuals."""
-    if name == "pissa":
-        same_residuals(compared, what, theirs, adapters, model, dense)
-    expected = their_logits(theirs, tokens)
-    ours, precise = forward(adapters, model, tokens)
-    row, times = kind(what, name)
-    noise = relative(ours, precise)
-    compared(f"{row}, {whose}: logits", "PEFT", relative(ours, expected), times * LOGITS, noise)
-    if what == "random Llamas":
-        assert relative(minilora.forward({}, dense, tokens), expected) > 0.01
+@pytest.fixture
+def same_here(compared, same_logits):
+    """same_here(what, whose, name, theirs, adapters, model, dense, tokens): logits of that method.
+
+    On random Llamas they are not those of the dense base. And PiSSA's residuals.
+    """
+
+    def same_here(what, whose, name, theirs, adapters, model, dense, tokens):
+        if name == "pissa":
+            same_residuals(compared, what, theirs, adapters, model, dense)
+        expected, (row, times) = their_logits(theirs, tokens), kind(what, name)
+        row = f"{row}, {whose}"
+        same_logits(row, "PEFT", expected, adapters, model, tokens, bound=times * LOGITS)
+        if what == "random Llamas":
+            assert relative(minilora.forward({}, dense, tokens), expected) > 0.01
+
+    return same_here
 
 
-def same_gradients(compared, what, name, theirs, adapters, model, batch):
-    """That of each leaf."""
-    real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
-    loss_of = float64_loss if real else transformers_loss
-    expected = renamed(gradients_of(loss_of(theirs, batch), theirs))
-    ours = our_gradients(name, adapters, model, batch)
-    precise = our_gradients(name, in_float64(adapters), in_float64(model), batch)
-    row, times = kind(what, name)
-    against = "PyTorch + PEFT, loss in float64" if real else "PyTorch + PEFT"
-    errors, floor = (gradient_errors(ours, exact) for exact in (expected, precise))
-    compared(f"{row}: gradient of each leaf", against, errors, times * GRADIENTS, floor)
+@pytest.fixture
+def folder_here(same_here, near_gradients, tmp_path):
+    """folder_here(what, name, theirs, dense, tokens, batch): logits, the gradient of each leaf."""
+
+    def folder_here(what, name, theirs, dense, tokens, batch):
+        adapters, model = loaded(theirs, name, dense, tmp_path)
+        same_here(what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
+        real = what == "SmolLM2"  # peft_models.py says why its loss is taken in float64
+        loss_of = float64_loss if real else transformers_loss
+        expected = renamed(gradients_of(loss_of(theirs, batch), theirs))
+        row, times = kind(what, name)
+        against = "PyTorch + PEFT, loss in float64" if real else "PyTorch + PEFT"
+        near_gradients(
+            f"{row}: gradient of each leaf", against, expected, minilora.loss, adapters, model,
+            batch, bound=times * GRADIENTS, named=prefix if name == "prefix" else renamed,
+        )  # fmt: skip
+
+    return folder_here
 
 
 @EVERY
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_and_gradients(tiny_llama, tmp_path, compared, name, tied):
-    folder = tiny_llama(tie_word_embeddings=tied)
-    dense, _ = load(folder)
-    theirs, batch = random_peft(llama_of(folder), CONFIGS[name]), random_batch(256, B=3, T=24)
-    adapters, model = loaded(theirs, name, dense, tmp_path)
-    what, tokens = "random Llamas", batch["tokens"]
-    same_here(compared, what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
-    same_gradients(compared, what, name, theirs, adapters, model, batch)
+def test_logits_and_gradients(tiny_llama, folder_here, name, tied):
+    folder, batch = tiny_llama(tie_word_embeddings=tied), random_batch()
+    theirs = random_peft(llama_of(folder), CONFIGS[name])
+    folder_here("random Llamas", name, theirs, load(folder).model, batch["tokens"], batch)
 
 
 def test_dropout_of_dora_with_one_mask(tiny_llama, tmp_path):
@@ -184,8 +186,7 @@ def test_dropout_of_dora_with_one_mask(tiny_llama, tmp_path):
 
 @pytest.mark.slow
 @EVERY
-def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, compared, name):
-    dense, _, _ = smollm2
+def test_on_the_real_base(smollm2, their_smollm2, prose, folder_here, name):
     theirs = random_peft(deepcopy(their_smollm2), CONFIGS[name], size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
     # first token: one rounding of every weight then moves its gradient by 8e-5 in place of 6e-6.
@@ -197,20 +198,15 @@ def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, compared, nam
         elif name == "p-tuning":
             for p in encoder.mlp_head[4].parameters():
                 p.mul_(3)
-    adapters, model = loaded(theirs, name, dense, tmp_path)
-    what, tokens = "SmolLM2", prose[:, :128]
-    same_here(compared, what, "PEFT's folder", name, theirs, adapters, model, dense, tokens)
     batch = prose_batch(prose, (128, 100))
-    same_gradients(compared, what, name, theirs, adapters, model, batch)
+    folder_here("SmolLM2", name, theirs, smollm2[0], prose[:, :128], batch)
 
 
 def our_method(name, model):
     """(adapters, model, config) of that method, every number moved away from its start."""
-    if name in ("dora", "pissa"):
-        start = "pissa" if name == "pissa" else True
-        config = LoraConfig(
-            target_modules=ALL_LINEAR, use_dora=name == "dora", init_lora_weights=start
-        )
+    of_lora = {"dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}}
+    if name in of_lora:
+        config = LoraConfig(target_modules=ALL_LINEAR, **of_lora[name])
     else:
         size = METHODS[name].size
         config = MethodConfig(name, **({size: 5} if size else {}))
@@ -218,15 +214,14 @@ def our_method(name, model):
 
 
 @EVERY
-def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, compared, name):
+def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, name):
     folder = tiny_llama()
     dense, _ = load(folder)
     adapters, model, config = our_method(name, dense)
     save_adapter(tmp_path, adapters, model, config)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
-    what = "random Llamas"
-    same_here(compared, what, "our folder", name, theirs, adapters, model, dense, tokens)
+    same_here("random Llamas", "our folder", name, theirs, adapters, model, dense, tokens)
 
 
 MERGED = [

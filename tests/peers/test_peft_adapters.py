@@ -29,7 +29,6 @@ from minilora.formats.peft_format import LORA_NEUTRAL
 from minilora.formats.pretrained import load
 from minilora.tree import without
 
-PEFT_HERE, OURS_THERE = ("PEFT's adapters read here", "PEFT"), ("our adapters in PEFT", "PEFT")
 GROUPS = {"lm_head": "head", "norm": "norm"}  # {name in modules_to_save: of `also_train`}
 CONFIGS = {  # fields of both LoraConfigs; `lora_bias` and `modules_to_save` are of PEFT's alone
     "defaults": {},
@@ -92,8 +91,8 @@ def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name
     theirs = random_peft(llama_of(base_folder), **(CONFIGS | ONLY_PEFT)[name])
     peft_folder(tmp_path, theirs, getattr(torch, dtype))
     adapters, model, _ = load_adapter(tmp_path, load(base_folder).model)
-    expected = their_logits(theirs.float(), tokens)
-    same_logits(*PEFT_HERE, expected, adapters, model, tokens, loss=True)
+    what, expected = "PEFT's adapters read here", their_logits(theirs.float(), tokens)
+    same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)
     # without the adapter the logits are others
     assert relative(minilora.forward({}, model, tokens), expected) > 0.01
 
@@ -159,7 +158,8 @@ def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, same_logits, name, ti
     theirs = in_peft(llama_of(base_folder), tmp_path / "ours").float()
     if dtype != "float32":
         adapters = load_adapter(tmp_path / "ours", model).adapters
-    same_logits(*OURS_THERE, their_logits(theirs, tokens), adapters, model, tokens, loss=True)
+    what, expected = "our adapters in PEFT", their_logits(theirs, tokens)
+    same_logits(what, "PEFT", expected, adapters, model, tokens, loss=True)
     with quietly():
         theirs.save_pretrained(tmp_path / "theirs")
     assert_same_config(tmp_path / "ours", tmp_path / "theirs")

@@ -4,14 +4,12 @@ import numpy as np
 from arrays import KINDS, weights
 from hypothesis import given
 from hypothesis import strategies as st
-from models import seeds
+from models import U32, seeds
 from numpy.testing import assert_allclose, assert_array_equal
 
 from minilora.kernels.weights import dense
 from minilora.lessons.helpers import llm_int8
 from minilora.quant import int8
-
-EPS = 2.0**-24  # the largest relative error of one float32 operation
 
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 200))
 
@@ -24,7 +22,7 @@ def test_any_matrix(seed, kind, shape):
     back = q.dequantize()
     # half of absmax/127; three operations are rounded before the code is chosen, two after it
     absmax = np.abs(w).max(axis=1, keepdims=True).astype(np.float64)
-    assert (np.abs(back.astype(np.float64) - w) <= absmax * (0.5 / 127 + 5 * EPS)).all()
+    assert (np.abs(back.astype(np.float64) - w) <= absmax * (0.5 / 127 + 5 * U32)).all()
     assert_array_equal(int8.quantize(back).codes, q.codes)
     assert_array_equal(dense(q), back)  # the compiled loop
 
@@ -53,5 +51,5 @@ def test_the_integer_product_is_exact():
 def test_a_value_at_the_threshold_is_an_outlier():
     q = int8.quantize(np.eye(2, dtype=np.float32))
     x = np.array([[6.0, 0.011], [0.0, 0.017]], np.float32)  # 0.011 / 6 · 127 would round to 0
-    assert_allclose(llm_int8.matmul(x, q), x, rtol=4 * EPS)
+    assert_allclose(llm_int8.matmul(x, q), x, rtol=4 * U32)
     assert llm_int8.matmul(x, q, threshold=np.nextafter(np.float32(6), np.float32(7)))[0, 1] == 0

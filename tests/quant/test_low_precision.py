@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from models import (
     PATHS,
     TINY,
+    U32,
     adapted,
     assert_near,
     bits,
@@ -17,6 +18,7 @@ from models import (
     quantized,
     random_batch,
     seeds,
+    vector,
 )
 from outcomes import refused
 from toy_models import CONFIG, GGUF_CONFIG, gguf, gguf_metadata, gguf_tensors, leaves, needs_hf
@@ -33,13 +35,12 @@ from minilora.methods.replaced import also_train
 from minilora.model import forward, hidden_states, lm_head, with_adapters
 from minilora.quant import int8
 from minilora.quant.low_precision import LowPrecision
-from minilora.tree import flatten, get, num_parameters, set_leaf, tree_map, unflatten
+from minilora.tree import flatten, get, num_parameters, unflatten
 
-UNIT = 2.0**-24  # of float32: half of the distance from 1 to the next number
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-INFINITY = {"F16": 0x7C00, "BF16": 0x7F80}  # its bits; larger bits are NaN
-KINDS = ("Q8_0", "F16", "BF16")
-EACH = pytest.mark.parametrize("kind", KINDS)
+# its bits (those of a scale); larger bits are NaN
+INFINITY = {"Q8_0": 0x7C00, "F16": 0x7C00, "BF16": 0x7F80}
+EACH = pytest.mark.parametrize("kind", INFINITY)
 
 
 def some(kind, rows=70, blocks=2, seed=0):
@@ -47,7 +48,7 @@ def some(kind, rows=70, blocks=2, seed=0):
     rng = np.random.default_rng(seed)
     if kind == "Q8_0":
         codes = rng.integers(-128, 128, (rows, 32 * blocks), np.int8)
-        scales = rng.integers(0, 0x7C00, (rows, blocks), np.uint16).view(np.float16)
+        scales = rng.integers(0, INFINITY[kind], (rows, blocks), np.uint16).view(np.float16)
         return LowPrecision(kind, codes, scales.astype(np.float32))
     magnitudes = rng.integers(0, INFINITY[kind], (rows, 32 * blocks), np.uint16)
     return LowPrecision(kind, magnitudes | rng.choice(np.uint16([0, 0x8000]), magnitudes.shape))
@@ -98,7 +99,7 @@ def test_sizes_that_do_not_fit_are_refused_before_a_compiled_loop():
         weights.matvec(w, x[1:])
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "int8"])
+@pytest.mark.parametrize("kind", [*INFINITY, "int8"])
 @given(seeds)
 def test_matvec(kind, seed):
     """Each way has up to 70 roundings of the size of Σ|w x|; what float32 cannot hold is zero."""
@@ -111,7 +112,7 @@ def test_matvec(kind, seed):
         w = some(kind, 9, 2, seed)
         exact_w = exact(w).astype(np.float64)
     x *= np.float32(1e-6) if kind == "BF16" else np.float32(1e-3)  # BF16 reaches 3·10³⁸
-    bound = 70 * UNIT * (np.abs(exact_w) @ np.abs(x)) + 200 * 2.0**-126
+    bound = 70 * U32 * (np.abs(exact_w) @ np.abs(x)) + 200 * 2.0**-126
     y = weights.matvec(w, x)
     assert y.dtype == np.float32 and (np.abs(y - exact_w @ x) <= bound).all()
     for rows in (x, x[None], x[None, None]):
@@ -132,11 +133,10 @@ def twins(kind, seed=0, tied=True):
     """(a model with stored tables, the same with these dense)."""
     config = replace(TINY, hidden_size=32, vocab_size=70, tie_word_embeddings=tied)
     model = quantized(fast_model(config, seed))
-    held = tree_map(lambda w: w, model.base)
-    for path in (EMBEDDING, HEAD)[: 1 if tied else 2]:
-        set_leaf(held, path, of(kind, get(held, path)))
-    dense = tree_map(lambda w: exact(w) if isinstance(w, LowPrecision) else w, held)
-    return model._replace(base=held), model._replace(base=dense)
+    base = flatten(model.base)
+    held = {path: of(kind, base[path]) for path in (EMBEDDING, HEAD) if path in base}
+    dense = {path: exact(w) for path, w in held.items()}
+    return (model._replace(base=unflatten(base | tables)) for tables in (held, dense))
 
 
 @EACH
@@ -155,14 +155,14 @@ def test_a_model_equals_that_of_dense_matrices(monkeypatch, kind, ops):
             bits(hidden_states(with_adapters(adapters, model), tokens, 0 * tokens)),
             list(minilora.generate(adapters, model, [1, 2, 3], 9)),
             forward(adapters, model, tokens),
-            np.concatenate([g.ravel() for g in flatten(grads).values()]),
+            vector(grads),
         )
 
     (*same, logits, grads), (*expected, of_dense, grads_of_dense) = map(computed, (held, dense))
     assert same == expected
     # sums of 32 (and of 70) terms in another order, through the products of three layers
-    assert_near(logits, of_dense, 100 * UNIT)
-    assert_near(grads, grads_of_dense, 1000 * UNIT)
+    assert_near(logits, of_dense, 100 * U32)
+    assert_near(grads, grads_of_dense, 1000 * U32)
 
 
 def test_a_trained_embedding_or_head_takes_its_place():
@@ -223,21 +223,21 @@ def test_a_gguf_files_tables_stay_in_their_type(tmp_path, kind):
 @EACH
 def test_what_is_not_finite_is_refused(tmp_path, kind):
     needs_hf()
-    infinity = INFINITY["BF16" if kind == "BF16" else "F16"]
-    for damage in (infinity, infinity | 0x8000):
+    for damage in (INFINITY[kind], INFINITY[kind] | 0x8000):
         path, _ = gguf_with(tmp_path, kind, damage=damage)
         with refused("embd.weight has a NaN or an infinite"):
             load(path, "nf4")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_a_folders_embedding_stays_in_its_type(tmp_path, dtype):
+@pytest.mark.parametrize(
+    "dtype, kind", [("float32", None), ("float16", "F16"), ("bfloat16", "BF16")]
+)
+def test_a_folders_embedding_stays_in_its_type(tmp_path, dtype, kind):
     save_pretrained(tmp_path / "dense", Model(CONFIG, unflatten(leaves())), dtype=dtype)
     expected = get(load(tmp_path / "dense").model.base, EMBEDDING)
     held = load(tmp_path / "dense", "int8").model
     save_quantized(tmp_path / "quantized", held, dtype=dtype)
-    kind = {"float16": "F16", "bfloat16": "BF16"}.get(dtype)
     for model in (held, load(tmp_path / "quantized").model):  # quantized here, and in the file
         w = get(model.base, EMBEDDING)
-        assert w.kind == kind if kind else type(w) is np.ndarray
+        assert getattr(w, "kind", None) == kind
         assert bits(layers.dense(w)) == bits(expected)

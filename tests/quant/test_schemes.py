@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from models import TINY, fingerprint, random_model
+from models import EVERY_BASE, TINY, fingerprint, quantized, random_model
 from outcomes import refused
 
 from minilora import Model, Source, load, nf4
-from minilora.quant import int8, schemes
+from minilora.quant import int8
 from minilora.quant.schemes import (
     SCHEMES,
     error_report,
@@ -16,22 +16,22 @@ from minilora.quant.schemes import (
     leaf_in,
     quantize,
     quantize_leaf,
+    storage,
 )
 from minilora.tree import flatten, unflatten
 
-BLOCK_SIZES = {scheme: None if scheme in ("none", "int8") else 32 for scheme in SCHEMES}
 CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@EVERY_BASE
 def test_only_the_seven_projections_change(scheme):
     model = random_model(CONFIG)._replace(source=Source("m", digest="d"))
     leaves, before = flatten(model.base), fingerprint(model.base)
-    quantized = quantize(model, scheme, BLOCK_SIZES[scheme])
-    source = Source("m", scheme, BLOCK_SIZES[scheme], "d")
-    assert quantized == model._replace(base=quantized.base, source=source)
-    assert list(flatten(quantized.base)) == list(leaves) and fingerprint(model.base) == before
-    for path, w in flatten(quantized.base).items():
+    found = quantized(model, scheme)
+    source = Source("m", scheme, None if scheme in ("none", "int8") else 16, "d")
+    assert found == model._replace(base=found.base, source=source)
+    assert list(flatten(found.base)) == list(leaves) and fingerprint(model.base) == before
+    for path, w in flatten(found.base).items():
         assert (w is not leaves[path]) == (scheme != "none" and "_proj" in path)
         assert w.shape == leaves[path].shape
 
@@ -45,11 +45,11 @@ def test_what_is_no_projection(name):
 def test_error_report_is_what_one_would_compute(scheme):
     model = random_model(CONFIG)
     leaves, norm = flatten(model.base), np.linalg.norm
-    rows = error_report(model.base, quantize(model, scheme, BLOCK_SIZES[scheme]).base)
+    rows = error_report(model.base, quantized(model, scheme).base)
     assert [row.path for row in rows] == [path for path in leaves if "_proj" in path]
     for row in rows:
         w = leaves[row.path].astype(np.float64)
-        q = quantize_leaf(row.path, w, scheme, 32)
+        q = quantize_leaf(row.path, w, scheme, 16)
         error = q.dequantize() - w
         assert row.rmse == pytest.approx(np.sqrt((error**2).mean()), rel=1e-6)
         assert row.relative_rmse == pytest.approx(norm(error) / norm(w), rel=1e-6)
@@ -59,14 +59,14 @@ def test_error_report_is_what_one_would_compute(scheme):
 def test_projections_that_are_quantized_in_two_ways_have_no_scheme():
     w = np.ones((2, 2))
     base = {"q_proj": {"weight": int8.quantize(w)}, "k_proj": {"weight": w}}
-    assert schemes.storage(base) == ("int8", None)
+    assert storage(base) == ("int8", None)
     base["k_proj"]["weight"] = nf4.quantize(w)
-    assert schemes.storage(base) == ("none", None)
+    assert storage(base) == ("none", None)
 
 
 def test_error_report_with_zeros_and_a_short_block():
     base = {"q_proj": {"weight": np.zeros((3, 7), np.float32)}}
-    (row,) = error_report(base, quantize(Model(CONFIG, base), "nf4", 16).base)
+    (row,) = error_report(base, quantized(Model(CONFIG, base)).base)
     assert row[1:3] == (0, 0)
 
 
