@@ -21,8 +21,8 @@ from .loops import fast_jit, rows
 from .threads import parallel_rows
 
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
-# elements that `matvec` decodes at a time, which fit in the first-level cache, and the unit in which
-# threads share the decoding of a weight; a multiple of 16
+# elements that `matvec` decodes at a time, which fit in the first-level cache; threads share the
+# decoding of a weight in units of as many; a multiple of 16
 SPAN = 4096
 
 
