@@ -304,9 +304,13 @@ def _add_tokens(backend, settings, added):
     for _, fields in sorted(added.items(), key=lambda token: int(token[0])):
         add(fields["content"], fields)
         known.add(fields["content"])
+    values: dict[str, list] = {}  # those of each text, equal ones once
     for text, value in [*zip(special.values(), named.values()), *unnamed.items()]:
+        if value not in values.setdefault(text, []):
+            values[text].append(value)
+    for text, different in values.items():
         if text not in known:  # of two names of one text, the flags of the last count
-            add(text, value)
+            add(text, different[-1])
     backend.add_tokens(tokens)
     return special
 

@@ -151,13 +151,18 @@ def folders(draw):
     older = draw(coin)
     known = older and draw(st.integers(0, 3)) > 0  # else most of these folders are refused
     inside = {"vocabulary": ["a", "b", "~"], "added": [], "listed": [], "nowhere": []}
+    named: list = []
     for name in draw(st.lists(one_of(list(PLACES)), unique=True)):
         token = f"<{name}>"
-        places = list(inside)
-        if known:
-            unnamed = PLACES[name] in (LISTS, [])
-            places = ["added"] if unnamed else ["vocabulary", "added", "nowhere"]
-        inside[draw(one_of(places))].append(token)
+        if named and name in NAMES and draw(coin):
+            token = draw(one_of(named))  # two names of one token, as eos and pad
+        else:
+            named += [token] if name in NAMES else []
+            places = list(inside)
+            if known:
+                unnamed = PLACES[name] in (LISTS, [])
+                places = ["added"] if unnamed else ["vocabulary", "added", "nowhere"]
+            inside[draw(one_of(places))].append(token)
         for file, key in draw(st.permutations(PLACES[name]))[: draw(st.integers(1, 2))]:
             value = token
             if draw(coin) and (key == name or file == CONFIG):
