@@ -311,6 +311,17 @@ def test_a_tokenizer_json_that_cannot_encode_is_refused(folder, parts, message):
         from_folder(folder).encode("xyz")
 
 
+def test_a_tokenizer_neither_cuts_nor_pads(folder):
+    """A tokenizer.json can say how its last batch was cut and padded; no text is meant by that."""
+    words = tiny()
+    words.backend.enable_truncation(2)
+    words.backend.enable_padding(length=9, pad_token="<|endoftext|>")
+    save(words, folder)
+    words = from_folder(folder)
+    assert words.special["pad_token"] == "<|endoftext|>"  # as in transformers
+    assert words.encode("hel 1 hel") == TINY.encode("hel 1 hel")
+
+
 def test_ids_with_gaps_count_to_the_largest(folder):
     """An embedding needs a row for the largest id, however few tokens there are."""
     change_json(folder / "tokenizer.json", model=WORDS, added_tokens=[])

@@ -35,8 +35,11 @@ def toy(tmp_path, w=WEIGHTS, **changes):
     [
         ({}, {"llama__rope__scaling__factor": 0, "llama__rope__scaling__type": "none"}),
         (
-            {"num_key_value_heads": 4},  # llama.cpp's defaults
-            {"llama__attention__head_count_kv": None, "llama__context_length": None},
+            {"num_key_value_heads": 4, "eos_token_id": (2, 1)},  # llama.cpp's defaults
+            {
+                "llama__attention__head_count_kv": None, "llama__context_length": None,
+                "tokenizer__ggml__eom_token_id": 1,
+            },
         ),
         (
             {
