@@ -14,8 +14,10 @@ say.
 import argparse
 import math
 import sys
-from concurrent.futures import ProcessPoolExecutor, wait
+import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -32,12 +34,16 @@ NAMES = sorted(path.stem.removesuffix("_sweep") for path in STUDIES.glob("*/*.cs
 
 def run_until(function, jobs, seconds):
     """Return the rows of the jobs that begin within `seconds`; one process per core."""
+    begin = partial(run_before, time.time() + seconds, function)
     spawn = get_context("spawn")
     with ProcessPoolExecutor(threads.THREADS, spawn, initializer=one_thread) as processes:
-        futures = [processes.submit(function, job) for job in jobs]
-        wait(futures, timeout=seconds)
-        processes.shutdown(cancel_futures=True)
-    return [future.result() for future in futures if not future.cancelled()]
+        rows = list(processes.map(begin, jobs))
+    return [row for row in rows if row is not None]
+
+
+def run_before(end, function, job):
+    """Run a job, if it is not too late; else return None."""
+    return function(job) if time.time() < end else None
 
 
 def comparisons(row, stored):

@@ -114,6 +114,12 @@ def test_a_sweep_that_differs_is_told(outside, status, monkeypatch, capsys):
     assert "rank, seed 3: 5 of" in shown and "0.5" in shown
 
 
+def test_no_run_begins_too_late():
+    """Not even one that waits for a process."""
+    assert again.run_until(abs, range(9), 0) == []
+    assert again.run_before(math.inf, abs, -1) == 1
+
+
 def test_the_seed_chooses_the_sweep_and_each_has_its_turn(monkeypatch):
     found = []
     monkeypatch.setattr(again, "check", lambda name, *_: found.append(name) or 1.0)
