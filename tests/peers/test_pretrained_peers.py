@@ -13,7 +13,7 @@ import pytest
 import toy_models
 from comparisons import forward, relative
 from peft_models import llama_of, their_logits, torch, transformers
-from test_families import MIXED, MODELS
+from test_families import GEMMA, MODELS
 from toy_models import CONFIG, GGUF_CONFIG, gguf_metadata, leaves
 
 from minilora import layers
@@ -135,6 +135,7 @@ def test_a_drawn_gguf_file_has_the_tensors_that_the_library_reads(tmp_path, rng,
 
 FAMILIES = dict(MODELS.values())
 FULL, SLIDING = ["full_attention"] * 3, ["sliding_attention"] * 3
+MIXED = GEMMA["layer_types"]
 ODD = (None, "missing", True, False, 0, 1, 2, 2.5, -1, "x", [], [1], {"a": 1}, MIXED, "gelu")
 # which of several fields decides; and values of fields that a family reads and another one does not
 FIRST = (
