@@ -191,11 +191,12 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
 # ------------------------------------------------------- what is stored, and what is refused
 
 
-@pytest.mark.parametrize("block_size", [16, 4096])
-def test_bits_per_parameter(block_size):
-    """The offset is one float32 for the whole tensor."""
+@pytest.mark.parametrize("quantize", [nf4.quantize, compiled.quantize])
+@pytest.mark.parametrize("block_size", [16, np.int64(4096)])
+def test_bits_per_parameter(quantize, block_size):
+    """The offset is one float32 for the whole tensor; the block size is a number of Python."""
     n = 256 * block_size
-    single, double = (nf4.quantize(np.ones(n), block_size, dq) for dq in (False, True))
+    single, double = (quantize(np.ones(n), block_size, dq) for dq in (False, True))
     assert 8 * single.nbytes / n == 4 + 32 / block_size
     assert 8 * double.nbytes / n == 4 + 8 / block_size + 32 / (256 * block_size) + 32 / n
     assert nf4.quantize(np.arange(1, 4), np.int64(65536)).absmax == 3  # the largest block size
