@@ -55,13 +55,13 @@ PLAIN = LoraConfig(target_modules="all-linear")
     ],
 )
 def test_adapters_that_would_not_be_those_of_the_merged_model_are_refused(config):
-    trees = get_peft_model(load("micro").model, config)
+    started = get_peft_model(load("micro").model, config)
     with refused(r"^model\.layers\.0\..*_proj.*all-linear"):
-        through_merge.through(*trees, "nf4-dq")
+        through_merge.through(*started, "nf4-dq")
 
 
 def test_products_in_bfloat16_are_refused():
     """The merged model computes in float32."""
-    trees = get_peft_model(load("micro", compute_dtype="bfloat16").model, PLAIN)
+    started = get_peft_model(load("micro", compute_dtype="bfloat16").model, PLAIN)
     with refused("needs `compute_dtype` float32"):
-        through_merge.through(*trees, "nf4")
+        through_merge.through(*started, "nf4")

@@ -21,8 +21,8 @@ from .loops import fast_jit, rows
 from .threads import parallel_rows
 
 TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
-# elements that `matvec` decodes at a time, which fit in the first-level cache; threads share the
-# decoding of a weight in units of as many; a multiple of 16
+# elements that `matvec` decodes at a time: they fit in the first-level cache. The spans of a weight
+# that threads decode begin at its multiples. A multiple of 16
 SPAN = 4096
 
 
@@ -41,7 +41,7 @@ STORAGE = {  # by the type of the codes
 
 
 def decode(start, parts, out):
-    """Write the elements from `start` on of a flat tensor to out (n,) float32, in a kernel."""
+    """Write the elements from `start` on of a flat tensor to out (n,) float32, also in a kernel."""
     STORAGE[parts[0].dtype].decode(start, parts, out)
 
 

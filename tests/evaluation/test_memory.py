@@ -67,11 +67,11 @@ WITH_SIZES = {
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"head", "p-tuning", "prefix"}))
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
     config = WITH_SIZES.get(name) or MethodConfig(name)
-    trees = get_peft_model(fast_model(CONFIG), config)
-    predicted = memory.memory_estimate(*trees, 8 * 128)["activations"]
+    started = get_peft_model(fast_model(CONFIG), config)
+    predicted = memory.memory_estimate(*started, 8 * 128)["activations"]
     # Python's own objects (nodes, closures, views) come on top; the first layer keeps a little
     # less than the formula, which counts it in full.
-    assert predicted == pytest.approx(kept_by_a_step(*trees), rel=0.15)
+    assert predicted == pytest.approx(kept_by_a_step(*started), rel=0.15)
 
 
 def test_a_head_alone_keeps_its_input_and_an_adapted_o_proj_too():
@@ -126,9 +126,9 @@ def test_with_checkpointing_a_layer_keeps_its_input():
     for num_layers in (3, 9):
         model = fast_model(replace(CONFIG, num_hidden_layers=num_layers))
         above = range(num_layers // 3, num_layers)
-        trees = adapted(model, target_modules=ALL_LINEAR, layers_to_transform=above)
-        kept.append(kept_by_a_step(*trees, checkpointing=True))
-        predicted.append(memory.estimate_with(train_config, *trees, 8 * 128)["activations"])
+        started = adapted(model, target_modules=ALL_LINEAR, layers_to_transform=above)
+        kept.append(kept_by_a_step(*started, checkpointing=True))
+        predicted.append(memory.estimate_with(train_config, *started, 8 * 128)["activations"])
     # Python's objects of a layer, 28 KB, come on top of its input, 197 KB
     assert np.diff(predicted) == pytest.approx(np.diff(kept), rel=0.2)
 
@@ -148,8 +148,8 @@ def test_weights_and_optimizer_are_exact(optimizer):
 
 def test_the_random_matrices_of_vera_count_once():
     model = fast_model(CONFIG)
-    trees = get_peft_model(model, MethodConfig("vera", vera_r=4))
-    frozen = memory.estimate_with(TrainConfig(), *trees, 1)["frozen weights"]
+    started = get_peft_model(model, MethodConfig("vera", vera_r=4))
+    frozen = memory.estimate_with(TrainConfig(), *started, 1)["frozen weights"]
     # float32 A (4, 48) and B (48, 4): q_proj has 48 inputs and 48 outputs, v_proj fewer
     assert frozen - nbytes(model.base) == 4 * 2 * 4 * 48
 
