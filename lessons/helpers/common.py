@@ -73,10 +73,11 @@ def show_losses(curves, x, xlabel, title):
     plt.show()
 
 
-def questions(split="train"):
+@cache
+def questions(split="train", mask_prompt=True, max_seq_length=256):
     """Return the examples of a split of the questions; the loss counts only their answers."""
-    rows = data.load_rows("questions", split)
-    return data.encode_rows(rows, ByteTokenizer(), TrainConfig(mask_prompt=True))[0]
+    settings = TrainConfig(mask_prompt=mask_prompt, max_seq_length=max_seq_length)
+    return data.encode_rows(data.load_rows("questions", split), ByteTokenizer(), settings)[0]
 
 
 def batch_of(examples):
@@ -149,12 +150,16 @@ def finetune(
     config = config or LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     model, tokenizer = minilora.load(name, scheme)
     adapters, model = start or minilora.get_peft_model(model, config, seed)
-    held_out = data.load_rows("questions", "valid") if held_out is None else held_out
     defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
-    defaults |= {"val_batches": len(held_out), "seed": seed}  # all rows in each evaluation
+    defaults |= {"val_batches": 1_000_000, "seed": seed}  # all rows in each evaluation
     train_config = TrainConfig(**{**defaults, **settings})
-    rows = data.load_rows("questions", "train") if rows is None else rows
-    examples, valid = (data.encode_rows(r, tokenizer, train_config)[0] for r in (rows, held_out))
+
+    def examples_of(given, split):
+        if given is None:
+            return questions(split, train_config.mask_prompt, train_config.max_seq_length)
+        return data.encode_rows(given, tokenizer, train_config)[0]
+
+    examples, valid = examples_of(rows, "train"), examples_of(held_out, "valid")
     watched = valid if "steps_per_eval" in settings else ()
     state = minilora.start(adapters, train_config)
     history = []

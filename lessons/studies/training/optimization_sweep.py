@@ -63,7 +63,8 @@ def rows(bad):
 def train(name, seed=0):
     """Return the Run of a case."""
     settings = dict(CASES[name])
-    return finetune(rows=rows(settings.pop("bad", 0)), seed=seed, **settings)
+    bad = settings.pop("bad", 0)
+    return finetune(rows=rows(bad) if bad else None, seed=seed, **settings)
 
 
 def is_of(done, name, other):

@@ -31,7 +31,7 @@ held_out = data.load_rows("questions", "valid")[:100]
 def run(r=8, targets="all-linear", rate=1e-2, **settings):
     """Fine-tune `micro` with LoRA for 120 steps of 16 rows, and score it on 100 held-out rows."""
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
-    settings = {"iters": short(120, 12), "rows": questions, "held_out": held_out, **settings}
+    settings = {"iters": short(120, 12), "held_out": held_out, **settings}
     return finetune(config, learning_rate=rate, **settings)
 
 
