@@ -4,6 +4,7 @@ Letters: B rows, T tokens of a row, V vocabulary.
 """
 
 import autograd.numpy as np
+import numpy as onp
 
 from minilora.batching import Example, batch_at, collate
 from minilora.config import InputError, TrainConfig
@@ -34,20 +35,20 @@ def sample(adapters, model, prompts, seed, max_tokens=14):
     """
     model = with_adapters(adapters, model)
     caches = [LayerCache() for _ in range(model.config.num_hidden_layers)]
-    seeds = [[*np.atleast_1d(seed), i] for i in range(len(prompts))]
-    draws = [np.random.default_rng(seed).random(max_tokens) for seed in seeds]
-    tokens = np.array(prompts)
+    seeds = [[*onp.atleast_1d(seed), i] for i in range(len(prompts))]
+    draws = [onp.random.default_rng(seed).random(max_tokens) for seed in seeds]
+    tokens = onp.array(prompts)  # autograd's `array` would look at each number of a list
     answers = []
-    for u in np.transpose(draws):
+    for u in onp.transpose(draws):
         x = hidden_states(model, tokens, np.zeros_like(tokens), caches)
         p = np.exp(log_softmax(np.float64(logits(x[:, -1], model))))
         # the first token whose cumulative probability exceeds u, a uniform number of [0, 1)
         below = np.cumsum(p, axis=-1) <= u[:, None]
         tokens = np.minimum(below.sum(axis=-1, keepdims=True), p.shape[-1] - 1)
         answers.append(tokens[:, 0])
-        if (np.array(answers) == STOP).any(axis=0).all():
+        if (onp.array(answers) == STOP).any(axis=0).all():
             break
-    return [until_stop(answer) for answer in np.transpose(answers).tolist()]
+    return [until_stop(answer) for answer in onp.transpose(answers).tolist()]
 
 
 def until_stop(answer):
@@ -160,7 +161,7 @@ def reinforce(adapters, model, rows, reward, train_config, group=8, on_step=None
         chosen = [row for row in chosen for _ in range(group)]
         prompts = [row.prompt for row in chosen]
         answers = sample(state.adapters, model, prompts, seed=[train_config.seed, step])
-        rewards = np.array([reward(row, answer) for row, answer in zip(chosen, answers)], "f4")
+        rewards = onp.array([reward(row, answer) for row, answer in zip(chosen, answers)], "f4")
         for answer, r in zip(answers, rewards):
             if not np.isfinite(r):
                 raise InputError(f"the reward of the answer {answer} is {r}: it must be finite")
