@@ -23,7 +23,7 @@ from autograd import make_vjp
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, nf4
 from minilora.evaluation.memory import format_estimate, memory_estimate, nbytes
-from minilora.lessons.helpers import toolcalls
+from minilora.lessons.helpers import one_step, toolcalls
 from minilora.lessons.helpers.common import LESSONS, short, table
 from minilora.tree import num_parameters
 
@@ -73,10 +73,10 @@ print(f"kept: {kept_codes:,} bytes with the codes, {kept_dense:,} with a dense c
 depth = short(8, 4)
 steps, rows = {}, []
 for scheme in ("none", "nf4-dq"):
-    command = [sys.executable, "-m", "minilora.lessons.helpers.one_step", scheme]
+    one_step.step(scheme, 512, 1)  # compiles the kernels, which needs memory, too
+    command = [sys.executable, "-m", "minilora.lessons.helpers.one_step", scheme, str(depth)]
     options = {"cwd": LESSONS.parent, "capture_output": True, "text": True, "check": True}
-    subprocess.run([*command, "1"], **options)  # compiles the kernels, which needs memory, too
-    done = subprocess.run([*command, str(depth)], **options)
+    done = subprocess.run(command, **options)
     steps[scheme] = [float(megabytes) for megabytes in done.stdout.split()]
     rows.append([scheme, *(f"{megabytes:.0f}" for megabytes in steps[scheme])])
 table([f"MB, {depth} layers of width 512", "measured", "estimate", "of it activations"], rows)
