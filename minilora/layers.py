@@ -271,14 +271,17 @@ def attention(
     if cache is not None:
         k, v = cache.extend(k, v, window)
     S, K = k.shape[1], k.shape[2]
-    q = np.reshape(q, (B, T, K, -1, hd))  # G = H/K neighbouring heads of q share a head of k and v
-    scores = np.einsum("btkgd,bskd->bkgts", q, k) / hd**0.5  # (B, K, G, T, S)
+    # (B, K, G, T, hd) and (B, K, 1, S, hd): G = H/K neighbouring heads of q share a head of k and v
+    q, k, v = (
+        np.transpose(np.reshape(x, (*x.shape[:2], K, -1, hd)), (0, 2, 3, 1, 4)) for x in (q, k, v)
+    )
+    scores = q @ np.swapaxes(k, -1, -2) / hd**0.5  # (B, K, G, T, S); einsum takes 15 times as long
     mask = attention_mask(segment_starts, S, window)[:, None, None]
     scores = np.where(mask, scores, -np.inf)
     # attention = softmax(QKᵀ/√hd + mask) V   (Vaswani et al. 2017, Eq. 1)
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
     p = p / np.sum(p, axis=-1, keepdims=True)
-    return np.reshape(np.einsum("bkgts,bskd->btkgd", p, v), (B, T, -1))
+    return np.reshape(np.transpose(p @ v, (0, 3, 1, 2, 4)), (B, T, -1))
 
 
 def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> Array:
