@@ -271,10 +271,7 @@ def attention(
     if cache is not None:
         k, v = cache.extend(k, v, window)
     S, K = k.shape[1], k.shape[2]
-    # (B, K, G, T, hd) and (B, K, 1, S, hd): G = H/K neighbouring heads of q share a head of k and v
-    q, k, v = (
-        np.transpose(np.reshape(x, (*x.shape[:2], K, -1, hd)), (0, 2, 3, 1, 4)) for x in (q, k, v)
-    )
+    q, k, v = (group_heads(x, K) for x in (q, k, v))
     scores = q @ np.swapaxes(k, -1, -2) / hd**0.5  # (B, K, G, T, S); einsum takes 15 times as long
     mask = attention_mask(segment_starts, S, window)[:, None, None]
     scores = np.where(mask, scores, -np.inf)
@@ -282,6 +279,12 @@ def attention(
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
     p = p / np.sum(p, axis=-1, keepdims=True)
     return np.reshape(np.transpose(p @ v, (0, 3, 1, 2, 4)), (B, T, -1))
+
+
+def group_heads(x: Array, K: int) -> Array:
+    """Reorder (B, T, H, hd) to (B, K, G, T, hd): G = H/K neighbouring heads share a head of k."""
+    B, T, _, hd = x.shape
+    return np.transpose(np.reshape(x, (B, T, K, -1, hd)), (0, 2, 3, 1, 4))
 
 
 def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> Array:
