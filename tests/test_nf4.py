@@ -192,7 +192,7 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
 
 
 @pytest.mark.parametrize("quantize", [nf4.quantize, compiled.quantize])
-@pytest.mark.parametrize("block_size", [16, np.int64(4096)])
+@pytest.mark.parametrize("block_size", [16, np.int64(64)])
 def test_bits_per_parameter(quantize, block_size):
     """The offset is one float32 for the whole tensor; the block size is a number of Python."""
     n = 256 * block_size

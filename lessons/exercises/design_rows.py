@@ -30,20 +30,20 @@ RIGHT = "within the budget, and the loss is low enough"
 
 
 def start(text, scheme):
-    """Read settings in JSON; return (adapters, model, tokenizer, TrainConfig)."""
+    """Read settings in JSON; return (adapters, model, TrainConfig)."""
     settings = json.loads(text)
     if settings.keys() != {*OF_LORA, *OF_RUN} or settings["batch_size"] < 4:
         raise ValueError("other keys than those of the task, or a batch_size below 4")
-    model, tokenizer = minilora.load("micro", scheme)
+    model, _ = minilora.load("micro", scheme)
     lora = LoraConfig(**{name: settings[name] for name in OF_LORA})
     adapters, model = minilora.get_peft_model(model, lora, 0)
     run = TrainConfig(**{name: settings[name] for name in OF_RUN}, mask_prompt=True)
-    return adapters, model, tokenizer, run
+    return adapters, model, run
 
 
 def costs(settings, scheme="none"):
     """Return the trained parameters, the bytes of base and adapter, and the training rows."""
-    adapters, model, _, run = start(json.dumps(settings, default=int), scheme)
+    adapters, model, run = start(json.dumps(settings, default=int), scheme)
     size = nbytes(model.base) + nbytes(adapters)
     return num_parameters(adapters), size, run.batch_size * run.iters
 
@@ -56,13 +56,16 @@ def held_out_loss(settings, scheme="none"):
 @cache
 def trained(text, scheme):
     """Train with the settings in a text of JSON; return the held-out loss."""
-    adapters, model, tokenizer, run = start(text, scheme)
-    rows, held_out = (
-        data.encode_rows(data.load_rows("questions", split), tokenizer, run)[0]
-        for split in ("train", "valid")
-    )
-    adapters, _ = minilora.train(adapters, model, rows, run, quiet=True)
-    return minilora.evaluate(adapters, model, held_out, quiet=True)["loss"]
+    adapters, model, run = start(text, scheme)
+    adapters, _ = minilora.train(adapters, model, encoded("train"), run, quiet=True)
+    return minilora.evaluate(adapters, model, encoded("valid"), quiet=True)["loss"]
+
+
+@cache
+def encoded(split):
+    """Return the questions of a split as tokens, which no setting changes."""
+    rows, tokenizer = data.load_rows("questions", split), minilora.load("micro").tokenizer
+    return data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))[0]
 
 
 def observe(answer):

@@ -43,7 +43,7 @@ def main(file, others):
     except Exception as error:
         print(f"the training stopped in step {len(losses) + 1}: {type(error).__name__}: {error}")
     else:
-        print(f"your functions train: all {len(right)} losses equal the reference's")
+        print(f"your functions train: all {len(losses)} losses equal the reference's")
         return False
     is_blamed = False
     for e in files:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+LEAF = (np.ndarray, np.generic, int, float, str, type(None))
+
 
 class Stopped(BaseException):
     """The end of a check. Not an `Exception`, so that no property catches it."""
@@ -45,7 +47,7 @@ def parts(value):
 
 def leaves(value, path=""):
     """Yield (path, array) of each leaf of a tree, a tuple or a dataclass."""
-    if isinstance(value, np.ndarray | np.generic | int | float | str | None):
+    if isinstance(value, LEAF):
         yield path, np.asarray(value)
         return
     for suffix, part in (parts(value) or {}).items():

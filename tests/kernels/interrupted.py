@@ -21,14 +21,15 @@ from minilora.formats.pretrained import load
 from minilora.kernels import threads
 from minilora.tree import arrays, named_leaves
 
-SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2, warmup_ratio=0)
+SETTINGS = TrainConfig(iters=1, batch_size=2, mask_prompt=True, learning_rate=1e-2, warmup_ratio=0)
+ROWS = load_rows("questions", "train")[:2]  # one for each thread
 
 
 def job():
     """Train for a step; the losses, a hash of every bit, and BLAS's threads afterwards."""
     model, words = load("micro", "nf4-dq")
     adapters, model = get_peft_model(model, LoraConfig(), 0)
-    examples, _ = encode_rows(load_rows("questions", "train")[:4], words, SETTINGS)
+    examples, _ = encode_rows(ROWS, words, SETTINGS)
     adapters, history = train(adapters, model, examples, SETTINGS)
     losses = [row["loss"] for row in history]
     leaves = b"".join(leaf.tobytes() for _, leaf in named_leaves(arrays(adapters)))

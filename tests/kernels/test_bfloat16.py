@@ -52,7 +52,7 @@ def test_the_products_are_those_of_the_rounded_operands(m, n, k, seed, share):
     """Both products, at any place of a larger result; other columns stay as they are."""
     rng = np.random.default_rng(seed)
     x, w, g = (numbers(rng, shape, share) for shape in ((m, k), (n, k), (m, n)))
-    bits = bfloat16.to_bfloat16(w)
+    bits = to_bfloat16(w)
     given_bytes = x.tobytes(), g.tobytes()
     first = int(rng.integers(0, 40))
     out = np.full((m, first + n + 3), 7, np.float32)

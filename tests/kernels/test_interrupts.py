@@ -79,7 +79,8 @@ def test_an_interrupt_at_any_instruction_of_reading_a_tensor_is_no_other_error(
 
 def test_training_after_an_interrupt_gives_the_bits_of_a_fresh_process(rng, tries):
     """An interrupt could leave the lock locked, BLAS on one thread, or a thread writing."""
-    environment = os.environ | {"NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    numbers = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(numbers, "2")
     command = [sys.executable, SCRIPT, str(rng.randrange(10**6)), str(tries(4, 200))]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=900, check=False

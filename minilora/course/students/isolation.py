@@ -60,7 +60,7 @@ def gradient(function, by):
 
 
 class Local(NamedTuple):
-    """A function in this process. A crash shows only lines of `file`."""
+    """A function in this process, called with copies. A crash shows only lines of `file`."""
 
     function: Any
     file: str = ""
@@ -69,16 +69,16 @@ class Local(NamedTuple):
         """Yield the Outcome of each call: of the function, or of its gradient by arguments `by`."""
         function = gradient(self.function, by) if by else self.function
         for arguments in many:
-            before = copy.deepcopy(arguments)
+            given = copy.deepcopy(arguments)
             with warnings.catch_warnings(action="ignore"):
                 try:
-                    value = function(*arguments)
+                    value = function(*given)
                 except Exception as error:
                     if isinstance(error, BdbQuit) and not multiprocessing.parent_process():
                         raise  # a person has left the debugger
                     yield failure(error, self.file)
                     continue
-            pairs = enumerate(zip(before, arguments))
+            pairs = enumerate(zip(arguments, given))
             yield Outcome(value, tuple(n for n, pair in pairs if difference(*pair)))
 
 

@@ -7,7 +7,7 @@ another. A hidden check has a private seed; an open one has the seed None.
 import copy
 import random
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, tee
 from typing import NamedTuple
 
 import numpy as np
@@ -51,10 +51,11 @@ MISSING = Verdict(0.0, "there is no file for it: `minilora learn init` makes a n
 def outcomes(exercise, subject, cases, rule=REFERENCE):
     """Call the subject, or its gradient, on each case; yield Outcomes with what is compared."""
     by = [exercise.parameters.index(n) for n in exercise.differentiable if rule == SLOPES]
-    for case, one in zip(cases, subject.ask(map(exercise.arguments, cases), by)):
+    given, asked = tee(map(exercise.arguments, cases))
+    for arguments, one in zip(given, subject.ask(asked, by)):
         try:
             if not (one.crash or by):
-                value = exercise.checks.observe(one.value, *exercise.arguments(case))
+                value = exercise.checks.observe(one.value, *arguments)
                 one = one._replace(value=value)
         except Exception as error:  # `observe` cannot read this kind of result
             text = f"{describe(one.value)} is not the kind of result that is asked for: {error}"
