@@ -13,6 +13,7 @@ Write into REASON the bytes of the base, of the embedding in it, and of the adap
 computed on paper. Where would you spend another 20,000 bytes, and why there?
 """
 
+import json
 import runpy
 from pathlib import Path
 
@@ -25,10 +26,11 @@ def observe(answer):
     """Return a word for this kind of answer."""
     others = dict(answer)
     scheme = others.pop("scheme")
-    _, size, rows = DESIGN["costs"](others, scheme)
+    text = json.dumps(others, default=int)
+    _, size, rows = DESIGN["costs"](text, scheme)
     if size > BYTES or rows > ROWS:
         return f"{size:,} bytes, {rows:,} rows: above the budget"
-    loss = DESIGN["held_out_loss"](others, scheme)
+    loss = DESIGN["held_out_loss"](text, scheme)
     return RIGHT if loss < LOSS else f"{size:,} bytes, and a held-out loss of {loss:.3f}"
 
 

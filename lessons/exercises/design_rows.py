@@ -41,20 +41,15 @@ def start(text, scheme):
     return adapters, model, run
 
 
-def costs(settings, scheme="none"):
+def costs(text, scheme="none"):
     """Return the trained parameters, the bytes of base and adapter, and the training rows."""
-    adapters, model, run = start(json.dumps(settings, default=int), scheme)
+    adapters, model, run = start(text, scheme)
     size = nbytes(model.base) + nbytes(adapters)
     return num_parameters(adapters), size, run.batch_size * run.iters
 
 
-def held_out_loss(settings, scheme="none"):
-    """Train with the settings; return the held-out loss."""
-    return trained(json.dumps(settings, default=int), scheme)
-
-
 @cache
-def trained(text, scheme):
+def held_out_loss(text, scheme="none"):
     """Train with the settings in a text of JSON; return the held-out loss."""
     adapters, model, run = start(text, scheme)
     adapters, _ = minilora.train(adapters, model, encoded("train"), run, quiet=True)
@@ -70,10 +65,11 @@ def encoded(split):
 
 def observe(answer):
     """Return a word for this kind of answer."""
-    parameters, _, rows = costs(answer)
+    text = json.dumps(answer, default=int)
+    parameters, _, rows = costs(text)
     if parameters > PARAMETERS or rows > ROWS:
         return f"{parameters:,} trained parameters, {rows:,} rows: above the budget"
-    loss = held_out_loss(answer)
+    loss = held_out_loss(text)
     return RIGHT if loss < LOSS else f"a held-out loss of {loss:.3f}"
 
 
