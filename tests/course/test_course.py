@@ -233,9 +233,10 @@ def test_a_large_tree_is_shown_in_sixteen_lines():
     assert len(outcome.failure(ValueError("x" * 9999), "").crash) == 2000
 
 
-def test_every_changed_argument_is_named():
-    (found,) = Local(lambda x, y: x.append(y.pop())).ask([([1], [2, 3])])
-    assert found == Outcome(None, (0, 1))
+def test_every_changed_argument_is_named_and_the_check_keeps_its_own():
+    arguments = [1], [2, 3]
+    (found,) = Local(lambda x, y: x.append(y.pop())).ask([arguments])
+    assert found == Outcome(None, (0, 1)) and arguments == ([1], [2, 3])
     wrong = judge.Problem((), "", (1, 2), Outcome(), found)
     assert "changed   x, codebook\n" in judge.explain(NEAREST, wrong)
 
@@ -817,21 +818,23 @@ def test_teachers_import_students_and_never_the_other_way():
             assert "teachers" not in re.findall("import.*|from.*", path.read_text("utf-8"))
 
 
+FIRST_STEPS_AND_FEW_CALLS = """
+from minilora import cli
+from minilora.course import one_file
+from minilora.course.students import judge
+one_file.text = one_file.text.replace("in range(STEPS):", "in range(14):")
+judge.CALLS, judge.CALLS_OF_A_PROPERTY = {judge.REFERENCE: 5, judge.SLOPES: 2}, 5
+raise SystemExit(cli.main())
+"""
+
+
 @pytest.mark.long
 def test_lesson_0_trains_with_the_student_s_functions(workspace):
-    """All steps take the lesson itself too long: tests/test_one_file.py compares their losses."""
-    first_steps_and_few_calls = (
-        "from minilora import cli\n"
-        "from minilora.course import one_file\n"
-        "from minilora.course.students import judge\n"
-        "one_file.text = one_file.text.replace('in range(STEPS):', 'in range(14):')\n"
-        "judge.CALLS, judge.CALLS_OF_A_PROPERTY = {judge.REFERENCE: 5, judge.SLOPES: 2}, 5\n"
-        "raise SystemExit(cli.main())"
-    )
+    """14 steps: tests/test_one_file.py compares the losses of all steps."""
 
     def trained(*words):
         """Return the status of a training, and what it prints."""
-        done = python("-c", first_steps_and_few_calls, "learn", "train", *words)
+        done = python("-c", FIRST_STEPS_AND_FEW_CALLS, "learn", "train", *words)
         return done.returncode, done.stdout + done.stderr
 
     run("teach solutions .")
