@@ -75,7 +75,7 @@ def show_losses(curves, x, xlabel, title):
 
 @cache
 def questions(split="train", mask_prompt=True, max_seq_length=256):
-    """Return the examples of a split of the questions; the loss counts only their answers."""
+    """Return the examples of a split of the questions; see `TrainConfig` for the two settings."""
     settings = TrainConfig(mask_prompt=mask_prompt, max_seq_length=max_seq_length)
     return data.encode_rows(data.load_rows("questions", split), ByteTokenizer(), settings)[0]
 
@@ -151,7 +151,8 @@ def finetune(
     model, tokenizer = minilora.load(name, scheme)
     adapters, model = start or minilora.get_peft_model(model, config, seed)
     defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
-    defaults |= {"val_batches": 1_000_000, "seed": seed}  # all rows in each evaluation
+    # more batches than there are: each evaluation scores all rows
+    defaults |= {"val_batches": 1_000_000, "seed": seed}
     train_config = TrainConfig(**{**defaults, **settings})
 
     def examples_of(given, split):

@@ -51,7 +51,7 @@ MISSING = Verdict(0.0, "there is no file for it: `minilora learn init` makes a n
 def outcomes(exercise, subject, cases, rule=REFERENCE):
     """Call the subject, or its gradient, on each case; yield Outcomes with what is compared."""
     by = [exercise.parameters.index(n) for n in exercise.differentiable if rule == SLOPES]
-    given, asked = tee(map(exercise.arguments, cases))
+    given, asked = tee(map(exercise.arguments, cases))  # made once: the subject gets copies
     for arguments, one in zip(given, subject.ask(asked, by)):
         try:
             if not (one.crash or by):
