@@ -8,7 +8,6 @@ import numpy as onp
 
 from minilora.batching import Example, batch_at, collate
 from minilora.config import InputError, TrainConfig
-from minilora.kernels.threads import keep_freed_memory
 from minilora.layers import LayerCache, value_and_grad
 from minilora.model import hidden_states, logits, with_adapters
 from minilora.optim import clip, get_lr
@@ -112,7 +111,6 @@ def begin(adapters, train_config, rows_are_given=False):
         if path.endswith("lora_dropout") and value:
             raise InputError(f"{path} {value} has no effect here: set `lora_dropout` to 0")
     refuse_unused(train_config, OF_THE_LOOP if rows_are_given else OF_THE_LOOP + OF_ROWS)
-    keep_freed_memory()  # as in `minilora.train`
     return start(adapters, train_config)
 
 

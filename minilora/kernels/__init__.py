@@ -31,12 +31,13 @@ def load() -> dict[str, Any]:
     if os.environ.get("MINILORA_PLAIN"):
         return PLAIN
     try:
-        from . import bfloat16, fused
+        from . import bfloat16, fused, threads
         from .nf4 import quantize
     except (ImportError, RuntimeError, ValueError, AttributeError) as error:
         # no numba, no folder for compiled code, a bad NUMBA_NUM_THREADS, or a numba whose cache
         # has other names (see `loops.jit`)
         warnings.warn(f"{error}: minilora computes without numba, which is slower", stacklevel=2)
         return PLAIN
+    threads.keep_freed_memory()
     has_bfloat16 = bfloat16.HAS_BFLOAT16
     return {"ops": fused, "quantize_4bit": quantize, "HAS_BFLOAT16": has_bfloat16}
