@@ -184,3 +184,23 @@ def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
         with pytest.raises(KeyError, match=str(bad)):
             threads.parallel_map(call, [0, 1, 2])
         assert sorted(done) == [i for i in range(3) if i != bad]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's allocator is set")
+def test_freed_memory_is_used_again():
+    """With glibc's own settings, each call takes all pages from the system again."""
+    import resource  # Windows has none
+
+    assert kernels.ops  # loads the kernels
+
+    def new_pages():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def use_32_mib():
+        return [np.ones(2**19, np.float32) for _ in range(16)]
+
+    use_32_mib()
+    before = new_pages()
+    for _ in range(4):
+        use_32_mib()
+    assert new_pages() - before < 2**25 // resource.getpagesize()
