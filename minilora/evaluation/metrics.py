@@ -16,7 +16,7 @@ from ..methods import several
 from ..model import Model, hidden_states, logits, with_adapters
 from ..tree import Tree
 
-TOKENS = 2048  # per batch; on the base tiny, 4,096 take 1.5 times as long per token
+TOKENS = 2048  # per batch; on the base tiny, 4,096 take about as long per token
 LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
