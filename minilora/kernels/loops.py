@@ -73,8 +73,8 @@ def rows(x):
 def row_max(x):
     """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
     # NaN is ignored: a check takes four times as long, and the next loop over the row shows it.
-    # Python's min and max would be functions of their own, whose compilation takes 0.15 s here and
-    # in `_exp32`: as long as a kernel's
+    # Here and in `_exp32`, comparisons replace min and max: numba compiles those as separate
+    # functions, which takes 0.15 s in all
     a = x[0]
     b = a
     c = a

@@ -105,7 +105,7 @@ def keep_freed_memory():
     """Make glibc keep freed memory for the next arrays instead of returning it to the system."""
     # getting zeroed pages from the system again takes half of the time of a small model's forward
     # pass, and a third of that of its training step
-    if sys.platform == "linux":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD in glibc's malloc.h
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):  # another C library may have none
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD in glibc's malloc.h
+        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD

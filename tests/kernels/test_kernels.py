@@ -203,5 +203,6 @@ def test_freed_memory_is_used_again():
     before = new_pages()
     for _ in range(8):
         use_32_mib()
+    pages_of_all_calls = 8 * 2**25 // resource.getpagesize()
     # other objects can lie in the freed memory, so some calls can need new pages
-    assert new_pages() - before < 8 * 2**25 / resource.getpagesize() / 2
+    assert new_pages() - before < pages_of_all_calls / 2
