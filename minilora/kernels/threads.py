@@ -105,7 +105,9 @@ def keep_freed_memory():
     """Make glibc keep freed memory for the next arrays instead of returning it to the system."""
     # getting zeroed pages from the system again takes half of the time of a small model's forward
     # pass, and a third of that of its training step
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # another C library may have none
         libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD in glibc's malloc.h
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
