@@ -20,8 +20,13 @@ A model computes with the optimized operations if numba is installed. For the re
 implementation: `model = model._replace(ops=minilora.layers)`.
 """
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
+
+# For 2^20 cycles, a thread of OpenBLAS waits in a busy loop for the next product, then it sleeps.
+# OpenBLAS's own value is 2^28, 0.1 s. Before NumPy, which reads it.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 from . import layers, lora, nf4
 from .batching import Example
