@@ -21,12 +21,14 @@ implementation: `model = model._replace(ops=minilora.layers)`.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# For 2^20 cycles, a thread of OpenBLAS waits in a busy loop for the next product, then it sleeps.
-# OpenBLAS's own value is 2^28, 0.1 s. Before NumPy, which reads it.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+if "numpy" not in sys.modules:  # whose import reads this
+    # After a product, a thread of OpenBLAS waits for the next in a busy loop: now for 2^20 cycles,
+    # in place of its own 2^28, or 0.1 s, with which `minilora --help` takes twice the CPU time
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 from . import layers, lora, nf4
 from .batching import Example

@@ -118,7 +118,7 @@ assert not {{"numba", "llvmlite"}} & set(sys.modules)
 
 
 def test_importing_changes_nothing_of_the_process():
-    """Imports set no environment variable, thread, listener of numba or warning filter."""
+    """After NumPy, imports set no environment variable, thread, listener or warning filter."""
     run_python(
         "import os, sys, threading, warnings, numpy, autograd, numba, matplotlib\n"
         "from numba.core import event\n"
@@ -137,6 +137,22 @@ def test_importing_changes_nothing_of_the_process():
     run_python(
         "from minilora import kernels, layers; assert kernels.ops is layers", MINILORA_PLAIN="1"
     )
+
+
+def test_numpy_finds_how_long_a_thread_of_openblas_waits():
+    """The variable is set before NumPy is imported, which reads it, and a user's value stays."""
+    for change, found in (("pop(name, None)", "20"), ("update({name: '9'})", "9")):
+        run_python(f"""
+import os, sys
+name = "OPENBLAS_THREAD_TIMEOUT"
+os.environ.{change}
+class Finder:
+    def find_spec(self, module, path=None, target=None):
+        if module == "numpy":
+            assert os.environ.get(name) == {found!r}
+sys.meta_path.insert(0, Finder())
+import minilora
+""")
 
 
 def test_few_calls_lead_from_the_loop_to_the_matmul(monkeypatch):
