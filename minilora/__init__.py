@@ -25,9 +25,9 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-if "numpy" not in sys.modules:  # whose import reads this
-    # After a product, a thread of OpenBLAS waits for the next in a busy loop: now for 2^20 cycles,
-    # in place of its own 2^28, or 0.1 s, with which `minilora --help` takes twice the CPU time
+if "numpy" not in sys.modules:  # its import reads the variable
+    # OpenBLAS's threads wait in a busy loop, at the start and after each product: now for 2^20
+    # cycles. The default, 2^28 or 0.1 s, is a third of the CPU time of `minilora --help`
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 from . import layers, lora, nf4
