@@ -48,8 +48,8 @@ def main(seed, times):
     whole = time.perf_counter() - began
     while interrupted < times:
         moment = rng.uniform(0, whole)
-        signal.setitimer(signal.ITIMER_REAL, moment)
         try:
+            signal.setitimer(signal.ITIMER_REAL, moment)  # the interrupt can come at once
             job()
             signal.setitimer(signal.ITIMER_REAL, 0)  # the interrupt can also come here
             whole = moment  # it came too late: this machine is faster now
