@@ -1,6 +1,7 @@
 """The whole family against PEFT: its folders here, ours there, the gradient of every leaf."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ REAL = 3
 # them changes the output of its product by its share of ‖W‖; the differences of several weights
 # are independent, so their squares add. `same_residuals` holds the bound of the logits to that.
 RESIDUAL = 2
-PISSA = {"random Llamas": 10, "SmolLM2": 70}  # times LOGITS and GRADIENTS
+PISSA = {"random Llamas": 10, "SmolLM2": 40}  # times LOGITS and GRADIENTS
 
 
 def kind(what, name):
@@ -188,7 +189,11 @@ def test_dropout_of_dora_with_one_mask(tiny_llama, tmp_path):
 @pytest.mark.slow
 @EVERY
 def test_on_the_real_base(smollm2, their_smollm2, prose, folder_here, name):
-    theirs = random_peft(deepcopy(their_smollm2), CONFIGS[name], size=0.001)
+    """PiSSA in ten of the thirty blocks: PEFT's decomposition of all weights takes a while."""
+    config = CONFIGS[name]
+    if name == "pissa":
+        config = replace(config, layers_to_transform=list(range(0, 30, 3)))
+    theirs = random_peft(deepcopy(their_smollm2), config, size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
     # first token: one rounding of every weight then moves its gradient by 8e-5 in place of 6e-6.
     # Three times P-tuning's own rows have a gradient off by 4e-5 there, its own 2e-4.
