@@ -227,8 +227,8 @@ def test_the_codes_are_minilora_s_bit_for_bit(engine):
             check_code(w, bits, parts, dequantized)
 
 
-def test_random_settings_have_minilora_s_logits_and_answers(engine, fields):
-    for i, settings in enumerate(random_settings(100, fields)):
+def test_200_random_settings_have_minilora_s_logits_and_answers(engine, fields):
+    for i, settings in enumerate(random_settings(200, fields)):
         page = engine(CALL, settings)
         prompt, answer = list(settings["prompt"].encode()), page["answer"]
         adapters, model = reference(page["weights"], settings, fields["adapters"])
