@@ -121,7 +121,7 @@ def is_lesson(docname):
 
 def spread_lessons(app, env, docnames):
     """Reorder the documents so that each chunk of a parallel build executes some lessons."""
-    docnames[:] = [name for start in range(4) for name in docnames[start::4]]
+    docnames[:] = [name for start in range(3) for name in docnames[start::3]]
 
 
 # ----------------------------------------------------------------------------------- the lessons
