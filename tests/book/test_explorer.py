@@ -418,7 +418,7 @@ def test_a_run_begins_with_rows_held_out_and_with_random_a(engine):
 
 
 def test_the_page_s_own_recipe_learns(engine):
-    """At step 200, the half, already; and none of the rows that judge is trained on."""
+    """All answers are right after half of its steps, and it trains on no held-out row."""
     end = engine(RUN, {}, 200)
     assert (end["right"], end["of"], end["seen"]) == (8, 8, False)
     assert engine(RUN, {"start": "A = B = 0"}, 15)["zero"]

@@ -138,9 +138,9 @@ def tool_calls(smollm2):
 def test_training_of_the_real_base_follows_peft(
     smollm2, their_smollm2, tool_calls, same_losses, four_bits, iters
 ):
-    """What the README's run does, a row per step: all seven projections, a fresh start of PEFT's.
+    """What the README's run does: all seven projections, from a fresh start of PEFT's.
 
-    Six steps in four bits, and no more rows per step: they take a while.
+    The steps take a while, so each has one row, and there are six of them in four bits.
     """
     (model, _, _), theirs, row = smollm2, deepcopy(their_smollm2), ("SmolLM2", PEFT)
     if four_bits:
